@@ -1,0 +1,65 @@
+# Everything a user, a developer and CI run. `make demo` and `make test` start from a bare
+# Debian with git, make, python3 and root; what is missing is installed, once.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+export PATH := $(CURDIR)/.tools/bin:$(PATH)
+export PYTHONDONTWRITEBYTECODE := 1
+
+NATIVE := setup.py $(wildcard native/*.py native/include/*.h native/src/*.c)
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test check bench format clean
+
+help:
+	@echo 'make demo     two nodes with pods in network namespaces, checked end to end (root)'
+	@echo 'make test     all tests (root)'
+	@echo 'make check    format, lint, types and the tests that need no root, in under a minute'
+	@echo 'make bench    micro-benchmarks'
+	@echo 'make build    only set up: .venv with tundp in it, the C module compiled'
+	@echo 'make clean    remove what the others made'
+
+build: $(VENV)/.built
+
+demo: build
+	@setup/apt.sh demo
+	@setup/etcd.sh
+	@$(PY) -m tundp demo
+
+test: build
+	@setup/apt.sh test
+	@ETCD_REQUIRED=1 setup/etcd.sh
+	@$(PY) -m pytest -q $(PYTEST_ARGS)
+
+check: build
+	@$(PY) -m ruff format --check --quiet .
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m mypy --no-error-summary
+	@$(PY) -m pytest -q tests/unit tests/property tests/twin
+
+bench: build
+	@$(PY) -m bench.micro
+
+format: build
+	@$(PY) -m ruff format --quiet .
+	@$(PY) -m ruff check --quiet --fix .
+
+clean:
+	rm -rf $(VENV) .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f tundp/*.so tundp/_native.c
+
+# A virtual environment with every wheel at its pinned version.
+$(VENV)/.wheels: setup/requirements.txt setup/apt.txt setup/apt.sh
+	@setup/apt.sh build
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tundp needs Python 3.11 or later")'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo 'pip: wheels of setup/requirements.txt'
+	@$(PY) -m pip install --quiet --disable-pip-version-check --requirement setup/requirements.txt
+	@touch $@
+
+# tundp itself, editable, with its C module.
+$(VENV)/.built: $(VENV)/.wheels pyproject.toml MANIFEST.in $(NATIVE)
+	@echo 'build: tundp and its C module'
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@

@@ -1,0 +1,86 @@
+"""The whole exception tree.
+
+    TundpError
+    ├── ConfigError        (also ValueError)   a flag, variable, file or network config is wrong
+    ├── LeaseError                             a lease cannot be had
+    │   ├── LeaseFormatError (also ValueError) one lease key or value cannot be read
+    │   └── OutOfSubnets                       every subnet of the network is leased
+    ├── StoreError                             the lease store said no
+    │   ├── StoreUnavailable                   nobody answered, or not in time: try again
+    │   ├── AccessDenied                       credentials or permissions are wrong
+    │   ├── ConfigNotFound                     the store answers, but holds no network config
+    │   ├── Compacted                          the events asked for are gone: take a snapshot
+    │   └── Conflict                           a guarded write lost: somebody else wrote first
+    ├── PlatformError      (also OSError)      the kernel refused; keeps errno
+    │   └── Unsupported                        the kernel, or this build, does not have it
+    └── LabError                               a demo or test lab cannot be built
+
+Bad packets are not here: they are `wire.Drop` values, because a packet from the
+wire must never unwind the stack of the loop that carries everybody else's.
+
+Every message says what was attempted, on what, and what to try.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: N818  (names say what happened; an Error suffix on each would say less)
+
+
+class TundpError(Exception):
+    """Anything tundp raises on purpose."""
+
+
+class ConfigError(TundpError, ValueError):
+    """A setting is wrong; the message names the setting, its value and the rule."""
+
+
+class LeaseError(TundpError):
+    """A lease cannot be had, kept or understood."""
+
+
+class LeaseFormatError(LeaseError, ValueError):
+    """One lease key or value cannot be read; its neighbours are unaffected."""
+
+
+class OutOfSubnets(LeaseError):
+    """Every subnet between SubnetMin and SubnetMax overlaps a lease."""
+
+
+class StoreError(TundpError):
+    """The lease store refused, or answered something that makes no sense."""
+
+
+class StoreUnavailable(StoreError):
+    """No endpoint answered in time. The operation may or may not have happened."""
+
+
+class AccessDenied(StoreError):
+    """The store answered, and turned our credentials away."""
+
+
+class ConfigNotFound(StoreError):
+    """The store answered, and there is no network config under the prefix."""
+
+
+class Compacted(StoreError):
+    """The events asked for are no longer kept: take a snapshot and go on from there."""
+
+
+class Conflict(StoreError):
+    """A guarded write lost: the key exists, is gone, or was written by somebody else."""
+
+
+class PlatformError(TundpError, OSError):
+    """The kernel refused. `errno` is kept where there is one."""
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class Unsupported(PlatformError):
+    """This kernel, or this build, lacks what was asked for."""
+
+
+class LabError(TundpError):
+    """A lab of network namespaces cannot be built; nothing of it is left behind."""
