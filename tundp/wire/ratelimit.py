@@ -1,0 +1,30 @@
+"""A token bucket for ICMP errors (RFC 1812 4.3.2.8). Time is an argument."""
+
+from __future__ import annotations
+
+from typing import Final
+
+NS_PER_S: Final = 1_000_000_000
+
+
+class TokenBucket:
+    """At most `burst` at once and `rate_per_s` in the long run. Not thread-safe."""
+
+    __slots__ = ("_at_ns", "_burst_ns", "_cost_ns", "_credit_ns")
+
+    def __init__(self, *, rate_per_s: int, burst: int) -> None:
+        self._cost_ns = NS_PER_S // rate_per_s
+        self._burst_ns = burst * self._cost_ns
+        self._credit_ns = self._burst_ns
+        self._at_ns: int | None = None
+
+    def take(self, now_ns: int) -> bool:
+        """Spend one token at `now_ns` (any monotonic clock). False means: stay silent."""
+        if self._at_ns is not None:
+            passed = max(0, now_ns - self._at_ns)
+            self._credit_ns = min(self._burst_ns, self._credit_ns + passed)
+        self._at_ns = now_ns
+        if self._credit_ns < self._cost_ns:
+            return False
+        self._credit_ns -= self._cost_ns
+        return True
