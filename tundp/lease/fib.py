@@ -1,0 +1,224 @@
+"""The FIB: what packets consult. Immutable, longest prefix first, flat in the number of leases.
+
+Layout, shared with native/src/fib.c, which reads the same memory:
+
+    table   uint32[]   a root of 2^stride[0] slots for the addresses under `base`, then
+                       chunks of 2^stride[n] slots, each replacing one slot of the level above
+    slot    bit 31 clear: index into `hops` (0 = no route)
+            bit 31 set:   offset in `table` of the chunk that refines this slot
+    hops    (address uint32, port uint16, flags uint16)[]   host order; entry 0 is "no route"
+
+A lookup is at most three loads whatever the number of leases (one for the usual /24
+leases in a /16 or /8), against flannel's walk over all of them. Shorter prefixes are
+expanded to slots at build time, so "longest match" costs nothing per packet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tundp.lease.model import Peer
+
+CHUNK: Final = 0x8000_0000
+HOP_LOCAL: Final = 0x0001
+"""`flags` bit of the hop that stands for this node's own subnet."""
+HOP_DTYPE: Final = np.dtype([("address", "=u4"), ("port", "=u2"), ("flags", "=u2")])
+_ROOT_STRIDE: Final = 16
+_CHUNK_STRIDE: Final = 8
+_ADDRESS_BITS: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """Where the packets of a subnet go: `address` in host order, `sockaddr` as sendto takes it."""
+
+    address: int
+    sockaddr: tuple[str, int]
+    is_local: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    shift: int
+    mask: int
+
+
+class Fib:
+    """One generation of routes. Build with `build_fib`; never changes afterwards."""
+
+    __slots__ = (
+        "_base",
+        "_base_shift",
+        "_levels",
+        "_peer_addresses",
+        "_view",
+        "generation",
+        "hop_array",
+        "hops",
+        "strides",
+        "table",
+    )
+
+    def __init__(
+        self,
+        *,
+        base: IPv4Network,
+        strides: tuple[int, ...],
+        table: npt.NDArray[np.uint32],
+        hops: Sequence[NextHop | None],
+        hop_array: npt.NDArray[np.void],
+        generation: int,
+    ) -> None:
+        self.generation = generation
+        self.strides = strides
+        self.table = table
+        self.hops = tuple(hops)
+        self.hop_array = hop_array
+        for array in (table, hop_array):
+            array.flags.writeable = False
+        self._base = int(base.network_address)
+        self._base_shift = _ADDRESS_BITS - base.prefixlen
+        self._levels = _levels(base.prefixlen, strides)
+        # A memoryview item is a plain int; a numpy item would be boxed on every packet.
+        self._view = memoryview(table)  # type: ignore[arg-type]  # mypy does not know ndarray as a buffer
+        self._peer_addresses = frozenset(hop.address for hop in hops if hop and not hop.is_local)
+
+    @property
+    def base(self) -> int:
+        """First address (host order) the root table covers."""
+        return self._base
+
+    @property
+    def base_len(self) -> int:
+        """Prefix length of the root table's range; outside of it nothing has a route."""
+        return _ADDRESS_BITS - self._base_shift
+
+    def index(self, address: int) -> int:
+        """Index into `hops` for an address (host order); 0 is "no route"."""
+        if (address ^ self._base) >> self._base_shift:
+            return 0
+        offset = 0
+        for level in self._levels:
+            slot = self._view[offset + (address >> level.shift & level.mask)]
+            if slot < CHUNK:
+                return slot
+            offset = slot - CHUNK
+        raise AssertionError("the last level of a FIB holds no chunk offsets")
+
+    def lookup(self, address: int) -> NextHop | None:
+        """The next hop for an address (host order), or None."""
+        return self.hops[self.index(address)]
+
+    def admits(self, inner_source: int, outer_source: int) -> bool:
+        """Whether packets from `inner_source` may arrive from `outer_source` (both host order).
+
+        The outer source must hold the lease of the inner source. An inner source in no
+        lease (a host without masquerade) is judged by the outer one alone: any peer may.
+        """
+        hop = self.lookup(inner_source)
+        if hop is None:
+            return outer_source in self._peer_addresses
+        return not hop.is_local and hop.address == outer_source
+
+
+def build_fib(
+    peers: Iterable[Peer], *, own_subnet: IPv4Network | None, port: int, generation: int
+) -> Fib:
+    """A FIB that sends each peer's subnet to (its address, `port`); equal subnets must not occur.
+
+    `own_subnet` gets the hop whose `is_local` is true, unless a peer holds a longer
+    prefix inside it. Cost: a few numpy passes, linear in the number of peers.
+    """
+    hops: list[NextHop | None] = [None]
+    routes: list[tuple[IPv4Network, int]] = []
+    if own_subnet is not None:
+        hops.append(NextHop(0, ("0.0.0.0", port), is_local=True))
+        routes.append((own_subnet, 1))
+    by_address: dict[IPv4Address, int] = {}
+    for peer in peers:
+        index = by_address.get(peer.address)
+        if index is None:
+            index = by_address[peer.address] = len(hops)
+            hops.append(NextHop(int(peer.address), (str(peer.address), port)))
+        routes.append((peer.subnet, index))
+    base, strides = _plan([subnet for subnet, _ in routes])
+    hop_array = np.zeros(len(hops), HOP_DTYPE)
+    for index, hop in enumerate(hops):
+        if hop is not None:
+            hop_array[index] = (hop.address, port, HOP_LOCAL if hop.is_local else 0)
+    return Fib(
+        base=base,
+        strides=strides,
+        table=_fill(routes, base, strides),
+        hops=hops,
+        hop_array=hop_array,
+        generation=generation,
+    )
+
+
+def _plan(subnets: list[IPv4Network]) -> tuple[IPv4Network, tuple[int, ...]]:
+    """The prefix all subnets share, and how many address bits each level consumes."""
+    if not subnets:
+        return IPv4Network("0.0.0.0/32"), (0,)
+    first = min(int(subnet.network_address) for subnet in subnets)
+    last = max(int(subnet.broadcast_address) for subnet in subnets)
+    shared = _ADDRESS_BITS - (first ^ last).bit_length()
+    base_len = min(shared, *(subnet.prefixlen for subnet in subnets))
+    base = IPv4Network(
+        (first >> (_ADDRESS_BITS - base_len) << (_ADDRESS_BITS - base_len), base_len)
+    )
+    left = max(subnet.prefixlen for subnet in subnets) - base_len
+    strides = [min(left, _ROOT_STRIDE)]
+    left -= strides[0]
+    while left:
+        strides.append(min(left, _CHUNK_STRIDE))
+        left -= strides[-1]
+    return base, tuple(strides)
+
+
+def _levels(base_len: int, strides: tuple[int, ...]) -> tuple[_Level, ...]:
+    levels = []
+    shift = _ADDRESS_BITS - base_len
+    for stride in strides:
+        shift -= stride
+        levels.append(_Level(shift, (1 << stride) - 1))
+    return tuple(levels)
+
+
+def _fill(
+    routes: list[tuple[IPv4Network, int]], base: IPv4Network, strides: tuple[int, ...]
+) -> npt.NDArray[np.uint32]:
+    """The table: level by level, within a level from short prefixes to long ones."""
+    starts = np.array([int(subnet.network_address) for subnet, _ in routes], np.uint32)
+    lengths = np.array([subnet.prefixlen for subnet, _ in routes], np.uint8)
+    values = np.array([index for _, index in routes], np.uint32)
+    table = np.zeros(1 << strides[0], np.uint32)
+    # Offset in the table of the node each route lies in, as far as we have descended.
+    nodes = np.zeros(len(routes), np.int64)
+    end = base.prefixlen
+    for number, level in enumerate(_levels(base.prefixlen, strides)):
+        end += strides[number]
+        slots = nodes + (starts >> level.shift & level.mask)
+        for length in np.unique(lengths[lengths <= end]):
+            here = lengths == length
+            width = 1 << (end - int(length))
+            spans = slots[here][:, None] + np.arange(width)
+            table[spans] = values[here][:, None]
+        longer = lengths > end
+        if not longer.any():
+            break
+        starts, lengths, values = starts[longer], lengths[longer], values[longer]
+        parents, inverse = np.unique(slots[longer], return_inverse=True)
+        chunk_len = 1 << strides[number + 1]
+        offsets = len(table) + np.arange(len(parents)) * chunk_len
+        inherited = np.repeat(table[parents], chunk_len)
+        table = np.concatenate([table, inherited])
+        table[parents] = offsets.astype(np.uint32) | np.uint32(CHUNK)
+        nodes = offsets[inverse]
+    return table

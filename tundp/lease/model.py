@@ -1,0 +1,124 @@
+"""Leases, snapshots and events. Frozen values; flannel's nouns.
+
+network   the whole overlay prefix          10.5.0.0/16
+subnet    one host's slice of it            10.5.52.0/24
+lease     the claim on a subnet             10.5.52.0-24 -> {"PublicIP": "192.0.2.7"}
+peer      a lease that packets may go to    10.5.52.0/24 -> 192.0.2.7
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
+from typing import Any, Final
+
+UNSPECIFIED: Final = IPv4Address(0)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseKey:
+    """What identifies a lease: its subnets, exactly as the store spells them.
+
+    The addresses keep their host bits: flannel checks no alignment, so `10.5.1.5-24`
+    is a key of its own, though it covers the same packets as `10.5.1.0-24`.
+    """
+
+    v4: IPv4Interface
+    v6: IPv6Interface | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.v4.ip}-{self.v4.network.prefixlen}"
+        if self.v6 is not None:
+            text += f"&{self.v6.ip}-{self.v6.network.prefixlen}"
+        return text
+
+    @property
+    def subnet(self) -> IPv4Network:
+        """The IPv4 subnet, host bits masked off."""
+        return self.v4.network
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether the key's address is the first of its subnet."""
+        return self.v4.ip == self.v4.network.network_address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseAttributes:
+    """The lease value: where the subnet's packets go."""
+
+    public_ip: IPv4Address = UNSPECIFIED
+    public_ipv6: IPv6Address | None = None
+    backend_type: str = ""
+    backend_data: Any = None
+    backend_v6_data: Any = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Keys flannel does not know, kept so that rewriting our own lease loses nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """One lease as the store has it."""
+
+    key: LeaseKey
+    attributes: LeaseAttributes
+    revision: int
+    """The store's version of this entry: what a guarded write compares."""
+    lease_ttl_s: float | None
+    """Seconds it had left when read; None for a reservation, which never expires."""
+
+    @property
+    def is_reservation(self) -> bool:
+        """A lease without expiry, made by hand; renewing it must keep it so."""
+        return self.lease_ttl_s is None
+
+
+@dataclass(frozen=True, slots=True)
+class BadEntry:
+    """An entry under the prefix that cannot be read. Never a reason to touch any other."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All leases at `revision`."""
+
+    leases: tuple[Lease, ...]
+    revision: int
+    bad: tuple[BadEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A lease was made, renewed or changed."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A lease was deleted or expired."""
+
+    key: LeaseKey
+
+
+LeaseEvent = Put | Gone | BadEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """What happened after a snapshot or an earlier batch, in order, up to `revision`."""
+
+    events: tuple[LeaseEvent, ...]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Packets for `subnet` go to `address`; the port is our own (leases carry none)."""
+
+    subnet: IPv4Network
+    address: IPv4Address

@@ -1,0 +1,265 @@
+"""The network config: the JSON an operator puts under `<prefix>/config`.
+
+Parsed as flannel's Go code parses it and validated in flannel's order, with flannel's
+words; behind each stand the key, its value and the rule, so that the message alone is
+enough to mend the config.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any, Final
+
+from tundp.errors import ConfigError, LeaseFormatError
+from tundp.lease import gojson
+
+DEFAULT_PORT: Final = 8285
+BACKEND_UDP: Final = "udp"
+FLANNEL_BACKENDS: Final = frozenset(
+    {"vxlan", "host-gw", "alloc", "extension", "ipip", "ipsec", "wireguard", "tencent-vpc"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """What one address family contributes: the spellings of its keys and its limits."""
+
+    prefix: str
+    bits: int
+    default_subnet_len: int
+    network_type: type[IPv4Network | IPv6Network]
+    address_type: type[IPv4Address | IPv6Address]
+
+    def key(self, name: str) -> str:
+        """The config key, e.g. `IPv6SubnetLen`."""
+        return self.prefix + name
+
+
+_V4: Final = Family(
+    prefix="", bits=32, default_subnet_len=24, network_type=IPv4Network, address_type=IPv4Address
+)
+_V6: Final = Family(
+    prefix="IPv6",
+    bits=128,
+    default_subnet_len=64,
+    network_type=IPv6Network,
+    address_type=IPv6Address,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubnetPool:
+    """The subnets one family may lease: subnet_min to subnet_max, step one subnet."""
+
+    network: IPv4Network | IPv6Network
+    subnet_len: int
+    subnet_min: IPv4Address | IPv6Address
+    subnet_max: IPv4Address | IPv6Address
+
+    def admits(self, subnet: IPv4Network | IPv6Network) -> bool:
+        """Whether a lease of `subnet` may be kept or taken again (flannel's "compatible").
+
+        Both families' address types order only among themselves; callers never mix them.
+        """
+        base = int(subnet.network_address)
+        return subnet.prefixlen == self.subnet_len and int(self.subnet_min) <= base <= int(
+            self.subnet_max
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    """The network config with every default applied. IPv4 is always on."""
+
+    pool: SubnetPool
+    pool6: SubnetPool | None
+    port: int
+    enable_nftables: bool
+
+    @property
+    def network(self) -> IPv4Network:
+        """The overlay's IPv4 prefix."""
+        assert isinstance(self.pool.network, IPv4Network)
+        return self.pool.network
+
+
+def parse_network_config(text: str, origin: str) -> NetworkConfig:
+    """Parse and validate; ConfigError names `origin`, the key, its value and the rule."""
+    try:
+        return _parse(text)
+    except (LeaseFormatError, ConfigError) as error:
+        raise ConfigError(f"{error} (network config in {origin})") from None
+
+
+def _parse(text: str) -> NetworkConfig:
+    fields = gojson.parse_object(text, "network config")
+    enable_ipv4 = _flag(fields, "EnableIPv4", default=True)
+    enable_ipv6 = _flag(fields, "EnableIPv6", default=False)
+    enable_nftables = _flag(fields, "EnableNFTables", default=False)
+    v4 = _read_family(fields, _V4)
+    v6 = _read_family(fields, _V6)
+    if not enable_ipv4:
+        raise ConfigError(
+            "EnableIPv4 is false: the udp backend carries IPv4 only, so an overlay without IPv4"
+            " has nothing to send; remove EnableIPv4 or use another backend"
+        )
+    return NetworkConfig(
+        pool=_validate(v4, _V4),
+        pool6=_validate(v6, _V6) if enable_ipv6 else None,
+        port=_parse_backend(fields.get("Backend")),
+        enable_nftables=enable_nftables,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """One family as the text gives it; None or 0 where it says nothing."""
+
+    network: Any
+    subnet_len: int
+    subnet_min: Any
+    subnet_max: Any
+
+
+def _read_family(fields: gojson.Fields, family: Family) -> _Given:
+    length = fields.get(family.key("SubnetLen"))
+    return _Given(
+        network=_read_network(fields, family),
+        subnet_len=(
+            0
+            if length is gojson.MISSING or length is None
+            else gojson.expect_uint(length, family.key("SubnetLen"))
+        ),
+        subnet_min=_read_address(fields, family, "SubnetMin"),
+        subnet_max=_read_address(fields, family, "SubnetMax"),
+    )
+
+
+def _read_network(fields: gojson.Fields, family: Family) -> IPv4Network | IPv6Network | None:
+    name = family.key("Network")
+    value = fields.get(name)
+    if value is gojson.MISSING or (value is None and family is _V6):
+        return None
+    text = gojson.expect_string(value, name)
+    try:
+        if "/" not in text:
+            raise ValueError
+        return family.network_type(text, strict=False)
+    except ValueError:
+        example = "10.5.0.0/16" if family is _V4 else "fd00:5::/56"
+        raise ConfigError(f"{name} is {text!r}, not a CIDR such as {example}") from None
+
+
+def _read_address(
+    fields: gojson.Fields, family: Family, name: str
+) -> IPv4Address | IPv6Address | None:
+    name = family.key(name)
+    value = fields.get(name)
+    if value is gojson.MISSING or (value is None and family is _V6):
+        return None
+    text = gojson.expect_string(value, name)
+    try:
+        address = family.address_type(text)
+    except ValueError:
+        kind = "IPv4" if family is _V4 else "IPv6"
+        raise ConfigError(f"{name} is {text!r}, not an {kind} address") from None
+    return None if int(address) == 0 else address
+
+
+def _validate(given: _Given, family: Family) -> SubnetPool:
+    """Flannel's seven rules, in flannel's order and words."""
+    key = family.key
+    network = given.network
+    if network is None or (network.prefixlen == 0 and int(network.network_address) == 0):
+        raise ConfigError(
+            f"please define a correct {key('Network')} parameter in the flannel config:"
+            f" {key('Network')} is {'absent' if network is None else network}"
+        )
+    longest = family.bits - 2
+    if given.subnet_len > longest:
+        raise ConfigError(
+            f"SubnetLen must be less than /{longest + 1}:"
+            f" {key('SubnetLen')} is {given.subnet_len}, the most is {longest}"
+        )
+    if given.subnet_len:
+        if given.subnet_len < network.prefixlen + 2:
+            raise ConfigError(
+                "network must be able to accommodate at least four subnets:"
+                f" {key('SubnetLen')} is {given.subnet_len} in {key('Network')} {network},"
+                f" the least is {network.prefixlen + 2}"
+            )
+        subnet_len = given.subnet_len
+    else:
+        if network.prefixlen > longest - 2:
+            raise ConfigError(
+                f"{'network' if family is _V4 else 'IPv6Network'} is too small."
+                f" Minimum useful network prefix is /{longest - 2}:"
+                f" {key('Network')} is {network}"
+            )
+        default = family.default_subnet_len
+        subnet_len = default if network.prefixlen <= default - 2 else network.prefixlen + 2
+    step = 1 << (family.bits - subnet_len)
+    base = int(network.network_address)
+    subnet_min = given.subnet_min
+    subnet_max = given.subnet_max
+    for name, address in (("SubnetMin", subnet_min), ("SubnetMax", subnet_max)):
+        if address is not None and address not in network:
+            raise ConfigError(
+                f"{key(name)} is not in the range of the {key('Network')}:"
+                f" {key(name)} is {address}, {key('Network')} is {network}"
+            )
+    for name, address in (("SubnetMin", subnet_min), ("SubnetMax", subnet_max)):
+        if address is not None and int(address) % step:
+            nearest = family.address_type(int(address) // step * step)
+            raise ConfigError(
+                f"{key(name)} is not on a SubnetLen boundary: {address}"
+                f" ({key('SubnetLen')} is {subnet_len}; {nearest} would be)"
+            )
+    return SubnetPool(
+        network=network,
+        subnet_len=subnet_len,
+        subnet_min=subnet_min or family.address_type(base + step),
+        subnet_max=subnet_max or family.address_type(base + network.num_addresses - step),
+    )
+
+
+def _parse_backend(value: Any) -> int:
+    """The udp backend's port. Absent means udp with every default."""
+    if value is gojson.MISSING:
+        return DEFAULT_PORT
+    if value is not None and not isinstance(value, gojson.Fields):
+        raise ConfigError(
+            "error decoding Backend property of config:"
+            f" Backend is {gojson.describe(value)}, not a JSON object"
+        )
+    given = value.get("Type") if value is not None else gojson.MISSING
+    name = "" if given in (gojson.MISSING, None) else gojson.expect_string(given, "Backend.Type")
+    if name.lower() != BACKEND_UDP:
+        hint = 'write {"Type": "udp"}, or leave Backend out'
+        if name.lower() in FLANNEL_BACKENDS:
+            raise ConfigError(
+                f"backend type {name!r} is flannel's, but tundp is the udp backend: {hint}"
+            )
+        raise ConfigError(f"unknown backend type: {name} ({hint})")
+    return _parse_port(gojson.MISSING if value is None else value.get("Port"))
+
+
+def _parse_port(port: Any) -> int:
+    if port is gojson.MISSING or port is None:
+        return DEFAULT_PORT
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise ConfigError(
+            f"error decoding UDP backend config: Backend.Port is {gojson.describe(port)},"
+            " not a whole number"
+        )
+    if not 1 <= port <= 65535:
+        raise ConfigError(f"Backend.Port is {port}: a UDP port is 1 to 65535")
+    return port
+
+
+def _flag(fields: gojson.Fields, name: str, *, default: bool) -> bool:
+    value = fields.get(name)
+    if value is gojson.MISSING or value is None:
+        return default
+    return gojson.expect_bool(value, name)
