@@ -1,0 +1,65 @@
+"""What the daemon asks of a lease store. Every store obeys this one contract.
+
+Reads are linearizable; every write is guarded and says so when it lost, so no store can
+be made to steal a subnet. Writes that may or may not have happened raise
+StoreUnavailable: the caller looks again before it does anything else.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
+
+
+class Store(Protocol):
+    """A lease store. Methods may be called one at a time, `wait` beside the others.
+
+    Every method may raise StoreUnavailable (nobody answered) or AccessDenied.
+    """
+
+    @property
+    def description(self) -> str:
+        """Where the leases live, for people: `etcd v2 at http://192.0.2.9:2379`."""
+        ...
+
+    async def network_config(self) -> str:
+        """The network config's text; ConfigNotFound if there is none."""
+        ...
+
+    async def snapshot(self) -> Snapshot:
+        """All leases, and the revision they are the state of."""
+        ...
+
+    async def wait(self, after: int) -> Events:
+        """The next events after revision `after`; waits until there are some.
+
+        An empty batch is allowed, and may move the revision. Compacted when events
+        between `after` and now are no longer known. Cancelling ends the wait at once.
+        """
+        ...
+
+    async def create(
+        self, key: LeaseKey, attributes: LeaseAttributes, lease_ttl_s: int | None
+    ) -> Lease:
+        """Create the lease if its key is absent, else Conflict."""
+        ...
+
+    async def update(
+        self,
+        key: LeaseKey,
+        attributes: LeaseAttributes,
+        lease_ttl_s: int | None,
+        *,
+        revision: int,
+    ) -> Lease:
+        """Overwrite the lease if it is still at `revision`, else Conflict. None: no expiry."""
+        ...
+
+    async def delete(self, key: LeaseKey, *, revision: int) -> None:
+        """Delete the lease if it is still at `revision`, else Conflict."""
+        ...
+
+    async def close(self) -> None:
+        """End waits and connections. Leases stay."""
+        ...

@@ -1,0 +1,239 @@
+"""Our own lease: acquire it, keep it, and get it back. Never by taking it from somebody else.
+
+    HELD      ours; renewed `margin` before it expires
+    LOST      expired or deleted: the same subnet is created again as soon as possible
+    CONFLICT  another node holds our subnet: said loudly, looked at again every minute
+
+In every state the dataplane goes on with the peers it knows; pods keep their addresses.
+flannel writes renewals without looking (so a node back from suspend takes its subnet
+from whoever got it since) and exits with code 0 when its lease is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum
+from typing import Final
+
+from tundp.backoff import Backoff, Outage
+from tundp.errors import Conflict, LeaseError, StoreError
+from tundp.lease.allocate import Keep, Take, plan_claim
+from tundp.lease.model import Lease, LeaseAttributes, LeaseKey
+from tundp.lease.network import NetworkConfig
+from tundp.store.base import Store
+
+_log = logging.getLogger(__name__)
+
+ATTEMPTS: Final = 10
+"""Lost races after which flannel, too, gives up."""
+RACE_PAUSE_S: Final = 0.2
+RETRY_S: Final = 60.0
+"""Longest wait between tries to renew, and between looks at a conflict."""
+
+
+class LeaseState(Enum):
+    """Whether the subnet is ours."""
+
+    HELD = "held"
+    LOST = "lost"
+    CONFLICT = "conflict"
+
+
+class Claim:
+    """This node's claim on one subnet. Call `acquire` once, then run `keep`."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        config: NetworkConfig,
+        attributes: LeaseAttributes,
+        previous: LeaseKey | None,
+        lease_ttl_s: int,
+        margin_s: int,
+        rng: random.Random,
+        on_state: Callable[[LeaseState], None] = lambda state: None,
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._attributes = attributes
+        self._previous = previous
+        self._lease_ttl_s = lease_ttl_s
+        self._margin_s = margin_s
+        self._rng = rng
+        self._on_state = on_state
+        self._outage = Outage(_log, "lease")
+        self._backoff = Backoff(1.0, RETRY_S, rng.random)
+        self._wake = asyncio.Event()
+        self._lease: Lease | None = None
+        self._expires_at: float | None = None
+        self._state = LeaseState.LOST
+
+    @property
+    def lease(self) -> Lease:
+        """The lease as last written or seen; it stays, to be regained, when lost."""
+        if self._lease is None:
+            raise LeaseError("no lease yet: acquire() has not returned")
+        return self._lease
+
+    @property
+    def state(self) -> LeaseState:
+        """Whether the subnet is ours right now."""
+        return self._state
+
+    @property
+    def expires_in_s(self) -> float | None:
+        """Seconds until the lease expires, negative once it has; None for a reservation."""
+        return None if self._expires_at is None else self._expires_at - self._now()
+
+    async def acquire(self) -> Lease:
+        """Get a lease; waits for the store as long as it takes.
+
+        OutOfSubnets when none is free, LeaseError after ten lost races in a row.
+        """
+        races = 0
+        while True:
+            try:
+                self._hold(await self._try_acquire())
+            except Conflict as error:
+                races += 1
+                if races == ATTEMPTS:
+                    raise LeaseError(
+                        f"max retries reached trying to acquire a subnet: {ATTEMPTS} times"
+                        f" another node was faster, last: {error}"
+                    ) from None
+                await asyncio.sleep(RACE_PAUSE_S * (races + self._rng.random()))
+            except StoreError as error:
+                self._outage.failed(error, now=self._now())
+                await asyncio.sleep(self._backoff.next_s())
+            else:
+                return self.lease
+
+    def observe(self, lease: Lease | None) -> None:
+        """Take in what the watch saw of our key: its lease, or None when it is gone."""
+        held = self.lease
+        if lease is None:
+            self._set_state(LeaseState.LOST, "it was deleted or has expired")
+        elif lease.attributes.public_ip != self._attributes.public_ip:
+            self._set_state(LeaseState.CONFLICT, f"{lease.attributes.public_ip} holds it now")
+        elif lease.revision >= held.revision:
+            self._hold(lease)
+        self._wake.set()
+
+    async def keep(self) -> None:
+        """Renew for ever; get the lease back when it is lost. Ends only by cancellation."""
+        while True:
+            self._wake.clear()
+            if self._state is LeaseState.HELD:
+                delay_s = self._renew_in_s()
+                if delay_s is None or delay_s > 0:
+                    await self._sleep(delay_s)
+                    continue
+            try:
+                await (self._renew() if self._state is LeaseState.HELD else self._regain())
+            except StoreError as error:
+                self._outage.failed(error, now=self._now())
+                await self._sleep(self._backoff.next_s())
+                continue
+            self._outage.ended(now=self._now())
+            self._backoff.reset()
+            if self._state is LeaseState.CONFLICT:
+                await self._sleep(RETRY_S)
+
+    async def _try_acquire(self) -> Lease:
+        snapshot = await self._store.snapshot()
+        plan = plan_claim(
+            snapshot.leases,
+            config=self._config,
+            public_ip=self._attributes.public_ip,
+            previous=self._previous,
+            rng=self._rng,
+        )
+        match plan:
+            case Keep(lease):
+                return await self._write_over(lease)
+            case Take(key, stale):
+                for lease in stale:
+                    _log.info("lease %s no longer fits the network config: deleting it", lease.key)
+                    await self._store.delete(lease.key, revision=lease.revision)
+                return await self._store.create(key, self._attributes, self._lease_ttl_s)
+
+    async def _write_over(self, lease: Lease) -> Lease:
+        """Renew a lease of ours; what other programs keep in its value stays."""
+        return await self._store.update(
+            lease.key,
+            replace(self._attributes, extra=lease.attributes.extra),
+            None if lease.is_reservation else self._lease_ttl_s,
+            revision=lease.revision,
+        )
+
+    async def _renew(self) -> None:
+        try:
+            self._hold(await self._write_over(self.lease))
+        except Conflict:
+            # Renewed by hand, gone, or somebody else's: looking tells.
+            await self._regain()
+            return
+        _log.debug("lease %s renewed", self.lease.key)
+
+    async def _regain(self) -> None:
+        key = self.lease.key
+        snapshot = await self._store.snapshot()
+        found = next((lease for lease in snapshot.leases if lease.key == key), None)
+        try:
+            if found is None:
+                self._hold(await self._store.create(key, self.lease.attributes, self._lease_ttl_s))
+            elif found.attributes.public_ip == self._attributes.public_ip:
+                self._hold(await self._write_over(found))
+            else:
+                self._set_state(LeaseState.CONFLICT, f"{found.attributes.public_ip} holds it now")
+        except Conflict as error:
+            raise StoreError(
+                f"lease {key} changes faster than it can be regained: {error}"
+            ) from None
+
+    def _hold(self, lease: Lease) -> None:
+        self._lease = lease
+        self._expires_at = None if lease.lease_ttl_s is None else self._now() + lease.lease_ttl_s
+        self._set_state(LeaseState.HELD, "")
+
+    def _set_state(self, state: LeaseState, why: str) -> None:
+        if state is self._state:
+            return
+        before, self._state = self._state, state
+        key = self.lease.key
+        if state is LeaseState.LOST:
+            _log.warning("lease %s lost: %s; trying to get the same subnet again", key, why)
+        elif state is LeaseState.CONFLICT:
+            _log.error(
+                "lease %s CONFLICT: %s. Both nodes now use this subnet. Packets to known peers"
+                " still flow; stop one of the two, or delete the other's lease to give it back",
+                key,
+                why,
+            )
+        elif before is not LeaseState.HELD:
+            _log.info("lease %s held", key)
+        self._on_state(state)
+
+    def _renew_in_s(self) -> float | None:
+        left_s = self.expires_in_s
+        if left_s is None:
+            return None
+        # A margin as long as the lease itself (short leases in tests) leaves a third.
+        margin_s = min(self._margin_s, self._lease_ttl_s * 2 / 3)
+        return left_s - margin_s
+
+    async def _sleep(self, delay_s: float | None) -> None:
+        """Until something was observed, or so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._wake.wait()
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()

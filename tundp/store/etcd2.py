@@ -1,0 +1,450 @@
+"""Leases in etcd over its v2 API, through python-etcd.
+
+python-etcd blocks, so each client lives on a thread of its own, one for requests and
+one for the watch. Its defects that matter here, and what is done about them:
+
+- it retries (also a PUT whose answer was lost): urllib3's retries are switched off
+- its own failover drains the list of endpoints, crashes, and is not thread-safe:
+  every client has one endpoint, and going to the next one is done here
+- a blocked watch cannot be cancelled: `_WatchClient` keeps the response in flight, and
+  cancelling shuts its socket down
+- a watch that waits for an index the store has not reached yet (data wiped, restored)
+  would sleep through every event until then: the answer's headers come at once, and
+  tell
+- keys are pasted into URLs: only keys printed from parsed values are ever used
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+import etcd
+from urllib3 import Timeout
+from urllib3.exceptions import HTTPError, NewConnectionError
+
+from tundp.blocking import BlockingThread
+from tundp.errors import (
+    AccessDenied,
+    Compacted,
+    ConfigError,
+    ConfigNotFound,
+    Conflict,
+    LeaseFormatError,
+    StoreError,
+    StoreUnavailable,
+)
+from tundp.lease import codec
+from tundp.lease.model import (
+    BadEntry,
+    Events,
+    Gone,
+    Lease,
+    LeaseAttributes,
+    LeaseEvent,
+    LeaseKey,
+    Put,
+    Snapshot,
+)
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+REQUEST_TIMEOUT_S: Final = 5.0
+WATCH_TIMEOUT_S: Final = 60.0
+"""A quiet watch is asked again this often, so that a dead connection is noticed."""
+_WATCH_TIMEOUT: Final = Timeout(connect=REQUEST_TIMEOUT_S, read=WATCH_TIMEOUT_S)
+_REMOVALS: Final = frozenset({"delete", "expire", "compareAndDelete"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EtcdAccess:
+    """Where etcd is and how to be let in. The password never shows in a repr."""
+
+    endpoints: tuple[str, ...]
+    prefix: str
+    username: str = ""
+    password: str = field(default="", repr=False)
+    cafile: str = ""
+    certfile: str = ""
+    keyfile: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    url: str
+    scheme: str
+    host: str
+    port: int
+
+
+def parse_endpoints(texts: Sequence[str]) -> tuple[str, ...]:
+    """Checked, normalised endpoint URLs; ConfigError names the one that is wrong."""
+    return tuple(_parse_endpoint(text).url for text in texts)
+
+
+class Etcd2Store:
+    """The Store over etcd's v2 API (etcd 2.x, or 3.0 to 3.5 with --enable-v2)."""
+
+    def __init__(self, access: EtcdAccess) -> None:
+        self._prefix = _clean_prefix(access.prefix)
+        self._requests = _Connection(access, _Client, "etcd-requests")
+        self._watch = _Connection(access, _WatchClient, "etcd-watch")
+        self._endpoint_texts = ",".join(parse_endpoints(access.endpoints))
+
+    @property
+    def description(self) -> str:
+        """Where the leases live, for people."""
+        return f"etcd v2 at {self._endpoint_texts}{self._prefix}"
+
+    async def network_config(self) -> str:
+        """See Store."""
+        path = f"{self._prefix}/config"
+        try:
+            result = await self._requests.call(lambda client: client.read(path, quorum=True))
+        except etcd.EtcdKeyNotFound:
+            raise ConfigNotFound(
+                f"no network config at {path}; write one with: ETCDCTL_API=2"
+                f""" etcdctl set {path} '{{"Network": "10.5.0.0/16"}}'"""
+            ) from None
+        if result.dir or result.value is None:
+            raise ConfigNotFound(f"{path} is a directory, not the network config")
+        return str(result.value)
+
+    async def snapshot(self) -> Snapshot:
+        """See Store."""
+        try:
+            result = await self._requests.call(
+                lambda client: client.read(self._subnets, quorum=True, recursive=True, sorted=True)
+            )
+        except etcd.EtcdKeyNotFound as error:
+            return Snapshot((), _index_of(error))
+        leases: list[Lease] = []
+        bad: list[BadEntry] = []
+        for node in result.leaves:
+            if node.dir:
+                continue
+            entry = _decode(node)
+            (leases if isinstance(entry, Lease) else bad).append(entry)  # type: ignore[arg-type]
+        return Snapshot(tuple(leases), result.etcd_index, tuple(bad))
+
+    async def wait(self, after: int) -> Events:
+        """See Store. One event at a time, as the v2 API gives them."""
+        result = await self._watch.call(lambda client: client.next_event(self._subnets, after))
+        if result is None:
+            return Events((), after)
+        return Events(_to_events(result), result.modifiedIndex)
+
+    async def create(
+        self, key: LeaseKey, attributes: LeaseAttributes, lease_ttl_s: int | None
+    ) -> Lease:
+        """See Store. Not repeated on another endpoint: the first may have done it."""
+        return await self._write(key, attributes, lease_ttl_s, prevExist=False)
+
+    async def update(
+        self,
+        key: LeaseKey,
+        attributes: LeaseAttributes,
+        lease_ttl_s: int | None,
+        *,
+        revision: int,
+    ) -> Lease:
+        """See Store."""
+        return await self._write(key, attributes, lease_ttl_s, prevIndex=revision)
+
+    async def delete(self, key: LeaseKey, *, revision: int) -> None:
+        """See Store."""
+        path = self._path(key)
+        try:
+            await self._requests.call(
+                lambda client: client.delete(path, prevIndex=revision), once=True
+            )
+        except (etcd.EtcdCompareFailed, etcd.EtcdKeyNotFound) as error:
+            raise Conflict(f"{path} was changed by somebody else: {error}") from None
+
+    async def close(self) -> None:
+        """See Store."""
+        self._requests.close()
+        self._watch.close()
+
+    @property
+    def _subnets(self) -> str:
+        return f"{self._prefix}/subnets"
+
+    def _path(self, key: LeaseKey) -> str:
+        # & is legal in a URL path; nothing else a key prints could end one.
+        return f"{self._subnets}/{key}"
+
+    async def _write(
+        self, key: LeaseKey, attributes: LeaseAttributes, lease_ttl_s: int | None, **guard: Any
+    ) -> Lease:
+        path = self._path(key)
+        value = codec.encode_value(attributes)
+        # An empty ttl removes an expiry the key may have; None would leave the field out.
+        ttl = "" if lease_ttl_s is None else lease_ttl_s
+        try:
+            result = await self._requests.call(
+                lambda client: client.write(path, value, ttl=ttl, **guard), once=True
+            )
+        except (etcd.EtcdAlreadyExist, etcd.EtcdCompareFailed, etcd.EtcdKeyNotFound) as error:
+            raise Conflict(f"{path} was written by somebody else: {error}") from None
+        return Lease(
+            key=key,
+            attributes=attributes,
+            revision=result.modifiedIndex,
+            lease_ttl_s=lease_ttl_s,
+        )
+
+
+class _Client(etcd.Client):  # type: ignore[misc]
+    """python-etcd with one endpoint and no retries of its own."""
+
+    def __init__(self, endpoint: _Endpoint, access: EtcdAccess) -> None:
+        super().__init__(
+            host=endpoint.host,
+            port=endpoint.port,
+            protocol=endpoint.scheme,
+            read_timeout=REQUEST_TIMEOUT_S,
+            allow_reconnect=False,
+            cert=(access.certfile, access.keyfile) if access.certfile else None,
+            ca_cert=access.cafile or None,
+            username=access.username or None,
+            password=access.password or None,
+        )
+        self.http.connection_pool_kw["retries"] = False
+
+
+class _WatchClient(_Client):
+    """A client whose blocked watch can be ended from another thread."""
+
+    def __init__(self, endpoint: _Endpoint, access: EtcdAccess) -> None:
+        super().__init__(endpoint, access)
+        self._lock = threading.Lock()
+        self._in_flight: Any = None
+        self._waits_after = -1
+        self._is_interrupted = False
+
+    def next_event(self, path: str, after: int) -> etcd.EtcdResult | None:
+        """The next event under `path` after index `after`; None if none came in time."""
+        self._waits_after = after
+        try:
+            return self.read(
+                path, wait=True, recursive=True, waitIndex=after + 1, timeout=_WATCH_TIMEOUT
+            )
+        except etcd.EtcdWatchTimedOut:
+            return None
+        except _HISTORY_LOST as error:
+            raise Compacted(str(error)) from None
+        except etcd.EtcdException as error:
+            # etcd ends a long poll it gives up on with 200 and an empty body.
+            if "not valid JSON" in str(error):
+                return None
+            raise
+        finally:
+            self._waits_after = -1
+            with self._lock:
+                self._in_flight = None
+
+    def interrupt(self) -> None:
+        """End a read in progress, now or as soon as its headers arrive. Any thread."""
+        with self._lock:
+            self._is_interrupted = True
+            if self._in_flight is not None:
+                _shut_down(self._in_flight)
+
+    def _check_cluster_id(self, response: Any) -> None:
+        # python-etcd calls this when the headers are here and the body is not.
+        with self._lock:
+            self._in_flight = response
+            if self._is_interrupted:
+                _shut_down(response)
+        super()._check_cluster_id(response)
+        index = response.headers.get("X-Etcd-Index")
+        if self._waits_after >= 0 and index is not None and int(index) < self._waits_after:
+            self.http.clear()
+            raise etcd.EtcdClusterIdChanged(
+                f"the store is at index {index}, below {self._waits_after}: its data was replaced"
+            )
+
+
+class _Connection:
+    """One thread, one client, and the list of endpoints to go through."""
+
+    def __init__(
+        self, access: EtcdAccess, client_type: Callable[[_Endpoint, EtcdAccess], Any], name: str
+    ) -> None:
+        self._access = access
+        self._client_type = client_type
+        self._endpoints = [_parse_endpoint(text) for text in access.endpoints]
+        self._thread = BlockingThread(name)
+        self._client: Any = None
+        self._abandoned = threading.Event()
+
+    async def call(self, operation: Callable[[Any], T], *, once: bool = False) -> T:
+        """`operation(client)` on the first endpoint that answers.
+
+        once: the operation must not run twice, so only an endpoint that was never
+        reached is followed by another one.
+        """
+        self._abandoned = threading.Event()
+        try:
+            return await self._thread.run(
+                self._try_endpoints, operation, self._abandoned, once=once
+            )
+        except asyncio.CancelledError:
+            self._interrupt()
+            raise
+
+    def close(self) -> None:
+        """End the thread; a watch in progress ends first."""
+        self._interrupt()
+        self._thread.close()
+
+    def _interrupt(self) -> None:
+        # Order matters: `_try_endpoints` looks at the event after it has set `_client`.
+        self._abandoned.set()
+        client = self._client
+        if isinstance(client, _WatchClient):
+            client.interrupt()
+
+    def _try_endpoints(
+        self, operation: Callable[[Any], T], abandoned: threading.Event, *, once: bool
+    ) -> T:
+        failures = []
+        for _ in range(len(self._endpoints)):
+            endpoint = self._endpoints[0]
+            if self._client is None:
+                self._client = self._client_type(endpoint, self._access)
+            if abandoned.is_set():
+                self._client = None
+                break
+            try:
+                return operation(self._client)
+            except _PASSED_ON:
+                raise
+            except etcd.EtcdInsufficientPermissions as error:
+                raise AccessDenied(
+                    f"etcd at {endpoint.url} denies access ({error}):"
+                    " check --etcd-username, --etcd-password and the role's permissions"
+                ) from None
+            except UnicodeEncodeError:
+                raise AccessDenied(
+                    "--etcd-username and --etcd-password must be latin-1:"
+                    " HTTP basic auth as python-etcd sends it carries nothing else"
+                ) from None
+            except (etcd.EtcdException, HTTPError, OSError, ValueError) as error:
+                failures.append(f"{endpoint.url}: {_why(error)}")
+                self._rotate()
+                if once and not _never_sent(error):
+                    break
+        raise StoreUnavailable(f"etcd does not answer: {'; '.join(failures)}")
+
+    def _rotate(self) -> None:
+        self._client = None
+        self._endpoints.append(self._endpoints.pop(0))
+
+
+_PASSED_ON: Final = (
+    etcd.EtcdKeyNotFound,
+    etcd.EtcdAlreadyExist,
+    etcd.EtcdCompareFailed,
+)
+"""Answers, as opposed to failures: the caller knows what each means for its operation."""
+_HISTORY_LOST: Final = (
+    etcd.EtcdEventIndexCleared,
+    etcd.EtcdWatcherCleared,
+    etcd.EtcdClusterIdChanged,
+)
+"""Ends of a watch after which only a snapshot tells what there is."""
+
+
+def _decode(node: etcd.EtcdResult) -> Lease | BadEntry:
+    name = str(node.key).rsplit("/", 1)[-1]
+    try:
+        return Lease(
+            key=codec.parse_key(name),
+            attributes=codec.parse_value(node.value or ""),
+            revision=node.modifiedIndex,
+            lease_ttl_s=node.ttl,
+        )
+    except LeaseFormatError as error:
+        return BadEntry(name, str(error))
+
+
+def _to_events(result: etcd.EtcdResult) -> tuple[LeaseEvent, ...]:
+    name = str(result.key).rsplit("/", 1)[-1]
+    if result.action not in _REMOVALS:
+        if result.dir:
+            return ()
+        entry = _decode(result)
+        return (Put(entry) if isinstance(entry, Lease) else entry,)
+    if result.dir:
+        # The whole directory went at once: which leases it held only a snapshot tells.
+        raise Compacted(f"directory {result.key} was removed")
+    try:
+        return (Gone(codec.parse_key(name)),)
+    except LeaseFormatError as error:
+        return (BadEntry(name, str(error)),)
+
+
+def _index_of(error: etcd.EtcdKeyNotFound) -> int:
+    index = (error.payload or {}).get("index")
+    if not isinstance(index, int):
+        raise StoreError(f"etcd answered 'key not found' without an index: {error}")
+    return index
+
+
+def _clean_prefix(prefix: str) -> str:
+    """Flannel joins paths with Go's path.Join: duplicate and trailing slashes go."""
+    parts = [part for part in prefix.split("/") if part]
+    for part in parts:
+        if part in (".", "..") or any(char in part for char in "?#%"):
+            raise ConfigError(f"--etcd-prefix {prefix!r}: {part!r} cannot be part of an etcd path")
+    return "".join(f"/{part}" for part in parts)
+
+
+def _parse_endpoint(text: str) -> _Endpoint:
+    parts = urlsplit(text.strip())
+    try:
+        port = parts.port or 2379
+    except ValueError:
+        port = 0
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port:
+        raise ConfigError(f"--etcd-endpoints: {text!r} is not a URL such as http://192.0.2.9:2379")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return _Endpoint(f"{parts.scheme}://{host}:{port}", parts.scheme, host, port)
+
+
+def _shut_down(response: Any) -> None:
+    # OSError: the peer was faster, which is just as good. AttributeError: no socket any more.
+    with contextlib.suppress(OSError, AttributeError):
+        response.connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _never_sent(error: Exception) -> bool:
+    return isinstance(getattr(error, "cause", None), NewConnectionError)
+
+
+def _why(error: Exception) -> str:
+    """The innermost reason in a few words: urllib3 nests several."""
+    cause: BaseException | None = getattr(error, "cause", None) or error
+    text = str(cause)
+    if "404 page not found" in text:
+        return "no v2 API there (start etcd with --enable-v2)"
+    for known, words in (
+        ("Connection refused", "connection refused"),
+        ("timed out", "timed out"),
+        ("No route to host", "no route to host"),
+        ("Network is unreachable", "network is unreachable"),
+        ("Name or service not known", "name not known"),
+    ):
+        if known in text:
+            return words
+    return text

@@ -1,0 +1,290 @@
+"""Leases in one JSON file: for one machine, for a lab, and for leases written by hand.
+
+    {
+      "config": {"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}},
+      "leases": {
+        "10.5.1.0-24": {"PublicIP": "192.0.2.1"},
+        "10.5.2.0-24": {"PublicIP": "192.0.2.2", "Expires": 1790000000.0, "Revision": 7}
+      },
+      "revision": 7
+    }
+
+The first lease is written by hand: without "Expires" it is a reservation and never
+expires. "Expires" is Unix time; "Revision" counts writes. Daemons in different network
+namespaces of one machine may share the file: a lock beside it orders the writers, the
+file is replaced whole, and readers are woken by inotify. Whatever a writer does not
+understand it leaves as it found it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from asyncinotify import Inotify, Mask
+
+from tundp.blocking import BlockingThread
+from tundp.errors import (
+    Compacted,
+    ConfigNotFound,
+    Conflict,
+    LeaseFormatError,
+    StoreUnavailable,
+)
+from tundp.files import write_atomically
+from tundp.lease import codec
+from tundp.lease.model import BadEntry, Events, Lease, LeaseAttributes, LeaseKey, Snapshot
+
+T = TypeVar("T")
+
+EXPIRES: Final = "Expires"
+REVISION: Final = "Revision"
+_POLL_S: Final = 1.0
+"""Longest time until a change is seen where inotify does not tell (network file systems)."""
+
+Document = dict[str, Any]
+
+
+class FileStore:
+    """The Store in one JSON file. `now` is Unix time in seconds."""
+
+    def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._now = now
+        self._thread = BlockingThread("file-store")
+        self._seen: tuple[int, ...] | None = None
+        self._next_expiry: float | None = None
+
+    @property
+    def description(self) -> str:
+        """Where the leases live, for people."""
+        return f"lease file {self._path}"
+
+    async def network_config(self) -> str:
+        """See Store."""
+        document = await self._thread.run(self._read)
+        config = document.get("config")
+        if config is None:
+            raise ConfigNotFound(
+                f'{self._path} has no "config"; write one:'
+                ' {"config": {"Network": "10.5.0.0/16"}, "leases": {}}'
+            )
+        return json.dumps(config)
+
+    async def snapshot(self) -> Snapshot:
+        """See Store."""
+        return await self._thread.run(self._snapshot)
+
+    async def wait(self, after: int) -> Events:
+        """See Store. Always ends in Compacted: a file keeps no history, only its state."""
+        with _watch_directory(self._path.parent) as changes:
+            while self._is_unchanged():
+                await changes(self._patience_s())
+        raise Compacted(f"{self._path} changed after revision {after}")
+
+    async def create(
+        self, key: LeaseKey, attributes: LeaseAttributes, lease_ttl_s: int | None
+    ) -> Lease:
+        """See Store."""
+
+        def change(leases: Document) -> None:
+            if str(key) in leases:
+                raise Conflict(f"{key} exists in {self._path}")
+
+        return await self._put(key, attributes, lease_ttl_s, change)
+
+    async def update(
+        self,
+        key: LeaseKey,
+        attributes: LeaseAttributes,
+        lease_ttl_s: int | None,
+        *,
+        revision: int,
+    ) -> Lease:
+        """See Store."""
+        return await self._put(
+            key, attributes, lease_ttl_s, lambda leases: self._guard(leases, key, revision)
+        )
+
+    async def delete(self, key: LeaseKey, *, revision: int) -> None:
+        """See Store."""
+
+        def change(document: Document) -> None:
+            self._guard(document["leases"], key, revision)
+            del document["leases"][str(key)]
+
+        await self._thread.run(self._modify, change)
+
+    async def close(self) -> None:
+        """See Store."""
+        self._thread.close()
+
+    async def _put(
+        self,
+        key: LeaseKey,
+        attributes: LeaseAttributes,
+        lease_ttl_s: int | None,
+        guard: Callable[[Document], None],
+    ) -> Lease:
+        def change(document: Document) -> int:
+            guard(document["leases"])
+            value = json.loads(codec.encode_value(attributes))
+            if lease_ttl_s is not None:
+                value[EXPIRES] = self._now() + lease_ttl_s
+            value[REVISION] = document["revision"]
+            document["leases"][str(key)] = value
+            return int(document["revision"])
+
+        revision = await self._thread.run(self._modify, change)
+        return Lease(key=key, attributes=attributes, revision=revision, lease_ttl_s=lease_ttl_s)
+
+    def _guard(self, leases: Document, key: LeaseKey, revision: int) -> None:
+        entry = leases.get(str(key))
+        if not isinstance(entry, dict) or _revision_of(entry) != revision:
+            raise Conflict(f"{key} in {self._path} was changed by somebody else")
+
+    def _modify(self, change: Callable[[Document], T]) -> T:
+        """Read, drop expired leases, count the revision up, `change`, and replace the file."""
+        try:
+            with _locked(self._path):
+                document = self._read()
+                leases = document.setdefault("leases", {})
+                now = self._now()
+                for name in [name for name, entry in leases.items() if _is_expired(entry, now)]:
+                    del leases[name]
+                document["revision"] = _whole(document.get("revision")) + 1
+                result = change(document)
+                write_atomically(self._path, json.dumps(document, indent=2) + "\n")
+                return result
+        except OSError as error:
+            raise StoreUnavailable(f"cannot write {self._path}: {error.strerror}") from None
+
+    def _snapshot(self) -> Snapshot:
+        # The stamp comes first: a change in between wakes the next wait, at worst once too often.
+        self._seen = self._stamp()
+        document = self._read()
+        now = self._now()
+        leases: list[Lease] = []
+        bad: list[BadEntry] = []
+        expiries: list[float] = []
+        for name, entry in document.get("leases", {}).items():
+            if _is_expired(entry, now):
+                continue
+            try:
+                lease = _decode(name, entry, now)
+            except LeaseFormatError as error:
+                bad.append(BadEntry(name, str(error)))
+                continue
+            leases.append(lease)
+            if lease.lease_ttl_s is not None:
+                expiries.append(now + lease.lease_ttl_s)
+        self._next_expiry = min(expiries, default=None)
+        return Snapshot(tuple(leases), _whole(document.get("revision")), tuple(bad))
+
+    def _read(self) -> Document:
+        try:
+            text = self._path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ConfigNotFound(
+                f"{self._path} does not exist; write one:"
+                ' {"config": {"Network": "10.5.0.0/16"}, "leases": {}}'
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise StoreUnavailable(f"cannot read {self._path}: {error}") from None
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise StoreUnavailable(f"{self._path} is not JSON: {error}") from None
+        if not isinstance(document, dict) or not isinstance(document.get("leases", {}), dict):
+            raise StoreUnavailable(
+                f'{self._path} must be an object with "config" and an object "leases"'
+            )
+        return document
+
+    def _is_unchanged(self) -> bool:
+        expired = self._next_expiry is not None and self._now() >= self._next_expiry
+        return not expired and self._stamp() == self._seen
+
+    def _patience_s(self) -> float:
+        if self._next_expiry is None:
+            return _POLL_S
+        return min(_POLL_S, max(0.0, self._next_expiry - self._now()))
+
+    def _stamp(self) -> tuple[int, ...] | None:
+        """What tells one version of the file from the next, or None when there is no file."""
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _decode(name: str, entry: Any, now: float) -> Lease:
+    key = codec.parse_key(name)
+    if not isinstance(entry, dict):
+        raise LeaseFormatError(f"lease {name} is {json.dumps(entry)[:60]}, not an object")
+    value = {field: inner for field, inner in entry.items() if field not in (EXPIRES, REVISION)}
+    expires = entry.get(EXPIRES)
+    if expires is not None and not _is_number(expires):
+        raise LeaseFormatError(f"{EXPIRES} of lease {name} is {expires!r}, not Unix time")
+    return Lease(
+        key=key,
+        attributes=codec.parse_value(json.dumps(value)),
+        revision=_revision_of(entry),
+        lease_ttl_s=None if expires is None else expires - now,
+    )
+
+
+def _is_expired(entry: Any, now: float) -> bool:
+    expires = entry.get(EXPIRES) if isinstance(entry, dict) else None
+    return isinstance(expires, (int, float)) and expires <= now
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _revision_of(entry: Document) -> int:
+    return _whole(entry.get(REVISION))
+
+
+def _whole(value: Any) -> int:
+    """A counter in the file; a hand-written file need not have one."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    # A file of its own: the one with the leases is replaced by every write.
+    fd = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _watch_directory(directory: Path) -> Iterator[Callable[[float], Any]]:
+    """Gives a coroutine function that waits for any change in `directory`, or so many seconds."""
+    try:
+        inotify = Inotify()
+        inotify.add_watch(directory, Mask.MOVED_TO | Mask.CLOSE_WRITE | Mask.DELETE)
+    except OSError:
+        yield asyncio.sleep
+        return
+
+    async def change(patience_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await inotify.get()
+
+    with inotify:
+        yield change
