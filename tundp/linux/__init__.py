@@ -1,0 +1,1 @@
+"""The cold path to the kernel: TUN, UDP socket, netlink, sysctl, systemd."""

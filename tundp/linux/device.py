@@ -1,0 +1,85 @@
+"""The overlay's device as it should be: flannel's settings on it, and only what is missing redone.
+
+address   <subnet base>/32, scope global
+MTU       underlay MTU - 28
+route     the whole Network over the device, table main
+queue     TX_QUEUE_LEN packets
+sysctl    IPv6 off (the overlay carries none), accept_local on (our ICMP errors come
+          from our own address, and the kernel would drop them as martians)
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Final
+
+from tundp.errors import PlatformError
+from tundp.linux import sysctl
+from tundp.linux.netlink import Netlink
+from tundp.linux.tun import Tun
+
+_log = logging.getLogger(__name__)
+
+TX_QUEUE_LEN: Final = 5000
+"""Packets the kernel keeps for us while we are busy; the default 500 is a burst of 0.7 MB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSettings:
+    """What the device must look like."""
+
+    address: IPv4Address
+    mtu: int
+    network: IPv4Network
+
+
+async def configure(netlink: Netlink, tun: Tun, settings: DeviceSettings) -> int:
+    """Bring a new device up; its interface index."""
+    for family, name, value in (("ipv6", "disable_ipv6", 1), ("ipv4", "accept_local", 1)):
+        try:
+            sysctl.set_device(family, tun.name, name, value)
+        except PlatformError as error:
+            # IPv6 may be compiled out, /proc/sys read-only: packets flow all the same.
+            _log.warning("%s", error)
+    index = await _index_of(netlink, tun)
+    await netlink.set_link(index, txqlen=TX_QUEUE_LEN)
+    await repair(netlink, index, settings)
+    return index
+
+
+async def repair(netlink: Netlink, index: int, settings: DeviceSettings) -> list[str]:
+    """Put back whatever is missing, and nothing else; what that was, for the log.
+
+    A device that is gone is left to whoever reads it: nothing is done.
+    """
+    done: list[str] = []
+    link = next((link for link in await netlink.links() if link.index == index), None)
+    if link is None:
+        return done
+    if link.mtu != settings.mtu:
+        await netlink.set_link(index, mtu=settings.mtu)
+        done.append(f"MTU {settings.mtu} (was {link.mtu})")
+    if not link.is_up:
+        await netlink.set_link(index, state="up")
+        done.append("up")
+    own = IPv4Interface((settings.address, 32))
+    addresses = await netlink.addresses()
+    if not any(a.index == index and a.interface.ip == settings.address for a in addresses):
+        await netlink.ensure_address(index, own)
+        done.append(f"address {own}")
+    if not any(
+        route.indexes == (index,) and route.destination == settings.network
+        for route in await netlink.routes()
+    ):
+        await netlink.ensure_route(index, settings.network)
+        done.append(f"route {settings.network}")
+    return done
+
+
+async def _index_of(netlink: Netlink, tun: Tun) -> int:
+    for link in await netlink.links():
+        if link.name == tun.name:
+            return link.index
+    raise PlatformError(f"TUN device {tun.name} vanished right after it was made")
