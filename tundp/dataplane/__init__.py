@@ -1,0 +1,1 @@
+"""What moves the packets. base.py is the contract, reference.py the specification of it."""
