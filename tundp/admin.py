@@ -1,0 +1,84 @@
+"""The admin socket: a running daemon answers questions about itself in JSON over HTTP.
+
+`GET /v1/status` on a unix socket only root may open. `tundp status` asks it; so can
+curl --unix-socket. The schema number in the answer changes when a field changes meaning
+or goes; new fields come without notice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector, web
+
+from tundp.errors import PlatformError
+
+STATUS_PATH = "/v1/status"
+
+
+@contextlib.asynccontextmanager
+async def serve_admin(path: Path, status: Callable[[], dict[str, Any]]) -> AsyncIterator[None]:
+    """Answer on `path` until the block ends; a stale socket of a dead daemon is replaced."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response(status())
+
+    app = web.Application()
+    app.router.add_get(STATUS_PATH, answer)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        _make_room(path)
+        previous = os.umask(0o177)
+        try:
+            await web.UnixSite(runner, str(path)).start()
+        finally:
+            os.umask(previous)
+    except OSError as error:
+        await runner.cleanup()
+        raise PlatformError(
+            f"cannot listen on admin socket {path}: {error.strerror or error};"
+            " name another with --admin-socket",
+            error.errno,
+        ) from None
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+        path.unlink(missing_ok=True)
+
+
+async def fetch_status(path: Path) -> dict[str, Any]:
+    """What the daemon behind `path` says of itself; PlatformError if none answers."""
+    try:
+        async with (
+            ClientSession(
+                connector=UnixConnector(str(path)), timeout=ClientTimeout(total=5)
+            ) as session,
+            session.get(f"http://tundp{STATUS_PATH}") as response,
+        ):
+            answer: dict[str, Any] = await response.json()
+            return answer
+    except (OSError, ClientError, TimeoutError) as error:
+        raise PlatformError(
+            f"no daemon answers on {path} ({error}): is tundp running,"
+            " and with this --admin-socket?"
+        ) from None
+
+
+def _make_room(path: Path) -> None:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if not path.exists():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise PlatformError(f"another tundp answers on admin socket {path}: use --admin-socket")

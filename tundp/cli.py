@@ -1,0 +1,256 @@
+"""The command line: parsing, printing and exit codes. Nothing below here prints or exits."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import tundp
+from tundp.config import OPTIONS, Config, Option, load_config
+from tundp.errors import ConfigError, TundpError
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+_log = logging.getLogger("tundp")
+
+_DESCRIPTION: Final = """\
+flannel's UDP backend done right: every node holds one subnet of a flat network, and
+each IP packet for another node's subnet travels as the payload of one UDP datagram.
+"""
+
+_EXAMPLES: Final = """\
+examples:
+  tundp demo                           two nodes and their pods on this machine, in a minute
+  tundp run --etcd-endpoints=http://192.0.2.9:2379 --iface=eth0
+  tundp run --store=file:/etc/tundp/leases.json
+  tundp status                         peers, packets, drops and their reasons
+
+exit codes: 0 done, or stopped by a signal; 1 failed; 2 wrong usage
+"""
+
+_RUN_DESCRIPTION: Final = """\
+Be a node of the overlay until SIGINT or SIGTERM. Flags may be written -flag value,
+-flag=value, --flag value or --flag=value; each has an environment variable, used when
+the flag is not given.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        if arguments[:1] == ["run"]:
+            return _run(arguments[1:])
+        parsed = _parser().parse_args(arguments)
+        command: Callable[[argparse.Namespace], int] = parsed.command
+        return command(parsed)
+    except TundpError as error:
+        print(f"tundp: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # `tundp status | head`: nobody reads any more, which is no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tundp",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"tundp {tundp.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands.add_parser("run", help="be a node of the overlay", add_help=False)
+
+    status = commands.add_parser("status", help="ask a running daemon how it is")
+    status.add_argument(
+        "--admin-socket",
+        type=Path,
+        default=_default("admin-socket"),
+        metavar="FILE",
+        help="the daemon's --admin-socket (default: %(default)s)",
+    )
+    status.add_argument("--json", action="store_true", help="print the whole answer as JSON")
+    status.set_defaults(command=_status)
+
+    demo = commands.add_parser(
+        "demo",
+        help="two nodes with pods in network namespaces, checked end to end",
+        description="Build two nodes with a pod each, run a daemon on both, and verify what"
+        " crosses the overlay. Needs root; touches nothing outside its own namespaces.",
+    )
+    demo.add_argument(
+        "--keep", action="store_true", help="leave it all running and print commands to look around"
+    )
+    demo.add_argument("--clean", action="store_true", help="remove what an earlier --keep left")
+    demo.add_argument(
+        "--store",
+        choices=("auto", "etcd", "file"),
+        default="auto",
+        help="where the leases live; auto is etcd when installed (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--megabytes",
+        type=int,
+        default=256,
+        metavar="N",
+        help="how much TCP payload to move and verify (default: %(default)s)",
+    )
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+def _run(arguments: list[str]) -> int:
+    if any(argument.lstrip("-") in ("h", "help") for argument in arguments if argument[:1] == "-"):
+        print(_run_parser().format_help().rstrip())
+        return EXIT_OK
+    try:
+        config = load_config(arguments, os.environ)
+    except ConfigError as error:
+        print(f"tundp: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    if config.version:
+        print(f"tundp {tundp.__version__}", file=sys.stderr)
+        return EXIT_OK
+    _set_up_logging(config.v)
+    code = EXIT_OK
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
+            runner.run(_run_until_signal(config))
+    except* TundpError as group:
+        for leaf in _leaves(group):
+            _log.error("%s", leaf)
+        code = EXIT_FAILED
+    return code
+
+
+async def _run_until_signal(config: Config) -> None:
+    # Imported here: netlink, HTTP and numpy are half a second that --help need not wait for.
+    from tundp import daemon
+
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(daemon.run(config))
+
+    def stop(signum: int) -> None:
+        _log.info("%s: stopping", signal.Signals(signum).name)
+        task.cancel()
+        # A second one kills at once, as with flannel.
+        for each in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, stop, signum)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _run_parser() -> argparse.ArgumentParser:
+    """Only for its help text: `config` reads the flags, as Go's flag package would."""
+    parser = argparse.ArgumentParser(
+        prog="tundp run",
+        usage="tundp run [flags]",
+        description=_RUN_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    flannels = parser.add_argument_group("flannel's flags")
+    own = parser.add_argument_group("tundp's own flags")
+    for option in OPTIONS:
+        group = flannels if option.is_flannels else own
+        text = option.help
+        if option.default not in ("", (), None, False):
+            text += f" (default: {_default_text(option)})"
+        if option.name != "version":
+            text += f" [{option.variable}]"
+        if option.is_boolean:
+            group.add_argument(f"--{option.name}", action="store_true", help=text)
+        else:
+            group.add_argument(f"--{option.name}", metavar=option.metavar, help=text)
+    return parser
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    from tundp.admin import fetch_status
+    from tundp.show import print_status
+
+    status: dict[str, Any] = asyncio.run(fetch_status(parsed.admin_socket))
+    if parsed.json:
+        print(json.dumps(status, indent=2))
+    else:
+        print_status(status)
+    return EXIT_OK
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    from tundp.demo import DemoSettings, clean_demo, run_demo
+
+    if parsed.clean:
+        return EXIT_OK if asyncio.run(clean_demo()) else EXIT_FAILED
+    if parsed.megabytes < 1:
+        print("tundp: --megabytes must be at least 1", file=sys.stderr)
+        return EXIT_USAGE
+    settings = DemoSettings(
+        store=parsed.store, payload_len=parsed.megabytes << 20, is_kept=parsed.keep
+    )
+    return EXIT_OK if asyncio.run(run_demo(settings)) else EXIT_FAILED
+
+
+def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if name == "asyncio":
+        return asyncio.new_event_loop
+    if importlib.util.find_spec("uvloop") is None:
+        if name == "uvloop":
+            raise ConfigError("--loop uvloop: uvloop is not installed; use --loop=asyncio")
+        return asyncio.new_event_loop
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+def _set_up_logging(level: int) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
+        level=logging.DEBUG if level >= 1 else logging.INFO,
+    )
+    # Libraries report each failed request at ERROR; what matters of it we say ourselves, once.
+    for library in ("etcd", "urllib3", "asyncio", "pyroute2", "aiohttp"):
+        logging.getLogger(library).setLevel(logging.DEBUG if level >= 2 else logging.CRITICAL)
+
+
+def _default(name: str) -> Any:
+    return next(option.default for option in OPTIONS if option.name == name)
+
+
+def _default_text(option: Option) -> str:
+    value = option.default
+    text = ",".join(value) if isinstance(value, tuple) else str(value)
+    return text.replace("%", "%%")
+
+
+def _leaves(group: BaseExceptionGroup[TundpError]) -> list[TundpError]:
+    found: list[TundpError] = []
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            found.extend(_leaves(error))
+        else:
+            found.append(error)
+    return found

@@ -1,0 +1,416 @@
+"""The daemon: opens everything in order, runs one task group, and closes it all in reverse.
+
+    store -> network config -> interface -> UDP socket -> lease -> TUN -> engine
+          -> subnet.env -> READY -> { follow leases, keep lease, keep device, repair device }
+
+Shutdown is cancellation and nothing else: `run` ends when its task is cancelled, and
+what it opened is closed on the way out. As with flannel the lease and subnet.env stay,
+so that the next start finds the same subnet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import socket
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import tundp
+from tundp.admin import serve_admin
+from tundp.backoff import Backoff, Outage
+from tundp.config import Config
+from tundp.dataplane.base import Dataplane
+from tundp.dataplane.reference import ReferenceEngine
+from tundp.errors import ConfigError, PlatformError, StoreError
+from tundp.files import write_atomically
+from tundp.lease import subnet_env
+from tundp.lease.fib import build_fib
+from tundp.lease.model import BadEntry, Events, LeaseAttributes, LeaseKey, Snapshot
+from tundp.lease.network import NetworkConfig, parse_network_config
+from tundp.lease.peers import PeerSet, select_peers
+from tundp.lease.table import LeaseTable
+from tundp.linux import device, sdnotify
+from tundp.linux.device import DeviceSettings
+from tundp.linux.iface import Host, Interface, select_interface
+from tundp.linux.netlink import Netlink
+from tundp.linux.tun import Tun
+from tundp.linux.udp import open_udp
+from tundp.store.base import Store
+from tundp.store.claim import Claim
+from tundp.store.etcd2 import Etcd2Store, EtcdAccess
+from tundp.store.file import FileStore
+from tundp.store.follow import follow
+from tundp.wire import overhead
+from tundp.wire.encap import SourceCheck
+
+_log = logging.getLogger(__name__)
+
+STATUS_SCHEMA: Final = 1
+REPAIR_PAUSE_S: Final = 0.1
+"""Device changes come in bursts; one look after this long takes them all in."""
+
+
+async def run(config: Config) -> None:
+    """Be a node of the overlay until cancelled. Raises TundpError when it cannot be one."""
+    _log.info("tundp %s starting: %s", tundp.__version__, config.describe())
+    async with contextlib.AsyncExitStack() as stack:
+        store = _open_store(config)
+        stack.push_async_callback(store.close)
+        netlink = await stack.enter_async_context(Netlink())
+        sdnotify.notify("STATUS=waiting for the network config")
+        network = await _wait_for_network_config(store)
+        interface = await _choose_interface(config, netlink)
+        sock = stack.enter_context(open_udp(interface.address, network.port))
+        claim = _make_claim(config, store, network, interface)
+        sdnotify.notify("STATUS=waiting for a lease")
+        lease = await claim.acquire()
+        _log.info("lease %s, subnet %s", lease.key, lease.key.subnet)
+        node = Node(
+            config=config,
+            store=store,
+            network=network,
+            interface=interface,
+            claim=claim,
+            netlink=netlink,
+            sock=sock,
+        )
+        stack.callback(node.close)
+        await node.open_device()
+        await stack.enter_async_context(serve_admin(config.admin_socket, node.status))
+        node.write_subnet_env()
+        await node.run()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Node:
+    """A node that has its lease: the resources of `run`, and what keeps them going."""
+
+    config: Config
+    store: Store
+    network: NetworkConfig
+    interface: Interface
+    claim: Claim
+    netlink: Netlink
+    sock: socket.socket
+    table: LeaseTable = field(default_factory=LeaseTable)
+    peer_set: PeerSet = field(default_factory=lambda: PeerSet((), ()))
+    bad_entries: dict[str, str] = field(default_factory=dict)
+    store_outage: Outage = field(init=False)
+    settings: DeviceSettings = field(init=False)
+    engine: Dataplane = field(init=False)
+    tun: Tun | None = None
+    tun_index: int = 0
+    generation: int = 0
+    started_at: float = field(default_factory=time.time)
+    updated_at: float | None = None
+
+    def __post_init__(self) -> None:
+        key = self.claim.lease.key
+        self.store_outage = Outage(_log, self.store.description)
+        self.settings = DeviceSettings(
+            address=key.subnet.network_address,
+            mtu=overhead.tun_mtu(self.interface.link.mtu, self.interface.link.name),
+            network=self.network.network,
+        )
+        self.engine = ReferenceEngine(
+            self.sock,
+            tunnel_address=self.settings.address,
+            fib=build_fib(
+                (), own_subnet=key.subnet, port=self.network.port, generation=self.generation
+            ),
+            source_check=SourceCheck(self.config.source_check),
+            loop=asyncio.get_running_loop(),
+        )
+
+    async def open_device(self) -> None:
+        """Make the TUN, configure it, and hand it to the engine."""
+        name = self.config.tun_name if self.tun is None else self.tun.name
+        if self.tun is not None:
+            self.tun.close()
+        self.tun = Tun(name)
+        self.tun_index = await device.configure(self.netlink, self.tun, self.settings)
+        self.engine.attach(self.tun)
+        _log.info(
+            "device %s: address %s/32, MTU %d, route %s, engine %s",
+            self.tun.name,
+            self.settings.address,
+            self.settings.mtu,
+            self.settings.network,
+            self.engine.name,
+        )
+
+    def write_subnet_env(self) -> None:
+        """Tell Docker and CNI. A file that cannot be written is a warning, as in flannel."""
+        env = subnet_env.SubnetEnv(
+            network=self.network.network,
+            key=self.claim.lease.key,
+            network6=None if self.network.pool6 is None else self.network.pool6.network,  # type: ignore[arg-type]
+            mtu=self.settings.mtu,
+            ip_masq=False,
+        )
+        try:
+            write_atomically(self.config.subnet_file, subnet_env.render(env))
+        except OSError as error:
+            _log.warning(
+                "cannot write %s: %s; Docker and CNI will not learn this node's subnet",
+                self.config.subnet_file,
+                error.strerror,
+            )
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_leases(), name="follow leases")
+            group.create_task(self.claim.keep(), name="keep lease")
+            group.create_task(self._keep_device(), name="keep device")
+            group.create_task(self._repair_device(), name="repair device")
+            sdnotify.notify("READY=1", f"STATUS={self._summary()}")
+
+    def close(self) -> None:
+        """Stop the engine, then remove the device. The socket belongs to `run`."""
+        sdnotify.notify("STOPPING=1")
+        self.engine.stop()
+        if self.tun is not None:
+            self.tun.close()
+        counters = self.engine.counters()
+        _log.info(
+            "stopped; encap %d packets, %d dropped; decap %d packets, %d dropped",
+            counters.encap.packets_in,
+            counters.encap.dropped,
+            counters.decap.packets_in,
+            counters.decap.dropped,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Everything `tundp status` shows."""
+        lease = self.claim.lease
+        expires = self.claim.expires_in_s
+        return {
+            "schema": STATUS_SCHEMA,
+            "version": tundp.__version__,
+            "pid": os.getpid(),
+            "uptime_s": round(time.time() - self.started_at, 1),
+            "network": str(self.network.network),
+            "subnet": str(lease.key.subnet),
+            "public_ip": str(self.interface.public_ip),
+            "interface": {
+                "name": self.interface.link.name,
+                "address": str(self.interface.address),
+                "why": self.interface.why,
+            },
+            "port": self.network.port,
+            "tun": {"name": "" if self.tun is None else self.tun.name, "mtu": self.settings.mtu},
+            "engine": self.engine.name,
+            "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
+            "lease": {
+                "key": str(lease.key),
+                "state": self.claim.state.value,
+                "expires_in_s": None if expires is None else round(expires),
+            },
+            "store": {
+                "description": self.store.description,
+                "is_answering": not self.store_outage.is_on,
+                "revision": self.table.revision,
+                "age_s": None if self.updated_at is None else round(time.time() - self.updated_at),
+            },
+            "generation": self.generation,
+            "peers": [
+                {"subnet": str(peer.subnet), "public_ip": str(peer.address)}
+                for peer in self.peer_set.peers
+            ],
+            "refused": [
+                {
+                    "key": str(refused.lease.key),
+                    "public_ip": str(refused.lease.attributes.public_ip),
+                    "reason": refused.refusal.name.lower(),
+                    "means": refused.refusal.value,
+                }
+                for refused in self.peer_set.refused
+            ],
+            "bad_entries": [
+                {"name": name, "why": why} for name, why in sorted(self.bad_entries.items())
+            ],
+            "counters": self.engine.counters().as_dict(),
+        }
+
+    async def _follow_leases(self) -> None:
+        async for update in follow(self.store, self.store_outage, Backoff(0.2, 5.0)):
+            self.updated_at = time.time()
+            self._note_bad_entries(update)
+            changes = self.table.apply(update)
+            own = self.claim.lease.key
+            for change in changes:
+                if change.key == own:
+                    self.claim.observe(change.new)
+            if isinstance(update, Snapshot) and own not in self.table.leases:
+                self.claim.observe(None)
+            if any(change.moves_packets and change.key != own for change in changes):
+                self._install_routes()
+
+    def _install_routes(self) -> None:
+        before = self.peer_set
+        self.peer_set = select_peers(
+            self.table.leases.values(),
+            network=self.network.network,
+            own_key=self.claim.lease.key,
+            own_addresses=(self.interface.public_ip, self.interface.address),
+        )
+        for refused in self.peer_set.refused:
+            if refused not in before.refused:
+                _log.warning(
+                    "lease %s (%s) is no peer: it %s",
+                    refused.lease.key,
+                    refused.lease.attributes.public_ip,
+                    refused.refusal.value,
+                )
+        if self.peer_set.peers == before.peers:
+            return
+        self.generation += 1
+        self.engine.install(
+            build_fib(
+                self.peer_set.peers,
+                own_subnet=self.claim.lease.key.subnet,
+                port=self.network.port,
+                generation=self.generation,
+            )
+        )
+        for peer in sorted(set(before.peers) - set(self.peer_set.peers), key=str):
+            _log.info("peer %s at %s gone", peer.subnet, peer.address)
+        for peer in sorted(set(self.peer_set.peers) - set(before.peers), key=str):
+            _log.info("peer %s at %s", peer.subnet, peer.address)
+        sdnotify.notify(f"STATUS={self._summary()}")
+
+    def _note_bad_entries(self, update: Snapshot | Events) -> None:
+        if isinstance(update, Snapshot):
+            entries = update.bad
+            self.bad_entries = {
+                name: why
+                for name, why in self.bad_entries.items()
+                if any(entry.name == name for entry in entries)
+            }
+        else:
+            entries = tuple(e for e in update.events if isinstance(e, BadEntry))
+        for entry in entries:
+            if self.bad_entries.get(entry.name) != entry.why:
+                _log.warning("entry %r ignored: %s", entry.name, entry.why)
+            self.bad_entries[entry.name] = entry.why
+
+    async def _keep_device(self) -> None:
+        """Make the TUN again whenever it was deleted; the counters go on."""
+        backoff = Backoff(0.1, 5.0)
+        outage = Outage(_log, "TUN device")
+        clock = asyncio.get_running_loop().time
+        while True:
+            await self.engine.tun_lost()
+            try:
+                await self.open_device()
+            except PlatformError as error:
+                self.engine.detach()
+                outage.failed(error, now=clock())
+                await asyncio.sleep(backoff.next_s())
+            else:
+                outage.ended(now=clock())
+                backoff.reset()
+
+    async def _repair_device(self) -> None:
+        """Put back an address, route, MTU or up-state that somebody removed."""
+        outage = Outage(_log, "repair of the TUN device")
+        clock = asyncio.get_running_loop().time
+        async for event in self.netlink.changes():
+            if event.index != self.tun_index:
+                continue
+            await asyncio.sleep(REPAIR_PAUSE_S)
+            try:
+                done = await device.repair(self.netlink, self.tun_index, self.settings)
+            except PlatformError as error:
+                outage.failed(error, now=clock())
+                continue
+            outage.ended(now=clock())
+            if done:
+                _log.warning("device changed behind our back; put back: %s", ", ".join(done))
+
+    def _summary(self) -> str:
+        peers = len(self.peer_set.peers)
+        return f"{self.claim.lease.key.subnet}, {peers} peer{'' if peers == 1 else 's'}"
+
+
+def _open_store(config: Config) -> Store:
+    if config.store_path is not None:
+        return FileStore(config.store_path)
+    return Etcd2Store(
+        EtcdAccess(
+            endpoints=config.etcd_endpoints,
+            prefix=config.etcd_prefix,
+            username=config.etcd_username,
+            password=config.etcd_password,
+            cafile=config.etcd_cafile,
+            certfile=config.etcd_certfile,
+            keyfile=config.etcd_keyfile,
+        )
+    )
+
+
+async def _wait_for_network_config(store: Store) -> NetworkConfig:
+    """The network config, as soon as there is a valid one: an operator may still be typing."""
+    outage = Outage(_log, f"waiting for the network config from {store.description}")
+    backoff = Backoff(0.5, 5.0)
+    clock = asyncio.get_running_loop().time
+    while True:
+        try:
+            config = parse_network_config(await store.network_config(), store.description)
+        except (StoreError, ConfigError) as error:
+            outage.failed(error, now=clock())
+            await asyncio.sleep(backoff.next_s())
+            continue
+        outage.ended(now=clock())
+        _log.info(
+            "network %s, udp port %d, from %s", config.network, config.port, store.description
+        )
+        return config
+
+
+async def _choose_interface(config: Config, netlink: Netlink) -> Interface:
+    host = Host(
+        links=await netlink.links(),
+        addresses=await netlink.addresses(),
+        routes=await netlink.routes(),
+    )
+    chosen = select_interface(host, wanted=config.iface, public_ip=config.public_ip)
+    for warning in chosen.warnings:
+        _log.warning("%s", warning)
+    _log.info(
+        "interface %s (%s), MTU %d, advertising %s: %s",
+        chosen.link.name,
+        chosen.address,
+        chosen.link.mtu,
+        chosen.public_ip,
+        chosen.why,
+    )
+    return chosen
+
+
+def _make_claim(
+    config: Config, store: Store, network: NetworkConfig, interface: Interface
+) -> Claim:
+    return Claim(
+        store,
+        config=network,
+        attributes=LeaseAttributes(public_ip=interface.public_ip),
+        previous=_previous_key(config),
+        lease_ttl_s=config.lease_ttl,
+        margin_s=config.subnet_lease_renew_margin * 60,
+        rng=random.SystemRandom(),
+    )
+
+
+def _previous_key(config: Config) -> LeaseKey | None:
+    try:
+        text = config.subnet_file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return subnet_env.previous_key(text)
