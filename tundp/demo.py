@@ -1,0 +1,361 @@
+"""`tundp demo`: the whole overlay on one machine, every step shown and checked.
+
+Two nodes with a pod each are built from network namespaces (lab/overlay.py draws them),
+a daemon runs on both, and what pod 1 sends to pod 2 crosses the real TUN devices and the
+real UDP sockets. Each line ends in what was measured; the exit code is 0 only if all
+checks passed. Everything is removed at the end, also after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any, Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tundp.dataplane import native
+from tundp.errors import LabError, TundpError, Unsupported
+from tundp.lab.etcd import find_etcd
+from tundp.lab.lab import Lab, leftovers, remove_namespace
+from tundp.lab.overlay import LabNode, OverlayLab, make_directory
+from tundp.lab.traffic import ping, transfer
+from tundp.lease.fib import build_fib
+from tundp.lease.model import Peer
+from tundp.show import counters_table, drop_lines
+
+PREFIX: Final = "tundp"
+KEPT: Final = Path("/run/tundp-demo.json")
+NETWORK: Final = {"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "Port": 8285}}
+PING_COUNT: Final = 20
+_PICTURE: Final = """\
+   pod1 ── cni0 \\[node1] eth0 ──── switch ──── eth0 \\[node2] cni0 ── pod2
+                 flannel0  192.0.2.1   │   192.0.2.2  flannel0
+                                     {store}"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoSettings:
+    """What to show."""
+
+    store: str
+    """`auto`, `etcd` or `file`."""
+    payload_len: int
+    """Bytes of TCP payload to move and verify."""
+    is_kept: bool
+    """Leave the lab running at the end."""
+
+
+async def run_demo(settings: DemoSettings, console: Console | None = None) -> bool:
+    """Build, check, show, tear down. Whether every check passed; LabError if it cannot start."""
+    console = console or Console(highlight=False)
+    left = leftovers(PREFIX)
+    if left:
+        raise LabError(
+            f"a demo is still there ({', '.join(left)}): remove it with tundp demo --clean"
+        )
+    directory = make_directory()
+    lab = Lab(PREFIX)
+    try:
+        async with _interruptible(), lab:
+            demo = Demo(settings, OverlayLab(lab, directory), console)
+            try:
+                passed = await demo.run()
+            except TundpError as error:
+                console.print(f"\n[red]{error}[/]")
+                passed = False
+            if settings.is_kept and passed:
+                lab.is_kept = True
+                demo.print_ways_to_look_around()
+                return passed
+            console.print("\ntearing down ... ", end="")
+        console.print("done, nothing left behind")
+    except asyncio.CancelledError:
+        console.print("\ninterrupted; everything torn down")
+        return False
+    finally:
+        if not lab.is_kept:
+            shutil.rmtree(directory, ignore_errors=True)
+    console.print(
+        "[bold green]all checks passed[/]" if passed else "[bold red]some checks failed[/]"
+    )
+    return passed
+
+
+async def clean_demo() -> bool:
+    """Remove what `--keep` left: its processes, namespaces and files."""
+    if KEPT.exists():
+        kept = json.loads(KEPT.read_text(encoding="utf-8"))
+        for pid in kept["pids"]:
+            if _is_ours(pid):
+                os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while any(map(_is_ours, kept["pids"])) and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # others' processes: there is nothing to wait on
+        for directory in kept["directories"]:
+            shutil.rmtree(directory, ignore_errors=True)
+        KEPT.unlink()
+    for name in leftovers(PREFIX):
+        remove_namespace(name)
+    Console(highlight=False).print("the demo is gone")
+    return not leftovers(PREFIX)
+
+
+class Demo:
+    """One run. The steps are in `run`, in order."""
+
+    def __init__(self, settings: DemoSettings, overlay: OverlayLab, console: Console) -> None:
+        self._settings = settings
+        self._overlay = overlay
+        self._console = console
+        self._has_failed = False
+
+    async def run(self) -> bool:
+        """All steps; whether every check passed."""
+        await self._build()
+        await self._start_daemons()
+        await self._show_leases()
+        self._check_native()
+        await self._check_pings()
+        await self._check_errors()
+        await self._check_transfer()
+        await self._check_conservation()
+        return not self._has_failed
+
+    @property
+    def _nodes(self) -> tuple[LabNode, LabNode]:
+        return self._overlay.nodes[1], self._overlay.nodes[2]
+
+    async def _build(self) -> None:
+        store = self._settings.store
+        has_etcd = find_etcd() is not None
+        if store == "etcd" and not has_etcd:
+            raise LabError("--store etcd: etcd is not installed; use --store file")
+        uses_etcd = store != "file" and has_etcd
+        self._console.print("[bold]tundp demo[/]: two nodes, two pods, one overlay\n")
+        self._console.print(_PICTURE.format(store="etcd" if uses_etcd else ""))
+        await self._overlay.build()
+        if uses_etcd:
+            await self._overlay.start_etcd(NETWORK)
+            assert self._overlay.etcd is not None
+            self._say("store", f"private etcd at {self._overlay.etcd.url}, v2 API")
+        else:
+            self._overlay.write_lease_file(NETWORK)
+            why = "asked for" if store == "file" else "etcd is not installed"
+            self._say("store", f"embedded lease file {self._overlay.lease_file} ({why})")
+
+    async def _start_daemons(self) -> None:
+        started = time.perf_counter()
+        for node in self._nodes:
+            await self._overlay.start_daemon(node, is_kept=self._settings.is_kept)
+        await self._overlay.wait_ready()
+        for node in self._nodes:
+            await self._overlay.add_pod(node)
+        status = await self._nodes[0].status()
+        self._say(
+            "daemons",
+            f"2 ready in {time.perf_counter() - started:.1f} s,"
+            f" engine {status['engine']} on {status['loop']}",
+        )
+
+    async def _show_leases(self) -> None:
+        table = Table(box=box.SIMPLE_HEAD)
+        for column in ("lease in the store", "value", "pod", "MTU"):
+            table.add_column(column, overflow="fold")
+        leases = await self._overlay.read_leases()
+        by_subnet = {node.gateway.network: node for node in self._nodes}
+        for key, value in sorted(leases.items()):
+            node = by_subnet.get(IPv4Network(key.replace("-", "/")))
+            if node is None:
+                continue
+            env = node.environment
+            table.add_row(
+                key,
+                _shorten(value),
+                f"pod{node.number} {node.pod_address}",
+                env["FLANNEL_MTU"],
+            )
+        self._console.print(table)
+        self._check("leases", len(leases) == len(self._nodes), f"{len(leases)} in the store")
+
+    def _check_native(self) -> None:
+        first, second = self._nodes
+        fib = build_fib(
+            [Peer(second.gateway.network, IPv4Address(second.public_ip))],
+            own_subnet=first.gateway.network,
+            port=8285,
+            generation=1,
+        )
+        try:
+            compared = native.self_test(fib)
+        except Unsupported as error:
+            self._say("C module", str(error))
+            return
+        self._check("C module", True, f"agrees with Python in {compared:,} comparisons")
+
+    async def _check_pings(self) -> None:
+        first, second = self._nodes
+        for source, destination in ((first, second), (second, first)):
+            assert source.pod is not None
+            answers = [await ping(source.pod, destination.pod_address) for _ in range(PING_COUNT)]
+            times = [answer.rtt_s * 1e3 for answer in answers if answer and answer.is_echo_reply]
+            text = f"{len(times)}/{PING_COUNT} answered"
+            if times:
+                text += f", median {statistics.median(times):.2f} ms, max {max(times):.2f} ms"
+            self._check(
+                f"ping pod{source.number} -> pod{destination.number}",
+                len(times) == PING_COUNT,
+                text,
+            )
+
+    async def _check_errors(self) -> None:
+        first, second = self._nodes
+        assert first.pod is not None
+        hops = []
+        for ttl in range(1, 9):
+            answer = await ping(first.pod, second.pod_address, ttl=ttl)
+            hops.append(str(answer.source) if answer else "*")
+            if answer and answer.is_echo_reply:
+                break
+        self._check(
+            "traceroute", "*" not in hops and hops[-1] == second.pod_address, " > ".join(hops)
+        )
+        nowhere = str(_unleased(self._nodes) + 1)
+        answer = await ping(first.pod, nowhere)
+        is_right = answer is not None and (answer.icmp_type, answer.code) == (3, 0)
+        said = "net unreachable from " + str(answer.source) if answer else "silence"
+        self._check(f"ping unleased {nowhere}", is_right, said)
+
+    async def _check_transfer(self) -> None:
+        first, second = self._nodes
+        assert first.pod is not None
+        assert second.pod is not None
+        megabytes = self._settings.payload_len >> 20
+        with self._console.status(f"moving {megabytes} MB of TCP from pod1 to pod2 ..."):
+            seconds, is_equal = await transfer(
+                first.pod,
+                second.pod,
+                second.pod_address,
+                payload_len=self._settings.payload_len,
+            )
+        rate = self._settings.payload_len * 8 / seconds / 1e6
+        self._check(
+            "TCP pod1 -> pod2",
+            is_equal,
+            f"{megabytes} MB in {seconds:.1f} s ({rate:.0f} Mbit/s),"
+            f" SHA-256 {'equal' if is_equal else 'DIFFERS'} at both ends",
+        )
+
+    async def _check_conservation(self) -> None:
+        statuses = [await node.status() for node in self._nodes]
+        for node, status in zip(self._nodes, statuses, strict=True):
+            self._console.print(f"\n[bold]node{node.number}[/] {status['subnet']}")
+            self._console.print(counters_table(status["counters"]))
+            for line in drop_lines(status["counters"]):
+                self._console.print(f"  {line}", soft_wrap=True)
+        counters = [status["counters"] for status in statuses]
+        self._check(
+            "conservation",
+            all(each["conserved"] for each in counters),
+            "every packet in came out or has a named drop, both nodes, both directions",
+        )
+        for source, destination in ((0, 1), (1, 0)):
+            sent = _datagrams_out(counters[source])
+            received = counters[destination]["decap"]["packets_in"]
+            self._check(
+                f"wire node{source + 1} -> node{destination + 1}",
+                sent == received,
+                f"{sent:,} datagrams sent, {received:,} received",
+            )
+
+    def print_ways_to_look_around(self) -> None:
+        """The lab stays: commands to explore it, and the one that ends it."""
+        first, second = self._nodes
+        pids = [
+            process.pid for host in self._overlay.lab.hosts.values() for process in host.processes
+        ]
+        directories = [str(self._overlay.directory)]
+        if self._overlay.etcd is not None:
+            directories.append(str(self._overlay.etcd.directory))
+        KEPT.write_text(json.dumps({"pids": pids, "directories": directories}), encoding="utf-8")
+        commands = [
+            f"ip netns exec {PREFIX}-pod1 ping {second.pod_address}",
+            f"tundp status --admin-socket {first.admin_socket}",
+            f"ip netns exec {PREFIX}-node1 ip addr show dev flannel0",
+            f"ip netns exec {PREFIX}-switch tcpdump -ni br0 udp port 8285",
+            f"ip netns exec {PREFIX}-switch tshark -ni br0 -d udp.port==8285,ip",
+            f"cat {first.log_path}",
+            "tundp demo --clean",
+        ]
+        self._console.print("\n[bold]everything keeps running[/]; look around with:\n")
+        for command in commands:
+            self._console.print(f"  {command}", soft_wrap=True)
+
+    def _check(self, what: str, is_ok: bool, text: str) -> None:  # noqa: FBT001
+        mark = "[green]ok  [/]" if is_ok else "[red]FAIL[/]"
+        self._has_failed = self._has_failed or not is_ok
+        self._console.print(f"{mark} [bold]{what}[/]: {text}", soft_wrap=True)
+
+    def _say(self, what: str, text: str) -> None:
+        self._console.print(f"     [bold]{what}[/]: {text}", soft_wrap=True)
+
+
+def _shorten(value: str) -> str:
+    """A lease value without the fields only the lease file has."""
+    return json.dumps({"PublicIP": json.loads(value)["PublicIP"]})
+
+
+def _datagrams_out(counters: dict[str, Any]) -> int:
+    """Datagrams one node sent: packets forwarded, and ICMP errors that went to a peer."""
+    return int(counters["encap"]["packets_out"]) + int(counters["icmp_to_peers"])
+
+
+def _unleased(nodes: tuple[LabNode, ...]) -> IPv4Address:
+    """The base of a subnet of the network nobody holds."""
+    held = {node.gateway.network for node in nodes}
+    for subnet in IPv4Network(str(NETWORK["Network"])).subnets(new_prefix=24):
+        if subnet not in held:
+            return subnet.network_address
+    raise LabError("two nodes cannot hold 256 subnets")
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether `pid` is still the daemon or etcd the demo started, and not its successor."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"tundp-lab-" in command or b"tundp-etcd-" in command
+
+
+@contextlib.asynccontextmanager
+async def _interruptible() -> AsyncIterator[None]:
+    """SIGINT and SIGTERM cancel the block, so that its clean-up runs; later ones are ignored."""
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signum, lambda: None)
+        task.cancel()
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, stop)
+    try:
+        yield
+    finally:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(signum)

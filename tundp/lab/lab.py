@@ -1,0 +1,220 @@
+"""Hosts as network namespaces, joined by veth pairs and bridges; all of it gone at the end.
+
+    async with Lab("mylab") as lab:
+        a, b = await lab.host("a"), await lab.host("b")
+        await lab.cable(a, "eth0", b, "eth0")
+        await a.configure("eth0", "192.0.2.1/24")
+
+A host is the namespace `<lab>-<host>` under /run/netns, so `ip netns exec` reaches it.
+The lab makes namespaces only of its own prefix, touches no other, and refuses to start
+where one of its names is taken. Processes it starts end with it, by their pid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import IO, Any, Final, TypeVar
+
+from pyroute2 import netns
+
+from tundp.blocking import BlockingThread
+from tundp.errors import LabError, PlatformError
+from tundp.linux.netlink import Netlink, enter_namespace
+
+T = TypeVar("T")
+
+NETNS_DIR: Final = Path("/run/netns")
+STOP_S: Final = 5.0
+"""How long a process may take over SIGTERM before it is killed."""
+
+
+class Host:
+    """One namespace. Made by `Lab.host`."""
+
+    def __init__(self, lab: str, name: str) -> None:
+        self.name = name
+        self.namespace = f"{lab}-{name}"
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self._netlink = Netlink(self.namespace)
+        self._thread = BlockingThread(f"lab-{name}")
+
+    async def start(self) -> None:
+        """Create the namespace, loopback up."""
+        if (NETNS_DIR / self.namespace).exists():
+            raise LabError(f"network namespace {self.namespace} exists already")
+        try:
+            await asyncio.to_thread(netns.create, self.namespace)
+        except OSError as error:
+            raise LabError(
+                f"cannot create network namespace {self.namespace}: {error}; run as root"
+            ) from None
+        await self._thread.run(enter_namespace, self.namespace)
+        await self._netlink.__aenter__()
+        await self._netlink.set_link(await self.index("lo"), state="up")
+
+    async def stop(self) -> None:
+        """End this host's processes and remove the namespace with everything in it."""
+        for process in reversed(self.processes):
+            await stop_process(process)
+        with contextlib.suppress(PlatformError):
+            await self._netlink.__aexit__()
+        self._thread.close()
+        if (NETNS_DIR / self.namespace).exists():
+            await asyncio.to_thread(netns.remove, self.namespace)
+
+    async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Run `function` inside the namespace, on the host's one thread."""
+        return await self._thread.run(function, *args, **kwargs)
+
+    async def socket(self, kind: int, protocol: int = 0) -> socket.socket:
+        """Open an IPv4 socket of this namespace; it may be used anywhere, and is the caller's."""
+        return await self.call(socket.socket, socket.AF_INET, kind, protocol)
+
+    async def popen(
+        self,
+        argv: Sequence[str],
+        *,
+        log: IO[bytes] | None = None,
+        environment: dict[str, str] | None = None,
+        is_kept: bool = False,
+    ) -> subprocess.Popen[bytes]:
+        """Start a process in the namespace; stdout and stderr go to `log`.
+
+        is_kept: in a session of its own, so that it outlives us if the lab is kept.
+        """
+        process: subprocess.Popen[bytes] = await self.call(
+            subprocess.Popen,
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log or subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            env=os.environ | (environment or {}),
+            start_new_session=is_kept,
+        )
+        self.processes.append(process)
+        return process
+
+    async def index(self, device: str) -> int:
+        """The interface index of `device`."""
+        for link in await self._netlink.links():
+            if link.name == device:
+                return link.index
+        raise LabError(f"{self.namespace} has no interface {device}")
+
+    async def configure(
+        self, device: str, *addresses: str, mtu: int | None = None, mac: str | None = None
+    ) -> None:
+        """Set MTU and MAC address, bring the device up, and add addresses."""
+        index = await self.index(device)
+        if mtu is not None:
+            await self._netlink.set_link(index, mtu=mtu)
+        if mac is not None:
+            await self._netlink.set_link(index, address=mac)
+        await self._netlink.set_link(index, state="up")
+        for address in addresses:
+            await self._netlink.ensure_address(index, IPv4Interface(address))
+
+    async def bridge(self, name: str, *ports: str) -> None:
+        """Make a bridge with these devices as ports, all up."""
+        await self.netlink.call(f"add bridge {name}", "link", "add", ifname=name, kind="bridge")
+        index = await self.index(name)
+        await self._netlink.set_link(index, state="up")
+        for port in ports:
+            await self.enslave(port, name)
+
+    async def enslave(self, port: str, bridge: str) -> None:
+        """Plug `port` into `bridge` and bring it up."""
+        index = await self.index(port)
+        await self._netlink.set_link(index, master=await self.index(bridge))
+        await self._netlink.set_link(index, state="up")
+
+    async def route(self, destination: str, via: str) -> None:
+        """Add a route through a gateway."""
+        await self._netlink.call(
+            f"add route {destination} via {via}",
+            "route",
+            "add",
+            dst=str(IPv4Network(destination)),
+            gateway=via,
+        )
+
+    async def sysctl(self, name: str, value: int) -> None:
+        """Set a net sysctl, e.g. `ipv4/ip_forward`."""
+        path = Path("/proc/sys/net") / name
+        await self.call(path.write_text, f"{value}\n", encoding="ascii")
+
+    @property
+    def netlink(self) -> Netlink:
+        """For what the methods above do not cover."""
+        return self._netlink
+
+
+class Lab:
+    """All hosts of one lab. Leaving the context stops and removes them, unless `is_kept`."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.hosts: dict[str, Host] = {}
+        self.is_kept = False
+
+    async def __aenter__(self) -> Lab:
+        if os.geteuid() != 0:
+            raise LabError("network namespaces need root: run it as root")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.is_kept:
+            return
+        # Shielded: a second Ctrl-C must not leave half a lab behind.
+        await asyncio.shield(self._stop())
+
+    async def host(self, name: str) -> Host:
+        """Make a host."""
+        host = Host(self.prefix, name)
+        await host.start()
+        self.hosts[name] = host
+        return host
+
+    async def cable(self, left: Host, left_device: str, right: Host, right_device: str) -> None:
+        """Join two hosts by a veth pair; both ends are still down."""
+        await left.netlink.call(
+            f"add veth {left_device} to {right.namespace}",
+            "link",
+            "add",
+            ifname=left_device,
+            kind="veth",
+            peer={"ifname": right_device, "net_ns_fd": right.namespace},
+        )
+
+    async def _stop(self) -> None:
+        for host in reversed(self.hosts.values()):
+            await host.stop()
+        self.hosts.clear()
+
+
+async def stop_process(process: subprocess.Popen[bytes]) -> int:
+    """SIGTERM, a while, SIGKILL; the exit code."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            await asyncio.to_thread(process.wait, STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return await asyncio.to_thread(process.wait)
+
+
+def leftovers(prefix: str) -> list[str]:
+    """Namespaces of an earlier lab of this prefix."""
+    return sorted(name for name in netns.listnetns() if name.startswith(f"{prefix}-"))
+
+
+def remove_namespace(name: str) -> None:
+    """Remove one namespace by name."""
+    netns.remove(name)

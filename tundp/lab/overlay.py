@@ -1,0 +1,227 @@
+"""The standard lab: two or more tundp nodes on one underlay, each with a pod behind a bridge.
+
+pod1 ── cni0 [node1] eth0 ──┐               ┌── eth0 [node2] cni0 ── pod2
+        10.5.x.1     192.0.2.1   [switch]   192.0.2.2     10.5.y.1
+                            └── br0 192.0.2.254 ─┘
+                                 etcd
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface
+from pathlib import Path
+from typing import Any, Final
+
+import etcd
+
+from tundp.admin import fetch_status
+from tundp.errors import LabError, PlatformError
+from tundp.lab.etcd import PrivateEtcd
+from tundp.lab.lab import Host, Lab
+
+PREFIX: Final = "/coreos.com/network"
+STORE_ADDRESS: Final = "192.0.2.254"
+READY_S: Final = 20.0
+
+
+@dataclass(slots=True)
+class LabNode:
+    """One node: its namespace, its pod's, and its daemon."""
+
+    number: int
+    host: Host
+    directory: Path
+    flags: list[str] = field(default_factory=list)
+    pod: Host | None = None
+    daemon: subprocess.Popen[bytes] | None = None
+
+    @property
+    def public_ip(self) -> str:
+        """The node's underlay address."""
+        return f"192.0.2.{self.number}"
+
+    @property
+    def admin_socket(self) -> Path:
+        """Where its daemon answers."""
+        return self.directory / f"node{self.number}.sock"
+
+    @property
+    def log_path(self) -> Path:
+        """What its daemon said."""
+        return self.directory / f"node{self.number}.log"
+
+    @property
+    def subnet_file(self) -> Path:
+        """Its subnet.env."""
+        return self.directory / f"node{self.number}.env"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The contents of its subnet.env."""
+        lines = self.subnet_file.read_text(encoding="utf-8").splitlines()
+        return dict(line.split("=", 1) for line in lines)
+
+    @property
+    def gateway(self) -> IPv4Interface:
+        """The bridge's address, e.g. 10.5.7.1/24: what subnet.env says."""
+        return IPv4Interface(self.environment["FLANNEL_SUBNET"])
+
+    @property
+    def tunnel_address(self) -> str:
+        """The TUN's address, e.g. 10.5.7.0."""
+        return str(self.gateway.network.network_address)
+
+    @property
+    def pod_address(self) -> str:
+        """The pod's address, e.g. 10.5.7.2."""
+        return str(self.gateway.ip + 1)
+
+    async def status(self) -> dict[str, Any]:
+        """What its daemon says of itself."""
+        return await fetch_status(self.admin_socket)
+
+
+class OverlayLab:
+    """Builds the picture above piece by piece; what it starts ends with its `lab`."""
+
+    def __init__(self, lab: Lab, directory: Path) -> None:
+        self.lab = lab
+        self.directory = directory
+        self.nodes: dict[int, LabNode] = {}
+        self.etcd: PrivateEtcd | None = None
+        self._switch: Host | None = None
+
+    @property
+    def switch(self) -> Host:
+        """The underlay: a bridge every node's eth0 is plugged into as `port<number>`."""
+        if self._switch is None:
+            raise LabError("build() first")
+        return self._switch
+
+    @property
+    def lease_file(self) -> Path:
+        """The lease file, when there is no etcd."""
+        return self.directory / "leases.json"
+
+    @property
+    def store_flags(self) -> list[str]:
+        """The daemon's flags that name the store."""
+        if self.etcd is not None:
+            return [f"--etcd-endpoints={self.etcd.url}"]
+        return [f"--store=file:{self.lease_file}"]
+
+    async def build(self, node_count: int = 2, *, mtu: int = 1500) -> None:
+        """The switch and the nodes, no daemons yet."""
+        self._switch = await self.lab.host("switch")
+        await self._switch.bridge("br0")
+        await self._switch.configure("br0", f"{STORE_ADDRESS}/24", mtu=mtu)
+        for number in range(1, node_count + 1):
+            host = await self.lab.host(f"node{number}")
+            node = LabNode(number, host, self.directory)
+            self.nodes[number] = node
+            await self.lab.cable(host, "eth0", self._switch, f"port{number}")
+            await self._switch.configure(f"port{number}", mtu=mtu)
+            await self._switch.enslave(f"port{number}", "br0")
+            await host.configure("eth0", f"{node.public_ip}/24", mtu=mtu)
+            await host.sysctl("ipv4/ip_forward", 1)
+
+    async def start_etcd(self, config: dict[str, Any]) -> None:
+        """A private etcd on the switch, with the network config in it."""
+        self.etcd = PrivateEtcd(STORE_ADDRESS, self.switch)
+        await self.etcd.start()
+        await self.write_etcd("config", json.dumps(config))
+
+    def write_lease_file(self, config: dict[str, Any]) -> None:
+        """The lease file instead of an etcd."""
+        self.lease_file.write_text(json.dumps({"config": config, "leases": {}}), encoding="utf-8")
+
+    async def write_etcd(self, key: str, value: str, **options: Any) -> None:
+        """Write a key under the prefix, as an operator would."""
+        await self._etcd_call("write", f"{PREFIX}/{key}", value, **options)
+
+    async def delete_etcd(self, key: str) -> None:
+        """Delete a key under the prefix."""
+        await self._etcd_call("delete", f"{PREFIX}/{key}")
+
+    async def read_leases(self) -> dict[str, str]:
+        """Key to value, straight from the store and not through a daemon."""
+        if self.etcd is None:
+            document = json.loads(self.lease_file.read_text(encoding="utf-8"))
+            return {key: json.dumps(value) for key, value in document["leases"].items()}
+        found = await self._etcd_call("read", f"{PREFIX}/subnets", recursive=True)
+        return {leaf.key.rsplit("/", 1)[-1]: leaf.value for leaf in found.leaves if not leaf.dir}
+
+    async def start_daemon(self, node: LabNode, *flags: str, is_kept: bool = False) -> None:
+        """Start tundp on a node. It is not ready yet: see `wait_ready`."""
+        node.flags = list(flags)
+        with node.log_path.open("ab") as log:
+            node.daemon = await node.host.popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "tundp",
+                    "run",
+                    *self.store_flags,
+                    "--iface=eth0",
+                    f"--subnet-file={node.subnet_file}",
+                    f"--admin-socket={node.admin_socket}",
+                    *flags,
+                ],
+                log=log,
+                is_kept=is_kept,
+            )
+
+    async def wait_ready(self, nodes: Sequence[LabNode] | None = None) -> None:
+        """Until every daemon has its lease and sees all the others' as peers."""
+        nodes = list(self.nodes.values()) if nodes is None else nodes
+        deadline = time.monotonic() + READY_S
+        for node in nodes:
+            while not await self._sees_peers(node, len(nodes) - 1):
+                if node.daemon is None or node.daemon.poll() is not None:
+                    raise LabError(f"node{node.number}'s daemon ended:\n{self.log_tail(node)}")
+                if time.monotonic() > deadline:
+                    raise LabError(f"node{node.number} is not ready:\n{self.log_tail(node)}")
+                await asyncio.sleep(0.05)
+
+    async def add_pod(self, node: LabNode) -> Host:
+        """A pod behind a bridge with the subnet's first address, as CNI would make it."""
+        pod = await self.lab.host(f"pod{node.number}")
+        node.pod = pod
+        mtu = int(node.environment["FLANNEL_MTU"])
+        await self.lab.cable(pod, "eth0", node.host, "veth1")
+        await node.host.configure("veth1", mtu=mtu)
+        await node.host.bridge("cni0", "veth1")
+        await node.host.configure("cni0", str(node.gateway), mtu=mtu)
+        prefix_len = node.gateway.network.prefixlen
+        await pod.configure("eth0", f"{node.pod_address}/{prefix_len}", mtu=mtu)
+        await pod.route("0.0.0.0/0", via=str(node.gateway.ip))
+        return pod
+
+    def log_tail(self, node: LabNode) -> str:
+        """The last lines of a daemon's log."""
+        return node.log_path.read_text(encoding="utf-8", errors="replace")[-3000:]
+
+    async def _sees_peers(self, node: LabNode, count: int) -> bool:
+        try:
+            return len((await node.status())["peers"]) >= count
+        except PlatformError:
+            return False
+
+    async def _etcd_call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        if self.etcd is None:
+            raise LabError("this lab has no etcd")
+        client = etcd.Client(host=STORE_ADDRESS, port=2379)
+        return await self.switch.call(getattr(client, method), *arguments, **options)
+
+
+def make_directory() -> Path:
+    """A directory for a lab's sockets, logs and lease file."""
+    return Path(tempfile.mkdtemp(prefix="tundp-lab-"))

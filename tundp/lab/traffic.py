@@ -1,0 +1,160 @@
+"""Traffic for labs: pings that read the answers' headers, TCP streams that are verified."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Final
+
+from tundp.lab.lab import Host
+from tundp.wire import checksum, icmp, ip
+
+_ECHO_REQUEST: Final = 8
+_ECHO_REPLY: Final = 0
+_ICMP_HEADER: Final = struct.Struct("!BBHHH")
+_BLOCK_LEN: Final = 1 << 18
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came back for one echo request."""
+
+    icmp_type: int
+    code: int
+    source: IPv4Address
+    ttl: int
+    rtt_s: float
+    packet: bytes
+    """The whole answer, IP header first."""
+
+    @property
+    def is_echo_reply(self) -> bool:
+        """Whether the destination itself answered."""
+        return self.icmp_type == _ECHO_REPLY
+
+    @property
+    def next_hop_mtu(self) -> int:
+        """Of a fragmentation-needed error (RFC 1191)."""
+        return int.from_bytes(self.packet[26:28], "big")
+
+
+async def ping(
+    host: Host,
+    destination: str,
+    *,
+    size: int = 56,
+    ttl: int = 64,
+    timeout_s: float = 2.0,
+    dont_fragment: bool = False,
+) -> Answer | None:
+    """Send one echo request of `size` payload bytes; its answer or the ICMP error about it."""
+    loop = asyncio.get_running_loop()
+    sock = await host.socket(socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    with sock:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+        # IP_PMTUDISC_PROBE sets DF and ignores what the kernel knows of the path (in.h).
+        sock.setsockopt(socket.IPPROTO_IP, 10, 3 if dont_fragment else 0)
+        identifier = random.getrandbits(16)
+        sent_at = time.perf_counter()
+        await loop.sock_sendto(sock, _echo_request(identifier, size), (destination, 0))
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    packet = await loop.sock_recv(sock, 65535)
+                    if _is_about(packet, identifier):
+                        return _to_answer(packet, time.perf_counter() - sent_at)
+        except TimeoutError:
+            return None
+
+
+async def transfer(
+    source: Host, destination: Host, address: str, *, payload_len: int
+) -> tuple[float, bool]:
+    """Send random bytes over TCP; seconds taken, and whether the SHA-256 of both ends agree."""
+    listener = await destination.socket(socket.SOCK_STREAM)
+    with listener:
+        listener.bind((address, 0))
+        listener.listen(1)
+        listener.settimeout(10)
+        sender = await source.socket(socket.SOCK_STREAM)
+        with sender:
+            receiving = asyncio.create_task(asyncio.to_thread(_receive, listener))
+            started = time.perf_counter()
+            sender.settimeout(30)
+            await asyncio.to_thread(sender.connect, listener.getsockname())
+            sent = await asyncio.to_thread(_send, sender, payload_len)
+            received = await receiving
+            return time.perf_counter() - started, sent == received
+
+
+def _send(sock: socket.socket, payload_len: int) -> str:
+    digest = hashlib.sha256()
+    block = bytearray(os.urandom(_BLOCK_LEN))
+    left = payload_len
+    while left:
+        # Every block differs, so that a lost, doubled or swapped one shows.
+        struct.pack_into("!Q", block, 0, left)
+        piece = memoryview(block)[: min(left, _BLOCK_LEN)]
+        digest.update(piece)
+        sock.sendall(piece)
+        left -= len(piece)
+    sock.shutdown(socket.SHUT_WR)
+    return digest.hexdigest()
+
+
+def _receive(listener: socket.socket) -> str:
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_BLOCK_LEN))
+    connection, _ = listener.accept()
+    with connection:
+        connection.settimeout(30)
+        while length := connection.recv_into(buffer):
+            digest.update(buffer[:length])
+    return digest.hexdigest()
+
+
+def _echo_request(identifier: int, size: int) -> bytes:
+    payload = bytes(number & 0xFF for number in range(size))
+    blank = _ICMP_HEADER.pack(_ECHO_REQUEST, 0, 0, identifier, 1) + payload
+    return _ICMP_HEADER.pack(_ECHO_REQUEST, 0, checksum.checksum(blank), identifier, 1) + payload
+
+
+def _is_about(packet: bytes, identifier: int) -> bool:
+    """Whether `packet` answers, or reports an error about, our echo request."""
+    header_len = (packet[0] & 0x0F) * 4
+    message = packet[header_len:]
+    if len(message) < _ICMP_HEADER.size:
+        return False
+    if message[0] in (icmp.TYPE_DEST_UNREACHABLE, icmp.TYPE_TIME_EXCEEDED):
+        quote = message[8:]
+        if len(quote) < ip.MIN_HEADER_LEN:
+            return False
+        message = quote[(quote[0] & 0x0F) * 4 :]
+        expected = _ECHO_REQUEST
+    else:
+        expected = _ECHO_REPLY
+    return (
+        len(message) >= _ICMP_HEADER.size
+        and message[0] == expected
+        and _ICMP_HEADER.unpack_from(message)[3] == identifier
+    )
+
+
+def _to_answer(packet: bytes, rtt_s: float) -> Answer:
+    header_len = (packet[0] & 0x0F) * 4
+    return Answer(
+        icmp_type=packet[header_len],
+        code=packet[header_len + 1],
+        source=IPv4Address(packet[12:16]),
+        ttl=packet[8],
+        rtt_s=rtt_s,
+        packet=packet,
+    )
