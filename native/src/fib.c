@@ -43,8 +43,8 @@ static int check_node(const struct tundp_fib *fib, unsigned int level, uint64_t 
 
 		if (!(slot & CHUNK))
 			continue;
-		/* Chunks lie behind the node that names them, so the walk ends. */
-		if (level + 1 >= fib->level_count || (slot & ~CHUNK) <= offset ||
+		/* Chunks lie behind the node that names them, never inside it. */
+		if (level + 1 >= fib->level_count || (slot & ~CHUNK) < offset + count ||
 		    check_node(fib, level + 1, slot & ~CHUNK))
 			return -EINVAL;
 	}

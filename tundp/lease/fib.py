@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import Final
 
 import numpy as np
@@ -68,7 +68,8 @@ class Fib:
     def __init__(
         self,
         *,
-        base: IPv4Network,
+        base: int,
+        base_len: int,
         strides: tuple[int, ...],
         table: npt.NDArray[np.uint32],
         hops: Sequence[NextHop | None],
@@ -82,9 +83,9 @@ class Fib:
         self.hop_array = hop_array
         for array in (table, hop_array):
             array.flags.writeable = False
-        self._base = int(base.network_address)
-        self._base_shift = _ADDRESS_BITS - base.prefixlen
-        self._levels = _levels(base.prefixlen, strides)
+        self._base = base
+        self._base_shift = _ADDRESS_BITS - base_len
+        self._levels = _levels(base_len, strides)
         # A memoryview item is a plain int; a numpy item would be boxed on every packet.
         self._view = memoryview(table)  # type: ignore[arg-type]  # mypy does not know ndarray as a buffer
         self._peer_addresses = frozenset(hop.address for hop in hops if hop and not hop.is_local)
@@ -136,50 +137,70 @@ def build_fib(
     prefix inside it. Cost: a few numpy passes, linear in the number of peers.
     """
     hops: list[NextHop | None] = [None]
-    routes: list[tuple[IPv4Network, int]] = []
+    starts: list[int] = []
+    lengths: list[int] = []
+    indexes: list[int] = []
     if own_subnet is not None:
         hops.append(NextHop(0, ("0.0.0.0", port), is_local=True))
-        routes.append((own_subnet, 1))
-    by_address: dict[IPv4Address, int] = {}
+        starts.append(int(own_subnet.network_address))
+        lengths.append(own_subnet.prefixlen)
+        indexes.append(1)
+    by_address: dict[int, int] = {}
     for peer in peers:
-        index = by_address.get(peer.address)
+        address = int(peer.address)
+        index = by_address.get(address)
         if index is None:
-            index = by_address[peer.address] = len(hops)
-            hops.append(NextHop(int(peer.address), (str(peer.address), port)))
-        routes.append((peer.subnet, index))
-    base, strides = _plan([subnet for subnet, _ in routes])
+            index = by_address[address] = len(hops)
+            hops.append(NextHop(address, (str(peer.address), port)))
+        starts.append(int(peer.subnet.network_address))
+        lengths.append(peer.subnet.prefixlen)
+        indexes.append(index)
+    routes = _Routes(
+        np.array(starts, np.int64), np.array(lengths, np.int64), np.array(indexes, np.uint32)
+    )
+    base, base_len, strides = _plan(routes)
     hop_array = np.zeros(len(hops), HOP_DTYPE)
     for index, hop in enumerate(hops):
         if hop is not None:
             hop_array[index] = (hop.address, port, HOP_LOCAL if hop.is_local else 0)
     return Fib(
         base=base,
+        base_len=base_len,
         strides=strides,
-        table=_fill(routes, base, strides),
+        table=_fill(routes, base_len, strides),
         hops=hops,
         hop_array=hop_array,
         generation=generation,
     )
 
 
-def _plan(subnets: list[IPv4Network]) -> tuple[IPv4Network, tuple[int, ...]]:
-    """The prefix all subnets share, and how many address bits each level consumes."""
-    if not subnets:
-        return IPv4Network("0.0.0.0/32"), (0,)
-    first = min(int(subnet.network_address) for subnet in subnets)
-    last = max(int(subnet.broadcast_address) for subnet in subnets)
-    shared = _ADDRESS_BITS - (first ^ last).bit_length()
-    base_len = min(shared, *(subnet.prefixlen for subnet in subnets))
-    base = IPv4Network(
-        (first >> (_ADDRESS_BITS - base_len) << (_ADDRESS_BITS - base_len), base_len)
-    )
-    left = max(subnet.prefixlen for subnet in subnets) - base_len
+@dataclass(frozen=True, slots=True)
+class _Routes:
+    """One row a route: first address (host order), prefix length, index into `hops`."""
+
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    indexes: npt.NDArray[np.uint32]
+
+    def select(self, rows: npt.NDArray[np.bool_]) -> _Routes:
+        return _Routes(self.starts[rows], self.lengths[rows], self.indexes[rows])
+
+
+def _plan(routes: _Routes) -> tuple[int, int, tuple[int, ...]]:
+    """The prefix all routes share (address, length), and the address bits of each level."""
+    if not len(routes.starts):
+        return 0, _ADDRESS_BITS, (0,)
+    first = int(routes.starts.min())
+    last = int((routes.starts + (1 << (_ADDRESS_BITS - routes.lengths)) - 1).max())
+    base_len = min(_ADDRESS_BITS - (first ^ last).bit_length(), int(routes.lengths.min()))
+    base = first >> (_ADDRESS_BITS - base_len) << (_ADDRESS_BITS - base_len)
+    left = int(routes.lengths.max()) - base_len
     strides = [min(left, _ROOT_STRIDE)]
     left -= strides[0]
     while left:
         strides.append(min(left, _CHUNK_STRIDE))
         left -= strides[-1]
-    return base, tuple(strides)
+    return base, base_len, tuple(strides)
 
 
 def _levels(base_len: int, strides: tuple[int, ...]) -> tuple[_Level, ...]:
@@ -191,34 +212,27 @@ def _levels(base_len: int, strides: tuple[int, ...]) -> tuple[_Level, ...]:
     return tuple(levels)
 
 
-def _fill(
-    routes: list[tuple[IPv4Network, int]], base: IPv4Network, strides: tuple[int, ...]
-) -> npt.NDArray[np.uint32]:
+def _fill(routes: _Routes, base_len: int, strides: tuple[int, ...]) -> npt.NDArray[np.uint32]:
     """The table: level by level, within a level from short prefixes to long ones."""
-    starts = np.array([int(subnet.network_address) for subnet, _ in routes], np.uint32)
-    lengths = np.array([subnet.prefixlen for subnet, _ in routes], np.uint8)
-    values = np.array([index for _, index in routes], np.uint32)
     table = np.zeros(1 << strides[0], np.uint32)
     # Offset in the table of the node each route lies in, as far as we have descended.
-    nodes = np.zeros(len(routes), np.int64)
-    end = base.prefixlen
-    for number, level in enumerate(_levels(base.prefixlen, strides)):
+    nodes = np.zeros(len(routes.starts), np.int64)
+    end = base_len
+    for number, level in enumerate(_levels(base_len, strides)):
         end += strides[number]
-        slots = nodes + (starts >> level.shift & level.mask)
-        for length in np.unique(lengths[lengths <= end]):
-            here = lengths == length
-            width = 1 << (end - int(length))
-            spans = slots[here][:, None] + np.arange(width)
-            table[spans] = values[here][:, None]
-        longer = lengths > end
+        slots = nodes + (routes.starts >> level.shift & level.mask)
+        for length in np.unique(routes.lengths[routes.lengths <= end]):
+            here = routes.lengths == length
+            spans = slots[here][:, None] + np.arange(1 << (end - int(length)))
+            table[spans] = routes.indexes[here][:, None]
+        longer = routes.lengths > end
         if not longer.any():
             break
-        starts, lengths, values = starts[longer], lengths[longer], values[longer]
         parents, inverse = np.unique(slots[longer], return_inverse=True)
         chunk_len = 1 << strides[number + 1]
         offsets = len(table) + np.arange(len(parents)) * chunk_len
-        inherited = np.repeat(table[parents], chunk_len)
-        table = np.concatenate([table, inherited])
+        table = np.concatenate([table, np.repeat(table[parents], chunk_len)])
         table[parents] = offsets.astype(np.uint32) | np.uint32(CHUNK)
         nodes = offsets[inverse]
+        routes = routes.select(longer)
     return table

@@ -1,0 +1,140 @@
+"""`python -m bench.micro`: rounds interleaved, medians, ratios to the first row of each table."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network
+
+import numpy as np
+
+from tundp.dataplane import native
+from tundp.lease.fib import Fib, build_fib
+from tundp.lease.model import Peer
+from tundp.wire import checksum, ip
+from tundp.wire.encap import SourceCheck, decapsulate, encapsulate
+
+ROUNDS = 9
+TARGET_S = 0.05
+
+Case = tuple[str, Callable[[], object], int]
+
+
+def main() -> None:
+    lookups = [(count, fib_of(count)) for count in (10, 1_000, 65_000)]
+    compare(
+        "FIB lookup in Python: flat in the number of leases",
+        [(f"{count:>6} leases", lookup_case(fib), 256) for count, fib in lookups],
+    )
+    compare(
+        "FIB lookup in C",
+        [(f"{count:>6} leases", native_lookup_case(fib), 65536) for count, fib in lookups],
+    )
+    compare(
+        "FIB build: cost per lease",
+        [
+            (f"{count:>6} leases", (lambda count=count: fib_of(count)), count)
+            for count in (10, 1_000, 65_000)
+        ],
+    )
+    compare("one packet of 1472 bytes, Python", packet_cases())
+    data = bytes(range(256)) * 6
+    compare(
+        "checksum of 1448 bytes",
+        [
+            ("native", lambda: native.ones_complement_sum(memoryview(data)[:1448]), 1),
+            ("Python", lambda: checksum.ones_complement_sum(memoryview(data)[:1448]), 1),
+        ],
+    )
+
+
+def fib_of(count: int) -> Fib:
+    peers = [
+        Peer(IPv4Network((0x0A000000 + number * 256, 24)), IPv4Address(0xC6120000 + number))
+        for number in range(count)
+    ]
+    return build_fib(peers, own_subnet=None, port=8285, generation=1)
+
+
+def lookup_case(fib: Fib) -> Callable[[], object]:
+    routes = int(np.count_nonzero(fib.table))
+    addresses = [0x0A000000 + number * 7919 % routes * 256 + 5 for number in range(256)]
+    assert all(fib.lookup(address) for address in addresses)
+
+    def run() -> None:
+        lookup = fib.lookup
+        for address in addresses:
+            lookup(address)
+
+    return run
+
+
+def native_lookup_case(fib: Fib) -> Callable[[], object]:
+    routes = int(np.count_nonzero(fib.table))
+    addresses = (0x0A000005 + np.arange(65536) * 7919 % routes * 256).astype(np.uint32)
+    reader = native.NativeFib(fib)
+    assert reader.indexes(addresses).all()
+    return lambda: reader.indexes(addresses)
+
+
+def packet_cases() -> list[Case]:
+    fib = fib_of(1000)
+    header = ip.build_header(
+        payload_len=1452, source=0x0A000105, destination=0x0A000205, ip_proto=6, ttl=64
+    )
+    fresh = header + bytes(1452)
+    packet = memoryview(bytearray(fresh))
+
+    def encap() -> object:
+        packet[:20] = header
+        return encapsulate(
+            packet, lookup=fib.lookup, path_mtu=lambda hop: 65535, tunnel_address=0x0A000900
+        )
+
+    def decap() -> object:
+        packet[:20] = header
+        return decapsulate(
+            packet,
+            outer_source=0xC6120001,
+            admits=fib.admits,
+            source_check=SourceCheck.COUNT,
+            tunnel_address=0x0A000900,
+        )
+
+    def parse() -> object:
+        return ip.parse(packet)
+
+    return [("parse", parse, 1), ("encapsulate", encap, 1), ("decapsulate", decap, 1)]
+
+
+def compare(title: str, cases: list[Case]) -> None:
+    """Median ns per item of each case, rounds interleaved, and the ratio to the first."""
+    repeats = [calibrate(run) for _, run, _ in cases]
+    samples: list[list[float]] = [[] for _ in cases]
+    for _ in range(ROUNDS):
+        for number, (_, run, items) in enumerate(cases):
+            samples[number].append(measure(run, repeats[number]) / items)
+    print(f"\n{title}")
+    first = statistics.median(samples[0])
+    for (name, _, _), values in zip(cases, samples, strict=True):
+        median = statistics.median(values)
+        spread = (max(values) - min(values)) / median
+        print(f"  {name:<14} {median:>10.1f} ns  {median / first:>6.2f}x  spread {spread:.0%}")
+
+
+def calibrate(run: Callable[[], object]) -> int:
+    run()
+    return max(1, round(TARGET_S / max(1e-9, measure(run, 1) / 1e9)))
+
+
+def measure(run: Callable[[], object], repeats: int) -> float:
+    """Ns per call."""
+    started = time.perf_counter_ns()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter_ns() - started) / repeats
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The lab every test here builds for itself; nothing of it outlives the test.
+
+pod1 -- cni0 [node1] eth0 -- port1 [switch br0] port2 -- eth0 [node2] cni0 -- pod2
+        10.5.x.1     192.0.2.1     192.0.2.254     192.0.2.2     10.5.y.1
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from tundp.lab.lab import Lab
+from tundp.lab.overlay import OverlayLab, make_directory
+
+NETWORK = {"Network": "10.5.0.0/16"}
+DEADLINE_S = 20.0
+_numbers = itertools.count(1)
+
+MakeOverlay = Callable[..., contextlib.AbstractAsyncContextManager[OverlayLab]]
+
+
+@pytest.fixture
+def make_lab() -> Callable[[], Lab]:
+    """A lab with a name nobody else on the machine has."""
+    return lambda: Lab(f"tt{os.getpid()}x{next(_numbers)}")
+
+
+@pytest.fixture
+def make_overlay(make_lab: Callable[[], Lab]) -> MakeOverlay:
+    """`async with make_overlay(...) as overlay`: nodes with running daemons, pods on request."""
+
+    @contextlib.asynccontextmanager
+    async def make(
+        *flags: str,
+        nodes: int = 2,
+        store: str = "file",
+        pods: bool = False,
+        start: bool = True,
+        mtu: int = 1500,
+    ) -> AsyncIterator[OverlayLab]:
+        directory = make_directory()
+        try:
+            async with make_lab() as lab:
+                overlay = OverlayLab(lab, directory)
+                await overlay.build(nodes, mtu=mtu)
+                try:
+                    if store == "etcd":
+                        await overlay.start_etcd(NETWORK)
+                    else:
+                        overlay.write_lease_file(NETWORK)
+                    if start:
+                        for node in overlay.nodes.values():
+                            await overlay.start_daemon(node, *flags)
+                        await overlay.wait_ready()
+                        if pods:
+                            for node in overlay.nodes.values():
+                                await overlay.add_pod(node)
+                    yield overlay
+                except BaseException:
+                    for node in overlay.nodes.values():
+                        if node.log_path.exists():
+                            print(f"--- node{node.number}\n{overlay.log_tail(node)}")
+                    raise
+                finally:
+                    if overlay.etcd is not None:
+                        await overlay.etcd.close()
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    return make
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]:
+    """Wait for a condition; the deadline only stops a hang."""
+
+    async def wait(condition: Callable[[], Awaitable[bool]]) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not await condition():
+            assert time.monotonic() < deadline, f"never became true: {condition}"
+            await asyncio.sleep(0.02)
+
+    return wait

@@ -1,0 +1,325 @@
+"""What crosses the overlay, seen from both ends and from the wire between."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import csv
+import fcntl
+import io
+import random
+import socket
+import struct
+import subprocess
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from tundp.lab.traffic import Answer, ping, transfer
+from tundp.wire import ip
+from tundp.wire.drop import DropReason
+
+SIOCETHTOOL = 0x8946
+ETHTOOL_STXCSUM = 0x17
+MARKER = b"\x00the capture ends here"
+
+
+async def checked_ping(host, address, **options) -> Answer:
+    answer = await ping(host, address, **options)
+    assert answer is not None, f"no answer from {address}"
+    return answer
+
+
+async def counters(node):
+    return (await node.status())["counters"]
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+async def test_host_ping_costs_two_hops_and_pod_ping_four(make_overlay, loop):
+    # flannel decrements at both ends: 64 leaves, 62 arrives; two kernels forwarding cost two more.
+    async with make_overlay(f"--loop={loop}", pods=True) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        assert (await one.status())["loop"] == loop
+        answer = await checked_ping(one.host, two.tunnel_address)
+        assert answer.is_echo_reply
+        assert answer.ttl == 62
+        answer = await checked_ping(one.pod, two.pod_address)
+        assert answer.is_echo_reply
+        assert answer.ttl == 60
+        assert answer.source == IPv4Address(two.pod_address)
+
+
+async def test_every_size_up_to_the_mtu_and_beyond_it_arrives(make_overlay):
+    # 1444 fills the MTU of 1472; more is fragmented by the kernel before it reaches the TUN.
+    async with make_overlay(pods=True) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        for size in (0, 1, 7, 8, 1443, 1444, 1445, 2000, 8000):
+            answer = await checked_ping(one.pod, two.pod_address, size=size)
+            assert answer.is_echo_reply
+            assert len(answer.packet) == 28 + size
+
+
+async def test_tcp_arrives_unchanged_in_both_directions(make_overlay):
+    async with make_overlay(pods=True) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        for source, destination in ((one, two), (two, one)):
+            _, is_equal = await transfer(
+                source.pod, destination.pod, destination.pod_address, payload_len=24 << 20
+            )
+            assert is_equal
+        for node in (one, two):
+            counted = await counters(node)
+            assert counted["conserved"]
+            assert counted["encap"]["packets_in"] > 1000
+            assert counted["encap"]["drops"] == {}
+            assert counted["decap"]["drops"] == {}
+
+
+async def test_wire_is_bare_ipv4_in_udp_8285_with_valid_checksums(make_overlay, tmp_path):
+    # Judged by tshark, not by our own parser.
+    async with make_overlay(pods=True) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        for node in (one, two):
+            # veth leaves outer checksums to a NIC that is not there: make the kernel finish them.
+            await node.host.call(set_tx_checksum_off, "eth0")
+        capture = tmp_path / "wire.pcap"
+        tcpdump = await overlay.switch.popen(
+            [
+                "tcpdump",
+                "--immediate-mode",
+                "-ni",
+                "port1",
+                "-U",
+                "-w",
+                str(capture),
+                "udp port 8285",
+            ]
+        )
+        try:
+            while not capture.exists() or capture.stat().st_size < 24:
+                assert tcpdump.poll() is None, "tcpdump ended"
+                await asyncio.sleep(0.02)
+            subnets = {one.gateway.network, two.gateway.network}
+            await checked_ping(one.pod, two.pod_address)
+            assert (await transfer(one.pod, two.pod, two.pod_address, payload_len=300_000))[1]
+            marker = await overlay.switch.socket(socket.SOCK_DGRAM)
+            with marker:
+                marker.sendto(MARKER, (one.public_ip, 8285))
+            while MARKER not in capture.read_bytes():
+                await asyncio.sleep(0.02)
+        finally:
+            tcpdump.terminate()
+            await asyncio.to_thread(tcpdump.wait)
+        *rows, _marker = await asyncio.to_thread(decode, capture)
+    assert len(rows) > 200
+    assert {row["udp.srcport"] for row in rows} == {"8285"}
+    assert {row["udp.dstport"] for row in rows} == {"8285"}
+    assert {tuple(row["frame.protocols"].split(":")[2:6]) for row in rows} == {
+        ("ip", "udp", "ip", "icmp"),
+        ("ip", "udp", "ip", "tcp"),
+    }
+    for row in rows:
+        outer, inner = row["ip.src"].split(",")[:2]
+        assert outer in (one.public_ip, two.public_ip)
+        assert any(IPv4Address(inner) in subnet for subnet in subnets)
+        assert set(row["ip.checksum.status"].split(",")) == {"1"}, row
+        assert row["udp.checksum.status"] == "1", row
+        assert row["tcp.checksum.status"] in ("", "1"), row
+        assert int(row["udp.length"]) == 8 + int(row["ip.len"].split(",")[1])
+        assert row["ip.flags.df"].split(",")[0] in ("1", "True")
+        assert row["ip.ttl"].split(",")[0] == "64"
+        assert row["ip.dsfield"].split(",")[0] == "0x00"
+
+
+async def test_traceroute_has_no_star(make_overlay):
+    async with make_overlay(pods=True) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        seen = []
+        for ttl in range(1, 6):
+            answer = await checked_ping(one.pod, two.pod_address, ttl=ttl)
+            seen.append((answer.icmp_type, str(answer.source)))
+        assert seen == [
+            (11, str(one.gateway.ip)),  # node1's kernel forwards to the TUN
+            (11, one.tunnel_address),  # tundp on node1
+            (11, two.tunnel_address),  # tundp on node2, sent back through the overlay
+            (11, two.tunnel_address),  # node2's kernel forwards to the pod
+            (0, two.pod_address),
+        ]
+        assert (await counters(one))["encap"]["drops"] == {"hop_limit_exceeded": 1}
+        assert (await counters(two))["decap"]["drops"] == {"hop_limit_exceeded": 1}
+        assert (await counters(two))["icmp_to_peers"] == 1
+
+
+async def test_unleased_destination_is_unreachable_for_pod_and_host(make_overlay):
+    async with make_overlay(pods=True) as overlay:
+        one = overlay.nodes[1]
+        nowhere = str(next(unleased(overlay)) + 9)
+        answer = await checked_ping(one.pod, nowhere)
+        assert (answer.icmp_type, answer.code) == (3, 0)
+        assert str(answer.source) == one.tunnel_address
+        assert answer.ttl == 7  # flannel sends it with 8, the kernel forwards it once
+        assert len(answer.packet) == 56
+        assert answer.packet[1] == 0  # TOS
+        assert answer.packet[4:8] == bytes(4)  # ID, flags and offset
+        answer = await checked_ping(one.host, nowhere)
+        assert (answer.icmp_type, answer.code) == (3, 0)
+        assert (await counters(one))["encap"]["drops"] == {"no_route": 2}
+
+
+async def test_narrow_path_is_reported_to_df_and_fragmented_without(make_overlay):
+    # The path to node2 carries 1400, the TUN 1472. flannel would fragment the outer datagram.
+    async with make_overlay(pods=True) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        index = await one.host.index("eth0")
+        await one.host.netlink.call(
+            "narrow the path",
+            "route",
+            "add",
+            dst=f"{two.public_ip}/32",
+            oif=index,
+            metrics={"mtu": 1400},
+        )
+        # Without DF first: once the pod has heard of the narrow path it fragments by itself.
+        answer = await checked_ping(one.pod, two.pod_address, size=1400)
+        assert answer.is_echo_reply
+        answer = await checked_ping(one.pod, two.pod_address, size=1400, dont_fragment=True)
+        assert (answer.icmp_type, answer.code) == (3, 4)
+        assert answer.next_hop_mtu == 1372
+        assert str(answer.source) == one.tunnel_address
+        answer = await checked_ping(one.pod, two.pod_address, size=1344, dont_fragment=True)
+        assert answer.is_echo_reply
+        counted = await counters(one)
+        assert counted["encap"]["drops"] == {"too_big": 1}
+        assert counted["fragments_out"] == 2
+        assert counted["conserved"]
+        _, is_equal = await transfer(one.pod, two.pod, two.pod_address, payload_len=8 << 20)
+        assert is_equal
+
+
+async def test_mtu_follows_the_underlay(make_overlay):
+    async with make_overlay(mtu=9000, pods=True) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        assert one.environment["FLANNEL_MTU"] == "8972"
+        answer = await checked_ping(one.pod, two.pod_address, size=8944, dont_fragment=True)
+        assert answer.is_echo_reply
+
+
+async def test_garbage_from_the_wire_is_counted_by_name(make_overlay):
+    async with make_overlay() as overlay:
+        two = overlay.nodes[2]
+        good = ip.build_header(
+            payload_len=0,
+            source=int(overlay.nodes[1].gateway.ip),
+            destination=int(two.gateway.network.network_address),
+            ip_proto=253,
+            ttl=9,
+        )
+        datagrams = {
+            DropReason.TOO_SHORT: [b"", b"x", good[:19], b"\x60" + bytes(18)],
+            DropReason.NOT_IPV4: [bytes(20), b"\x60" + bytes(59), b"\xf5" + bytes(1000)],
+            DropReason.BAD_HEADER_LENGTH: [b"\x44" + good[1:], b"\x4f" + good[1:]],
+            DropReason.BAD_TOTAL_LENGTH: [good[:2] + b"\x00\x15" + good[4:], b"\x45" + bytes(19)],
+            DropReason.BAD_HEADER_CHECKSUM: [good[:10] + b"\xab\xcd" + good[12:]],
+            DropReason.HOP_LIMIT_EXCEEDED: [ttl_of(good, 1), ttl_of(good, 0)],
+        }
+        sender = await overlay.switch.socket(socket.SOCK_DGRAM)
+        with sender:
+            for batch in datagrams.values():
+                for datagram in batch:
+                    sender.sendto(datagram, (two.public_ip, 8285))
+            # The largest datagram there is, padding behind a valid packet, and noise.
+            sender.sendto(good + bytes(65507 - len(good)), (two.public_ip, 8285))
+            rng = random.Random(5)
+            noise = [rng.randbytes(rng.randrange(0, 2000)) for _ in range(500)]
+            for datagram in noise:
+                sender.sendto(datagram, (two.public_ip, 8285))
+        expected = sum(len(batch) for batch in datagrams.values()) + 1 + len(noise)
+        while (counted := (await counters(two)))["decap"]["packets_in"] < expected:
+            await asyncio.sleep(0.02)
+        assert counted["conserved"]
+        assert counted["decap"]["packets_in"] == expected
+        assert counted["decap"]["packets_out"] >= 1
+        for reason, batch in datagrams.items():
+            assert counted["decap"]["drops"][reason.label] >= len(batch)
+        answer = await checked_ping(overlay.nodes[1].host, two.tunnel_address)
+        assert answer.is_echo_reply
+
+
+@pytest.mark.parametrize("check", ["off", "count", "enforce"])
+async def test_source_check(make_overlay, check):
+    # The switch is no peer. It claims to send for node1's subnet.
+    async with make_overlay(f"--source-check={check}") as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        spoofed = ip.build_header(
+            payload_len=0,
+            source=int(one.gateway.ip),
+            destination=int(two.gateway.network.network_address),
+            ip_proto=253,
+            ttl=9,
+        )
+        sender = await overlay.switch.socket(socket.SOCK_DGRAM)
+        with sender:
+            sender.sendto(spoofed, (two.public_ip, 8285))
+        while (counted := (await counters(two)))["decap"]["packets_in"] < 1:
+            await asyncio.sleep(0.02)
+        is_dropped = check == "enforce"
+        assert counted["decap"]["packets_out"] == (0 if is_dropped else 1)
+        assert counted["decap"]["drops"] == ({"source_mismatch": 1} if is_dropped else {})
+        assert counted["source_mismatches"] == (1 if check == "count" else 0)
+        answer = await checked_ping(one.host, two.tunnel_address)
+        assert answer.is_echo_reply
+
+
+async def test_nobody_listening_and_firewalled_peers_lose_only_their_own_packets(make_overlay):
+    async with make_overlay(nodes=3) as overlay:
+        one, two, three = (overlay.nodes[n] for n in (1, 2, 3))
+        index = await one.host.index("eth0")
+        await one.host.netlink.call(
+            "make node2 unreachable", "route", "add", dst=f"{two.public_ip}/32", type="unreachable"
+        )
+        assert index
+        assert await ping(one.host, two.tunnel_address, timeout_s=0.3) is None
+        assert (await checked_ping(one.host, three.tunnel_address)).is_echo_reply
+        counted = await counters(one)
+        assert counted["encap"]["drops"] == {"send_unreachable": 1}
+        assert counted["conserved"]
+
+
+def set_tx_checksum_off(device: str) -> None:
+    """ETHTOOL_STXCSUM 0 (linux/ethtool.h): what `ethtool -K DEV tx off` does."""
+    value = bytearray(struct.pack("=II", ETHTOOL_STXCSUM, 0))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        buffer = array.array("B", value)
+        request = struct.pack("16sP16x", device.encode(), buffer.buffer_info()[0])
+        fcntl.ioctl(sock, SIOCETHTOOL, request)
+
+
+def decode(capture) -> list[dict[str, str]]:
+    """Each frame as tshark sees it when told that port 8285 carries IP."""
+    fields = [
+        "frame.protocols", "ip.src", "ip.len", "ip.ttl", "ip.dsfield", "ip.flags.df",
+        "ip.checksum.status", "udp.srcport", "udp.dstport", "udp.length",
+        "udp.checksum.status", "tcp.checksum.status",
+    ]  # fmt: skip
+    argv = ["tshark", "-r", str(capture), "-d", "udp.port==8285,ip", "-T", "fields"]
+    argv += ["-E", "header=y", "-E", "separator=;"]
+    for layer in ("ip", "udp", "tcp"):
+        argv += ["-o", f"{layer}.check_checksum:TRUE"]
+    for field in fields:
+        argv += ["-e", field]
+    text = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    return list(csv.DictReader(io.StringIO(text), delimiter=";"))
+
+
+def ttl_of(header: bytes, ttl: int) -> bytes:
+    fields = list(struct.unpack("!BBHHHBBHII", header))
+    return ip.build_header(
+        payload_len=0, source=fields[8], destination=fields[9], ip_proto=fields[6], ttl=ttl
+    )
+
+
+def unleased(overlay):
+    held = {node.gateway.network for node in overlay.nodes.values()}
+    for subnet in IPv4Network("10.5.0.0/16").subnets(new_prefix=24):
+        if subnet not in held:
+            yield subnet.network_address

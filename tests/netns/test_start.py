@@ -1,0 +1,229 @@
+"""Starts that must fail, each with a message that says what, where and the fix."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tundp.lab.lab import leftovers
+
+
+async def failing_start(overlay, node, *flags: str) -> tuple[int, str]:
+    """Start a daemon that cannot run; its exit code and log."""
+    await overlay.start_daemon(node, *flags)
+    code = await asyncio.to_thread(node.daemon.wait, 15)
+    return code, overlay.log_tail(node)
+
+
+async def test_no_default_route_and_no_iface(make_overlay):
+    async with make_overlay(nodes=1, start=False) as overlay:
+        one = overlay.nodes[1]
+        # Its only route is the underlay's own.
+        argv = [sys.executable, "-m", "tundp", "run", *overlay.store_flags]
+        argv += [f"--subnet-file={one.subnet_file}", f"--admin-socket={one.admin_socket}"]
+        with one.log_path.open("wb") as log:
+            process = await one.host.popen(argv, log=log)
+        assert await asyncio.to_thread(process.wait, 15) == 1
+        text = overlay.log_tail(one)
+        assert "unable to find default route" in text
+        assert "eth0 192.0.2.1/24" in text
+        assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--iface=nosuch0"], None),  # eth0 comes first, so this one is never needed
+        (["--tun-name=eth0"], "cannot open TUN device eth0"),
+        (["--public-ip=198.51.100.7"], None),
+    ],
+)
+async def test_flags_that_work_or_name_themselves(make_overlay, flags, expected):
+    async with make_overlay(nodes=1, start=False) as overlay:
+        one = overlay.nodes[1]
+        if expected is None:
+            await overlay.start_daemon(one, *flags)
+            await overlay.wait_ready([one])
+            return
+        code, text = await failing_start(overlay, one, *flags)
+        assert code == 1
+        assert expected in text
+        assert "Traceback" not in text
+
+
+async def test_port_in_use_names_port_and_fix(make_overlay):
+    async with make_overlay(nodes=1) as overlay:
+        one = overlay.nodes[1]
+        first = one.daemon
+        code, text = await failing_start(
+            overlay, one, f"--admin-socket={overlay.directory}/second.sock"
+        )
+        assert code == 1
+        assert "cannot bind UDP 192.0.2.1:8285" in text
+        assert "Backend.Port" in text
+        assert first.poll() is None
+        assert len(await overlay.read_leases()) == 1
+
+
+async def test_admin_socket_in_use_is_refused_and_a_stale_one_replaced(make_overlay):
+    async with make_overlay(nodes=2) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        two.daemon.terminate()
+        await asyncio.to_thread(two.daemon.wait, 10)
+        code, text = await failing_start(overlay, two, f"--admin-socket={one.admin_socket}")
+        assert code == 1
+        assert "--admin-socket" in text
+        assert "flannel0" not in {link.name for link in await two.host.netlink.links()}
+        two.daemon = None
+        await overlay.start_daemon(two)
+        await overlay.wait_ready()
+        two.daemon.kill()
+        await asyncio.to_thread(two.daemon.wait, 10)
+        assert two.admin_socket.exists()
+        await overlay.start_daemon(two)
+        await overlay.wait_ready()
+
+
+async def test_route_of_the_network_elsewhere_is_refused(make_overlay):
+    # flannel ignores EEXIST here, and the overlay's packets silently go to the other device.
+    async with make_overlay(nodes=1, start=False) as overlay:
+        one = overlay.nodes[1]
+        await one.host.route("10.5.0.0/16", via="192.0.2.254")
+        code, text = await failing_start(overlay, one)
+        assert code == 1
+        assert "a route for 10.5.0.0/16 over eth0 is already there" in text
+        assert "ip route del 10.5.0.0/16" in text
+
+
+async def test_mtu_too_small_for_ipv4(make_overlay):
+    async with make_overlay(nodes=1, start=False) as overlay:
+        one = overlay.nodes[1]
+        await one.host.configure("eth0", mtu=80)
+        code, text = await failing_start(overlay, one)
+        assert code == 1
+        assert "interface eth0 has MTU 80" in text
+
+
+async def test_unwritable_subnet_file_is_a_warning(make_overlay, tmp_path):
+    async with make_overlay(nodes=1, start=False) as overlay:
+        one = overlay.nodes[1]
+        blocker = tmp_path / "file"
+        blocker.write_text("")
+        await overlay.start_daemon(one, f"--subnet-file={blocker}/subnet.env")
+        await overlay.wait_ready([one])
+        assert f"cannot write {blocker}/subnet.env" in overlay.log_tail(one)
+
+
+async def test_sigterm_while_waiting_for_the_store(make_overlay, until):
+    async with make_overlay(nodes=1, start=False) as overlay:
+        one = overlay.nodes[1]
+        overlay.lease_file.unlink()
+        await overlay.start_daemon(one)
+
+        async def is_waiting() -> bool:
+            return "does not exist" in overlay.log_tail(one)
+
+        await until(is_waiting)
+        one.daemon.terminate()
+        assert await asyncio.to_thread(one.daemon.wait, 5) == 0
+
+
+async def test_second_signal_kills_at_once(make_overlay, until):
+    async with make_overlay(nodes=1) as overlay:
+        one = overlay.nodes[1]
+        one.daemon.send_signal(signal.SIGSTOP)
+        one.daemon.terminate()
+        one.daemon.send_signal(signal.SIGINT)
+        one.daemon.send_signal(signal.SIGCONT)
+        code = await asyncio.to_thread(one.daemon.wait, 5)
+        assert code in (0, -signal.SIGINT, -signal.SIGTERM)
+
+
+def run_demo(*flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tundp", "demo", "--megabytes=8", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd="/",
+    )
+
+
+@pytest.fixture
+def no_demo():
+    """The demo's own namespaces have fixed names: clean up whatever a failed test left."""
+    yield
+    subprocess.run(
+        [sys.executable, "-m", "tundp", "demo", "--clean"], check=True, capture_output=True
+    )
+
+
+@pytest.mark.parametrize("store", ["etcd", "file"])
+def test_demo_passes_and_leaves_nothing(no_demo, store):
+    with run_demo(f"--store={store}") as demo:
+        text, _ = demo.communicate(timeout=100)
+    assert demo.returncode == 0, text
+    assert "all checks passed" in text
+    assert "FAIL" not in text
+    assert ("private etcd" in text) is (store == "etcd")
+    assert leftovers("tundp") == []
+
+
+def test_demo_without_etcd_says_so_and_uses_the_file(no_demo):
+    environment = os.environ | {"PATH": "/usr/bin:/bin"}
+    if Path("/usr/bin/etcd").exists():
+        pytest.skip("etcd is installed in /usr/bin: it cannot be hidden")
+    answer = subprocess.run(
+        [sys.executable, "-m", "tundp", "demo", "--megabytes=1"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stdout
+    assert "etcd is not installed" in answer.stdout
+
+
+@pytest.mark.parametrize("moment", ["private etcd", "daemons", "ping", "traceroute"])
+def test_demo_interrupted_leaves_nothing(no_demo, moment):
+    with run_demo("--megabytes=2000") as demo:
+        for line in demo.stdout:
+            if moment in line:
+                break
+        demo.send_signal(signal.SIGINT)
+        text, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 1
+    assert "interrupted; everything torn down" in text
+    assert leftovers("tundp") == []
+
+
+def test_demo_kept_goes_on_until_cleaned(no_demo):
+    with run_demo("--keep") as demo:
+        text, _ = demo.communicate(timeout=100)
+    assert demo.returncode == 0, text
+    assert "everything keeps running" in text
+    kept = [line.strip() for line in text.splitlines() if line.startswith("  tundp status")]
+    status = subprocess.run(
+        [sys.executable, "-m", *kept[0].split()], capture_output=True, text=True, check=True
+    )
+    assert "192.0.2.2:8285" in status.stdout
+    with run_demo() as again:
+        text, _ = again.communicate(timeout=60)
+    assert again.returncode == 1
+    assert "tundp demo --clean" in text
+    cleaned = subprocess.run(
+        [sys.executable, "-m", "tundp", "demo", "--clean"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "the demo is gone" in cleaned.stdout
+    assert leftovers("tundp") == []
+    assert not Path("/run/tundp-demo.json").exists()

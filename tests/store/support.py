@@ -1,0 +1,421 @@
+"""What the store tests share. Nothing here reads or writes leases through tundp's stores.
+
+World     one place where leases live (an etcd prefix, or a file), with a raw way in that
+          is not our code, so that what is asserted is what other programs see
+Follower  follow() and a LeaseTable: what a daemon knows
+Node      a Claim beside a Follower, wired as the daemon wires them
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import fcntl
+import http.client
+import inspect
+import json
+import logging
+import os
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote, urlencode, urlsplit
+
+from tundp.backoff import Backoff, Outage
+from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
+from tundp.lease.network import NetworkConfig, parse_network_config
+from tundp.lease.table import LeaseTable
+from tundp.store.base import Store
+from tundp.store.claim import Claim, LeaseState
+from tundp.store.etcd2 import Etcd2Store, EtcdAccess
+from tundp.store.file import FileStore
+from tundp.store.follow import follow
+
+HANG_S = 60.0
+"""No test body takes this long; it ends one that hangs."""
+PROMPT_S = 1.0
+"""What is asked to happen at once happens well within this."""
+
+Runner = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+def run_on(loop_factory: Callable[[], asyncio.AbstractEventLoop], main: Coroutine) -> Any:
+    """`main` on a fresh loop; an unhandled error of the loop fails it, and so does a hang."""
+    unhandled: list[dict[str, Any]] = []
+
+    async def guarded() -> Any:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: unhandled.append(context)
+        )
+        async with asyncio.timeout(HANG_S):
+            return await main
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        result = runner.run(guarded())
+    assert not unhandled, unhandled
+    return result
+
+
+def run(main: Coroutine[Any, Any, Any]) -> Any:
+    """`main` on asyncio's own loop."""
+    return run_on(asyncio.new_event_loop, main)
+
+
+async def eventually(check: Callable[[], Any], *, within_s: float = 20.0) -> Any:
+    """The first true value of `check`, which may be a coroutine function."""
+    deadline = time.monotonic() + within_s
+    while True:
+        value = check()
+        if inspect.isawaitable(value):
+            value = await value
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {within_s} s: {inspect.getsource(check)}"
+        await asyncio.sleep(0.01)
+
+
+async def steadily(check: Callable[[], Any], *, for_s: float) -> None:
+    """`check` holds all the time, for so long."""
+    deadline = time.monotonic() + for_s
+    while time.monotonic() < deadline:
+        assert check(), inspect.getsource(check)
+        await asyncio.sleep(0.02)
+
+
+@contextlib.contextmanager
+def took_at_most(limit_s: float) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < limit_s
+
+
+def lease_key(text: str) -> LeaseKey:
+    """`10.5.1.0-24` or `10.5.1.0-24&fd00::-64`, taken apart without our parser."""
+    v4, _, v6 = text.partition("&")
+    return LeaseKey(
+        IPv4Interface(v4.replace("-", "/")), IPv6Interface(v6.replace("-", "/")) if v6 else None
+    )
+
+
+def attributes(public_ip: str, **more: Any) -> LeaseAttributes:
+    return LeaseAttributes(public_ip=IPv4Address(public_ip), **more)
+
+
+def by_key(leases: Any) -> dict[str, str]:
+    """What a set of leases says: key text to PublicIP text."""
+    return {str(lease.key): str(lease.attributes.public_ip) for lease in leases}
+
+
+class Raw:
+    """etcd's v2 API over plain HTTP, with no client library."""
+
+    def __init__(self, url: str, user: str = "", password: str = "") -> None:
+        self.url = url
+        parts = urlsplit(url)
+        self._address = (parts.hostname, parts.port)
+        token = base64.b64encode(f"{user}:{password}".encode()).decode()
+        self._auth = {"Authorization": f"Basic {token}"} if user else {}
+        self._connection: http.client.HTTPConnection | None = None
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def request(
+        self, method: str, path: str, body: str | None = None, content_type: str = ""
+    ) -> tuple[int, dict[str, Any], dict[str, str]]:
+        """Status, JSON and headers of the answer."""
+        if self._connection is None:
+            host, port = self._address
+            self._connection = http.client.HTTPConnection(host, port, timeout=10)
+        headers = self._auth | ({"Content-Type": content_type} if content_type else {})
+        try:
+            self._connection.request(method, path, body, headers)
+            answer = self._connection.getresponse()
+            data = answer.read()
+        except (OSError, http.client.HTTPException):
+            self.close()
+            raise
+        return answer.status, json.loads(data) if data else {}, dict(answer.headers)
+
+    def get(self, key: str, query: str = "") -> dict[str, Any]:
+        """The whole answer; `errorCode` 100 in it when there is no such key."""
+        return self.request("GET", f"/v2/keys{quote(key)}{query}")[1]
+
+    def put(self, key: str, value: str, *, ttl: int | None = None) -> int:
+        """Write without looking; the new modifiedIndex."""
+        form = {"value": value} | ({} if ttl is None else {"ttl": str(ttl)})
+        return self._write(key, form)
+
+    def make_directory(self, key: str) -> int:
+        return self._write(key, {"dir": "true"})
+
+    def delete(self, key: str) -> None:
+        status, answer, _ = self.request("DELETE", f"/v2/keys{quote(key)}?recursive=true")
+        assert status == 200, answer
+
+    def put_json(self, path: str, value: Any) -> None:
+        status, answer, _ = self.request(
+            "PUT", path, None if value is None else json.dumps(value), "application/json"
+        )
+        assert status in (200, 201), answer
+
+    def action_after(self, key: str, index: int) -> str:
+        """What the first event after `index` under `key` calls itself."""
+        return str(self.get(key, f"?wait=true&recursive=true&waitIndex={index + 1}")["action"])
+
+    def _write(self, key: str, form: dict[str, str]) -> int:
+        status, answer, _ = self.request(
+            "PUT", f"/v2/keys{quote(key)}", urlencode(form), "application/x-www-form-urlencoded"
+        )
+        assert status in (200, 201), answer
+        return int(answer["node"]["modifiedIndex"])
+
+
+class World(Protocol):
+    """One place where leases live."""
+
+    def open(self) -> Store:
+        """Another store on the same leases, as another daemon would have."""
+        ...
+
+    def set_config(self, text: str) -> None: ...
+
+    def put(self, name: str, value: str, *, ttl: int | None = None) -> None:
+        """Write a lease (or rubbish) behind the stores' backs."""
+        ...
+
+    def remove(self, name: str) -> None: ...
+
+    def read(self, name: str) -> tuple[dict[str, Any], float | None] | None:
+        """Value and seconds left (None: for ever) as another program reads them."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class EtcdWorld:
+    """A prefix of its own in an etcd."""
+
+    def __init__(self, url: str, prefix: str | None = None) -> None:
+        self.url = url
+        self.prefix = prefix or f"/test-{uuid.uuid4().hex[:12]}/network"
+        self.raw = Raw(url)
+        self._stores: list[Store] = []
+
+    def open(self) -> Etcd2Store:
+        return self.open_at(self.url)
+
+    def open_at(self, *endpoints: str, **access: Any) -> Etcd2Store:
+        access = {"prefix": self.prefix} | access
+        store = Etcd2Store(EtcdAccess(endpoints=endpoints, **access))
+        self._stores.append(store)
+        return store
+
+    def path(self, name: str) -> str:
+        return f"{self.prefix}/subnets/{name}"
+
+    def set_config(self, text: str) -> None:
+        self.raw.put(f"{self.prefix}/config", text)
+
+    def put(self, name: str, value: str, *, ttl: int | None = None) -> None:
+        self.raw.put(self.path(name), value, ttl=ttl)
+
+    def remove(self, name: str) -> None:
+        self.raw.delete(self.path(name))
+
+    def read(self, name: str) -> tuple[dict[str, Any], float | None] | None:
+        node = self.raw.get(self.path(name)).get("node")
+        return None if node is None else (json.loads(node["value"]), node.get("ttl"))
+
+    def close(self) -> None:
+        asyncio.run(_close_all(self._stores))
+        self.raw.close()
+
+
+class FileWorld:
+    """A lease file of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stores: list[Store] = []
+        path.write_text("{}\n")
+
+    def open(self) -> FileStore:
+        store = FileStore(self.path)
+        self._stores.append(store)
+        return store
+
+    def document(self) -> dict[str, Any]:
+        document = json.loads(self.path.read_text())
+        assert isinstance(document, dict)
+        return document
+
+    def set_config(self, text: str) -> None:
+        with self._edited() as document:
+            document["config"] = json.loads(text)
+
+    def put(self, name: str, value: str, *, ttl: int | None = None) -> None:
+        with self._edited() as document:
+            entry = json.loads(value)
+            if ttl is not None:
+                entry["Expires"] = time.time() + ttl
+            document.setdefault("leases", {})[name] = entry
+
+    def remove(self, name: str) -> None:
+        with self._edited() as document:
+            del document["leases"][name]
+
+    def read(self, name: str) -> tuple[dict[str, Any], float | None] | None:
+        entry = self.document().get("leases", {}).get(name)
+        if entry is None:
+            return None
+        value = {field: entry[field] for field in entry if field not in ("Expires", "Revision")}
+        return value, entry["Expires"] - time.time() if "Expires" in entry else None
+
+    def close(self) -> None:
+        asyncio.run(_close_all(self._stores))
+
+    @contextlib.contextmanager
+    def _edited(self) -> Iterator[dict[str, Any]]:
+        """An edit that loses nothing a daemon writes at the same moment."""
+        with open(f"{self.path}.lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            document = self.document()
+            yield document
+            beside = self.path.with_name("edited")
+            beside.write_text(json.dumps(document))
+            os.replace(beside, self.path)
+
+
+async def _close_all(stores: list[Store]) -> None:
+    for store in stores:
+        await store.close()
+
+
+class Follower:
+    """follow() applied to a table, in the background."""
+
+    def __init__(self, store: Store) -> None:
+        self.table = LeaseTable()
+        self.updates: list[Snapshot | Events] = []
+        self.outage = Outage(logging.getLogger("test"), "store")
+        self.on_update: Callable[[Snapshot | Events, Any], None] = lambda update, changes: None
+        self._store = store
+
+    def known(self) -> dict[str, str]:
+        return by_key(self.table.leases.values())
+
+    async def run(self) -> None:
+        async for update in follow(self._store, self.outage, Backoff(0.02, 0.2)):
+            changes = self.table.apply(update)
+            self.updates.append(update)
+            self.on_update(update, changes)
+
+
+@contextlib.asynccontextmanager
+async def following(store: Store) -> AsyncIterator[Follower]:
+    """A follower that has seen its first snapshot."""
+    follower = Follower(store)
+    async with background(follower.run()):
+        await eventually(lambda: follower.updates or follower.outage.is_on)
+        yield follower
+
+
+@contextlib.asynccontextmanager
+async def background(coroutine: Coroutine[Any, Any, Any]) -> AsyncIterator[asyncio.Task[Any]]:
+    """A task beside the body, cancelled after it; an error of its own is raised there."""
+    task = asyncio.ensure_future(coroutine)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+NETWORK = parse_network_config('{"Network": "10.5.0.0/16"}', "test")
+ONE_SUBNET = parse_network_config(
+    '{"Network": "10.5.0.0/22", "SubnetLen": 24, "SubnetMin": "10.5.3.0", "SubnetMax": "10.5.3.0"}',
+    "test",
+)
+
+
+def make_claim(store: Store, public_ip: str, **options: Any) -> Claim:
+    given: dict[str, Any] = {
+        "config": NETWORK,
+        "attributes": attributes(public_ip),
+        "previous": None,
+        "lease_ttl_s": 86400,
+        "margin_s": 3600,
+        "rng": random.Random(),
+    }
+    return Claim(store, **(given | options))
+
+
+class Node:
+    """A claim that is kept and watched as in the daemon."""
+
+    def __init__(self, store: Store, public_ip: str, **options: Any) -> None:
+        self.states: list[LeaseState] = []
+        self.claim = make_claim(store, public_ip, on_state=self.states.append, **options)
+        self.follower = Follower(store)
+        self.follower.on_update = self._observe
+
+    @property
+    def key(self) -> str:
+        return str(self.claim.lease.key)
+
+    @contextlib.asynccontextmanager
+    async def up(self, *, watching: bool = True) -> AsyncIterator[Lease]:
+        lease = await self.claim.acquire()
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(background(self.claim.keep()))
+            if watching:
+                await stack.enter_async_context(background(self.follower.run()))
+                await eventually(lambda: self.follower.updates)
+            yield lease
+
+    def _observe(self, update: Snapshot | Events, changes: Any) -> None:
+        own = self.claim.lease.key
+        for change in changes:
+            if change.key == own:
+                self.claim.observe(change.new)
+        if isinstance(update, Snapshot) and own not in self.follower.table.leases:
+            self.claim.observe(None)
+
+
+class InStep:
+    """A store whose first snapshot waits for the others': all plan from the same leases."""
+
+    def __init__(self, store: Store, barrier: asyncio.Barrier) -> None:
+        self._store = store
+        self._barrier: asyncio.Barrier | None = barrier
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def snapshot(self) -> Snapshot:
+        snapshot = await self._store.snapshot()
+        barrier, self._barrier = self._barrier, None
+        if barrier is not None:
+            await barrier.wait()
+        return snapshot
+
+
+async def outcome(awaitable: Awaitable[Any]) -> Any:
+    """The result, or the exception as a value."""
+    try:
+        return await awaitable
+    except Exception as error:  # noqa: BLE001  (the caller asserts which)
+        return error
+
+
+def network(text: str) -> NetworkConfig:
+    return parse_network_config(text, "test")

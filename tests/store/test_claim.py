@@ -1,0 +1,485 @@
+"""A node's claim on a subnet, over both stores: had, kept, lost, regained, and never stolen."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from tests.store.support import (
+    ONE_SUBNET,
+    FileWorld,
+    InStep,
+    Node,
+    Runner,
+    World,
+    attributes,
+    by_key,
+    eventually,
+    lease_key,
+    make_claim,
+    network,
+    outcome,
+    run,
+    steadily,
+)
+from tundp.errors import LeaseError, OutOfSubnets
+from tundp.lease.model import Lease
+from tundp.store import claim as claim_module
+from tundp.store.claim import LeaseState
+
+OURS = "192.0.2.1"
+THEIRS = "192.0.2.2"
+
+
+def value(public_ip: str, **more: Any) -> str:
+    return json.dumps({"PublicIP": public_ip, **more})
+
+
+@pytest.fixture(autouse=True)
+def short_race_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim_module, "RACE_PAUSE_S", 0.01)
+
+
+def owner(world: World, key: str) -> str | None:
+    found = world.read(key)
+    return None if found is None else str(found[0].get("PublicIP"))
+
+
+def test_fresh_claim_takes_a_free_subnet_of_the_pool(world: World, run: Runner) -> None:
+    async def main() -> None:
+        world.put("10.5.1.0-24", value(THEIRS))
+        node = make_claim(world.open(), OURS)
+        lease = await node.acquire()
+        assert str(lease.key) != "10.5.1.0-24"
+        assert lease.key.is_aligned
+        assert lease.key.subnet.prefixlen == 24
+        assert owner(world, str(lease.key)) == OURS
+        assert node.state is LeaseState.HELD
+        assert node.expires_in_s == pytest.approx(86400, abs=10)
+        found = world.read(str(lease.key))
+        assert found is not None
+        assert found[1] == pytest.approx(86400, abs=10)
+
+    run(main())
+
+
+def test_lease_of_our_public_ip_is_used_again(world: World, run: Runner) -> None:
+    async def main() -> None:
+        world.put("10.5.1.0-24", value(THEIRS))
+        world.put("10.5.7.0-24", value(OURS, Note="kept"), ttl=100)
+        lease = await make_claim(world.open(), OURS, previous=lease_key("10.5.9.0-24")).acquire()
+        assert str(lease.key) == "10.5.7.0-24"
+        found = world.read("10.5.7.0-24")
+        assert found is not None
+        assert found[0] == {"PublicIP": OURS, "PublicIPv6": None, "Note": "kept"}
+        assert found[1] == pytest.approx(86400, abs=10)
+        assert len((await world.open().snapshot()).leases) == 2
+
+    run(main())
+
+
+def test_lease_that_no_longer_fits_is_replaced(world: World, run: Runner) -> None:
+    async def main() -> None:
+        world.put("10.9.7.0-24", value(OURS), ttl=1000)
+        world.put("10.5.16.0-20", value(OURS), ttl=1000)
+        world.put("10.9.8.0-24", value(THEIRS), ttl=1000)
+        lease = await make_claim(world.open(), OURS).acquire()
+        assert str(lease.key).startswith("10.5.")
+        assert owner(world, str(lease.key)) == OURS
+        # Given back: absent, or about to be.
+        for stale in ("10.9.7.0-24", "10.5.16.0-20"):
+            await eventually(lambda stale=stale: world.read(stale) is None, within_s=5)
+        assert owner(world, "10.9.8.0-24") == THEIRS
+
+    run(main())
+
+
+def test_free_previous_subnet_is_taken(world: World, run: Runner) -> None:
+    async def main() -> None:
+        lease = await make_claim(world.open(), OURS, previous=lease_key("10.5.42.0-24")).acquire()
+        assert str(lease.key) == "10.5.42.0-24"
+
+    run(main())
+
+
+@pytest.mark.parametrize("held", ["10.5.42.0-24", "10.5.42.7-24", "10.5.32.0-20", "10.5.42.128-25"])
+def test_held_previous_subnet_is_never_taken(world: World, held: str) -> None:
+    """flannel's v2 form overwrote the other node's lease."""
+
+    async def main() -> None:
+        world.put(held, value(THEIRS), ttl=1000)
+        before = world.read(held)
+        assert before is not None
+        lease = await make_claim(world.open(), OURS, previous=lease_key("10.5.42.0-24")).acquire()
+        assert not lease.key.subnet.overlaps(lease_key(held).subnet)
+        after = world.read(held)
+        assert after is not None
+        assert after[0] == before[0]
+
+    run(main())
+
+
+def test_previous_subnet_outside_the_network_is_ignored(world: World) -> None:
+    async def main() -> None:
+        lease = await make_claim(world.open(), OURS, previous=lease_key("10.9.42.0-24")).acquire()
+        assert str(lease.key).startswith("10.5.")
+
+    run(main())
+
+
+def test_poison_under_the_prefix_does_not_keep_a_node_out(world: World) -> None:
+    async def main() -> None:
+        world.put("rubbish", '"rubbish"')
+        world.put("10.5.200.0-24", '"rubbish"')
+        assert str((await make_claim(world.open(), OURS).acquire()).key).startswith("10.5.")
+        assert world.read("rubbish") == ("rubbish", None) or isinstance(world, FileWorld)
+
+    run(main())
+
+
+def test_a_key_that_cannot_be_read_is_still_not_ours_to_take(world: World) -> None:
+    """Its value is rubbish to us; whoever wrote it may well be routing to it."""
+
+    async def main() -> None:
+        world.put("10.5.3.0-24", '"rubbish"')
+        result = await outcome(make_claim(world.open(), OURS, config=ONE_SUBNET).acquire())
+        assert isinstance(result, LeaseError), repr(result)
+
+    run(main())
+
+
+def test_out_of_subnets_is_said(world: World, run: Runner) -> None:
+    async def main() -> None:
+        world.put("10.5.3.0-24", value(THEIRS))
+        with pytest.raises(OutOfSubnets, match=r"10\.5\.3\.0"):
+            await make_claim(world.open(), OURS, config=ONE_SUBNET).acquire()
+
+    run(main())
+
+
+def test_race_for_the_last_subnet_has_one_winner(world: World, run: Runner) -> None:
+    async def main() -> None:
+        stores = [world.open(), world.open()]
+        for _ in range(32):
+            barrier = asyncio.Barrier(2)
+            results = await asyncio.gather(
+                *(
+                    outcome(
+                        make_claim(
+                            InStep(store, barrier), f"192.0.2.{who}", config=ONE_SUBNET
+                        ).acquire()
+                    )
+                    for who, store in enumerate(stores)
+                )
+            )
+            (winner,) = (result for result in results if isinstance(result, Lease))
+            assert sum(isinstance(result, OutOfSubnets) for result in results) == 1, results
+            (lease,) = (await stores[0].snapshot()).leases
+            assert lease.attributes == winner.attributes
+            world.remove(str(lease.key))
+
+    run(main())
+
+
+def test_nodes_starting_together_all_get_different_subnets(world: World, run: Runner) -> None:
+    config = network('{"Network": "10.5.0.0/20", "SubnetLen": 23}')  # seven subnets
+
+    async def main() -> None:
+        stores = [world.open() for _ in range(7)]
+        barrier = asyncio.Barrier(len(stores))
+        leases = await asyncio.gather(
+            *(
+                make_claim(InStep(store, barrier), f"192.0.2.{who}", config=config).acquire()
+                for who, store in enumerate(stores)
+            )
+        )
+        assert len({lease.key for lease in leases}) == 7
+        assert by_key((await stores[0].snapshot()).leases) == by_key(leases)
+        with pytest.raises(OutOfSubnets):
+            await make_claim(world.open(), "192.0.2.99", config=config).acquire()
+
+    run(main())
+
+
+def test_race_for_the_last_ipv4_subnet_of_a_dual_stack_network_has_one_winner(
+    world: World,
+) -> None:
+    """The two families are drawn apart, so equal IPv4 halves hide under different keys."""
+    config = network(
+        '{"Network": "10.5.0.0/22", "SubnetLen": 24, "SubnetMin": "10.5.3.0",'
+        ' "SubnetMax": "10.5.3.0", "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}'
+    )
+
+    async def main() -> None:
+        stores = [world.open(), world.open()]
+        for _ in range(3):
+            barrier = asyncio.Barrier(2)
+            await asyncio.gather(
+                *(
+                    outcome(
+                        make_claim(
+                            InStep(store, barrier), f"192.0.2.{who}", config=config
+                        ).acquire()
+                    )
+                    for who, store in enumerate(stores)
+                )
+            )
+            leases = (await stores[0].snapshot()).leases
+            assert len(leases) == 1, by_key(leases)
+            world.remove(str(leases[0].key))
+
+    run(main())
+
+
+def test_lost_for_ever_gives_up_after_ten_races(world: World) -> None:
+    class AlwaysLate:
+        """Somebody creates the very key between our look and our create."""
+
+        def __init__(self) -> None:
+            self._store = world.open()
+            self.creates = 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._store, name)
+
+        async def create(self, key: Any, *rest: Any) -> Lease:
+            self.creates += 1
+            world.put(str(key), value(THEIRS))
+            return await self._store.create(key, *rest)
+
+    async def main() -> None:
+        store = AlwaysLate()
+        with pytest.raises(LeaseError, match="10"):
+            await make_claim(store, OURS).acquire()
+        assert store.creates == 10
+        assert OURS not in by_key((await world.open().snapshot()).leases).values()
+
+    run(main())
+
+
+def test_lease_is_renewed_well_before_it_expires(world: World, run: Runner) -> None:
+    async def main() -> None:
+        node = Node(world.open(), OURS, lease_ttl_s=3)
+        async with node.up() as lease:
+            key = lease.key
+            observer = world.open()
+            revisions = [lease.revision]
+            until = time.monotonic() + 4.5
+            while time.monotonic() < until:
+                (seen,) = (await observer.snapshot()).leases
+                assert seen.key == key
+                assert seen.lease_ttl_s is not None
+                if seen.revision != revisions[-1]:
+                    revisions.append(seen.revision)
+                await asyncio.sleep(0.05)
+            assert len(revisions) >= 3
+            assert all(before < after for before, after in pairwise(revisions))
+            # What the watch tells of our own renewals agrees with what we hold.
+            await eventually(
+                lambda: node.follower.table.leases[key].revision == node.claim.lease.revision
+            )
+            assert set(node.states) == {LeaseState.HELD}
+
+    run(main())
+
+
+def test_renewal_keeps_what_others_keep_in_the_value(world: World) -> None:
+    async def main() -> None:
+        world.put("10.5.7.0-24", value(OURS, Rack="b7"), ttl=100)
+        node = Node(world.open(), OURS, lease_ttl_s=2)
+        async with node.up() as lease:
+            revision = lease.revision
+            await eventually(lambda: node.claim.lease.revision > revision)
+            found = world.read("10.5.7.0-24")
+            assert found is not None
+            assert found[0] == {"PublicIP": OURS, "PublicIPv6": None, "Rack": "b7"}
+
+    run(main())
+
+
+@pytest.mark.parametrize("watching", [True, False], ids=["watching", "renewing"])
+def test_foreign_owner_is_never_overwritten(
+    world: World, watching: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """flannel renews over whoever holds its key now, and never notices."""
+    monkeypatch.setattr(claim_module, "RETRY_S", 0.2)
+
+    async def main() -> None:
+        node = Node(world.open(), OURS, lease_ttl_s=2)
+        async with node.up(watching=watching):
+            key = node.key
+            world.put(key, value(THEIRS, Theirs=True))
+            await eventually(lambda: node.claim.state is LeaseState.CONFLICT)
+            await steadily(
+                lambda: world.read(key) == ({"PublicIP": THEIRS, "Theirs": True}, None), for_s=2.5
+            )
+            assert node.claim.state is LeaseState.CONFLICT
+            assert node.key == key
+            # The other one goes; the subnet is ours again.
+            world.remove(key)
+            await eventually(lambda: node.claim.state is LeaseState.HELD)
+            await eventually(lambda: owner(world, key) == OURS)
+            assert node.states[-2:] == [LeaseState.CONFLICT, LeaseState.HELD] or node.states[
+                -3:
+            ] == [LeaseState.CONFLICT, LeaseState.LOST, LeaseState.HELD]
+
+    run(main())
+
+
+def test_conflict_is_resolved_as_soon_as_the_other_lease_goes(world: World, run: Runner) -> None:
+    """The watch wakes the claim: nobody waits for the minute to be over."""
+
+    async def main() -> None:
+        node = Node(world.open(), OURS)
+        async with node.up():
+            key = node.key
+            world.put(key, value(THEIRS))
+            await eventually(lambda: node.claim.state is LeaseState.CONFLICT)
+            world.remove(key)
+            await eventually(lambda: owner(world, key) == OURS, within_s=5)
+            await eventually(lambda: node.claim.state is LeaseState.HELD)
+            # A watch event of the conflict that arrives late must not bring it back.
+            assert node.key == key
+
+    run(main())
+
+
+def test_conflict_ends_when_the_other_lease_expires(world: World) -> None:
+    async def main() -> None:
+        node = Node(world.open(), OURS)
+        async with node.up():
+            key = node.key
+            world.put(key, value(THEIRS), ttl=1)
+            await eventually(lambda: node.claim.state is LeaseState.CONFLICT)
+            await eventually(lambda: owner(world, key) == OURS, within_s=8)
+            await eventually(lambda: node.claim.state is LeaseState.HELD)
+
+    run(main())
+
+
+def test_deleted_lease_is_regained_with_the_same_subnet(world: World, run: Runner) -> None:
+    """flannel exits with code 0, and a supervisor leaves it down."""
+
+    async def main() -> None:
+        node = Node(world.open(), OURS)
+        async with node.up():
+            key = node.key
+            for _ in range(3):
+                world.remove(key)
+                await eventually(lambda: owner(world, key) == OURS, within_s=5)
+                await eventually(lambda: node.claim.state is LeaseState.HELD)
+            assert node.key == key
+            assert len((await world.open().snapshot()).leases) == 1
+            found = world.read(key)
+            assert found is not None
+            assert found[1] == pytest.approx(86400, abs=10)
+
+    run(main())
+
+
+def test_deleted_lease_is_regained_at_renewal_without_a_watch(world: World) -> None:
+    async def main() -> None:
+        node = Node(world.open(), OURS, lease_ttl_s=2)
+        async with node.up(watching=False):
+            key = node.key
+            world.remove(key)
+            await eventually(lambda: owner(world, key) == OURS, within_s=5)
+
+    run(main())
+
+
+def test_lease_renewed_by_hand_is_still_ours(world: World) -> None:
+    async def main() -> None:
+        node = Node(world.open(), OURS, lease_ttl_s=2)
+        async with node.up(watching=False):
+            key = node.key
+            world.put(key, value(OURS, By="hand"), ttl=60)
+            revision = node.claim.lease.revision
+            await eventually(lambda: node.claim.lease.revision > revision)
+            found = world.read(key)
+            assert found is not None
+            assert found[0]["By"] == "hand"
+            assert LeaseState.CONFLICT not in node.states
+
+    run(main())
+
+
+def test_reservation_is_kept_without_expiry(world: World, run: Runner) -> None:
+    """flannel's v3 form turned it into a lease of one day."""
+    world.put("10.5.7.0-24", value(OURS))
+
+    async def main() -> None:
+        node = Node(world.open(), OURS, lease_ttl_s=2)
+        async with node.up() as lease:
+            assert (str(lease.key), lease.lease_ttl_s) == ("10.5.7.0-24", None)
+            assert node.claim.expires_in_s is None
+            await steadily(lambda: (world.read("10.5.7.0-24") or (None, 0))[1] is None, for_s=2.2)
+            assert node.claim.state is LeaseState.HELD
+
+    run(main())
+
+
+def test_lease_made_a_reservation_while_we_run_stays_one(world: World) -> None:
+    async def main() -> None:
+        node = Node(world.open(), OURS, lease_ttl_s=2)
+        async with node.up():
+            key = node.key
+            world.put(key, value(OURS))
+            await eventually(lambda: node.claim.expires_in_s is None)
+            await steadily(lambda: (world.read(key) or (None, 0))[1] is None, for_s=2.2)
+            assert node.claim.state is LeaseState.HELD
+
+    run(main())
+
+
+def test_an_outage_while_acquiring_is_said_to_be_over(
+    file_world: FileWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Otherwise the first renewal, a day later, reports an outage of one day."""
+    caplog.set_level(logging.INFO, "tundp")
+    good = file_world.path.read_text()
+    file_world.path.write_text("garbage")
+
+    async def main() -> None:
+        acquiring = asyncio.ensure_future(make_claim(file_world.open(), OURS).acquire())
+        await eventually(lambda: "retrying" in caplog.text)
+        file_world.path.write_text(good)
+        await acquiring
+        assert "working again" in caplog.text
+
+    run(main())
+
+
+def test_conflict_is_logged_with_both_sides(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        node = Node(world.open(), OURS)
+        async with node.up():
+            world.put(node.key, value(THEIRS))
+            await eventually(lambda: node.claim.state is LeaseState.CONFLICT)
+            message = next(
+                record.getMessage() for record in caplog.records if record.levelname == "ERROR"
+            )
+            assert node.key in message
+            assert THEIRS in message
+
+    run(main())
+
+
+def test_stale_news_of_our_own_lease_changes_nothing(world: World) -> None:
+    async def main() -> None:
+        store = world.open()
+        node = make_claim(store, OURS)
+        first = await node.acquire()
+        renewed = await store.update(first.key, attributes(OURS), 600, revision=first.revision)
+        node.observe(renewed)
+        node.observe(first)
+        assert node.lease == renewed
+        assert node.state is LeaseState.HELD
+
+    run(main())

@@ -1,0 +1,146 @@
+"""C against Python: same sums, same TTL patch, same routes. A missing build fails, not skips."""
+
+from __future__ import annotations
+
+import random
+from ipaddress import IPv4Address, IPv4Network
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tundp.dataplane import native
+from tundp.errors import PlatformError
+from tundp.lease.fib import build_fib
+from tundp.lease.model import Peer
+from tundp.wire import checksum
+
+
+@pytest.mark.parametrize("offset", range(8))
+def test_sum_of_every_length_at_every_alignment(offset):
+    noise = random.Random(offset).randbytes(1600)
+    for length in (*range(130), 1447, 1448, 1449, 1472, 1500):
+        data = memoryview(noise)[offset : offset + length]
+        assert native.ones_complement_sum(data) == checksum.ones_complement_sum(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        bytes(64),
+        b"\xff" * 64,
+        b"\xff" * 65535,
+        b"\x00\x01",
+        b"\x01",
+        b"\x80",
+        b"\xff\xff\x00\x01",
+        b"\xff\xfe\x00\x01",
+    ],
+    ids=lambda data: f"{len(data)}:{data[:2].hex()}",
+)
+def test_sum_at_the_edges(data):
+    assert native.ones_complement_sum(data) == checksum.ones_complement_sum(data)
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=300, deadline=None)
+def test_sum_of_anything(data):
+    assert native.ones_complement_sum(data) == checksum.ones_complement_sum(data)
+
+
+def test_ttl_patch_of_every_checksum():
+    for value in range(0x10000):
+        assert native.after_ttl_decrement(value) == checksum.after_ttl_decrement(value)
+
+
+subnets = st.builds(
+    lambda address, length: IPv4Network((address >> (32 - length) << (32 - length), length)),
+    st.integers(0x0A000000, 0x0AFFFFFF) | st.integers(0, 2**32 - 1),
+    st.integers(1, 31),
+)
+
+
+@given(st.lists(subnets, max_size=30, unique=True), st.booleans(), st.randoms())
+@settings(max_examples=200, deadline=None)
+def test_routes_of_any_table(networks, has_own, rng):
+    peers = [Peer(net, IPv4Address(0xC0000201 + n % 7)) for n, net in enumerate(networks)]
+    own = IPv4Network("10.5.3.0/24") if has_own else None
+    peers = [peer for peer in peers if peer.subnet != own]
+    fib = build_fib(peers, own_subnet=own, port=8285, generation=1)
+    edges = [
+        edge
+        for network in [*networks, IPv4Network("10.5.3.0/24")]
+        for end in (int(network.network_address), int(network.broadcast_address))
+        for edge in (end - 1, end, end + 1)
+        if 0 <= edge < 2**32
+    ]
+    addresses = np.array([*edges, *(rng.getrandbits(32) for _ in range(50))], np.uint32)
+    expected = [fib.index(int(address)) for address in addresses]
+    assert native.NativeFib(fib).indexes(addresses).tolist() == expected
+
+
+def test_c_reads_the_memory_python_built():
+    fib = build_fib(
+        [Peer(IPv4Network("10.5.2.0/24"), IPv4Address("192.0.2.2"))],
+        own_subnet=None,
+        port=8285,
+        generation=1,
+    )
+    reader = native.NativeFib(fib)
+    address = int(reader._ffi.cast("uintptr_t", reader._struct.table))
+    assert address == fib.table.ctypes.data
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("table_count", 255),  # one slot short
+        ("level_count", 0),
+        ("level_count", 4),
+        ("base_len", 30),  # 30 + 8 bits is more than an address has
+    ],
+)
+def test_a_table_that_would_be_read_outside_is_refused(field, value):
+    fib = build_fib(
+        [
+            Peer(IPv4Network("10.5.0.0/24"), IPv4Address("192.0.2.2")),
+            Peer(IPv4Network("10.5.255.0/24"), IPv4Address("192.0.2.3")),
+        ],
+        own_subnet=None,
+        port=8285,
+        generation=1,
+    )
+    reader = native.NativeFib(fib)
+    assert reader._lib.tundp_fib_check(reader._struct) == 0
+    setattr(reader._struct, field, value)
+    assert reader._lib.tundp_fib_check(reader._struct) != 0
+
+
+@pytest.mark.parametrize("target", [0, 5, 1 << 20])
+def test_a_chunk_that_points_backwards_or_outside_is_refused(target):
+    fib = build_fib(
+        [
+            Peer(IPv4Network("10.0.0.0/9"), IPv4Address("192.0.2.2")),
+            Peer(IPv4Network("10.200.7.16/28"), IPv4Address("192.0.2.3")),
+        ],
+        own_subnet=None,
+        port=8285,
+        generation=1,
+    )
+    table = fib.table.copy()
+    chunk_slots = np.flatnonzero(table & 0x80000000)
+    assert len(chunk_slots)
+    table[chunk_slots[0]] = 0x80000000 | target
+    fib.table = table
+    with pytest.raises(PlatformError, match="generation 1"):
+        native.NativeFib(fib)
+
+
+def test_self_test_notices_a_difference(monkeypatch):
+    fib = build_fib([], own_subnet=None, port=8285, generation=1)
+    assert native.self_test(fib) > 65536
+    monkeypatch.setattr(checksum, "after_ttl_decrement", lambda value: value)
+    with pytest.raises(PlatformError, match="disagree"):
+        native.self_test(fib)

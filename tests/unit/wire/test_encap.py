@@ -1,0 +1,348 @@
+"""The two verdicts: every drop reason they give, and the order of the checks."""
+
+from dataclasses import dataclass
+
+import pytest
+from scapy.layers.inet import ICMP, IP
+from scapy.packet import Raw
+
+from tundp.wire.drop import DropReason
+from tundp.wire.encap import (
+    Deliver,
+    Drop,
+    Forward,
+    Reply,
+    SourceCheck,
+    decapsulate,
+    encapsulate,
+)
+
+TUNNEL = 0x0A050100  # 10.5.1.0
+PEER = 0xC0000207  # 192.0.2.7
+OTHER = 0xC633640D  # 198.51.100.13
+
+
+@dataclass(frozen=True)
+class Hop:
+    name: str
+    is_local: bool = False
+
+
+FAR = Hop("10.5.2.0/24")
+NEAR = Hop("10.5.1.0/24", is_local=True)
+
+
+def route(address: int) -> Hop | None:
+    return {0x0A0501: NEAR, 0x0A0502: FAR}.get(address >> 8)
+
+
+def packet(payload: bytes = b"x" * 32, **fields) -> bytearray:
+    given = {"src": "10.5.1.2", "dst": "10.5.2.2", "proto": 17} | fields
+    return bytearray(bytes(IP(**given) / Raw(payload)))
+
+
+def encap(data: bytearray, mtu: int = 1472, lookup=route):
+    return encapsulate(
+        memoryview(data), lookup=lookup, path_mtu=lambda hop: mtu, tunnel_address=TUNNEL
+    )
+
+
+def decap(
+    data: bytearray,
+    *,
+    admits=lambda inner, outer: True,
+    check: SourceCheck = SourceCheck.ENFORCE,
+):
+    return decapsulate(
+        memoryview(data),
+        outer_source=PEER,
+        admits=admits,
+        source_check=check,
+        tunnel_address=TUNNEL,
+    )
+
+
+NO_ANSWER = {"src": "0.0.0.0"}  # a source no ICMP error may go to
+UNPARSABLE = [
+    (bytearray(), DropReason.TOO_SHORT),
+    (bytearray(19), DropReason.TOO_SHORT),
+    (bytearray(b"\x60" + bytes(39)), DropReason.NOT_IPV4),
+    (bytearray(b"\x44" + bytes(39)), DropReason.BAD_HEADER_LENGTH),
+    (packet()[:-1], DropReason.BAD_TOTAL_LENGTH),
+    (packet(chksum=0x1234), DropReason.BAD_HEADER_CHECKSUM),
+]
+
+
+# TUN -> UDP
+
+
+@pytest.mark.parametrize(("data", "reason"), UNPARSABLE)
+def test_encap_drops_what_cannot_be_parsed_in_silence(data, reason):
+    before = bytes(data)
+    assert encap(data) == Drop(reason)
+    assert bytes(data) == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "mtu", "reason", "icmp_type", "code"),
+    [
+        ({"dst": "10.5.9.9"}, 1472, DropReason.NO_ROUTE, 3, 0),
+        ({"dst": "10.5.1.9"}, 1472, DropReason.OWN_SUBNET, 3, 0),
+        ({"ttl": 1}, 1472, DropReason.HOP_LIMIT_EXCEEDED, 11, 0),
+        ({"ttl": 0}, 1472, DropReason.HOP_LIMIT_EXCEEDED, 11, 0),
+        ({"flags": "DF"}, 51, DropReason.TOO_BIG, 3, 4),
+    ],
+)
+def test_encap_answers_what_it_drops(fields, mtu, reason, icmp_type, code):
+    data = packet(**fields)
+    before = bytes(data)
+    verdict = encap(data, mtu)
+    assert isinstance(verdict, Reply)
+    assert verdict.reason is reason
+    seen = IP(verdict.packet)
+    assert (seen[ICMP].type, seen[ICMP].code) == (icmp_type, code)
+    assert (seen.src, seen.dst) == ("10.5.1.0", "10.5.1.2")
+    assert bytes(data) == before, "only Forward may change the packet"
+
+    silent = packet(**fields | NO_ANSWER)
+    before = bytes(silent)
+    assert encap(silent, mtu) == Drop(reason)
+    assert bytes(silent) == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "breaks"),
+    [
+        (
+            {"ttl": 1, "dst": "10.5.9.9"},
+            DropReason.NO_ROUTE,
+            "lookup before TTL: flannel sends unreachable for TTL 1 without a route",
+        ),
+        ({"ttl": 0, "dst": "10.5.9.9"}, DropReason.NO_ROUTE, "also for TTL 0"),
+        ({"ttl": 1, "dst": "10.5.1.9"}, DropReason.OWN_SUBNET, "own subnet is a route answer"),
+        (
+            {"flags": "DF", "dst": "10.5.9.9"},
+            DropReason.NO_ROUTE,
+            "there is no path MTU without a route",
+        ),
+        (
+            {"flags": "DF", "ttl": 1},
+            DropReason.HOP_LIMIT_EXCEEDED,
+            "TTL before path MTU, as on any router",
+        ),
+    ],
+)
+def test_encap_order_of_checks(fields, reason, breaks):
+    verdict = encap(packet(**fields), mtu=51)
+    assert isinstance(verdict, Reply)
+    assert verdict.reason is reason, breaks
+
+
+def test_ttl_1_without_route_gets_net_unreachable_quoting_ttl_1():
+    data = packet(ttl=1, dst="10.5.9.9")
+    verdict = encap(data)
+    assert isinstance(verdict, Reply)
+    assert verdict.packet[28:] == bytes(data[:28])
+
+
+@pytest.mark.parametrize("way", [encap, decap])
+def test_ttl_0_never_wraps(way):
+    # flannel turns 0 into 255 and sends it on.
+    data = packet(ttl=0)
+    verdict = way(data)
+    assert isinstance(verdict, Reply)
+    assert verdict.reason is DropReason.HOP_LIMIT_EXCEEDED
+    assert data[8] == 0
+
+
+@pytest.mark.parametrize("ttl", [2, 64, 255])
+def test_forward_is_the_same_packet_one_hop_later(ttl):
+    data = packet(ttl=ttl)
+    verdict = encap(data)
+    assert isinstance(verdict, Forward)
+    assert verdict.hop is FAR
+    (sent,) = verdict.packets
+    assert bytes(sent) == bytes(packet(ttl=ttl - 1))
+    assert bytes(sent) == bytes(data), "a view of the caller's buffer, not a copy"
+
+
+def test_lookup_gets_the_destination_and_path_mtu_the_hop():
+    asked = []
+
+    def lookup(address):
+        asked.append(address)
+        return FAR
+
+    def path_mtu(hop):
+        asked.append(hop)
+        return 1472
+
+    encapsulate(
+        memoryview(packet(dst="10.5.77.8")),
+        lookup=lookup,
+        path_mtu=path_mtu,
+        tunnel_address=TUNNEL,
+    )
+    assert asked == [0x0A054D08, FAR]
+
+
+def test_encap_trims_what_is_behind_the_packet():
+    data = packet() + bytearray(b"SECRET" * 10)
+    verdict = encap(data)
+    assert isinstance(verdict, Forward)
+    assert bytes(verdict.packets[0]) == bytes(packet(ttl=63))
+
+
+def test_a_reply_never_quotes_what_is_behind_the_packet():
+    for data in (packet(b"abc", dst="10.5.9.9"), packet(b"abc", ttl=1)):
+        verdict = encap(data + bytearray(b"SECRET" * 10))
+        assert isinstance(verdict, Reply)
+        assert verdict.packet[28:] == bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("mtu", "count", "breaks"),
+    [
+        (52, 1, "a packet of exactly the path MTU goes whole"),
+        (1472, 1, "and one below"),
+        (51, 2, "one byte over is fragmented"),
+    ],
+)
+def test_path_mtu_edge(mtu, count, breaks):
+    verdict = encap(packet(), mtu)
+    assert isinstance(verdict, Forward)
+    assert len(verdict.packets) == count, breaks
+
+
+def test_df_exactly_at_the_path_mtu_is_forwarded():
+    assert isinstance(encap(packet(flags="DF"), 52), Forward)
+
+
+def test_the_length_that_counts_is_the_packets_not_the_buffers():
+    assert isinstance(encap(packet(flags="DF") + bytearray(100), 52), Forward)
+
+
+def test_too_big_names_the_mtu():
+    verdict = encap(packet(b"y" * 1452, flags="DF"), 1400)
+    assert isinstance(verdict, Reply)
+    assert IP(verdict.packet)[ICMP].nexthopmtu == 1400
+
+
+def test_fragments_have_the_lowered_ttl_and_right_checksums():
+    payload = bytes(range(256)) * 4
+    verdict = encap(packet(payload, id=99, ttl=64), 400)
+    assert isinstance(verdict, Forward)
+    assert verdict.hop is FAR
+    data = b""
+    for raw in verdict.packets:
+        piece = IP(bytes(raw))
+        assert len(raw) <= 400
+        assert (piece.ttl, piece.id) == (63, 99)
+        assert piece.frag * 8 == len(data)
+        data += bytes(piece.payload)
+        stored = piece.chksum
+        del piece.chksum
+        assert IP(bytes(piece)).chksum == stored
+    assert data == payload
+
+
+# UDP -> TUN
+
+
+@pytest.mark.parametrize("check", SourceCheck)
+@pytest.mark.parametrize(("data", "reason"), UNPARSABLE)
+def test_decap_drops_what_cannot_be_parsed_in_silence(data, reason, check):
+    before = bytes(data)
+    assert decap(data, check=check) == Drop(reason)
+    assert bytes(data) == before
+
+
+@pytest.mark.parametrize(
+    ("check", "admitted", "expected", "breaks"),
+    [
+        (SourceCheck.OFF, True, True, "off: everything matches"),
+        (SourceCheck.OFF, False, True, "off: nothing is asked, so nothing mismatches"),
+        (SourceCheck.COUNT, True, True, "count: a good source is not counted"),
+        (SourceCheck.COUNT, False, False, "count: delivered, but told"),
+        (SourceCheck.ENFORCE, True, True, "enforce: a good source passes"),
+        (SourceCheck.ENFORCE, False, None, "enforce: a bad one is dropped"),
+    ],
+)
+def test_source_check(check, admitted, expected, breaks):
+    data = packet()
+    before = bytes(data)
+    verdict = decap(data, admits=lambda inner, outer: admitted, check=check)
+    if expected is None:
+        assert verdict == Drop(DropReason.SOURCE_MISMATCH), breaks
+        assert bytes(data) == before
+    else:
+        assert isinstance(verdict, Deliver), breaks
+        assert verdict.source_matches is expected, breaks
+        assert bytes(verdict.packet) == bytes(packet(ttl=63))
+
+
+def test_admits_is_asked_for_inner_and_outer_source_in_this_order():
+    asked = []
+
+    def admits(inner, outer):
+        asked.append((inner, outer))
+        return True
+
+    decap(packet(src="10.5.2.9", dst="10.5.1.2"), admits=admits)
+    assert asked == [(0x0A050209, PEER)]
+
+
+def test_off_does_not_even_ask():
+    def admits(inner, outer):
+        raise AssertionError("asked")
+
+    assert isinstance(decap(packet(), admits=admits, check=SourceCheck.OFF), Deliver)
+
+
+def test_source_before_ttl():
+    # A spoofed packet must not be able to make us send ICMP to a third party.
+    verdict = decap(packet(ttl=1), admits=lambda inner, outer: False)
+    assert verdict == Drop(DropReason.SOURCE_MISMATCH)
+
+
+@pytest.mark.parametrize("ttl", [0, 1])
+def test_decap_ttl_runs_out(ttl):
+    data = packet(ttl=ttl, src="10.5.2.9", dst="10.5.1.2")
+    before = bytes(data)
+    verdict = decap(data)
+    assert isinstance(verdict, Reply)
+    assert verdict.reason is DropReason.HOP_LIMIT_EXCEEDED
+    seen = IP(verdict.packet)
+    assert (seen[ICMP].type, seen[ICMP].code) == (11, 0)
+    assert (seen.src, seen.dst) == ("10.5.1.0", "10.5.2.9")
+    assert verdict.packet[28:] == before
+    assert bytes(data) == before
+    assert decap(packet(ttl=ttl, **NO_ANSWER)) == Drop(DropReason.HOP_LIMIT_EXCEEDED)
+
+
+def test_decap_delivers_a_view_of_the_callers_buffer_trimmed():
+    data = packet(ttl=9) + bytearray(b"SECRET")
+    verdict = decap(data)
+    assert isinstance(verdict, Deliver)
+    assert verdict.packet.obj is data
+    assert bytes(verdict.packet) == bytes(packet(ttl=8))
+    assert data.endswith(b"SECRET")
+
+
+def test_twenty_bytes_are_a_packet():
+    assert isinstance(encap(packet(b"")), Forward)
+    assert isinstance(decap(packet(b"")), Deliver)
+
+
+def test_both_ends_lower_the_ttl_as_flannel_does():
+    data = packet(ttl=64)
+    forward = encap(data)
+    assert isinstance(forward, Forward)
+    received = bytearray(forward.packets[0])
+    delivered = decap(received)
+    assert isinstance(delivered, Deliver)
+    assert bytes(delivered.packet) == bytes(packet(ttl=62))
+
+
+def test_source_check_names_are_the_flags_values():
+    assert [check.value for check in SourceCheck] == ["off", "count", "enforce"]

@@ -1,0 +1,64 @@
+"""The token bucket, with a clock made of integers."""
+
+import pytest
+
+from tundp.wire.ratelimit import TokenBucket
+
+MS = 1_000_000
+S = 1000 * MS
+
+
+def taken(bucket: TokenBucket, tries: int, now_ns: int) -> int:
+    return sum(bucket.take(now_ns) for _ in range(tries))
+
+
+@pytest.mark.parametrize("start", [0, 5 * S, 2**62])
+def test_a_full_burst_at_once_and_no_more(start):
+    bucket = TokenBucket(rate_per_s=1000, burst=50)
+    assert taken(bucket, 200, start) == 50
+
+
+def test_refills_at_the_rate():
+    bucket = TokenBucket(rate_per_s=10, burst=3)
+    assert taken(bucket, 9, 0) == 3
+    assert not bucket.take(99 * MS), "a tenth of a second is not over yet"
+    assert bucket.take(100 * MS)
+    assert not bucket.take(100 * MS)
+    assert taken(bucket, 9, 300 * MS) == 2
+
+
+def test_fractions_of_a_token_are_kept():
+    # Looking often must not cost the credit of the time between two looks.
+    bucket = TokenBucket(rate_per_s=10, burst=1)
+    assert bucket.take(0)
+    answers = [bucket.take(at * 10 * MS) for at in range(1, 21)]
+    assert [at for at, answer in enumerate(answers, 1) if answer] == [10, 20]
+
+
+def test_never_more_than_the_burst_after_a_long_silence():
+    bucket = TokenBucket(rate_per_s=1000, burst=5)
+    bucket.take(0)
+    assert taken(bucket, 100, 3600 * S) == 5
+
+
+def test_long_run_rate():
+    bucket = TokenBucket(rate_per_s=1000, burst=50)
+    granted = sum(bucket.take(at * 100_000) for at in range(100_000))  # 10 s, 10 kHz
+    assert 10_000 <= granted <= 10_050
+
+
+def test_a_clock_going_backwards_costs_nothing_and_gives_nothing():
+    bucket = TokenBucket(rate_per_s=10, burst=2)
+    assert taken(bucket, 5, 10 * S) == 2
+    assert not bucket.take(9 * S), "no credit for time running back"
+    assert not bucket.take(0)
+    # From the earlier time on the rate holds again: no wait until 10 s come back.
+    assert bucket.take(100 * MS)
+    assert not bucket.take(100 * MS)
+
+
+def test_backwards_does_not_take_unspent_tokens_away():
+    bucket = TokenBucket(rate_per_s=10, burst=2)
+    assert bucket.take(10 * S)
+    assert bucket.take(3 * S)
+    assert not bucket.take(3 * S)
