@@ -25,7 +25,7 @@ from ipaddress import (
 from typing import Final
 
 from tundp.errors import OutOfSubnets
-from tundp.lease.model import Lease, LeaseKey
+from tundp.lease.model import UNSPECIFIED, Lease, LeaseKey
 from tundp.lease.network import NetworkConfig, SubnetPool
 
 CANDIDATES: Final = 100
@@ -52,22 +52,36 @@ class Take:
 def plan_claim(
     leases: Sequence[Lease],
     *,
+    unreadable: Sequence[LeaseKey] = (),
     config: NetworkConfig,
     public_ip: IPv4Address,
     previous: LeaseKey | None,
     rng: random.Random,
 ) -> Keep | Take:
-    """The next thing to try. OutOfSubnets when nothing is free."""
-    ours = [lease for lease in leases if lease.attributes.public_ip == public_ip]
+    """The next thing to try. OutOfSubnets when nothing is free.
+
+    unreadable: keys whose value cannot be read. Somebody holds them, nobody knows who.
+    """
+    ours = [
+        lease
+        for lease in leases
+        if lease.attributes.public_ip == public_ip and public_ip != UNSPECIFIED
+    ]
+    # Ours that no longer fit are deleted first, so they are in nobody's way.
+    held = [*(lease.key for lease in leases if lease not in ours), *unreadable]
     for lease in ours:
         if is_compatible(lease.key, config):
             return Keep(lease)
-    if previous is not None and is_compatible(previous, config) and not _is_held(previous, leases):
+    if (
+        previous is not None
+        and is_compatible(previous, config)
+        and not any(overlap(previous, key) for key in held)
+    ):
         return Take(previous, tuple(ours))
-    v4 = _draw(config.pool, [lease.key.subnet for lease in leases], rng)
+    v4 = _draw(config.pool, [key.subnet for key in held], rng)
     v6 = None
     if config.pool6 is not None:
-        held6 = [lease.key.v6.network for lease in leases if lease.key.v6 is not None]
+        held6 = [key.v6.network for key in held if key.v6 is not None]
         v6 = IPv6Interface(str(_draw(config.pool6, held6, rng)))
     return Take(LeaseKey(IPv4Interface(str(v4)), v6), tuple(ours))
 
@@ -81,16 +95,11 @@ def is_compatible(key: LeaseKey, config: NetworkConfig) -> bool:
     return key.v6 is not None and config.pool6.admits(key.v6.network)
 
 
-def _is_held(key: LeaseKey, leases: Sequence[Lease]) -> bool:
-    return any(
-        lease.key.subnet.overlaps(key.subnet)
-        or (
-            key.v6 is not None
-            and lease.key.v6 is not None
-            and lease.key.v6.network.overlaps(key.v6.network)
-        )
-        for lease in leases
-    )
+def overlap(one: LeaseKey, other: LeaseKey) -> bool:
+    """Whether two leases share addresses of either family."""
+    if one.subnet.overlaps(other.subnet):
+        return True
+    return one.v6 is not None and other.v6 is not None and one.v6.network.overlaps(other.v6.network)
 
 
 def _draw(pool: SubnetPool, held: Iterable[IPNetwork], rng: random.Random) -> IPNetwork:

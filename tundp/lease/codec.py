@@ -26,7 +26,8 @@ def parse_key(name: str) -> LeaseKey:
     """The last element of a lease's path, or LeaseFormatError.
 
     Lengths must fit flannel's fields (5 bits for IPv4, 7 for IPv6). No alignment is
-    asked for: flannel asks for none.
+    asked for: flannel asks for none. The spelling must be the one flannel writes: an
+    alias such as 10.5.1.0-024 would shadow the real lease and take it along when deleted.
     """
     match = _KEY.fullmatch(name)
     if match is None:
@@ -43,7 +44,10 @@ def parse_key(name: str) -> LeaseKey:
             v6 = IPv6Interface(f"{IPv6Address(v6_text)}/{int(v6_len)}")
     except ValueError as error:
         raise LeaseFormatError(f"{name!r} is not a subnet key: {error}") from None
-    return LeaseKey(v4, v6)
+    key = LeaseKey(v4, v6)
+    if str(key) != name:
+        raise LeaseFormatError(f"{name!r} is not how flannel spells the subnet key {key}")
+    return key
 
 
 def parse_value(text: str) -> LeaseAttributes:
@@ -90,7 +94,8 @@ def _parse_ipv6(value: Any) -> IPv6Address | None:
         return None
     text = gojson.expect_string(value, "PublicIPv6")
     try:
-        return IPv6Address(text)
+        # Python takes a zone (fe80::1%eth0), Go and so every flannel does not.
+        return IPv6Address(text.replace("%", "/"))
     except ValueError:
         raise LeaseFormatError(f"PublicIPv6 is {text!r}, not an IPv6 address") from None
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 import numpy as np
@@ -56,11 +56,12 @@ class Fib:
         "_base",
         "_base_shift",
         "_levels",
-        "_peer_addresses",
         "_view",
         "generation",
         "hop_array",
         "hops",
+        "own_addresses",
+        "peer_addresses",
         "strides",
         "table",
     )
@@ -74,8 +75,10 @@ class Fib:
         table: npt.NDArray[np.uint32],
         hops: Sequence[NextHop | None],
         hop_array: npt.NDArray[np.void],
+        own_addresses: frozenset[int],
         generation: int,
     ) -> None:
+        self.own_addresses = own_addresses
         self.generation = generation
         self.strides = strides
         self.table = table
@@ -88,7 +91,7 @@ class Fib:
         self._levels = _levels(base_len, strides)
         # A memoryview item is a plain int; a numpy item would be boxed on every packet.
         self._view = memoryview(table)  # type: ignore[arg-type]  # mypy does not know ndarray as a buffer
-        self._peer_addresses = frozenset(hop.address for hop in hops if hop and not hop.is_local)
+        self.peer_addresses = frozenset(hop.address for hop in hops if hop and not hop.is_local)
 
     @property
     def base(self) -> int:
@@ -116,6 +119,13 @@ class Fib:
         """The next hop for an address (host order), or None."""
         return self.hops[self.index(address)]
 
+    def is_own(self, address: int) -> bool:
+        """Whether an address (host order) is this node's, or lies in its own subnet."""
+        if address in self.own_addresses:
+            return True
+        hop = self.lookup(address)
+        return hop is not None and hop.is_local
+
     def admits(self, inner_source: int, outer_source: int) -> bool:
         """Whether packets from `inner_source` may arrive from `outer_source` (both host order).
 
@@ -124,17 +134,23 @@ class Fib:
         """
         hop = self.lookup(inner_source)
         if hop is None:
-            return outer_source in self._peer_addresses
+            return outer_source in self.peer_addresses
         return not hop.is_local and hop.address == outer_source
 
 
 def build_fib(
-    peers: Iterable[Peer], *, own_subnet: IPv4Network | None, port: int, generation: int
+    peers: Iterable[Peer],
+    *,
+    own_subnet: IPv4Network | None,
+    port: int,
+    generation: int,
+    own_addresses: Iterable[IPv4Address] = (),
 ) -> Fib:
     """A FIB that sends each peer's subnet to (its address, `port`); equal subnets must not occur.
 
     `own_subnet` gets the hop whose `is_local` is true, unless a peer holds a longer
-    prefix inside it. Cost: a few numpy passes, linear in the number of peers.
+    prefix inside it; `own_addresses` are the node's others, which no packet may come from.
+    Cost: a few numpy passes, linear in the number of peers.
     """
     hops: list[NextHop | None] = [None]
     starts: list[int] = []
@@ -170,6 +186,7 @@ def build_fib(
         table=_fill(routes, base_len, strides),
         hops=hops,
         hop_array=hop_array,
+        own_addresses=frozenset(int(address) for address in own_addresses),
         generation=generation,
     )
 

@@ -7,12 +7,15 @@ one key the last in the text wins. Python's json would keep `network` and `Netwo
 from __future__ import annotations
 
 import json
+import math
 from ipaddress import IPv4Address
 from typing import Any, Final
 
 from tundp.errors import LeaseFormatError
 
 MISSING: Final = object()
+DEPTH_MAX: Final = 32
+"""Deepest nesting taken in. flannel's documents have two levels; a bomb has thousands."""
 _UINT_MAX: Final = 2**64 - 1
 
 
@@ -47,17 +50,27 @@ def parse_object(text: str, what: str) -> Fields:
 def parse_value(text: str, what: str) -> Any:
     """`text` as JSON, every object in it as Fields."""
     try:
-        return json.loads(text, object_pairs_hook=Fields, parse_constant=_refuse_constant)
+        value = json.loads(
+            text,
+            object_pairs_hook=Fields,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+        )
     except json.JSONDecodeError as error:
         raise LeaseFormatError(
             f"{what} is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
         ) from None
     except (ValueError, RecursionError) as error:
         raise LeaseFormatError(f"{what} is not JSON: {error}") from None
+    _check_plain(value, what)
+    return value
 
 
 def plain(value: Any) -> Any:
-    """`value` with every Fields turned back into a dict, for writing out again."""
+    """`value` with every Fields turned back into a dict, for writing out again.
+
+    Recursion is bounded: `parse_value` lets nothing deeper than DEPTH_MAX through.
+    """
     if isinstance(value, Fields):
         return {name: plain(inner) for name, inner in value.pairs()}
     if isinstance(value, list):
@@ -105,9 +118,42 @@ def expect_ipv4(value: Any, name: str) -> IPv4Address:
 
 def dumps(value: Any) -> str:
     """Compact JSON with Go's escapes of <, > and &."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _check_plain(value: Any, what: str) -> None:
+    """Refuse what could not be written back: deep nesting, and half of a surrogate pair."""
+    level = [value]
+    for _ in range(DEPTH_MAX):
+        for inner in level:
+            if isinstance(inner, str) and not inner.isprintable():
+                _check_text(inner, what)
+        level = [below for inner in level for below in _children(inner)]
+        if not level:
+            return
+    raise LeaseFormatError(f"{what} is nested more than {DEPTH_MAX} levels deep")
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, Fields):
+        return [part for pair in value.pairs() for part in pair]
+    return value if isinstance(value, list) else []
+
+
+def _check_text(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise LeaseFormatError(f"{what} has half of a surrogate pair in a string") from None
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is out of range")
+    return value

@@ -105,7 +105,14 @@ class Gone:
     key: LeaseKey
 
 
-LeaseEvent = Put | Gone | BadEntry
+@dataclass(frozen=True, slots=True)
+class BadEntryGone:
+    """An entry whose name cannot be read was deleted."""
+
+    name: str
+
+
+LeaseEvent = Put | Gone | BadEntry | BadEntryGone
 
 
 @dataclass(frozen=True, slots=True)

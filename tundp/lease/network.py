@@ -143,7 +143,8 @@ def _read_network(fields: gojson.Fields, family: Family) -> IPv4Network | IPv6Ne
         return None
     text = gojson.expect_string(value, name)
     try:
-        if "/" not in text:
+        # Go takes a prefix length only, Python also a netmask and an IPv6 zone.
+        if not text.rpartition("/")[2].isdecimal() or "%" in text:
             raise ValueError
         return family.network_type(text, strict=False)
     except ValueError:
@@ -160,7 +161,7 @@ def _read_address(
         return None
     text = gojson.expect_string(value, name)
     try:
-        address = family.address_type(text)
+        address = family.address_type(text.replace("%", "/"))
     except ValueError:
         kind = "IPv4" if family is _V4 else "IPv6"
         raise ConfigError(f"{name} is {text!r}, not an {kind} address") from None
@@ -234,7 +235,12 @@ def _parse_backend(value: Any) -> int:
             f" Backend is {gojson.describe(value)}, not a JSON object"
         )
     given = value.get("Type") if value is not None else gojson.MISSING
-    name = "" if given in (gojson.MISSING, None) else gojson.expect_string(given, "Backend.Type")
+    name = "" if given is gojson.MISSING or given is None else given
+    if not isinstance(name, str):
+        raise ConfigError(
+            "error decoding Backend property of config:"
+            f" Backend.Type is {gojson.describe(name)}, not a string"
+        )
     if name.lower() != BACKEND_UDP:
         hint = 'write {"Type": "udp"}, or leave Backend out'
         if name.lower() in FLANNEL_BACKENDS:

@@ -23,7 +23,8 @@ class Refusal(Enum):
     OWN_PUBLIC_IP = "has this node's own PublicIP: packets would loop (two nodes with one address?)"
     NOT_UNICAST = "has a PublicIP no datagram can be sent to"
     OUTSIDE_NETWORK = "lies outside the network"
-    COVERS_OWN_SUBNET = "overlaps this node's own subnet"
+    INSIDE_NETWORK = "has a PublicIP inside the overlay: packets would go round and round"
+    INSIDE_OWN_SUBNET = "lies inside this node's own subnet"
     OTHER_BACKEND = "belongs to another backend: its node does not listen for us"
     DUPLICATE_SUBNET = "names the same subnet as another key, which wins"
 
@@ -71,8 +72,9 @@ def select_peers(
     return PeerSet(tuple(peers.values()), tuple(refused))
 
 
-def _rank(lease: Lease) -> tuple[IPv4Network, bool, str]:
-    return lease.key.subnet, not lease.key.is_aligned, str(lease.key)
+def _rank(lease: Lease) -> tuple[IPv4Network, bool, IPv4Address, str]:
+    key = lease.key
+    return key.subnet, not key.is_aligned, key.v4.ip, str(key)
 
 
 def _refuse(
@@ -86,6 +88,8 @@ def _refuse(
         return Refusal.NO_PUBLIC_IP
     if address in own_addresses:
         return Refusal.OWN_PUBLIC_IP
+    if address in network:
+        return Refusal.INSIDE_NETWORK
     if address.is_multicast or address.is_reserved or address.is_loopback:
         return Refusal.NOT_UNICAST
     if int(address) >> 24 == 0:
@@ -93,5 +97,5 @@ def _refuse(
     if not subnet.subnet_of(network):
         return Refusal.OUTSIDE_NETWORK
     if subnet.subnet_of(own):
-        return Refusal.COVERS_OWN_SUBNET
+        return Refusal.INSIDE_OWN_SUBNET
     return None

@@ -83,7 +83,7 @@ def _single(text: str, kind: type[InterfaceT]) -> InterfaceT | None:
     found = []
     for item in text.split(","):
         try:
-            if "/" in item:
+            if item.rpartition("/")[2].strip().isdecimal() and "/" in item:
                 found.append(kind(item.strip()))
         except ValueError:
             continue

@@ -13,7 +13,17 @@ from types import MappingProxyType
 
 from tundp.errors import LeaseFormatError
 from tundp.lease.codec import parse_key
-from tundp.lease.model import BadEntry, Events, Gone, Lease, LeaseKey, Put, Snapshot
+from tundp.lease.model import (
+    BadEntry,
+    BadEntryGone,
+    Events,
+    Gone,
+    Lease,
+    LeaseEvent,
+    LeaseKey,
+    Put,
+    Snapshot,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,7 @@ class LeaseTable:
         changes = (self._apply_event(event) for event in update.events)
         return tuple(change for change in changes if change is not None)
 
-    def _apply_event(self, event: Put | Gone | BadEntry) -> Change | None:
+    def _apply_event(self, event: LeaseEvent) -> Change | None:
         match event:
             case Put(lease):
                 old = self._leases.get(lease.key)
@@ -61,14 +71,14 @@ class LeaseTable:
             case Gone(key):
                 old = self._leases.pop(key, None)
                 return Change(key, old, None) if old is not None else None
-            case BadEntry():
+            case BadEntry() | BadEntryGone():
                 return None
 
     def _replace_all(self, snapshot: Snapshot) -> tuple[Change, ...]:
         old = self._leases
         new = {lease.key: lease for lease in snapshot.leases}
         # A known lease whose value became unreadable is still somebody's subnet.
-        for key in _keys_of(snapshot.bad):
+        for key in keys_of(snapshot.bad):
             if key in old:
                 new.setdefault(key, old[key])
         self._leases = new
@@ -79,7 +89,8 @@ class LeaseTable:
         return (*gone, *put)
 
 
-def _keys_of(entries: tuple[BadEntry, ...]) -> list[LeaseKey]:
+def keys_of(entries: tuple[BadEntry, ...]) -> list[LeaseKey]:
+    """The keys among the names of bad entries: subnets whose value cannot be read."""
     keys = []
     for entry in entries:
         try:

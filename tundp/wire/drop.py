@@ -28,8 +28,8 @@ class DropReason(IntEnum):
     HOP_LIMIT_EXCEEDED = 7
     TOO_BIG = 8
     SOURCE_MISMATCH = 9
+    MARTIAN_SOURCE = 10
     # The kernel, when the packet was handed on.
-    SEND_REFUSED = 10
     SEND_FORBIDDEN = 11
     SEND_UNREACHABLE = 12
     SEND_NO_BUFFER = 13
@@ -67,7 +67,8 @@ MEANINGS: dict[DropReason, DropMeaning] = {
         next_step="a broken or hostile sender: look at the outer source address",
     ),
     DropReason.BAD_TOTAL_LENGTH: DropMeaning(
-        means="total length is below the header length or above the bytes that arrived",
+        means="total length is below the header length, above the bytes that arrived,"
+        " or reaches past what fragments can make up",
         next_step="the sender or the path cut the packet: compare the MTU of both nodes",
     ),
     DropReason.BAD_HEADER_CHECKSUM: DropMeaning(
@@ -94,9 +95,9 @@ MEANINGS: dict[DropReason, DropMeaning] = {
         means="the outer source does not hold the lease of the inner source",
         next_step="a spoofed packet, or a peer behind NAT: then use --source-check=count",
     ),
-    DropReason.SEND_REFUSED: DropMeaning(
-        means="ECONNREFUSED: nobody listens on the peer's UDP port",
-        next_step="start the daemon on the peer",
+    DropReason.MARTIAN_SOURCE: DropMeaning(
+        means="from the wire with an inner source that is this node's own, or no host's at all",
+        next_step="a spoofed packet: look at the outer source; --source-check=enforce drops more",
     ),
     DropReason.SEND_FORBIDDEN: DropMeaning(
         means="EPERM or EACCES: a local firewall rule refused the datagram",

@@ -5,7 +5,7 @@ its holes closed. The order of the checks is part of the rules, since the first 
 applies names the drop:
 
     encapsulate   parse · route · TTL · path MTU
-    decapsulate   parse · source · TTL
+    decapsulate   parse · martian source · source check · TTL
 
 As in flannel the route comes before the TTL, and *both* ends decrement the TTL, so hop
 counts agree in a mixed cluster. Unlike flannel a TTL that runs out is answered with
@@ -129,6 +129,7 @@ def decapsulate(
     datagram: memoryview,
     *,
     outer_source: int,
+    is_ours: Callable[[int], bool],
     admits: Callable[[int, int], bool],
     source_check: SourceCheck,
     tunnel_address: int,
@@ -138,6 +139,7 @@ def decapsulate(
     datagram: writable view of the UDP payload; on Deliver its TTL and header checksum
     have been changed in place. Bytes behind the packet's total length are cut off.
     outer_source: address the datagram came from (host order).
+    is_ours: whether an inner source (host order) is an address of this node or its pods.
     admits: (inner source, outer source) -> whether that outer source may send it.
     A Reply goes back through `encapsulate`, to the peer that holds the inner source:
     it never depends on this host forwarding, and never follows a forged outer source.
@@ -146,6 +148,10 @@ def decapsulate(
     if isinstance(header, DropReason):
         return _SILENT[header]
     packet = datagram[: header.total_len]
+    if not ip.is_single_host(header.source) or is_ours(header.source):
+        # The kernel's own martian check is off on the TUN (accept_local, for our ICMP), so
+        # this one stands in for it, whatever the source check says.
+        return _SILENT[DropReason.MARTIAN_SOURCE]
     source_matches = source_check is SourceCheck.OFF or admits(header.source, outer_source)
     if not source_matches and source_check is SourceCheck.ENFORCE:
         return _SILENT[DropReason.SOURCE_MISMATCH]

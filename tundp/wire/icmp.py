@@ -92,21 +92,11 @@ def may_answer(offender: memoryview, header: ip.Ipv4Header) -> bool:
     """Whether an ICMP error may be sent about this packet (RFC 1122 3.2.2, 1812 4.3.2.7)."""
     if header.fragment_offset:
         return False
-    if not _is_single_host(header.source) or not _is_unicast(header.destination):
+    if not ip.is_single_host(header.source) or not ip.is_unicast(header.destination):
         return False
     if header.ip_proto == ip.PROTO_ICMP:
         return len(offender) > header.header_len and offender[header.header_len] in _QUERY_TYPES
     return True
-
-
-def _is_unicast(address: int) -> bool:
-    # 224/4 is multicast, 240/4 reserved, and 255.255.255.255 the limited broadcast.
-    return address < 0xE0000000
-
-
-def _is_single_host(address: int) -> bool:
-    # RFC 1122 3.2.1.3: 0/8 is "this network" and 127/8 loopback; neither names a sender.
-    return _is_unicast(address) and address >> 24 not in (0, 127)
 
 
 def _long_quote(offender: memoryview) -> memoryview:

@@ -12,6 +12,8 @@ MIN_HEADER_LEN: Final = 20
 MIN_MTU: Final = 68
 """The smallest MTU an IPv4 link may have (RFC 791, 3.2)."""
 
+MAX_PACKET_LEN: Final = 0xFFFF
+
 PROTO_ICMP: Final = 1
 
 FLAG_DF: Final = 0x4000
@@ -69,9 +71,22 @@ def parse(packet: memoryview) -> Ipv4Header | DropReason:
         return DropReason.BAD_HEADER_LENGTH
     if header.total_len < header_len or header.total_len > len(packet):
         return DropReason.BAD_TOTAL_LENGTH
+    if header.fragment_offset * 8 + header.total_len > MAX_PACKET_LEN:
+        # No packet is that long: the "ping of death", and nothing fragments of it can name.
+        return DropReason.BAD_TOTAL_LENGTH
     if not checksum.is_valid(packet[:header_len]):
         return DropReason.BAD_HEADER_CHECKSUM
     return header
+
+
+def is_unicast(address: int) -> bool:
+    """Whether an address may name one destination: below 224/4 (multicast) and 240/4."""
+    return address < 0xE0000000
+
+
+def is_single_host(address: int) -> bool:
+    """Whether an address may name one sender: not 0/8, 127/8 either (RFC 1122 3.2.1.3)."""
+    return is_unicast(address) and address >> 24 not in (0, 127)
 
 
 def decrement_ttl(packet: memoryview, header: Ipv4Header) -> None:

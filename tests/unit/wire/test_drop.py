@@ -15,7 +15,7 @@ NUMBERS = {
     "hop_limit_exceeded": 7,
     "too_big": 8,
     "source_mismatch": 9,
-    "send_refused": 10,
+    "martian_source": 10,
     "send_forbidden": 11,
     "send_unreachable": 12,
     "send_no_buffer": 13,

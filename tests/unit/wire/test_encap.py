@@ -51,11 +51,13 @@ def decap(
     data: bytearray,
     *,
     admits=lambda inner, outer: True,
+    is_ours=lambda inner: False,
     check: SourceCheck = SourceCheck.ENFORCE,
 ):
     return decapsulate(
         memoryview(data),
         outer_source=PEER,
+        is_ours=is_ours,
         admits=admits,
         source_check=check,
         tunnel_address=TUNNEL,
@@ -299,6 +301,41 @@ def test_off_does_not_even_ask():
     assert isinstance(decap(packet(), admits=admits, check=SourceCheck.OFF), Deliver)
 
 
+MARTIANS = ["0.0.0.0", "0.9.9.9", "127.0.0.1", "127.255.255.254", "224.0.0.1", "255.255.255.255"]
+
+
+@pytest.mark.parametrize("check", SourceCheck)
+@pytest.mark.parametrize("source", MARTIANS)
+def test_a_source_no_host_has_never_comes_from_the_wire(source, check):
+    data = packet(src=source)
+    before = bytes(data)
+    assert decap(data, check=check) == Drop(DropReason.MARTIAN_SOURCE)
+    assert bytes(data) == before
+
+
+@pytest.mark.parametrize("check", SourceCheck)
+def test_our_own_addresses_never_come_from_the_wire(check):
+    asked = []
+
+    def is_ours(inner):
+        asked.append(inner)
+        return True
+
+    verdict = decap(packet(src="10.5.1.77", ttl=1), check=check, is_ours=is_ours)
+    assert verdict == Drop(DropReason.MARTIAN_SOURCE), "before the TTL, and in silence"
+    assert asked == [0x0A05014D]
+
+
+def test_martian_before_source_check():
+    verdict = decap(packet(), admits=lambda inner, outer: False, is_ours=lambda inner: True)
+    assert verdict == Drop(DropReason.MARTIAN_SOURCE)
+
+
+@pytest.mark.parametrize("source", ["1.0.0.1", "126.9.9.9", "128.0.0.1", "223.255.255.255"])
+def test_the_neighbours_of_martians_pass(source):
+    assert isinstance(decap(packet(src=source)), Deliver)
+
+
 def test_source_before_ttl():
     # A spoofed packet must not be able to make us send ICMP to a third party.
     verdict = decap(packet(ttl=1), admits=lambda inner, outer: False)
@@ -317,7 +354,8 @@ def test_decap_ttl_runs_out(ttl):
     assert (seen.src, seen.dst) == ("10.5.1.0", "10.5.2.9")
     assert verdict.packet[28:] == before
     assert bytes(data) == before
-    assert decap(packet(ttl=ttl, **NO_ANSWER)) == Drop(DropReason.HOP_LIMIT_EXCEEDED)
+    silent = packet(ttl=ttl, src="10.5.2.9", dst="224.0.0.1")
+    assert decap(silent) == Drop(DropReason.HOP_LIMIT_EXCEEDED)
 
 
 def test_decap_delivers_a_view_of_the_callers_buffer_trimmed():

@@ -55,7 +55,7 @@ def quote_of(seen: IP) -> bytes:
 
 # 10.5.1.2 -> 10.5.9.9, UDP 1000 -> 53, TTL 64, ID 1, 4 bytes of data.
 OFFENDER = bytes.fromhex(
-    "45000020 00010000 40115abe 0a050102 0a050909"  # 20 bytes of IPv4
+    "45000020 00010000 40115cb8 0a050102 0a050909"  # 20 bytes of IPv4
     "03e80035 000cffff 74657374"  # 8 bytes of UDP, 4 of data
 )
 NET_UNREACHABLE = bytes.fromhex(
@@ -63,13 +63,13 @@ NET_UNREACHABLE = bytes.fromhex(
     "0038"  # total length 56 = 28 + 20 + 8
     "00000000"  # ID 0, no flags, offset 0
     "0801"  # TTL 8, protocol ICMP
-    "9bbf"  # header checksum
+    "9cba"  # header checksum
     "0a050100"  # from the tunnel address
     "0a050102"  # to the inner source
     "0300"  # type 3, code 0
-    "5ad3"  # ICMP checksum
+    "f8d6"  # ICMP checksum
     "00000000"  # rest of header 0
-    "450000200001000040115abe0a0501020a050909"  # the inner header, its TTL still 64
+    "450000200001000040115cb80a0501020a050909"  # the inner header, its TTL still 64
     "03e80035000cffff"  # and 8 bytes behind it
 )
 
@@ -188,7 +188,7 @@ NOT_ANSWERED = [
     *((icmp_offender(t), f"ICMP error type {t}") for t in (3, 4, 5, 11, 12, 1, 40, 42, 255)),
     (offender(b"", proto=1), "ICMP too short to tell"),
     (offender(frag=1), "a later fragment"),
-    (offender(frag=0x1FFF), "the last fragment there can be"),
+    (offender(frag=0x1FF0), "nearly the last fragment there can be"),
     (offender(frag=185, flags="MF"), "a middle fragment"),
     (icmp_offender(8, frag=5), "a later fragment whose payload only looks like ICMP"),
     (offender(dst="224.0.0.1"), "multicast"),

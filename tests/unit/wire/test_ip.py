@@ -53,9 +53,9 @@ def test_every_field_is_read_in_host_order():
 
 
 def test_flags_and_offset_do_not_mix():
-    header = ip.parse(memoryview(packet(flags="MF", frag=0x1FFF)))
+    header = ip.parse(memoryview(packet(flags="MF", frag=0x1FFC)))
     assert not isinstance(header, DropReason)
-    assert header.fragment_offset == 0x1FFF
+    assert header.fragment_offset == 0x1FFC
     assert not header.dont_fragment
 
 
@@ -81,6 +81,11 @@ def mutated(at: int, value: int, *, payload: bytes = b"payload!", fix: bool = Tr
         (mutated(3, 0), DropReason.BAD_TOTAL_LENGTH, "total length 0, as TSO leaves it"),
         (mutated(3, 29), DropReason.BAD_TOTAL_LENGTH, "one byte more than arrived"),
         (mutated(2, 0xFF), DropReason.BAD_TOTAL_LENGTH, "the high byte counts too"),
+        (
+            packet(frag=0x1FFF),
+            DropReason.BAD_TOTAL_LENGTH,
+            "a fragment reaching past 65535: the ping of death",
+        ),
         (mutated(8, 63, fix=False), DropReason.BAD_HEADER_CHECKSUM, "TTL changed, sum not"),
         (mutated(11, 0, fix=False), DropReason.BAD_HEADER_CHECKSUM, "the sum itself damaged"),
     ],
@@ -93,6 +98,8 @@ def test_what_is_not_carried(data, expected, breaks):
     ("data", "total_len", "breaks"),
     [
         (packet(b""), 20, "exactly 20 bytes is a packet"),
+        (packet(b"1234567", frag=0x1FFC), 27, "a fragment ending at byte 65531"),
+        (packet(b"12345678901", frag=0x1FFC), 31, "a fragment ending at byte 65535, the last"),
         (packet() + b"trailing", 28, "bytes behind the total length are the caller's to cut"),
         (packet(ttl=0), 28, "the TTL is no business of the parser"),
         (mutated(0, 0x47), 28, "IHL reaching to the very end of the packet"),

@@ -1,0 +1,201 @@
+"""The FIB: lookups, admission, and what must never change once it is built."""
+
+from ipaddress import IPv4Address, IPv4Network
+
+import numpy as np
+import pytest
+
+from tundp.lease.fib import CHUNK, HOP_DTYPE, HOP_LOCAL, Fib, NextHop, build_fib
+from tundp.lease.model import Peer
+
+OWN = IPv4Network("10.5.1.0/24")
+PORT = 8285
+
+
+def number(address: str) -> int:
+    return int(IPv4Address(address))
+
+
+def fib(*routes: tuple[str, str], own: IPv4Network | None = OWN, generation: int = 3) -> Fib:
+    peers = [Peer(IPv4Network(subnet), IPv4Address(address)) for subnet, address in routes]
+    return build_fib(peers, own_subnet=own, port=PORT, generation=generation)
+
+
+def found(made: Fib, address: str) -> str | None:
+    hop = made.lookup(number(address))
+    if hop is None:
+        return None
+    return "local" if hop.is_local else str(IPv4Address(hop.address))
+
+
+USUAL = (("10.5.2.0/24", "192.0.2.2"), ("10.5.3.0/24", "192.0.2.3"))
+
+
+@pytest.mark.parametrize(
+    ("routes", "address", "expected", "breaks"),
+    [
+        (USUAL, "10.5.2.0", "192.0.2.2", "the first address"),
+        (USUAL, "10.5.2.255", "192.0.2.2", "the last address"),
+        (USUAL, "10.5.3.77", "192.0.2.3", "the neighbour"),
+        (USUAL, "10.5.1.5", "local", "our own subnet"),
+        (USUAL, "10.5.0.255", None, "below all"),
+        (USUAL, "10.5.4.0", None, "above all"),
+        (USUAL, "0.0.0.0", None, "far below"),
+        (USUAL, "255.255.255.255", None, "far above"),
+        (USUAL, "11.5.2.1", None, "the same low bits elsewhere"),
+        ((), "10.5.1.5", "local", "alone"),
+        ((), "10.5.2.5", None, "alone"),
+        ((("10.5.0.0/16", "192.0.2.9"), *USUAL), "10.5.9.9", "192.0.2.9", "a wide lease"),
+        ((("10.5.0.0/16", "192.0.2.9"), *USUAL), "10.5.2.9", "192.0.2.2", "and a longer one"),
+        ((("10.5.0.0/16", "192.0.2.9"), *USUAL), "10.5.1.9", "local", "ours is longer too"),
+        ((("10.5.1.8/31", "192.0.2.9"),), "10.5.1.9", "192.0.2.9", "a longer one inside ours"),
+        ((("10.5.1.8/31", "192.0.2.9"),), "10.5.1.10", "local", "and beside it"),
+        ((("0.0.0.0/0", "192.0.2.9"),), "203.0.113.1", "192.0.2.9", "a default route"),
+        ((("0.0.0.0/0", "192.0.2.9"),), "10.5.1.1", "local", "under a default route"),
+        ((("10.5.1.1/32", "192.0.2.9"),), "10.5.1.1", "192.0.2.9", "a host route"),
+        ((("10.5.1.1/32", "192.0.2.9"),), "10.5.1.0", "local", "beside a host route"),
+        (
+            (("0.0.0.0/1", "192.0.2.8"), ("128.0.0.0/1", "192.0.2.9")),
+            "128.0.0.0",
+            "192.0.2.9",
+            "halves",
+        ),
+        (
+            (("0.0.0.0/1", "192.0.2.8"), ("128.0.0.0/1", "192.0.2.9")),
+            "127.255.255.255",
+            "192.0.2.8",
+            "halves",
+        ),
+    ],
+)
+def test_lookup(routes, address, expected, breaks):
+    assert found(fib(*routes), address) == expected, breaks
+    assert found(fib(*reversed(routes)), address) == expected, "the order of peers is no matter"
+
+
+def test_no_routes_at_all():
+    made = fib(own=None)
+    for address in ("0.0.0.0", "10.5.1.1", "255.255.255.255"):
+        assert made.lookup(number(address)) is None
+        assert made.index(number(address)) == 0
+    assert made.hops == (None,)
+
+
+@pytest.mark.parametrize("prefix", range(33))
+def test_a_single_route_of_every_length(prefix):
+    subnet = IPv4Network((number("203.0.113.91"), prefix), strict=False)
+    made = fib((str(subnet), "192.0.2.2"), own=None)
+    first, last = int(subnet.network_address), int(subnet.broadcast_address)
+    for address in (first, last, number("203.0.113.91")):
+        hop = made.lookup(address)
+        assert hop is not None
+        assert hop.address == number("192.0.2.2")
+    for address in (first - 1, last + 1):
+        if 0 <= address < 2**32:
+            assert made.lookup(address) is None
+
+
+def test_next_hop_is_what_sendto_takes():
+    hop = fib(*USUAL).lookup(number("10.5.2.1"))
+    assert hop == NextHop(number("192.0.2.2"), ("192.0.2.2", PORT))
+    assert not hop.is_local
+
+
+def test_local_hop():
+    hop = fib().lookup(number("10.5.1.1"))
+    assert hop is not None
+    assert hop.is_local
+
+
+def test_subnets_of_one_peer_share_a_hop():
+    made = fib(("10.5.2.0/24", "192.0.2.2"), ("10.5.3.0/24", "192.0.2.2"))
+    assert made.lookup(number("10.5.2.1")) is made.lookup(number("10.5.3.1"))
+    assert len(made.hops) == 3
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "admitted", "breaks"),
+    [
+        ("10.5.2.9", "192.0.2.2", True, "the holder of the lease"),
+        ("10.5.2.9", "192.0.2.3", False, "another peer spoofs"),
+        ("10.5.2.9", "198.51.100.1", False, "a stranger spoofs"),
+        ("10.5.1.9", "192.0.2.2", False, "nobody sends from our own subnet"),
+        ("10.5.1.9", "0.0.0.0", False, "not even address 0, which our own hop carries"),
+        ("198.51.100.7", "192.0.2.2", True, "no lease: a peer's host without masquerade"),
+        ("198.51.100.7", "192.0.2.3", True, "no lease: any peer"),
+        ("198.51.100.7", "198.51.100.7", False, "no lease: but no stranger"),
+        ("198.51.100.7", "0.0.0.0", False, "no lease: our own hop is no peer"),
+    ],
+)
+def test_admits(inner, outer, admitted, breaks):
+    assert fib(*USUAL).admits(number(inner), number(outer)) is admitted, breaks
+
+
+@pytest.mark.parametrize(
+    ("address", "own"),
+    [("10.5.1.0", True), ("10.5.1.255", True), ("10.5.2.1", False), ("198.51.100.1", False)],
+)
+def test_is_own(address, own):
+    assert fib(*USUAL).is_own(number(address)) is own
+    assert not fib(*USUAL, own=None).is_own(number(address))
+
+
+def test_peer_addresses_are_those_of_peers_only():
+    assert fib(*USUAL).peer_addresses == {number("192.0.2.2"), number("192.0.2.3")}
+
+
+def test_arrays_are_read_only():
+    made = fib(*USUAL)
+    with pytest.raises(ValueError, match="read-only"):
+        made.table[0] = 1
+    with pytest.raises(ValueError, match="read-only"):
+        made.hop_array[1] = (1, 2, 3)
+    assert isinstance(made.hops, tuple)
+
+
+def test_hop_array_mirrors_hops_for_the_native_engine():
+    made = fib(*USUAL)
+    assert made.hop_array.dtype == HOP_DTYPE
+    assert HOP_DTYPE.itemsize == 8
+    assert made.hop_array.tolist() == [
+        (0, 0, 0),
+        (0, PORT, HOP_LOCAL),
+        (number("192.0.2.2"), PORT, 0),
+        (number("192.0.2.3"), PORT, 0),
+    ]
+    assert made.table.dtype == np.uint32
+    assert CHUNK == 1 << 31
+
+
+@pytest.mark.parametrize("generation", [0, 1, 2**40])
+def test_generation(generation):
+    assert fib(generation=generation).generation == generation
+
+
+@pytest.mark.parametrize(
+    ("routes", "base", "base_len", "strides", "breaks"),
+    [
+        (USUAL, "10.5.0.0", 22, (2,), "four /24 side by side: one load"),
+        ((("10.5.255.0/24", "192.0.2.2"),), "10.5.0.0", 16, (8,), "a /16 of /24: one load"),
+        (
+            (("0.0.0.0/0", "192.0.2.2"), ("10.5.1.1/32", "192.0.2.3")),
+            "0.0.0.0",
+            0,
+            (16, 8, 8),
+            "the worst: three loads",
+        ),
+    ],
+)
+def test_shape_of_the_table(routes, base, base_len, strides, breaks):
+    made = fib(*routes)
+    assert (made.base, made.base_len, made.strides) == (number(base), base_len, strides), breaks
+    assert len(made.strides) <= 3
+
+
+def test_a_later_build_leaves_the_earlier_one_alone():
+    first = fib(*USUAL)
+    table = first.table.tobytes()
+    fib(("10.5.2.0/24", "198.51.100.9"), generation=4)
+    assert first.table.tobytes() == table
+    assert found(first, "10.5.2.1") == "192.0.2.2"
+    assert first.generation == 3

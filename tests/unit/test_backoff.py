@@ -1,0 +1,108 @@
+"""Delays between tries, and the log of an outage."""
+
+import logging
+
+import pytest
+
+from tundp.backoff import REMIND_S, Backoff, Outage
+
+LOG = logging.getLogger("tundp.test")
+
+
+@pytest.mark.parametrize(
+    ("rng", "expected", "breaks"),
+    [
+        (lambda: 0.0, [1.0, 2.0, 4.0, 5.0, 5.0], "doubles up to the ceiling"),
+        (lambda: 1.0, [0.5, 1.0, 2.0, 2.5, 2.5], "never shorter than half"),
+        (lambda: 0.5, [0.75, 1.5, 3.0, 3.75, 3.75], "jitter does not add up"),
+    ],
+)
+def test_delays(rng, expected, breaks):
+    backoff = Backoff(1.0, 5.0, rng)
+    assert [backoff.next_s() for _ in expected] == expected, breaks
+
+
+def test_reset_starts_over():
+    backoff = Backoff(0.2, 60.0, lambda: 0.0)
+    for _ in range(5):
+        backoff.next_s()
+    backoff.reset()
+    assert backoff.next_s() == 0.2
+    assert backoff.next_s() == 0.4
+
+
+def test_default_jitter_stays_in_its_range_and_varies():
+    delays = set()
+    for _ in range(50):
+        delays.add(Backoff(1.0, 5.0).next_s())
+    assert all(0.5 <= delay <= 1.0 for delay in delays)
+    assert len(delays) > 10
+
+
+@pytest.fixture
+def lines(caplog):
+    caplog.set_level(logging.INFO, logger=LOG.name)
+
+    def taken() -> list[tuple[str, str]]:
+        found = [(record.levelname, record.getMessage()) for record in caplog.records]
+        caplog.clear()
+        return found
+
+    return taken
+
+
+def test_an_outage_is_told_once_then_once_a_minute_then_its_end(lines):
+    outage = Outage(LOG, "etcd")
+    assert not outage.is_on
+    outage.failed("refused", now=100.0)
+    assert outage.is_on
+    assert lines() == [("WARNING", "etcd: refused; retrying")]
+    for second in range(1, 60):
+        outage.failed("refused", now=100.0 + second)
+    assert lines() == []
+    outage.failed("refused", now=100.0 + REMIND_S)
+    assert lines() == [("WARNING", "etcd: refused; retrying (failed 59 more times since)")]
+    outage.failed("refused", now=101.0 + REMIND_S)
+    outage.ended(now=162.5)
+    assert lines() == [("INFO", "etcd: working again after 62.5 s")]
+    assert not outage.is_on
+
+
+def test_another_error_is_told_at_once(lines):
+    outage = Outage(LOG, "etcd")
+    outage.failed("refused", now=0.0)
+    outage.failed("refused", now=1.0)
+    outage.failed(OSError("no route"), now=2.0)
+    assert lines() == [
+        ("WARNING", "etcd: refused; retrying"),
+        ("WARNING", "etcd: no route; retrying (failed 1 more times since)"),
+    ]
+
+
+def test_success_without_failure_is_silent(lines):
+    outage = Outage(LOG, "etcd")
+    outage.ended(now=1.0)
+    outage.failed("x", now=2.0)
+    outage.ended(now=3.0)
+    lines()
+    outage.ended(now=4.0)
+    assert lines() == []
+
+
+def test_a_second_outage_is_told_even_within_the_minute(lines):
+    outage = Outage(LOG, "etcd")
+    outage.failed("refused", now=0.0)
+    outage.failed("refused", now=0.5)
+    outage.ended(now=1.0)
+    lines()
+    outage.failed("refused", now=2.0)
+    outage.ended(now=4.0)
+    assert lines() == [
+        ("WARNING", "etcd: refused; retrying"),
+        ("INFO", "etcd: working again after 2.0 s"),
+    ]
+
+
+def test_percent_signs_in_errors_are_only_text(lines):
+    Outage(LOG, "etcd %s").failed("100% %d", now=0.0)
+    assert lines() == [("WARNING", "etcd %s: 100% %d; retrying")]
