@@ -74,5 +74,11 @@ def _resolve(future: asyncio.Future[T], result: T) -> None:
 
 
 def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
+    if future.done():
+        return
+    if isinstance(error, StopIteration):
+        # asyncio refuses to carry one: it would end whatever generator awaits it.
+        wrapped = RuntimeError(f"a blocking call raised {error!r}")
+        wrapped.__cause__ = error
+        error = wrapped
+    future.set_exception(error)

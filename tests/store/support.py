@@ -31,7 +31,7 @@ from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.lease.network import NetworkConfig, parse_network_config
 from tundp.lease.table import LeaseTable
 from tundp.store.base import Store
-from tundp.store.claim import Claim, LeaseState
+from tundp.store.claim import Claim
 from tundp.store.etcd2 import Etcd2Store, EtcdAccess
 from tundp.store.file import FileStore
 from tundp.store.follow import follow
@@ -61,6 +61,13 @@ def run_on(loop_factory: Callable[[], asyncio.AbstractEventLoop], main: Coroutin
     return result
 
 
+def _said(check: Callable[[], Any]) -> str:
+    try:
+        return inspect.getsource(check)
+    except (OSError, TypeError):
+        return repr(check)
+
+
 def run(main: Coroutine[Any, Any, Any]) -> Any:
     """`main` on asyncio's own loop."""
     return run_on(asyncio.new_event_loop, main)
@@ -75,7 +82,7 @@ async def eventually(check: Callable[[], Any], *, within_s: float = 20.0) -> Any
             value = await value
         if value:
             return value
-        assert time.monotonic() < deadline, f"not within {within_s} s: {inspect.getsource(check)}"
+        assert time.monotonic() < deadline, f"not within {within_s} s: {_said(check)}"
         await asyncio.sleep(0.01)
 
 
@@ -83,7 +90,7 @@ async def steadily(check: Callable[[], Any], *, for_s: float) -> None:
     """`check` holds all the time, for so long."""
     deadline = time.monotonic() + for_s
     while time.monotonic() < deadline:
-        assert check(), inspect.getsource(check)
+        assert check(), _said(check)
         await asyncio.sleep(0.02)
 
 
@@ -130,18 +137,26 @@ class Raw:
     def request(
         self, method: str, path: str, body: str | None = None, content_type: str = ""
     ) -> tuple[int, dict[str, Any], dict[str, str]]:
-        """Status, JSON and headers of the answer."""
+        """Status, JSON and headers of the answer; once more if the connection had gone stale."""
+        is_fresh = self._connection is None
+        try:
+            return self._request(method, path, body, content_type)
+        except (OSError, http.client.HTTPException):
+            self.close()
+            if is_fresh:
+                raise
+            return self._request(method, path, body, content_type)
+
+    def _request(
+        self, method: str, path: str, body: str | None, content_type: str
+    ) -> tuple[int, dict[str, Any], dict[str, str]]:
         if self._connection is None:
             host, port = self._address
             self._connection = http.client.HTTPConnection(host, port, timeout=10)
         headers = self._auth | ({"Content-Type": content_type} if content_type else {})
-        try:
-            self._connection.request(method, path, body, headers)
-            answer = self._connection.getresponse()
-            data = answer.read()
-        except (OSError, http.client.HTTPException):
-            self.close()
-            raise
+        self._connection.request(method, path, body, headers)
+        answer = self._connection.getresponse()
+        data = answer.read()
         return answer.status, json.loads(data) if data else {}, dict(answer.headers)
 
     def get(self, key: str, query: str = "") -> dict[str, Any]:
@@ -193,7 +208,7 @@ class World(Protocol):
 
     def remove(self, name: str) -> None: ...
 
-    def read(self, name: str) -> tuple[dict[str, Any], float | None] | None:
+    def read(self, name: str) -> tuple[Any, float | None] | None:
         """Value and seconds left (None: for ever) as another program reads them."""
         ...
 
@@ -230,7 +245,7 @@ class EtcdWorld:
     def remove(self, name: str) -> None:
         self.raw.delete(self.path(name))
 
-    def read(self, name: str) -> tuple[dict[str, Any], float | None] | None:
+    def read(self, name: str) -> tuple[Any, float | None] | None:
         node = self.raw.get(self.path(name)).get("node")
         return None if node is None else (json.loads(node["value"]), node.get("ttl"))
 
@@ -272,10 +287,12 @@ class FileWorld:
         with self._edited() as document:
             del document["leases"][name]
 
-    def read(self, name: str) -> tuple[dict[str, Any], float | None] | None:
+    def read(self, name: str) -> tuple[Any, float | None] | None:
         entry = self.document().get("leases", {}).get(name)
         if entry is None:
             return None
+        if not isinstance(entry, dict):
+            return entry, None
         value = {field: entry[field] for field in entry if field not in ("Expires", "Revision")}
         return value, entry["Expires"] - time.time() if "Expires" in entry else None
 
@@ -363,8 +380,7 @@ class Node:
     """A claim that is kept and watched as in the daemon."""
 
     def __init__(self, store: Store, public_ip: str, **options: Any) -> None:
-        self.states: list[LeaseState] = []
-        self.claim = make_claim(store, public_ip, on_state=self.states.append, **options)
+        self.claim = make_claim(store, public_ip, **options)
         self.follower = Follower(store)
         self.follower.on_update = self._observe
 

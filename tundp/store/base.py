@@ -31,9 +31,10 @@ class Store(Protocol):
         """All leases, and the revision they are the state of."""
         ...
 
-    async def wait(self, after: int) -> Events:
+    async def wait(self, after: int) -> Events | Snapshot:
         """The next events after revision `after`; waits until there are some.
 
+        A store without a history gives a snapshot instead, as soon as anything changed.
         An empty batch is allowed, and may move the revision. Compacted when events
         between `after` and now are no longer known. Cancelling ends the wait at once.
         """

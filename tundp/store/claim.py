@@ -15,16 +15,16 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 from typing import Final
 
 from tundp.backoff import Backoff, Outage
 from tundp.errors import Conflict, LeaseError, StoreError
-from tundp.lease.allocate import Keep, Take, plan_claim
+from tundp.lease.allocate import Keep, Take, overlap, plan_claim
 from tundp.lease.model import Lease, LeaseAttributes, LeaseKey
 from tundp.lease.network import NetworkConfig
+from tundp.lease.table import keys_of
 from tundp.store.base import Store
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,6 @@ class Claim:
         lease_ttl_s: int,
         margin_s: int,
         rng: random.Random,
-        on_state: Callable[[LeaseState], None] = lambda state: None,
     ) -> None:
         self._store = store
         self._config = config
@@ -66,13 +65,13 @@ class Claim:
         self._lease_ttl_s = lease_ttl_s
         self._margin_s = margin_s
         self._rng = rng
-        self._on_state = on_state
         self._outage = Outage(_log, "lease")
         self._backoff = Backoff(1.0, RETRY_S, rng.random)
         self._wake = asyncio.Event()
         self._lease: Lease | None = None
         self._expires_at: float | None = None
         self._state = LeaseState.LOST
+        self._is_writing = False
 
     @property
     def lease(self) -> Lease:
@@ -112,23 +111,37 @@ class Claim:
                 self._outage.failed(error, now=self._now())
                 await asyncio.sleep(self._backoff.next_s())
             else:
+                self._outage.ended(now=self._now())
+                self._backoff.reset()
                 return self.lease
 
     def observe(self, lease: Lease | None) -> None:
-        """Take in what the watch saw of our key: its lease, or None when it is gone."""
-        held = self.lease
+        """Take in what the watch saw of our key: its lease, or None when it is gone.
+
+        What it saw may be older than what we wrote since; then it is no news.
+        """
         if lease is None:
             self._set_state(LeaseState.LOST, "it was deleted or has expired")
         elif lease.attributes.public_ip != self._attributes.public_ip:
             self._set_state(LeaseState.CONFLICT, f"{lease.attributes.public_ip} holds it now")
-        elif lease.revision >= held.revision:
+        elif lease.revision > self.lease.revision:
+            if not self._is_writing:
+                self._warn_of_a_double()
             self._hold(lease)
+        self._wake.set()
+
+    def observe_unreadable(self, why: str) -> None:
+        """Our key now has a value nobody can read: whose it is cannot be told."""
+        self._set_state(LeaseState.CONFLICT, f"its value cannot be read ({why})")
         self._wake.set()
 
     async def keep(self) -> None:
         """Renew for ever; get the lease back when it is lost. Ends only by cancellation."""
         while True:
             self._wake.clear()
+            left_s = self.expires_in_s
+            if self._state is LeaseState.HELD and left_s is not None and left_s <= 0:
+                self._set_state(LeaseState.LOST, "it expired before it could be renewed")
             if self._state is LeaseState.HELD:
                 delay_s = self._renew_in_s()
                 if delay_s is None or delay_s > 0:
@@ -149,6 +162,7 @@ class Claim:
         snapshot = await self._store.snapshot()
         plan = plan_claim(
             snapshot.leases,
+            unreadable=keys_of(snapshot.bad),
             config=self._config,
             public_ip=self._attributes.public_ip,
             previous=self._previous,
@@ -161,15 +175,45 @@ class Claim:
                 for lease in stale:
                     _log.info("lease %s no longer fits the network config: deleting it", lease.key)
                     await self._store.delete(lease.key, revision=lease.revision)
-                return await self._store.create(key, self._attributes, self._lease_ttl_s)
+                lease = await self._store.create(key, self._attributes, self._lease_ttl_s)
+                if key.v6 is not None:
+                    await self._yield_to_earlier(lease)
+                return lease
+
+    async def _yield_to_earlier(self, lease: Lease) -> None:
+        """Give a new dual-stack lease up if an earlier one shares either of its subnets.
+
+        Creating is exclusive by key, and two keys may name one IPv4 subnet with two IPv6
+        ones: both nodes would have it. The lower revision was there first.
+        """
+        for other in (await self._store.snapshot()).leases:
+            if (
+                other.key != lease.key
+                and other.revision < lease.revision
+                and overlap(other.key, lease.key)
+            ):
+                await self._store.delete(lease.key, revision=lease.revision)
+                raise Conflict(f"{other.key} was there before {lease.key}")
 
     async def _write_over(self, lease: Lease) -> Lease:
         """Renew a lease of ours; what other programs keep in its value stays."""
-        return await self._store.update(
-            lease.key,
-            replace(self._attributes, extra=lease.attributes.extra),
-            None if lease.is_reservation else self._lease_ttl_s,
-            revision=lease.revision,
+        self._is_writing = True
+        try:
+            return await self._store.update(
+                lease.key,
+                replace(self._attributes, extra=lease.attributes.extra),
+                None if lease.is_reservation else self._lease_ttl_s,
+                revision=lease.revision,
+            )
+        finally:
+            self._is_writing = False
+
+    def _warn_of_a_double(self) -> None:
+        _log.warning(
+            "lease %s was written by somebody else with our PublicIP %s: if another node"
+            " advertises this address too, give one of them another --iface or --public-ip",
+            self.lease.key,
+            self._attributes.public_ip,
         )
 
     async def _renew(self) -> None:
@@ -184,6 +228,10 @@ class Claim:
     async def _regain(self) -> None:
         key = self.lease.key
         snapshot = await self._store.snapshot()
+        if key in keys_of(snapshot.bad):
+            why = next(entry.why for entry in snapshot.bad if entry.name == str(key))
+            self.observe_unreadable(why)
+            return
         found = next((lease for lease in snapshot.leases if lease.key == key), None)
         try:
             if found is None:
@@ -211,14 +259,13 @@ class Claim:
             _log.warning("lease %s lost: %s; trying to get the same subnet again", key, why)
         elif state is LeaseState.CONFLICT:
             _log.error(
-                "lease %s CONFLICT: %s. Both nodes now use this subnet. Packets to known peers"
-                " still flow; stop one of the two, or delete the other's lease to give it back",
+                "lease %s CONFLICT: %s. Packets to known peers still flow, but two nodes may now"
+                " use this subnet: stop one, or delete that entry to give it back to this one",
                 key,
                 why,
             )
         elif before is not LeaseState.HELD:
             _log.info("lease %s held", key)
-        self._on_state(state)
 
     def _renew_in_s(self) -> float | None:
         left_s = self.expires_in_s

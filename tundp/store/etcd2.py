@@ -44,6 +44,7 @@ from tundp.errors import (
 from tundp.lease import codec
 from tundp.lease.model import (
     BadEntry,
+    BadEntryGone,
     Events,
     Gone,
     Lease,
@@ -95,6 +96,7 @@ class Etcd2Store:
 
     def __init__(self, access: EtcdAccess) -> None:
         self._prefix = _clean_prefix(access.prefix)
+        _check_credentials(access)
         self._requests = _Connection(access, _Client, "etcd-requests")
         self._watch = _Connection(access, _WatchClient, "etcd-watch")
         self._endpoint_texts = ",".join(parse_endpoints(access.endpoints))
@@ -128,11 +130,13 @@ class Etcd2Store:
             return Snapshot((), _index_of(error))
         leases: list[Lease] = []
         bad: list[BadEntry] = []
-        for node in result.leaves:
-            if node.dir:
-                continue
-            entry = _decode(node)
-            (leases if isinstance(entry, Lease) else bad).append(entry)  # type: ignore[arg-type]
+        # Direct children only: what lies deeper is no lease, whatever its last part looks like.
+        for raw in result._children:  # noqa: SLF001  (python-etcd offers only all leaves)
+            match self._decode(etcd.EtcdResult(None, raw)):
+                case Lease() as lease:
+                    leases.append(lease)
+                case entry:
+                    bad.append(entry)
         return Snapshot(tuple(leases), result.etcd_index, tuple(bad))
 
     async def wait(self, after: int) -> Events:
@@ -140,7 +144,7 @@ class Etcd2Store:
         result = await self._watch.call(lambda client: client.next_event(self._subnets, after))
         if result is None:
             return Events((), after)
-        return Events(_to_events(result), result.modifiedIndex)
+        return Events(self._to_events(result), result.modifiedIndex)
 
     async def create(
         self, key: LeaseKey, attributes: LeaseAttributes, lease_ttl_s: int | None
@@ -160,12 +164,22 @@ class Etcd2Store:
         return await self._write(key, attributes, lease_ttl_s, prevIndex=revision)
 
     async def delete(self, key: LeaseKey, *, revision: int) -> None:
-        """See Store."""
+        """See Store.
+
+        Not etcd's own compare-and-delete: flannel v0.11 takes its event for a lease with
+        an empty value, and its watch sticks. The guard is a write of the same value with
+        a TTL of a second; should we end before the plain delete, expiry does its work.
+        """
         path = self._path(key)
+
+        def take_out(client: Any) -> None:
+            value = client.read(path, quorum=True).value
+            client.write(path, value, ttl=1, prevIndex=revision)
+            with contextlib.suppress(etcd.EtcdKeyNotFound):
+                client.delete(path)
+
         try:
-            await self._requests.call(
-                lambda client: client.delete(path, prevIndex=revision), once=True
-            )
+            await self._requests.call(take_out, once=True)
         except (etcd.EtcdCompareFailed, etcd.EtcdKeyNotFound) as error:
             raise Conflict(f"{path} was changed by somebody else: {error}") from None
 
@@ -181,6 +195,40 @@ class Etcd2Store:
     def _path(self, key: LeaseKey) -> str:
         # & is legal in a URL path; nothing else a key prints could end one.
         return f"{self._subnets}/{key}"
+
+    def _decode(self, node: etcd.EtcdResult) -> Lease | BadEntry:
+        name = self._name_of(node)
+        if node.dir:
+            return BadEntry(name, "a directory, where only leases belong")
+        try:
+            return Lease(
+                key=codec.parse_key(name),
+                attributes=codec.parse_value(node.value or ""),
+                revision=node.modifiedIndex,
+                lease_ttl_s=node.ttl,
+            )
+        except LeaseFormatError as error:
+            return BadEntry(name, str(error))
+
+    def _to_events(self, result: etcd.EtcdResult) -> tuple[LeaseEvent, ...]:
+        if result.action not in _REMOVALS:
+            entry = self._decode(result)
+            return (Put(entry) if isinstance(entry, Lease) else entry,)
+        if result.dir:
+            # The whole directory went at once: which leases it held only a snapshot tells.
+            raise Compacted(f"directory {result.key} was removed")
+        name = self._name_of(result)
+        if "/" in name:
+            # Inside a directory, which itself is the bad entry.
+            return ()
+        try:
+            return (Gone(codec.parse_key(name)),)
+        except LeaseFormatError:
+            return (BadEntryGone(name),)
+
+    def _name_of(self, node: etcd.EtcdResult) -> str:
+        # What lies in a directory below is no lease, whatever its last part looks like.
+        return str(node.key).removeprefix(f"{self._subnets}/")
 
     async def _write(
         self, key: LeaseKey, attributes: LeaseAttributes, lease_ttl_s: int | None, **guard: Any
@@ -267,8 +315,9 @@ class _WatchClient(_Client):
                 _shut_down(response)
         super()._check_cluster_id(response)
         index = response.headers.get("X-Etcd-Index")
-        if self._waits_after >= 0 and index is not None and int(index) < self._waits_after:
-            self.http.clear()
+        if response.status == 200 and index is not None and int(index) < self._waits_after:
+            _shut_down(response)
+            response.close()
             raise etcd.EtcdClusterIdChanged(
                 f"the store is at index {index}, below {self._waits_after}: its data was replaced"
             )
@@ -285,7 +334,7 @@ class _Connection:
         self._endpoints = [_parse_endpoint(text) for text in access.endpoints]
         self._thread = BlockingThread(name)
         self._client: Any = None
-        self._abandoned = threading.Event()
+        self._calls: set[threading.Event] = set()
 
     async def call(self, operation: Callable[[Any], T], *, once: bool = False) -> T:
         """`operation(client)` on the first endpoint that answers.
@@ -293,23 +342,25 @@ class _Connection:
         once: the operation must not run twice, so only an endpoint that was never
         reached is followed by another one.
         """
-        self._abandoned = threading.Event()
+        abandoned = threading.Event()
+        self._calls.add(abandoned)
         try:
-            return await self._thread.run(
-                self._try_endpoints, operation, self._abandoned, once=once
-            )
+            return await self._thread.run(self._try_endpoints, operation, abandoned, once=once)
         except asyncio.CancelledError:
-            self._interrupt()
+            self._abandon(abandoned)
             raise
+        finally:
+            self._calls.discard(abandoned)
 
     def close(self) -> None:
         """End the thread; a watch in progress ends first."""
-        self._interrupt()
+        for abandoned in self._calls:
+            self._abandon(abandoned)
         self._thread.close()
 
-    def _interrupt(self) -> None:
+    def _abandon(self, abandoned: threading.Event) -> None:
         # Order matters: `_try_endpoints` looks at the event after it has set `_client`.
-        self._abandoned.set()
+        abandoned.set()
         client = self._client
         if isinstance(client, _WatchClient):
             client.interrupt()
@@ -323,10 +374,10 @@ class _Connection:
             if self._client is None:
                 self._client = self._client_type(endpoint, self._access)
             if abandoned.is_set():
-                self._client = None
+                self._drop_client()
                 break
             try:
-                return operation(self._client)
+                result = operation(self._client)
             except _PASSED_ON:
                 raise
             except etcd.EtcdInsufficientPermissions as error:
@@ -334,20 +385,29 @@ class _Connection:
                     f"etcd at {endpoint.url} denies access ({error}):"
                     " check --etcd-username, --etcd-password and the role's permissions"
                 ) from None
-            except UnicodeEncodeError:
-                raise AccessDenied(
-                    "--etcd-username and --etcd-password must be latin-1:"
-                    " HTTP basic auth as python-etcd sends it carries nothing else"
-                ) from None
+            except Compacted:
+                # Perhaps this member lags behind the one that gave the snapshot.
+                self._rotate()
+                raise
             except (etcd.EtcdException, HTTPError, OSError, ValueError) as error:
                 failures.append(f"{endpoint.url}: {_why(error)}")
                 self._rotate()
                 if once and not _never_sent(error):
                     break
+            else:
+                if abandoned.is_set():
+                    # The interruption came too late for this call; it must not hit the next.
+                    self._drop_client()
+                return result
         raise StoreUnavailable(f"etcd does not answer: {'; '.join(failures)}")
 
+    def _drop_client(self) -> None:
+        if self._client is not None:
+            self._client.http.clear()
+            self._client = None
+
     def _rotate(self) -> None:
-        self._client = None
+        self._drop_client()
         self._endpoints.append(self._endpoints.pop(0))
 
 
@@ -363,35 +423,6 @@ _HISTORY_LOST: Final = (
     etcd.EtcdClusterIdChanged,
 )
 """Ends of a watch after which only a snapshot tells what there is."""
-
-
-def _decode(node: etcd.EtcdResult) -> Lease | BadEntry:
-    name = str(node.key).rsplit("/", 1)[-1]
-    try:
-        return Lease(
-            key=codec.parse_key(name),
-            attributes=codec.parse_value(node.value or ""),
-            revision=node.modifiedIndex,
-            lease_ttl_s=node.ttl,
-        )
-    except LeaseFormatError as error:
-        return BadEntry(name, str(error))
-
-
-def _to_events(result: etcd.EtcdResult) -> tuple[LeaseEvent, ...]:
-    name = str(result.key).rsplit("/", 1)[-1]
-    if result.action not in _REMOVALS:
-        if result.dir:
-            return ()
-        entry = _decode(result)
-        return (Put(entry) if isinstance(entry, Lease) else entry,)
-    if result.dir:
-        # The whole directory went at once: which leases it held only a snapshot tells.
-        raise Compacted(f"directory {result.key} was removed")
-    try:
-        return (Gone(codec.parse_key(name)),)
-    except LeaseFormatError as error:
-        return (BadEntry(name, str(error)),)
 
 
 def _index_of(error: etcd.EtcdKeyNotFound) -> int:
@@ -410,12 +441,30 @@ def _clean_prefix(prefix: str) -> str:
     return "".join(f"/{part}" for part in parts)
 
 
+def _check_credentials(access: EtcdAccess) -> None:
+    for flag, text in (("username", access.username), ("password", access.password)):
+        try:
+            text.encode("latin-1")
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"--etcd-{flag} must be latin-1: HTTP basic auth as python-etcd sends it"
+                " carries nothing else"
+            ) from None
+
+
 def _parse_endpoint(text: str) -> _Endpoint:
-    parts = urlsplit(text.strip())
+    if "@" in text:
+        raise ConfigError(
+            "--etcd-endpoints: a URL with a user or password in it; use --etcd-username"
+            " and FLANNELD_ETCD_PASSWORD, which are never logged"
+        )
     try:
-        port = parts.port or 2379
-    except ValueError:
-        port = 0
+        parts = urlsplit(text.strip())
+        port = 2379 if parts.port is None else parts.port
+    except ValueError as error:
+        raise ConfigError(
+            f"--etcd-endpoints: {text!r} is not a URL such as http://192.0.2.9:2379: {error}"
+        ) from None
     if parts.scheme not in ("http", "https") or not parts.hostname or not port:
         raise ConfigError(f"--etcd-endpoints: {text!r} is not a URL such as http://192.0.2.9:2379")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname

@@ -23,8 +23,10 @@ import contextlib
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -32,7 +34,6 @@ from asyncinotify import Inotify, Mask
 
 from tundp.blocking import BlockingThread
 from tundp.errors import (
-    Compacted,
     ConfigNotFound,
     Conflict,
     LeaseFormatError,
@@ -40,27 +41,40 @@ from tundp.errors import (
 )
 from tundp.files import write_atomically
 from tundp.lease import codec
-from tundp.lease.model import BadEntry, Events, Lease, LeaseAttributes, LeaseKey, Snapshot
+from tundp.lease.model import BadEntry, Lease, LeaseAttributes, LeaseKey, Snapshot
 
 T = TypeVar("T")
 
 EXPIRES: Final = "Expires"
 REVISION: Final = "Revision"
+EXPIRES_MAX: Final = 1e12
+"""No lease lasts for 30,000 years; NaN and Infinity, which json reads, are above it too."""
+LOCK_S: Final = 5.0
 _POLL_S: Final = 1.0
 """Longest time until a change is seen where inotify does not tell (network file systems)."""
 
 Document = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _State:
+    """The file as a waiter knows it."""
+
+    stamp: tuple[int, ...] | None
+    revision: int
+    next_expiry: float | None
+    """Unix time at which the first lease expires: that, too, is a change."""
+
+
 class FileStore:
     """The Store in one JSON file. `now` is Unix time in seconds."""
 
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
-        self._path = path
+        # Through symlinks: the file is replaced by rename, and the lock lies beside it.
+        self._path = path.resolve()
         self._now = now
         self._thread = BlockingThread("file-store")
-        self._seen: tuple[int, ...] | None = None
-        self._next_expiry: float | None = None
+        self._waited = _State(None, -1, None)
 
     @property
     def description(self) -> str:
@@ -80,14 +94,23 @@ class FileStore:
 
     async def snapshot(self) -> Snapshot:
         """See Store."""
-        return await self._thread.run(self._snapshot)
+        snapshot, state = await self._thread.run(self._snapshot)
+        if self._waited.revision != snapshot.revision:
+            # At the same revision the older stamp stays: a hand edit need not count up.
+            self._waited = state
+        return snapshot
 
-    async def wait(self, after: int) -> Events:
-        """See Store. Always ends in Compacted: a file keeps no history, only its state."""
+    async def wait(self, after: int) -> Snapshot:
+        """See Store. Gives the new state whenever the file, or a lease's expiry, changes it.
+
+        One waiter at a time. What others read or write meanwhile does not hide a change
+        from it: it compares with what it was given last, or else with `after`.
+        """
         with _watch_directory(self._path.parent) as changes:
-            while self._is_unchanged():
+            while await self._thread.run(self._is_still, after):
                 await changes(self._patience_s())
-        raise Compacted(f"{self._path} changed after revision {after}")
+            snapshot, self._waited = await self._thread.run(self._snapshot)
+        return snapshot
 
     async def create(
         self, key: LeaseKey, attributes: LeaseAttributes, lease_ttl_s: int | None
@@ -161,14 +184,15 @@ class FileStore:
                     del leases[name]
                 document["revision"] = _whole(document.get("revision")) + 1
                 result = change(document)
-                write_atomically(self._path, json.dumps(document, indent=2) + "\n")
+                text = json.dumps(document, indent=2) + "\n"
+                write_atomically(self._path, text, mode=_mode_of(self._path))
                 return result
         except OSError as error:
             raise StoreUnavailable(f"cannot write {self._path}: {error.strerror}") from None
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self) -> tuple[Snapshot, _State]:
         # The stamp comes first: a change in between wakes the next wait, at worst once too often.
-        self._seen = self._stamp()
+        stamp = self._stamp()
         document = self._read()
         now = self._now()
         leases: list[Lease] = []
@@ -185,8 +209,11 @@ class FileStore:
             leases.append(lease)
             if lease.lease_ttl_s is not None:
                 expiries.append(now + lease.lease_ttl_s)
-        self._next_expiry = min(expiries, default=None)
-        return Snapshot(tuple(leases), _whole(document.get("revision")), tuple(bad))
+        revision = _whole(document.get("revision"))
+        return (
+            Snapshot(tuple(leases), revision, tuple(bad)),
+            _State(stamp, revision, min(expiries, default=None)),
+        )
 
     def _read(self) -> Document:
         try:
@@ -208,14 +235,22 @@ class FileStore:
             )
         return document
 
-    def _is_unchanged(self) -> bool:
-        expired = self._next_expiry is not None and self._now() >= self._next_expiry
-        return not expired and self._stamp() == self._seen
+    def _is_still(self, after: int) -> bool:
+        """Whether what the waiter knows, the state at `after`, is what there still is."""
+        if self._waited.revision != after:
+            # Its snapshot came by another way: only the revision tells whether it is old.
+            snapshot, state = self._snapshot()
+            if snapshot.revision != after:
+                return False
+            self._waited = state
+        expiry = self._waited.next_expiry
+        has_expired = expiry is not None and self._now() >= expiry
+        return not has_expired and self._stamp() == self._waited.stamp
 
     def _patience_s(self) -> float:
-        if self._next_expiry is None:
+        if self._waited.next_expiry is None:
             return _POLL_S
-        return min(_POLL_S, max(0.0, self._next_expiry - self._now()))
+        return min(_POLL_S, max(0.0, self._waited.next_expiry - self._now()))
 
     def _stamp(self) -> tuple[int, ...] | None:
         """What tells one version of the file from the next, or None when there is no file."""
@@ -231,9 +266,9 @@ def _decode(name: str, entry: Any, now: float) -> Lease:
     if not isinstance(entry, dict):
         raise LeaseFormatError(f"lease {name} is {json.dumps(entry)[:60]}, not an object")
     value = {field: inner for field, inner in entry.items() if field not in (EXPIRES, REVISION)}
-    expires = entry.get(EXPIRES)
-    if expires is not None and not _is_number(expires):
-        raise LeaseFormatError(f"{EXPIRES} of lease {name} is {expires!r}, not Unix time")
+    expires = _expiry_of(entry)
+    if expires is None and entry.get(EXPIRES) is not None:
+        raise LeaseFormatError(f"{EXPIRES} of lease {name} is not Unix time in seconds")
     return Lease(
         key=key,
         attributes=codec.parse_value(json.dumps(value)),
@@ -243,12 +278,16 @@ def _decode(name: str, entry: Any, now: float) -> Lease:
 
 
 def _is_expired(entry: Any, now: float) -> bool:
+    expires = _expiry_of(entry)
+    return expires is not None and expires <= now
+
+
+def _expiry_of(entry: Any) -> float | None:
+    """Unix time, or None where there is none that can be understood."""
     expires = entry.get(EXPIRES) if isinstance(entry, dict) else None
-    return isinstance(expires, (int, float)) and expires <= now
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(expires, bool) or not isinstance(expires, (int, float)):
+        return None
+    return float(expires) if abs(expires) < EXPIRES_MAX else None
 
 
 def _revision_of(entry: Document) -> int:
@@ -260,12 +299,27 @@ def _whole(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
+def _mode_of(path: Path) -> int:
+    """The mode a rewritten file keeps."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     # A file of its own: the one with the leases is replaced by every write.
     fd = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    deadline = time.monotonic() + LOCK_S
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StoreUnavailable(
+                        f"{path}.lock has been held for {LOCK_S:.0f} s: by whom tells fuser"
+                    ) from None
+                time.sleep(0.01)  # on the store's own thread; flock has no timeout
         yield
     finally:
         os.close(fd)

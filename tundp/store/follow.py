@@ -24,6 +24,7 @@ async def follow(
     """
     clock = asyncio.get_running_loop().time
     revision: int | None = None
+    lost_count = 0
     while True:
         update: Snapshot | Events
         try:
@@ -31,12 +32,22 @@ async def follow(
         except Compacted as error:
             _log.debug("%s: taking a snapshot: %s", store.description, error)
             revision = None
+            lost_count += 1
+            if lost_count > 1:
+                # Snapshot and watch disagree, e.g. about a member that lags: no hot loop.
+                outage.failed(error, now=clock())
+                await asyncio.sleep(backoff.next_s())
             continue
         except StoreError as error:
+            # A snapshot is the quickest way to know that the store is back.
+            revision = None
             outage.failed(error, now=clock())
             await asyncio.sleep(backoff.next_s())
             continue
-        outage.ended(now=clock())
-        backoff.reset()
+        if revision is not None:
+            lost_count = 0
+        if lost_count < 2:
+            outage.ended(now=clock())
+            backoff.reset()
         revision = update.revision
         yield update

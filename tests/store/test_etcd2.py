@@ -1,0 +1,927 @@
+"""The etcd store where etcd, the network or an operator misbehaves. Real etcds throughout."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from urllib3 import Timeout
+
+from tests.store.support import (
+    PROMPT_S,
+    EtcdWorld,
+    Follower,
+    Raw,
+    Runner,
+    attributes,
+    background,
+    by_key,
+    eventually,
+    following,
+    lease_key,
+    make_claim,
+    outcome,
+    run,
+    took_at_most,
+)
+from tundp.errors import AccessDenied, Compacted, ConfigError, ConfigNotFound, StoreUnavailable
+from tundp.lab.etcd import PrivateEtcd
+from tundp.lease.model import Events, Lease
+from tundp.store import claim as claim_module
+from tundp.store import etcd2
+from tundp.store.claim import LeaseState
+from tundp.store.etcd2 import Etcd2Store, EtcdAccess, parse_endpoints
+
+A, B = lease_key("10.5.1.0-24"), lease_key("10.5.2.0-24")
+ONE, TWO = attributes("192.0.2.1"), attributes("192.0.2.2")
+HISTORY = 1000
+"""Events that etcd's v2 API remembers, of all keys together."""
+TIMEOUT_S = etcd2.REQUEST_TIMEOUT_S + 2
+
+
+@pytest.fixture
+def etcd(start_etcd: Callable[..., PrivateEtcd]) -> PrivateEtcd:
+    """An etcd that the test may stop."""
+    return start_etcd()
+
+
+@pytest.fixture
+def own_world(etcd: PrivateEtcd) -> Iterator[EtcdWorld]:
+    with contextlib.closing(EtcdWorld(etcd.url, "/coreos.com/network")) as world:
+        yield world
+
+
+@pytest.fixture
+def dead_url() -> Iterator[str]:
+    """Nobody listens there: the port is taken, and refuses connections."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+# What goes over the wire
+
+
+def test_lease_on_the_wire_is_flannels(etcd_world: EtcdWorld) -> None:
+    async def main() -> None:
+        store = etcd_world.open()
+        created = await store.create(A, ONE, 86400)
+        answer = etcd_world.raw.get(f"{etcd_world.prefix}/subnets/10.5.1.0-24")
+        node = answer["node"]
+        assert node["value"] == '{"PublicIP":"192.0.2.1","PublicIPv6":null}'
+        assert 86390 < node["ttl"] <= 86400
+        assert "expiration" in node
+        assert node["modifiedIndex"] == created.revision
+        updated = await store.update(A, TWO, 86400, revision=created.revision)
+        node = etcd_world.raw.get(f"{etcd_world.prefix}/subnets/10.5.1.0-24")["node"]
+        assert node["value"] == '{"PublicIP":"192.0.2.2","PublicIPv6":null}'
+        assert 86390 < node["ttl"] <= 86400
+        assert node["modifiedIndex"] == updated.revision
+
+    run(main())
+
+
+def test_dual_stack_key_on_the_wire_is_flannels(etcd_world: EtcdWorld) -> None:
+    async def main() -> None:
+        await etcd_world.open().create(lease_key("10.5.1.0-24&fd00:5:1::-64"), ONE, 60)
+        (node,) = etcd_world.raw.get(f"{etcd_world.prefix}/subnets")["node"]["nodes"]
+        assert node["key"] == f"{etcd_world.prefix}/subnets/10.5.1.0-24&fd00:5:1::-64"
+
+    run(main())
+
+
+def test_claims_lease_lasts_a_day_on_the_wire(etcd_world: EtcdWorld) -> None:
+    async def main() -> None:
+        lease = await make_claim(etcd_world.open(), "192.0.2.1").acquire()
+        node = etcd_world.raw.get(etcd_world.path(str(lease.key)))["node"]
+        assert node["value"] == '{"PublicIP":"192.0.2.1","PublicIPv6":null}'
+        assert 86390 < node["ttl"] <= 86400
+
+    run(main())
+
+
+def test_events_we_cause_are_such_as_flannel_can_read(etcd_world: EtcdWorld) -> None:
+    """flannel takes compareAndDelete for a written lease, chokes on its empty value, and its
+    watch then repeats that one event until a thousand others have followed."""
+
+    async def main() -> None:
+        store = etcd_world.open()
+        created = await store.create(A, ONE, 600)
+        subnets = f"{etcd_world.prefix}/subnets"
+        assert etcd_world.raw.action_after(subnets, created.revision - 1) == "create"
+        updated = await store.update(A, TWO, 600, revision=created.revision)
+        assert etcd_world.raw.action_after(subnets, created.revision) == "compareAndSwap"
+        await store.delete(A, revision=updated.revision)
+        index = updated.revision
+        while etcd_world.read(str(A)) is not None:
+            await asyncio.sleep(0.02)
+        while (action := etcd_world.raw.action_after(subnets, index)) == "compareAndSwap":
+            index += 1
+        assert action in ("delete", "expire")
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "spelling", ["//{0}//network/", "{0}/network", "/{0}/network", "/{0}/network///"]
+)
+def test_prefix_is_cleaned_as_flannel_cleans_it(etcd_world: EtcdWorld, spelling: str) -> None:
+    first = etcd_world.prefix.split("/")[1]
+
+    async def main() -> None:
+        store = etcd_world.open_at(etcd_world.url, prefix=spelling.format(first))
+        etcd_world.set_config('{"Network": "10.5.0.0/16"}')
+        assert await store.network_config() == '{"Network": "10.5.0.0/16"}'
+        await store.create(A, ONE, 60)
+        assert etcd_world.read(str(A)) is not None
+        assert by_key((await store.snapshot()).leases) == {str(A): "192.0.2.1"}
+        assert store.description == f"etcd v2 at {etcd_world.url}/{first}/network"
+
+    run(main())
+
+
+@pytest.mark.parametrize("prefix", ["/a/../b", "/./a", "/a?b=c", "/a#b", "/a%2fb"])
+def test_prefix_that_would_end_the_url_is_refused(prefix: str) -> None:
+    with pytest.raises(ConfigError, match="--etcd-prefix"):
+        Etcd2Store(EtcdAccess(endpoints=("http://127.0.0.1:1",), prefix=prefix))
+
+
+def test_config_that_is_a_directory_is_not_found(etcd_world: EtcdWorld) -> None:
+    etcd_world.raw.make_directory(f"{etcd_world.prefix}/config")
+
+    async def main() -> None:
+        with pytest.raises(ConfigNotFound, match="directory"):
+            await etcd_world.open().network_config()
+
+    run(main())
+
+
+# Rubbish under the prefix that only etcd can have
+
+
+@pytest.mark.parametrize("content", [None, "rubbish", "10.5.99.0-24"])
+def test_directory_where_a_lease_should_be_is_one_bad_entry(
+    etcd_world: EtcdWorld, run: Runner, content: str | None
+) -> None:
+    directory = etcd_world.path("10.5.9.0-24")
+    etcd_world.raw.make_directory(directory)
+    if content is not None:
+        etcd_world.raw.put(f"{directory}/{content}", '{"PublicIP":"192.0.2.9"}')
+
+    async def main() -> None:
+        store = etcd_world.open()
+        await store.create(A, ONE, 600)
+        snapshot = await store.snapshot()
+        assert by_key(snapshot.leases) == {str(A): "192.0.2.1"}
+        # The directory, or what lies in it: some sign of it, and no lease.
+        assert {entry.name.split("/")[0] for entry in snapshot.bad} == {"10.5.9.0-24"}
+
+    run(main())
+
+
+def test_directories_while_following_hurt_nothing(etcd_world: EtcdWorld, run: Runner) -> None:
+    async def main() -> None:
+        async with following(etcd_world.open()) as follower:
+            directory = etcd_world.path("10.5.9.0-24")
+            etcd_world.raw.make_directory(directory)
+            etcd_world.raw.put(f"{directory}/10.5.99.0-24", '{"PublicIP":"192.0.2.9"}')
+            etcd_world.put(str(A), '{"PublicIP":"192.0.2.1"}')
+            await eventually(lambda: str(A) in follower.known())
+            assert follower.known() == {str(A): "192.0.2.1"}
+            etcd_world.raw.delete(directory)
+            etcd_world.put(str(B), '{"PublicIP":"192.0.2.2"}')
+            await eventually(lambda: str(B) in follower.known())
+            assert follower.known() == {str(A): "192.0.2.1", str(B): "192.0.2.2"}
+            assert not follower.outage.is_on
+
+    run(main())
+
+
+def test_a_directory_keeps_no_node_from_claiming(
+    etcd_world: EtcdWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim_module, "RACE_PAUSE_S", 0.01)
+    etcd_world.raw.make_directory(etcd_world.path("10.5.42.0-24"))
+
+    async def main() -> None:
+        previous = lease_key("10.5.42.0-24")
+        async with asyncio.timeout(20):
+            lease = await make_claim(etcd_world.open(), "192.0.2.1", previous=previous).acquire()
+        assert lease.key != previous
+
+    run(main())
+
+
+def test_all_leases_removed_at_once_are_all_gone(etcd_world: EtcdWorld, run: Runner) -> None:
+    async def main() -> None:
+        for number in range(5):
+            etcd_world.put(f"10.5.{number}.0-24", f'{{"PublicIP":"192.0.2.{number}"}}')
+        async with following(etcd_world.open()) as follower:
+            assert len(follower.known()) == 5
+            etcd_world.raw.delete(f"{etcd_world.prefix}/subnets")
+            await eventually(lambda: not follower.known())
+
+    run(main())
+
+
+# Lost history
+
+
+def flood(world: EtcdWorld, count: int = HISTORY + 100) -> None:
+    for number in range(count):
+        world.raw.put(f"{world.prefix}-elsewhere/key", str(number))
+
+
+def test_more_events_than_etcd_keeps_end_in_a_snapshot(etcd_world: EtcdWorld, run: Runner) -> None:
+    async def main() -> None:
+        store = etcd_world.open()
+        lease = await store.create(A, ONE, 600)
+        gone = await store.create(B, TWO, 600)
+        follower = Follower(store)
+        snapshot = await store.snapshot()
+        follower.table.apply(snapshot)
+        await store.update(A, TWO, 600, revision=lease.revision)
+        await store.delete(B, revision=gone.revision)
+        flood(etcd_world)
+        with pytest.raises(Compacted):
+            await store.wait(snapshot.revision)
+        follower.table.apply(await store.snapshot())
+        assert follower.known() == {str(A): "192.0.2.2"}
+        # From here the watch goes on.
+        async with background(outcome(store.wait(follower.table.revision))) as waiting:
+            etcd_world.put(str(B), '{"PublicIP":"192.0.2.3"}')
+            await eventually(waiting.done)
+            assert isinstance(waiting.result(), Events)
+
+    run(main())
+
+
+def test_quiet_leases_in_a_busy_etcd_are_still_followed(
+    etcd_world: EtcdWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The history is of all keys: others' writes push ours out, though nothing changed."""
+    monkeypatch.setattr(etcd2, "_WATCH_TIMEOUT", Timeout(connect=5.0, read=0.3))
+
+    async def main() -> None:
+        etcd_world.put(str(A), '{"PublicIP":"192.0.2.1"}')
+        async with following(etcd_world.open()) as follower:
+            await asyncio.to_thread(flood, etcd_world)
+            first = len(follower.updates)
+            await eventually(lambda: len(follower.updates) > first + 1)
+            etcd_world.put(str(B), '{"PublicIP":"192.0.2.2"}')
+            await eventually(lambda: str(B) in follower.known())
+            assert follower.known() == {str(A): "192.0.2.1", str(B): "192.0.2.2"}
+            assert not follower.outage.is_on
+
+    run(main())
+
+
+def test_quiet_watch_is_asked_again(etcd_world: EtcdWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(etcd2, "_WATCH_TIMEOUT", Timeout(connect=5.0, read=0.2))
+
+    async def main() -> None:
+        store = etcd_world.open()
+        revision = (await store.snapshot()).revision
+        for _ in range(3):
+            assert await store.wait(revision) == Events((), revision)
+        lease = await store.create(A, ONE, 60)
+        assert (await store.wait(revision)).revision == lease.revision
+
+    run(main())
+
+
+# etcd stopped, wiped, killed, stuck
+
+
+def test_stopped_etcd_is_named_and_works_again(
+    etcd: PrivateEtcd, own_world: EtcdWorld, run: Runner
+) -> None:
+    async def main() -> None:
+        store = own_world.open()
+        created = await store.create(A, ONE, 600)
+        async with following(store) as follower:
+            await etcd.stop()
+            for call in (
+                store.snapshot(),
+                store.network_config(),
+                store.create(B, TWO, 600),
+                store.update(A, TWO, 600, revision=created.revision),
+                store.delete(A, revision=created.revision),
+            ):
+                with took_at_most(PROMPT_S), pytest.raises(StoreUnavailable) as caught:
+                    await call
+                assert etcd.url in str(caught.value)
+                assert "connection refused" in str(caught.value)
+            await eventually(lambda: follower.outage.is_on)
+            assert follower.known() == {str(A): "192.0.2.1"}
+            await etcd.start()
+            assert by_key((await store.snapshot()).leases) == {str(A): "192.0.2.1"}
+            await store.create(B, TWO, 600)
+            await eventually(lambda: str(B) in follower.known())
+            assert not follower.outage.is_on
+
+    run(main())
+
+
+def test_changes_during_an_outage_are_seen_after_it(
+    etcd: PrivateEtcd, own_world: EtcdWorld
+) -> None:
+    """Our watch is cut off, etcd and the others go on."""
+
+    async def main() -> None:
+        own_world.put(str(A), '{"PublicIP":"192.0.2.1"}')
+        async with (
+            forwarder(etcd.url) as proxy,
+            following(own_world.open_at(proxy.url)) as follower,
+        ):
+            await proxy.cut()
+            await eventually(lambda: follower.outage.is_on)
+            own_world.put(str(A), '{"PublicIP":"192.0.2.3"}')
+            own_world.put(str(B), '{"PublicIP":"192.0.2.2"}')
+            await proxy.mend()
+            expected = {str(A): "192.0.2.3", str(B): "192.0.2.2"}
+            await eventually(lambda: follower.known() == expected)
+
+    run(main())
+
+
+def test_wiped_etcd_is_noticed_and_not_slept_through(
+    etcd: PrivateEtcd, own_world: EtcdWorld
+) -> None:
+    """An index from before the wipe is one that the new etcd reaches in a week, or never."""
+
+    async def main() -> None:
+        for number in range(30):
+            own_world.put(f"10.5.{number}.0-24", '{"PublicIP":"192.0.2.1"}')
+        store = own_world.open()
+        revision = (await store.snapshot()).revision
+        async with following(own_world.open()) as follower:
+            assert len(follower.known()) == 30
+            await etcd.stop()
+            etcd.wipe()
+            await etcd.start()
+            with took_at_most(5), pytest.raises(Compacted):
+                await store.wait(revision)
+            own_world.put(str(B), '{"PublicIP":"192.0.2.2"}')
+            await eventually(lambda: follower.known() == {str(B): "192.0.2.2"})
+
+    run(main())
+
+
+def test_watches_of_a_replaced_store_leave_no_socket_open(etcd_world: EtcdWorld) -> None:
+    """Closed at once: the garbage collector may not come by for an hour."""
+
+    async def main() -> None:
+        store = etcd_world.open()
+        counts = []
+        gc.disable()
+        try:
+            for _ in range(5):
+                with pytest.raises(Compacted):
+                    await store.wait(10**9)
+                counts.append(len(os.listdir("/proc/self/fd")))
+        finally:
+            gc.enable()
+        assert counts[-1] <= counts[0]
+
+    run(main())
+
+
+def test_cancelled_and_failed_calls_leave_no_socket_open(
+    etcd_world: EtcdWorld, dead_url: str
+) -> None:
+    async def main() -> None:
+        store = etcd_world.open()
+        for _ in range(3):
+            revision = (await store.snapshot()).revision
+            waiting = asyncio.ensure_future(store.wait(revision))
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        await outcome(store.wait(revision - 2 * HISTORY))
+        await store.close()
+        dead = etcd_world.open_at(dead_url)
+        await outcome(dead.snapshot())
+        await outcome(dead.wait(1))
+        await dead.close()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        run(main())
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
+
+
+def test_wiped_and_refilled_etcd_is_read_anew(etcd: PrivateEtcd, own_world: EtcdWorld) -> None:
+    """The new etcd has passed the old index before we are back: nothing in it tells."""
+
+    async def main() -> None:
+        own_world.put(str(A), '{"PublicIP":"192.0.2.1"}')
+        async with following(own_world.open()) as follower:
+            assert follower.known() == {str(A): "192.0.2.1"}
+            await etcd.stop()
+            await eventually(lambda: follower.outage.is_on)
+            etcd.wipe()
+            # Refilled before any of us can reach it, by way of another port.
+            port, etcd._port = etcd._port, _free_port()
+            await etcd.start()
+            with contextlib.closing(Raw(etcd.url)) as raw:
+                for number in range(30):
+                    raw.put(own_world.path(str(B)), f'{{"PublicIP":"192.0.2.{number}"}}')
+            await etcd.stop()
+            etcd._port = port
+            await etcd.start()
+            await eventually(lambda: not follower.outage.is_on)
+            own_world.put("10.5.3.0-24", '{"PublicIP":"192.0.2.3"}')
+            expected = {str(B): "192.0.2.29", "10.5.3.0-24": "192.0.2.3"}
+            await eventually(lambda: "10.5.3.0-24" in follower.known())
+            assert follower.known() == expected
+
+    run(main())
+
+
+def test_killed_etcd_fails_calls_at_once(etcd: PrivateEtcd, own_world: EtcdWorld) -> None:
+    async def main() -> None:
+        store = own_world.open()
+        revision = (await store.snapshot()).revision
+        async with background(outcome(store.wait(revision))) as waiting:
+            await asyncio.sleep(0.1)
+            with took_at_most(PROMPT_S):
+                await etcd.stop(signal.SIGKILL)
+                await eventually(waiting.done)
+                assert isinstance(waiting.result(), StoreUnavailable)
+                assert isinstance(await outcome(store.snapshot()), StoreUnavailable)
+        await etcd.start()
+        assert (await store.snapshot()).leases == ()
+
+    run(main())
+
+
+def test_stuck_etcd_fails_calls_in_time(etcd: PrivateEtcd, own_world: EtcdWorld) -> None:
+    """It accepts connections and answers nothing, as does a host that swaps itself to death."""
+
+    async def main() -> None:
+        reader, writer, watcher = (own_world.open() for _ in range(3))
+        revision = (await reader.snapshot()).revision
+        os.kill(etcd.pid, signal.SIGSTOP)
+        async with background(watcher.wait(revision)) as waiting:
+            with took_at_most(TIMEOUT_S):
+                results = await asyncio.gather(
+                    outcome(reader.snapshot()), outcome(writer.create(A, ONE, 600))
+                )
+            for result in results:
+                assert isinstance(result, StoreUnavailable), repr(result)
+                assert f"{etcd.url}: timed out" in str(result)
+            with took_at_most(PROMPT_S):
+                waiting.cancel()
+                await asyncio.wait([waiting])
+        os.kill(etcd.pid, signal.SIGCONT)
+        # The create may have been done late: acquiring looks, and finds or makes it.
+        lease = await make_claim(writer, "192.0.2.1", previous=A).acquire()
+        assert by_key((await reader.snapshot()).leases) == {str(lease.key): "192.0.2.1"}
+        assert lease.key == A
+
+    run(main())
+
+
+def test_stuck_etcd_does_not_hold_up_the_end_of_the_loop(
+    etcd: PrivateEtcd, own_world: EtcdWorld
+) -> None:
+    left_at = 0.0
+
+    async def main() -> None:
+        nonlocal left_at
+        store = own_world.open()
+        await store.snapshot()
+        os.kill(etcd.pid, signal.SIGSTOP)
+        call = asyncio.ensure_future(store.snapshot())
+        await asyncio.sleep(0.1)
+        call.cancel()
+        left_at = time.monotonic()
+
+    run(main())
+    assert time.monotonic() - left_at < PROMPT_S
+
+
+# Several endpoints
+
+
+def test_dead_first_endpoint_is_passed_over(
+    etcd_world: EtcdWorld, dead_url: str, run: Runner
+) -> None:
+    async def main() -> None:
+        store = etcd_world.open_at(dead_url, etcd_world.url)
+        await store.create(A, ONE, 600)
+        assert by_key((await store.snapshot()).leases) == {str(A): "192.0.2.1"}
+        async with following(etcd_world.open_at(dead_url, etcd_world.url)) as follower:
+            etcd_world.put(str(B), '{"PublicIP":"192.0.2.2"}')
+            await eventually(lambda: str(B) in follower.known())
+
+    run(main())
+
+
+@pytest.mark.parametrize("dead_first", [True, False])
+def test_endpoints_that_were_all_dead_are_all_tried_again(
+    etcd: PrivateEtcd, own_world: EtcdWorld, dead_url: str, dead_first: bool
+) -> None:
+    """python-etcd takes each dead one off its list, and then has none."""
+
+    async def main() -> None:
+        urls = (dead_url, etcd.url) if dead_first else (etcd.url, dead_url)
+        store = own_world.open_at(*urls)
+        await store.create(A, ONE, 600)
+        await etcd.stop()
+        for _ in range(5):
+            with pytest.raises(StoreUnavailable) as caught:
+                await store.snapshot()
+            assert etcd.url in str(caught.value)
+            assert dead_url in str(caught.value)
+        await etcd.start()
+        assert by_key((await store.snapshot()).leases) == {str(A): "192.0.2.1"}
+        assert isinstance(await store.create(B, TWO, 60), Lease)
+
+    run(main())
+
+
+@pytest.fixture
+def ipv6_world(start_etcd: Callable[..., PrivateEtcd]) -> Iterator[EtcdWorld]:
+    with contextlib.closing(EtcdWorld(start_etcd("[::1]").url)) as world:
+        yield world
+
+
+def test_ipv6_endpoint(ipv6_world: EtcdWorld) -> None:
+    assert ipv6_world.url.startswith("http://[::1]:")
+
+    async def main() -> None:
+        store = ipv6_world.open()
+        await store.create(A, ONE, 600)
+        async with following(store) as follower:
+            ipv6_world.put(str(B), '{"PublicIP":"192.0.2.2"}')
+            await eventually(lambda: str(B) in follower.known())
+        assert ipv6_world.url in store.description
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("http://192.0.2.9:2379", "http://192.0.2.9:2379"),
+        (" http://192.0.2.9 ", "http://192.0.2.9:2379"),
+        ("https://etcd.example:4001/", "https://etcd.example:4001"),
+        ("http://[2001:db8::9]:2379", "http://[2001:db8::9]:2379"),
+        ("http://[2001:db8::9]", "http://[2001:db8::9]:2379"),
+    ],
+)
+def test_endpoints_are_normalised(text: str, url: str) -> None:
+    assert parse_endpoints([text]) == (url,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "192.0.2.9:2379",
+        "192.0.2.9",
+        "ftp://192.0.2.9:2379",
+        "http://",
+        "http://:2379",
+        "http://192.0.2.9:port",
+        "http://192.0.2.9:65536",
+        "http://192.0.2.9:0",
+        "http://[2001:db8::9:2379",
+        "http://2001:db8::9:2379",
+        "unix:///run/etcd.sock",
+    ],
+)
+def test_endpoint_that_is_no_url_is_a_config_error_naming_it(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_endpoints(["http://192.0.2.1:2379", text])
+    assert repr(text) in str(caught.value)
+    assert "--etcd-endpoints" in str(caught.value)
+
+
+def test_endpoint_with_a_password_in_it_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigError, match="--etcd-endpoints") as caught:
+        parse_endpoints(["http://root:s3cret@192.0.2.9:2379"])
+    assert "s3cret" not in str(caught.value)
+
+
+def test_unreachable_endpoints_are_named_with_the_reason(dead_url: str) -> None:
+    async def main() -> None:
+        access = EtcdAccess(endpoints=(dead_url,), prefix="/x")
+        store = Etcd2Store(access)
+        with pytest.raises(StoreUnavailable) as caught:
+            await store.snapshot()
+        assert str(caught.value) == f"etcd does not answer: {dead_url}: connection refused"
+        with pytest.raises(StoreUnavailable):
+            await store.wait(5)
+        await store.close()
+
+    run(main())
+
+
+def test_https_to_a_plain_etcd_is_unavailable(etcd_world: EtcdWorld) -> None:
+    async def main() -> None:
+        url = etcd_world.url.replace("http://", "https://")
+        with took_at_most(TIMEOUT_S), pytest.raises(StoreUnavailable) as caught:
+            await etcd_world.open_at(url).snapshot()
+        assert url in str(caught.value)
+
+    run(main())
+
+
+# An answer that never arrives
+
+
+class Forwarder:
+    """A TCP proxy before etcd that can lose an answer, or be cut."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target.rpartition("/")[2].split(":")
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._port = 0
+        self.puts_to_lose = 0
+        self.lost = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    async def mend(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def cut(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for writer in list(self._writers):
+            writer.transport.abort()
+        await eventually(lambda: not self._writers)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            back_reader, back_writer = await asyncio.open_connection(*self._target)
+        except OSError:
+            writer.close()
+            return
+        both = {writer, back_writer}
+        self._writers |= both
+        method = b""
+
+        async def upward() -> None:
+            nonlocal method
+            while data := await reader.read(65536):
+                if data.startswith((b"GET ", b"PUT ", b"DELETE ")):
+                    method = data.split(b" ", 1)[0]
+                back_writer.write(data)
+
+        async def downward() -> None:
+            while data := await back_reader.read(65536):
+                if method == b"PUT" and self.puts_to_lose:
+                    self.puts_to_lose -= 1
+                    self.lost += 1
+                    return
+                writer.write(data)
+
+        tasks = [asyncio.ensure_future(upward()), asyncio.ensure_future(downward())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for end in both:
+                end.close()
+            self._writers -= both
+
+
+@contextlib.asynccontextmanager
+async def forwarder(target: str) -> AsyncIterator[Forwarder]:
+    proxy = Forwarder(target)
+    await proxy.mend()
+    try:
+        yield proxy
+    finally:
+        await proxy.cut()
+
+
+def test_create_whose_answer_is_lost_is_not_repeated(etcd_world: EtcdWorld) -> None:
+    """Repeated, it would say that somebody else has the subnet: ourselves."""
+
+    async def main() -> None:
+        async with forwarder(etcd_world.url) as proxy:
+            store = etcd_world.open_at(proxy.url, etcd_world.url)
+            proxy.puts_to_lose = 1
+            with pytest.raises(StoreUnavailable, match=proxy.url):
+                await store.create(A, ONE, 600)
+            assert proxy.lost == 1
+            found = etcd_world.read(str(A))
+            assert found is not None
+            assert found[0]["PublicIP"] == "192.0.2.1"
+
+    run(main())
+
+
+def test_claim_finds_the_lease_whose_answer_was_lost(etcd_world: EtcdWorld) -> None:
+    async def main() -> None:
+        async with forwarder(etcd_world.url) as proxy:
+            proxy.puts_to_lose = 1
+            claim = make_claim(etcd_world.open_at(proxy.url), "192.0.2.1")
+            lease = await claim.acquire()
+            assert proxy.lost == 1
+            assert claim.state is LeaseState.HELD
+            snapshot = await etcd_world.open().snapshot()
+            assert by_key(snapshot.leases) == {str(lease.key): "192.0.2.1"}
+            assert snapshot.leases[0].revision == lease.revision
+
+    run(main())
+
+
+def test_renewal_whose_answer_is_lost_keeps_the_lease(
+    etcd_world: EtcdWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with forwarder(etcd_world.url) as proxy:
+            claim = make_claim(etcd_world.open_at(proxy.url), "192.0.2.1", lease_ttl_s=3)
+            lease = await claim.acquire()
+            proxy.puts_to_lose = 1
+            async with background(claim.keep()):
+                await eventually(lambda: proxy.lost and claim.lease.revision > lease.revision)
+            assert claim.state is LeaseState.HELD
+            assert claim.lease.key == lease.key
+            assert " lost: " not in caplog.text
+
+    run(main())
+
+
+# Credentials, and an etcd that cannot serve us
+
+
+PASSWORD = "p:ss w?rd"
+
+
+@pytest.fixture
+def locked_world(own_world: EtcdWorld) -> EtcdWorld:
+    """Authentication is on: root may do everything, nobody else anything."""
+    raw = own_world.raw
+    raw.put(f"{own_world.prefix}/config", '{"Network": "10.5.0.0/16"}')
+    raw.put_json("/v2/auth/users/root", {"user": "root", "password": PASSWORD})
+    raw.put_json("/v2/auth/enable", None)
+    own_world.raw = Raw(own_world.url, "root", PASSWORD)
+    raw.close()
+    own_world.raw.put_json(
+        "/v2/auth/roles/guest",
+        {"role": "guest", "revoke": {"kv": {"read": ["/*"], "write": ["/*"]}}},
+    )
+    return own_world
+
+
+def test_credentials(locked_world: EtcdWorld) -> None:
+    url = locked_world.url
+
+    async def main() -> None:
+        store = locked_world.open_at(url, username="root", password=PASSWORD)
+        assert await store.network_config() == '{"Network": "10.5.0.0/16"}'
+        created = await store.create(A, ONE, 600)
+        async with following(store) as follower:
+            locked_world.put(str(B), '{"PublicIP":"192.0.2.2"}')
+            await eventually(lambda: str(B) in follower.known())
+
+        for access in (
+            {"username": "root", "password": "wrong"},
+            {"username": "nobody", "password": "wrong"},
+            {},
+            {"username": "root", "password": "pässwörd"},
+        ):
+            denied = locked_world.open_at(url, **access)
+            for call in (
+                denied.network_config(),
+                denied.snapshot(),
+                denied.create(lease_key("10.5.3.0-24"), TWO, 60),
+                denied.update(A, TWO, 60, revision=created.revision),
+                denied.delete(A, revision=created.revision),
+                denied.wait(0),
+            ):
+                with took_at_most(PROMPT_S), pytest.raises(AccessDenied) as caught:
+                    await call
+                assert "--etcd-password" in str(caught.value)
+                assert access.get("password", "?!") not in str(caught.value)
+        assert by_key((await store.snapshot()).leases)[str(A)] == "192.0.2.1"
+
+    run(main())
+
+
+def test_watch_that_is_denied_says_so(locked_world: EtcdWorld) -> None:
+    """etcd's refusal names index 0: no sign that its data was replaced."""
+
+    async def main() -> None:
+        store = locked_world.open_at(locked_world.url, username="root", password="wrong")
+        result = await outcome(store.wait(5))
+        assert isinstance(result, AccessDenied), repr(result)
+
+    run(main())
+
+
+@pytest.mark.parametrize("access", [{"password": "пароль"}, {"username": "имя", "password": "x"}])
+def test_credentials_that_basic_auth_cannot_carry_are_refused(access: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="latin-1") as caught:
+        Etcd2Store(EtcdAccess(endpoints=("http://127.0.0.1:1",), prefix="/x", **access))
+    assert "--etcd-" in str(caught.value)
+    assert access["password"] not in str(caught.value)
+
+
+def test_password_shows_nowhere(etcd_world: EtcdWorld, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    access = EtcdAccess(endpoints=(etcd_world.url,), prefix="/x", username="u", password="s3cret")
+    assert "s3cret" not in repr(access)
+
+    async def main() -> None:
+        store = Etcd2Store(access)
+        await outcome(store.snapshot())
+        assert "s3cret" not in store.description
+        await store.close()
+
+    run(main())
+    assert "s3cret" not in caplog.text
+
+
+@pytest.fixture
+def v3_only_url(tmp_path: Path) -> Iterator[str]:
+    """An etcd as it comes: since 3.4 without the v2 API."""
+    binary = shutil.which("etcd")
+    assert binary is not None
+    url, peer = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
+    argv = [
+        binary,
+        f"--data-dir={tmp_path}/data",
+        f"--listen-client-urls={url}",
+        f"--advertise-client-urls={url}",
+        f"--listen-peer-urls={peer}",
+        f"--initial-advertise-peer-urls={peer}",
+        f"--initial-cluster=default={peer}",
+        "--enable-v2=false",
+        "--log-level=error",
+    ]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    try:
+        run(eventually(lambda: _is_healthy(url)))
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_etcd_without_v2_says_what_to_do(v3_only_url: str) -> None:
+    async def main() -> None:
+        store = Etcd2Store(EtcdAccess(endpoints=(v3_only_url,), prefix="/coreos.com/network"))
+        for call in (store.network_config(), store.snapshot(), store.create(A, ONE, 60)):
+            with pytest.raises(StoreUnavailable) as caught:
+                await call
+            assert v3_only_url in str(caught.value)
+            assert "--enable-v2" in str(caught.value)
+        with took_at_most(PROMPT_S), pytest.raises(StoreUnavailable, match="--enable-v2"):
+            await store.wait(1)
+        await store.close()
+
+    run(main())
+
+
+def test_index_of_an_empty_store_is_where_its_watch_begins(etcd_world: EtcdWorld) -> None:
+    """An event between the empty list and the watch is not missed."""
+
+    async def main() -> None:
+        store = etcd_world.open()
+        snapshot = await store.snapshot()
+        created = await etcd_world.open().create(A, ONE, 60)
+        events = await store.wait(snapshot.revision)
+        assert events.revision == created.revision
+
+    run(main())
+
+
+def _is_healthy(url: str) -> bool:
+    with contextlib.closing(Raw(url)) as raw, contextlib.suppress(OSError):
+        return json.dumps(raw.request("GET", "/health")[1]).find("true") > 0
+    return False
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
