@@ -9,7 +9,10 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
-SOURCES = ["native/src/checksum.c", "native/src/fib.c"]
+SOURCES = [
+    f"native/src/{name}.c"
+    for name in ("checksum", "encap", "fib", "fragment", "icmp", "simple", "worker")
+]
 
 
 def declarations() -> str:
@@ -24,7 +27,7 @@ ffi.set_source(
     "tundp._native",
     '#include "tundp.h"',
     sources=SOURCES,
-    include_dirs=["native/include"],
-    extra_compile_args=["-std=c11", "-O3", "-fvisibility=hidden"],
+    include_dirs=["native/include", "native/src"],
+    extra_compile_args=["-std=c11", "-D_GNU_SOURCE", "-O3", "-fvisibility=hidden"],
     py_limited_api=True,
 )

@@ -1,35 +1,8 @@
-/* FIB lookup. Python twin: tundp/lease/fib.py, which also builds the table and says how it
- * is laid out. */
+/* FIB checks and batch lookup. Python twin: tundp/lease/fib.py, which also builds the table
+ * and says how it is laid out. */
 #include <errno.h>
 
-#include "tundp.h"
-
-#define CHUNK 0x80000000u
-#define ADDRESS_BITS 32
-
-static uint32_t low_bits(unsigned int count)
-{
-	return count >= ADDRESS_BITS ? UINT32_MAX : (1u << count) - 1u;
-}
-
-static uint32_t lookup(const struct tundp_fib *fib, uint32_t address)
-{
-	unsigned int shift = (unsigned int)(ADDRESS_BITS - fib->base_len);
-	uint64_t offset = 0;
-
-	if ((address ^ fib->base) & ~low_bits(shift))
-		return 0;
-	for (unsigned int level = 0; level < fib->level_count; level++) {
-		uint32_t slot;
-
-		shift -= fib->stride[level];
-		slot = fib->table[offset + ((address >> shift) & low_bits(fib->stride[level]))];
-		if (!(slot & CHUNK))
-			return slot;
-		offset = slot & ~CHUNK;
-	}
-	return 0;
-}
+#include "fib.h"
 
 /* Walks the table as a lookup would: every slot of the root, then every chunk it names. */
 static int check_node(const struct tundp_fib *fib, unsigned int level, uint64_t offset)
@@ -41,11 +14,14 @@ static int check_node(const struct tundp_fib *fib, unsigned int level, uint64_t 
 	for (uint64_t at = offset; at < offset + count; at++) {
 		uint32_t slot = fib->table[at];
 
-		if (!(slot & CHUNK))
+		if (!(slot & FIB_CHUNK)) {
+			if (slot >= fib->hop_count)
+				return -EINVAL;
 			continue;
+		}
 		/* Chunks lie behind the node that names them, never inside it. */
-		if (level + 1 >= fib->level_count || (slot & ~CHUNK) < offset + count ||
-		    check_node(fib, level + 1, slot & ~CHUNK))
+		if (level + 1 >= fib->level_count || (slot & ~FIB_CHUNK) < offset + count ||
+		    check_node(fib, level + 1, slot & ~FIB_CHUNK))
 			return -EINVAL;
 	}
 	return 0;
@@ -55,11 +31,14 @@ int tundp_fib_check(const struct tundp_fib *fib)
 {
 	unsigned int bits = fib->base_len;
 
-	if (!fib->table || fib->level_count < 1 || fib->level_count > TUNDP_FIB_LEVELS)
+	if (!fib->table || !fib->hops || !fib->inner_mtu || (fib->peer_count && !fib->peers) ||
+	    (fib->own_count && !fib->own))
+		return -EINVAL;
+	if (fib->level_count < 1 || fib->level_count > TUNDP_FIB_LEVELS)
 		return -EINVAL;
 	for (unsigned int level = 0; level < fib->level_count; level++)
 		bits += fib->stride[level];
-	if (bits > ADDRESS_BITS)
+	if (bits > FIB_ADDRESS_BITS)
 		return -EINVAL;
 	return check_node(fib, 0, 0);
 }
@@ -68,5 +47,5 @@ void tundp_fib_lookup(const struct tundp_fib *fib, const uint32_t *addresses, si
 		      uint32_t *indexes)
 {
 	for (size_t i = 0; i < count; i++)
-		indexes[i] = lookup(fib, addresses[i]);
+		indexes[i] = fib_lookup(fib, addresses[i]);
 }

@@ -12,7 +12,7 @@ SOURCES = [
     *sorted((ROOT / "native" / "src").glob("*.c")),
     Path(__file__).with_name("test_native.c"),
 ]
-WARNINGS = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]
+WARNINGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,15 @@ def test_sanitizers_are_awake(tmp_path):
     program = tmp_path / "past"
     subprocess.run(
         [
-            *("gcc", "-g", "-fsanitize=address", f"-I{ROOT}/native/include", "-o", str(program)),
+            *(
+                "gcc",
+                "-g",
+                "-D_GNU_SOURCE",
+                "-fsanitize=address",
+                f"-I{ROOT}/native/include",
+                "-o",
+                str(program),
+            ),
             *(str(source), str(ROOT / "native" / "src" / "checksum.c")),
         ],
         check=True,

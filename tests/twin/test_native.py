@@ -89,13 +89,14 @@ def test_c_reads_the_memory_python_built():
         generation=1,
     )
     reader = native.NativeFib(fib)
-    address = int(reader._ffi.cast("uintptr_t", reader._struct.table))
+    address = int(reader._ffi.cast("uintptr_t", reader.struct.table))
     assert address == fib.table.ctypes.data
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("hop_count", 2),  # the table names three
         ("table_count", 255),  # one slot short
         ("level_count", 0),
         ("level_count", 4),
@@ -113,9 +114,9 @@ def test_a_table_that_would_be_read_outside_is_refused(field, value):
         generation=1,
     )
     reader = native.NativeFib(fib)
-    assert reader._lib.tundp_fib_check(reader._struct) == 0
-    setattr(reader._struct, field, value)
-    assert reader._lib.tundp_fib_check(reader._struct) != 0
+    assert reader._lib.tundp_fib_check(reader.struct) == 0
+    setattr(reader.struct, field, value)
+    assert reader._lib.tundp_fib_check(reader.struct) != 0
 
 
 @pytest.mark.parametrize("target", [0, 5, 1 << 20])

@@ -70,6 +70,10 @@ class Counters:
     """Datagrams the kernel dropped because the UDP socket's buffer was full."""
     send_waits: int = 0
     """Times the UDP socket was full and reading the TUN paused. Nothing is lost by it."""
+    syscalls: int = 0
+    """System calls on the packet path, those that found nothing included."""
+    wakeups: int = 0
+    """Times the engine slept and was woken."""
 
     @property
     def is_conserved(self) -> bool:
@@ -89,6 +93,8 @@ class Counters:
             "source_mismatches": self.source_mismatches,
             "socket_overflows": self.socket_overflows,
             "send_waits": self.send_waits,
+            "syscalls": self.syscalls,
+            "wakeups": self.wakeups,
             "conserved": self.is_conserved,
         }
 

@@ -60,7 +60,6 @@ _OVERFLOW: Final = struct.Struct("=I")
 _ANCILLARY_LEN: Final = socket.CMSG_SPACE(_OVERFLOW.size)
 
 _SEND_REASONS: Final = {
-    errno.ECONNREFUSED: DropReason.SEND_REFUSED,
     errno.EPERM: DropReason.SEND_FORBIDDEN,
     errno.EACCES: DropReason.SEND_FORBIDDEN,
     errno.ENETUNREACH: DropReason.SEND_UNREACHABLE,
@@ -159,9 +158,11 @@ class ReferenceEngine:
     # encap: TUN -> UDP
 
     def _on_tun_readable(self) -> None:
+        self._counters.wakeups += 1
         for _ in range(BUDGET):
             if self._tun is None or self._unsent:
                 return
+            self._counters.syscalls += 1
             try:
                 length = os.readv(self._tun.fd, [self._tun_buffer])
             except BlockingIOError:
@@ -214,6 +215,7 @@ class ReferenceEngine:
         packets, hop = forward.packets, forward.hop
         bytes_out = sum(len(packet) for packet in packets)
         for number, packet in enumerate(packets):
+            self._counters.syscalls += 1
             try:
                 self._sock.sendto(packet, hop.sockaddr)
             except BlockingIOError:
@@ -245,6 +247,7 @@ class ReferenceEngine:
         unsent = self._unsent
         assert unsent is not None
         while unsent.packets:
+            self._counters.syscalls += 1
             try:
                 self._sock.sendto(unsent.packets[0], unsent.hop.sockaddr)
             except BlockingIOError:
@@ -264,6 +267,7 @@ class ReferenceEngine:
     def _reply_to_tun(self, answer: bytes) -> None:
         if not self._may_reply() or self._tun is None:
             return
+        self._counters.syscalls += 1
         try:
             os.write(self._tun.fd, answer)
         except OSError as error:
@@ -275,7 +279,9 @@ class ReferenceEngine:
     # decap: UDP -> TUN
 
     def _on_udp_readable(self) -> None:
+        self._counters.wakeups += 1
         for _ in range(BUDGET):
+            self._counters.syscalls += 1
             try:
                 length, ancillary, _, sender = self._sock.recvmsg_into(
                     [self._udp_buffer], _ANCILLARY_LEN
@@ -297,6 +303,7 @@ class ReferenceEngine:
         verdict = decapsulate(
             datagram,
             outer_source=int.from_bytes(socket.inet_aton(sender), "big"),
+            is_ours=self._fib.is_own,
             admits=self._fib.admits,
             source_check=self._source_check,
             tunnel_address=self._tunnel_address,
@@ -316,6 +323,7 @@ class ReferenceEngine:
         if self._tun is None:
             counters.drops[DropReason.TUN_GONE] += 1
             return
+        self._counters.syscalls += 1
         try:
             os.write(self._tun.fd, packet)
         except OSError as error:
@@ -333,6 +341,7 @@ class ReferenceEngine:
         if isinstance(verdict, Forward):
             try:
                 for packet in verdict.packets:
+                    self._counters.syscalls += 1
                     self._sock.sendto(packet, verdict.hop.sockaddr)
             except OSError as error:
                 _log.debug("ICMP error to %s: %s", verdict.hop.sockaddr[0], error)

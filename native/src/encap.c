@@ -1,0 +1,87 @@
+/* The two verdicts. Python twin: tundp/wire/encap.py, which is the specification. */
+#include "fib.h"
+#include "icmp.h"
+
+static void drop(struct tundp_verdict *verdict, uint32_t reason)
+{
+	verdict->kind = TUNDP_DROP;
+	verdict->reason = reason;
+}
+
+static void answer(struct tundp_verdict *verdict, uint32_t reason, uint32_t reply_len)
+{
+	verdict->kind = reply_len ? TUNDP_REPLY : TUNDP_DROP;
+	verdict->reason = reason;
+	verdict->reply_len = reply_len;
+}
+
+void tundp_encapsulate(const struct tundp_fib *fib, const struct tundp_rules *rules,
+		       uint8_t *packet, size_t len, struct tundp_verdict *verdict)
+{
+	struct ip_header header;
+	uint32_t hop, reason;
+	uint16_t mtu;
+
+	if (!ip_parse(packet, len, &header, &reason)) {
+		drop(verdict, reason);
+		return;
+	}
+	hop = fib_lookup(fib, header.destination);
+	if (hop == 0 || fib->hops[hop].flags & TUNDP_HOP_LOCAL) {
+		answer(verdict, hop == 0 ? TUNDP_DROP_NO_ROUTE : TUNDP_DROP_OWN_SUBNET,
+		       icmp_net_unreachable(packet, &header, rules->tunnel_address,
+					    verdict->reply));
+		return;
+	}
+	if (header.ttl <= 1) {
+		answer(verdict, TUNDP_DROP_HOP_LIMIT_EXCEEDED,
+		       icmp_time_exceeded(packet, &header, rules->tunnel_address, verdict->reply));
+		return;
+	}
+	mtu = fib->inner_mtu[hop];
+	if (header.total_len > mtu && header.flags_offset & IP_FLAG_DF) {
+		answer(verdict, TUNDP_DROP_TOO_BIG,
+		       icmp_fragmentation_needed(packet, &header, rules->tunnel_address, mtu,
+						 verdict->reply));
+		return;
+	}
+	ip_decrement_ttl(packet, &header);
+	verdict->kind = TUNDP_FORWARD;
+	verdict->hop = hop;
+	verdict->len = header.total_len;
+	verdict->fragment_mtu = header.total_len > mtu ? mtu : 0;
+}
+
+void tundp_decapsulate(const struct tundp_fib *fib, const struct tundp_rules *rules,
+		       uint8_t *datagram, size_t len, uint32_t outer_source,
+		       struct tundp_verdict *verdict)
+{
+	struct ip_header header;
+	uint32_t reason;
+	bool matches;
+
+	if (!ip_parse(datagram, len, &header, &reason)) {
+		drop(verdict, reason);
+		return;
+	}
+	if (!ip_is_single_host(header.source) || fib_is_own(fib, header.source)) {
+		drop(verdict, TUNDP_DROP_MARTIAN_SOURCE);
+		return;
+	}
+	matches = rules->source_check == TUNDP_SOURCE_OFF ||
+		  fib_admits(fib, header.source, outer_source);
+	if (!matches && rules->source_check == TUNDP_SOURCE_ENFORCE) {
+		drop(verdict, TUNDP_DROP_SOURCE_MISMATCH);
+		return;
+	}
+	if (header.ttl <= 1) {
+		answer(verdict, TUNDP_DROP_HOP_LIMIT_EXCEEDED,
+		       icmp_time_exceeded(datagram, &header, rules->tunnel_address,
+					  verdict->reply));
+		return;
+	}
+	ip_decrement_ttl(datagram, &header);
+	verdict->kind = TUNDP_DELIVER;
+	verdict->len = header.total_len;
+	verdict->source_matches = matches;
+}

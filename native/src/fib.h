@@ -1,0 +1,72 @@
+/* FIB lookup, inline for the packet path. Python twin: tundp/lease/fib.py. */
+#ifndef TUNDP_FIB_H
+#define TUNDP_FIB_H
+
+#include <stdbool.h>
+
+#include "tundp.h"
+
+#define FIB_CHUNK 0x80000000u
+#define FIB_ADDRESS_BITS 32
+
+static inline uint32_t fib_low_bits(unsigned int count)
+{
+	return count >= FIB_ADDRESS_BITS ? UINT32_MAX : (1u << count) - 1u;
+}
+
+/* Index of the next hop for an address; 0 is "no route". The FIB must be checked. */
+static inline uint32_t fib_lookup(const struct tundp_fib *fib, uint32_t address)
+{
+	unsigned int shift = (unsigned int)(FIB_ADDRESS_BITS - fib->base_len);
+	uint64_t offset = 0;
+
+	if ((address ^ fib->base) & ~fib_low_bits(shift))
+		return 0;
+	for (unsigned int level = 0; level < fib->level_count; level++) {
+		uint32_t slot;
+
+		shift -= fib->stride[level];
+		slot = fib->table[offset + ((address >> shift) & fib_low_bits(fib->stride[level]))];
+		if (!(slot & FIB_CHUNK))
+			return slot;
+		offset = slot & ~FIB_CHUNK;
+	}
+	return 0;
+}
+
+static inline bool fib_contains(const uint32_t *ascending, uint32_t count, uint32_t address)
+{
+	uint32_t low = 0, high = count;
+
+	while (low < high) {
+		uint32_t middle = low + (high - low) / 2;
+
+		if (ascending[middle] == address)
+			return true;
+		if (ascending[middle] < address)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return false;
+}
+
+/* Whether an address is this node's, or lies in its own subnet. */
+static inline bool fib_is_own(const struct tundp_fib *fib, uint32_t address)
+{
+	return fib_contains(fib->own, fib->own_count, address) ||
+	       fib->hops[fib_lookup(fib, address)].flags & TUNDP_HOP_LOCAL;
+}
+
+/* Whether packets from `inner_source` may arrive from `outer_source`. */
+static inline bool fib_admits(const struct tundp_fib *fib, uint32_t inner_source,
+			      uint32_t outer_source)
+{
+	uint32_t hop = fib_lookup(fib, inner_source);
+
+	if (hop == 0)
+		return fib_contains(fib->peers, fib->peer_count, outer_source);
+	return !(fib->hops[hop].flags & TUNDP_HOP_LOCAL) && fib->hops[hop].address == outer_source;
+}
+
+#endif

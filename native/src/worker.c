@@ -1,0 +1,372 @@
+/* One worker's handling of one packet, each direction, and what Python and a running worker
+ * say to each other. Python twin of the packet part: tundp/dataplane/reference.py. */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "ip.h"
+#include "worker.h"
+
+enum {
+	ICMP_RATE_PER_S = 1000,
+	ICMP_BURST = 50,
+	OVERHEAD = 28,
+	MAX_DATAGRAM_LEN = 65507,
+	DISCARD_PORT = 9,
+};
+
+static const uint64_t NS_PER_S = 1000000000u;
+
+/* linux/in.h; absent from some libc headers. */
+#ifndef IP_MTU
+#define IP_MTU 14
+#endif
+
+static uint32_t send_reason(int error)
+{
+	switch (error) {
+	case EPERM:
+	case EACCES:
+		return TUNDP_DROP_SEND_FORBIDDEN;
+	case ENETUNREACH:
+	case EHOSTUNREACH:
+	case ENETDOWN:
+	case EADDRNOTAVAIL:
+		return TUNDP_DROP_SEND_UNREACHABLE;
+	case ENOBUFS:
+	case ENOMEM:
+		return TUNDP_DROP_SEND_NO_BUFFER;
+	case EMSGSIZE:
+		return TUNDP_DROP_TOO_BIG;
+	default:
+		return TUNDP_DROP_SEND_FAILED;
+	}
+}
+
+static uint32_t tun_reason(int error)
+{
+	switch (error) {
+	case EIO:
+		return TUNDP_DROP_TUN_DOWN;
+	case EBADFD:
+	case EBADF:
+		return TUNDP_DROP_TUN_GONE;
+	case EINVAL:
+		return TUNDP_DROP_TUN_REJECTED;
+	default:
+		return TUNDP_DROP_TUN_FAILED;
+	}
+}
+
+static void begin(struct tundp_worker *worker)
+{
+	__atomic_store_n(&worker->sequence, worker->sequence + 1, __ATOMIC_RELAXED);
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+}
+
+static void end(struct tundp_worker *worker)
+{
+	__atomic_store_n(&worker->sequence, worker->sequence + 1, __ATOMIC_RELEASE);
+}
+
+const struct tundp_fib *worker_fib(struct tundp_worker *worker)
+{
+	const struct tundp_fib *fib = __atomic_load_n(&worker->fib, __ATOMIC_ACQUIRE);
+
+	__atomic_store_n(&worker->seen, fib->generation, __ATOMIC_RELEASE);
+	return fib;
+}
+
+bool worker_is_stopped(const struct tundp_worker *worker)
+{
+	return __atomic_load_n(&worker->stop, __ATOMIC_ACQUIRE);
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
+}
+
+int tundp_may_reply(struct tundp_worker *worker, uint64_t at_ns)
+{
+	const uint64_t cost_ns = NS_PER_S / ICMP_RATE_PER_S;
+	const uint64_t burst_ns = cost_ns * ICMP_BURST;
+
+	if (at_ns > worker->icmp_at_ns) {
+		uint64_t passed = at_ns - worker->icmp_at_ns;
+
+		if (worker->icmp_at_ns == 0 || passed > burst_ns - worker->icmp_credit_ns)
+			worker->icmp_credit_ns = burst_ns;
+		else
+			worker->icmp_credit_ns += passed;
+	}
+	worker->icmp_at_ns = at_ns;
+	if (worker->icmp_credit_ns < cost_ns)
+		return 0;
+	worker->icmp_credit_ns -= cost_ns;
+	return 1;
+}
+
+static bool may_reply(struct tundp_worker *worker)
+{
+	if (tundp_may_reply(worker, now_ns()))
+		return true;
+	worker->counters.icmp_rate_limited++;
+	return false;
+}
+
+/* Waits until the socket takes a datagram again, or the worker is stopped. The TUN is not
+ * read meanwhile: its queue builds up in the kernel. */
+static bool wait_writable(struct tundp_worker *worker)
+{
+	struct pollfd fds[2] = {
+		{ .fd = worker->udp_fd, .events = POLLOUT },
+		{ .fd = worker->control_fd, .events = POLLIN },
+	};
+
+	worker->counters.send_waits++;
+	while (!worker_is_stopped(worker)) {
+		worker->counters.syscalls++;
+		if (poll(fds, 2, -1) < 0 && errno != EINTR)
+			return false;
+		if (fds[0].revents)
+			return true;
+		if (fds[1].revents & POLLIN && !worker_is_stopped(worker)) {
+			/* A new FIB: taken up with the next packet. */
+			eventfd_t value;
+
+			worker->counters.syscalls++;
+			(void)eventfd_read(worker->control_fd, &value);
+		}
+	}
+	return false;
+}
+
+/* 0, or the errno of a refusal. */
+static int send_one(struct tundp_worker *worker, const struct tundp_hop *hop,
+		    const uint8_t *packet, size_t len)
+{
+	const struct sockaddr_in to = {
+		.sin_family = AF_INET,
+		.sin_port = htons(hop->port),
+		.sin_addr.s_addr = htonl(hop->address),
+	};
+
+	for (;;) {
+		worker->counters.syscalls++;
+		if (sendto(worker->udp_fd, packet, len, MSG_DONTWAIT, (const struct sockaddr *)&to,
+			   sizeof(to)) >= 0)
+			return 0;
+		if (errno == EINTR)
+			continue;
+		if (errno != EAGAIN)
+			return errno;
+		if (!wait_writable(worker))
+			return ENOBUFS;
+	}
+}
+
+/* Sends what a forward verdict says; 0 or the errno of a refusal. */
+static int forward(struct tundp_worker *worker, const struct tundp_fib *fib,
+		   const struct tundp_verdict *verdict, const uint8_t *packet,
+		   uint64_t *bytes_out)
+{
+	const struct tundp_hop *hop = &fib->hops[verdict->hop];
+	uint64_t count = 0;
+	size_t taken = 0, piece, len;
+	int error;
+
+	*bytes_out = verdict->len;
+	if (!verdict->fragment_mtu)
+		return send_one(worker, hop, packet, verdict->len);
+	*bytes_out = 0;
+	while ((piece = tundp_fragment(packet, verdict->fragment_mtu, taken,
+				       worker->fragment_buffer, &len))) {
+		error = send_one(worker, hop, worker->fragment_buffer, len);
+		if (error)
+			return error;
+		taken += piece;
+		*bytes_out += len;
+		count++;
+	}
+	worker->counters.fragments_out += count;
+	return 0;
+}
+
+/* What the kernel knows of the path to a hop becomes the hop's limit. Connecting sends
+ * nothing: it looks the route up, learnt exceptions included. Python forgets it again. */
+static void learn_path_mtu(struct tundp_worker *worker, const struct tundp_fib *fib, uint32_t hop)
+{
+	struct sockaddr_in end = { .sin_family = AF_INET };
+	int probe = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	socklen_t len = sizeof(int);
+	int mtu;
+
+	worker->counters.syscalls += 5;
+	if (probe < 0)
+		return;
+	end.sin_addr.s_addr = htonl(worker->address);
+	if (bind(probe, (const struct sockaddr *)&end, sizeof(end)) == 0) {
+		end.sin_addr.s_addr = htonl(fib->hops[hop].address);
+		end.sin_port = htons(DISCARD_PORT);
+		if (connect(probe, (const struct sockaddr *)&end, sizeof(end)) == 0 &&
+		    getsockopt(probe, IPPROTO_IP, IP_MTU, &mtu, &len) == 0) {
+			mtu -= OVERHEAD;
+			if (mtu > MAX_DATAGRAM_LEN)
+				mtu = MAX_DATAGRAM_LEN;
+			if (mtu < IP_MIN_MTU)
+				mtu = IP_MIN_MTU;
+			__atomic_store_n(&fib->inner_mtu[hop], (uint16_t)mtu, __ATOMIC_RELAXED);
+		}
+	}
+	close(probe);
+}
+
+static void reply_to_tun(struct tundp_worker *worker)
+{
+	if (!may_reply(worker))
+		return;
+	worker->counters.syscalls++;
+	if (write(worker->tun_fd, worker->verdict.reply, worker->verdict.reply_len) < 0)
+		worker->counters.icmp_undeliverable++;
+	else
+		worker->counters.icmp_to_tun++;
+}
+
+/* Counts one packet in and out, or dropped for `reason`, at once: whoever reads the counters
+ * sees the packet on neither side or on both. */
+static void count(struct tundp_worker *worker, struct tundp_direction *direction, size_t bytes_in,
+		  uint64_t bytes_out, bool is_out, uint32_t reason)
+{
+	begin(worker);
+	direction->packets_in++;
+	direction->bytes_in += bytes_in;
+	if (is_out) {
+		direction->packets_out++;
+		direction->bytes_out += bytes_out;
+	} else {
+		direction->drops[reason]++;
+	}
+	end(worker);
+}
+
+void worker_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, size_t len)
+{
+	struct tundp_verdict *verdict = &worker->verdict;
+	struct tundp_direction *direction = &worker->counters.encap;
+	uint8_t *packet = worker->tun_buffer;
+	uint8_t original[IP_MIN_HEADER_LEN];
+	uint64_t bytes_out = 0;
+	int error = 0;
+
+	memcpy(original, packet, sizeof(original));
+	tundp_encapsulate(fib, &worker->rules, packet, len, verdict);
+	if (verdict->kind == TUNDP_FORWARD)
+		error = forward(worker, fib, verdict, packet, &bytes_out);
+	if (error == EMSGSIZE) {
+		/* This teaches us the path MTU; the packet, put back as it was, then gets the
+		 * verdict it should have had. What the second try says, stands. */
+		learn_path_mtu(worker, fib, verdict->hop);
+		memcpy(packet, original, sizeof(original));
+		tundp_encapsulate(fib, &worker->rules, packet, len, verdict);
+		error = 0;
+		if (verdict->kind == TUNDP_FORWARD)
+			error = forward(worker, fib, verdict, packet, &bytes_out);
+	}
+	if (verdict->kind == TUNDP_FORWARD) {
+		count(worker, direction, len, bytes_out, !error, send_reason(error));
+		return;
+	}
+	count(worker, direction, len, 0, false, verdict->reason);
+	if (verdict->kind == TUNDP_REPLY)
+		reply_to_tun(worker);
+}
+
+/* An ICMP error about a peer's packet goes to whoever holds the packet's source. */
+static void reply_to_peer(struct tundp_worker *worker, const struct tundp_fib *fib)
+{
+	struct tundp_verdict *verdict = &worker->verdict;
+	uint32_t len = verdict->reply_len;
+
+	if (!may_reply(worker))
+		return;
+	memcpy(worker->fragment_buffer, verdict->reply, len);
+	tundp_encapsulate(fib, &worker->rules, worker->fragment_buffer, len, verdict);
+	if (verdict->kind == TUNDP_FORWARD && !verdict->fragment_mtu &&
+	    send_one(worker, &fib->hops[verdict->hop], worker->fragment_buffer, len) == 0)
+		worker->counters.icmp_to_peers++;
+	else
+		worker->counters.icmp_undeliverable++;
+}
+
+int worker_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, size_t len,
+		       uint32_t outer_source)
+{
+	struct tundp_verdict *verdict = &worker->verdict;
+	struct tundp_direction *direction = &worker->counters.decap;
+	int error = 0;
+
+	tundp_decapsulate(fib, &worker->rules, worker->udp_buffer, len, outer_source, verdict);
+	if (verdict->kind == TUNDP_DELIVER) {
+		if (!verdict->source_matches)
+			worker->counters.source_mismatches++;
+		worker->counters.syscalls++;
+		if (write(worker->tun_fd, worker->udp_buffer, verdict->len) < 0)
+			error = errno;
+		count(worker, direction, len, verdict->len, !error, tun_reason(error));
+		return error == EBADFD ? -EBADFD : 0;
+	}
+	count(worker, direction, len, 0, false, verdict->reason);
+	if (verdict->kind == TUNDP_REPLY)
+		reply_to_peer(worker, fib);
+	return 0;
+}
+
+void tundp_worker_init(struct tundp_worker *worker)
+{
+	memset(worker, 0, sizeof(*worker));
+	worker->tun_fd = -1;
+	worker->udp_fd = -1;
+	worker->control_fd = -1;
+	worker->icmp_credit_ns = NS_PER_S / ICMP_RATE_PER_S * ICMP_BURST;
+}
+
+void tundp_worker_install(struct tundp_worker *worker, const struct tundp_fib *fib)
+{
+	__atomic_store_n(&worker->fib, fib, __ATOMIC_RELEASE);
+	(void)eventfd_write(worker->control_fd, 1);
+}
+
+void tundp_worker_stop(struct tundp_worker *worker)
+{
+	__atomic_store_n(&worker->stop, 1, __ATOMIC_RELEASE);
+	(void)eventfd_write(worker->control_fd, 1);
+}
+
+uint64_t tundp_worker_seen(const struct tundp_worker *worker)
+{
+	return __atomic_load_n(&worker->seen, __ATOMIC_ACQUIRE);
+}
+
+void tundp_worker_counters(const struct tundp_worker *worker, struct tundp_counters *counters)
+{
+	/* A sequence lock, held for a few additions at a time: this ends at once. */
+	for (;;) {
+		uint64_t before = __atomic_load_n(&worker->sequence, __ATOMIC_ACQUIRE);
+
+		memcpy(counters, &worker->counters, sizeof(*counters));
+		__atomic_thread_fence(__ATOMIC_ACQUIRE);
+		if (!(before & 1) &&
+		    before == __atomic_load_n(&worker->sequence, __ATOMIC_RELAXED))
+			return;
+	}
+}

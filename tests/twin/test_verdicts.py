@@ -1,0 +1,268 @@
+"""C and Python give one verdict: same kind, same drop reason, same bytes, for any packet."""
+
+from __future__ import annotations
+
+import random
+import struct
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tundp.config import ENGINES as CONFIG_ENGINES
+from tundp.dataplane import native
+from tundp.dataplane.choose import AUTO, ENGINES
+from tundp.lease.fib import build_fib
+from tundp.lease.model import Peer
+from tundp.wire import fragment, ip
+from tundp.wire.drop import DropReason
+from tundp.wire.encap import (
+    Deliver,
+    Drop,
+    Forward,
+    Reply,
+    SourceCheck,
+    decapsulate,
+    encapsulate,
+)
+from tundp.wire.ratelimit import TokenBucket
+
+TUNNEL = int(IPv4Address("10.5.3.0"))
+PEER = int(IPv4Address("192.0.2.2"))
+NARROW_PEER = int(IPv4Address("192.0.2.3"))
+NARROW = 576
+ADDRESSES = [
+    int(IPv4Address(text))
+    for text in (
+        "10.5.1.9",  # routed to PEER
+        "10.5.2.9",  # routed over a narrow path
+        "10.5.3.9",  # our own subnet
+        "10.5.3.0",
+        "10.5.77.1",  # no route
+        "192.0.2.1",  # our underlay address
+        "192.0.2.9",
+        "0.0.0.0",
+        "127.0.0.1",
+        "224.0.0.1",
+        "255.255.255.255",
+    )
+]
+
+_native = native.require()
+ffi, lib = _native.ffi, _native.lib
+
+
+def make_fib():
+    return build_fib(
+        [
+            Peer(IPv4Network("10.5.1.0/24"), IPv4Address(PEER)),
+            Peer(IPv4Network("10.5.2.0/24"), IPv4Address(NARROW_PEER)),
+        ],
+        own_subnet=IPv4Network("10.5.3.0/24"),
+        own_addresses=[IPv4Address("192.0.2.1"), IPv4Address("198.51.100.1")],
+        port=8285,
+        generation=1,
+    )
+
+
+FIB = make_fib()
+NATIVE_FIB = native.NativeFib(FIB, {NARROW_PEER: NARROW})
+VERDICT = ffi.new("struct tundp_verdict *")
+
+
+def rules(check: SourceCheck):
+    found = ffi.new("struct tundp_rules *")
+    found.tunnel_address = TUNNEL
+    found.source_check = list(SourceCheck).index(check)
+    return found
+
+
+def assert_same_encap(packet: bytes) -> None:
+    mine, theirs = bytearray(packet), bytearray(packet)
+    expected = encapsulate(
+        memoryview(mine),
+        lookup=FIB.lookup,
+        path_mtu=lambda hop: NARROW if hop.address == NARROW_PEER else 0xFFFF,
+        tunnel_address=TUNNEL,
+    )
+    lib.tundp_encapsulate(
+        NATIVE_FIB.struct,
+        rules(SourceCheck.OFF),
+        ffi.from_buffer("uint8_t[]", theirs),
+        len(theirs),
+        VERDICT,
+    )
+    assert_same(expected, mine, theirs)
+    if isinstance(expected, Forward):
+        assert FIB.hops[VERDICT.hop] is expected.hop
+        assert sent_by_c(theirs) == [bytes(each) for each in expected.packets]
+
+
+def assert_same_decap(datagram: bytes, outer: int, check: SourceCheck) -> None:
+    mine, theirs = bytearray(datagram), bytearray(datagram)
+    expected = decapsulate(
+        memoryview(mine),
+        outer_source=outer,
+        is_ours=FIB.is_own,
+        admits=FIB.admits,
+        source_check=check,
+        tunnel_address=TUNNEL,
+    )
+    lib.tundp_decapsulate(
+        NATIVE_FIB.struct,
+        rules(check),
+        ffi.from_buffer("uint8_t[]", theirs),
+        len(theirs),
+        outer,
+        VERDICT,
+    )
+    assert_same(expected, mine, theirs)
+    if isinstance(expected, Deliver):
+        assert VERDICT.len == len(expected.packet)
+        assert bool(VERDICT.source_matches) is expected.source_matches
+
+
+def assert_same(expected, mine: bytearray, theirs: bytearray) -> None:
+    assert mine == theirs
+    match expected:
+        case Forward():
+            assert VERDICT.kind == lib.TUNDP_FORWARD
+        case Deliver():
+            assert VERDICT.kind == lib.TUNDP_DELIVER
+        case Reply(reason, packet):
+            assert (VERDICT.kind, VERDICT.reason) == (lib.TUNDP_REPLY, reason)
+            assert ffi.buffer(VERDICT.reply, VERDICT.reply_len)[:] == packet
+        case Drop(reason):
+            assert (VERDICT.kind, VERDICT.reason) == (lib.TUNDP_DROP, reason)
+
+
+def sent_by_c(packet: bytearray) -> list[bytes]:
+    """The datagrams the engine would send for the forward verdict at hand."""
+    if not VERDICT.fragment_mtu:
+        return [bytes(packet[: VERDICT.len])]
+    out = ffi.new("uint8_t[]", VERDICT.fragment_mtu)
+    out_len = ffi.new("size_t *")
+    sent, taken = [], 0
+    while piece := lib.tundp_fragment(
+        ffi.from_buffer("uint8_t[]", packet), VERDICT.fragment_mtu, taken, out, out_len
+    ):
+        sent.append(ffi.buffer(out, out_len[0])[:])
+        taken += piece
+    return sent
+
+
+def build(
+    rng: random.Random,
+    *,
+    payload_len: int,
+    options: bytes = b"",
+    fix_checksum: bool = True,
+    trailing: int = 0,
+) -> bytes:
+    payload = rng.randbytes(payload_len)
+    packet = bytearray(
+        ip.build_header(
+            payload_len=payload_len,
+            source=rng.choice(ADDRESSES),
+            destination=rng.choice(ADDRESSES),
+            ip_proto=rng.choice((1, 6, 17, 253)),
+            ttl=rng.choice((0, 1, 2, 64, 255)),
+            tos=rng.randrange(256),
+            identification=rng.getrandbits(16),
+            flags_offset=rng.choice((0, 0x4000, 0x2000, 0x2001, 0x0005, 0x8000, 0xFFFF)),
+            options=options,
+        )
+        + payload
+        + rng.randbytes(trailing)
+    )
+    if not fix_checksum:
+        packet[10] ^= 1 << rng.randrange(8)
+    return bytes(packet)
+
+
+def test_tables_are_one():
+    for reason in DropReason:
+        assert getattr(lib, f"TUNDP_DROP_{reason.name}") == reason
+    assert len(DropReason) == lib.TUNDP_DROP_COUNT
+    assert [check.value for check in SourceCheck] == ["off", "count", "enforce"]
+    assert (lib.TUNDP_SOURCE_OFF, lib.TUNDP_SOURCE_COUNT, lib.TUNDP_SOURCE_ENFORCE) == (0, 1, 2)
+    assert set(CONFIG_ENGINES) == {AUTO, *ENGINES}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_well_formed_and_nearly_well_formed_packets(seed):
+    rng = random.Random(seed)
+    for _ in range(150):
+        option_len = rng.choice((0, 0, 0, 4, 12, 40))
+        packet = build(
+            rng,
+            payload_len=rng.choice((0, 1, 7, 8, 9, 40, 500, 556, 557, 1452, 5000)),
+            options=rng.choice((bytes, rng.randbytes))(option_len),
+            fix_checksum=rng.random() < 0.9,
+            trailing=rng.choice((0, 0, 1, 30)),
+        )
+        packet = packet[: rng.choice((len(packet), len(packet), rng.randrange(len(packet) + 1)))]
+        assert_same_encap(packet)
+        for check in SourceCheck:
+            assert_same_decap(packet, rng.choice((PEER, NARROW_PEER, 0xC0000263)), check)
+
+
+@given(st.binary(max_size=120), st.integers(0, 2**32 - 1))
+@settings(max_examples=500, deadline=None)
+def test_any_bytes(data, outer):
+    assert_same_encap(data)
+    assert_same_decap(data, outer, SourceCheck.COUNT)
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"\x00", b"\x01", b"\x82\x04ab", b"\x07\x03x", b"\x83\x03y", b"\x94\x00"]),
+        max_size=8,
+    ).map(b"".join),
+    st.integers(0, 9000),
+    st.integers(68, 1500),
+    st.sampled_from([0, 0x2000, 0x00B9, 0x20B9]),
+)
+@settings(max_examples=400, deadline=None)
+def test_fragments_of_anything(options, payload_len, mtu, flags_offset):
+    options = (options + bytes(-len(options) % 4))[:40]
+    packet = bytearray(
+        ip.build_header(
+            payload_len=payload_len,
+            source=ADDRESSES[0],
+            destination=ADDRESSES[1],
+            ip_proto=17,
+            ttl=9,
+            identification=77,
+            flags_offset=flags_offset,
+            options=options,
+        )
+        + random.Random(payload_len).randbytes(payload_len)
+    )
+    header = ip.parse(memoryview(packet))
+    assert not isinstance(header, DropReason)
+    VERDICT.fragment_mtu = mtu
+    assert sent_by_c(packet) == fragment.fragment(memoryview(packet), header, mtu)
+
+
+@given(st.lists(st.integers(0, 60_000_000), max_size=300), st.integers(1, 10**15))
+@settings(max_examples=200, deadline=None)
+def test_token_buckets_agree(gaps, start):
+    worker = ffi.new("struct tundp_worker *")
+    lib.tundp_worker_init(worker)
+    bucket = TokenBucket(rate_per_s=1000, burst=50)
+    now = start
+    for gap in gaps:
+        now += gap
+        assert bool(lib.tundp_may_reply(worker, now)) is bucket.take(now)
+
+
+def test_struct_sizes_are_what_numpy_thinks():
+    assert ffi.sizeof("struct tundp_hop") == FIB.hop_array.dtype.itemsize
+    hop = ffi.from_buffer("struct tundp_hop[]", FIB.hop_array)
+    for index, mine in enumerate(FIB.hops):
+        if mine is not None:
+            assert (hop[index].address, hop[index].port) == (mine.address, 8285)
+            assert bool(hop[index].flags & lib.TUNDP_HOP_LOCAL) is mine.is_local
+    assert struct.calcsize("=IHH") == 8
