@@ -53,7 +53,7 @@ clean:
 $(VENV)/.wheels: setup/requirements.txt setup/apt.txt setup/apt.sh
 	@setup/apt.sh build
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tundp needs Python 3.11 or later")'
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo 'pip: wheels of setup/requirements.txt'
 	@$(PY) -m pip install --quiet --disable-pip-version-check --requirement setup/requirements.txt
 	@touch $@

@@ -7,18 +7,20 @@ or goes; new fields come without notice.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector, web
 
 from tundp.errors import PlatformError
 
-STATUS_PATH = "/v1/status"
+STATUS_PATH: Final = "/v1/status"
+_PROBE_S: Final = 1.0
 
 
 @contextlib.asynccontextmanager
@@ -33,12 +35,16 @@ async def serve_admin(path: Path, status: Callable[[], dict[str, Any]]) -> Async
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        _make_room(path)
+        await asyncio.to_thread(_make_room, path)
         previous = os.umask(0o177)
         try:
             await web.UnixSite(runner, str(path)).start()
         finally:
             os.umask(previous)
+        made = _identity(path)
+    except PlatformError:
+        await runner.cleanup()
+        raise
     except OSError as error:
         await runner.cleanup()
         raise PlatformError(
@@ -50,7 +56,8 @@ async def serve_admin(path: Path, status: Callable[[], dict[str, Any]]) -> Async
         yield
     finally:
         await runner.cleanup()
-        path.unlink(missing_ok=True)
+        if _identity(path) == made:
+            path.unlink(missing_ok=True)
 
 
 async def fetch_status(path: Path) -> dict[str, Any]:
@@ -72,13 +79,28 @@ async def fetch_status(path: Path) -> dict[str, Any]:
 
 
 def _make_room(path: Path) -> None:
+    """Remove the socket of a daemon that is no more; refuse to remove anything else."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if not path.exists():
         return
+    if not path.is_socket():
+        raise PlatformError(f"{path} is there and no socket: name another --admin-socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # A daemon that is stopped accepts nothing, but is one.
+        probe.settimeout(_PROBE_S)
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
             return
+        except TimeoutError:
+            pass
     raise PlatformError(f"another tundp answers on admin socket {path}: use --admin-socket")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import tundp
-from tundp.config import OPTIONS, Config, Option, load_config
+from tundp.config import OPTIONS, Config, Option, load_config, unknown_variables
 from tundp.errors import ConfigError, TundpError
 
 EXIT_OK: Final = 0
@@ -118,18 +118,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: list[str]) -> int:
-    if any(argument.lstrip("-") in ("h", "help") for argument in arguments if argument[:1] == "-"):
-        print(_run_parser().format_help().rstrip())
-        return EXIT_OK
     try:
         config = load_config(arguments, os.environ)
+        if config.help:
+            print(_run_parser().format_help().rstrip())
+            return EXIT_OK
+        if config.version:
+            print(f"tundp {tundp.__version__}", file=sys.stderr)
+            return EXIT_OK
+        _check_store(config)
     except ConfigError as error:
         print(f"tundp: {error}", file=sys.stderr)
         return EXIT_USAGE
-    if config.version:
-        print(f"tundp {tundp.__version__}", file=sys.stderr)
-        return EXIT_OK
     _set_up_logging(config.v)
+    for name in unknown_variables(os.environ):
+        _log.warning("variable %s is set, but tundp does not know it", name)
     code = EXIT_OK
     try:
         with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
@@ -141,12 +144,31 @@ def _run(arguments: list[str]) -> int:
     return code
 
 
-async def _run_until_signal(config: Config) -> None:
+def _check_store(config: Config) -> None:
+    """Find fault with the store's settings now, while a wrong flag is still wrong usage."""
     # Imported here: netlink, HTTP and numpy are half a second that --help need not wait for.
+    from tundp import daemon
+
+    daemon.open_store(config)
+
+
+async def _run_until_signal(config: Config) -> None:
     from tundp import daemon
 
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(daemon.run(config))
+    bugs: list[BaseException] = []
+
+    def give_up(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # An exception in a callback, that is a bug of ours on the packet path. Going on
+        # would spin on the same descriptor for ever: end, and let systemd start anew.
+        error = context.get("exception") or RuntimeError(context.get("message"))
+        if not bugs:
+            _log.critical("bug, stopping: %s", context.get("message"), exc_info=error)
+        bugs.append(error)
+        task.cancel()
+
+    loop.set_exception_handler(give_up)
 
     def stop(signum: int) -> None:
         _log.info("%s: stopping", signal.Signals(signum).name)
@@ -160,6 +182,8 @@ async def _run_until_signal(config: Config) -> None:
         loop.add_signal_handler(signum, stop, signum)
     with contextlib.suppress(asyncio.CancelledError):
         await task
+    if bugs:
+        raise TundpError(f"ended by a bug: {bugs[0]!r}; please report the log above")
 
 
 def _run_parser() -> argparse.ArgumentParser:
@@ -178,7 +202,7 @@ def _run_parser() -> argparse.ArgumentParser:
         text = option.help
         if option.default not in ("", (), None, False):
             text += f" (default: {_default_text(option)})"
-        if option.name != "version":
+        if not option.is_boolean:
             text += f" [{option.variable}]"
         if option.is_boolean:
             group.add_argument(f"--{option.name}", action="store_true", help=text)
@@ -232,7 +256,7 @@ def _set_up_logging(level: int) -> None:
         level=logging.DEBUG if level >= 1 else logging.INFO,
     )
     # Libraries report each failed request at ERROR; what matters of it we say ourselves, once.
-    for library in ("etcd", "urllib3", "asyncio", "pyroute2", "aiohttp"):
+    for library in ("etcd", "urllib3", "pyroute2", "aiohttp"):
         logging.getLogger(library).setLevel(logging.DEBUG if level >= 2 else logging.CRITICAL)
 
 

@@ -10,6 +10,7 @@ error (flannel exits with 0, or ignores the rest), and so is a bad environment v
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tundp.errors import ConfigError
+from tundp.wire import ip
 from tundp.wire.encap import SourceCheck
 
 LEASE_TTL_S: Final = 86400
@@ -26,8 +28,11 @@ MARGIN_MAX_MIN: Final = 1439
 FILE_STORE: Final = "file:"
 ETCD_STORE: Final = "etcd"
 LOOPS: Final = ("auto", "uvloop", "asyncio")
-ENGINES: Final = ("auto", "reference")
+ENGINES: Final = ("auto", "simple", "reference")
 
+_INT: Final = re.compile(r"[+-]?[0-9a-zA-Z_]+", re.ASCII)
+_GO_OCTAL: Final = re.compile(r"([+-]?)0([0-7_]+)", re.ASCII)
+_TUN_NAME: Final = re.compile(r"[A-Za-z0-9_.-]*(%d)?[A-Za-z0-9_.-]*", re.ASCII)
 _TRUE: Final = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 
@@ -73,26 +78,41 @@ def parse_bool(text: str) -> bool:
 
 def parse_int(text: str) -> int:
     """Go's strconv.ParseInt(text, 0, 64): 0x, 0o, 0b, and a leading 0 for octal."""
-    digits = text.lstrip("+-")
-    if len(digits) > 1 and digits[0] == "0" and digits[1:].isdigit():
-        text = text.replace(digits, f"0o{digits[1:]}")
+    if _INT.fullmatch(text) is None:
+        raise ValueError("is not a whole number")
+    octal = _GO_OCTAL.fullmatch(text)
     try:
-        return int(text, 0)
+        value = int("{}0o{}".format(*octal.groups()) if octal else text, 0)
     except ValueError:
         raise ValueError("is not a whole number") from None
+    if not -(1 << 63) <= value < 1 << 63:
+        raise ValueError("is out of range: it does not fit 64 bits")
+    return value
 
 
 def _parse_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _parse_endpoints(text: str) -> tuple[str, ...]:
+    if "@" in text:
+        raise ValueError(
+            "has a user or password in a URL; use --etcd-username and FLANNELD_ETCD_PASSWORD,"
+            " which are never logged"
+        )
+    return _parse_list(text)
+
+
 def _parse_address(text: str) -> IPv4Address | None:
     if not text:
         return None
     try:
-        return IPv4Address(text)
+        address = IPv4Address(text)
     except ValueError:
         raise ValueError("is not an IPv4 address (invalid public IP address)") from None
+    if not ip.is_single_host(int(address)):
+        raise ValueError("is no address of a host: peers could not send to it")
+    return address
 
 
 def _parse_margin(text: str) -> int:
@@ -118,9 +138,12 @@ def _parse_store(text: str) -> str:
 
 
 def _parse_tun_name(text: str) -> str:
-    longest = len(text.replace("%d", "0"))
-    if not text or longest > TUN_NAME_MAX or "/" in text or any(c.isspace() for c in text):
-        raise ValueError(f"is not an interface name: 1 to {TUN_NAME_MAX} characters, no / or space")
+    length = len(text.replace("%d", "0"))
+    if not 1 <= length <= TUN_NAME_MAX or text in (".", "..") or not _TUN_NAME.fullmatch(text):
+        raise ValueError(
+            f"is not an interface name: 1 to {TUN_NAME_MAX} letters, digits, and ._- with at"
+            " most one %d"
+        )
     return text
 
 
@@ -136,7 +159,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         name="etcd-endpoints",
-        parse=_parse_list,
+        parse=_parse_endpoints,
         default=("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
         metavar="URL,...",
         help="etcd servers, tried in turn",
@@ -212,6 +235,13 @@ OPTIONS: Final[tuple[Option, ...]] = (
         default=0,
         metavar="LEVEL",
         help="log more: 1 adds per-packet errors and renewals",
+    ),
+    Option(
+        name="help",
+        parse=parse_bool,
+        default=False,
+        metavar="",
+        help="print this and exit; also -h",
     ),
     Option(
         name="version",
@@ -297,6 +327,7 @@ class Config:
     subnet_file: Path
     subnet_lease_renew_margin: int
     v: int
+    help: bool
     version: bool
     store: str
     engine: str
@@ -324,6 +355,20 @@ class Config:
         return " ".join(shown) or "all defaults"
 
 
+_NO_VARIABLE: Final = frozenset({"help", "version"})
+"""FLANNELD_VERSION has no effect in flannel either: images set it."""
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """`FLANNELD_*` and `TUNDP_*` variables that are set and mean nothing here."""
+    known = {option.variable for option in OPTIONS}
+    return sorted(
+        name
+        for name, text in environment.items()
+        if text and name.startswith(("FLANNELD_", "TUNDP_")) and name not in known
+    )
+
+
 def load_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
     """Flags over environment over defaults; ConfigError names the flag or variable."""
     given = _parse_arguments(arguments, OPTIONS)
@@ -332,15 +377,15 @@ def load_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Con
         if option.name in given:
             values[option.field] = given[option.name]
             continue
-        # FLANNELD_VERSION has no effect in flannel either: it names an image's version.
-        text = "" if option.name == "version" else environment.get(option.variable, "")
+        text = "" if option.name in _NO_VARIABLE else environment.get(option.variable, "")
         if text:
             value = _convert(option, text, option.variable)
             values[option.field] = (value,) if option.is_repeatable else value
         else:
             values[option.field] = option.default
     config = Config(**values)
-    _check(config)
+    if not (config.help or config.version):
+        _check(config)
     return config
 
 
@@ -361,6 +406,12 @@ def _parse_arguments(arguments: Sequence[str], options: Sequence[Option]) -> dic
     queue = list(arguments)
     while queue:
         flag = queue.pop(0)
+        if flag == "--":
+            if queue:
+                raise ConfigError(
+                    f"unexpected argument {queue[0]!r} after --: only flags are taken"
+                )
+            break
         name, text = _split(flag)
         option = by_name.get(name)
         if option is None:
@@ -387,8 +438,8 @@ def _split(flag: str) -> tuple[str, str | None]:
     body = flag[2:] if flag.startswith("--") else flag[1:]
     name, equals, text = body.partition("=")
     if not name or name.startswith("-"):
-        raise ConfigError(f"bad flag syntax: {flag}")
-    return name, text if equals else None
+        raise ConfigError(f"bad flag syntax: {flag.partition('=')[0]}")
+    return "help" if name == "h" else name, text if equals else None
 
 
 def _unknown(flag: str, name: str, known: Mapping[str, Option]) -> str:
@@ -401,7 +452,7 @@ def _convert(option: Option, text: str, origin: str) -> Any:
     try:
         return option.parse(text)
     except ValueError as error:
-        shown = "***" if option.is_secret else repr(text)
+        shown = "***" if option.is_secret or "@" in text else repr(text)
         raise ConfigError(f"{origin} {shown} {error}") from None
 
 

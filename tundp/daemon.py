@@ -1,7 +1,7 @@
 """The daemon: opens everything in order, runs one task group, and closes it all in reverse.
 
     store -> network config -> interface -> UDP socket -> lease -> TUN -> engine
-          -> subnet.env -> READY -> { follow leases, keep lease, keep device, repair device }
+          -> subnet.env -> READY -> { follow leases, keep lease, keep device, watch kernel }
 
 Shutdown is cancellation and nothing else: `run` ends when its task is cancelled, and
 what it opened is closed on the way out. As with flannel the lease and subnet.env stay,
@@ -18,6 +18,7 @@ import random
 import socket
 import time
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from typing import Any, Final
 
 import tundp
@@ -25,18 +26,29 @@ from tundp.admin import serve_admin
 from tundp.backoff import Backoff, Outage
 from tundp.config import Config
 from tundp.dataplane.base import Dataplane
-from tundp.dataplane.reference import ReferenceEngine
+from tundp.dataplane.choose import make_engine
 from tundp.errors import ConfigError, PlatformError, StoreError
 from tundp.files import write_atomically
 from tundp.lease import subnet_env
 from tundp.lease.fib import build_fib
-from tundp.lease.model import BadEntry, Events, LeaseAttributes, LeaseKey, Snapshot
+from tundp.lease.model import (
+    BadEntry,
+    BadEntryGone,
+    Events,
+    Gone,
+    LeaseAttributes,
+    LeaseKey,
+    Put,
+    Snapshot,
+)
 from tundp.lease.network import NetworkConfig, parse_network_config
-from tundp.lease.peers import PeerSet, select_peers
+from tundp.lease.peers import PeerSet, Refusal, RefusedLease, select_peers
+from tundp.lease.table import Change as LeaseChange
 from tundp.lease.table import LeaseTable
 from tundp.linux import device, sdnotify
 from tundp.linux.device import DeviceSettings
 from tundp.linux.iface import Host, Interface, select_interface
+from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.netlink import Netlink
 from tundp.linux.tun import Tun
 from tundp.linux.udp import open_udp
@@ -52,14 +64,14 @@ _log = logging.getLogger(__name__)
 
 STATUS_SCHEMA: Final = 1
 REPAIR_PAUSE_S: Final = 0.1
-"""Device changes come in bursts; one look after this long takes them all in."""
+"""Kernel changes come in bursts; a look this long after the first takes in the rest."""
 
 
 async def run(config: Config) -> None:
     """Be a node of the overlay until cancelled. Raises TundpError when it cannot be one."""
     _log.info("tundp %s starting: %s", tundp.__version__, config.describe())
     async with contextlib.AsyncExitStack() as stack:
-        store = _open_store(config)
+        store = open_store(config)
         stack.push_async_callback(store.close)
         netlink = await stack.enter_async_context(Netlink())
         sdnotify.notify("STATUS=waiting for the network config")
@@ -100,6 +112,7 @@ class Node:
     table: LeaseTable = field(default_factory=LeaseTable)
     peer_set: PeerSet = field(default_factory=lambda: PeerSet((), ()))
     bad_entries: dict[str, str] = field(default_factory=dict)
+    own_addresses: frozenset[IPv4Address] = frozenset()
     store_outage: Outage = field(init=False)
     settings: DeviceSettings = field(init=False)
     engine: Dataplane = field(init=False)
@@ -117,7 +130,8 @@ class Node:
             mtu=overhead.tun_mtu(self.interface.link.mtu, self.interface.link.name),
             network=self.network.network,
         )
-        self.engine = ReferenceEngine(
+        self.engine = make_engine(
+            self.config.engine,
             self.sock,
             tunnel_address=self.settings.address,
             fib=build_fib(
@@ -168,15 +182,15 @@ class Node:
             group.create_task(self._follow_leases(), name="follow leases")
             group.create_task(self.claim.keep(), name="keep lease")
             group.create_task(self._keep_device(), name="keep device")
-            group.create_task(self._repair_device(), name="repair device")
+            group.create_task(self._watch_kernel(), name="watch kernel")
             sdnotify.notify("READY=1", f"STATUS={self._summary()}")
 
     def close(self) -> None:
         """Stop the engine, then remove the device. The socket belongs to `run`."""
-        sdnotify.notify("STOPPING=1")
         self.engine.stop()
         if self.tun is not None:
             self.tun.close()
+        sdnotify.notify("STOPPING=1")
         counters = self.engine.counters()
         _log.info(
             "stopped; encap %d packets, %d dropped; decap %d packets, %d dropped",
@@ -241,16 +255,25 @@ class Node:
     async def _follow_leases(self) -> None:
         async for update in follow(self.store, self.store_outage, Backoff(0.2, 5.0)):
             self.updated_at = time.time()
-            self._note_bad_entries(update)
             changes = self.table.apply(update)
+            self._note_bad_entries(update)
+            self._observe_own_lease(update, changes)
             own = self.claim.lease.key
-            for change in changes:
-                if change.key == own:
-                    self.claim.observe(change.new)
-            if isinstance(update, Snapshot) and own not in self.table.leases:
-                self.claim.observe(None)
             if any(change.moves_packets and change.key != own for change in changes):
                 self._install_routes()
+
+    def _observe_own_lease(
+        self, update: Snapshot | Events, changes: tuple[LeaseChange, ...]
+    ) -> None:
+        own = self.claim.lease.key
+        if str(own) in self.bad_entries:
+            self.claim.observe_unreadable(self.bad_entries[str(own)])
+            return
+        for change in changes:
+            if change.key == own:
+                self.claim.observe(change.new)
+        if isinstance(update, Snapshot) and own not in self.table.leases:
+            self.claim.observe(None)
 
     def _install_routes(self) -> None:
         before = self.peer_set
@@ -258,47 +281,61 @@ class Node:
             self.table.leases.values(),
             network=self.network.network,
             own_key=self.claim.lease.key,
-            own_addresses=(self.interface.public_ip, self.interface.address),
+            own_addresses=[self.interface.public_ip, *self.own_addresses],
         )
+        self._report_refused(before)
+        if self.peer_set.peers != before.peers:
+            self._publish()
+        for peer in sorted(set(before.peers) - set(self.peer_set.peers), key=str):
+            _log.info("peer %s at %s gone", peer.subnet, peer.address)
+        for peer in sorted(set(self.peer_set.peers) - set(before.peers), key=str):
+            _log.info("peer %s at %s", peer.subnet, peer.address)
+
+    def _publish(self) -> None:
+        """Give the engine a FIB of what we know now."""
+        self.generation += 1
+        self.engine.install(
+            build_fib(
+                self.peer_set.peers,
+                own_subnet=self.claim.lease.key.subnet,
+                own_addresses=self.own_addresses,
+                port=self.network.port,
+                generation=self.generation,
+            )
+        )
+        sdnotify.notify(f"STATUS={self._summary()}")
+
+    def _report_refused(self, before: PeerSet) -> None:
+        known = {_refusal_id(refused) for refused in before.refused}
         for refused in self.peer_set.refused:
-            if refused not in before.refused:
+            if _refusal_id(refused) not in known:
                 _log.warning(
                     "lease %s (%s) is no peer: it %s",
                     refused.lease.key,
                     refused.lease.attributes.public_ip,
                     refused.refusal.value,
                 )
-        if self.peer_set.peers == before.peers:
-            return
-        self.generation += 1
-        self.engine.install(
-            build_fib(
-                self.peer_set.peers,
-                own_subnet=self.claim.lease.key.subnet,
-                port=self.network.port,
-                generation=self.generation,
-            )
-        )
-        for peer in sorted(set(before.peers) - set(self.peer_set.peers), key=str):
-            _log.info("peer %s at %s gone", peer.subnet, peer.address)
-        for peer in sorted(set(self.peer_set.peers) - set(before.peers), key=str):
-            _log.info("peer %s at %s", peer.subnet, peer.address)
-        sdnotify.notify(f"STATUS={self._summary()}")
 
     def _note_bad_entries(self, update: Snapshot | Events) -> None:
+        """Keep the list of unreadable entries, and say so once for each."""
+        known = self.bad_entries
         if isinstance(update, Snapshot):
-            entries = update.bad
-            self.bad_entries = {
-                name: why
-                for name, why in self.bad_entries.items()
-                if any(entry.name == name for entry in entries)
-            }
+            self.bad_entries = {entry.name: entry.why for entry in update.bad}
         else:
-            entries = tuple(e for e in update.events if isinstance(e, BadEntry))
-        for entry in entries:
-            if self.bad_entries.get(entry.name) != entry.why:
-                _log.warning("entry %r ignored: %s", entry.name, entry.why)
-            self.bad_entries[entry.name] = entry.why
+            self.bad_entries = dict(known)
+            for event in update.events:
+                match event:
+                    case BadEntry(name, why):
+                        self.bad_entries[name] = why
+                    case BadEntryGone(name):
+                        self.bad_entries.pop(name, None)
+                    case Put(lease):
+                        self.bad_entries.pop(str(lease.key), None)
+                    case Gone(key):
+                        self.bad_entries.pop(str(key), None)
+        for name, why in self.bad_entries.items():
+            if known.get(name) != why:
+                _log.warning("entry %r ignored: %s", name, why)
 
     async def _keep_device(self) -> None:
         """Make the TUN again whenever it was deleted; the counters go on."""
@@ -317,29 +354,60 @@ class Node:
                 outage.ended(now=clock())
                 backoff.reset()
 
-    async def _repair_device(self) -> None:
-        """Put back an address, route, MTU or up-state that somebody removed."""
-        outage = Outage(_log, "repair of the TUN device")
+    async def _watch_kernel(self) -> None:
+        """Put back what somebody takes from the device; learn which addresses are ours.
+
+        Every round looks at everything, so nothing depends on having seen each change.
+        A round that had to repair or failed is followed by another, later and later: two
+        programs that disagree about a device must not fill the log.
+        """
+        outage = Outage(_log, "keeping the TUN device as it should be")
         clock = asyncio.get_running_loop().time
-        async for event in self.netlink.changes():
-            if event.index != self.tun_index:
-                continue
-            await asyncio.sleep(REPAIR_PAUSE_S)
+        backoff = Backoff(REPAIR_PAUSE_S, 5.0)
+        while True:
             try:
-                done = await device.repair(self.netlink, self.tun_index, self.settings)
+                async with self.netlink.watch() as changes:
+                    while True:
+                        done = await self._look_at_kernel()
+                        outage.ended(now=clock())
+                        if done:
+                            _log.warning("device changed behind our back; put back: %s", done)
+                            await asyncio.sleep(backoff.next_s())
+                            continue
+                        backoff.reset()
+                        while not any(self._concerns_us(c) for c in await changes()):
+                            pass
+                        await asyncio.sleep(REPAIR_PAUSE_S)
             except PlatformError as error:
                 outage.failed(error, now=clock())
-                continue
-            outage.ended(now=clock())
-            if done:
-                _log.warning("device changed behind our back; put back: %s", ", ".join(done))
+                await asyncio.sleep(backoff.next_s())
+
+    def _concerns_us(self, change: KernelChange) -> bool:
+        """Our device, anybody's address, or a route for the network wherever it leads."""
+        if change.destination is None:
+            return True
+        return change.index == self.tun_index or change.destination == self.settings.network
+
+    async def _look_at_kernel(self) -> str:
+        done = await device.repair(self.netlink, self.tun_index, self.settings)
+        own = frozenset(
+            address.interface.ip
+            for address in await self.netlink.addresses()
+            if address.interface.ip != self.settings.address
+        )
+        if own != self.own_addresses:
+            self.own_addresses = own
+            self._install_routes()
+            self._publish()
+        return ", ".join(done)
 
     def _summary(self) -> str:
         peers = len(self.peer_set.peers)
         return f"{self.claim.lease.key.subnet}, {peers} peer{'' if peers == 1 else 's'}"
 
 
-def _open_store(config: Config) -> Store:
+def open_store(config: Config) -> Store:
+    """The store the flags name; nothing is read yet. ConfigError for flags that cannot be."""
     if config.store_path is not None:
         return FileStore(config.store_path)
     return Etcd2Store(
@@ -406,6 +474,11 @@ def _make_claim(
         margin_s=config.subnet_lease_renew_margin * 60,
         rng=random.SystemRandom(),
     )
+
+
+def _refusal_id(refused: RefusedLease) -> tuple[LeaseKey, IPv4Address, Refusal]:
+    """What makes two refusals the same news: a renewal is none."""
+    return refused.lease.key, refused.lease.attributes.public_ip, refused.refusal
 
 
 def _previous_key(config: Config) -> LeaseKey | None:

@@ -29,7 +29,7 @@ from rich.table import Table
 from tundp.dataplane import native
 from tundp.errors import LabError, TundpError, Unsupported
 from tundp.lab.etcd import find_etcd
-from tundp.lab.lab import Lab, leftovers, remove_namespace
+from tundp.lab.lab import STOP_S, Lab, leftovers, processes_in, remove_namespace
 from tundp.lab.overlay import LabNode, OverlayLab, make_directory
 from tundp.lab.traffic import ping, transfer
 from tundp.lease.fib import build_fib
@@ -37,7 +37,9 @@ from tundp.lease.model import Peer
 from tundp.show import counters_table, drop_lines
 
 PREFIX: Final = "tundp"
-KEPT: Final = Path("/run/tundp-demo.json")
+HOSTS: Final = ("switch", "node1", "node2", "pod1", "pod2")
+STATE: Final = Path("/run/tundp-demo.json")
+"""Names the lab's directory while a demo runs, so that --clean finds it after any end."""
 NETWORK: Final = {"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "Port": 8285}}
 PING_COUNT: Final = 20
 _PICTURE: Final = """\
@@ -61,7 +63,7 @@ class DemoSettings:
 async def run_demo(settings: DemoSettings, console: Console | None = None) -> bool:
     """Build, check, show, tear down. Whether every check passed; LabError if it cannot start."""
     console = console or Console(highlight=False)
-    left = leftovers(PREFIX)
+    left = leftovers(PREFIX, HOSTS)
     if left:
         raise LabError(
             f"a demo is still there ({', '.join(left)}): remove it with tundp demo --clean"
@@ -69,6 +71,7 @@ async def run_demo(settings: DemoSettings, console: Console | None = None) -> bo
     directory = make_directory()
     lab = Lab(PREFIX)
     try:
+        STATE.write_text(json.dumps({"directory": str(directory)}), encoding="utf-8")
         async with _interruptible(), lab:
             demo = Demo(settings, OverlayLab(lab, directory), console)
             try:
@@ -88,6 +91,7 @@ async def run_demo(settings: DemoSettings, console: Console | None = None) -> bo
     finally:
         if not lab.is_kept:
             shutil.rmtree(directory, ignore_errors=True)
+            STATE.unlink(missing_ok=True)
     console.print(
         "[bold green]all checks passed[/]" if passed else "[bold red]some checks failed[/]"
     )
@@ -95,22 +99,24 @@ async def run_demo(settings: DemoSettings, console: Console | None = None) -> bo
 
 
 async def clean_demo() -> bool:
-    """Remove what `--keep` left: its processes, namespaces and files."""
-    if KEPT.exists():
-        kept = json.loads(KEPT.read_text(encoding="utf-8"))
-        for pid in kept["pids"]:
-            if _is_ours(pid):
-                os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + 5
-        while any(map(_is_ours, kept["pids"])) and time.monotonic() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)  # others' processes: there is nothing to wait on
-        for directory in kept["directories"]:
-            shutil.rmtree(directory, ignore_errors=True)
-        KEPT.unlink()
-    for name in leftovers(PREFIX):
+    """Remove what a kept or killed demo left: processes, namespaces, files. True if all went."""
+    left = leftovers(PREFIX, HOSTS)
+    pids = [pid for name in left for pid in processes_in(name) if _is_ours(pid)]
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_S
+    while any(map(_is_ours, pids)) and time.monotonic() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)  # others' processes: there is nothing to wait on
+    for pid in filter(_is_ours, pids):
+        os.kill(pid, signal.SIGKILL)
+    for name in left:
         remove_namespace(name)
+    if STATE.exists():
+        directory = json.loads(STATE.read_text(encoding="utf-8"))["directory"]
+        shutil.rmtree(directory, ignore_errors=True)
+        STATE.unlink()
     Console(highlight=False).print("the demo is gone")
-    return not leftovers(PREFIX)
+    return not leftovers(PREFIX, HOSTS)
 
 
 class Demo:
@@ -148,7 +154,7 @@ class Demo:
         self._console.print(_PICTURE.format(store="etcd" if uses_etcd else ""))
         await self._overlay.build()
         if uses_etcd:
-            await self._overlay.start_etcd(NETWORK)
+            await self._overlay.start_etcd(NETWORK, is_kept=self._settings.is_kept)
             assert self._overlay.etcd is not None
             self._say("store", f"private etcd at {self._overlay.etcd.url}, v2 API")
         else:
@@ -283,13 +289,6 @@ class Demo:
     def print_ways_to_look_around(self) -> None:
         """The lab stays: commands to explore it, and the one that ends it."""
         first, second = self._nodes
-        pids = [
-            process.pid for host in self._overlay.lab.hosts.values() for process in host.processes
-        ]
-        directories = [str(self._overlay.directory)]
-        if self._overlay.etcd is not None:
-            directories.append(str(self._overlay.etcd.directory))
-        KEPT.write_text(json.dumps({"pids": pids, "directories": directories}), encoding="utf-8")
         commands = [
             f"ip netns exec {PREFIX}-pod1 ping {second.pod_address}",
             f"tundp status --admin-socket {first.admin_socket}",
@@ -337,7 +336,7 @@ def _is_ours(pid: int) -> bool:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
-    return b"tundp-lab-" in command or b"tundp-etcd-" in command
+    return b"tundp-lab-" in command
 
 
 @contextlib.asynccontextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tundp.wire.drop import MEANINGS, DropReason
 
@@ -14,26 +17,43 @@ from tundp.wire.drop import MEANINGS, DropReason
 def print_status(status: dict[str, Any], console: Console | None = None) -> None:
     """The whole answer of the admin socket, most important first."""
     console = console or Console(highlight=False)
+    for part in _parts(status):
+        console.print(part)
+
+
+def _parts(status: dict[str, Any]) -> Iterator[RenderableType]:
+    yield from map(_text, _head_lines(_escaped(status)))
+    yield peers_table(status)
+    yield from map(_text, _trouble_lines(_escaped(status)))
+    yield counters_table(status["counters"])
+    yield from map(_text, drop_lines(status["counters"]))
+
+
+def _head_lines(status: dict[str, Any]) -> Iterator[str]:
     tun = status["tun"]
     store = status["store"]
-    console.print(
+    yield (
         f"[bold]{status['subnet']}[/] of {status['network']}"
         f" on {tun['name']} (MTU {tun['mtu']}),"
         f" udp {status['interface']['address']}:{status['port']}"
         f" via {status['interface']['name']}"
     )
-    console.print(f"lease {status['lease']['key']} {_lease_text(status['lease'])}")
+    yield f"lease {status['lease']['key']} {_lease_text(status['lease'])}"
     answering = "answering" if store["is_answering"] else "[red]not answering, peers kept[/]"
-    console.print(f"{store['description']} {answering}, revision {store['revision']}")
-    console.print(f"engine {status['engine']} on {status['loop']}, pid {status['pid']}")
-    console.print(peers_table(status))
+    yield f"{store['description']} {answering}, revision {store['revision']}"
+    yield f"engine {status['engine']} on {status['loop']}, pid {status['pid']}"
+
+
+def _trouble_lines(status: dict[str, Any]) -> Iterator[str]:
     for refused in status["refused"]:
-        console.print(f"[yellow]no peer:[/] {refused['key']} {refused['means']}")
+        yield f"[yellow]no peer:[/] {refused['key']} {refused['means']}"
     for entry in status["bad_entries"]:
-        console.print(f"[yellow]ignored:[/] {entry['name']}: {entry['why']}")
-    console.print(counters_table(status["counters"]))
-    for line in drop_lines(status["counters"]):
-        console.print(line)
+        yield f"[yellow]ignored:[/] {entry['name']}: {entry['why']}"
+
+
+def _text(markup: str) -> Text:
+    # Emoji off: a lease key such as 10.5.1.0-24&fd00:b:a::-64 is full of their codes.
+    return Text.from_markup(markup, emoji=False)
 
 
 def peers_table(status: dict[str, Any]) -> Table:
@@ -42,7 +62,7 @@ def peers_table(status: dict[str, Any]) -> Table:
     for column in ("peer subnet", "at"):
         table.add_column(column)
     for peer in status["peers"]:
-        table.add_row(peer["subnet"], f"{peer['public_ip']}:{status['port']}")
+        table.add_row(Text(peer["subnet"]), Text(f"{peer['public_ip']}:{status['port']}"))
     if not status["peers"]:
         table.add_row("none yet", "")
     return table
@@ -88,6 +108,15 @@ def drop_lines(counters: dict[str, Any]) -> list[str]:
         if counters[name]:
             lines.append(f"[yellow]{name}[/] {counters[name]:,}: {text}")
     return lines
+
+
+def _escaped(value: Any) -> Any:
+    """`value` with every string safe from being read as rich's markup: stores hold anything."""
+    if isinstance(value, dict):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_escaped(inner) for inner in value]
+    return escape(value) if isinstance(value, str) else value
 
 
 def _lease_text(lease: dict[str, Any]) -> str:

@@ -97,7 +97,8 @@ def test_do_pmtu_refuses_what_the_route_cannot_carry_and_ip_mtu_tells():
         in_namespace(
             f"""
 ip("link", "set", "lo", "up")
-ip("link", "add", "d0", "type", "veth"); ip("link", "set", "veth0", "up"); ip("link", "set", "d0", "up")
+ip("link", "add", "d0", "type", "veth"); ip("link", "set", "veth0", "up")
+ip("link", "set", "d0", "up")
 ip("addr", "add", "192.0.2.1/24", "dev", "d0")
 ip("route", "add", "192.0.2.9", "dev", "d0", "mtu", "1400")
 from ipaddress import IPv4Address

@@ -33,7 +33,13 @@ def make_lab() -> Callable[[], Lab]:
 
 
 @pytest.fixture
-def make_overlay(make_lab: Callable[[], Lab]) -> MakeOverlay:
+def engine() -> str:
+    """What moves the packets; modules that run on several engines parametrise it."""
+    return "auto"
+
+
+@pytest.fixture
+def make_overlay(make_lab: Callable[[], Lab], engine: str) -> MakeOverlay:
     """`async with make_overlay(...) as overlay`: nodes with running daemons, pods on request."""
 
     @contextlib.asynccontextmanager
@@ -57,7 +63,7 @@ def make_overlay(make_lab: Callable[[], Lab]) -> MakeOverlay:
                         overlay.write_lease_file(NETWORK)
                     if start:
                         for node in overlay.nodes.values():
-                            await overlay.start_daemon(node, *flags)
+                            await overlay.start_daemon(node, f"--engine={engine}", *flags)
                         await overlay.wait_ready()
                         if pods:
                             for node in overlay.nodes.values():

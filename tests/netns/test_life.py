@@ -14,6 +14,8 @@ import pytest
 
 from tundp.lab.traffic import ping
 
+pytestmark = pytest.mark.parametrize("engine", ["reference", "simple"])
+
 
 class Stream:
     """UDP datagrams to one overlay address, as fast as one thread sends them."""
@@ -163,6 +165,56 @@ async def test_bad_leases_are_named_and_hurt_nobody(make_overlay, until):
         assert await answers(one.host, two.tunnel_address)
         for name in bad:
             assert name in overlay.log_tail(one)
+
+
+async def test_a_lease_value_that_is_a_bomb_kills_nobody(make_overlay, until):
+    async with make_overlay(store="etcd") as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        bombs = {
+            "10.5.250.0-24": '{"PublicIP":"192.0.2.9","x":' + "[" * 900 + "]" * 900 + "}",
+            "10.5.251.0-24": '{"PublicIP":"192.0.2.9","x":' + "[" * 50000 + "]" * 50000 + "}",
+            "10.5.252.0-24": '{"PublicIP":"192.0.2.9","x":1e999}',
+            "10.5.253.0-24": '{"PublicIP":"192.0.2.9","x":"\\ud800"}',
+            "10.5.254.0-24": '{"PublicIP":' + "9" * 5000 + "}",
+            "10.5.249.0-024": '{"PublicIP":"192.0.2.9"}',
+            "deep/10.5.248.0-24": '{"PublicIP":"192.0.2.9"}',
+        }
+        for name, value in bombs.items():
+            await overlay.write_etcd(f"subnets/{name}", value)
+
+        async def all_named() -> bool:
+            named = {each["name"] for each in (await one.status())["bad_entries"]}
+            return len(named) == len(bombs)
+
+        await until(all_named)
+        assert await answers(one.host, two.tunnel_address)
+        assert [peer["public_ip"] for peer in (await one.status())["peers"]] == [two.public_ip]
+        await overlay.delete_etcd("subnets/10.5.250.0-24")
+        await overlay.delete_etcd("subnets/10.5.249.0-024")
+
+        async def two_less() -> bool:
+            return len((await one.status())["bad_entries"]) == len(bombs) - 2
+
+        await until(two_less)
+
+
+async def test_a_stolen_route_is_named_and_taken_back_when_free(make_overlay, until):
+    async with make_overlay() as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        index = await one.host.index("eth0")
+        arguments = {"dst": "10.5.0.0/16", "oif": index}
+        await one.host.netlink.call("steal the route", "route", "replace", **arguments)
+        await until(lambda: log_says(one, "a route over eth0 for 10.5.0.0/16 is already there"))
+        await one.host.netlink.call("give it back", "route", "del", **arguments)
+        await until(lambda: answers(one.host, two.tunnel_address))
+
+
+async def test_systemd_that_does_not_listen_is_a_warning(make_overlay, until, monkeypatch):
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nonexistent/notify")
+    async with make_overlay() as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        await until(lambda: log_says(one, "cannot notify systemd at /nonexistent/notify"))
+        assert await answers(one.host, two.tunnel_address)
 
 
 async def test_restart_keeps_the_subnet_and_sigterm_leaves_nothing(make_overlay, until):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tundp.demo import HOSTS
 from tundp.lab.lab import leftovers
 
 
@@ -97,7 +98,7 @@ async def test_route_of_the_network_elsewhere_is_refused(make_overlay):
         await one.host.route("10.5.0.0/16", via="192.0.2.254")
         code, text = await failing_start(overlay, one)
         assert code == 1
-        assert "a route for 10.5.0.0/16 over eth0 is already there" in text
+        assert "a route over eth0 for 10.5.0.0/16 is already there" in text
         assert "ip route del 10.5.0.0/16" in text
 
 
@@ -172,7 +173,7 @@ def test_demo_passes_and_leaves_nothing(no_demo, store):
     assert "all checks passed" in text
     assert "FAIL" not in text
     assert ("private etcd" in text) is (store == "etcd")
-    assert leftovers("tundp") == []
+    assert leftovers("tundp", HOSTS) == []
 
 
 def test_demo_without_etcd_says_so_and_uses_the_file(no_demo):
@@ -201,7 +202,7 @@ def test_demo_interrupted_leaves_nothing(no_demo, moment):
         text, _ = demo.communicate(timeout=60)
     assert demo.returncode == 1
     assert "interrupted; everything torn down" in text
-    assert leftovers("tundp") == []
+    assert leftovers("tundp", HOSTS) == []
 
 
 def test_demo_kept_goes_on_until_cleaned(no_demo):
@@ -225,5 +226,5 @@ def test_demo_kept_goes_on_until_cleaned(no_demo):
         check=True,
     )
     assert "the demo is gone" in cleaned.stdout
-    assert leftovers("tundp") == []
+    assert leftovers("tundp", HOSTS) == []
     assert not Path("/run/tundp-demo.json").exists()

@@ -31,14 +31,22 @@ class PrivateEtcd:
     Its data survives `stop` and `start`; `close` removes it.
     """
 
-    def __init__(self, address: str = "127.0.0.1", host: Host | None = None) -> None:
+    def __init__(
+        self,
+        address: str = "127.0.0.1",
+        host: Host | None = None,
+        *,
+        directory: Path | None = None,
+        is_kept: bool = False,
+    ) -> None:
         binary = find_etcd()
         if binary is None:
             raise LabError("etcd is not installed (apt-get install etcd-server)")
         self._binary = binary
         self._host = host
         self._address = address
-        self.directory = Path(tempfile.mkdtemp(prefix="tundp-etcd-"))
+        self._is_kept = is_kept
+        self._directory = directory or Path(tempfile.mkdtemp(prefix="tundp-etcd-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 2379 if host else _free_port()
         self._peer_port = 2380 if host else _free_port()
@@ -61,7 +69,7 @@ class PrivateEtcd:
         argv = [
             self._binary,
             "--name=lab",
-            f"--data-dir={self.directory}/data",
+            f"--data-dir={self._directory}/data",
             f"--listen-client-urls={self.url}",
             f"--advertise-client-urls={self.url}",
             f"--listen-peer-urls={peer}",
@@ -70,9 +78,9 @@ class PrivateEtcd:
             "--enable-v2",
             "--log-level=error",
         ]
-        with (self.directory / "log").open("ab") as log:
+        with (self._directory / "log").open("ab") as log:
             if self._host is not None:
-                self._process = await self._host.popen(argv, log=log)
+                self._process = await self._host.popen(argv, log=log, is_kept=self._is_kept)
             else:
                 self._process = await asyncio.to_thread(
                     subprocess.Popen, argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL
@@ -80,7 +88,7 @@ class PrivateEtcd:
         deadline = time.monotonic() + READY_S
         while not await self._is_healthy():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                log_text = (self.directory / "log").read_text(errors="replace")
+                log_text = (self._directory / "log").read_text(errors="replace")
                 raise LabError(f"etcd does not start:\n{log_text[-2000:]}")
             await asyncio.sleep(0.05)
 
@@ -95,11 +103,11 @@ class PrivateEtcd:
     async def close(self) -> None:
         """Stop the server and remove its data."""
         await self.stop()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     def wipe(self) -> None:
         """Remove the data of a stopped server."""
-        shutil.rmtree(self.directory / "data", ignore_errors=True)
+        shutil.rmtree(self._directory / "data", ignore_errors=True)
 
     async def _is_healthy(self) -> bool:
         if self._host is not None:

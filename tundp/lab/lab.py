@@ -17,7 +17,7 @@ import contextlib
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
@@ -25,7 +25,7 @@ from typing import IO, Any, Final, TypeVar
 from pyroute2 import netns
 
 from tundp.blocking import BlockingThread
-from tundp.errors import LabError, PlatformError
+from tundp.errors import LabError
 from tundp.linux.netlink import Netlink, enter_namespace
 
 T = TypeVar("T")
@@ -47,8 +47,6 @@ class Host:
 
     async def start(self) -> None:
         """Create the namespace, loopback up."""
-        if (NETNS_DIR / self.namespace).exists():
-            raise LabError(f"network namespace {self.namespace} exists already")
         try:
             await asyncio.to_thread(netns.create, self.namespace)
         except OSError as error:
@@ -56,15 +54,14 @@ class Host:
                 f"cannot create network namespace {self.namespace}: {error}; run as root"
             ) from None
         await self._thread.run(enter_namespace, self.namespace)
-        await self._netlink.__aenter__()
+        await self._netlink.start()
         await self._netlink.set_link(await self.index("lo"), state="up")
 
     async def stop(self) -> None:
         """End this host's processes and remove the namespace with everything in it."""
         for process in reversed(self.processes):
             await stop_process(process)
-        with contextlib.suppress(PlatformError):
-            await self._netlink.__aexit__()
+        await self._netlink.stop()
         self._thread.close()
         if (NETNS_DIR / self.namespace).exists():
             await asyncio.to_thread(netns.remove, self.namespace)
@@ -172,14 +169,16 @@ class Lab:
     async def __aexit__(self, *_: object) -> None:
         if self.is_kept:
             return
-        # Shielded: a second Ctrl-C must not leave half a lab behind.
-        await asyncio.shield(self._stop())
+        await finish(self._stop())
 
     async def host(self, name: str) -> Host:
         """Make a host."""
         host = Host(self.prefix, name)
-        await host.start()
+        if (NETNS_DIR / host.namespace).exists():
+            raise LabError(f"network namespace {host.namespace} exists already")
+        # Known before it is started, so that one started by half is stopped as well.
         self.hosts[name] = host
+        await finish(host.start())
         return host
 
     async def cable(self, left: Host, left_device: str, right: Host, right_device: str) -> None:
@@ -199,6 +198,22 @@ class Lab:
         self.hosts.clear()
 
 
+async def finish(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Await `coroutine` to its end even if we are cancelled meanwhile; then be cancelled."""
+    task = asyncio.ensure_future(coroutine)
+    is_cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            is_cancelled = True
+        except BaseException:  # noqa: BLE001  (the task's own: result() raises it below)
+            break
+    if is_cancelled:
+        raise asyncio.CancelledError
+    return task.result()
+
+
 async def stop_process(process: subprocess.Popen[bytes]) -> int:
     """SIGTERM, a while, SIGKILL; the exit code."""
     if process.poll() is None:
@@ -210,9 +225,20 @@ async def stop_process(process: subprocess.Popen[bytes]) -> int:
     return await asyncio.to_thread(process.wait)
 
 
-def leftovers(prefix: str) -> list[str]:
-    """Namespaces of an earlier lab of this prefix."""
-    return sorted(name for name in netns.listnetns() if name.startswith(f"{prefix}-"))
+def leftovers(prefix: str, names: Sequence[str]) -> list[str]:
+    """Namespaces an earlier lab of this prefix and these hosts left."""
+    return [f"{prefix}-{name}" for name in names if (NETNS_DIR / f"{prefix}-{name}").exists()]
+
+
+def processes_in(namespace: str) -> list[int]:
+    """Pids of the processes inside a namespace."""
+    inode = (NETNS_DIR / namespace).stat().st_ino
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and (entry / "ns/net").stat().st_ino == inode:
+                found.append(int(entry.name))
+    return found
 
 
 def remove_namespace(name: str) -> None:

@@ -133,9 +133,11 @@ class OverlayLab:
             await host.configure("eth0", f"{node.public_ip}/24", mtu=mtu)
             await host.sysctl("ipv4/ip_forward", 1)
 
-    async def start_etcd(self, config: dict[str, Any]) -> None:
+    async def start_etcd(self, config: dict[str, Any], *, is_kept: bool = False) -> None:
         """A private etcd on the switch, with the network config in it."""
-        self.etcd = PrivateEtcd(STORE_ADDRESS, self.switch)
+        directory = self.directory / "etcd"
+        directory.mkdir()
+        self.etcd = PrivateEtcd(STORE_ADDRESS, self.switch, directory=directory, is_kept=is_kept)
         await self.etcd.start()
         await self.write_etcd("config", json.dumps(config))
 

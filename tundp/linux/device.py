@@ -70,7 +70,7 @@ async def repair(netlink: Netlink, index: int, settings: DeviceSettings) -> list
         await netlink.ensure_address(index, own)
         done.append(f"address {own}")
     if not any(
-        route.indexes == (index,) and route.destination == settings.network
+        route.is_unicast and route.indexes == (index,) and route.destination == settings.network
         for route in await netlink.routes()
     ):
         await netlink.ensure_route(index, settings.network)

@@ -47,10 +47,9 @@ def select_interface(
     for text in wanted:
         try:
             link, address = _lookup(host, text)
+            return _finish(host, link, address, public_ip, f"--iface {text}", failures)
         except ConfigError as error:
             failures.append(str(error))
-            continue
-        return _finish(host, link, address, public_ip, f"--iface {text}", [*failures, *warnings])
     if wanted:
         raise ConfigError(
             "Failed to find interface to use that matches the interfaces and/or regexes"
@@ -59,12 +58,13 @@ def select_interface(
     if public_ip is not None:
         try:
             link, address = _by_address(host, public_ip)
-            return _finish(host, link, address, public_ip, f"carries --public-ip {public_ip}", [])
         except ConfigError:
             warnings.append(
                 f"no interface carries --public-ip {public_ip} (a NAT in front?):"
                 " using the default route's; name another with --iface"
             )
+        else:
+            return _finish(host, link, address, public_ip, f"carries --public-ip {public_ip}", [])
     link, address = _by_default_route(host)
     return _finish(host, link, address, public_ip, "has the default route", warnings)
 
@@ -89,7 +89,7 @@ def _by_address(host: Host, wanted: IPv4Address) -> tuple[Link, IPv4Address]:
 
 def _by_default_route(host: Host) -> tuple[Link, IPv4Address]:
     for route in host.routes:
-        if route.destination == _DEFAULT and route.indexes:
+        if route.destination == _DEFAULT and route.is_unicast and route.indexes:
             # Of a multipath route any next hop will do; flannel gives up here.
             link = _link(host, route.indexes[0])
             return link, _best_address(host, link)
@@ -100,7 +100,16 @@ def _by_default_route(host: Host) -> tuple[Link, IPv4Address]:
 
 
 def _link(host: Host, index: int) -> Link:
-    return next(link for link in host.links if link.index == index)
+    for link in host.links:
+        if link.index == index:
+            return link
+    raise ConfigError(f"interface {index} vanished while it was being looked at: try again")
+
+
+def _name(host: Host, index: int) -> str:
+    """A link's name for people; addresses and links come from two looks at the kernel."""
+    names = {link.index: link.name for link in host.links}
+    return names.get(index, f"interface {index}")
 
 
 def _best_address(host: Host, link: Link) -> IPv4Address:
@@ -132,13 +141,14 @@ def _finish(
     why: str,
     warnings: list[str],
 ) -> Interface:
+    warnings = list(warnings)
     if link.mtu == 0:
         raise ConfigError(f"failed to determine MTU for {address} interface {link.name}")
     advertised = public_ip or address
     if advertised.is_loopback or advertised.is_link_local:
         warnings.append(f"peers are told to send to {advertised}, which only this host can reach")
     others = [
-        f"{_link(host, other.index).name} {other.interface.ip}"
+        f"{_name(host, other.index)} {other.interface.ip}"
         for other in _usable(host)
         if other.interface.ip != address
     ]
@@ -150,5 +160,5 @@ def _finish(
 
 
 def _inventory(host: Host) -> str:
-    listed = [f"{_link(host, a.index).name} {a.interface}" for a in host.addresses]
+    listed = [f"{_name(host, a.index)} {a.interface}" for a in host.addresses]
     return ", ".join(listed) or "no IPv4 addresses at all"

@@ -13,7 +13,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any, Final, TypeVar
@@ -31,7 +31,6 @@ IFF_UP: Final = 0x1
 IFA_F_DEPRECATED: Final = 0x20
 IFA_F_PERMANENT: Final = 0x80
 _SCOPE_GLOBAL: Final = 0
-_SCOPE_LINK: Final = 253
 _RTMGRP: Final = 0x1 | 0x10 | 0x40
 """rtnetlink.h groups: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE."""
 
@@ -52,26 +51,30 @@ class Address:
 
     index: int
     interface: IPv4Interface
-    is_link_scope: bool
     is_permanent: bool
     is_deprecated: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One IPv4 unicast route of the main table; several `indexes` for a multipath route."""
+    """One IPv4 route of the main table; several `indexes` for a multipath route."""
 
     destination: IPv4Network
     indexes: tuple[int, ...]
     gateway: IPv4Address | None
     priority: int
+    is_unicast: bool
+    """False for blackhole, unreachable and the like."""
 
 
 @dataclass(frozen=True, slots=True)
-class LinkEvent:
-    """Something about the link `index` changed: itself, an address, or a route over it."""
+class Change:
+    """A link, an address or a route changed. What is now there, only asking tells."""
 
     index: int
+    """The link concerned, 0 if none is (a blackhole route)."""
+    destination: IPv4Network | None
+    """Of a route, None for links and addresses."""
 
 
 class Netlink:
@@ -84,14 +87,25 @@ class Netlink:
         self._route: AsyncIPRoute | None = None
 
     async def __aenter__(self) -> Netlink:
-        self._thread.start()
-        await self._run(self._open())
+        await self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._run(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        await asyncio.to_thread(self._thread.join)
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start the thread and open the socket. PlatformError if the namespace is gone."""
+        if self._namespace is not None and not os.path.exists(f"/run/netns/{self._namespace}"):
+            raise PlatformError(f"network namespace {self._namespace} does not exist", errno.ENOENT)
+        self._thread.start()
+        await self._run(self._open())
+
+    async def stop(self) -> None:
+        """Close everything; harmless if it was never started."""
+        if self._thread.is_alive():
+            await self._run(self._close())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            await asyncio.to_thread(self._thread.join)
         self._loop.close()
 
     async def links(self) -> list[Link]:
@@ -104,11 +118,11 @@ class Netlink:
         return [_to_address(m) for m in messages]
 
     async def routes(self) -> list[Route]:
-        """The IPv4 unicast routes of the main table, in the kernel's order."""
+        """The IPv4 routes of the main table, in the kernel's order."""
         messages = await self._dump(
             "list routes", lambda r: r.get_routes(family=2, table=RT_TABLE_MAIN)
         )
-        return [_to_route(m) for m in messages if m["type"] == RTN_UNICAST]
+        return [_to_route(m) for m in messages]
 
     async def set_link(self, index: int, **attributes: Any) -> None:
         """Set link attributes in rtnetlink's names: `mtu`, `txqlen`, `state`, `ifname`, ..."""
@@ -150,16 +164,50 @@ class Netlink:
                 raise
             await self._check_route(index, destination)
 
-    async def changes(self) -> AsyncIterator[LinkEvent]:
-        """Every change of links, IPv4 addresses and routes from now on, until closed."""
+    @contextlib.asynccontextmanager
+    async def watch(self) -> AsyncIterator[Callable[[], Awaitable[list[Change]]]]:
+        """Gives a function that waits for changes of links, IPv4 addresses and routes.
+
+        It returns all that came since the call before, at least one; nothing from the
+        moment the block is entered is missed. PlatformError from it when changes were
+        lost (the kernel's buffer was full): look at everything, and watch again.
+        """
         loop = asyncio.get_running_loop()
-        events: asyncio.Queue[LinkEvent] = asyncio.Queue()
+        queue: asyncio.Queue[Change | None] = asyncio.Queue()
         ready: asyncio.Future[None] = loop.create_future()
-        monitor = asyncio.run_coroutine_threadsafe(self._monitor(loop, events, ready), self._loop)
+
+        def post(function: Callable[..., None], *arguments: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # the caller's loop is closed already
+                loop.call_soon_threadsafe(function, *arguments)
+
+        def mark_ready() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        def finish(_: object) -> None:
+            post(queue.put_nowait, None)
+            post(mark_ready)
+
+        monitor = asyncio.run_coroutine_threadsafe(
+            self._monitor(
+                lambda: post(mark_ready),
+                lambda change: post(queue.put_nowait, change),
+            ),
+            self._loop,
+        )
+        monitor.add_done_callback(finish)
+
+        async def changes() -> list[Change]:
+            found = [await queue.get()]
+            while not queue.empty():
+                found.append(queue.get_nowait())
+            if None in found:
+                raise PlatformError(f"netlink changes were lost: {monitor.exception()}")
+            return [change for change in found if change is not None]
+
         try:
             await ready
-            while True:
-                yield await events.get()
+            yield changes
         finally:
             monitor.cancel()
 
@@ -168,32 +216,31 @@ class Netlink:
         return await self._do(what, object_, command, **arguments)
 
     async def _check_route(self, index: int, destination: IPv4Network) -> None:
-        for route in await self.routes():
-            if route.destination == destination and route.priority == 0:
-                if route.indexes == (index,):
-                    return
-                names = {link.index: link.name for link in await self.links()}
-                over = ", ".join(names.get(i, str(i)) for i in route.indexes)
-                raise PlatformError(
-                    f"a route for {destination} over {over} is already there, so packets would"
-                    f" not reach the overlay: delete it (ip route del {destination}),"
-                    " or choose another Network",
-                    errno.EEXIST,
-                )
+        there = [
+            route
+            for route in await self.routes()
+            if route.destination == destination and route.priority == 0
+        ]
+        if any(route.is_unicast and route.indexes == (index,) for route in there):
+            return
+        names = {link.index: link.name for link in await self.links()}
+        what = "a route"
+        for route in there:
+            over = ", ".join(names.get(i, str(i)) for i in route.indexes)
+            what = f"a route over {over}" if route.is_unicast else "a blackhole or reject route"
+        raise PlatformError(
+            f"{what} for {destination} is already there, so packets would not reach the"
+            f" overlay: delete it (ip route del {destination}), or choose another Network",
+            errno.EEXIST,
+        )
 
-    async def _monitor(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        events: asyncio.Queue[LinkEvent],
-        ready: asyncio.Future[None],
-    ) -> None:
+    async def _monitor(self, ready: Callable[[], None], put: Callable[[Change], None]) -> None:
         async with AsyncIPRoute() as route:
             await route.bind(groups=_RTMGRP)
-            loop.call_soon_threadsafe(ready.set_result, None)
+            ready()
             while True:
                 async for message in route.get():
-                    for index in _indexes_of(message):
-                        loop.call_soon_threadsafe(events.put_nowait, LinkEvent(index))
+                    put(_to_change(message))
 
     def _serve(self) -> None:
         # A namespace belongs to a thread: this one's sockets open there, nobody else's do.
@@ -205,8 +252,8 @@ class Netlink:
         self._route = await AsyncIPRoute().__aenter__()
 
     async def _close(self) -> None:
-        assert self._route is not None
-        await self._route.__aexit__(None, None, None)
+        if self._route is not None:
+            await self._route.__aexit__(None, None, None)
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
@@ -275,7 +322,6 @@ def _to_address(message: Any) -> Address:
     return Address(
         index=message["index"],
         interface=IPv4Interface(f"{local}/{message['prefixlen']}"),
-        is_link_scope=message["scope"] == _SCOPE_LINK,
         is_permanent=bool(flags & IFA_F_PERMANENT),
         is_deprecated=bool(flags & IFA_F_DEPRECATED),
     )
@@ -291,11 +337,12 @@ def _to_route(message: Any) -> Route:
         indexes=(single,) if single else tuple(hop["oif"] for hop in multipath),
         gateway=IPv4Address(gateway) if gateway else None,
         priority=message.get("priority") or 0,
+        is_unicast=message["type"] == RTN_UNICAST,
     )
 
 
-def _indexes_of(message: Any) -> tuple[int, ...]:
-    if "index" in message:
-        return (message["index"],)
-    oif = message.get("oif")
-    return (oif,) if oif else ()
+def _to_change(message: Any) -> Change:
+    if "dst_len" in message:
+        route = _to_route(message)
+        return Change(route.indexes[0] if route.indexes else 0, route.destination)
+    return Change(message.get("index") or 0, None)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 
+_log = logging.getLogger(__name__)
+
 
 def notify(*fields: str) -> None:
-    """Send `fields` such as `READY=1` or `STATUS=...`. OSError if the socket is there but deaf."""
+    """Send `fields` such as `READY=1` or `STATUS=...`. Never blocks; a deaf socket is a warning."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
     address = f"\0{path[1:]}" if path.startswith("@") else path
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.connect(address)
-        sock.sendall("\n".join(fields).encode())
+    kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    try:
+        with socket.socket(socket.AF_UNIX, kind) as sock:
+            sock.connect(address)
+            sock.send("\n".join(fields).encode())
+    except OSError as error:
+        _log.warning("cannot notify systemd at %s: %s", path, error.strerror)
