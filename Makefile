@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-NATIVE := setup.py $(wildcard native/*.py native/include/*.h native/src/*.c)
+NATIVE := setup.py $(wildcard native/*.py native/*/*.h native/*/*.c)
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test check bench format clean

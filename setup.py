@@ -3,6 +3,6 @@
 from setuptools import setup
 
 setup(
-    cffi_modules=["native/build.py:ffi"],
+    cffi_modules=["native/build.py:ffi", "native/build_traffic.py:ffi"],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

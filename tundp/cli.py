@@ -37,6 +37,7 @@ examples:
   tundp run --etcd-endpoints=http://192.0.2.9:2379 --iface=eth0
   tundp run --store=file:/etc/tundp/leases.json
   tundp status                         peers, packets, drops and their reasons
+  tundp bench --out=report             what it costs, against kernel VXLAN, in 3 minutes
 
 exit codes: 0 done, or stopped by a signal; 1 failed; 2 wrong usage
 """
@@ -114,7 +115,67 @@ def _parser() -> argparse.ArgumentParser:
         help="how much TCP payload to move and verify (default: %(default)s)",
     )
     demo.set_defaults(command=_demo)
+    _add_bench(commands)
     return parser
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure what the overlay costs, against kernel VXLAN",
+        description="Build a lab of namespaces, run every path it can on the same work,"
+        " interleaved, verify the traffic, tear down, and write results.json, report.md and"
+        " report.html. Needs root and a quiet machine.",
+        epilog="`tundp bench diff A.json B.json` compares two; exit code 1 if anything got worse.",
+    )
+    bench.add_argument(
+        "diff", nargs="*", metavar="diff A.json B.json", help="compare two results instead"
+    )
+    bench.add_argument(
+        "--profile",
+        choices=("quick", "default", "full"),
+        default="quick",
+        help="quick: under 3 minutes; default: half an hour; full: hours (default: %(default)s)",
+    )
+    bench.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME,...",
+        help="rows, workloads or labs to restrict to; VXLAN is always measured; repeatable",
+    )
+    bench.add_argument("--rounds", type=_at_least_one, metavar="N", help="interleaved rounds")
+    bench.add_argument("--seconds", type=_positive, metavar="S", help="of each measurement")
+    bench.add_argument(
+        "--topology",
+        choices=("host", "pods"),
+        default="host",
+        help="traffic between the nodes, or between pods behind bridges (default: %(default)s)",
+    )
+    bench.add_argument("--flanneld", metavar="PATH", help="a stock flanneld binary to measure too")
+    bench.add_argument(
+        "--out",
+        type=Path,
+        default=Path("tundp-bench"),
+        metavar="DIR",
+        help="where the reports go (default: %(default)s)",
+    )
+    bench.add_argument("--clean", action="store_true", help="remove what a killed bench left")
+    bench.set_defaults(command=_bench)
+
+
+def _at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 3600:
+        raise argparse.ArgumentTypeError(f"{text}: seconds above 0, at most an hour")
+    return value
 
 
 def _run(arguments: list[str]) -> int:
@@ -235,6 +296,30 @@ def _demo(parsed: argparse.Namespace) -> int:
         store=parsed.store, payload_len=parsed.megabytes << 20, is_kept=parsed.keep
     )
     return EXIT_OK if asyncio.run(run_demo(settings)) else EXIT_FAILED
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    from tundp.bench import command
+    from tundp.bench.run import BenchSettings
+
+    if parsed.clean:
+        asyncio.run(command.clean())
+        return EXIT_OK
+    if parsed.diff:
+        if len(parsed.diff) != 3 or parsed.diff[0] != "diff":
+            print("usage: tundp bench diff A.json B.json", file=sys.stderr)
+            return EXIT_USAGE
+        is_fine = command.compare(Path(parsed.diff[1]), Path(parsed.diff[2]))
+        return EXIT_OK if is_fine else EXIT_FAILED
+    settings = BenchSettings(
+        profile=parsed.profile,
+        only=tuple(name for text in parsed.only for name in text.split(",") if name),
+        rounds=parsed.rounds,
+        seconds=parsed.seconds,
+        topology=parsed.topology,
+        flanneld=parsed.flanneld,
+    )
+    return EXIT_OK if asyncio.run(command.bench(settings, parsed.out)) else EXIT_FAILED
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:

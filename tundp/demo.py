@@ -9,14 +9,12 @@ checks passed. Everything is removed at the end, also after Ctrl-C.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import shutil
 import signal
 import statistics
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -29,7 +27,14 @@ from rich.table import Table
 from tundp.dataplane import native
 from tundp.errors import LabError, TundpError, Unsupported
 from tundp.lab.etcd import find_etcd
-from tundp.lab.lab import STOP_S, Lab, leftovers, processes_in, remove_namespace
+from tundp.lab.lab import (
+    STOP_S,
+    Lab,
+    interruptible,
+    leftovers,
+    processes_in,
+    remove_namespace,
+)
 from tundp.lab.overlay import LabNode, OverlayLab, make_directory
 from tundp.lab.traffic import ping, transfer
 from tundp.lease.fib import build_fib
@@ -72,7 +77,7 @@ async def run_demo(settings: DemoSettings, console: Console | None = None) -> bo
     lab = Lab(PREFIX)
     try:
         STATE.write_text(json.dumps({"directory": str(directory)}), encoding="utf-8")
-        async with _interruptible(), lab:
+        async with interruptible(), lab:
             demo = Demo(settings, OverlayLab(lab, directory), console)
             try:
                 passed = await demo.run()
@@ -337,24 +342,3 @@ def _is_ours(pid: int) -> bool:
     except OSError:
         return False
     return b"tundp-lab-" in command
-
-
-@contextlib.asynccontextmanager
-async def _interruptible() -> AsyncIterator[None]:
-    """SIGINT and SIGTERM cancel the block, so that its clean-up runs; later ones are ignored."""
-    task = asyncio.current_task()
-    assert task is not None
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(signum, lambda: None)
-        task.cancel()
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, stop)
-    try:
-        yield
-    finally:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(signum)

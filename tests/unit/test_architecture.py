@@ -28,8 +28,9 @@ MAY_IMPORT = {
     "show": {"wire"},
     "daemon": {"admin", "config", "dataplane", "lease", "linux", "store", "wire", *BOTTOM},
     "lab": {"admin", "linux", "wire", *BOTTOM},
+    "bench": {"dataplane", "lab", "linux", "wire", *BOTTOM},
     "demo": {"dataplane", "lab", "lease", "show", *BOTTOM},
-    "cli": {"admin", "config", "daemon", "demo", "show", *BOTTOM},
+    "cli": {"admin", "bench", "config", "daemon", "demo", "show", *BOTTOM},
     "__main__": {"cli"},
 }
 SANS_IO = {"asyncio", "socket", "os", "time", "threading", "subprocess", "select", "pathlib"}
@@ -62,8 +63,7 @@ def test_arrows_point_down(path):
         return
     inside = {name.split(".")[1] for name in imports_of(path) if name.startswith("tundp.")}
     allowed = MAY_IMPORT[group] | {group, "__version__"}
-    if group == "dataplane":
-        allowed |= {"_native"}
+    allowed |= {"dataplane": {"_native"}, "bench": {"_traffic"}}.get(group, set())
     assert inside <= allowed, f"{path.name} imports {inside - allowed}"
 
 

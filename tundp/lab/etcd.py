@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import shutil
 import signal
 import socket
@@ -10,6 +12,7 @@ import subprocess
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Final
@@ -109,6 +112,14 @@ class PrivateEtcd:
         """Remove the data of a stopped server."""
         shutil.rmtree(self._directory / "data", ignore_errors=True)
 
+    async def put(self, key: str, value: str, *, api: str) -> None:
+        """Write a key over the `v2` or the `v3` API (the latter through its JSON gateway)."""
+        write = _put_v2 if api == "v2" else _put_v3
+        if self._host is not None:
+            await self._host.call(write, self.url, key, value)
+        else:
+            await asyncio.to_thread(write, self.url, key, value)
+
     async def _is_healthy(self) -> bool:
         if self._host is not None:
             return await self._host.call(_ask_health, self.url)
@@ -117,10 +128,25 @@ class PrivateEtcd:
 
 def _ask_health(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=1) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"{url}/health", timeout=1) as answer:
             return b'"true"' in answer.read()
     except (OSError, urllib.error.URLError):
         return False
+
+
+def _put_v2(url: str, key: str, value: str) -> None:
+    body = urllib.parse.urlencode({"value": value}).encode()
+    request = urllib.request.Request(f"{url}/v2/keys{key}", body, method="PUT")
+    urllib.request.urlopen(request, timeout=5).close()
+
+
+def _put_v3(url: str, key: str, value: str) -> None:
+    pair = {
+        name: base64.b64encode(text.encode()).decode()
+        for name, text in (("key", key), ("value", value))
+    }
+    body = json.dumps(pair).encode()
+    urllib.request.urlopen(f"{url}/v3/kv/put", body, timeout=5).close()
 
 
 def _free_port() -> int:

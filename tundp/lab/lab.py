@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
@@ -104,6 +105,10 @@ class Host:
             if link.name == device:
                 return link.index
         raise LabError(f"{self.namespace} has no interface {device}")
+
+    async def has_device(self, device: str) -> bool:
+        """Whether there is an interface of this name."""
+        return any(link.name == device for link in await self._netlink.links())
 
     async def configure(
         self, device: str, *addresses: str, mtu: int | None = None, mac: str | None = None
@@ -223,6 +228,27 @@ async def stop_process(process: subprocess.Popen[bytes]) -> int:
         except subprocess.TimeoutExpired:
             process.kill()
     return await asyncio.to_thread(process.wait)
+
+
+@contextlib.asynccontextmanager
+async def interruptible() -> AsyncIterator[None]:
+    """SIGINT and SIGTERM cancel the block, so that its clean-up runs; later ones are ignored."""
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signum, lambda: None)
+        task.cancel()
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, stop)
+    try:
+        yield
+    finally:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(signum)
 
 
 def leftovers(prefix: str, names: Sequence[str]) -> list[str]:

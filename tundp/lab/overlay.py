@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any, Final
@@ -39,7 +39,6 @@ class LabNode:
     number: int
     host: Host
     directory: Path
-    flags: list[str] = field(default_factory=list)
     pod: Host | None = None
     daemon: subprocess.Popen[bytes] | None = None
 
@@ -87,6 +86,28 @@ class LabNode:
     async def status(self) -> dict[str, Any]:
         """What its daemon says of itself."""
         return await fetch_status(self.admin_socket)
+
+    async def wait_for_peers(self, count: int) -> None:
+        """Until its daemon has a lease and sees so many peers."""
+        deadline = time.monotonic() + READY_S
+        while not await self._sees_peers(count):
+            if self.daemon is None or self.daemon.poll() is not None:
+                raise LabError(f"the daemon of {self.host.namespace} ended:\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise LabError(
+                    f"the daemon of {self.host.namespace} is not ready:\n{self.log_tail()}"
+                )
+            await asyncio.sleep(0.05)
+
+    def log_tail(self) -> str:
+        """The last lines of its daemon's log."""
+        return self.log_path.read_text(encoding="utf-8", errors="replace")[-3000:]
+
+    async def _sees_peers(self, count: int) -> bool:
+        try:
+            return len((await self.status())["peers"]) >= count
+        except PlatformError:
+            return False
 
 
 class OverlayLab:
@@ -163,35 +184,13 @@ class OverlayLab:
 
     async def start_daemon(self, node: LabNode, *flags: str, is_kept: bool = False) -> None:
         """Start tundp on a node. It is not ready yet: see `wait_ready`."""
-        node.flags = list(flags)
-        with node.log_path.open("ab") as log:
-            node.daemon = await node.host.popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "tundp",
-                    "run",
-                    *self.store_flags,
-                    "--iface=eth0",
-                    f"--subnet-file={node.subnet_file}",
-                    f"--admin-socket={node.admin_socket}",
-                    *flags,
-                ],
-                log=log,
-                is_kept=is_kept,
-            )
+        await start_tundp(node, self.store_flags, *flags, is_kept=is_kept)
 
     async def wait_ready(self, nodes: Sequence[LabNode] | None = None) -> None:
         """Until every daemon has its lease and sees all the others' as peers."""
         nodes = list(self.nodes.values()) if nodes is None else nodes
-        deadline = time.monotonic() + READY_S
         for node in nodes:
-            while not await self._sees_peers(node, len(nodes) - 1):
-                if node.daemon is None or node.daemon.poll() is not None:
-                    raise LabError(f"node{node.number}'s daemon ended:\n{self.log_tail(node)}")
-                if time.monotonic() > deadline:
-                    raise LabError(f"node{node.number} is not ready:\n{self.log_tail(node)}")
-                await asyncio.sleep(0.05)
+            await node.wait_for_peers(len(nodes) - 1)
 
     async def add_pod(self, node: LabNode) -> Host:
         """A pod behind a bridge with the subnet's first address, as CNI would make it."""
@@ -209,19 +208,35 @@ class OverlayLab:
 
     def log_tail(self, node: LabNode) -> str:
         """The last lines of a daemon's log."""
-        return node.log_path.read_text(encoding="utf-8", errors="replace")[-3000:]
-
-    async def _sees_peers(self, node: LabNode, count: int) -> bool:
-        try:
-            return len((await node.status())["peers"]) >= count
-        except PlatformError:
-            return False
+        return node.log_tail()
 
     async def _etcd_call(self, method: str, *arguments: Any, **options: Any) -> Any:
         if self.etcd is None:
             raise LabError("this lab has no etcd")
         client = etcd.Client(host=STORE_ADDRESS, port=2379)
         return await self.switch.call(getattr(client, method), *arguments, **options)
+
+
+async def start_tundp(
+    node: LabNode, store_flags: Sequence[str], *flags: str, is_kept: bool = False
+) -> None:
+    """Start a daemon on a node, on its eth0; its files lie in the node's directory."""
+    with node.log_path.open("ab") as log:
+        node.daemon = await node.host.popen(
+            [
+                sys.executable,
+                "-m",
+                "tundp",
+                "run",
+                *store_flags,
+                "--iface=eth0",
+                f"--subnet-file={node.subnet_file}",
+                f"--admin-socket={node.admin_socket}",
+                *flags,
+            ],
+            log=log,
+            is_kept=is_kept,
+        )
 
 
 def make_directory() -> Path:

@@ -1,0 +1,281 @@
+"""Traffic from C threads (native/bench/traffic.c), each in a namespace of its choice.
+
+A generator is a thread that enters a lab host's namespace, opens its socket there and
+stays in one C call, GIL released, until it is told to stop. Counters are read while it
+runs. Payloads are a known pattern, checked byte for byte where they arrive.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tundp.errors import LabError, Unsupported
+from tundp.lab.lab import Host
+from tundp.linux.netlink import enter_namespace
+
+try:
+    from tundp import _traffic
+except ImportError as import_error:
+    _traffic = None  # type: ignore[assignment]
+    _missing = str(import_error)
+
+ABI: Final = 1
+TIMEOUT: Final = struct.pack("@ll", 0, 200_000)
+"""SO_RCVTIMEO and SO_SNDTIMEO: how often a blocked generator looks whether to stop."""
+BUFFER_LEN: Final = 4 << 20
+SEEN_BITS: Final = 1 << 22
+SAMPLES_MAX: Final = 1 << 20
+JOIN_S: Final = 10.0
+
+
+def require() -> Any:
+    """The extension module, or Unsupported with the way to build it."""
+    if _traffic is None:
+        raise Unsupported(f"the traffic module is not built ({_missing}): run make build")
+    if _traffic.lib.TRAFFIC_ABI != ABI:
+        raise Unsupported("the traffic module is of another version: run make build")
+    return _traffic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """A generator's counters at one moment; the fields are struct traffic's."""
+
+    bytes: int
+    messages: int
+    corrupt: int
+    reordered: int
+    duplicates: int
+    lost: int
+    refused: int
+    samples: int
+
+
+class Generator:
+    """One thread. `start` returns when its socket is open, so order decides who listens first."""
+
+    def __init__(self, host: Host, open_and_run: Callable[[Any, Generator], None]) -> None:
+        self._library = require()
+        self.traffic = self._library.ffi.new("struct traffic *")
+        self.sock: socket.socket | None = None
+        self.samples_ns: npt.NDArray[np.uint32] | None = None
+        self._host = host
+        self._run = open_and_run
+        self._is_open = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def start(self) -> Generator:
+        """Start the thread; LabError if its socket cannot be opened."""
+        self._thread.start()
+        self._is_open.wait(JOIN_S)
+        if self._failure is not None:
+            raise LabError(f"traffic in {self._host.namespace}: {self._failure}")
+        return self
+
+    def ready(self) -> None:
+        """Say from the thread that the socket is open."""
+        self._is_open.set()
+
+    def counted(self) -> Counted:
+        """The counters now."""
+        t = self.traffic
+        return Counted(
+            bytes=t.bytes,
+            messages=t.messages,
+            corrupt=t.corrupt,
+            reordered=t.reordered,
+            duplicates=t.duplicates,
+            lost=t.lost,
+            refused=t.refused,
+            samples=t.samples,
+        )
+
+    def tell_to_stop(self) -> None:
+        """Ask it to stop; it does within the socket's timeout."""
+        self.traffic.stop = 1
+
+    def stop(self) -> None:
+        """Stop and join it, and close its socket."""
+        self.tell_to_stop()
+        self._thread.join(JOIN_S)
+        if self._thread.is_alive():
+            raise LabError(f"traffic in {self._host.namespace} does not stop")
+        if self.sock is not None:
+            self.sock.close()
+
+    def _serve(self) -> None:
+        try:
+            enter_namespace(self._host.namespace)
+            self._run(self._library, self)
+        except Exception as error:  # noqa: BLE001  (reported by start)
+            self._failure = error
+        finally:
+            self._is_open.set()
+
+
+def pattern() -> Any:
+    """The payload all generators use; keep it for as long as they run."""
+    library = require()
+    data = library.ffi.new("uint8_t[]", library.lib.TRAFFIC_PERIOD + library.lib.TRAFFIC_PIECE)
+    library.lib.traffic_pattern(data)
+    return data
+
+
+def stream_receiver(host: Host, address: str, port: int, data: Any) -> Generator:
+    """Accepts one TCP connection and checks what comes over it."""
+
+    def run(library: Any, generator: Generator) -> None:
+        with _listen(address, port) as listener:
+            generator.ready()
+            connection, _ = listener.accept()
+        generator.sock = _prepare(connection)
+        library.lib.traffic_stream_receive(connection.fileno(), data, generator.traffic)
+
+    return Generator(host, run)
+
+
+def stream_sender(host: Host, address: str, port: int, data: Any) -> Generator:
+    """Connects and sends."""
+
+    def run(library: Any, generator: Generator) -> None:
+        sock = generator.sock = _connect(address, port)
+        generator.ready()
+        library.lib.traffic_stream_send(sock.fileno(), data, generator.traffic)
+        sock.close()
+
+    return Generator(host, run)
+
+
+def datagram_receiver(host: Host, address: str, port: int, data: Any) -> Generator:
+    """Receives and checks datagrams."""
+
+    def run(library: Any, generator: Generator) -> None:
+        sock = generator.sock = _bound(address, port)
+        seen = library.ffi.new("uint8_t[]", SEEN_BITS // 8)
+        generator.ready()
+        library.lib.traffic_datagram_receive(
+            sock.fileno(), data, seen, SEEN_BITS, generator.traffic
+        )
+
+    return Generator(host, run)
+
+
+def datagram_sender(
+    host: Host, address: str, port: int, data: Any, *, size: int, per_ms: int
+) -> Generator:
+    """Sends datagrams of `size` bytes, `per_ms` a millisecond or as fast as it goes (0)."""
+
+    def run(library: Any, generator: Generator) -> None:
+        sock = generator.sock = _prepare(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        sock.connect((address, port))
+        generator.ready()
+        library.lib.traffic_datagram_send(sock.fileno(), data, size, per_ms, generator.traffic)
+
+    return Generator(host, run)
+
+
+def answerer(host: Host, address: str, port: int, *, is_stream: bool, size: int) -> Generator:
+    """Answers requests with themselves."""
+
+    def run(library: Any, generator: Generator) -> None:
+        if is_stream:
+            with _listen(address, port) as listener:
+                generator.ready()
+                connection, _ = listener.accept()
+            sock = generator.sock = _prepare(connection)
+        else:
+            sock = generator.sock = _bound(address, port)
+            generator.ready()
+        library.lib.traffic_answer(sock.fileno(), int(is_stream), size, generator.traffic)
+
+    return Generator(host, run)
+
+
+def requester(host: Host, address: str, port: int, *, is_stream: bool, size: int) -> Generator:
+    """Asks, waits, asks again; keeps every round trip's nanoseconds."""
+    samples = np.zeros(SAMPLES_MAX, np.uint32)
+
+    def run(library: Any, generator: Generator) -> None:
+        generator.samples_ns = samples
+        if is_stream:
+            sock = generator.sock = _connect(address, port)
+        else:
+            sock = generator.sock = _prepare(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            sock.connect((address, port))
+        generator.ready()
+        library.lib.traffic_request(
+            sock.fileno(),
+            int(is_stream),
+            size,
+            library.ffi.from_buffer("uint32_t[]", samples, require_writable=True),
+            len(samples),
+            generator.traffic,
+        )
+
+    return Generator(host, run)
+
+
+def acceptor(host: Host, address: str, port: int) -> Generator:
+    """Accepts connections for `connector`."""
+
+    def run(library: Any, generator: Generator) -> None:
+        listener = generator.sock = _prepare(_listen(address, port))
+        generator.ready()
+        library.lib.traffic_accept(listener.fileno(), generator.traffic)
+
+    return Generator(host, run)
+
+
+def connector(host: Host, address: str, port: int) -> Generator:
+    """Connects, asks, closes, again and again."""
+
+    def run(library: Any, generator: Generator) -> None:
+        generator.ready()
+        library.lib.traffic_connect(int(IPv4Address(address)), port, generator.traffic)
+
+    return Generator(host, run)
+
+
+def burn(seconds: float) -> float:
+    """Burn CPU on the calling thread; the CPU seconds it took by the thread's own clock."""
+    return int(require().lib.traffic_burn(int(seconds * 1e9))) / 1e9
+
+
+def _prepare(sock: socket.socket) -> socket.socket:
+    sock.setblocking(True)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, TIMEOUT)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, TIMEOUT)
+    if sock.type == socket.SOCK_STREAM:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((address, port))
+    listener.listen(128)
+    listener.settimeout(JOIN_S)
+    return listener
+
+
+def _connect(address: str, port: int) -> socket.socket:
+    return _prepare(socket.create_connection((address, port), timeout=JOIN_S))
+
+
+def _bound(address: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    # SO_RCVBUFFORCE (asm-generic/socket.h): a receiver must not be what loses packets.
+    sock.setsockopt(socket.SOL_SOCKET, 33, BUFFER_LEN)
+    sock.bind((address, port))
+    return _prepare(sock)

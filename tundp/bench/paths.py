@@ -1,0 +1,363 @@
+"""The rows: every way two hosts can be joined here, built the same and measured the same.
+
+left node ── eth0 ═══ veth ═══ eth0 ── right node        192.0.2.1, 192.0.2.2
+  10.5.1.0                              10.5.2.0         on the overlay
+  pod 10.5.1.2 behind cni0              pod 10.5.2.2     with --topology pods
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface
+from pathlib import Path
+from typing import Any, Final
+
+from tundp.dataplane.choose import ENGINES
+from tundp.errors import LabError, TundpError
+from tundp.lab.etcd import PrivateEtcd
+from tundp.lab.lab import Host, Lab
+from tundp.lab.offload import make_wire_like
+from tundp.lab.overlay import LabNode, start_tundp
+from tundp.wire import overhead
+
+MTU: Final = 1500
+VXLAN_OVERHEAD: Final = 50
+VXLAN_PORT: Final = 8472
+OVERLAY: Final = ("10.5.1.0", "10.5.2.0")
+SUBNETS: Final = ("10.5.1.0/24", "10.5.2.0/24")
+BRIDGES: Final = ("10.5.1.1/24", "10.5.2.1/24")
+PODS: Final = ("10.5.1.2", "10.5.2.2")
+UNDERLAY: Final = ("192.0.2.1", "192.0.2.2")
+BASELINE: Final = "vxlan"
+NULL: Final = "vxlan-again"
+READY_S: Final = 20.0
+
+
+@dataclass(slots=True)
+class Ground:
+    """Two nodes joined by a cable, what a path is built on; and where its traffic runs."""
+
+    nodes: tuple[Host, Host]
+    directory: Path
+    ends: tuple[Host, Host]
+    addresses: tuple[str, str]
+    mtu: int = MTU
+    daemons: list[LabNode] = field(default_factory=list)
+
+    async def counters(self) -> list[dict[str, Any]]:
+        """Each daemon's counters, none for kernel paths."""
+        return [(await node.status())["counters"] for node in self.daemons]
+
+
+class BenchPath(ABC):
+    """One row. `name` is what --only takes."""
+
+    name: str
+    label: str
+    is_encrypted = False
+
+    async def why_not(self) -> str | None:
+        """Why this machine cannot run it, or None if it can."""
+        return None
+
+    @abstractmethod
+    async def build(self, ground: Ground) -> None:
+        """Join the two nodes: overlay addresses, routes to the other's subnet, MTU."""
+
+
+class VethPath(BenchPath):
+    """No tunnel at all: what the lab itself can do."""
+
+    name = "veth"
+    label = "direct veth route"
+
+    async def build(self, ground: Ground) -> None:
+        """See BenchPath."""
+        for side, node in enumerate(ground.nodes):
+            await node.route(SUBNETS[1 - side], via=UNDERLAY[1 - side])
+        ground.addresses = UNDERLAY
+
+
+class VxlanPath(BenchPath):
+    """flannel's vxlan backend: nolearning, static neighbour, FDB entry and onlink route."""
+
+    def __init__(self, name: str, label: str, *, has_checksum: bool) -> None:
+        self.name = name
+        self.label = label
+        self._has_checksum = has_checksum
+
+    async def build(self, ground: Ground) -> None:
+        """See BenchPath."""
+        macs = ("02:00:00:05:01:00", "02:00:00:05:02:00")
+        ground.mtu = MTU - VXLAN_OVERHEAD
+        for side, node in enumerate(ground.nodes):
+            other = 1 - side
+            await node.netlink.call(
+                "add flannel.1",
+                "link",
+                "add",
+                ifname="flannel.1",
+                kind="vxlan",
+                vxlan_id=1,
+                vxlan_link=await node.index("eth0"),
+                vxlan_local=UNDERLAY[side],
+                vxlan_port=VXLAN_PORT,
+                vxlan_learning=False,
+                vxlan_udp_csum=self._has_checksum,
+            )
+            await node.configure("flannel.1", f"{OVERLAY[side]}/32", mtu=ground.mtu, mac=macs[side])
+            index = await node.index("flannel.1")
+            await node.netlink.call(
+                "add neighbour",
+                "neigh",
+                "replace",
+                dst=OVERLAY[other],
+                lladdr=macs[other],
+                ifindex=index,
+                state="permanent",
+            )
+            await node.netlink.call(
+                "add FDB entry",
+                "fdb",
+                "append",
+                ifindex=index,
+                lladdr=macs[other],
+                dst=UNDERLAY[other],
+            )
+            await node.netlink.call(
+                "add route",
+                "route",
+                "add",
+                dst=SUBNETS[other],
+                gateway=OVERLAY[other],
+                oif=index,
+                flags="onlink",
+            )
+
+
+class TundpPath(BenchPath):
+    """tundp with one of its engines."""
+
+    def __init__(self, engine: str) -> None:
+        self.name = f"tundp-{engine}" if engine != "simple" else "simple"
+        self.label = (
+            "one packet per syscall, C" if engine == "simple" else f"tundp, {engine} engine"
+        )
+        self._engine = engine
+
+    async def build(self, ground: Ground) -> None:
+        """See BenchPath."""
+        lease_file = ground.directory / "leases.json"
+        # Reservations: each daemon finds its own by its public IP.
+        leases = {
+            subnet.replace("/", "-"): {"PublicIP": address}
+            for subnet, address in zip(SUBNETS, UNDERLAY, strict=True)
+        }
+        lease_file.write_text(
+            json.dumps({"config": {"Network": "10.5.0.0/16"}, "leases": leases}), encoding="utf-8"
+        )
+        for side, node in enumerate(ground.nodes):
+            lab_node = LabNode(side + 1, node, ground.directory)
+            await start_tundp(lab_node, [f"--store=file:{lease_file}"], f"--engine={self._engine}")
+            ground.daemons.append(lab_node)
+        for lab_node in ground.daemons:
+            await lab_node.wait_for_peers(1)
+        ground.mtu = overhead.inner_mtu(MTU)
+
+
+class FlanneldPath(BenchPath):
+    """A stock flanneld binary with its own udp backend, leases in a private etcd."""
+
+    name = "flanneld"
+    label = "stock flanneld, udp backend"
+
+    def __init__(self, binary: str) -> None:
+        self._binary = binary
+
+    async def why_not(self) -> str | None:
+        """See BenchPath."""
+        if shutil.which(self._binary) is None:
+            return f"--flanneld {self._binary}: no such program"
+        if shutil.which("etcd") is None:
+            return "it keeps its leases in etcd, which is not installed"
+        return None
+
+    async def build(self, ground: Ground) -> None:
+        """See BenchPath. The left node's etcd serves both, in the API the binary speaks."""
+        left = ground.nodes[0]
+        directory = ground.directory / "etcd"
+        directory.mkdir()
+        server = PrivateEtcd(UNDERLAY[0], left, directory=directory)
+        await server.start()
+        values = {"config": json.dumps({"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}})}
+        for subnet, address in zip(SUBNETS, UNDERLAY, strict=True):
+            values[f"subnets/{subnet.replace('/', '-')}"] = json.dumps({"PublicIP": address})
+        for key, value in values.items():
+            for api in ("v2", "v3"):
+                await server.put(f"/coreos.com/network/{key}", value, api=api)
+        for side, node in enumerate(ground.nodes):
+            env = ground.directory / f"flanneld{side}.env"
+            with (ground.directory / f"flanneld{side}.log").open("ab") as log:
+                process = await node.popen(
+                    [
+                        self._binary,
+                        f"-etcd-endpoints={server.url}",
+                        "-iface=eth0",
+                        f"-subnet-file={env}",
+                    ],
+                    log=log,
+                )
+            async with asyncio.timeout(READY_S):
+                while not env.exists():
+                    if process.poll() is not None:
+                        text = (ground.directory / f"flanneld{side}.log").read_text()[-1500:]
+                        raise LabError(f"{self._binary} ended:\n{text}")
+                    await asyncio.sleep(0.05)
+        ground.mtu = overhead.inner_mtu(MTU)
+
+
+class KernelTunnelPath(BenchPath):
+    """A tunnel of the kernel's that may not be built in: asked by making one."""
+
+    def __init__(self, name: str, label: str, kind: str, *, is_encrypted: bool = False) -> None:
+        self.name = name
+        self.label = label
+        self._kind = kind
+        self.is_encrypted = is_encrypted
+
+    async def why_not(self) -> str | None:
+        """See BenchPath."""
+        lab = Lab("tundp-probe")
+        try:
+            async with lab:
+                host = await lab.host(self.name)
+                await host.netlink.call(
+                    f"add a {self._kind} device", "link", "add", ifname="probe0", kind=self._kind
+                )
+        except TundpError as error:
+            return f"not available here: {error}"
+        return (
+            "this kernel has it, but tundp bench cannot set it up yet: it was written on one"
+            " that has not"
+        )
+
+    async def build(self, ground: Ground) -> None:
+        """See BenchPath."""
+        raise LabError(f"{self.name} cannot be built: ask why_not first")
+
+
+class WireguardGoPath(BenchPath):
+    """wireguard-go, encrypted: a user-space tunnel with super-packets, for comparison."""
+
+    name = "wireguard-go"
+    label = "wireguard-go (encrypted)"
+    is_encrypted = True
+
+    async def why_not(self) -> str | None:
+        """See BenchPath."""
+        missing = [tool for tool in ("wireguard-go", "wg") if shutil.which(tool) is None]
+        return f"not installed: {', '.join(missing)}" if missing else None
+
+    async def build(self, ground: Ground) -> None:
+        """See BenchPath."""
+        keys = []
+        for node in ground.nodes:
+            private = await _output(node, ["wg", "genkey"])
+            keys.append((private, await _output(node, ["wg", "pubkey"], private)))
+        for side, node in enumerate(ground.nodes):
+            with (ground.directory / f"wireguard{side}.log").open("ab") as log:
+                await node.popen(["wireguard-go", "--foreground", "wg0"], log=log)
+            async with asyncio.timeout(READY_S):
+                while not await node.has_device("wg0"):  # noqa: ASYNC110  (another process's)
+                    await asyncio.sleep(0.05)
+            key_file = ground.directory / f"key{side}"
+            key_file.write_text(keys[side][0], encoding="ascii")
+            other = 1 - side
+            await _output(
+                node,
+                [
+                    *("wg", "set", "wg0", "listen-port", "51820", "private-key", str(key_file)),
+                    *("peer", keys[other][1].strip(), "allowed-ips", SUBNETS[other]),
+                    *("endpoint", f"{UNDERLAY[other]}:51820"),
+                ],
+            )
+            ground.mtu = 1420
+            await node.configure("wg0", f"{OVERLAY[side]}/32", mtu=ground.mtu)
+            index = await node.index("wg0")
+            await node.netlink.call("add route", "route", "add", dst=SUBNETS[other], oif=index)
+
+
+def all_paths(flanneld: str | None) -> list[BenchPath]:
+    """Every row there is, the baseline and its double first; new engines appear by themselves."""
+    paths: list[BenchPath] = [
+        VxlanPath(BASELINE, "kernel VXLAN, no UDP checksum", has_checksum=False),
+        VxlanPath(NULL, "kernel VXLAN again (null test)", has_checksum=False),
+        VxlanPath("vxlan-csum", "kernel VXLAN, UDP checksum", has_checksum=True),
+        VethPath(),
+        *(TundpPath(engine) for engine in ENGINES),
+        KernelTunnelPath("fou", "kernel IPIP over FOU", "ipip"),
+        KernelTunnelPath(
+            "wireguard", "kernel WireGuard (encrypted)", "wireguard", is_encrypted=True
+        ),
+        WireguardGoPath(),
+    ]
+    if flanneld is not None:
+        paths.append(FlanneldPath(flanneld))
+    return paths
+
+
+def host_names(lab_kind: str, path: BenchPath) -> list[str]:
+    """The lab hosts a row needs, so that leftovers are found before anything is built."""
+    return [f"{lab_kind[0]}-{path.name}-{role}" for role in ("l", "r", "pl", "pr")]
+
+
+async def build_ground(
+    lab: Lab, lab_kind: str, path: BenchPath, directory: Path, *, has_pods: bool
+) -> Ground:
+    """Two nodes, a cable of the lab's kind, the path over it, and pods if asked for."""
+    left_name, right_name, *pod_names = host_names(lab_kind, path)
+    left, right = await lab.host(left_name), await lab.host(right_name)
+    await lab.cable(left, "eth0", right, "eth0")
+    for side, node in enumerate((left, right)):
+        await node.configure("eth0", f"{UNDERLAY[side]}/24", mtu=MTU)
+        await node.sysctl("ipv4/ip_forward", 1)
+        # Connections by the thousand a second, all from one address to one port.
+        await node.sysctl("ipv4/tcp_tw_reuse", 1)
+        if lab_kind == "wire":
+            await make_wire_like(node, "eth0")
+    directory.mkdir(parents=True)
+    ground = Ground((left, right), directory, (left, right), OVERLAY)
+    await path.build(ground)
+    if has_pods:
+        await _add_pods(lab, ground, pod_names)
+    return ground
+
+
+async def _add_pods(lab: Lab, ground: Ground, names: Sequence[str]) -> None:
+    pods = []
+    for side, node in enumerate(ground.nodes):
+        pod = await lab.host(names[side])
+        await lab.cable(pod, "eth0", node, "veth1")
+        await node.configure("veth1", mtu=ground.mtu)
+        await node.bridge("cni0", "veth1")
+        await node.configure("cni0", BRIDGES[side], mtu=ground.mtu)
+        await pod.configure("eth0", f"{PODS[side]}/24", mtu=ground.mtu)
+        await pod.route("0.0.0.0/0", via=str(IPv4Interface(BRIDGES[side]).ip))
+        pods.append(pod)
+    ground.ends = (pods[0], pods[1])
+    ground.addresses = PODS
+
+
+async def _output(host: Host, argv: list[str], stdin: str = "") -> str:
+    answer: subprocess.CompletedProcess[str] = await host.call(
+        subprocess.run, argv, input=stdin, capture_output=True, text=True, check=False
+    )
+    if answer.returncode:
+        raise LabError(f"{' '.join(argv[:3])}: {answer.stderr.strip()}")
+    return answer.stdout.strip()

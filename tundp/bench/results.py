@@ -1,0 +1,266 @@
+"""results.json: every sample and what follows from them; docs/benchmarking.md has the schema."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tundp.bench import stats
+from tundp.bench.paths import BASELINE, NULL
+from tundp.bench.stats import Estimate
+from tundp.bench.workloads import WORKLOADS, Values
+from tundp.errors import ConfigError
+from tundp.files import write_atomically
+
+SCHEMA: Final = 1
+
+DERIVED: Final = {
+    # name: (numerator, denominator, factor)
+    "cpu_s_per_gb": ("busy_s", "payload_bytes", 1e9),
+    "user_s_per_gb": ("user_s", "payload_bytes", 1e9),
+    "system_s_per_gb": ("system_s", "payload_bytes", 1e9),
+    "softirq_s_per_gb": ("softirq_s", "payload_bytes", 1e9),
+    "cpu_ns_per_packet": ("busy_s", "packets", 1e9),
+    "switches_per_packet": ("context_switches", "packets", 1.0),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One line of the validity block."""
+
+    name: str
+    value: str
+    status: str
+    """`ok`, `note`, or `red`: then the numbers are not comparable."""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One run of one workload over one row."""
+
+    lab: str
+    row: str
+    workload: str
+    round: int
+    values: Values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One path in one lab: there, or why not."""
+
+    lab: str
+    name: str
+    label: str
+    is_encrypted: bool
+    why_not: str | None
+
+
+@dataclass(slots=True)
+class Results:
+    """All of one bench."""
+
+    profile: str
+    settings: dict[str, Any]
+    started: str
+    environment: dict[str, str]
+    checks: list[Check] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    is_partial: bool = True
+    finished: str = ""
+
+    @property
+    def reds(self) -> list[Check]:
+        """What makes the numbers not comparable."""
+        return [check for check in self.checks if check.status == "red"]
+
+    @property
+    def headline(self) -> str:
+        """The first line of every report."""
+        words = []
+        if self.reds:
+            words.append("NOT COMPARABLE: " + "; ".join(f"{c.name} {c.value}" for c in self.reds))
+        if self.is_partial:
+            words.append("PARTIAL: the bench was interrupted")
+        return " · ".join(words) or "comparable: every validity check passed"
+
+    def labs(self) -> list[str]:
+        """Labs with samples, in the order they ran."""
+        return list(dict.fromkeys(sample.lab for sample in self.samples))
+
+    def workloads(self, lab: str) -> list[str]:
+        """Workloads with samples in a lab."""
+        return list(dict.fromkeys(s.workload for s in self.samples if s.lab == lab))
+
+    def row_names(self, lab: str) -> list[str]:
+        """Rows with samples in a lab."""
+        return list(dict.fromkeys(s.row for s in self.samples if s.lab == lab))
+
+    def label(self, row: str) -> str:
+        """A row's label."""
+        return next((r.label for r in self.rows if r.name == row), row)
+
+    def by_round(self, lab: str, row: str, workload: str, value: str) -> dict[int, float]:
+        """One value of one cell, round by round."""
+        found = {}
+        for sample in self.samples:
+            if (sample.lab, sample.row, sample.workload) == (lab, row, workload):
+                number = derive(sample.values, value)
+                if number is not None:
+                    found[sample.round] = number
+        return found
+
+    def cell(self, lab: str, row: str, workload: str, value: str) -> Estimate | None:
+        """The estimate of one value of one cell, None if it was not measured."""
+        return stats.estimate(list(self.by_round(lab, row, workload, value).values()))
+
+    def ratio(self, lab: str, row: str, workload: str, value: str) -> Estimate | None:
+        """The row over kernel VXLAN, paired by round."""
+        return stats.paired_ratio(
+            self.by_round(lab, row, workload, value),
+            self.by_round(lab, BASELINE, workload, value),
+        )
+
+    def noise(self, lab: str, workload: str, value: str) -> float | None:
+        """How far VXLAN over itself was from 1."""
+        return stats.noise_floor(self.ratio(lab, NULL, workload, value))
+
+    def verdict(self, lab: str, row: str, workload: str) -> str:
+        """better, worse or same than VXLAN by the workload's headline; invalid if corrupted."""
+        kind = workload_named(workload)
+        if any(self.by_round(lab, row, workload, "corrupt").values()):
+            return "INVALID"
+        return stats.verdict(
+            self.ratio(lab, row, workload, kind.headline),
+            self.noise(lab, workload, kind.headline),
+            more_is_better=kind.more_is_better,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write results.json."""
+        document = {"schema": SCHEMA} | asdict(self) | {"headline": self.headline}
+        document["summary"] = self._summary()
+        write_atomically(path, json.dumps(document, indent=1) + "\n")
+
+    def _summary(self) -> list[dict[str, Any]]:
+        lines = []
+        for lab in self.labs():
+            for workload in self.workloads(lab):
+                headline = workload_named(workload).headline
+                for row in self.row_names(lab):
+                    cell = self.cell(lab, row, workload, headline)
+                    ratio = self.ratio(lab, row, workload, headline)
+                    lines.append(
+                        {
+                            "lab": lab,
+                            "workload": workload,
+                            "row": row,
+                            "metric": headline,
+                            "value": None if cell is None else asdict(cell),
+                            "ratio_to_vxlan": None if ratio is None else asdict(ratio),
+                            "noise": self.noise(lab, workload, headline),
+                            "verdict": self.verdict(lab, row, workload),
+                        }
+                    )
+        return lines
+
+
+def derive(values: Values, name: str) -> float | None:
+    """A value as measured, or one that follows from two of them; None if not measured."""
+    if name in values:
+        return values[name]
+    if name not in DERIVED:
+        return None
+    numerator, denominator, factor = DERIVED[name]
+    if not values.get(denominator) or numerator not in values:
+        return None
+    return values[numerator] / values[denominator] * factor
+
+
+def workload_named(name: str) -> Any:
+    """The workload behind a name in results."""
+    return next(workload for workload in WORKLOADS if workload.name == name)
+
+
+def load(path: Path) -> Results:
+    """Read results.json; ConfigError if it is something else."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise ConfigError(
+            f"{path} is no results.json of schema {SCHEMA}: was it made by another version?"
+        )
+    try:
+        return Results(
+            profile=document["profile"],
+            settings=document["settings"],
+            started=document["started"],
+            environment=document["environment"],
+            checks=[Check(**check) for check in document["checks"]],
+            rows=[Row(**row) for row in document["rows"]],
+            samples=[Sample(**sample) for sample in document["samples"]],
+            is_partial=document["is_partial"],
+            finished=document["finished"],
+        )
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not whole: {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One cell of two benches."""
+
+    lab: str
+    workload: str
+    row: str
+    metric: str
+    before: float
+    after: float
+    change: float
+    """The ratio to VXLAN after, over that before, less 1."""
+    noise: float
+    verdict: str
+
+
+def diff(before: Results, after: Results) -> list[Difference]:
+    """What changed between two benches, beyond the noise of both.
+
+    Ratios to VXLAN are compared, not figures: two runs are two moods of one machine.
+    """
+    found = []
+    for lab in after.labs():
+        for workload in after.workloads(lab):
+            kind = workload_named(workload)
+            for row in after.row_names(lab):
+                if row in (BASELINE, NULL):
+                    continue
+                old = before.ratio(lab, row, workload, kind.headline)
+                new = after.ratio(lab, row, workload, kind.headline)
+                noises = [r.noise(lab, workload, kind.headline) for r in (before, after)]
+                if old is None or new is None or None in noises or not old.median:
+                    continue
+                noise = sum(n for n in noises if n is not None)
+                is_apart = new.low > old.high * (1 + noise) or new.high < old.low * (1 - noise)
+                change = new.median / old.median - 1
+                is_up = (change > 0) is kind.more_is_better
+                found.append(
+                    Difference(
+                        lab=lab,
+                        workload=workload,
+                        row=row,
+                        metric=kind.headline,
+                        before=old.median,
+                        after=new.median,
+                        change=change,
+                        noise=noise,
+                        verdict=("better" if is_up else "worse") if is_apart else "same",
+                    )
+                )
+    return found

@@ -1,0 +1,317 @@
+"""One bench: build every row, run every workload over all of them in turn, verify, tear down.
+
+    for each lab            virtual: veth passes super-packets whole
+                            wire:    MTU-size frames with finished checksums
+      build all its rows    each on its own pair of namespaces; idle ones cost nothing
+      look at the frames    AF_PACKET histogram of what leaves eth0
+      for each workload
+        for each round      rows in turn, starting at another one each round
+
+So whatever the machine does meanwhile hits all rows alike, and ratios are taken within a
+round. What was measured is kept after any end; an interrupted bench says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import os
+import shutil
+import socket
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from tundp.bench import generators, validity
+from tundp.bench.paths import (
+    BASELINE,
+    NULL,
+    BenchPath,
+    Ground,
+    all_paths,
+    build_ground,
+    host_names,
+)
+from tundp.bench.results import Check, Results, Row, Sample
+from tundp.bench.workloads import WORKLOADS, NoRateHeldError, Workload
+from tundp.errors import ConfigError, LabError, TundpError
+from tundp.lab.lab import Lab, leftovers, processes_in, remove_namespace
+
+PREFIX: Final = "tundp-bench"
+LABS: Final = ("virtual", "wire")
+FRAME_LOOK_S: Final = 0.25
+ETH_P_ALL: Final = 0x0003
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """How much is measured."""
+
+    workloads: tuple[str, ...]
+    rounds: int
+    seconds: float
+    warmup_s: float
+
+
+PROFILES: Final = {
+    "quick": Profile(
+        workloads=("tcp1", "tcp4", "udp64", "udp1400", "tcp_rr"),
+        rounds=5,
+        seconds=0.3,
+        warmup_s=0.1,
+    ),
+    "default": Profile(
+        workloads=tuple(w.name for w in WORKLOADS if not w.name.endswith(("-loss", "-rev"))),
+        rounds=7,
+        seconds=1.0,
+        warmup_s=0.3,
+    ),
+    "full": Profile(
+        workloads=tuple(w.name for w in WORKLOADS), rounds=10, seconds=2.0, warmup_s=0.5
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSettings:
+    """What the command line asked for."""
+
+    profile: str
+    only: tuple[str, ...]
+    """Names of rows, workloads and labs to restrict to; of each kind none means all."""
+    rounds: int | None
+    seconds: float | None
+    topology: str
+    """`host` or `pods`."""
+    flanneld: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What will run."""
+
+    labs: tuple[str, ...]
+    paths: tuple[BenchPath, ...]
+    workloads: tuple[Workload, ...]
+    rounds: int
+    seconds: float
+    warmup_s: float
+    has_pods: bool
+
+    @property
+    def run_count(self) -> int:
+        """Measurements in all, if every row can be built."""
+        return len(self.labs) * len(self.paths) * len(self.workloads) * self.rounds
+
+
+class Progress:
+    """What the bench tells whoever watches; does nothing by itself."""
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+
+    def step(self, text: str) -> None:
+        """One measurement begins."""
+
+
+def make_plan(settings: BenchSettings) -> Plan:
+    """Check the settings; ConfigError names what is unknown and what there is."""
+    profile = PROFILES[settings.profile]
+    paths = all_paths(settings.flanneld)
+    kinds: dict[str, list[str]] = {
+        "lab": list(LABS),
+        "row": [path.name for path in paths],
+        "workload": [workload.name for workload in WORKLOADS],
+    }
+    chosen: dict[str, list[str]] = {kind: [] for kind in kinds}
+    for name in settings.only:
+        kind = next((kind for kind, names in kinds.items() if name in names), None)
+        if kind is None:
+            raise ConfigError(
+                f"--only {name}: no such row, workload or lab; rows: {', '.join(kinds['row'])};"
+                f" workloads: {', '.join(kinds['workload'])}; labs: {', '.join(LABS)}"
+            )
+        chosen[kind].append(name)
+    # The baseline and its double are what everything is compared with.
+    rows = [BASELINE, NULL, *chosen["row"]] if chosen["row"] else kinds["row"]
+    workloads = chosen["workload"] or list(profile.workloads)
+    return Plan(
+        labs=tuple(lab for lab in LABS if lab in (chosen["lab"] or LABS)),
+        paths=tuple(path for path in paths if path.name in rows),
+        workloads=tuple(w for w in WORKLOADS if w.name in workloads),
+        rounds=settings.rounds or profile.rounds,
+        seconds=settings.seconds or profile.seconds,
+        warmup_s=profile.warmup_s,
+        has_pods=settings.topology == "pods",
+    )
+
+
+async def run_bench(
+    settings: BenchSettings, progress: Progress, keep: Callable[[Results], None]
+) -> Results:
+    """Run it. `keep` is called with all there is after each workload, and at any end.
+
+    LabError before anything is built if namespaces of an earlier bench are there.
+    Cancelling tears everything down; what was measured has been given to `keep`.
+    """
+    generators.require()
+    plan = make_plan(settings)
+    names = [name for lab in plan.labs for path in plan.paths for name in host_names(lab, path)]
+    left = leftovers(PREFIX, names)
+    if left:
+        raise LabError(
+            f"namespaces of another bench are there ({', '.join(left[:3])}, ...): let it end,"
+            " or remove them with tundp bench --clean"
+        )
+    results = Results(
+        profile=settings.profile,
+        settings=asdict(settings) | {"rounds": plan.rounds, "seconds": plan.seconds},
+        started=_now(),
+        environment=validity.environment(),
+    )
+    try:
+        results.checks += await validity.checks_before()
+        for check in results.checks:
+            progress.say(f"{check.name}: {check.value} ({check.status})")
+        for lab_kind in plan.labs:
+            await _run_lab(lab_kind, plan, results, progress, keep)
+        results.is_partial = False
+    finally:
+        results.finished = _now()
+        results.checks += validity.checks_after(results)
+        keep(results)
+    return results
+
+
+async def clean_bench() -> list[str]:
+    """Remove what a killed bench left; the names of what was removed."""
+    plan = make_plan(
+        BenchSettings(
+            profile="full", only=(), rounds=None, seconds=None, topology="pods", flanneld="flanneld"
+        )
+    )
+    names = [name for lab in LABS for path in plan.paths for name in host_names(lab, path)]
+    left = leftovers(PREFIX, names)
+    for name in left:
+        for pid in processes_in(name):
+            if pid != os.getpid():
+                os.kill(pid, 15)
+        remove_namespace(name)
+    return left
+
+
+async def _run_lab(
+    lab_kind: str,
+    plan: Plan,
+    results: Results,
+    progress: Progress,
+    keep: Callable[[Results], None],
+) -> None:
+    async with _lab(lab_kind, plan, results, progress) as grounds:
+        for path, ground in grounds:
+            check = await _look_at_frames(lab_kind, path, ground)
+            results.checks.append(check)
+        for workload in plan.workloads:
+            for number in range(plan.rounds):
+                first = number % max(1, len(grounds))
+                for path, ground in grounds[first:] + grounds[:first]:
+                    progress.step(f"{lab_kind} · {workload.name} · {path.name}")
+                    await _measure(lab_kind, path, ground, workload, number, plan, results)
+            keep(results)
+
+
+async def _measure(
+    lab_kind: str,
+    path: BenchPath,
+    ground: Ground,
+    workload: Workload,
+    number: int,
+    plan: Plan,
+    results: Results,
+) -> None:
+    try:
+        values = await workload.measure(ground, warmup_s=plan.warmup_s, seconds=plan.seconds)
+    except NoRateHeldError:
+        return
+    results.samples.append(
+        Sample(lab=lab_kind, row=path.name, workload=workload.name, round=number, values=values)
+    )
+
+
+@contextlib.asynccontextmanager
+async def _lab(
+    lab_kind: str, plan: Plan, results: Results, progress: Progress
+) -> AsyncIterator[list[tuple[BenchPath, Ground]]]:
+    """All rows of a lab that can be built here; the others are noted with the reason."""
+    directory = Path(tempfile.mkdtemp(prefix="tundp-bench-"))
+    try:
+        async with Lab(PREFIX) as lab:
+            grounds = []
+            for path in plan.paths:
+                why_not = await path.why_not()
+                if why_not is None:
+                    try:
+                        ground = await build_ground(
+                            lab, lab_kind, path, directory / path.name, has_pods=plan.has_pods
+                        )
+                        grounds.append((path, ground))
+                    except TundpError as error:
+                        why_not = f"cannot be built: {error}"
+                if why_not is not None:
+                    progress.say(f"{lab_kind}: no {path.name}: {why_not}")
+                results.rows.append(
+                    Row(
+                        lab=lab_kind,
+                        name=path.name,
+                        label=path.label,
+                        is_encrypted=path.is_encrypted,
+                        why_not=why_not,
+                    )
+                )
+            yield grounds
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+async def _look_at_frames(lab_kind: str, path: BenchPath, ground: Ground) -> Check:
+    """Run TCP for a moment and see how large the frames are that leave the left node."""
+    sizes: Counter[int] = Counter()
+    tap: socket.socket = await ground.nodes[0].call(
+        socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)
+    )
+    with tap:
+        tap.bind(("eth0", ETH_P_ALL))
+        tap.setblocking(False)
+        tcp = next(w for w in WORKLOADS if w.name == "tcp1")
+        running = asyncio.create_task(
+            tcp.measure(ground, warmup_s=0.05, seconds=FRAME_LOOK_S), name="frames"
+        )
+        while not running.done():
+            _drain(tap, sizes)
+            await asyncio.sleep(0.005)
+        await running
+    check = validity.check_frames(sizes, f"{lab_kind} {path.name}")
+    if lab_kind != "wire" and check.status == "red":
+        return Check(
+            name=check.name, value=check.value, status="note", why="super-packets pass whole"
+        )
+    return check
+
+
+def _drain(tap: socket.socket, sizes: Counter[int]) -> None:
+    for _ in range(2000):
+        try:
+            # MSG_TRUNC: the length of the whole frame, of which nothing else is wanted.
+            length, _, _, source = tap.recvmsg_into([bytearray(1)], 0, socket.MSG_TRUNC)
+        except BlockingIOError:
+            return
+        if source[2] == socket.PACKET_OUTGOING:
+            sizes[length] += 1
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

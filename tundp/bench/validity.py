@@ -1,0 +1,166 @@
+"""Whether the numbers can be trusted: asked of the machine before, during and after."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+import tundp
+from tundp.bench.machine import check_accounting, load_average
+from tundp.bench.results import Check, Results, workload_named
+
+LOAD_MAX: Final = 0.7
+STEAL_MAX: Final = 0.01
+ACCOUNTING_MAX: Final = 0.15
+NOISE_MAX: Final = 0.15
+FRAME_MAX: Final = 1514
+"""Ethernet header and an MTU of 1500."""
+RETRANSMIT_MAX: Final = 0.01
+
+
+def environment() -> dict[str, str]:
+    """What the numbers were measured on and with."""
+    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    model = re.search(r"^(?:model name|Model)\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
+    return {
+        "kernel": platform.release(),
+        "cpu": model.group(1) if model else platform.machine(),
+        "cores": str(os.cpu_count()),
+        "virtualised": "yes"
+        if re.search(r"^flags.*\bhypervisor\b", cpuinfo, re.MULTILINE)
+        else "no sign",
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "n/a",
+        "mitigations": _mitigations(),
+        "python": platform.python_version(),
+        "tundp": tundp.__version__,
+        "commit": _commit(),
+        "rmem_max": _read("/proc/sys/net/core/rmem_max"),
+        "wmem_max": _read("/proc/sys/net/core/wmem_max"),
+        "iperf3": shutil.which("iperf3") or "not installed: no cross-check",
+        "strace": shutil.which("strace") or "not installed: no cross-check",
+    }
+
+
+async def checks_before() -> list[Check]:
+    """Load, and whether CPU accounting finds a known burner."""
+    load = load_average()
+    burnt, used = await check_accounting()
+    error = abs(used - burnt) / burnt
+    return [
+        Check(
+            name="load before",
+            value=f"{load:.2f}",
+            status="ok" if load <= LOAD_MAX else "red",
+            why=f"other work takes CPU from what is measured; at most {LOAD_MAX}",
+        ),
+        Check(
+            name="CPU accounting",
+            value=f"{used:.2f} s seen of {burnt:.2f} s burnt",
+            status="ok" if error <= ACCOUNTING_MAX else "red",
+            why=f"/proc/stat must find a known burner within {ACCOUNTING_MAX:.0%}",
+        ),
+    ]
+
+
+def check_frames(sizes: Counter[int], where: str) -> Check:
+    """Wire lab: no frame larger than a wire carries."""
+    largest = max(sizes, default=0)
+    count = sum(sizes.values())
+    mean = sum(size * n for size, n in sizes.items()) / count if count else 0
+    return Check(
+        name=f"frames {where}",
+        value=f"largest {largest}, mean {mean:.0f} of {count}",
+        status="ok" if count and largest <= FRAME_MAX else "red",
+        why=f"histogram of what left eth0 (AF_PACKET): at most {FRAME_MAX} bytes on a wire",
+    )
+
+
+def checks_after(results: Results) -> list[Check]:
+    """Steal, noise, corruption, retransmits, over all samples."""
+    values = [sample.values for sample in results.samples]
+    window = sum(v["window_s"] for v in values) * (os.cpu_count() or 1)
+    steal = sum(v["steal_s"] for v in values) / window if window else 0.0
+    corrupt = sum(v.get("corrupt", 0) + v.get("duplicates", 0) for v in values)
+    found = [
+        Check(
+            name="steal",
+            value=f"{steal:.2%}",
+            status="ok" if steal <= STEAL_MAX else "red",
+            why=f"CPU the hypervisor gave to others while we measured; at most {STEAL_MAX:.0%}",
+        ),
+        Check(
+            name="payloads",
+            value="all as sent" if not corrupt else f"{corrupt:.0f} corrupt or duplicated",
+            status="ok" if not corrupt else "red",
+            why="every byte is compared where it arrives",
+        ),
+        _check_retransmits(values),
+    ]
+    found += [
+        check
+        for lab in results.labs()
+        for workload in results.workloads(lab)
+        if (check := _check_noise(results, lab, workload))
+    ]
+    return found
+
+
+def _check_retransmits(values: list[dict[str, float]]) -> Check:
+    tcp = [v for v in values if "retransmits" in v and v.get("packets") and "loss" not in v]
+    packets = sum(v["packets"] for v in tcp)
+    share = sum(v["retransmits"] for v in tcp) / packets if packets else 0.0
+    return Check(
+        name="TCP retransmits",
+        value=f"{share:.3%} of segments",
+        status="ok" if share <= RETRANSMIT_MAX else "note",
+        why="a path that loses packets shows here; it costs that path, nobody else",
+    )
+
+
+def _check_noise(results: Results, lab: str, workload: str) -> Check | None:
+    noise = results.noise(lab, workload, workload_named(workload).headline)
+    if noise is None:
+        return None
+    return Check(
+        name=f"null test {lab} {workload}",
+        value=f"±{noise:.1%}",
+        status="ok" if noise <= NOISE_MAX else "note",
+        why="VXLAN over itself: differences below this are none",
+    )
+
+
+def _mitigations() -> str:
+    directory = Path("/sys/devices/system/cpu/vulnerabilities")
+    if not directory.is_dir():
+        return "n/a"
+    states = [_read(str(path)) for path in sorted(directory.iterdir())]
+    return f"{sum('Mitigation' in state for state in states)} of {len(states)} active"
+
+
+def _commit() -> str:
+    source = Path(tundp.__file__).parent.parent
+    if not (source / ".git").exists():
+        return "n/a (installed)"
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(source), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"n/a ({error})"
+    return answer.stdout.strip()
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
