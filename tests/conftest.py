@@ -21,6 +21,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need root fail at once and aloud without it, rather than one by one."""
-    needs_root = [item for item in items if "/netns/" in item.nodeid.replace("\\", "/")]
+    rooted = ("tests/netns/", "tests/bench/", "tests/facts/")
+    needs_root = [item for item in items if item.nodeid.startswith(rooted)]
     if needs_root and os.geteuid() != 0:
-        pytest.exit("tests/netns makes network namespaces: run as root", returncode=1)
+        pytest.exit(
+            "these tests make network namespaces and TUN devices: run as root", returncode=1
+        )

@@ -111,7 +111,7 @@ static void sleep_until(uint64_t at_ns)
 }
 
 void traffic_datagram_send(int fd, const uint8_t *pattern, uint32_t size, uint32_t per_ms,
-			   struct traffic *traffic)
+			   uint64_t run, struct traffic *traffic)
 {
 	static _Thread_local uint8_t headers[BATCH][HEADER_LEN];
 	struct iovec pieces[BATCH][2];
@@ -131,7 +131,7 @@ void traffic_datagram_send(int fd, const uint8_t *pattern, uint32_t size, uint32
 				uint64_t number = sequence + i;
 
 				memcpy(headers[i], &number, sizeof(number));
-				memset(headers[i] + sizeof(number), 0, HEADER_LEN - sizeof(number));
+				memcpy(headers[i] + sizeof(number), &run, sizeof(run));
 				pieces[i][0] = (struct iovec){ headers[i], HEADER_LEN };
 				pieces[i][1] = (struct iovec){
 					(void *)(uintptr_t)(pattern + number % TRAFFIC_PERIOD),
@@ -164,16 +164,21 @@ void traffic_datagram_send(int fd, const uint8_t *pattern, uint32_t size, uint32
 }
 
 /* Checks one datagram and counts it. */
-static void take(const uint8_t *data, size_t len, const uint8_t *pattern, uint8_t *seen,
-		 uint64_t seen_bits, uint64_t *highest, struct traffic *traffic)
+static void take(const uint8_t *data, size_t len, const uint8_t *pattern, uint64_t run,
+		 uint8_t *seen, uint64_t seen_bits, uint64_t *highest, struct traffic *traffic)
 {
-	uint64_t sequence, bit;
+	uint64_t sequence, its_run, bit;
 
 	if (len < HEADER_LEN) {
 		add(&traffic->corrupt, 1);
 		return;
 	}
 	memcpy(&sequence, data, sizeof(sequence));
+	memcpy(&its_run, data + sizeof(sequence), sizeof(its_run));
+	if (its_run != run) {
+		add(&traffic->stale, 1);
+		return;
+	}
 	if (memcmp(data + HEADER_LEN, pattern + sequence % TRAFFIC_PERIOD, len - HEADER_LEN)) {
 		add(&traffic->corrupt, 1);
 		return;
@@ -198,8 +203,8 @@ static void take(const uint8_t *data, size_t len, const uint8_t *pattern, uint8_
 	add(&traffic->bytes, len);
 }
 
-void traffic_datagram_receive(int fd, const uint8_t *pattern, uint8_t *seen, uint64_t seen_bits,
-			      struct traffic *traffic)
+void traffic_datagram_receive(int fd, const uint8_t *pattern, uint64_t run, uint8_t *seen,
+			      uint64_t seen_bits, struct traffic *traffic)
 {
 	static _Thread_local uint8_t buffers[BATCH][DATAGRAM_MAX];
 	struct iovec pieces[BATCH];
@@ -222,8 +227,8 @@ void traffic_datagram_receive(int fd, const uint8_t *pattern, uint8_t *seen, uin
 			return;
 		}
 		for (int i = 0; i < got; i++)
-			take(buffers[i], messages[i].msg_len, pattern, seen, seen_bits, &highest,
-			     traffic);
+			take(buffers[i], messages[i].msg_len, pattern, run, seen, seen_bits,
+			     &highest, traffic);
 	}
 }
 

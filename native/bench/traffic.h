@@ -11,7 +11,7 @@
 
 /* cdef-begin */
 
-#define TRAFFIC_ABI 1
+#define TRAFFIC_ABI 2
 
 /* Payload byte `o` of stream or datagram `n` is pattern[(n + o) % TRAFFIC_PERIOD]; the
  * pattern is stored twice over and more, so that any piece of it is contiguous. */
@@ -25,6 +25,7 @@ struct traffic {
 	uint64_t corrupt;    /* pieces or datagrams with a wrong byte */
 	uint64_t reordered;  /* datagrams that came after a later one */
 	uint64_t duplicates;
+	uint64_t stale;      /* datagrams of an earlier run, late */
 	uint64_t lost;       /* transactions without an answer in time */
 	uint64_t refused;    /* sends the kernel had no room for */
 	uint64_t samples;    /* latencies stored */
@@ -41,14 +42,15 @@ void traffic_stream_send(int fd, const uint8_t *pattern, struct traffic *traffic
 /* Receives and checks it until the stream ends. */
 void traffic_stream_receive(int fd, const uint8_t *pattern, struct traffic *traffic);
 
-/* Sends datagrams of `size` >= 16 bytes over a connected socket: a sequence number, a
- * zero, then the pattern from the sequence number on. `per_ms` > 0 paces to so many a
- * millisecond, 0 sends as fast as it goes. */
+/* Sends datagrams of `size` >= 16 bytes over a connected socket: a sequence number, the
+ * number of the run, then the pattern from the sequence number on. `per_ms` > 0 paces to so
+ * many a millisecond, 0 sends as fast as it goes. */
 void traffic_datagram_send(int fd, const uint8_t *pattern, uint32_t size, uint32_t per_ms,
-			   struct traffic *traffic);
+			   uint64_t run, struct traffic *traffic);
 
-/* Receives and checks them; `seen` is a zeroed bitmap of `seen_bits` (a power of two). */
-void traffic_datagram_receive(int fd, const uint8_t *pattern, uint8_t *seen,
+/* Receives and checks those of `run`; `seen` is a zeroed bitmap of `seen_bits` (a power of
+ * two). */
+void traffic_datagram_receive(int fd, const uint8_t *pattern, uint64_t run, uint8_t *seen,
 			      uint64_t seen_bits, struct traffic *traffic);
 
 /* Ping-pong of `size` bytes over a connected socket; nanoseconds of each round trip go to

@@ -7,6 +7,7 @@ runs. Payloads are a known pattern, checked byte for byte where they arrive.
 
 from __future__ import annotations
 
+import itertools
 import socket
 import struct
 import threading
@@ -28,13 +29,14 @@ except ImportError as import_error:
     _traffic = None  # type: ignore[assignment]
     _missing = str(import_error)
 
-ABI: Final = 1
+ABI: Final = 2
 TIMEOUT: Final = struct.pack("@ll", 0, 200_000)
 """SO_RCVTIMEO and SO_SNDTIMEO: how often a blocked generator looks whether to stop."""
 BUFFER_LEN: Final = 4 << 20
 SEEN_BITS: Final = 1 << 22
 SAMPLES_MAX: Final = 1 << 20
 JOIN_S: Final = 10.0
+_runs = itertools.count(1)
 
 
 def require() -> Any:
@@ -55,6 +57,7 @@ class Counted:
     corrupt: int
     reordered: int
     duplicates: int
+    stale: int
     lost: int
     refused: int
     samples: int
@@ -95,6 +98,7 @@ class Generator:
             corrupt=t.corrupt,
             reordered=t.reordered,
             duplicates=t.duplicates,
+            stale=t.stale,
             lost=t.lost,
             refused=t.refused,
             samples=t.samples,
@@ -121,6 +125,11 @@ class Generator:
             self._failure = error
         finally:
             self._is_open.set()
+
+
+def next_run() -> int:
+    """A number for one run of datagrams, so that late ones of the run before are told apart."""
+    return next(_runs)
 
 
 def pattern() -> Any:
@@ -156,22 +165,22 @@ def stream_sender(host: Host, address: str, port: int, data: Any) -> Generator:
     return Generator(host, run)
 
 
-def datagram_receiver(host: Host, address: str, port: int, data: Any) -> Generator:
-    """Receives and checks datagrams."""
+def datagram_receiver(host: Host, address: str, port: int, data: Any, *, run_id: int) -> Generator:
+    """Receives and checks the datagrams of one run; late ones of another are only counted."""
 
     def run(library: Any, generator: Generator) -> None:
         sock = generator.sock = _bound(address, port)
         seen = library.ffi.new("uint8_t[]", SEEN_BITS // 8)
         generator.ready()
         library.lib.traffic_datagram_receive(
-            sock.fileno(), data, seen, SEEN_BITS, generator.traffic
+            sock.fileno(), data, run_id, seen, SEEN_BITS, generator.traffic
         )
 
     return Generator(host, run)
 
 
 def datagram_sender(
-    host: Host, address: str, port: int, data: Any, *, size: int, per_ms: int
+    host: Host, address: str, port: int, data: Any, *, run_id: int, size: int, per_ms: int
 ) -> Generator:
     """Sends datagrams of `size` bytes, `per_ms` a millisecond or as fast as it goes (0)."""
 
@@ -179,7 +188,9 @@ def datagram_sender(
         sock = generator.sock = _prepare(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         sock.connect((address, port))
         generator.ready()
-        library.lib.traffic_datagram_send(sock.fileno(), data, size, per_ms, generator.traffic)
+        library.lib.traffic_datagram_send(
+            sock.fileno(), data, size, per_ms, run_id, generator.traffic
+        )
 
     return Generator(host, run)
 

@@ -182,6 +182,9 @@ def _latencies(results: Results, pyplot: Any) -> Any:
                     ticks, points, marker="o", markersize=3, color=_colour(results, row), label=row
                 )
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(pyplot.FuncFormatter(lambda y, _: f"{y:g}"))
+        axis.yaxis.set_minor_formatter(pyplot.FuncFormatter(lambda y, _: f"{y:g}"))
+        axis.tick_params(axis="y", which="minor", labelsize=7)
         axis.set_title(f"{lab} · {workload_named(workload).label}", loc="left", fontsize=9)
         axis.grid(axis="y", alpha=0.3)
     axes[0][0].set_ylabel("microseconds")

@@ -34,8 +34,8 @@ COLUMNS: Final = (
     Column(value="user_s_per_gb", head="user"),
     Column(value="system_s_per_gb", head="system"),
     Column(value="softirq_s_per_gb", head="softirq"),
-    Column(value="cpu_ns_per_packet", head="CPU ns/pkt", form="{:.0f}"),
-    Column(value="syscalls_per_packet", head="syscalls/pkt"),
+    Column(value="cpu_ns_per_packet", head="ns/pkt", form="{:.0f}"),
+    Column(value="syscalls_per_packet", head="calls/pkt"),
     Column(value="crossings_per_packet", head="crossings/pkt"),
     Column(value="copied_per_byte", head="B copied/B"),
     Column(value="wakeups_per_packet", head="wakeups/pkt", form="{:.3f}"),
@@ -94,6 +94,7 @@ def print_report(results: Results, console: Console) -> None:
                 title=f"{lab} · {workload_named(workload).label}",
                 title_justify="left",
                 box=box.SIMPLE_HEAD,
+                pad_edge=False,
             )
             head, *rows = _table(results, lab, workload, is_brief=True)
             for number, text in enumerate(head):
@@ -196,7 +197,7 @@ def _table(
             (
                 row if is_brief else results.label(row),
                 _show(cell, "{:,.2f}"),
-                _show_ratio(ratio),
+                _show_ratio(ratio, is_brief=is_brief),
                 "-" if is_baseline else results.verdict(lab, row, workload),
                 *(
                     _show(results.cell(lab, row, workload, column.value), column.form)
@@ -245,9 +246,11 @@ def _show(cell: Estimate | None, form: str) -> str:
     return _NOT_MEASURED if cell is None else form.format(cell.median)
 
 
-def _show_ratio(ratio: Estimate | None) -> str:
+def _show_ratio(ratio: Estimate | None, *, is_brief: bool) -> str:
     if ratio is None:
         return _NOT_MEASURED
+    if is_brief:
+        return f"{ratio.median:.2f}x"
     return f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
@@ -275,7 +278,8 @@ _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; color: #222 }
 table { border-collapse: collapse; margin: .5em 0 1.5em; font-size: 13px }
 td, th { padding: .25em .7em; border-bottom: 1px solid #ddd; text-align: right }
-td:first-child, th:first-child { text-align: left } th { border-bottom: 2px solid #888 }
+td:first-child, th:first-child { text-align: left; white-space: nowrap }
+td:last-child { min-width: 4em } th { border-bottom: 2px solid #888 }
 figure { margin: 1.5em 0 } figure svg { max-width: 100%; height: auto }
 figcaption { color: #555 } .green, .better { color: #1a7f37; font-weight: 600 }
 .red, .worse, .INVALID { color: #b42318; font-weight: 600 }

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from tundp.bench import generators, validity
+from tundp.bench import crosscheck, generators, validity
 from tundp.bench.paths import (
     BASELINE,
     NULL,
@@ -37,7 +37,7 @@ from tundp.bench.paths import (
     host_names,
 )
 from tundp.bench.results import Check, Results, Row, Sample
-from tundp.bench.workloads import WORKLOADS, NoRateHeldError, Workload
+from tundp.bench.workloads import WORKLOADS, NoRateHeldError, Workload, read_snmp
 from tundp.errors import ConfigError, LabError, TundpError
 from tundp.lab.lab import Lab, leftovers, processes_in, remove_namespace
 
@@ -213,8 +213,10 @@ async def _run_lab(
 ) -> None:
     async with _lab(lab_kind, plan, results, progress) as grounds:
         for path, ground in grounds:
-            check = await _look_at_frames(lab_kind, path, ground)
-            results.checks.append(check)
+            results.checks.append(await _look_at_frames(lab_kind, path, ground))
+            syscalls = await crosscheck.count_syscalls(lab_kind, path, ground)
+            results.checks += [syscalls] if syscalls else []
+        before = await _losses(grounds)
         for workload in plan.workloads:
             for number in range(plan.rounds):
                 first = number % max(1, len(grounds))
@@ -222,6 +224,20 @@ async def _run_lab(
                     progress.step(f"{lab_kind} · {workload.name} · {path.name}")
                     await _measure(lab_kind, path, ground, workload, number, plan, results)
             keep(results)
+        after = await _losses(grounds)
+        results.checks += validity.check_losses(lab_kind, before, after)
+        if grounds:
+            second = await crosscheck.compare_with_iperf3(lab_kind, grounds[0][1], results)
+            results.checks += [second] if second else []
+
+
+async def _losses(grounds: list[tuple[BenchPath, Ground]]) -> dict[str, int]:
+    """IP fragments made on any host, and frames softirqs dropped on the machine."""
+    found = {"fragments": 0, "softirq drops": validity.softirq_drops()}
+    for _, ground in grounds:
+        for host in {*ground.nodes, *ground.ends}:
+            found["fragments"] += (await host.call(read_snmp))["Ip"]["FragCreates"]
+    return found
 
 
 async def _measure(

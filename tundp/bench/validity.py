@@ -81,6 +81,32 @@ def check_frames(sizes: Counter[int], where: str) -> Check:
     )
 
 
+def softirq_drops() -> int:
+    """Packets the machine's softirqs had no room for: column 2 of softnet_stat, hex."""
+    lines = Path("/proc/net/softnet_stat").read_text(encoding="ascii").splitlines()
+    return sum(int(line.split()[1], 16) for line in lines)
+
+
+def check_losses(lab: str, before: dict[str, int], after: dict[str, int]) -> list[Check]:
+    """No fragments may have been made: half a path's packets would be twice as many."""
+    fragments = after["fragments"] - before["fragments"]
+    drops = after["softirq drops"] - before["softirq drops"]
+    return [
+        Check(
+            name=f"IP fragments {lab}",
+            value=str(fragments),
+            status="red" if fragments else "ok",
+            why="a path that fragments does other work than the rest",
+        ),
+        Check(
+            name=f"softirq drops {lab}",
+            value=str(drops),
+            status="note" if drops else "ok",
+            why="netdev_max_backlog was full: the flood rows may show it as loss",
+        ),
+    ]
+
+
 def checks_after(results: Results) -> list[Check]:
     """Steal, noise, corruption, retransmits, over all samples."""
     values = [sample.values for sample in results.samples]

@@ -264,8 +264,11 @@ def _ends(ground: Ground, *, is_reverse: bool = False) -> tuple[Host, Host, str]
 
 def _udp_pair(ground: Ground, data: Any, *, size: int, per_ms: int) -> Iterator[Generator]:
     source, sink, address = _ends(ground)
-    yield generators.datagram_receiver(sink, address, PORT, data)
-    yield generators.datagram_sender(source, address, PORT, data, size=size, per_ms=per_ms)
+    run_id = generators.next_run()
+    yield generators.datagram_receiver(sink, address, PORT, data, run_id=run_id)
+    yield generators.datagram_sender(
+        source, address, PORT, data, run_id=run_id, size=size, per_ms=per_ms
+    )
 
 
 def _udp_values(window: Window) -> Values:

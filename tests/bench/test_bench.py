@@ -1,0 +1,290 @@
+"""The bench itself, small: real labs, real traffic, and every way it must not be fooled."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import time
+
+import pytest
+from pyroute2 import netns
+
+from tundp.bench import generators, machine, paths
+from tundp.bench.generators import Generator
+from tundp.bench.results import load
+from tundp.bench.run import PREFIX, BenchSettings, Progress, run_bench
+from tundp.errors import LabError
+from tundp.lab.lab import Lab
+
+PORT = 5999
+
+
+def left_behind() -> list[str]:
+    return [name for name in netns.listnetns() if name.startswith(PREFIX)]
+
+
+def settings(*only: str, **changes) -> BenchSettings:
+    base = {"rounds": 2, "seconds": 0.1, "topology": "host", "flanneld": None}
+    return BenchSettings(profile="quick", only=only, **(base | changes))
+
+
+async def small_bench(*only: str, **changes):
+    return await run_bench(settings(*only, **changes), Progress(), lambda results: None)
+
+
+async def with_two_hosts(check) -> None:
+    async with Lab(f"tt{os.getpid()}b") as lab:
+        left, right = await lab.host("l"), await lab.host("r")
+        await lab.cable(left, "eth0", right, "eth0")
+        await left.configure("eth0", "192.0.2.1/24")
+        await right.configure("eth0", "192.0.2.2/24")
+        await check(left, right)
+
+
+async def eventually(condition) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+async def test_stream_receiver_sees_one_wrong_byte():
+    data = generators.pattern()
+    good = bytes(generators.require().ffi.buffer(data, 70_000)[:])
+
+    async def check(left, right):
+        for wrong_at, expected in ((None, 0), (123_456, 1)):
+            receiver = generators.stream_receiver(right, "192.0.2.2", PORT, data).start()
+            sender = await left.socket(socket.SOCK_STREAM)
+            with sender:
+                await asyncio.to_thread(sender.connect, ("192.0.2.2", PORT))
+                # The period is 65521: what follows is the pattern again from its start.
+                period = good[:65521]
+                stream = bytearray(period * 4)
+                if wrong_at is not None:
+                    stream[wrong_at] ^= 1
+                await asyncio.to_thread(sender.sendall, stream)
+            await eventually(lambda receiver=receiver: receiver.counted().bytes == 4 * 65521)
+            assert receiver.counted().corrupt == expected
+            receiver.stop()
+
+    await with_two_hosts(check)
+
+
+async def test_datagram_receiver_tells_corrupt_double_late_and_reordered_apart():
+    data = generators.pattern()
+    pattern = bytes(generators.require().ffi.buffer(data, 70_000)[:])
+
+    def datagram(number: int, run: int = 7, size: int = 100) -> bytearray:
+        header = struct.pack("=QQ", number, run)
+        return bytearray(header + pattern[number : number + size - 16])
+
+    async def check(left, right):
+        receiver: Generator = generators.datagram_receiver(
+            right, "192.0.2.2", PORT, data, run_id=7
+        ).start()
+        broken = datagram(3)
+        broken[50] ^= 0x10
+        sender = await left.socket(socket.SOCK_DGRAM)
+        sent = [datagram(1), datagram(2), broken, datagram(2), datagram(6), datagram(5)]
+        sent += [datagram(8, run=6), b"short", datagram(9)]
+        with sender:
+            for each in sent:
+                sender.sendto(each, ("192.0.2.2", PORT))
+        await eventually(lambda: receiver.counted().messages == 5)
+        counted = receiver.counted()
+        receiver.stop()
+        assert counted.corrupt == 2  # the flipped bit, and the one too short for a header
+        assert counted.duplicates == 1
+        assert counted.stale == 1
+        assert counted.reordered == 1
+        assert counted.bytes == 5 * 100
+
+    await with_two_hosts(check)
+
+
+async def test_requests_are_matched_with_their_own_answers():
+    async def check(left, right):
+        answers = generators.answerer(right, "192.0.2.2", PORT, is_stream=False, size=16).start()
+        asks = generators.requester(left, "192.0.2.2", PORT, is_stream=False, size=16).start()
+        await eventually(lambda: asks.counted().samples > 100)
+        asks.stop()
+        answers.stop()
+        samples = asks.samples_ns[: asks.counted().samples]
+        assert samples.min() > 1000
+        assert asks.counted().lost == 0
+
+    await with_two_hosts(check)
+
+
+async def test_accounting_finds_a_known_burner():
+    burnt, used = await machine.check_accounting(0.4)
+    assert burnt >= 0.4
+    # Other work on the machine may add; a blind counter or a wrong unit would be far off.
+    assert 0.5 * burnt < used < 3 * burnt
+
+
+async def test_bench_runs_verifies_and_leaves_nothing():
+    found = await small_bench("veth", "simple", "tcp1", "udp64", "tcp_rr")
+    assert not found.is_partial
+    assert left_behind() == []
+    for lab in ("virtual", "wire"):
+        for workload in ("tcp1", "udp64", "tcp_rr"):
+            for row in ("vxlan", "vxlan-again", "veth", "simple"):
+                kind = "p50_us" if workload == "tcp_rr" else "gbps"
+                assert found.cell(lab, row, workload, kind).median > 0, (lab, row, workload)
+        # One packet a system call: two reads and two sends a packet, empty ones besides.
+        assert found.cell(lab, "simple", "tcp1", "crossings_per_packet").median == pytest.approx(
+            4, rel=0.1
+        )
+        assert found.cell(lab, "simple", "tcp1", "copied_per_byte").median == pytest.approx(
+            4, rel=0.1
+        )
+        assert found.cell(lab, "simple", "tcp1", "syscalls_per_packet").median >= 4
+        assert found.cell(lab, "vxlan", "tcp1", "syscalls_per_packet") is None
+    status = {check.name: check.status for check in found.checks}
+    assert status["payloads"] == "ok"
+    assert status["frames wire veth"] == "ok"
+    assert status["frames virtual veth"] == "note"  # super-packets, as the lab promises
+    assert status["syscalls wire simple"] == "ok"
+    assert status["IP fragments wire"] == "ok"
+
+
+async def test_every_workload_and_pods_work():
+    names = ["udp1400-loss", "tcp1-rev", "udp_rr", "tcp_rr-load", "tcp_crr", "tcp4", "udp512"]
+    found = await small_bench("veth", "virtual", *names, topology="pods", rounds=1)
+    for name in names:
+        assert found.cell("virtual", "veth", name, "window_s"), name
+    assert found.cell("virtual", "veth", "tcp_crr", "transactions_per_s").median > 100
+    assert found.cell("virtual", "veth", "udp1400-loss", "loss").median <= 0.005
+
+
+async def test_a_wire_lab_that_is_none_is_not_comparable(monkeypatch):
+    async def forget(host, device):
+        return None
+
+    monkeypatch.setattr(paths, "make_wire_like", forget)
+    found = await small_bench("veth", "wire", "tcp_rr", rounds=1)
+    assert "NOT COMPARABLE" in found.headline
+    assert "frames wire veth" in found.headline
+
+
+async def test_rows_this_kernel_lacks_say_so():
+    found = await small_bench("fou", "wireguard", "wireguard-go", "virtual", "tcp_rr", rounds=1)
+    for row in found.rows:
+        if row.name in ("fou", "wireguard", "wireguard-go"):
+            assert row.why_not, row.name
+
+
+async def test_stock_flanneld_row_is_started_as_flanneld_is(tmp_path):
+    # No flanneld binary can be had here: a script that takes its command line stands in.
+    binary = tmp_path / "flanneld"
+    run = f'exec {sys.executable} -m tundp run --admin-socket={tmp_path}/$$.sock "$@"'
+    binary.write_text(f"#!/bin/sh\n{run}\n")
+    binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
+    found = await small_bench("flanneld", "virtual", "tcp1", rounds=1, flanneld=str(binary))
+    assert found.cell("virtual", "flanneld", "tcp1", "gbps").median > 0
+    assert left_behind() == []
+    found = await small_bench("flanneld", "virtual", "tcp_rr", rounds=1, flanneld="/no/such")
+    (row,) = [row for row in found.rows if row.name == "flanneld"]
+    assert row.why_not == "--flanneld /no/such: no such program"
+
+
+async def test_it_refuses_where_its_namespaces_exist_and_touches_none():
+    name = f"{PREFIX}-v-vxlan-l"
+    netns.create(name)
+    try:
+        with pytest.raises(LabError, match="tundp bench --clean"):
+            await small_bench("tcp_rr", "virtual")
+        assert left_behind() == [name]
+    finally:
+        netns.remove(name)
+
+
+def bench_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "tundp", "bench", *arguments]
+
+
+def test_interrupted_bench_keeps_what_it_has_and_tears_down(tmp_path):
+    out = tmp_path / "report"
+    process = subprocess.Popen(
+        bench_command("--only=veth,tcp_rr,tcp1", "--rounds=40", f"--out={out}"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (out / "results.json").exists():
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        text, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 1
+    assert "interrupted; everything torn down" in text
+    found = load(out / "results.json")
+    assert found.is_partial
+    assert found.samples
+    assert "PARTIAL" in (out / "report.md").read_text()
+    assert left_behind() == []
+
+
+def test_command_writes_reports_and_diff_reads_them(tmp_path):
+    out = tmp_path / "report"
+    answer = subprocess.run(
+        bench_command(
+            "--only=veth,virtual,tcp1,tcp_rr", "--rounds=2", "--seconds=0.1", f"--out={out}"
+        ),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (out / "report.html").exists(), answer.stdout + answer.stderr
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") >= 3
+    assert not re.search(r"(src|href)=[\"']?https?://", page)
+    document = json.loads((out / "results.json").read_text())
+    assert document["schema"] == 1
+    same = subprocess.run(
+        bench_command("diff", str(out / "results.json"), str(out / "results.json")),
+        capture_output=True,
+        text=True,
+    )
+    assert same.returncode == 0
+    assert "same" in same.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["--only=nonsense"], 1, "no such row, workload or lab"),
+        (["--out=/proc/nothing"], 1, "--out /proc/nothing"),
+        (["--rounds=0"], 2, "at least 1"),
+        (["--seconds=-1"], 2, "seconds above 0"),
+        (["diff", "one.json"], 2, "usage"),
+        (["diff", "/no/a.json", "/no/b.json"], 1, "/no/a.json"),
+    ],
+)
+def test_bad_input_is_named(arguments, code, expected):
+    answer = subprocess.run(bench_command(*arguments), capture_output=True, text=True)
+    assert answer.returncode == code
+    assert expected in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_without_root_it_says_so(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(LabError, match="root"):
+        asyncio.run(small_bench("tcp_rr", "virtual"))

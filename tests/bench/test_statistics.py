@@ -1,0 +1,240 @@
+"""Numbers in, verdicts out: medians, intervals, noise, results.json, diff, validity."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from tundp.bench import stats, validity
+from tundp.bench.paths import BASELINE, NULL
+from tundp.bench.report import to_html, to_markdown
+from tundp.bench.results import Check, Results, Row, Sample, derive, diff, load
+from tundp.bench.run import BenchSettings, make_plan
+from tundp.bench.stats import Estimate
+from tundp.dataplane.choose import ENGINES
+from tundp.errors import ConfigError
+
+
+def sample(row: str, number: int, gbps: float, **values: float) -> Sample:
+    base = {"gbps": gbps, "payload_bytes": gbps * 1e9, "packets": gbps * 1e6, "corrupt": 0.0}
+    base |= {"busy_s": 1.0, "user_s": 0.1, "system_s": 0.6, "softirq_s": 0.3, "steal_s": 0.0}
+    base |= {"window_s": 1.0, "context_switches": 1000.0, "retransmits": 0.0}
+    return Sample(lab="wire", row=row, workload="tcp1", round=number, values=base | values)
+
+
+def results(fast: float = 20.0, *, jitter: float = 0.01, **values: float) -> Results:
+    found = Results(
+        profile="quick", settings={}, started="then", environment={"tundp": "0", "commit": "c"}
+    )
+    found.rows = [
+        Row(lab="wire", name=n, label=n.upper(), is_encrypted=False, why_not=None)
+        for n in (BASELINE, NULL, "fast")
+    ]
+    for number in range(7):
+        wobble = 1 + jitter * (number % 3 - 1)
+        found.samples += [
+            sample(BASELINE, number, 10 * (1 + number / 10)),  # drifts; the ratios must not
+            sample(NULL, number, 10 * (1 + number / 10) * wobble),
+            sample("fast", number, fast * (1 + number / 10), **values),
+        ]
+    found.is_partial = False
+    return found
+
+
+def test_estimate_is_a_median_with_an_interval_that_holds_it():
+    found = stats.estimate([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert found.median == 3
+    assert found.low <= 3 <= found.high
+    assert found.spread == 4
+    assert stats.estimate([]) is None
+    assert stats.estimate([float("nan")]) is None
+    assert stats.estimate([5.0, 1.0, 3.0]) == stats.estimate([5.0, 1.0, 3.0])
+
+
+def test_interval_of_steady_samples_is_narrow_and_of_wild_ones_wide():
+    steady = stats.estimate([10, 10.1, 9.9, 10, 10.05])
+    wild = stats.estimate([1, 30, 9, 12, 80])
+    assert steady.high - steady.low < 0.5 < wild.high - wild.low
+
+
+def test_ratios_are_paired_by_round_so_drift_cancels():
+    found = results()
+    ratio = found.ratio("wire", "fast", "tcp1", "gbps")
+    assert (ratio.low, ratio.median, ratio.high) == (2.0, 2.0, 2.0)
+    assert found.cell("wire", "fast", "tcp1", "gbps").spread > 10
+
+
+@pytest.mark.parametrize(
+    ("ratio", "noise", "more_is_better", "expected"),
+    [
+        ((1.2, 1.3, 1.4), 0.05, True, "better"),
+        ((1.2, 1.3, 1.4), 0.05, False, "worse"),
+        ((0.6, 0.7, 0.8), 0.05, True, "worse"),
+        ((0.6, 0.7, 0.8), 0.05, False, "better"),
+        ((1.03, 1.2, 1.4), 0.05, True, "same"),  # the interval touches the noise
+        ((0.9, 1.0, 1.1), 0.05, True, "same"),
+        ((1.2, 1.3, 1.4), 0.25, True, "same"),  # a noisy machine claims nothing
+    ],
+)
+def test_a_win_is_claimed_only_outside_the_noise(ratio, noise, more_is_better, expected):
+    low, median, high = ratio
+    found = Estimate(median=median, low=low, high=high, spread=0, count=5)
+    assert stats.verdict(found, noise, more_is_better=more_is_better) == expected
+
+
+def test_without_a_null_test_nothing_is_claimed():
+    found = Estimate(median=9, low=8, high=10, spread=0, count=5)
+    assert stats.verdict(found, None, more_is_better=True) == "n/a"
+    assert stats.verdict(None, 0.1, more_is_better=True) == "n/a"
+
+
+def test_a_path_that_corrupts_cannot_win():
+    assert results(30).verdict("wire", "fast", "tcp1") == "better"
+    assert results(30, corrupt=1.0).verdict("wire", "fast", "tcp1") == "INVALID"
+
+
+def test_costs_follow_from_what_was_measured_and_are_none_otherwise():
+    values = sample("x", 0, 2.0).values
+    assert derive(values, "cpu_s_per_gb") == pytest.approx(0.5)
+    assert derive(values, "cpu_ns_per_packet") == pytest.approx(500)
+    assert derive(values, "switches_per_packet") == pytest.approx(0.0005)
+    assert derive(values, "syscalls_per_packet") is None
+    assert derive({"busy_s": 1.0}, "cpu_s_per_gb") is None
+
+
+def test_results_come_back_as_they_were_saved(tmp_path):
+    found = results()
+    found.checks = [Check(name="load", value="0.1", status="ok")]
+    found.save(tmp_path / "results.json")
+    again = load(tmp_path / "results.json")
+    assert again.samples == found.samples
+    assert again.rows == found.rows
+    assert again.checks == found.checks
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert document["schema"] == 1
+    assert {line["row"] for line in document["summary"]} == {BASELINE, NULL, "fast"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', '{"schema": 1}', "nonsense"])
+def test_something_else_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"other\.json"):
+        load(path)
+    with pytest.raises(ConfigError, match=r"absent\.json"):
+        load(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"), [(20.0, "same"), (20.1, "same"), (30.0, "better"), (12.0, "worse")]
+)
+def test_diff_says_what_changed_beyond_noise(after, expected):
+    (found,) = diff(results(20.0), results(after))
+    assert found.verdict == expected
+    assert found.before == pytest.approx(2)
+
+
+def test_diff_of_noisy_benches_says_nothing():
+    (found,) = diff(results(20.0, jitter=0.5), results(24.0, jitter=0.5))
+    assert found.verdict == "same"
+
+
+def test_headline_names_every_red_check_and_an_interruption():
+    found = results()
+    assert found.headline.startswith("comparable")
+    found.checks = [
+        Check(name="steal", value="9 %", status="red"),
+        Check(name="load", value="0.1", status="ok"),
+    ]
+    assert found.headline == "NOT COMPARABLE: steal 9 %"
+    found.is_partial = True
+    assert "PARTIAL" in found.headline
+
+
+@pytest.mark.parametrize(
+    ("values", "red"),
+    [
+        ({}, None),
+        ({"corrupt": 1.0}, "payloads"),
+        ({"duplicates": 3.0}, "payloads"),
+        ({"steal_s": 5.0}, "steal"),
+    ],
+)
+def test_validity_after(values, red):
+    checks = validity.checks_after(results(**values))
+    assert [check.name for check in checks if check.status == "red"] == ([red] if red else [])
+
+
+def test_validity_notes_a_noisy_null_test():
+    checks = validity.checks_after(results(jitter=0.5))
+    (check,) = [check for check in checks if check.name == "null test wire tcp1"]
+    assert check.status == "note"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "status"),
+    [({1514: 100, 66: 50}, "ok"), ({1515: 1, 66: 50}, "red"), ({64000: 9}, "red"), ({}, "red")],
+)
+def test_frames_of_a_wire(sizes, status):
+    assert validity.check_frames(Counter(sizes), "wire x").status == status
+
+
+def test_losses_are_red_when_fragments_were_made():
+    before = {"fragments": 5, "softirq drops": 1}
+    (fragments, drops) = validity.check_losses("wire", before, before)
+    assert (fragments.status, drops.status) == ("ok", "ok")
+    (fragments, drops) = validity.check_losses("wire", before, {"fragments": 7, "softirq drops": 2})
+    assert (fragments.status, drops.status) == ("red", "note")
+
+
+async def test_accounting_that_misses_a_burner_is_red(monkeypatch):
+    async def blind() -> tuple[float, float]:
+        return 0.5, 0.1
+
+    monkeypatch.setattr(validity, "check_accounting", blind)
+    checks = await validity.checks_before()
+    assert {check.name: check.status for check in checks}["CPU accounting"] == "red"
+
+
+async def test_load_before_is_red(monkeypatch):
+    monkeypatch.setattr(validity, "load_average", lambda: 3.0)
+    checks = await validity.checks_before()
+    assert {check.name: check.status for check in checks}["load before"] == "red"
+
+
+def settings(*only: str, **changes) -> BenchSettings:
+    base = {"rounds": None, "seconds": None, "topology": "host", "flanneld": None}
+    return BenchSettings(profile="quick", only=only, **(base | changes))
+
+
+def test_plan_has_every_engine_and_always_the_baseline_twice():
+    names = [path.name for path in make_plan(settings()).paths]
+    assert names[:2] == [BASELINE, NULL]
+    assert len([name for name in names if name == "simple" or "tundp-" in name]) == len(ENGINES)
+    plan = make_plan(settings("veth", "tcp_rr", "wire"))
+    assert [path.name for path in plan.paths] == [BASELINE, NULL, "veth"]
+    assert [workload.name for workload in plan.workloads] == ["tcp_rr"]
+    assert plan.labs == ("wire",)
+
+
+def test_unknown_name_lists_what_there_is():
+    with pytest.raises(ConfigError, match="no such row, workload or lab") as caught:
+        make_plan(settings("vxlam"))
+    for name in ("vxlan-csum", "tcp_crr", "virtual"):
+        assert name in str(caught.value)
+
+
+def test_reports_print_na_where_nothing_was_measured_and_escape_markup():
+    found = results()
+    found.checks = [Check(name="<b>", value="|", status="red", why="x")]
+    text = to_markdown(found)
+    assert "NOT COMPARABLE" in text
+    assert "| n/a |" in text
+    assert "\\|" in text
+    page = to_html(found, [("a plot", "<svg></svg>")])
+    assert "&lt;b&gt;" in page
+    assert "<svg></svg>" in page
+    for outside in ("http://", "https://", "<script", "src="):
+        assert outside not in page

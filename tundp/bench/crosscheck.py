@@ -1,0 +1,122 @@
+"""Second opinions: strace counts the system calls our counters claim, iperf3 the bits.
+
+Both only when installed, and neither while anything is measured: strace slows a daemon
+down many times over, so only the ratio to packets is compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any, Final
+
+from tundp.bench import generators
+from tundp.bench.paths import BenchPath, Ground
+from tundp.bench.results import Check, Results
+from tundp.bench.workloads import PORT
+from tundp.lab.lab import stop_process
+
+PACKET_CALLS: Final = frozenset(
+    {"read", "readv", "write", "sendto", "recvmsg", "sendmmsg", "recvmmsg", "poll", "ppoll"}
+)
+TRACE_S: Final = 0.6
+PER_MS: Final = 2
+SYSCALLS_MAX: Final = 0.15
+RATE_MAX: Final = 0.3
+IPERF3_S: Final = 1
+
+
+async def count_syscalls(lab_kind: str, path: BenchPath, ground: Ground) -> Check | None:
+    """Compare a daemon's own count with strace's; None without strace or daemon."""
+    if shutil.which("strace") is None or not ground.daemons:
+        return None
+    node = ground.daemons[0]
+    assert node.daemon is not None
+    summary = ground.directory / "strace"
+    data = generators.pattern()
+    source, sink = ground.ends
+    run_id = generators.next_run()
+    receiver = generators.datagram_receiver(sink, ground.addresses[1], PORT, data, run_id=run_id)
+    sender = generators.datagram_sender(
+        source, ground.addresses[1], PORT, data, run_id=run_id, size=200, per_ms=PER_MS
+    )
+    strace = await asyncio.create_subprocess_exec(
+        *("strace", "-f", "-c", "-o", str(summary), "-p", str(node.daemon.pid)),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        # strace says "attached" once it is, and nothing else until it ends.
+        assert strace.stderr is not None
+        async with asyncio.timeout(5):
+            await strace.stderr.readline()
+        before = await ground.counters()
+        for generator in (receiver, sender):
+            await asyncio.to_thread(generator.start)
+        await asyncio.sleep(TRACE_S)
+    except TimeoutError:
+        return Check(
+            name=f"syscalls {lab_kind} {path.name}",
+            value="strace cannot attach",
+            status="note",
+            why="ptrace is not allowed here: our own counters stand alone",
+        )
+    finally:
+        for generator in (sender, receiver):
+            if generator.sock is not None:
+                await asyncio.to_thread(generator.stop)
+        after = await ground.counters()
+        strace.send_signal(signal.SIGINT)
+        await strace.wait()
+    counted = after[0]["syscalls"] - before[0]["syscalls"]
+    traced = _packet_calls(summary)
+    is_close = counted > 0 and abs(traced - counted) <= SYSCALLS_MAX * counted
+    return Check(
+        name=f"syscalls {lab_kind} {path.name}",
+        value=f"{counted} counted, {traced} traced",
+        status="ok" if is_close else "red",
+        why=f"strace must agree with the engine's own counter within {SYSCALLS_MAX:.0%}",
+    )
+
+
+async def compare_with_iperf3(lab_kind: str, ground: Ground, results: Results) -> Check | None:
+    """Our TCP figure for kernel VXLAN beside iperf3's; None without iperf3 or figure."""
+    ours = results.cell(lab_kind, "vxlan", "tcp1", "gbps")
+    if shutil.which("iperf3") is None or ours is None:
+        return None
+    source, sink = ground.ends
+    server = await sink.popen(["iperf3", "-s", "-1", "-B", ground.addresses[1]])
+    report = ground.directory / "iperf3.json"
+    try:
+        await asyncio.sleep(0.3)
+        with report.open("wb") as log:
+            argv = ["iperf3", "-c", ground.addresses[1], "-t", str(IPERF3_S), "-O", "1", "-J"]
+            client = await source.popen(argv, log=log)
+            await asyncio.to_thread(client.wait, 15)
+    finally:
+        await stop_process(server)
+    try:
+        document: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+        theirs = document["end"]["sum_received"]["bits_per_second"] / 1e9
+    except (ValueError, KeyError) as error:
+        return Check(
+            name=f"iperf3 {lab_kind}", value=f"gave no figure: {error}", status="note", why=""
+        )
+    return Check(
+        name=f"iperf3 {lab_kind}",
+        value=f"{theirs:.1f} Gbit/s, ours {ours.median:.1f}",
+        status="ok" if abs(theirs / ours.median - 1) <= RATE_MAX else "note",
+        why="TCP over kernel VXLAN, another generator: the same order, not the same number",
+    )
+
+
+def _packet_calls(summary: Path) -> int:
+    """The calls column of `strace -c`, packet calls only."""
+    total = 0
+    for line in summary.read_text(encoding="utf-8").splitlines():
+        words = line.split()
+        if words and words[-1] in PACKET_CALLS and words[3].isdigit():
+            total += int(words[3])
+    return total
