@@ -10,13 +10,14 @@ export PYTHONDONTWRITEBYTECODE := 1
 NATIVE := setup.py $(wildcard native/*.py native/*/*.h native/*/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench format clean
+.PHONY: help build demo test check bench micro format clean
 
 help:
 	@echo 'make demo     two nodes with pods in network namespaces, checked end to end (root)'
 	@echo 'make test     all tests (root)'
 	@echo 'make check    format, lint, types and the tests that need no root, in under a minute'
-	@echo 'make bench    micro-benchmarks'
+	@echo 'make bench    the overlay against kernel VXLAN, report in tundp-bench/ (root)'
+	@echo 'make micro    micro-benchmarks of single functions'
 	@echo 'make build    only set up: .venv with tundp in it, the C module compiled'
 	@echo 'make clean    remove what the others made'
 
@@ -39,6 +40,9 @@ check: build
 	@$(PY) -m pytest -q tests/unit tests/property tests/twin
 
 bench: build
+	@$(PY) -m tundp bench
+
+micro: build
 	@$(PY) -m bench.micro
 
 format: build
