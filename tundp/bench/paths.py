@@ -11,15 +11,16 @@ import asyncio
 import json
 import shutil
 import subprocess
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any, Final
 
 from tundp.dataplane.choose import ENGINES
-from tundp.errors import LabError, TundpError
+from tundp.errors import LabError, PlatformError
 from tundp.lab.etcd import PrivateEtcd
 from tundp.lab.lab import Host, Lab
 from tundp.lab.offload import make_wire_like
@@ -37,6 +38,9 @@ UNDERLAY: Final = ("192.0.2.1", "192.0.2.2")
 BASELINE: Final = "vxlan"
 NULL: Final = "vxlan-again"
 READY_S: Final = 20.0
+FLANNEL_PORT: Final = "8285"
+WIREGUARD_MTU: Final = 1420
+PROBE_PREFIX: Final = "tundp-probe"
 
 
 @dataclass(slots=True)
@@ -203,7 +207,8 @@ class FlanneldPath(BenchPath):
                 await server.put(f"/coreos.com/network/{key}", value, api=api)
         for side, node in enumerate(ground.nodes):
             env = ground.directory / f"flanneld{side}.env"
-            with (ground.directory / f"flanneld{side}.log").open("ab") as log:
+            log_path = ground.directory / f"flanneld{side}.log"
+            with log_path.open("ab") as log:
                 process = await node.popen(
                     [
                         self._binary,
@@ -213,55 +218,55 @@ class FlanneldPath(BenchPath):
                     ],
                     log=log,
                 )
-            async with asyncio.timeout(READY_S):
-                while not env.exists():
-                    if process.poll() is not None:
-                        text = (ground.directory / f"flanneld{side}.log").read_text()[-1500:]
-                        raise LabError(f"{self._binary} ended:\n{text}")
-                    await asyncio.sleep(0.05)
+            await _until(process, log_path, env.exists, f"{self._binary} to write {env.name}")
         ground.mtu = overhead.inner_mtu(MTU)
 
 
-class KernelTunnelPath(BenchPath):
-    """A tunnel of the kernel's that may not be built in: asked by making one."""
+class FouPath(BenchPath):
+    """Kernel IPIP over FOU: the same bytes on the wire as ours, without user space.
 
-    def __init__(self, name: str, label: str, kind: str, *, is_encrypted: bool = False) -> None:
-        self.name = name
-        self.label = label
-        self._kind = kind
-        self.is_encrypted = is_encrypted
+    Set up with iproute2, since pyroute2 has no FOU family.
+    """
+
+    name = "fou"
+    label = "kernel IPIP over FOU"
 
     async def why_not(self) -> str | None:
         """See BenchPath."""
-        lab = Lab("tundp-probe")
-        try:
-            async with lab:
-                host = await lab.host(self.name)
-                await host.netlink.call(
-                    f"add a {self._kind} device", "link", "add", ifname="probe0", kind=self._kind
-                )
-        except TundpError as error:
-            return f"not available here: {error}"
-        return (
-            "this kernel has it, but tundp bench cannot set it up yet: it was written on one"
-            " that has not"
-        )
+        return await _why_no_kind("fou", "ipip")
 
     async def build(self, ground: Ground) -> None:
         """See BenchPath."""
-        raise LabError(f"{self.name} cannot be built: ask why_not first")
+        ground.mtu = overhead.inner_mtu(MTU)
+        for side, node in enumerate(ground.nodes):
+            other = 1 - side
+            await _output(node, ["ip", "fou", "add", "port", FLANNEL_PORT, "ipproto", "4"])
+            ends = ("remote", UNDERLAY[other], "local", UNDERLAY[side])
+            ports = ("encap-sport", FLANNEL_PORT, "encap-dport", FLANNEL_PORT)
+            await _output(
+                node,
+                [*("ip", "link", "add", "fou0", "type", "ipip"), *ends, "encap", "fou", *ports],
+            )
+            await node.configure("fou0", f"{OVERLAY[side]}/32", mtu=ground.mtu)
+            await _route_to_device(node, "fou0", SUBNETS[other])
 
 
-class WireguardGoPath(BenchPath):
-    """wireguard-go, encrypted: a user-space tunnel with super-packets, for comparison."""
+class WireguardPath(BenchPath):
+    """WireGuard, in the kernel or as wireguard-go; encrypted, so for orientation only."""
 
-    name = "wireguard-go"
-    label = "wireguard-go (encrypted)"
     is_encrypted = True
+
+    def __init__(self, name: str, label: str, *, is_kernel: bool) -> None:
+        self.name = name
+        self.label = label
+        self._is_kernel = is_kernel
 
     async def why_not(self) -> str | None:
         """See BenchPath."""
-        missing = [tool for tool in ("wireguard-go", "wg") if shutil.which(tool) is None]
+        tools = ["wg"] if self._is_kernel else ["wireguard-go", "wg"]
+        missing = [tool for tool in tools if shutil.which(tool) is None]
+        if self._is_kernel and (why := await _why_no_kind(self.name, "wireguard")):
+            return why
         return f"not installed: {', '.join(missing)}" if missing else None
 
     async def build(self, ground: Ground) -> None:
@@ -270,27 +275,34 @@ class WireguardGoPath(BenchPath):
         for node in ground.nodes:
             private = await _output(node, ["wg", "genkey"])
             keys.append((private, await _output(node, ["wg", "pubkey"], private)))
+        ground.mtu = WIREGUARD_MTU
         for side, node in enumerate(ground.nodes):
-            with (ground.directory / f"wireguard{side}.log").open("ab") as log:
-                await node.popen(["wireguard-go", "--foreground", "wg0"], log=log)
-            async with asyncio.timeout(READY_S):
-                while not await node.has_device("wg0"):  # noqa: ASYNC110  (another process's)
-                    await asyncio.sleep(0.05)
+            other = 1 - side
+            # wireguard-go's control socket is named after the device, for the whole machine.
+            device = f"tbwg{side}"
+            await self._add_device(node, device, ground.directory)
             key_file = ground.directory / f"key{side}"
             key_file.write_text(keys[side][0], encoding="ascii")
-            other = 1 - side
             await _output(
                 node,
                 [
-                    *("wg", "set", "wg0", "listen-port", "51820", "private-key", str(key_file)),
-                    *("peer", keys[other][1].strip(), "allowed-ips", SUBNETS[other]),
+                    *("wg", "set", device, "listen-port", "51820", "private-key", str(key_file)),
+                    *("peer", keys[other][1], "allowed-ips", SUBNETS[other]),
                     *("endpoint", f"{UNDERLAY[other]}:51820"),
                 ],
             )
-            ground.mtu = 1420
-            await node.configure("wg0", f"{OVERLAY[side]}/32", mtu=ground.mtu)
-            index = await node.index("wg0")
-            await node.netlink.call("add route", "route", "add", dst=SUBNETS[other], oif=index)
+            await node.configure(device, f"{OVERLAY[side]}/32", mtu=ground.mtu)
+            await _route_to_device(node, device, SUBNETS[other])
+
+    async def _add_device(self, node: Host, device: str, directory: Path) -> None:
+        if self._is_kernel:
+            await node.netlink.call(f"add {device}", "link", "add", ifname=device, kind="wireguard")
+            return
+        log_path = directory / f"{device}.log"
+        with log_path.open("ab") as log:
+            process = await node.popen(["wireguard-go", "--foreground", device], log=log)
+        socket_path = Path(f"/var/run/wireguard/{device}.sock")
+        await _until(process, log_path, socket_path.exists, f"wireguard-go to make {device}")
 
 
 def all_paths(flanneld: str | None) -> list[BenchPath]:
@@ -301,11 +313,9 @@ def all_paths(flanneld: str | None) -> list[BenchPath]:
         VxlanPath("vxlan-csum", "kernel VXLAN, UDP checksum", has_checksum=True),
         VethPath(),
         *(TundpPath(engine) for engine in ENGINES),
-        KernelTunnelPath("fou", "kernel IPIP over FOU", "ipip"),
-        KernelTunnelPath(
-            "wireguard", "kernel WireGuard (encrypted)", "wireguard", is_encrypted=True
-        ),
-        WireguardGoPath(),
+        FouPath(),
+        WireguardPath("wireguard", "kernel WireGuard (encrypted)", is_kernel=True),
+        WireguardPath("wireguard-go", "wireguard-go (encrypted)", is_kernel=False),
     ]
     if flanneld is not None:
         paths.append(FlanneldPath(flanneld))
@@ -352,6 +362,36 @@ async def _add_pods(lab: Lab, ground: Ground, names: Sequence[str]) -> None:
         pods.append(pod)
     ground.ends = (pods[0], pods[1])
     ground.addresses = PODS
+
+
+async def _why_no_kind(name: str, kind: str) -> str | None:
+    """Why the kernel makes no device of this kind, asked by making one."""
+    try:
+        async with Lab(PROBE_PREFIX) as lab:
+            host = await lab.host(name)
+            await host.netlink.call(
+                f"add a device of kind {kind}", "link", "add", ifname="probe0", kind=kind
+            )
+    except PlatformError as error:
+        return f"not available here: {error}"
+    return None
+
+
+async def _route_to_device(node: Host, device: str, destination: str) -> None:
+    index = await node.index(device)
+    await node.netlink.call(f"add route {destination}", "route", "add", dst=destination, oif=index)
+
+
+async def _until(
+    process: subprocess.Popen[bytes], log_path: Path, condition: Callable[[], bool], what: str
+) -> None:
+    """Wait for something another process does; LabError with its log if it does not."""
+    deadline = time.monotonic() + READY_S
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            text = log_path.read_text(encoding="utf-8", errors="replace")[-1500:]
+            raise LabError(f"waited in vain for {what}:\n{text}")
+        await asyncio.sleep(0.05)
 
 
 async def _output(host: Host, argv: list[str], stdin: str = "") -> str:

@@ -55,7 +55,7 @@ LAB_TEXT: Final = {
 }
 _NOT_MEASURED: Final = "n/a"
 _BRIEF: Final = frozenset(
-    {"cpu_s_per_gb", "cpu_ns_per_packet", "syscalls_per_packet", "loss", "p50_us", "p99_us"}
+    {"cpu_s_per_gb", "cpu_ns_per_packet", "syscalls_per_packet", "loss", "p99_us"}
 )
 """Columns that fit a terminal; the files have them all."""
 _NOTES: Final = (
