@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 NATIVE := setup.py $(wildcard native/*.py native/*/*.h native/*/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench micro format clean
+.PHONY: help root build demo test check bench micro format clean
 
 help:
 	@echo 'make demo     two nodes with pods in network namespaces, checked end to end (root)'
@@ -23,12 +23,15 @@ help:
 
 build: $(VENV)/.built
 
-demo: build
+root:
+	@test "$$(id -u)" = 0 || { echo 'This makes network namespaces and TUN devices: run it as root.' >&2; exit 1; }
+
+demo: root build
 	@setup/apt.sh demo
 	@setup/etcd.sh
 	@$(PY) -m tundp demo
 
-test: build
+test: root build
 	@setup/apt.sh test
 	@ETCD_REQUIRED=1 setup/etcd.sh
 	@$(PY) -m pytest -q $(PYTEST_ARGS)
@@ -39,7 +42,7 @@ check: build
 	@$(PY) -m mypy --no-error-summary
 	@$(PY) -m pytest -q tests/unit tests/property tests/twin
 
-bench: build
+bench: root build
 	@$(PY) -m tundp bench
 
 micro: build
@@ -51,7 +54,8 @@ format: build
 
 clean:
 	rm -rf $(VENV) .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f tundp/*.so tundp/_native.c
+	rm -f tundp/*.so tundp/_native.c tundp/_traffic.c
+	find tundp tests bench native -name __pycache__ -type d -exec rm -rf {} +
 
 # A virtual environment with every wheel at its pinned version.
 $(VENV)/.wheels: setup/requirements.txt setup/apt.txt setup/apt.sh
@@ -59,7 +63,7 @@ $(VENV)/.wheels: setup/requirements.txt setup/apt.txt setup/apt.sh
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tundp needs Python 3.11 or later")'
 	@$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo 'pip: wheels of setup/requirements.txt'
-	@$(PY) -m pip install --quiet --disable-pip-version-check --requirement setup/requirements.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --use-pep517 --requirement setup/requirements.txt
 	@touch $@
 
 # tundp itself, editable, with its C module.

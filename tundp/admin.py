@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -71,10 +72,14 @@ async def fetch_status(path: Path) -> dict[str, Any]:
         ):
             answer: dict[str, Any] = await response.json()
             return answer
+    except PermissionError:
+        raise PlatformError(f"{path} may only be opened by root", errno.EACCES) from None
     except (OSError, ClientError, TimeoutError) as error:
+        # aiohttp's texts speak of TLS; the errno says what happened.
+        number = getattr(error, "errno", None)
+        why = os.strerror(number) if number else str(error) or type(error).__name__
         raise PlatformError(
-            f"no daemon answers on {path} ({error}): is tundp running,"
-            " and with this --admin-socket?"
+            f"no daemon answers on {path} ({why}): is tundp running, and with this --admin-socket?"
         ) from None
 
 

@@ -1,6 +1,6 @@
 """The daemon: opens everything in order, runs one task group, and closes it all in reverse.
 
-    store -> network config -> interface -> UDP socket -> lease -> TUN -> engine
+    store -> interface -> network config -> UDP socket -> lease -> TUN -> engine
           -> subnet.env -> READY -> { follow leases, keep lease, keep device, watch kernel }
 
 Shutdown is cancellation and nothing else: `run` ends when its task is cancelled, and
@@ -45,7 +45,7 @@ from tundp.lease.network import NetworkConfig, parse_network_config
 from tundp.lease.peers import PeerSet, Refusal, RefusedLease, select_peers
 from tundp.lease.table import Change as LeaseChange
 from tundp.lease.table import LeaseTable
-from tundp.linux import device, sdnotify
+from tundp.linux import capability, device, sdnotify
 from tundp.linux.device import DeviceSettings
 from tundp.linux.iface import Host, Interface, select_interface
 from tundp.linux.netlink import Change as KernelChange
@@ -70,13 +70,14 @@ REPAIR_PAUSE_S: Final = 0.1
 async def run(config: Config) -> None:
     """Be a node of the overlay until cancelled. Raises TundpError when it cannot be one."""
     _log.info("tundp %s starting: %s", tundp.__version__, config.describe())
+    capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
     async with contextlib.AsyncExitStack() as stack:
         store = open_store(config)
         stack.push_async_callback(store.close)
         netlink = await stack.enter_async_context(Netlink())
+        interface = await _choose_interface(config, netlink)
         sdnotify.notify("STATUS=waiting for the network config")
         network = await _wait_for_network_config(store)
-        interface = await _choose_interface(config, netlink)
         sock = stack.enter_context(open_udp(interface.address, network.port))
         claim = _make_claim(config, store, network, interface)
         sdnotify.notify("STATUS=waiting for a lease")

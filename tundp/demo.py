@@ -14,10 +14,12 @@ import os
 import shutil
 import signal
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from shutil import which
 from typing import Any, Final
 
 from rich import box
@@ -47,6 +49,8 @@ STATE: Final = Path("/run/tundp-demo.json")
 """Names the lab's directory while a demo runs, so that --clean finds it after any end."""
 NETWORK: Final = {"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "Port": 8285}}
 PING_COUNT: Final = 20
+SETTLE_S: Final = 3.0
+_TOOLS: Final = ("ping", "tcpdump", "tshark")
 _PICTURE: Final = """\
    pod1 ── cni0 \\[node1] eth0 ──── switch ──── eth0 \\[node2] cni0 ── pod2
                  flannel0  192.0.2.1   │   192.0.2.2  flannel0
@@ -68,6 +72,7 @@ class DemoSettings:
 async def run_demo(settings: DemoSettings, console: Console | None = None) -> bool:
     """Build, check, show, tear down. Whether every check passed; LabError if it cannot start."""
     console = console or Console(highlight=False)
+    _require_root()
     left = leftovers(PREFIX, HOSTS)
     if left:
         raise LabError(
@@ -105,7 +110,11 @@ async def run_demo(settings: DemoSettings, console: Console | None = None) -> bo
 
 async def clean_demo() -> bool:
     """Remove what a kept or killed demo left: processes, namespaces, files. True if all went."""
+    _require_root()
     left = leftovers(PREFIX, HOSTS)
+    if not left and not STATE.exists():
+        Console(highlight=False).print("there is no demo to remove")
+        return True
     pids = [pid for name in left for pid in processes_in(name) if _is_ours(pid)]
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
@@ -270,7 +279,7 @@ class Demo:
         )
 
     async def _check_conservation(self) -> None:
-        statuses = [await node.status() for node in self._nodes]
+        statuses = await self._settled_statuses()
         for node, status in zip(self._nodes, statuses, strict=True):
             self._console.print(f"\n[bold]node{node.number}[/] {status['subnet']}")
             self._console.print(counters_table(status["counters"]))
@@ -291,21 +300,36 @@ class Demo:
                 f"{sent:,} datagrams sent, {received:,} received",
             )
 
+    async def _settled_statuses(self) -> list[dict[str, Any]]:
+        """Both daemons' status once nothing is under way: TCP may still be saying goodbye."""
+        deadline = time.monotonic() + SETTLE_S
+        before: list[Any] = []
+        while True:
+            statuses = [await node.status() for node in self._nodes]
+            counters = [status["counters"] for status in statuses]
+            if counters == before or time.monotonic() > deadline:
+                return statuses
+            before = counters
+            await asyncio.sleep(0.1)
+
     def print_ways_to_look_around(self) -> None:
         """The lab stays: commands to explore it, and the one that ends it."""
         first, second = self._nodes
+        tundp = _own_command()
         commands = [
             f"ip netns exec {PREFIX}-pod1 ping {second.pod_address}",
-            f"tundp status --admin-socket {first.admin_socket}",
+            f"{tundp} status --admin-socket {first.admin_socket}",
             f"ip netns exec {PREFIX}-node1 ip addr show dev flannel0",
             f"ip netns exec {PREFIX}-switch tcpdump -ni br0 udp port 8285",
             f"ip netns exec {PREFIX}-switch tshark -ni br0 -d udp.port==8285,ip",
             f"cat {first.log_path}",
-            "tundp demo --clean",
+            f"{tundp} demo --clean",
         ]
         self._console.print("\n[bold]everything keeps running[/]; look around with:\n")
         for command in commands:
-            self._console.print(f"  {command}", soft_wrap=True)
+            missing = [tool for tool in _TOOLS if f" {tool} " in command and not which(tool)]
+            hint = f"   [dim](needs {missing[0]}, which is not installed)[/]" if missing else ""
+            self._console.print(f"  {command}{hint}", soft_wrap=True)
 
     def _check(self, what: str, is_ok: bool, text: str) -> None:  # noqa: FBT001
         mark = "[green]ok  [/]" if is_ok else "[red]FAIL[/]"
@@ -314,6 +338,16 @@ class Demo:
 
     def _say(self, what: str, text: str) -> None:
         self._console.print(f"     [bold]{what}[/]: {text}", soft_wrap=True)
+
+
+def _own_command() -> str:
+    """How this very tundp is called from a shell."""
+    return "tundp" if which("tundp") else f"{sys.executable} -m tundp"
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise LabError("the demo makes network namespaces and TUN devices: run it as root")
 
 
 def _shorten(value: str) -> str:

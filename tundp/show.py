@@ -18,7 +18,7 @@ def print_status(status: dict[str, Any], console: Console | None = None) -> None
     """The whole answer of the admin socket, most important first."""
     console = console or Console(highlight=False)
     for part in _parts(status):
-        console.print(part)
+        console.print(part, soft_wrap=isinstance(part, Text))
 
 
 def _parts(status: dict[str, Any]) -> Iterator[RenderableType]:

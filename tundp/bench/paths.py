@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from tundp.dataplane.choose import ENGINES
 from tundp.errors import LabError, PlatformError
-from tundp.lab.etcd import PrivateEtcd
+from tundp.lab.etcd import PrivateEtcd, find_etcd
 from tundp.lab.lab import Host, Lab
 from tundp.lab.offload import make_wire_like
 from tundp.lab.overlay import LabNode, start_tundp
@@ -188,7 +188,7 @@ class FlanneldPath(BenchPath):
         """See BenchPath."""
         if shutil.which(self._binary) is None:
             return f"--flanneld {self._binary}: no such program"
-        if shutil.which("etcd") is None:
+        if find_etcd() is None:
             return "it keeps its leases in etcd, which is not installed"
         return None
 

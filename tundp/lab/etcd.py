@@ -17,6 +17,7 @@ import urllib.request
 from pathlib import Path
 from typing import Final
 
+import tundp
 from tundp.errors import LabError
 from tundp.lab.lab import Host, stop_process
 
@@ -24,8 +25,9 @@ READY_S: Final = 20.0
 
 
 def find_etcd() -> str | None:
-    """The etcd binary on PATH, or None."""
-    return shutil.which("etcd")
+    """The etcd binary on PATH, or the one setup/etcd.sh unpacked beside the sources, or None."""
+    unpacked = Path(tundp.__file__).parents[1] / ".tools" / "bin"
+    return shutil.which("etcd") or shutil.which("etcd", path=str(unpacked))
 
 
 class PrivateEtcd:
