@@ -63,6 +63,8 @@ from tundp.wire.encap import SourceCheck
 _log = logging.getLogger(__name__)
 
 STATUS_SCHEMA: Final = 1
+DEVICE_LIVES_S: Final = 10.0
+"""A device that lasted so long was not part of a series of losses."""
 REPAIR_PAUSE_S: Final = 0.1
 """Kernel changes come in bursts; a look this long after the first takes in the rest."""
 
@@ -344,16 +346,20 @@ class Node:
         outage = Outage(_log, "TUN device")
         clock = asyncio.get_running_loop().time
         while True:
+            started = clock()
             await self.engine.tun_lost()
+            if clock() - started > DEVICE_LIVES_S:
+                backoff.reset()
+            else:
+                # Lost again right away: somebody deletes it each time, or an engine fails.
+                await asyncio.sleep(backoff.next_s())
             try:
                 await self.open_device()
             except PlatformError as error:
                 self.engine.detach()
                 outage.failed(error, now=clock())
-                await asyncio.sleep(backoff.next_s())
             else:
                 outage.ended(now=clock())
-                backoff.reset()
 
     async def _watch_kernel(self) -> None:
         """Put back what somebody takes from the device; learn which addresses are ours.

@@ -164,8 +164,8 @@ void traffic_datagram_send(int fd, const uint8_t *pattern, uint32_t size, uint32
 }
 
 /* Checks one datagram and counts it. */
-static void take(const uint8_t *data, size_t len, const uint8_t *pattern, uint64_t run,
-		 uint8_t *seen, uint64_t seen_bits, uint64_t *highest, struct traffic *traffic)
+static void take(const uint8_t *data, size_t len, const uint8_t *pattern, size_t size,
+		 uint64_t run, uint8_t *seen, uint64_t seen_bits, uint64_t *highest, struct traffic *traffic)
 {
 	uint64_t sequence, its_run, bit;
 
@@ -179,7 +179,8 @@ static void take(const uint8_t *data, size_t len, const uint8_t *pattern, uint64
 		add(&traffic->stale, 1);
 		return;
 	}
-	if (memcmp(data + HEADER_LEN, pattern + sequence % TRAFFIC_PERIOD, len - HEADER_LEN)) {
+	if (len != size ||
+	    memcmp(data + HEADER_LEN, pattern + sequence % TRAFFIC_PERIOD, len - HEADER_LEN)) {
 		add(&traffic->corrupt, 1);
 		return;
 	}
@@ -203,8 +204,8 @@ static void take(const uint8_t *data, size_t len, const uint8_t *pattern, uint64
 	add(&traffic->bytes, len);
 }
 
-void traffic_datagram_receive(int fd, const uint8_t *pattern, uint64_t run, uint8_t *seen,
-			      uint64_t seen_bits, struct traffic *traffic)
+void traffic_datagram_receive(int fd, const uint8_t *pattern, uint32_t size, uint64_t run,
+			      uint8_t *seen, uint64_t seen_bits, struct traffic *traffic)
 {
 	static _Thread_local uint8_t buffers[BATCH][DATAGRAM_MAX];
 	struct iovec pieces[BATCH];
@@ -227,12 +228,14 @@ void traffic_datagram_receive(int fd, const uint8_t *pattern, uint64_t run, uint
 			return;
 		}
 		for (int i = 0; i < got; i++)
-			take(buffers[i], messages[i].msg_len, pattern, run, seen, seen_bits,
+			take(buffers[i], messages[i].msg_len, pattern, size, run, seen, seen_bits,
 			     &highest, traffic);
 	}
 }
 
-/* 1 whole message, 0 nothing in time or the end of a stream, -1 an error. */
+enum { MESSAGE_END = -2, MESSAGE_ERROR = -1, MESSAGE_NONE = 0, MESSAGE_WHOLE = 1 };
+
+/* One of the four above; none means that nothing came in time. */
 static int receive_message(int fd, int is_stream, uint8_t *buffer, uint32_t size)
 {
 	uint32_t have = 0;
@@ -241,16 +244,16 @@ static int receive_message(int fd, int is_stream, uint8_t *buffer, uint32_t size
 		ssize_t got = recv(fd, buffer + have, size - have, 0);
 
 		if (got == 0 && is_stream)
-			return 0;
+			return MESSAGE_END;
 		if (got < 0 && is_passing(errno) && have == 0)
-			return 0;
+			return MESSAGE_NONE;
 		if (got < 0 && is_passing(errno))
 			continue;
 		if (got < 0)
-			return -1;
+			return MESSAGE_ERROR;
 		have += (uint32_t)got;
 	} while (is_stream && have < size);
-	return 1;
+	return MESSAGE_WHOLE;
 }
 
 void traffic_request(int fd, int is_stream, uint32_t size, uint32_t *samples_ns,
@@ -273,11 +276,11 @@ void traffic_request(int fd, int is_stream, uint32_t size, uint32_t *samples_ns,
 			/* A late answer to an earlier question is not the one to this. */
 		} while (got > 0 && memcmp(in, out, sizeof(number)) && !is_stopped(traffic));
 		if (got < 0) {
-			traffic->error = errno;
+			traffic->error = got == MESSAGE_END ? ECONNRESET : errno;
 			return;
 		}
 		number++;
-		if (got == 0) {
+		if (got == MESSAGE_NONE) {
 			add(&traffic->lost, 1);
 			continue;
 		}
@@ -301,9 +304,9 @@ void traffic_answer(int fd, int is_stream, uint32_t size, struct traffic *traffi
 		if (is_stream) {
 			int whole = receive_message(fd, 1, buffer, size);
 
-			if (whole < 0 || (whole == 0 && errno == 0))
+			if (whole < 0)
 				return;
-			if (whole == 0)
+			if (whole == MESSAGE_NONE)
 				continue;
 			got = send(fd, buffer, size, MSG_NOSIGNAL);
 		} else {
@@ -333,6 +336,7 @@ void traffic_connect(uint32_t address, uint16_t port, struct traffic *traffic)
 		int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 		uint8_t byte = 'x';
 
+		errno = 0;
 		if (fd < 0) {
 			traffic->error = errno;
 			return;
@@ -344,7 +348,12 @@ void traffic_connect(uint32_t address, uint16_t port, struct traffic *traffic)
 			add(&traffic->messages, 1);
 		else
 			add(&traffic->lost, 1);
+		/* Out of ports: going on at full speed would measure nothing but that. */
+		if (errno == EADDRNOTAVAIL)
+			traffic->error = errno;
 		close(fd);
+		if (traffic->error)
+			return;
 	}
 }
 

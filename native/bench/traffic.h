@@ -11,7 +11,7 @@
 
 /* cdef-begin */
 
-#define TRAFFIC_ABI 2
+#define TRAFFIC_ABI 3
 
 /* Payload byte `o` of stream or datagram `n` is pattern[(n + o) % TRAFFIC_PERIOD]; the
  * pattern is stored twice over and more, so that any piece of it is contiguous. */
@@ -48,10 +48,10 @@ void traffic_stream_receive(int fd, const uint8_t *pattern, struct traffic *traf
 void traffic_datagram_send(int fd, const uint8_t *pattern, uint32_t size, uint32_t per_ms,
 			   uint64_t run, struct traffic *traffic);
 
-/* Receives and checks those of `run`; `seen` is a zeroed bitmap of `seen_bits` (a power of
- * two). */
-void traffic_datagram_receive(int fd, const uint8_t *pattern, uint64_t run, uint8_t *seen,
-			      uint64_t seen_bits, struct traffic *traffic);
+/* Receives and checks those of `run`, which must have `size` bytes; `seen` is a zeroed
+ * bitmap of `seen_bits` (a power of two). */
+void traffic_datagram_receive(int fd, const uint8_t *pattern, uint32_t size, uint64_t run,
+			      uint8_t *seen, uint64_t seen_bits, struct traffic *traffic);
 
 /* Ping-pong of `size` bytes over a connected socket; nanoseconds of each round trip go to
  * `samples_ns`, a ring of `capacity`. Answers later than the socket's timeout are lost. */

@@ -94,6 +94,10 @@ int tundp_simple_run(struct tundp_worker *worker)
 		}
 		if (in_tun || in_udp)
 			continue;
+		/* Whoever waited for room in the socket may have drained the control
+		 * descriptor: the flag is what counts. */
+		if (worker_is_stopped(worker))
+			break;
 		worker->counters.syscalls++;
 		worker->counters.wakeups++;
 		if (poll(fds, 3, -1) < 0 && errno != EINTR)

@@ -1,6 +1,7 @@
 /* One worker's handling of one packet, each direction, and what Python and a running worker
  * say to each other. Python twin of the packet part: tundp/dataplane/reference.py. */
 #include <arpa/inet.h>
+#include <assert.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -124,8 +125,8 @@ static bool may_reply(struct tundp_worker *worker)
 	return false;
 }
 
-/* Waits until the socket takes a datagram again, or the worker is stopped. The TUN is not
- * read meanwhile: its queue builds up in the kernel. */
+/* Waits until the socket takes a datagram again, or the worker is stopped. Nothing is read
+ * meanwhile, from the TUN or the socket: the queues build up in the kernel. */
 static bool wait_writable(struct tundp_worker *worker)
 {
 	struct pollfd fds[2] = {
@@ -141,7 +142,7 @@ static bool wait_writable(struct tundp_worker *worker)
 		if (fds[0].revents)
 			return true;
 		if (fds[1].revents & POLLIN && !worker_is_stopped(worker)) {
-			/* A new FIB: taken up with the next packet. */
+			/* A new FIB: taken up with the next burst. */
 			eventfd_t value;
 
 			worker->counters.syscalls++;
@@ -151,9 +152,9 @@ static bool wait_writable(struct tundp_worker *worker)
 	return false;
 }
 
-/* 0, or the errno of a refusal. */
+/* 0, or the errno of a refusal. EAGAIN only if it may not wait. */
 static int send_one(struct tundp_worker *worker, const struct tundp_hop *hop,
-		    const uint8_t *packet, size_t len)
+		    const uint8_t *packet, size_t len, bool may_wait)
 {
 	const struct sockaddr_in to = {
 		.sin_family = AF_INET,
@@ -168,7 +169,7 @@ static int send_one(struct tundp_worker *worker, const struct tundp_hop *hop,
 			return 0;
 		if (errno == EINTR)
 			continue;
-		if (errno != EAGAIN)
+		if (errno != EAGAIN || !may_wait)
 			return errno;
 		if (!wait_writable(worker))
 			return ENOBUFS;
@@ -177,7 +178,7 @@ static int send_one(struct tundp_worker *worker, const struct tundp_hop *hop,
 
 /* Sends what a forward verdict says; 0 or the errno of a refusal. */
 static int forward(struct tundp_worker *worker, const struct tundp_fib *fib,
-		   const struct tundp_verdict *verdict, const uint8_t *packet,
+		   const struct tundp_verdict *verdict, const uint8_t *packet, bool may_wait,
 		   uint64_t *bytes_out)
 {
 	const struct tundp_hop *hop = &fib->hops[verdict->hop];
@@ -187,11 +188,11 @@ static int forward(struct tundp_worker *worker, const struct tundp_fib *fib,
 
 	*bytes_out = verdict->len;
 	if (!verdict->fragment_mtu)
-		return send_one(worker, hop, packet, verdict->len);
+		return send_one(worker, hop, packet, verdict->len, may_wait);
 	*bytes_out = 0;
 	while ((piece = tundp_fragment(packet, verdict->fragment_mtu, taken,
 				       worker->fragment_buffer, &len))) {
-		error = send_one(worker, hop, worker->fragment_buffer, len);
+		error = send_one(worker, hop, worker->fragment_buffer, len, may_wait);
 		if (error)
 			return error;
 		taken += piece;
@@ -271,7 +272,7 @@ void worker_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib
 	memcpy(original, packet, sizeof(original));
 	tundp_encapsulate(fib, &worker->rules, packet, len, verdict);
 	if (verdict->kind == TUNDP_FORWARD)
-		error = forward(worker, fib, verdict, packet, &bytes_out);
+		error = forward(worker, fib, verdict, packet, true, &bytes_out);
 	if (error == EMSGSIZE) {
 		/* This teaches us the path MTU; the packet, put back as it was, then gets the
 		 * verdict it should have had. What the second try says, stands. */
@@ -280,7 +281,7 @@ void worker_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib
 		tundp_encapsulate(fib, &worker->rules, packet, len, verdict);
 		error = 0;
 		if (verdict->kind == TUNDP_FORWARD)
-			error = forward(worker, fib, verdict, packet, &bytes_out);
+			error = forward(worker, fib, verdict, packet, true, &bytes_out);
 	}
 	if (verdict->kind == TUNDP_FORWARD) {
 		count(worker, direction, len, bytes_out, !error, send_reason(error));
@@ -291,18 +292,21 @@ void worker_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib
 		reply_to_tun(worker);
 }
 
-/* An ICMP error about a peer's packet goes to whoever holds the packet's source. */
+/* An ICMP error about a peer's packet goes to whoever holds the packet's source. It never
+ * waits: receiving must not stand still for it. */
 static void reply_to_peer(struct tundp_worker *worker, const struct tundp_fib *fib)
 {
 	struct tundp_verdict *verdict = &worker->verdict;
+	uint8_t reply[TUNDP_REPLY_MAX];
 	uint32_t len = verdict->reply_len;
+	uint64_t bytes_out;
 
 	if (!may_reply(worker))
 		return;
-	memcpy(worker->fragment_buffer, verdict->reply, len);
-	tundp_encapsulate(fib, &worker->rules, worker->fragment_buffer, len, verdict);
-	if (verdict->kind == TUNDP_FORWARD && !verdict->fragment_mtu &&
-	    send_one(worker, &fib->hops[verdict->hop], worker->fragment_buffer, len) == 0)
+	memcpy(reply, verdict->reply, len);
+	tundp_encapsulate(fib, &worker->rules, reply, len, verdict);
+	if (verdict->kind == TUNDP_FORWARD &&
+	    forward(worker, fib, verdict, reply, false, &bytes_out) == 0)
 		worker->counters.icmp_to_peers++;
 	else
 		worker->counters.icmp_undeliverable++;
@@ -330,6 +334,9 @@ int worker_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib,
 		reply_to_peer(worker, fib);
 	return 0;
 }
+
+static_assert(sizeof(struct tundp_hop) == 8, "lease/fib.py's HOP_DTYPE");
+static_assert(TUNDP_DROP_TUN_FAILED + 1 == TUNDP_DROP_COUNT, "the last reason counts them");
 
 void tundp_worker_init(struct tundp_worker *worker)
 {

@@ -84,6 +84,36 @@ def test_a_win_is_claimed_only_outside_the_noise(ratio, noise, more_is_better, e
     assert stats.verdict(found, noise, more_is_better=more_is_better) == expected
 
 
+@pytest.mark.parametrize(("rounds", "status"), [(1, "red"), (4, "red"), (5, "ok")])
+def test_few_rounds_claim_nothing(rounds, status):
+    few = Estimate(median=9, low=8, high=10, spread=0, count=rounds)
+    assert (stats.verdict(few, 0.1, more_is_better=True) == "n/a") is (status == "red")
+    assert validity.check_rounds(rounds).status == status
+
+
+def test_a_bench_without_its_baseline_is_red():
+    found = results()
+    found.samples = [each for each in found.samples if each.row != NULL]
+    checks = {check.name: check for check in validity.checks_after(found)}
+    assert checks["baseline"].status == "red"
+    found.samples = []
+    checks = {check.name: check for check in validity.checks_after(found)}
+    assert checks["baseline"].status == "red"
+
+
+def test_newer_fields_are_passed_over_and_unknown_workloads_named(tmp_path):
+    found = results()
+    found.save(tmp_path / "results.json")
+    document = json.loads((tmp_path / "results.json").read_text())
+    document["samples"][0]["colour"] = "blue"
+    (tmp_path / "newer.json").write_text(json.dumps(document))
+    assert load(tmp_path / "newer.json").samples == found.samples
+    document["samples"][2]["workload"] = "quic9"
+    (tmp_path / "other.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match="quic9"):
+        diff(load(tmp_path / "other.json"), found)
+
+
 def test_without_a_null_test_nothing_is_claimed():
     found = Estimate(median=9, low=8, high=10, spread=0, count=5)
     assert stats.verdict(found, None, more_is_better=True) == "n/a"
@@ -131,13 +161,24 @@ def test_something_else_is_refused_by_name(tmp_path, text):
     ("after", "expected"), [(20.0, "same"), (20.1, "same"), (30.0, "better"), (12.0, "worse")]
 )
 def test_diff_says_what_changed_beyond_noise(after, expected):
-    (found,) = diff(results(20.0), results(after))
+    found = diff(results(20.0), results(after))[0]
+    assert found.metric == "gbps"
     assert found.verdict == expected
     assert found.before == pytest.approx(2)
 
 
+def test_diff_fails_what_must_not_pass():
+    gone = results(20.0)
+    gone.samples = [each for each in gone.samples if each.row != "fast"]
+    assert {each.verdict for each in diff(results(20.0), gone)} == {"gone"}
+    assert {each.verdict for each in diff(results(20.0), results(40.0, corrupt=1.0))} == {"worse"}
+    dear = {each.metric: each.verdict for each in diff(results(20.0), results(20.0, busy_s=5.0))}
+    assert dear == {"gbps": "same", "cpu_s_per_gb": "worse", "cpu_ns_per_packet": "worse"}
+    assert diff(Results(profile="", settings={}, started="", environment={}), gone) == []
+
+
 def test_diff_of_noisy_benches_says_nothing():
-    (found,) = diff(results(20.0, jitter=0.5), results(24.0, jitter=0.5))
+    found = diff(results(20.0, jitter=0.5), results(24.0, jitter=0.5))[0]
     assert found.verdict == "same"
 
 
@@ -178,7 +219,7 @@ def test_validity_notes_a_noisy_null_test():
     [({1514: 100, 66: 50}, "ok"), ({1515: 1, 66: 50}, "red"), ({64000: 9}, "red"), ({}, "red")],
 )
 def test_frames_of_a_wire(sizes, status):
-    assert validity.check_frames(Counter(sizes), "wire x").status == status
+    assert validity.check_frames(Counter(sizes), 0, "wire x").status == status
 
 
 def test_losses_are_red_when_fragments_were_made():

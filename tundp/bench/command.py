@@ -61,14 +61,18 @@ async def bench(settings: BenchSettings, directory: Path) -> bool:
 
 
 def compare(before: Path, after: Path) -> bool:
-    """Print what changed beyond noise; False if anything got worse."""
-    differences = diff(load(before), load(after))
+    """Print what changed beyond noise; whether both are comparable and nothing got worse."""
+    results = [load(before), load(after)]
+    differences = diff(*results)
     console = Console(highlight=False)
+    for path, each in zip((before, after), results, strict=True):
+        console.print(f"{path}: {each.headline}", markup=False, soft_wrap=True)
     print_difference(differences, console)
-    worse = [each for each in differences if each.verdict == "worse"]
     if not differences:
         console.print("nothing in common to compare")
-    return not worse
+    is_sound = not any(each.reds or each.is_partial for each in results)
+    is_worse = any(each.verdict in ("worse", "gone") for each in differences)
+    return bool(differences) and is_sound and not is_worse
 
 
 async def clean() -> None:

@@ -7,9 +7,11 @@ down many times over, so only the ratio to packets is compared.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,12 +23,15 @@ from tundp.lab.lab import stop_process
 
 PACKET_CALLS: Final = frozenset(
     {"read", "readv", "write", "sendto", "recvmsg", "sendmmsg", "recvmmsg", "poll", "ppoll"}
+    | {"epoll_wait", "epoll_pwait", "epoll_pwait2"}
 )
 TRACE_S: Final = 0.6
 PER_MS: Final = 2
+SIZE: Final = 200
 SYSCALLS_MAX: Final = 0.15
 RATE_MAX: Final = 0.3
 IPERF3_S: Final = 1
+IPERF3_PATIENCE_S: Final = 15
 
 
 async def count_syscalls(lab_kind: str, path: BenchPath, ground: Ground) -> Check | None:
@@ -39,36 +44,38 @@ async def count_syscalls(lab_kind: str, path: BenchPath, ground: Ground) -> Chec
     data = generators.pattern()
     source, sink = ground.ends
     run_id = generators.next_run()
-    receiver = generators.datagram_receiver(sink, ground.addresses[1], PORT, data, run_id=run_id)
+    receiver = generators.datagram_receiver(
+        sink, ground.addresses[1], PORT, data, run_id=run_id, size=SIZE
+    )
     sender = generators.datagram_sender(
-        source, ground.addresses[1], PORT, data, run_id=run_id, size=200, per_ms=PER_MS
+        source, ground.addresses[1], PORT, data, run_id=run_id, size=SIZE, per_ms=PER_MS
     )
     strace = await asyncio.create_subprocess_exec(
         *("strace", "-f", "-c", "-o", str(summary), "-p", str(node.daemon.pid)),
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        # strace says "attached" once it is, and nothing else until it ends.
         assert strace.stderr is not None
         async with asyncio.timeout(5):
-            await strace.stderr.readline()
+            said = (await strace.stderr.readline()).decode()
+        if "attached" not in said:
+            return Check(
+                name=f"syscalls {lab_kind} {path.name}",
+                value=f"strace cannot attach: {said.strip()}",
+                status="note",
+                why="ptrace is not allowed here: our own counters stand alone",
+            )
         before = await ground.counters()
         for generator in (receiver, sender):
             await asyncio.to_thread(generator.start)
         await asyncio.sleep(TRACE_S)
-    except TimeoutError:
-        return Check(
-            name=f"syscalls {lab_kind} {path.name}",
-            value="strace cannot attach",
-            status="note",
-            why="ptrace is not allowed here: our own counters stand alone",
-        )
+        after = await ground.counters()
     finally:
         for generator in (sender, receiver):
             if generator.sock is not None:
                 await asyncio.to_thread(generator.stop)
-        after = await ground.counters()
-        strace.send_signal(signal.SIGINT)
+        if strace.returncode is None:
+            strace.send_signal(signal.SIGINT)
         await strace.wait()
     counted = after[0]["syscalls"] - before[0]["syscalls"]
     traced = _packet_calls(summary)
@@ -89,13 +96,16 @@ async def compare_with_iperf3(lab_kind: str, ground: Ground, results: Results) -
     source, sink = ground.ends
     server = await sink.popen(["iperf3", "-s", "-1", "-B", ground.addresses[1]])
     report = ground.directory / "iperf3.json"
+    client = server
     try:
         await asyncio.sleep(0.3)
         with report.open("wb") as log:
             argv = ["iperf3", "-c", ground.addresses[1], "-t", str(IPERF3_S), "-O", "1", "-J"]
             client = await source.popen(argv, log=log)
-            await asyncio.to_thread(client.wait, 15)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(client.wait, IPERF3_PATIENCE_S)
     finally:
+        await stop_process(client)
         await stop_process(server)
     try:
         document: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ runs. Payloads are a known pattern, checked byte for byte where they arrive.
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import struct
 import threading
@@ -29,7 +30,7 @@ except ImportError as import_error:
     _traffic = None  # type: ignore[assignment]
     _missing = str(import_error)
 
-ABI: Final = 2
+ABI: Final = 3
 TIMEOUT: Final = struct.pack("@ll", 0, 200_000)
 """SO_RCVTIMEO and SO_SNDTIMEO: how often a blocked generator looks whether to stop."""
 BUFFER_LEN: Final = 4 << 20
@@ -80,10 +81,17 @@ class Generator:
     def start(self) -> Generator:
         """Start the thread; LabError if its socket cannot be opened."""
         self._thread.start()
-        self._is_open.wait(JOIN_S)
-        if self._failure is not None:
-            raise LabError(f"traffic in {self._host.namespace}: {self._failure}")
+        is_open = self._is_open.wait(JOIN_S)
+        if self._failure is not None or not is_open:
+            raise LabError(f"traffic in {self._host.namespace}: {self._failure or 'no answer'}")
         return self
+
+    def check(self) -> None:
+        """LabError if it ended by itself: what it counted since is no measurement."""
+        if self.traffic.error:
+            raise LabError(
+                f"traffic in {self._host.namespace} ended: {os.strerror(self.traffic.error)}"
+            )
 
     def ready(self) -> None:
         """Say from the thread that the socket is open."""
@@ -165,7 +173,9 @@ def stream_sender(host: Host, address: str, port: int, data: Any) -> Generator:
     return Generator(host, run)
 
 
-def datagram_receiver(host: Host, address: str, port: int, data: Any, *, run_id: int) -> Generator:
+def datagram_receiver(
+    host: Host, address: str, port: int, data: Any, *, run_id: int, size: int
+) -> Generator:
     """Receives and checks the datagrams of one run; late ones of another are only counted."""
 
     def run(library: Any, generator: Generator) -> None:
@@ -173,7 +183,7 @@ def datagram_receiver(host: Host, address: str, port: int, data: Any, *, run_id:
         seen = library.ffi.new("uint8_t[]", SEEN_BITS // 8)
         generator.ready()
         library.lib.traffic_datagram_receive(
-            sock.fileno(), data, run_id, seen, SEEN_BITS, generator.traffic
+            sock.fileno(), data, size, run_id, seen, SEEN_BITS, generator.traffic
         )
 
     return Generator(host, run)

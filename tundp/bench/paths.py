@@ -38,6 +38,7 @@ UNDERLAY: Final = ("192.0.2.1", "192.0.2.2")
 BASELINE: Final = "vxlan"
 NULL: Final = "vxlan-again"
 READY_S: Final = 20.0
+SETTLE_S: Final = 3.0
 FLANNEL_PORT: Final = "8285"
 WIREGUARD_MTU: Final = 1420
 PROBE_PREFIX: Final = "tundp-probe"
@@ -57,6 +58,17 @@ class Ground:
     async def counters(self) -> list[dict[str, Any]]:
         """Each daemon's counters, none for kernel paths."""
         return [(await node.status())["counters"] for node in self.daemons]
+
+    async def settle(self) -> None:
+        """Until no packet moves any more, at most SETTLE_S; kernel paths are at once."""
+        deadline = time.monotonic() + SETTLE_S
+        before: list[Any] = []
+        while self.daemons and time.monotonic() < deadline:
+            now = [(c["encap"], c["decap"]) for c in await self.counters()]
+            if now == before:
+                return
+            before = now
+            await asyncio.sleep(0.05)
 
 
 class BenchPath(ABC):
@@ -337,8 +349,6 @@ async def build_ground(
     for side, node in enumerate((left, right)):
         await node.configure("eth0", f"{UNDERLAY[side]}/24", mtu=MTU)
         await node.sysctl("ipv4/ip_forward", 1)
-        # Connections by the thousand a second, all from one address to one port.
-        await node.sysctl("ipv4/tcp_tw_reuse", 1)
         if lab_kind == "wire":
             await make_wire_like(node, "eth0")
     directory.mkdir(parents=True)
@@ -346,6 +356,9 @@ async def build_ground(
     await path.build(ground)
     if has_pods:
         await _add_pods(lab, ground, pod_names)
+    for end in ground.ends:
+        # Connections by the thousand a second, all from one address to one port.
+        await end.sysctl("ipv4/tcp_tw_reuse", 1)
     return ground
 
 

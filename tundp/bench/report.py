@@ -54,6 +54,7 @@ LAB_TEXT: Final = {
     "wire": "wire lab: MTU-size frames with finished checksums on the underlay",
 }
 _NOT_MEASURED: Final = "n/a"
+_CELL_MAX: Final = 300
 _BRIEF: Final = frozenset(
     {"cpu_s_per_gb", "cpu_ns_per_packet", "syscalls_per_packet", "loss", "p99_us"}
 )
@@ -64,7 +65,8 @@ _NOTES: Final = (
     " what VXLAN measured against itself.",
     "CPU is the whole machine's, generators included, from /proc/stat. Syscalls, crossings,"
     " copies and wakeups are the daemons' own exact counters, both nodes; kernel paths have no"
-    " daemon, so n/a. Packets are MTU-size segments for TCP, datagrams for UDP.",
+    " daemon, so n/a. They are per packet that crossed the overlay, TCP's acknowledgements"
+    " included; ns and switches are per MTU-size data segment of TCP, or per datagram.",
     "One machine plays both hosts: there is no NIC, no interrupt and no link limit, and both"
     " ends fight for the same cores.",
 )
@@ -107,17 +109,17 @@ def print_report(results: Results, console: Console) -> None:
 def print_difference(differences: Sequence[Difference], console: Console) -> None:
     """The table of `tundp bench diff`."""
     table = Table(box=box.SIMPLE_HEAD)
-    for text in ("lab", "workload", "row", "ratio before", "after", "change", "noise", "verdict"):
+    for text in ("lab", "workload", "row", "value", "before", "after", "noise", "verdict"):
         table.add_column(text)
     for each in differences:
-        colour = {"better": "green", "worse": "red"}.get(each.verdict, "dim")
+        colour = {"better": "green", "worse": "red", "gone": "red"}.get(each.verdict, "dim")
         table.add_row(
             each.lab,
             each.workload,
             each.row,
-            f"{each.before:.2f}x",
-            f"{each.after:.2f}x",
-            f"{each.change:+.1%}",
+            each.metric,
+            "-" if each.before is None else f"{each.before:.2f}x",
+            "-" if each.after is None else f"{each.after:.2f}x",
             f"±{each.noise:.1%}",
             Text(each.verdict, style=colour),
         )
@@ -256,10 +258,17 @@ def _show_ratio(ratio: Estimate | None, *, is_brief: bool) -> str:
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(map(_markdown_cell, cells)) + " |"
 
     head, *body = rows
     return [line(head), "|" + "---|" * len(head), *map(line, body)]
+
+
+def _markdown_cell(text: str) -> str:
+    """One line without markup of its own: reasons carry whatever a daemon's log said."""
+    line = " ".join(text.split())
+    shown = line if len(line) <= _CELL_MAX else f"{line[: _CELL_MAX - 3]}..."
+    return shown.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _html_table(rows: Sequence[Sequence[str]]) -> str:

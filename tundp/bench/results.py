@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from tundp.bench import stats
 from tundp.bench.paths import BASELINE, NULL
@@ -15,6 +15,7 @@ from tundp.errors import ConfigError
 from tundp.files import write_atomically
 
 SCHEMA: Final = 1
+RecordT = TypeVar("RecordT")
 
 DERIVED: Final = {
     # name: (numerator, denominator, factor)
@@ -184,7 +185,10 @@ def derive(values: Values, name: str) -> float | None:
 
 def workload_named(name: str) -> Any:
     """The workload behind a name in results."""
-    return next(workload for workload in WORKLOADS if workload.name == name)
+    for workload in WORKLOADS:
+        if workload.name == name:
+            return workload
+    raise ConfigError(f"workload {name!r} is not known here: was it made by another version?")
 
 
 def load(path: Path) -> Results:
@@ -203,9 +207,9 @@ def load(path: Path) -> Results:
             settings=document["settings"],
             started=document["started"],
             environment=document["environment"],
-            checks=[Check(**check) for check in document["checks"]],
-            rows=[Row(**row) for row in document["rows"]],
-            samples=[Sample(**sample) for sample in document["samples"]],
+            checks=[_known(Check, check) for check in document["checks"]],
+            rows=[_known(Row, row) for row in document["rows"]],
+            samples=[_known(Sample, sample) for sample in document["samples"]],
             is_partial=document["is_partial"],
             finished=document["finished"],
         )
@@ -213,54 +217,78 @@ def load(path: Path) -> Results:
         raise ConfigError(f"{path} is not whole: {error}") from None
 
 
+def _known(kind: type[RecordT], document: dict[str, Any]) -> RecordT:
+    """A record from its JSON; fields a newer version added are passed over."""
+    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]  # always a dataclass
+    return kind(**{name: value for name, value in document.items() if name in names})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One cell of two benches."""
+    """One value of one cell in two benches, both as ratios to VXLAN."""
 
     lab: str
     workload: str
     row: str
     metric: str
-    before: float
-    after: float
-    change: float
-    """The ratio to VXLAN after, over that before, less 1."""
+    before: float | None
+    after: float | None
     noise: float
     verdict: str
+    """better, worse, same, gone (measured only before) or new."""
 
 
 def diff(before: Results, after: Results) -> list[Difference]:
     """What changed between two benches, beyond the noise of both.
 
-    Ratios to VXLAN are compared, not figures: two runs are two moods of one machine.
+    Ratios to VXLAN are compared, not figures: two runs are two moods of one machine. The
+    workload's own value is compared, and what it costs: CPU per GB and per packet.
     """
+    cells = dict.fromkeys(
+        (sample.lab, sample.workload, sample.row)
+        for sample in (*before.samples, *after.samples)
+        if sample.row not in (BASELINE, NULL)
+    )
     found = []
-    for lab in after.labs():
-        for workload in after.workloads(lab):
-            kind = workload_named(workload)
-            for row in after.row_names(lab):
-                if row in (BASELINE, NULL):
-                    continue
-                old = before.ratio(lab, row, workload, kind.headline)
-                new = after.ratio(lab, row, workload, kind.headline)
-                noises = [r.noise(lab, workload, kind.headline) for r in (before, after)]
-                if old is None or new is None or None in noises or not old.median:
-                    continue
-                noise = sum(n for n in noises if n is not None)
-                is_apart = new.low > old.high * (1 + noise) or new.high < old.low * (1 - noise)
-                change = new.median / old.median - 1
-                is_up = (change > 0) is kind.more_is_better
-                found.append(
-                    Difference(
-                        lab=lab,
-                        workload=workload,
-                        row=row,
-                        metric=kind.headline,
-                        before=old.median,
-                        after=new.median,
-                        change=change,
-                        noise=noise,
-                        verdict=("better" if is_up else "worse") if is_apart else "same",
-                    )
+    for lab, workload, row in cells:
+        kind = workload_named(workload)
+        for metric, more_is_better in (
+            (kind.headline, kind.more_is_better),
+            ("cpu_s_per_gb", False),
+            ("cpu_ns_per_packet", False),
+        ):
+            old = before.ratio(lab, row, workload, metric)
+            new = after.ratio(lab, row, workload, metric)
+            if old is None and new is None:
+                continue
+            noises = [r.noise(lab, workload, metric) or 0.0 for r in (before, after)]
+            verdict = _compare(old, new, sum(noises), more_is_better=more_is_better)
+            if after.verdict(lab, row, workload) == "INVALID":
+                verdict = "worse"
+            found.append(
+                Difference(
+                    lab=lab,
+                    workload=workload,
+                    row=row,
+                    metric=metric,
+                    before=None if old is None else old.median,
+                    after=None if new is None else new.median,
+                    noise=sum(noises),
+                    verdict=verdict,
                 )
+            )
     return found
+
+
+def _compare(
+    old: Estimate | None, new: Estimate | None, noise: float, *, more_is_better: bool
+) -> str:
+    if new is None:
+        return "gone"
+    if old is None:
+        return "new"
+    if new.low > old.high * (1 + noise):
+        return "better" if more_is_better else "worse"
+    if new.high < old.low * (1 - noise):
+        return "worse" if more_is_better else "better"
+    return "same"

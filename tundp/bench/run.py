@@ -15,21 +15,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import datetime as dt
+import fcntl
 import os
+import random
 import shutil
+import signal
 import socket
+import struct
+import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
+
+from pyroute2 import netns
 
 from tundp.bench import crosscheck, generators, validity
 from tundp.bench.paths import (
     BASELINE,
     NULL,
+    PROBE_PREFIX,
     BenchPath,
     Ground,
     all_paths,
@@ -37,14 +46,23 @@ from tundp.bench.paths import (
     host_names,
 )
 from tundp.bench.results import Check, Results, Row, Sample
-from tundp.bench.workloads import WORKLOADS, NoRateHeldError, Workload, read_snmp
+from tundp.bench.workloads import WORKLOADS, Workload, read_snmp
 from tundp.errors import ConfigError, LabError, TundpError
 from tundp.lab.lab import Lab, leftovers, processes_in, remove_namespace
+from tundp.linux import uapi
 
 PREFIX: Final = "tundp-bench"
 LABS: Final = ("virtual", "wire")
 FRAME_LOOK_S: Final = 0.25
 ETH_P_ALL: Final = 0x0003
+SOL_PACKET: Final = 263
+PACKET_STATISTICS: Final = 6
+"""linux/if_packet.h: packets seen and dropped by the tap since it was last asked."""
+TAP_BUFFER_LEN: Final = 256 << 20
+SEED: Final = 8285
+PROBED: Final = ("fou", "wireguard")
+LOCK: Final = Path("/run/tundp-bench.lock")
+TEMPORARY: Final = "tundp-bench-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +178,13 @@ async def run_bench(
     """
     generators.require()
     plan = make_plan(settings)
+    with _only_one():
+        return await _run_plan(plan, settings, progress, keep)
+
+
+async def _run_plan(
+    plan: Plan, settings: BenchSettings, progress: Progress, keep: Callable[[Results], None]
+) -> Results:
     names = [name for lab in plan.labs for path in plan.paths for name in host_names(lab, path)]
     left = leftovers(PREFIX, names)
     if left:
@@ -175,6 +200,7 @@ async def run_bench(
     )
     try:
         results.checks += await validity.checks_before()
+        results.checks.append(validity.check_rounds(plan.rounds))
         for check in results.checks:
             progress.say(f"{check.name}: {check.value} ({check.status})")
         for lab_kind in plan.labs:
@@ -188,20 +214,37 @@ async def run_bench(
 
 
 async def clean_bench() -> list[str]:
-    """Remove what a killed bench left; the names of what was removed."""
-    plan = make_plan(
-        BenchSettings(
-            profile="full", only=(), rounds=None, seconds=None, topology="pods", flanneld="flanneld"
-        )
-    )
-    names = [name for lab in LABS for path in plan.paths for name in host_names(lab, path)]
-    left = leftovers(PREFIX, names)
-    for name in left:
-        for pid in processes_in(name):
-            if pid != os.getpid():
-                os.kill(pid, 15)
-        remove_namespace(name)
-    return left
+    """Remove what a killed bench left; the names of what was removed.
+
+    LabError while a bench runs: it cleans up by itself.
+    """
+    with _only_one():
+        removed = [
+            name
+            for name in netns.listnetns()
+            if name.startswith(f"{PREFIX}-") or name in {f"{PROBE_PREFIX}-{p}" for p in PROBED}
+        ]
+        for name in removed:
+            for pid in processes_in(name):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            remove_namespace(name)
+        for directory in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+            shutil.rmtree(directory, ignore_errors=True)
+    return removed
+
+
+@contextlib.contextmanager
+def _only_one() -> Iterator[None]:
+    """Hold the machine's one bench: two at once would measure each other."""
+    if os.geteuid() != 0:
+        raise LabError("the bench makes network namespaces and TUN devices: run it as root")
+    with LOCK.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LabError("another tundp bench is running on this machine: let it end") from None
+        yield
 
 
 async def _run_lab(
@@ -212,15 +255,29 @@ async def _run_lab(
     keep: Callable[[Results], None],
 ) -> None:
     async with _lab(lab_kind, plan, results, progress) as grounds:
-        for path, ground in grounds:
-            results.checks.append(await _look_at_frames(lab_kind, path, ground))
-            syscalls = await crosscheck.count_syscalls(lab_kind, path, ground)
-            results.checks += [syscalls] if syscalls else []
+        for path, ground in list(grounds):
+            try:
+                results.checks.append(await _look_at_frames(lab_kind, path, ground))
+                syscalls = await crosscheck.count_syscalls(lab_kind, path, ground)
+                results.checks += [syscalls] if syscalls else []
+            except _ROW_FAILURES as error:
+                grounds.remove((path, ground))
+                _fail_row(lab_kind, path, f"carries nothing: {error}", results, progress)
         before = await _losses(grounds)
+        rng = random.Random(SEED)
         for workload in plan.workloads:
+            fitting = []
+            for path, ground in grounds:
+                why_not = workload.why_not(ground)
+                if why_not is None:
+                    fitting.append((path, ground))
+                else:
+                    progress.say(f"{lab_kind}: no {workload.name} over {path.name}: {why_not}")
             for number in range(plan.rounds):
-                first = number % max(1, len(grounds))
-                for path, ground in grounds[first:] + grounds[:first]:
+                # Another order each round, the same in every bench: no row always follows
+                # the same one, and the null test has all kinds of neighbours.
+                rng.shuffle(fitting)
+                for path, ground in fitting:
                     progress.step(f"{lab_kind} · {workload.name} · {path.name}")
                     await _measure(lab_kind, path, ground, workload, number, plan, results)
             keep(results)
@@ -251,7 +308,15 @@ async def _measure(
 ) -> None:
     try:
         values = await workload.measure(ground, warmup_s=plan.warmup_s, seconds=plan.seconds)
-    except NoRateHeldError:
+    except _ROW_FAILURES as error:
+        results.checks.append(
+            Check(
+                name=f"run {number + 1} of {lab_kind} {workload.name} {path.name}",
+                value=f"failed: {error}",
+                status="red",
+                why="a row without all its rounds is compared with luck",
+            )
+        )
         return
     results.samples.append(
         Sample(lab=lab_kind, row=path.name, workload=workload.name, round=number, values=values)
@@ -263,7 +328,7 @@ async def _lab(
     lab_kind: str, plan: Plan, results: Results, progress: Progress
 ) -> AsyncIterator[list[tuple[BenchPath, Ground]]]:
     """All rows of a lab that can be built here; the others are noted with the reason."""
-    directory = Path(tempfile.mkdtemp(prefix="tundp-bench-"))
+    directory = Path(tempfile.mkdtemp(prefix=TEMPORARY))
     try:
         async with Lab(PREFIX) as lab:
             grounds = []
@@ -275,7 +340,7 @@ async def _lab(
                             lab, lab_kind, path, directory / path.name, has_pods=plan.has_pods
                         )
                         grounds.append((path, ground))
-                    except TundpError as error:
+                    except _ROW_FAILURES as error:
                         why_not = f"cannot be built: {error}"
                 if why_not is not None:
                     progress.say(f"{lab_kind}: no {path.name}: {why_not}")
@@ -293,36 +358,65 @@ async def _lab(
         shutil.rmtree(directory, ignore_errors=True)
 
 
+_ROW_FAILURES: Final = (TundpError, OSError, TimeoutError, subprocess.SubprocessError)
+"""What one row may do without taking the others along."""
+
+
+def _fail_row(
+    lab_kind: str, path: BenchPath, why_not: str, results: Results, progress: Progress
+) -> None:
+    progress.say(f"{lab_kind}: no {path.name}: {why_not}")
+    results.rows = [
+        dataclasses.replace(row, why_not=why_not)
+        if (row.lab, row.name) == (lab_kind, path.name)
+        else row
+        for row in results.rows
+    ]
+
+
 async def _look_at_frames(lab_kind: str, path: BenchPath, ground: Ground) -> Check:
-    """Run TCP for a moment and see how large the frames are that leave the left node."""
+    """Run TCP for a moment and see how large the frames are that leave either node."""
     sizes: Counter[int] = Counter()
-    tap: socket.socket = await ground.nodes[0].call(
-        socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)
-    )
-    with tap:
-        tap.bind(("eth0", ETH_P_ALL))
-        tap.setblocking(False)
-        tcp = next(w for w in WORKLOADS if w.name == "tcp1")
-        running = asyncio.create_task(
-            tcp.measure(ground, warmup_s=0.05, seconds=FRAME_LOOK_S), name="frames"
-        )
+    missed = 0
+    taps: list[socket.socket] = []
+    tcp = next(w for w in WORKLOADS if w.name == "tcp1")
+    running = asyncio.create_task(tcp.measure(ground, warmup_s=0.05, seconds=FRAME_LOOK_S))
+    try:
+        taps += [await node.call(_open_tap) for node in ground.nodes]
         while not running.done():
-            _drain(tap, sizes)
-            await asyncio.sleep(0.005)
+            for tap in taps:
+                _drain(tap, sizes)
+            await asyncio.sleep(0.002)
         await running
-    check = validity.check_frames(sizes, f"{lab_kind} {path.name}")
-    if lab_kind != "wire" and check.status == "red":
-        return Check(
-            name=check.name, value=check.value, status="note", why="super-packets pass whole"
-        )
+        for tap in taps:
+            _drain(tap, sizes)
+            seen, dropped = struct.unpack("=II", tap.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+            missed += dropped if seen else 0
+    finally:
+        for tap in taps:
+            tap.close()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    check = validity.check_frames(sizes, missed, f"{lab_kind} {path.name}")
+    if lab_kind != "wire" and check.status == "red" and sizes:
+        return dataclasses.replace(check, status="note", why="super-packets pass whole")
     return check
 
 
+def _open_tap() -> socket.socket:
+    tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    tap.setsockopt(socket.SOL_SOCKET, uapi.SO_RCVBUFFORCE, TAP_BUFFER_LEN)
+    tap.bind(("eth0", ETH_P_ALL))
+    tap.setblocking(False)
+    return tap
+
+
 def _drain(tap: socket.socket, sizes: Counter[int]) -> None:
-    for _ in range(2000):
+    buffer = bytearray(1)
+    for _ in range(20_000):
         try:
             # MSG_TRUNC: the length of the whole frame, of which nothing else is wanted.
-            length, _, _, source = tap.recvmsg_into([bytearray(1)], 0, socket.MSG_TRUNC)
+            length, source = tap.recvfrom_into(buffer, 1, socket.MSG_TRUNC)
         except BlockingIOError:
             return
         if source[2] == socket.PACKET_OUTGOING:

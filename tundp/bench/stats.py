@@ -9,6 +9,8 @@ from typing import Final
 import numpy as np
 
 RESAMPLES: Final = 2000
+ROUNDS_MIN: Final = 5
+"""With fewer samples the bootstrap's interval is far too narrow."""
 CONFIDENCE: Final = 95.0
 
 
@@ -63,8 +65,8 @@ def noise_floor(ratios: Estimate | None) -> float | None:
 
 
 def verdict(ratio: Estimate | None, noise: float | None, *, more_is_better: bool) -> str:
-    """`better`, `worse`, or `same` when the interval touches the noise around 1."""
-    if ratio is None or noise is None:
+    """`better`, `worse`, `same` (the interval touches the noise around 1), or `n/a`."""
+    if ratio is None or noise is None or ratio.count < ROUNDS_MIN:
         return "n/a"
     if ratio.low > 1 + noise:
         return "better" if more_is_better else "worse"

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Final
 
 import tundp
+from tundp.bench import stats
 from tundp.bench.machine import check_accounting, load_average
+from tundp.bench.paths import BASELINE, NULL
 from tundp.bench.results import Check, Results, workload_named
 
 LOAD_MAX: Final = 0.7
@@ -22,6 +24,7 @@ NOISE_MAX: Final = 0.15
 FRAME_MAX: Final = 1514
 """Ethernet header and an MTU of 1500."""
 RETRANSMIT_MAX: Final = 0.01
+ROUNDS_MIN: Final = stats.ROUNDS_MIN
 
 
 def environment() -> dict[str, str]:
@@ -68,14 +71,24 @@ async def checks_before() -> list[Check]:
     ]
 
 
-def check_frames(sizes: Counter[int], where: str) -> Check:
-    """Wire lab: no frame larger than a wire carries."""
+def check_rounds(rounds: int) -> Check:
+    """An interval needs samples to be one."""
+    return Check(
+        name="rounds",
+        value=str(rounds),
+        status="ok" if rounds >= ROUNDS_MIN else "red",
+        why=f"below {ROUNDS_MIN} an interval is luck, and no verdict is given",
+    )
+
+
+def check_frames(sizes: Counter[int], missed: int, where: str) -> Check:
+    """Wire lab: no frame larger than a wire carries, among those the tap did not miss."""
     largest = max(sizes, default=0)
     count = sum(sizes.values())
     mean = sum(size * n for size, n in sizes.items()) / count if count else 0
     return Check(
         name=f"frames {where}",
-        value=f"largest {largest}, mean {mean:.0f} of {count}",
+        value=f"largest {largest}, mean {mean:.0f} of {count}, {missed} not seen",
         status="ok" if count and largest <= FRAME_MAX else "red",
         why=f"histogram of what left eth0 (AF_PACKET): at most {FRAME_MAX} bytes on a wire",
     )
@@ -113,7 +126,19 @@ def checks_after(results: Results) -> list[Check]:
     window = sum(v["window_s"] for v in values) * (os.cpu_count() or 1)
     steal = sum(v["steal_s"] for v in values) / window if window else 0.0
     corrupt = sum(v.get("corrupt", 0) + v.get("duplicates", 0) for v in values)
+    missing = [
+        f"{lab} {row}"
+        for lab in results.labs() or ["any lab"]
+        for row in (BASELINE, NULL)
+        if row not in results.row_names(lab)
+    ]
     found = [
+        Check(
+            name="baseline",
+            value=f"missing: {', '.join(missing)}" if missing else "measured, twice",
+            status="red" if missing else "ok",
+            why="without VXLAN and its double nothing can be compared",
+        ),
         Check(
             name="steal",
             value=f"{steal:.2%}",

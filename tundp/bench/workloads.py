@@ -20,14 +20,16 @@ from tundp.bench import generators
 from tundp.bench.generators import Counted, Generator
 from tundp.bench.machine import CpuTimes, read_cpu
 from tundp.bench.paths import Ground
-from tundp.lab.lab import Host
+from tundp.errors import LabError
+from tundp.lab.lab import Host, finish
 
 PORT: Final = 5201
 TCP_HEADERS_LEN: Final = 20 + 20 + 12
 """IPv4, TCP, and the timestamp option Linux always uses."""
 UDP_HEADERS_LEN: Final = 28
 LOSS_MAX: Final = 0.005
-LOSS_STEPS: Final = 9
+LOSS_STEPS: Final = 12
+LOSS_PRECISION: Final = 1.04
 RATE_MAX_PER_MS: Final = 2000
 PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9)
 
@@ -61,9 +63,17 @@ class Workload(ABC):
         data = generators.pattern()
         async with _running(self.start(ground, data)) as running:
             window = await _observe(ground, running, warmup_s=warmup_s, seconds=seconds)
+            for generator in running:
+                generator.check()
             values = self.evaluate(ground, window, running)
         values |= _costs(window)
+        # What this row still has in its queues must not be the next row's burden.
+        await ground.settle()
         return values
+
+    def why_not(self, ground: Ground) -> str | None:
+        """Why this traffic does not fit the path, or None if it does."""
+        return None
 
     @abstractmethod
     def start(self, ground: Ground, data: Any) -> Iterator[Generator]:
@@ -118,6 +128,10 @@ class UdpFlood(Workload):
         self.label = f"UDP {size} bytes, full rate"
         self._size = size
 
+    def why_not(self, ground: Ground) -> str | None:
+        """See Workload."""
+        return _too_big(self._size, ground)
+
     def start(self, ground: Ground, data: Any) -> Iterator[Generator]:
         """See Workload."""
         yield from _udp_pair(ground, data, size=self._size, per_ms=0)
@@ -139,6 +153,10 @@ class UdpLossSearch(Workload):
         self._size = size
         self._per_ms = 0
 
+    def why_not(self, ground: Ground) -> str | None:
+        """See Workload."""
+        return _too_big(self._size, ground)
+
     def start(self, ground: Ground, data: Any) -> Iterator[Generator]:
         """See Workload."""
         yield from _udp_pair(ground, data, size=self._size, per_ms=self._per_ms)
@@ -149,25 +167,21 @@ class UdpLossSearch(Workload):
 
     async def measure(self, ground: Ground, *, warmup_s: float, seconds: float) -> Values:
         """See Workload. Bisects the rate; the values are those of the best rate that held."""
-        low, high = 0, RATE_MAX_PER_MS
+        low, high = 1.0, float(RATE_MAX_PER_MS)
         best: Values | None = None
         for _ in range(LOSS_STEPS):
-            self._per_ms = (low + high + 1) // 2
+            # In equal ratios: as fine for a slow path as for a fast one.
+            self._per_ms = round((low * high) ** 0.5)
             values = await super().measure(ground, warmup_s=warmup_s, seconds=seconds)
             # A generator that cannot send so much has not tested so much.
             if values["loss"] <= LOSS_MAX and values["sent"] >= 0.9 * self._per_ms * 1e3 * seconds:
-                low, best = self._per_ms, values
+                low, best = float(self._per_ms), values
             else:
-                high = self._per_ms - 1
-            if low >= high:
+                high = float(self._per_ms)
+            if high / low < LOSS_PRECISION:
                 break
-        if best is None:
-            raise NoRateHeldError(self.name)
-        return best
-
-
-class NoRateHeldError(Exception):
-    """Even one datagram a millisecond lost more than 0.5 %."""
+        # Not even a thousand a second held: that is a result too.
+        return best or {**values, "kpps": 0.0, "gbps": 0.0}
 
 
 class RequestResponse(Workload):
@@ -204,8 +218,13 @@ class RequestResponse(Workload):
         values: Values = {
             "transactions_per_s": (after.messages - before.messages) / window.seconds,
             "lost_transactions": float(after.lost - before.lost),
-            "packets": 2.0 * (after.messages - before.messages),
         }
+        if self._is_loaded:
+            # The machine works for the load, so cost per request would mean nothing.
+            load_before, load_after = window.counted[2]
+            values["load_gbps"] = (load_after.bytes - load_before.bytes) * 8 / window.seconds / 1e9
+        else:
+            values["packets"] = 2.0 * (after.messages - before.messages)
         if len(index):
             times_us = samples_ns[index] / 1e3
             for percentile, value in zip(
@@ -262,10 +281,16 @@ def _ends(ground: Ground, *, is_reverse: bool = False) -> tuple[Host, Host, str]
     return left, right, ground.addresses[1]
 
 
+def _too_big(size: int, ground: Ground) -> str | None:
+    if size + UDP_HEADERS_LEN <= ground.mtu:
+        return None
+    return f"{size} bytes do not fit its MTU of {ground.mtu}: it would fragment"
+
+
 def _udp_pair(ground: Ground, data: Any, *, size: int, per_ms: int) -> Iterator[Generator]:
     source, sink, address = _ends(ground)
     run_id = generators.next_run()
-    yield generators.datagram_receiver(sink, address, PORT, data, run_id=run_id)
+    yield generators.datagram_receiver(sink, address, PORT, data, run_id=run_id, size=size)
     yield generators.datagram_sender(
         source, address, PORT, data, run_id=run_id, size=size, per_ms=per_ms
     )
@@ -300,9 +325,19 @@ async def _running(wanted: Iterator[Generator]) -> AsyncIterator[list[Generator]
     finally:
         for generator in running:
             generator.tell_to_stop()
-        for generator in reversed(running):
-            # Senders first: a stream's receiver ends when the stream does.
-            await asyncio.shield(asyncio.to_thread(generator.stop))
+        await finish(asyncio.to_thread(_stop_all, running))
+
+
+def _stop_all(running: list[Generator]) -> None:
+    stuck: list[LabError] = []
+    # Senders first: a stream's receiver ends when the stream does.
+    for generator in reversed(running):
+        try:
+            generator.stop()
+        except LabError as error:
+            stuck.append(error)
+    if stuck:
+        raise stuck[0]
 
 
 async def _observe(

@@ -71,9 +71,9 @@ class Counters:
     send_waits: int = 0
     """Times the UDP socket was full and reading the TUN paused. Nothing is lost by it."""
     syscalls: int = 0
-    """System calls on the packet path, those that found nothing included."""
+    """System calls on the packet path: those that found nothing, and waiting, included."""
     wakeups: int = 0
-    """Times the engine slept and was woken."""
+    """Times the engine waited and was called back."""
 
     @property
     def is_conserved(self) -> bool:

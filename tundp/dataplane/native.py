@@ -180,7 +180,7 @@ class NativeEngine:
         self._thread.start()
 
     def detach(self) -> None:
-        """See Dataplane. Waits for the thread, which ends after the packet in hand."""
+        """See Dataplane. Waits for the thread, which ends after at most a burst of packets."""
         if self._thread is not None:
             self._lib.tundp_worker_stop(self._worker)
             self._thread.join()
@@ -190,10 +190,12 @@ class NativeEngine:
         """See Dataplane. FIBs the worker has left behind are freed here."""
         self._remember_path_mtus()
         native_fib = NativeFib(fib, {address: mtu for address, (mtu, _) in self._path_mtus.items()})
-        seen = self._lib.tundp_worker_seen(self._worker)
-        self._fibs = [kept for kept in self._fibs if kept.fib.generation >= seen]
-        self._fibs.append(native_fib)
         self._lib.tundp_worker_install(self._worker, native_fib.struct)
+        seen = self._lib.tundp_worker_seen(self._worker)
+        # Without a thread nobody holds an old one, and nobody would ever be seen with a new.
+        held = self._fibs if self._thread is not None else []
+        self._fibs = [kept for kept in held if kept.fib.generation >= seen]
+        self._fibs.append(native_fib)
 
     async def tun_lost(self) -> None:
         """See Dataplane."""

@@ -159,6 +159,7 @@ class ReferenceEngine:
 
     def _on_tun_readable(self) -> None:
         self._counters.wakeups += 1
+        self._counters.syscalls += 1  # the loop's wait that led here
         for _ in range(BUDGET):
             if self._tun is None or self._unsent:
                 return
@@ -280,6 +281,7 @@ class ReferenceEngine:
 
     def _on_udp_readable(self) -> None:
         self._counters.wakeups += 1
+        self._counters.syscalls += 1  # the loop's wait that led here
         for _ in range(BUDGET):
             self._counters.syscalls += 1
             try:
@@ -343,6 +345,8 @@ class ReferenceEngine:
                 for packet in verdict.packets:
                     self._counters.syscalls += 1
                     self._sock.sendto(packet, verdict.hop.sockaddr)
+                if len(verdict.packets) > 1:
+                    self._counters.fragments_out += len(verdict.packets)
             except OSError as error:
                 _log.debug("ICMP error to %s: %s", verdict.hop.sockaddr[0], error)
             else:

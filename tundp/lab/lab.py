@@ -26,7 +26,7 @@ from typing import IO, Any, Final, TypeVar
 from pyroute2 import netns
 
 from tundp.blocking import BlockingThread
-from tundp.errors import LabError
+from tundp.errors import LabError, TundpError
 from tundp.linux.netlink import Netlink, enter_namespace
 
 T = TypeVar("T")
@@ -198,9 +198,16 @@ class Lab:
         )
 
     async def _stop(self) -> None:
+        failures: list[Exception] = []
         for host in reversed(self.hosts.values()):
-            await host.stop()
+            try:
+                await host.stop()
+            except (TundpError, OSError) as error:
+                # The others go all the same; the first failure is told at the end.
+                failures.append(error)
         self.hosts.clear()
+        if failures:
+            raise failures[0]
 
 
 async def finish(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -232,22 +239,22 @@ async def stop_process(process: subprocess.Popen[bytes]) -> int:
 
 @contextlib.asynccontextmanager
 async def interruptible() -> AsyncIterator[None]:
-    """SIGINT and SIGTERM cancel the block, so that its clean-up runs; later ones are ignored."""
+    """SIGINT, SIGTERM and SIGHUP cancel the block, so that its clean-up runs; once is enough."""
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(signum, lambda: None)
         task.cancel()
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(signum, stop)
     try:
         yield
     finally:
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.remove_signal_handler(signum)
 
 

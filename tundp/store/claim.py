@@ -132,8 +132,9 @@ class Claim:
 
     def observe_unreadable(self, why: str) -> None:
         """Our key now has a value nobody can read: whose it is cannot be told."""
-        self._set_state(LeaseState.CONFLICT, f"its value cannot be read ({why})")
-        self._wake.set()
+        if self._state is not LeaseState.CONFLICT:
+            self._set_state(LeaseState.CONFLICT, f"its value cannot be read ({why})")
+            self._wake.set()
 
     async def keep(self) -> None:
         """Renew for ever; get the lease back when it is lost. Ends only by cancellation."""
@@ -230,7 +231,7 @@ class Claim:
         snapshot = await self._store.snapshot()
         if key in keys_of(snapshot.bad):
             why = next(entry.why for entry in snapshot.bad if entry.name == str(key))
-            self.observe_unreadable(why)
+            self._set_state(LeaseState.CONFLICT, f"its value cannot be read ({why})")
             return
         found = next((lease for lease in snapshot.leases if lease.key == key), None)
         try:
