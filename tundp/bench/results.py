@@ -99,8 +99,9 @@ class Results:
         return list(dict.fromkeys(s.workload for s in self.samples if s.lab == lab))
 
     def row_names(self, lab: str) -> list[str]:
-        """Rows with samples in a lab."""
-        return list(dict.fromkeys(s.row for s in self.samples if s.lab == lab))
+        """Rows with samples in a lab, the baseline first, in the order they were built."""
+        measured = {s.row for s in self.samples if s.lab == lab}
+        return [row.name for row in self.rows if row.lab == lab and row.name in measured]
 
     def label(self, row: str) -> str:
         """A row's label."""
