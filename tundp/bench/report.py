@@ -67,6 +67,9 @@ _NOTES: Final = (
     " copies and wakeups are the daemons' own exact counters, both nodes; kernel paths have no"
     " daemon, so n/a. They are per packet that crossed the overlay, TCP's acknowledgements"
     " included; ns and switches are per MTU-size data segment of TCP, or per datagram.",
+    "Segments per TUN read, send, receive and TUN write: n/a, since no engine here has"
+    " super-packets; each of these calls carries one packet. What veth carries whole in the"
+    " virtual lab shows in the mean frame size above.",
     "One machine plays both hosts: there is no NIC, no interrupt and no link limit, and both"
     " ends fight for the same cores.",
 )
