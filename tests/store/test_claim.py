@@ -479,7 +479,10 @@ def test_conflict_is_logged_with_both_sides(world: World, caplog: pytest.LogCapt
             world.put(node.key, value(THEIRS))
             await eventually(lambda: node.claim.state is LeaseState.CONFLICT)
             message = next(
-                record.getMessage() for record in caplog.records if record.levelname == "ERROR"
+                record.getMessage()
+                for record in caplog.records
+                # python-etcd reports what earlier tests' servers did when they ended.
+                if record.levelname == "ERROR" and record.name.startswith("tundp")
             )
             assert node.key in message
             assert THEIRS in message
