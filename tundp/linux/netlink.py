@@ -85,6 +85,8 @@ class Netlink:
         self._loop = asyncio.SelectorEventLoop()
         self._thread = threading.Thread(target=self._serve, name="netlink", daemon=True)
         self._route: AsyncIPRoute | None = None
+        # The kernel takes one dump at a time from a socket, and answers EBUSY to another.
+        self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Netlink:
         await self.start()
@@ -264,16 +266,18 @@ class Netlink:
 
     async def _dump(self, what: str, ask: Callable[[Any], Any]) -> list[Any]:
         async def collect() -> list[Any]:
-            with _translated(what):
-                return [message async for message in await ask(self._route)]
+            async with self._turn:
+                with _translated(what):
+                    return [message async for message in await ask(self._route)]
 
         return await self._run(collect())
 
     async def _do(self, what: str, object_: str, command: str, **arguments: Any) -> list[Any]:
         async def request() -> list[Any]:
-            with _translated(what):
-                answer = await getattr(self._route, object_)(command, **arguments)
-                return list(answer) if answer else []
+            async with self._turn:
+                with _translated(what):
+                    answer = await getattr(self._route, object_)(command, **arguments)
+                    return list(answer) if answer else []
 
         return await self._run(request())
 
