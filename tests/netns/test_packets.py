@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
 import csv
-import fcntl
 import io
 import random
 import socket
@@ -15,13 +13,12 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from tundp.lab.offload import set_checksum_offload
 from tundp.lab.overlay import STORE_ADDRESS
 from tundp.lab.traffic import Answer, ping, transfer
 from tundp.wire import ip
 from tundp.wire.drop import DropReason
 
-SIOCETHTOOL = 0x8946
-ETHTOOL_STXCSUM = 0x17
 MARKER = b"\x00the capture ends here"
 
 pytestmark = pytest.mark.parametrize("engine", ["reference", "simple"])
@@ -84,7 +81,7 @@ async def test_wire_is_bare_ipv4_in_udp_8285_with_valid_checksums(make_overlay, 
         one, two = overlay.nodes[1], overlay.nodes[2]
         for node in (one, two):
             # veth leaves outer checksums to a NIC that is not there: make the kernel finish them.
-            await node.host.call(set_tx_checksum_off, "eth0")
+            await set_checksum_offload(node.host, "eth0", is_on=False)
         capture = tmp_path / "wire.pcap"
         tcpdump = await overlay.switch.popen(
             [
@@ -334,15 +331,6 @@ def packet(source: str, destination: str, protocol: int, payload: bytes) -> byte
 def receive_soon(sock: socket.socket) -> bytes:
     sock.settimeout(5)
     return sock.recv(100)
-
-
-def set_tx_checksum_off(device: str) -> None:
-    """ETHTOOL_STXCSUM 0 (linux/ethtool.h): what `ethtool -K DEV tx off` does."""
-    value = bytearray(struct.pack("=II", ETHTOOL_STXCSUM, 0))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        buffer = array.array("B", value)
-        request = struct.pack("16sP16x", device.encode(), buffer.buffer_info()[0])
-        fcntl.ioctl(sock, SIOCETHTOOL, request)
 
 
 def decode(capture) -> list[dict[str, str]]:

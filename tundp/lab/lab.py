@@ -106,10 +106,6 @@ class Host:
                 return link.index
         raise LabError(f"{self.namespace} has no interface {device}")
 
-    async def has_device(self, device: str) -> bool:
-        """Whether there is an interface of this name."""
-        return any(link.name == device for link in await self._netlink.links())
-
     async def configure(
         self, device: str, *addresses: str, mtu: int | None = None, mac: str | None = None
     ) -> None:
