@@ -87,6 +87,7 @@ async def test_wire_is_bare_ipv4_in_udp_8285_with_valid_checksums(make_overlay, 
             [
                 "tcpdump",
                 "--immediate-mode",
+                "--buffer-size=16384",
                 "-ni",
                 "port1",
                 "-U",
@@ -104,9 +105,10 @@ async def test_wire_is_bare_ipv4_in_udp_8285_with_valid_checksums(make_overlay, 
             assert (await transfer(one.pod, two.pod, two.pod_address, payload_len=300_000))[1]
             marker = await overlay.switch.socket(socket.SOCK_DGRAM)
             with marker:
-                marker.sendto(MARKER, (one.public_ip, 8285))
-            while MARKER not in capture.read_bytes():
-                await asyncio.sleep(0.02)
+                # Again and again: tcpdump's ring may be full of the transfer at first.
+                while MARKER not in capture.read_bytes():
+                    marker.sendto(MARKER, (one.public_ip, 8285))
+                    await asyncio.sleep(0.05)
         finally:
             tcpdump.terminate()
             await asyncio.to_thread(tcpdump.wait)
