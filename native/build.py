@@ -11,7 +11,20 @@ from cffi import FFI
 HERE = Path(__file__).parent
 SOURCES = [
     f"native/src/{name}.c"
-    for name in ("checksum", "encap", "fib", "fragment", "icmp", "simple", "worker")
+    for name in (
+        "checksum",
+        "batch",
+        "batch_decap",
+        "batch_encap",
+        "coalesce",
+        "encap",
+        "fib",
+        "fragment",
+        "icmp",
+        "segment",
+        "simple",
+        "worker",
+    )
 ]
 
 

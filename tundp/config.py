@@ -10,6 +10,7 @@ error (flannel exits with 0, or ignores the rest), and so is a bad environment v
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,11 @@ MARGIN_MAX_MIN: Final = 1439
 FILE_STORE: Final = "file:"
 ETCD_STORE: Final = "etcd"
 LOOPS: Final = ("auto", "uvloop", "asyncio")
-ENGINES: Final = ("auto", "simple", "reference")
+ENGINES: Final = ("auto", "gso", "mmsg", "simple", "reference")
+OFFLOADS: Final = ("tun-tso", "tun-uso", "udp-segment", "udp-gro", "tcp-coalesce", "udp-coalesce")
+LAYOUTS: Final = ("shared", "split")
+WORKERS_MAX: Final = 64
+SPIN_MAX_US: Final = 1000
 
 _INT: Final = re.compile(r"[+-]?[0-9a-zA-Z_]+", re.ASCII)
 _GO_OCTAL: Final = re.compile(r"([+-]?)0([0-7_]+)", re.ASCII)
@@ -145,6 +150,34 @@ def _parse_tun_name(text: str) -> str:
             " most one %d"
         )
     return text
+
+
+def _parse_offloads(text: str) -> frozenset[str]:
+    names = frozenset(_parse_list(text))
+    if unknown := sorted(names - set(OFFLOADS)):
+        raise ValueError(f"has {unknown[0]!r}, which is not one of {', '.join(OFFLOADS)}")
+    return names
+
+
+def _parse_workers(text: str) -> int:
+    count = parse_int(text)
+    if not 1 <= count <= WORKERS_MAX:
+        raise ValueError(f"is out of range: 1 to {WORKERS_MAX}")
+    return count
+
+
+def _parse_cpus(text: str) -> tuple[int, ...]:
+    numbers = tuple(parse_int(part) for part in _parse_list(text))
+    if missing := sorted(set(numbers) - os.sched_getaffinity(0)):
+        raise ValueError(f"has CPU {missing[0]}, which this process may not use")
+    return numbers
+
+
+def _parse_spin(text: str) -> int:
+    microseconds = parse_int(text)
+    if not 0 <= microseconds <= SPIN_MAX_US:
+        raise ValueError(f"is out of range: microseconds, 0 to {SPIN_MAX_US}")
+    return microseconds
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
@@ -268,6 +301,48 @@ OPTIONS: Final[tuple[Option, ...]] = (
         is_flannels=False,
     ),
     Option(
+        name="disable-offloads",
+        parse=_parse_offloads,
+        default=frozenset(),
+        metavar="NAME,...",
+        help="what engine gso shall do without, of " + ", ".join(OFFLOADS),
+        is_flannels=False,
+    ),
+    Option(
+        name="workers",
+        parse=_parse_workers,
+        default=1,
+        metavar="N",
+        help="queues of the TUN and sockets of the underlay; a peer's datagrams stay with one"
+        " of them, so more than one pays with several busy peers and more than 2 cores",
+        is_flannels=False,
+    ),
+    Option(
+        name="layout",
+        parse=_one_of(*LAYOUTS),
+        default="shared",
+        metavar="|".join(LAYOUTS),
+        help="one thread per worker for both directions, or one for each",
+        is_flannels=False,
+    ),
+    Option(
+        name="cpus",
+        parse=_parse_cpus,
+        default=(),
+        metavar="N,...",
+        help="bind the packet threads to these CPUs, in turn (default: the scheduler's choice)",
+        is_flannels=False,
+    ),
+    Option(
+        name="spin",
+        parse=_parse_spin,
+        default=0,
+        metavar="MICROSECONDS",
+        help="poll at most so long for the next packet before sleeping, and only while that"
+        " pays; 0 never",
+        is_flannels=False,
+    ),
+    Option(
         name="loop",
         parse=_one_of(*LOOPS),
         default="auto",
@@ -331,6 +406,11 @@ class Config:
     version: bool
     store: str
     engine: str
+    disable_offloads: frozenset[str]
+    workers: int
+    layout: str
+    cpus: tuple[int, ...]
+    spin: int
     loop: str
     source_check: str
     tun_name: str

@@ -27,6 +27,7 @@ from tundp.backoff import Backoff, Outage
 from tundp.config import Config
 from tundp.dataplane.base import Dataplane
 from tundp.dataplane.choose import make_engine
+from tundp.dataplane.native import EngineSettings, Layout
 from tundp.errors import ConfigError, PlatformError, StoreError
 from tundp.files import write_atomically
 from tundp.lease import subnet_env
@@ -50,6 +51,7 @@ from tundp.linux.device import DeviceSettings
 from tundp.linux.iface import Host, Interface, select_interface
 from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.netlink import Netlink
+from tundp.linux.offload import Offload
 from tundp.linux.tun import Tun
 from tundp.linux.udp import open_udp
 from tundp.store.base import Store
@@ -80,7 +82,12 @@ async def run(config: Config) -> None:
         interface = await _choose_interface(config, netlink)
         sdnotify.notify("STATUS=waiting for the network config")
         network = await _wait_for_network_config(store)
-        sock = stack.enter_context(open_udp(interface.address, network.port))
+        socks = [
+            stack.enter_context(
+                open_udp(interface.address, network.port, is_one_of_many=config.workers > 1)
+            )
+            for _ in range(config.workers)
+        ]
         claim = _make_claim(config, store, network, interface)
         sdnotify.notify("STATUS=waiting for a lease")
         lease = await claim.acquire()
@@ -92,7 +99,7 @@ async def run(config: Config) -> None:
             interface=interface,
             claim=claim,
             netlink=netlink,
-            sock=sock,
+            socks=socks,
         )
         stack.callback(node.close)
         await node.open_device()
@@ -111,7 +118,7 @@ class Node:
     interface: Interface
     claim: Claim
     netlink: Netlink
-    sock: socket.socket
+    socks: list[socket.socket]
     table: LeaseTable = field(default_factory=LeaseTable)
     peer_set: PeerSet = field(default_factory=lambda: PeerSet((), ()))
     bad_entries: dict[str, str] = field(default_factory=dict)
@@ -135,7 +142,13 @@ class Node:
         )
         self.engine = make_engine(
             self.config.engine,
-            self.sock,
+            self.socks,
+            EngineSettings(
+                disabled=frozenset(Offload(name) for name in self.config.disable_offloads),
+                cpus=self.config.cpus,
+                spin_us=self.config.spin,
+                layout=Layout(self.config.layout),
+            ),
             tunnel_address=self.settings.address,
             fib=build_fib(
                 (), own_subnet=key.subnet, port=self.network.port, generation=self.generation
@@ -149,7 +162,7 @@ class Node:
         name = self.config.tun_name if self.tun is None else self.tun.name
         if self.tun is not None:
             self.tun.close()
-        self.tun = Tun(name)
+        self.tun = Tun(name, self.engine.tun_mode)
         self.tun_index = await device.configure(self.netlink, self.tun, self.settings)
         self.engine.attach(self.tun)
         _log.info(
@@ -223,6 +236,7 @@ class Node:
             "port": self.network.port,
             "tun": {"name": "" if self.tun is None else self.tun.name, "mtu": self.settings.mtu},
             "engine": self.engine.name,
+            "engine_uses": self.engine.describe(),
             "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
             "lease": {
                 "key": str(lease.key),

@@ -13,11 +13,14 @@
 /* cdef-begin */
 
 /* Raised whenever a struct or a meaning below changes; Python refuses another number. */
-#define TUNDP_ABI 2
+#define TUNDP_ABI 3
 
 #define TUNDP_FIB_LEVELS 3
 #define TUNDP_REPLY_MAX 576
 #define TUNDP_BUFFER_LEN 65536
+#define TUNDP_VNET_LEN 10
+#define TUNDP_SUMS_MAX 3
+#define TUNDP_ERRNO_COUNT 134
 
 /* wire/drop.py has the meanings; the numbers are the same. */
 enum tundp_drop {
@@ -40,8 +43,58 @@ enum tundp_drop {
 	TUNDP_DROP_TUN_GONE = 16,
 	TUNDP_DROP_TUN_REJECTED = 17,
 	TUNDP_DROP_TUN_FAILED = 18,
+	TUNDP_DROP_BAD_VNET_HEADER = 19,
 };
-#define TUNDP_DROP_COUNT 19
+#define TUNDP_DROP_COUNT 20
+
+/* wire/coalesce.py's Miss. */
+enum tundp_miss {
+	TUNDP_MISS_OFF = 0,
+	TUNDP_MISS_NOT_TRANSPORT = 1,
+	TUNDP_MISS_FRAGMENT = 2,
+	TUNDP_MISS_IP_OPTIONS = 3,
+	TUNDP_MISS_BAD_TRANSPORT = 4,
+	TUNDP_MISS_TCP_FLAGS = 5,
+	TUNDP_MISS_NO_PAYLOAD = 6,
+	TUNDP_MISS_NO_CHECKSUM = 7,
+	TUNDP_MISS_BAD_CHECKSUM = 8,
+	TUNDP_MISS_HEADER_DIFFERS = 9,
+	TUNDP_MISS_SIZE = 10,
+	TUNDP_MISS_SEQUENCE = 11,
+	TUNDP_MISS_FULL = 12,
+};
+#define TUNDP_MISS_COUNT 13
+
+/* What a worker may use: bits, for `offloads` and `offloads_lost`. */
+enum tundp_offload {
+	TUNDP_OFFLOAD_VNET_HEADER = 0x01,  /* the TUN has vnet headers: super-packets from it */
+	TUNDP_OFFLOAD_UDP_SEGMENT = 0x02,  /* UDP_SEGMENT: many datagrams in one send */
+	TUNDP_OFFLOAD_TCP_COALESCE = 0x04, /* TCP super-packets to the TUN */
+	TUNDP_OFFLOAD_UDP_COALESCE = 0x08, /* UDP super-packets to the TUN */
+	TUNDP_OFFLOAD_UDP_GRO = 0x10,      /* UDP_GRO: many datagrams in one receive */
+};
+
+/* Which directions a worker carries. */
+enum tundp_direction_bits {
+	TUNDP_ENCAP = 1,
+	TUNDP_DECAP = 2,
+};
+
+/* linux/virtio_net.h's struct virtio_net_hdr, host order. */
+struct tundp_vnet {
+	uint8_t flags;
+	uint8_t gso_type;
+	uint16_t hdr_len;
+	uint16_t gso_size;
+	uint16_t csum_start;
+	uint16_t csum_offset;
+};
+#define TUNDP_VNET_NEEDS_CSUM 1
+#define TUNDP_VNET_NONE 0
+#define TUNDP_VNET_TCPV4 1
+#define TUNDP_VNET_TCPV6 4
+#define TUNDP_VNET_UDP_L4 5
+#define TUNDP_VNET_ECN 0x80
 
 enum tundp_verdict_kind {
 	TUNDP_FORWARD = 0, /* encap: send `len` bytes of the packet to hop `hop` */
@@ -66,7 +119,7 @@ struct tundp_hop {
 };
 
 /* A FIB as lease/fib.py lays it out. All memory is borrowed from numpy arrays that must
- * outlive every use; only `inner_mtu` is written, by the worker that learns a path MTU. */
+ * outlive every use; only `inner_mtu` and `single` are written, by workers that learn. */
 struct tundp_fib {
 	uint32_t base;                      /* first address the root covers */
 	uint8_t base_len;                   /* prefix length of the root's range, 0..32 */
@@ -77,6 +130,7 @@ struct tundp_fib {
 	const struct tundp_hop *hops;
 	uint32_t hop_count;                 /* entry 0 is "no route" */
 	uint16_t *inner_mtu;                /* per hop: largest inner packet, 0xffff unlimited */
+	uint8_t *single;                    /* per hop: 1 where UDP_SEGMENT was refused */
 	const uint32_t *peers;              /* addresses of all peers, ascending */
 	uint32_t peer_count;
 	const uint32_t *own;                /* this node's other addresses, ascending */
@@ -106,6 +160,10 @@ struct tundp_direction {
 	uint64_t bytes_in;
 	uint64_t packets_out;
 	uint64_t bytes_out;
+	uint64_t reads;     /* TUN reads, or receives, that brought something */
+	uint64_t writes;    /* sends, or TUN writes, that took something */
+	uint64_t super_in;  /* reads that brought more than one packet */
+	uint64_t super_out; /* writes that took more than one packet */
 	uint64_t drops[TUNDP_DROP_COUNT];
 };
 
@@ -123,7 +181,14 @@ struct tundp_counters {
 	uint64_t send_waits;
 	uint64_t syscalls;
 	uint64_t wakeups;
+	uint64_t spins;             /* times the worker polled before it slept */
+	uint64_t spin_hits;         /* times that paid off */
+	uint64_t offload_fallbacks; /* super-packets refused and sent again as single packets */
+	uint64_t coalesce_misses[TUNDP_MISS_COUNT];
+	uint64_t errnos[TUNDP_ERRNO_COUNT]; /* refusals by errno; the last one is for all above */
 };
+
+struct tundp_batch;
 
 /* One thread's world. Python fills the first group in, before the thread starts, and keeps
  * the descriptors open until it has ended. */
@@ -131,8 +196,15 @@ struct tundp_worker {
 	int tun_fd;
 	int udp_fd;
 	int control_fd; /* eventfd: written after `stop` or `fib` changed */
+	int notify_fd;  /* eventfd: written when something was learnt, or -1 */
 	uint32_t address; /* our end of the underlay, for learning path MTUs */
 	struct tundp_rules rules;
+	uint32_t directions;       /* enum tundp_direction_bits */
+	uint32_t offloads;         /* enum tundp_offload: what there is */
+	uint32_t max_segments;     /* datagrams in one send, 1..128 */
+	uint32_t max_udp_segments; /* packets in one UDP super-packet to the TUN, 1..128 */
+	uint32_t spin_ns;          /* poll so long before sleeping, 0 never */
+	struct tundp_batch *batch; /* tundp_batch_len() bytes, 64-byte aligned; batch engine only */
 
 	/* Written by Python through the functions below. */
 	const struct tundp_fib *fib;
@@ -141,6 +213,7 @@ struct tundp_worker {
 	/* Written by the worker. `seen` is the generation it looked at last: older FIBs are
 	 * its no more. `sequence` is odd while the counters are being changed. */
 	uint64_t seen;
+	uint32_t offloads_lost;
 	uint64_t sequence;
 	struct tundp_counters counters;
 	uint64_t icmp_credit_ns;
@@ -154,6 +227,11 @@ struct tundp_worker {
 /* The 16-bit one's-complement sum of `len` bytes (RFC 1071), as a number: what
  * wire/checksum.py's ones_complement_sum gives. An odd last byte is padded with zero. */
 uint16_t tundp_sum(const uint8_t *data, size_t len);
+
+/* The sum as the vector variant computes it; copies to `to` as well unless that is NULL.
+ * Variant 0 is what engines use; behind the last one the name is NULL. */
+const char *tundp_sums_name(size_t variant);
+uint16_t tundp_sums_run(size_t variant, uint8_t *to, const uint8_t *from, size_t len);
 
 /* The header checksum after the TTL is one less (RFC 1624). */
 uint16_t tundp_checksum_after_ttl_decrement(uint16_t header_checksum);
@@ -181,6 +259,22 @@ void tundp_decapsulate(const struct tundp_fib *fib, const struct tundp_rules *ru
 size_t tundp_fragment(const uint8_t *packet, size_t mtu, size_t taken, uint8_t *out,
 		      size_t *out_len);
 
+/* wire/segment.py: the packets of one read, back to back in `out`, their lengths in `lens`;
+ * with `lowers_ttl` their TTL is one less. The number of packets, -1 - reason when the read
+ * is dropped, or INT64_MIN if there may not be room: len + 120 bytes per packet. */
+int64_t tundp_segment(const struct tundp_vnet *vnet, const uint8_t *packet, size_t len,
+		      int lowers_ttl, uint8_t *out, size_t out_len, uint32_t *lens,
+		      size_t lens_count);
+
+/* wire/coalesce.py: one batch of `count` packets, each with TUNDP_VNET_LEN bytes before it,
+ * all of them checked IPv4 of exactly lens[i] bytes. `out` becomes records of a u32 packet
+ * count, a u32 length, a vnet header and the packet. `scratch` has TUNDP_COALESCE_SCRATCH
+ * bytes, `misses` TUNDP_MISS_COUNT numbers. Bytes used of `out`, or -1 if it is too small. */
+#define TUNDP_COALESCE_SCRATCH 589914
+int64_t tundp_coalesce(uint8_t *packets, const uint32_t *lens, size_t count, int is_tcp_on,
+		       int is_udp_on, uint32_t max_udp_segments, uint8_t *scratch, uint8_t *out,
+		       size_t out_len, uint64_t *misses);
+
 /* Token bucket of wire/ratelimit.py with the reference engine's rate: 1 may send, 0 not. */
 int tundp_may_reply(struct tundp_worker *worker, uint64_t now_ns);
 
@@ -203,6 +297,18 @@ void tundp_worker_counters(const struct tundp_worker *worker, struct tundp_count
 /* The engine `simple`: one packet a system call, as flannel's own proxy. Returns 0 when
  * stopped, -EBADFD when the TUN was deleted. */
 int tundp_simple_run(struct tundp_worker *worker);
+
+/* Bytes `batch` must have. */
+size_t tundp_batch_len(void);
+
+/* The engines `mmsg` and `gso`: batches of packets, and with offloads super-packets, one
+ * loop for all. Returns 0 when stopped, -EBADFD when the TUN was deleted, or -errno. */
+int tundp_batch_run(struct tundp_worker *worker);
+
+/* Offloads the worker has found to be refused, as bits of enum tundp_offload; and having
+ * them tried again. */
+uint32_t tundp_worker_lost(const struct tundp_worker *worker);
+void tundp_worker_restore(struct tundp_worker *worker);
 
 /* cdef-end */
 

@@ -31,7 +31,7 @@ int tundp_fib_check(const struct tundp_fib *fib)
 {
 	unsigned int bits = fib->base_len;
 
-	if (!fib->table || !fib->hops || !fib->inner_mtu || (fib->peer_count && !fib->peers) ||
+	if (!fib->table || !fib->hops || !fib->inner_mtu || !fib->single || (fib->peer_count && !fib->peers) ||
 	    (fib->own_count && !fib->own))
 		return -EINVAL;
 	if (fib->level_count < 1 || fib->level_count > TUNDP_FIB_LEVELS)

@@ -6,27 +6,12 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
-#include <string.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "worker.h"
 
 enum { BURST = 64 };
-
-/* SO_RXQ_OVFL's control message is the socket's drops so far, modulo 2^32. */
-static void count_overflows(struct tundp_worker *worker, struct msghdr *message)
-{
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
-		uint32_t drops;
-
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SO_RXQ_OVFL)
-			continue;
-		memcpy(&drops, CMSG_DATA(c), sizeof(drops));
-		worker->counters.socket_overflows = drops;
-	}
-}
 
 /* 1 one packet taken, 0 none there, -EBADFD the TUN is gone. */
 static int from_tun(struct tundp_worker *worker, const struct tundp_fib *fib)
@@ -36,7 +21,8 @@ static int from_tun(struct tundp_worker *worker, const struct tundp_fib *fib)
 	worker->counters.syscalls++;
 	if (len < 0)
 		return errno == EBADFD ? -EBADFD : 0;
-	worker_encapsulate(worker, fib, (size_t)len);
+	worker_count_read(&worker->counters.encap, 1);
+	worker_encapsulate(worker, fib, worker->tun_buffer, (size_t)len);
 	return 1;
 }
 
@@ -62,16 +48,11 @@ static int from_udp(struct tundp_worker *worker, const struct tundp_fib *fib)
 	worker->counters.syscalls++;
 	if (len < 0)
 		return 0;
-	count_overflows(worker, &message);
+	worker_count_read(&worker->counters.decap, 1);
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c))
+		worker_count_overflows(worker, c);
 	error = worker_decapsulate(worker, fib, (size_t)len, ntohl(from.sin_addr.s_addr));
 	return error ? error : 1;
-}
-
-static void drain(int control_fd)
-{
-	eventfd_t value;
-
-	(void)eventfd_read(control_fd, &value);
 }
 
 int tundp_simple_run(struct tundp_worker *worker)
@@ -103,7 +84,7 @@ int tundp_simple_run(struct tundp_worker *worker)
 		if (poll(fds, 3, -1) < 0 && errno != EINTR)
 			return -errno;
 		if (fds[2].revents)
-			drain(worker->control_fd);
+			worker_drain_control(worker);
 	}
 	return 0;
 }

@@ -29,8 +29,16 @@ static const uint64_t NS_PER_S = 1000000000u;
 #define IP_MTU 14
 #endif
 
-static uint32_t send_reason(int error)
+static void count_errno(struct tundp_worker *worker, int error)
 {
+	if (error <= 0 || error >= TUNDP_ERRNO_COUNT)
+		error = TUNDP_ERRNO_COUNT - 1;
+	worker->counters.errnos[error]++;
+}
+
+uint32_t worker_send_reason(struct tundp_worker *worker, int error)
+{
+	count_errno(worker, error);
 	switch (error) {
 	case EPERM:
 	case EACCES:
@@ -50,8 +58,9 @@ static uint32_t send_reason(int error)
 	}
 }
 
-static uint32_t tun_reason(int error)
+uint32_t worker_tun_reason(struct tundp_worker *worker, int error)
 {
+	count_errno(worker, error);
 	switch (error) {
 	case EIO:
 		return TUNDP_DROP_TUN_DOWN;
@@ -125,9 +134,7 @@ static bool may_reply(struct tundp_worker *worker)
 	return false;
 }
 
-/* Waits until the socket takes a datagram again, or the worker is stopped. Nothing is read
- * meanwhile, from the TUN or the socket: the queues build up in the kernel. */
-static bool wait_writable(struct tundp_worker *worker)
+bool worker_wait_writable(struct tundp_worker *worker)
 {
 	struct pollfd fds[2] = {
 		{ .fd = worker->udp_fd, .events = POLLOUT },
@@ -141,13 +148,8 @@ static bool wait_writable(struct tundp_worker *worker)
 			return false;
 		if (fds[0].revents)
 			return true;
-		if (fds[1].revents & POLLIN && !worker_is_stopped(worker)) {
-			/* A new FIB: taken up with the next burst. */
-			eventfd_t value;
-
-			worker->counters.syscalls++;
-			(void)eventfd_read(worker->control_fd, &value);
-		}
+		if (fds[1].revents & POLLIN && !worker_is_stopped(worker))
+			worker_drain_control(worker); /* A new FIB: taken up with the next burst. */
 	}
 	return false;
 }
@@ -171,7 +173,7 @@ static int send_one(struct tundp_worker *worker, const struct tundp_hop *hop,
 			continue;
 		if (errno != EAGAIN || !may_wait)
 			return errno;
-		if (!wait_writable(worker))
+		if (!worker_wait_writable(worker))
 			return ENOBUFS;
 	}
 }
@@ -227,52 +229,105 @@ static void learn_path_mtu(struct tundp_worker *worker, const struct tundp_fib *
 			if (mtu < IP_MIN_MTU)
 				mtu = IP_MIN_MTU;
 			__atomic_store_n(&fib->inner_mtu[hop], (uint16_t)mtu, __ATOMIC_RELAXED);
+			worker_notify(worker);
 		}
 	}
 	close(probe);
 }
 
-static void reply_to_tun(struct tundp_worker *worker)
+void worker_notify(struct tundp_worker *worker)
 {
-	if (!may_reply(worker))
+	if (worker->notify_fd < 0)
 		return;
 	worker->counters.syscalls++;
-	if (write(worker->tun_fd, worker->verdict.reply, worker->verdict.reply_len) < 0)
+	(void)eventfd_write(worker->notify_fd, 1);
+}
+
+void worker_drain_control(struct tundp_worker *worker)
+{
+	eventfd_t value;
+
+	worker->counters.syscalls++;
+	(void)eventfd_read(worker->control_fd, &value);
+}
+
+int worker_write_tun(struct tundp_worker *worker, const uint8_t *data, size_t len)
+{
+	ssize_t written;
+
+	do {
+		worker->counters.syscalls++;
+		written = write(worker->tun_fd, data, len);
+	} while (written < 0 && errno == EINTR);
+	return written < 0 ? errno : 0;
+}
+
+void worker_reply_to_tun(struct tundp_worker *worker)
+{
+	const size_t room = worker->offloads & TUNDP_OFFLOAD_VNET_HEADER ? TUNDP_VNET_LEN : 0;
+	uint8_t whole[TUNDP_VNET_LEN + TUNDP_REPLY_MAX] = { 0 };
+
+	if (!may_reply(worker))
+		return;
+	memcpy(whole + room, worker->verdict.reply, worker->verdict.reply_len);
+	if (worker_write_tun(worker, whole, room + worker->verdict.reply_len))
 		worker->counters.icmp_undeliverable++;
 	else
 		worker->counters.icmp_to_tun++;
 }
 
-/* Counts one packet in and out, or dropped for `reason`, at once: whoever reads the counters
- * sees the packet on neither side or on both. */
-static void count(struct tundp_worker *worker, struct tundp_direction *direction, size_t bytes_in,
-		  uint64_t bytes_out, bool is_out, uint32_t reason)
+void worker_count_read(struct tundp_direction *direction, uint64_t packets)
+{
+	direction->reads++;
+	direction->super_in += packets > 1;
+}
+
+void worker_count_out(struct tundp_worker *worker, struct tundp_direction *direction,
+		      const struct tally *tally)
 {
 	begin(worker);
-	direction->packets_in++;
-	direction->bytes_in += bytes_in;
-	if (is_out) {
-		direction->packets_out++;
-		direction->bytes_out += bytes_out;
-	} else {
-		direction->drops[reason]++;
-	}
+	direction->packets_in += tally->packets;
+	direction->bytes_in += tally->bytes_in;
+	direction->packets_out += tally->packets;
+	direction->bytes_out += tally->bytes_out;
+	direction->writes++;
+	direction->super_out += tally->packets > 1;
 	end(worker);
 }
 
-void worker_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, size_t len)
+void worker_count_drop(struct tundp_worker *worker, struct tundp_direction *direction,
+		       const struct tally *tally, uint32_t reason)
+{
+	begin(worker);
+	direction->packets_in += tally->packets;
+	direction->bytes_in += tally->bytes_in;
+	direction->drops[reason] += tally->packets;
+	end(worker);
+}
+
+void worker_count_overflows(struct tundp_worker *worker, const struct cmsghdr *control)
+{
+	uint32_t drops;
+
+	if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SO_RXQ_OVFL)
+		return;
+	memcpy(&drops, CMSG_DATA(control), sizeof(drops));
+	worker->counters.socket_overflows = drops;
+}
+
+void worker_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, uint8_t *packet,
+			size_t len)
 {
 	struct tundp_verdict *verdict = &worker->verdict;
 	struct tundp_direction *direction = &worker->counters.encap;
-	uint8_t *packet = worker->tun_buffer;
+	struct tally tally = { .packets = 1, .bytes_in = len };
 	uint8_t original[IP_MIN_HEADER_LEN];
-	uint64_t bytes_out = 0;
 	int error = 0;
 
 	memcpy(original, packet, sizeof(original));
 	tundp_encapsulate(fib, &worker->rules, packet, len, verdict);
 	if (verdict->kind == TUNDP_FORWARD)
-		error = forward(worker, fib, verdict, packet, true, &bytes_out);
+		error = forward(worker, fib, verdict, packet, true, &tally.bytes_out);
 	if (error == EMSGSIZE) {
 		/* This teaches us the path MTU; the packet, put back as it was, then gets the
 		 * verdict it should have had. What the second try says, stands. */
@@ -281,20 +336,24 @@ void worker_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib
 		tundp_encapsulate(fib, &worker->rules, packet, len, verdict);
 		error = 0;
 		if (verdict->kind == TUNDP_FORWARD)
-			error = forward(worker, fib, verdict, packet, true, &bytes_out);
+			error = forward(worker, fib, verdict, packet, true, &tally.bytes_out);
 	}
 	if (verdict->kind == TUNDP_FORWARD) {
-		count(worker, direction, len, bytes_out, !error, send_reason(error));
+		if (error)
+			worker_count_drop(worker, direction, &tally,
+					  worker_send_reason(worker, error));
+		else
+			worker_count_out(worker, direction, &tally);
 		return;
 	}
-	count(worker, direction, len, 0, false, verdict->reason);
+	worker_count_drop(worker, direction, &tally, verdict->reason);
 	if (verdict->kind == TUNDP_REPLY)
-		reply_to_tun(worker);
+		worker_reply_to_tun(worker);
 }
 
 /* An ICMP error about a peer's packet goes to whoever holds the packet's source. It never
  * waits: receiving must not stand still for it. */
-static void reply_to_peer(struct tundp_worker *worker, const struct tundp_fib *fib)
+void worker_reply_to_peer(struct tundp_worker *worker, const struct tundp_fib *fib)
 {
 	struct tundp_verdict *verdict = &worker->verdict;
 	uint8_t reply[TUNDP_REPLY_MAX];
@@ -317,26 +376,30 @@ int worker_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib,
 {
 	struct tundp_verdict *verdict = &worker->verdict;
 	struct tundp_direction *direction = &worker->counters.decap;
-	int error = 0;
+	struct tally tally = { .packets = 1, .bytes_in = len };
+	int error;
 
 	tundp_decapsulate(fib, &worker->rules, worker->udp_buffer, len, outer_source, verdict);
 	if (verdict->kind == TUNDP_DELIVER) {
 		if (!verdict->source_matches)
 			worker->counters.source_mismatches++;
-		worker->counters.syscalls++;
-		if (write(worker->tun_fd, worker->udp_buffer, verdict->len) < 0)
-			error = errno;
-		count(worker, direction, len, verdict->len, !error, tun_reason(error));
+		tally.bytes_out = verdict->len;
+		error = worker_write_tun(worker, worker->udp_buffer, verdict->len);
+		if (error)
+			worker_count_drop(worker, direction, &tally,
+					  worker_tun_reason(worker, error));
+		else
+			worker_count_out(worker, direction, &tally);
 		return error == EBADFD ? -EBADFD : 0;
 	}
-	count(worker, direction, len, 0, false, verdict->reason);
+	worker_count_drop(worker, direction, &tally, verdict->reason);
 	if (verdict->kind == TUNDP_REPLY)
-		reply_to_peer(worker, fib);
+		worker_reply_to_peer(worker, fib);
 	return 0;
 }
 
 static_assert(sizeof(struct tundp_hop) == 8, "lease/fib.py's HOP_DTYPE");
-static_assert(TUNDP_DROP_TUN_FAILED + 1 == TUNDP_DROP_COUNT, "the last reason counts them");
+static_assert(TUNDP_DROP_BAD_VNET_HEADER + 1 == TUNDP_DROP_COUNT, "the last reason counts them");
 
 void tundp_worker_init(struct tundp_worker *worker)
 {
@@ -344,6 +407,10 @@ void tundp_worker_init(struct tundp_worker *worker)
 	worker->tun_fd = -1;
 	worker->udp_fd = -1;
 	worker->control_fd = -1;
+	worker->notify_fd = -1;
+	worker->directions = TUNDP_ENCAP | TUNDP_DECAP;
+	worker->max_segments = 1;
+	worker->max_udp_segments = 1;
 	worker->icmp_credit_ns = NS_PER_S / ICMP_RATE_PER_S * ICMP_BURST;
 }
 
@@ -357,6 +424,16 @@ void tundp_worker_stop(struct tundp_worker *worker)
 {
 	__atomic_store_n(&worker->stop, 1, __ATOMIC_RELEASE);
 	(void)eventfd_write(worker->control_fd, 1);
+}
+
+uint32_t tundp_worker_lost(const struct tundp_worker *worker)
+{
+	return __atomic_load_n(&worker->offloads_lost, __ATOMIC_RELAXED);
+}
+
+void tundp_worker_restore(struct tundp_worker *worker)
+{
+	__atomic_store_n(&worker->offloads_lost, 0, __ATOMIC_RELAXED);
 }
 
 uint64_t tundp_worker_seen(const struct tundp_worker *worker)

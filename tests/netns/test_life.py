@@ -17,7 +17,7 @@ import pytest
 
 from tundp.lab.traffic import ping
 
-pytestmark = pytest.mark.parametrize("engine", ["reference", "simple"])
+pytestmark = pytest.mark.parametrize("engine", ["reference", "simple", "mmsg", "gso"])
 
 
 class Stream:

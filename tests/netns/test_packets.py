@@ -21,7 +21,7 @@ from tundp.wire.drop import DropReason
 
 MARKER = b"\x00the capture ends here"
 
-pytestmark = pytest.mark.parametrize("engine", ["reference", "simple"])
+pytestmark = pytest.mark.parametrize("engine", ["reference", "simple", "mmsg", "gso"])
 
 
 async def checked_ping(host, address, **options) -> Answer:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tundp.lease.fib import Fib
-from tundp.linux.tun import Tun
+from tundp.linux.tun import Tun, TunMode
+from tundp.wire.coalesce import Miss
 from tundp.wire.drop import DropReason
 
 
@@ -25,6 +26,14 @@ class DirectionCounters:
     bytes_in: int = 0
     packets_out: int = 0
     bytes_out: int = 0
+    reads: int = 0
+    """TUN reads, or receives, that brought something."""
+    writes: int = 0
+    """Sends, or TUN writes, that took something."""
+    super_in: int = 0
+    """Reads that brought more than one packet."""
+    super_out: int = 0
+    """Writes that took more than one packet."""
     drops: list[int] = field(default_factory=lambda: [0] * len(DropReason))
 
     @property
@@ -44,6 +53,10 @@ class DirectionCounters:
             "bytes_in": self.bytes_in,
             "packets_out": self.packets_out,
             "bytes_out": self.bytes_out,
+            "reads": self.reads,
+            "writes": self.writes,
+            "super_in": self.super_in,
+            "super_out": self.super_out,
             "drops": {r.label: self.drops[r] for r in DropReason if self.drops[r]},
         }
 
@@ -74,6 +87,16 @@ class Counters:
     """System calls on the packet path: those that found nothing, and waiting, included."""
     wakeups: int = 0
     """Times the engine waited and was called back."""
+    spins: int = 0
+    """Times a worker polled before it slept."""
+    spin_hits: int = 0
+    """Times that paid off."""
+    offload_fallbacks: int = 0
+    """Super-packets the kernel refused, and whose packets then went one by one."""
+    coalesce_misses: list[int] = field(default_factory=lambda: [0] * len(Miss))
+    """Packets written alone, or beginning anew, by the reason for it."""
+    errnos: dict[str, int] = field(default_factory=dict)
+    """What the kernel refused on the packet path, by the error's name."""
 
     @property
     def is_conserved(self) -> bool:
@@ -95,6 +118,13 @@ class Counters:
             "send_waits": self.send_waits,
             "syscalls": self.syscalls,
             "wakeups": self.wakeups,
+            "spins": self.spins,
+            "spin_hits": self.spin_hits,
+            "offload_fallbacks": self.offload_fallbacks,
+            "coalesce_misses": {
+                m.label: self.coalesce_misses[m] for m in Miss if self.coalesce_misses[m]
+            },
+            "errnos": dict(self.errnos),
             "conserved": self.is_conserved,
         }
 
@@ -109,6 +139,15 @@ class Dataplane(Protocol):
     @property
     def name(self) -> str:
         """What `--engine` calls it."""
+        ...
+
+    @property
+    def tun_mode(self) -> TunMode:
+        """How the TUN it will be given must be opened."""
+        ...
+
+    def describe(self) -> str:
+        """What it uses and what it does without, for the log and `tundp status`."""
         ...
 
     def attach(self, tun: Tun) -> None:

@@ -4,37 +4,62 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Sequence
 from typing import Any, Final
 
 from tundp.dataplane import native
 from tundp.dataplane.base import Dataplane
+from tundp.dataplane.native import EngineSettings
 from tundp.dataplane.reference import ReferenceEngine
-from tundp.errors import Unsupported
+from tundp.errors import ConfigError, Unsupported
+from tundp.linux.offload import KernelOffloads, find_offloads
 
 _log = logging.getLogger(__name__)
 
 AUTO: Final = "auto"
 REFERENCE: Final = "reference"
-BEST_NATIVE: Final = "simple"
+SUPER: Final = "gso"
+BATCHED: Final = "mmsg"
 
 ENGINES: Final = (*native.RUNS, REFERENCE)
 """Every engine there is, fastest first."""
 
 
-def make_engine(name: str, sock: socket.socket, **settings: Any) -> Dataplane:
+def best_engine(kernel: KernelOffloads) -> tuple[str, str]:
+    """The engine for what this kernel has, and why that one."""
+    try:
+        native.require()
+    except Unsupported as error:
+        return REFERENCE, f"slow: {error}"
+    if kernel.offloads:
+        return SUPER, "the kernel has super-packets"
+    return BATCHED, "no super-packets here"
+
+
+def make_engine(
+    name: str, socks: Sequence[socket.socket], settings: EngineSettings, **world: Any
+) -> Dataplane:
     """The engine `name`, or for `auto` the best this machine has; says which and why.
 
-    settings: what every engine's constructor takes. Unsupported if a C engine is asked
-    for by name and the C module is not built.
+    world: what every engine's constructor takes. Unsupported if a C engine is asked for by
+    name and the C module is not built; ConfigError if it cannot have that many workers.
     """
+    kernel = find_offloads(settings.disabled)
+    why = "asked for"
+    if name == AUTO:
+        name, why = best_engine(kernel)
+    if len(socks) > 1 and name not in (SUPER, BATCHED):
+        raise ConfigError(f"--workers: engine {name} has one; use --engine={SUPER} or {BATCHED}")
+    engine: Dataplane
     if name == REFERENCE:
-        return ReferenceEngine(sock, **settings)
-    if name != AUTO:
-        return native.NativeEngine(name, sock, **settings)
-    try:
-        engine: Dataplane = native.NativeEngine(BEST_NATIVE, sock, **settings)
-    except Unsupported as error:
-        _log.warning("engine %s, slow: %s", REFERENCE, error)
-        return ReferenceEngine(sock, **settings)
-    _log.info("engine %s: the fastest there is", BEST_NATIVE)
+        engine = ReferenceEngine(socks[0], **world)
+    else:
+        engine = native.NativeEngine(name, socks, settings=settings, kernel=kernel, **world)
+    _log.log(
+        logging.WARNING if name == REFERENCE and why != "asked for" else logging.INFO,
+        "engine %s (%s): %s",
+        name,
+        why,
+        engine.describe(),
+    )
     return engine

@@ -11,12 +11,16 @@ holds them equal, and `self_test` compares them on the machine at hand.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import logging
+import mmap
 import os
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, unique
 from ipaddress import IPv4Address
 from typing import Any, Final
 
@@ -26,20 +30,39 @@ import numpy.typing as npt
 from tundp.dataplane.base import Counters, DirectionCounters
 from tundp.errors import PlatformError, Unsupported
 from tundp.lease.fib import Fib
-from tundp.linux.tun import Tun
+from tundp.linux.offload import (
+    SAFE_SEGMENTS,
+    KernelOffloads,
+    Offload,
+    find_offloads,
+    set_udp_gro,
+)
+from tundp.linux.tun import Tun, TunMode
 from tundp.wire import checksum
+from tundp.wire.coalesce import Miss
 from tundp.wire.drop import DropReason
 from tundp.wire.encap import SourceCheck
 
 _log = logging.getLogger(__name__)
 
-ABI: Final = 2
+ABI: Final = 3
 UNLIMITED: Final = 0xFFFF
-PATH_MTU_S: Final = 600.0
-"""A learnt path MTU is forgotten after ten minutes (RFC 1191 section 6.3)."""
+LEARNT_S: Final = 600.0
+"""What a path or the TUN refused is tried again after ten minutes (RFC 1191 section 6.3)."""
 _FORGET_S: Final = 60.0
-RUNS: Final[Mapping[str, str]] = {"simple": "tundp_simple_run"}
-"""Each engine's name and its loop in the extension."""
+RUNS: Final[Mapping[str, str]] = {
+    "gso": "tundp_batch_run",
+    "mmsg": "tundp_batch_run",
+    "simple": "tundp_simple_run",
+}
+"""Each engine's name and its loop in the extension, fastest first."""
+_HUGE: Final = 2 << 20
+_NEED_VNET_HEADER: Final = (
+    Offload.TUN_TSO,
+    Offload.TUN_USO,
+    Offload.TCP_COALESCE,
+    Offload.UDP_COALESCE,
+)
 _SOURCE_CHECKS: Final = {SourceCheck.OFF: 0, SourceCheck.COUNT: 1, SourceCheck.ENFORCE: 2}
 
 try:
@@ -72,24 +95,38 @@ def after_ttl_decrement(header_checksum: int) -> int:
     return int(require().lib.tundp_checksum_after_ttl_decrement(header_checksum))
 
 
+@dataclass(frozen=True, slots=True)
+class PathFacts:
+    """What sending to a peer has taught: the largest inner packet, and if UDP_SEGMENT fails."""
+
+    inner_mtu: int
+    is_single: bool
+
+
+_NOTHING: Final = PathFacts(UNLIMITED, is_single=False)
+
+
 class NativeFib:
     """A Fib read by C in the very memory Python built it in; keeps that memory alive."""
 
-    def __init__(self, fib: Fib, path_mtus: Mapping[int, int] | None = None) -> None:
-        """path_mtus: peer address (host order) to the largest inner packet its path carries."""
+    def __init__(self, fib: Fib, learnt: Mapping[int, PathFacts] | None = None) -> None:
+        """learnt: peer address (host order) to what is known of the path to it."""
         native = require()
         self.fib = fib
         self._ffi = native.ffi
         self._lib = native.lib
         self.inner_mtu = np.full(len(fib.hops), UNLIMITED, np.uint16)
-        if path_mtus:
+        self.single = np.zeros(len(fib.hops), np.uint8)
+        if learnt:
             for index, hop in enumerate(fib.hops):
-                if hop is not None:
-                    self.inner_mtu[index] = path_mtus.get(hop.address, UNLIMITED)
+                if hop is not None and hop.address in learnt:
+                    self.inner_mtu[index] = learnt[hop.address].inner_mtu
+                    self.single[index] = learnt[hop.address].is_single
         self._arrays = {
             "table": native.ffi.from_buffer("uint32_t[]", fib.table),
             "hops": native.ffi.from_buffer("struct tundp_hop[]", fib.hop_array),
             "inner_mtu": native.ffi.from_buffer("uint16_t[]", self.inner_mtu),
+            "single": native.ffi.from_buffer("uint8_t[]", self.single),
             "peers": _ascending(native.ffi, fib.peer_addresses),
             "own": _ascending(native.ffi, fib.own_addresses),
         }
@@ -121,80 +158,200 @@ class NativeFib:
         )
         return found
 
-    def learnt(self) -> dict[int, int]:
-        """Path MTUs the worker has learnt: peer address to inner bytes."""
+    def learnt(self) -> dict[int, PathFacts]:
+        """What workers have learnt of paths, by peer address."""
         return {
-            hop.address: int(self.inner_mtu[index])
+            hop.address: PathFacts(int(self.inner_mtu[index]), bool(self.single[index]))
             for index, hop in enumerate(self.fib.hops)
-            if hop is not None and self.inner_mtu[index] != UNLIMITED
+            if hop is not None and (self.inner_mtu[index] != UNLIMITED or self.single[index])
         }
+
+    def forget(self, address: int) -> None:
+        """Let the path to a peer be tried again as if nothing were known."""
+        for index, hop in enumerate(self.fib.hops):
+            if hop is not None and hop.address == address:
+                self.inner_mtu[index] = UNLIMITED
+                self.single[index] = 0
 
 
 def _ascending(ffi: Any, addresses: frozenset[int]) -> Any:
     return ffi.from_buffer("uint32_t[]", np.array(sorted(addresses), np.uint32))
 
 
+@unique
+class Layout(Enum):
+    """Which threads there are for each queue of the TUN."""
+
+    SHARED = "shared"
+    """One for both directions."""
+    SPLIT = "split"
+    """One for each direction."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How a native engine shall work."""
+
+    disabled: frozenset[Offload] = frozenset()
+    """Offloads to do without."""
+    cpus: tuple[int, ...] = ()
+    """Each thread in turn is bound to one; none: the scheduler's choice."""
+    spin_us: int = 0
+    """Poll so long before sleeping, while that pays; 0 never."""
+    layout: Layout = Layout.SHARED
+
+
+class _Worker:
+    """One thread, its C struct and the memory that points to."""
+
+    def __init__(self, native: Any, run: Any, sock: socket.socket, queue: int) -> None:
+        self._native = native
+        self._run = run
+        self._sock = sock  # keeps the descriptor open
+        self.queue = queue
+        self._memory: mmap.mmap | None = None
+        self._thread: threading.Thread | None = None
+        self.control_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.struct = native.ffi.new("struct tundp_worker *")
+        native.lib.tundp_worker_init(self.struct)
+        self.struct.udp_fd = sock.fileno()
+        self.struct.control_fd = self.control_fd
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread is not None
+
+    def allocate_batch(self) -> None:
+        """Memory of its own, from the kernel: nobody else's data on its pages."""
+        length = -(-self._native.lib.tundp_batch_len() // _HUGE) * _HUGE
+        self._memory = mmap.mmap(-1, length)
+        self.struct.batch = self._native.ffi.cast(
+            "struct tundp_batch *", self._native.ffi.from_buffer(self._memory)
+        )
+
+    def start(self, name: str, cpu: int | None, on_end: Callable[[int], object]) -> None:
+        self.struct.stop = 0
+        self._thread = threading.Thread(
+            target=self._serve, args=(cpu, on_end), name=name, daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Waits for the thread, which ends after at most a burst of packets."""
+        if self._thread is not None:
+            self._native.lib.tundp_worker_stop(self.struct)
+            self._thread.join()
+            self._thread = None
+
+    def close(self) -> None:
+        self.stop()
+        os.close(self.control_fd)
+
+    def _serve(self, cpu: int | None, on_end: Callable[[int], object]) -> None:
+        if cpu is not None:
+            os.sched_setaffinity(0, {cpu})
+        code = self._run(self.struct)
+        if code:
+            on_end(-code)
+
+
 class NativeEngine:
-    """See the module; see Dataplane for the contract. `name` picks the C loop from RUNS."""
+    """See the module; see Dataplane for the contract. `name` picks the C loop from RUNS.
+
+    One worker per socket and direction set; worker k of the TUN's queue k. With several
+    sockets each peer's datagrams stay with one of them (SO_REUSEPORT), and the kernel
+    keeps a flow on the queue that last wrote it: order holds within every flow.
+    """
 
     def __init__(
         self,
         name: str,
-        sock: socket.socket,
+        socks: Sequence[socket.socket],
         *,
         tunnel_address: IPv4Address,
         fib: Fib,
         source_check: SourceCheck,
         loop: asyncio.AbstractEventLoop,
+        settings: EngineSettings | None = None,
+        kernel: KernelOffloads | None = None,
     ) -> None:
+        """kernel: what find_offloads said, if it was asked already."""
         native = require()
         self.name = name
         self._ffi = native.ffi
         self._lib = native.lib
-        self._run = getattr(native.lib, RUNS[name])
         self._loop = loop
-        self._thread: threading.Thread | None = None
+        self._settings = settings or EngineSettings()
+        self._socks = tuple(socks)
         self._tun_lost = asyncio.Event()
-        self._control_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._worker = native.ffi.new("struct tundp_worker *")
-        self._lib.tundp_worker_init(self._worker)
-        self._worker.udp_fd = sock.fileno()
-        self._worker.control_fd = self._control_fd
-        self._worker.address = int(IPv4Address(sock.getsockname()[0]))
-        self._worker.rules.tunnel_address = int(tunnel_address)
-        self._worker.rules.source_check = _SOURCE_CHECKS[source_check]
+        self._notify_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._kernel = kernel if name == "gso" else None
+        if name == "gso" and kernel is None:
+            self._kernel = find_offloads(self._settings.disabled)
+        self._workers = self._make_workers(native)
+        for worker in self._workers:
+            worker.struct.notify_fd = self._notify_fd
+            worker.struct.address = int(IPv4Address(socks[0].getsockname()[0]))
+            worker.struct.rules.tunnel_address = int(tunnel_address)
+            worker.struct.rules.source_check = _SOURCE_CHECKS[source_check]
+            worker.struct.spin_ns = self._settings.spin_us * 1000
+        for sock in self._socks:
+            set_udp_gro(sock, is_on=self._uses(Offload.UDP_GRO))
         self._fibs: list[NativeFib] = []
-        self._path_mtus: dict[int, tuple[int, float]] = {}
-        self._forget_timer = loop.call_later(_FORGET_S, self._forget_path_mtus)
+        self._learnt: dict[int, tuple[PathFacts, float]] = {}
+        self._lost = 0
+        self._lost_at = 0.0
+        self._forget_timer = loop.call_later(_FORGET_S, self._forget)
+        loop.add_reader(self._notify_fd, self._on_notify)
         self.install(fib)
+
+    @property
+    def tun_mode(self) -> TunMode:
+        """See Dataplane."""
+        return TunMode(
+            has_vnet_header=any(self._uses(offload) for offload in _NEED_VNET_HEADER),
+            wants_tso=self._uses(Offload.TUN_TSO),
+            wants_uso=self._uses(Offload.TUN_USO),
+            queues=len(self._socks),
+        )
 
     def attach(self, tun: Tun) -> None:
         """See Dataplane."""
         self.detach()
         self._tun_lost.clear()
-        self._worker.tun_fd = tun.fd
-        self._worker.stop = 0
-        self._thread = threading.Thread(
-            target=self._serve, args=(tun.name,), name=f"dataplane-{self.name}", daemon=True
-        )
-        self._thread.start()
+        cpus = self._settings.cpus
+        for number, worker in enumerate(self._workers):
+            worker.struct.tun_fd = tun.fds[worker.queue]
+            worker.struct.offloads = self._offload_bits(tun)
+            if self._kernel is not None:
+                worker.struct.max_segments = self._kernel.max_segments
+                worker.struct.max_udp_segments = max(self._kernel.max_segments, SAFE_SEGMENTS)
+            worker.start(
+                f"tundp-{self.name}-{number}",
+                cpus[number % len(cpus)] if cpus else None,
+                lambda code: self._loop.call_soon_threadsafe(self._on_end, tun.name, code),
+            )
 
     def detach(self) -> None:
-        """See Dataplane. Waits for the thread, which ends after at most a burst of packets."""
-        if self._thread is not None:
-            self._lib.tundp_worker_stop(self._worker)
-            self._thread.join()
-            self._thread = None
+        """See Dataplane."""
+        for worker in self._workers:
+            worker.stop()
 
     def install(self, fib: Fib) -> None:
-        """See Dataplane. FIBs the worker has left behind are freed here."""
-        self._remember_path_mtus()
-        native_fib = NativeFib(fib, {address: mtu for address, (mtu, _) in self._path_mtus.items()})
-        self._lib.tundp_worker_install(self._worker, native_fib.struct)
-        seen = self._lib.tundp_worker_seen(self._worker)
+        """See Dataplane. FIBs every worker has left behind are freed here."""
+        self._remember()
+        native_fib = NativeFib(
+            fib, {address: facts for address, (facts, _) in self._learnt.items()}
+        )
+        for worker in self._workers:
+            self._lib.tundp_worker_install(worker.struct, native_fib.struct)
         # Without a thread nobody holds an old one, and nobody would ever be seen with a new.
-        held = self._fibs if self._thread is not None else []
-        self._fibs = [kept for kept in held if kept.fib.generation >= seen]
+        running = [worker for worker in self._workers if worker.is_running]
+        seen = min(
+            (self._lib.tundp_worker_seen(worker.struct) for worker in running),
+            default=fib.generation,
+        )
+        self._fibs = [kept for kept in self._fibs if kept.fib.generation >= seen]
         self._fibs.append(native_fib)
 
     async def tun_lost(self) -> None:
@@ -203,54 +360,130 @@ class NativeEngine:
 
     def counters(self) -> Counters:
         """See Dataplane."""
+        total = Counters()
         counted = self._ffi.new("struct tundp_counters *")
-        self._lib.tundp_worker_counters(self._worker, counted)
-        return Counters(
-            encap=_direction(counted.encap),
-            decap=_direction(counted.decap),
-            **{name: int(getattr(counted, name)) for name in _SHARED_COUNTERS},
-        )
+        for worker in self._workers:
+            self._lib.tundp_worker_counters(worker.struct, counted)
+            _add_counters(total, counted)
+        return total
 
-    def _forget_path_mtus(self) -> None:
-        """Let paths be tried at full size again once what was learnt of them is old."""
-        self._forget_timer = self._loop.call_later(_FORGET_S, self._forget_path_mtus)
-        self._remember_path_mtus()
-        now = self._loop.time()
-        for address, (_, expires_at) in list(self._path_mtus.items()):
-            if now >= expires_at:
-                del self._path_mtus[address]
-                fib = self._fibs[-1]
-                for index, hop in enumerate(fib.fib.hops):
-                    if hop is not None and hop.address == address:
-                        fib.inner_mtu[index] = UNLIMITED
+    def describe(self) -> str:
+        """See Dataplane."""
+        if self._kernel is None:
+            return "one packet at a time" if self.name == "simple" else "batches, no offloads"
+        used = [o.value for o in Offload if o in self._kernel.offloads]
+        text = f"{', '.join(used) or 'no offloads'}; sums {sums_variants()[0]}"
+        if self._uses(Offload.UDP_SEGMENT):
+            text += f"; up to {self._kernel.max_segments} datagrams a send"
+        for why in dict.fromkeys(self._kernel.missing.values()):
+            names = [o.value for o in Offload if self._kernel.missing.get(o) == why]
+            text += f"; without {', '.join(names)}: {why}"
+        return text
 
     def stop(self) -> None:
         """See Dataplane."""
         self._forget_timer.cancel()
-        self.detach()
-        os.close(self._control_fd)
+        self._loop.remove_reader(self._notify_fd)
+        for worker in self._workers:
+            worker.close()
+        os.close(self._notify_fd)
 
-    def _serve(self, tun_name: str) -> None:
-        code = self._run(self._worker)
-        if code:
-            self._loop.call_soon_threadsafe(self._on_end, tun_name, -code)
+    def _make_workers(self, native: Any) -> tuple[_Worker, ...]:
+        run = getattr(native.lib, RUNS[self.name])
+        both = native.lib.TUNDP_ENCAP | native.lib.TUNDP_DECAP
+        directions = [both]
+        if self.name != "simple" and self._settings.layout is Layout.SPLIT:
+            directions = [native.lib.TUNDP_ENCAP, native.lib.TUNDP_DECAP]
+        workers = []
+        for queue, sock in enumerate(self._socks):
+            for direction in directions:
+                worker = _Worker(native, run, sock, queue)
+                worker.struct.directions = direction
+                if self.name != "simple":
+                    worker.allocate_batch()
+                workers.append(worker)
+        return tuple(workers)
+
+    def _uses(self, offload: Offload) -> bool:
+        return self._kernel is not None and offload in self._kernel.offloads
+
+    def _offload_bits(self, tun: Tun) -> int:
+        lib = self._lib
+        if self._kernel is None:
+            return 0
+        is_granted = {
+            lib.TUNDP_OFFLOAD_VNET_HEADER: tun.has_vnet_header,
+            lib.TUNDP_OFFLOAD_UDP_SEGMENT: self._uses(Offload.UDP_SEGMENT),
+            lib.TUNDP_OFFLOAD_UDP_GRO: self._uses(Offload.UDP_GRO),
+            lib.TUNDP_OFFLOAD_TCP_COALESCE: self._uses(Offload.TCP_COALESCE),
+            lib.TUNDP_OFFLOAD_UDP_COALESCE: self._uses(Offload.UDP_COALESCE) and tun.knows_uso,
+        }
+        return sum(bit for bit, is_there in is_granted.items() if is_there)
+
+    def _on_notify(self) -> None:
+        os.eventfd_read(self._notify_fd)
+        self._remember()
+        lost = 0
+        for worker in self._workers:
+            lost |= self._lib.tundp_worker_lost(worker.struct)
+        for offload, bit in (
+            (Offload.TCP_COALESCE, self._lib.TUNDP_OFFLOAD_TCP_COALESCE),
+            (Offload.UDP_COALESCE, self._lib.TUNDP_OFFLOAD_UDP_COALESCE),
+        ):
+            if lost & ~self._lost & bit:
+                _log.warning(
+                    "the TUN refused a super-packet (EINVAL): %s is off for %.0f minutes;"
+                    " nothing was lost, its packets were written one by one",
+                    offload.value,
+                    LEARNT_S / 60,
+                )
+                self._lost_at = self._loop.time()
+        self._lost = lost
+
+    def _remember(self) -> None:
+        """Take up what workers have learnt of paths, and say it once."""
+        if not self._fibs:
+            return
+        expires_at = self._loop.time() + LEARNT_S
+        for address, facts in self._fibs[-1].learnt().items():
+            before = self._learnt[address][0] if address in self._learnt else _NOTHING
+            if facts.inner_mtu != before.inner_mtu:
+                _log.info(
+                    "path to %s: inner packets up to %d", IPv4Address(address), facts.inner_mtu
+                )
+            if facts.is_single and not before.is_single:
+                _log.warning(
+                    "the path to %s takes no UDP_SEGMENT: datagrams go one by one for %.0f"
+                    " minutes; nothing was lost, the refused ones were sent again",
+                    IPv4Address(address),
+                    LEARNT_S / 60,
+                )
+            if facts != before:
+                self._learnt[address] = (facts, expires_at)
+
+    def _forget(self) -> None:
+        """Try again at full size, and with every offload, what was learnt long ago."""
+        self._forget_timer = self._loop.call_later(_FORGET_S, self._forget)
+        self._remember()
+        now = self._loop.time()
+        for address, (_, expires_at) in list(self._learnt.items()):
+            if now >= expires_at:
+                del self._learnt[address]
+                self._fibs[-1].forget(address)
+        if self._lost and now >= self._lost_at + LEARNT_S:
+            self._lost = 0
+            for worker in self._workers:
+                self._lib.tundp_worker_restore(worker.struct)
 
     def _on_end(self, tun_name: str, code: int) -> None:
+        if self._tun_lost.is_set():
+            return  # another worker's news
         if code == errno.EBADFD:
             _log.warning("TUN device %s is gone", tun_name)
         else:
             _log.error("engine %s ended: %s; starting again", self.name, os.strerror(code))
         self.detach()
         self._tun_lost.set()
-
-    def _remember_path_mtus(self) -> None:
-        if not self._fibs:
-            return
-        expires_at = self._loop.time() + PATH_MTU_S
-        for address, mtu in self._fibs[-1].learnt().items():
-            if self._path_mtus.get(address, (None, 0))[0] != mtu:
-                _log.info("path to %s: inner packets up to %d", IPv4Address(address), mtu)
-                self._path_mtus[address] = (mtu, expires_at)
 
 
 _SHARED_COUNTERS: Final = (
@@ -264,17 +497,38 @@ _SHARED_COUNTERS: Final = (
     "send_waits",
     "syscalls",
     "wakeups",
+    "spins",
+    "spin_hits",
+    "offload_fallbacks",
+)
+_DIRECTION_COUNTERS: Final = tuple(
+    field.name for field in dataclasses.fields(DirectionCounters) if field.name != "drops"
 )
 
 
-def _direction(counted: Any) -> DirectionCounters:
-    return DirectionCounters(
-        packets_in=counted.packets_in,
-        bytes_in=counted.bytes_in,
-        packets_out=counted.packets_out,
-        bytes_out=counted.bytes_out,
-        drops=[counted.drops[reason] for reason in DropReason],
-    )
+def _add_counters(total: Counters, counted: Any) -> None:
+    for name in _SHARED_COUNTERS:
+        setattr(total, name, getattr(total, name) + getattr(counted, name))
+    for direction, source in ((total.encap, counted.encap), (total.decap, counted.decap)):
+        for name in _DIRECTION_COUNTERS:
+            setattr(direction, name, getattr(direction, name) + getattr(source, name))
+        for reason in DropReason:
+            direction.drops[reason] += source.drops[reason]
+    for miss in Miss:
+        total.coalesce_misses[miss] += counted.coalesce_misses[miss]
+    for number, count in enumerate(counted.errnos):
+        if count:
+            name = errno.errorcode.get(number, "other")
+            total.errnos[name] = total.errnos.get(name, 0) + count
+
+
+def sums_variants() -> list[str]:
+    """The checksum variants this CPU has; engines use the first."""
+    native = require()
+    names: list[str] = []
+    while (name := native.lib.tundp_sums_name(len(names))) != native.ffi.NULL:
+        names.append(native.ffi.string(name).decode())
+    return names
 
 
 def self_test(fib: Fib) -> int:

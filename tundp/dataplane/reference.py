@@ -31,7 +31,7 @@ from typing import Final
 from tundp.dataplane.base import Counters, DirectionCounters
 from tundp.lease.fib import Fib, NextHop
 from tundp.linux import uapi, udp
-from tundp.linux.tun import Tun
+from tundp.linux.tun import Tun, TunMode
 from tundp.wire import ip, overhead
 from tundp.wire.drop import DropReason
 from tundp.wire.encap import (
@@ -120,6 +120,15 @@ class ReferenceEngine:
         self._path_mtus: dict[str, tuple[int, float]] = {}
         loop.add_reader(sock.fileno(), self._on_udp_readable)
 
+    @property
+    def tun_mode(self) -> TunMode:
+        """See Dataplane."""
+        return TunMode()
+
+    def describe(self) -> str:
+        """See Dataplane."""
+        return "one packet at a time, in Python"
+
     def attach(self, tun: Tun) -> None:
         """See Dataplane."""
         self.detach()
@@ -172,6 +181,7 @@ class ReferenceEngine:
                 self._on_tun_error(error)
                 return
             counters = self._counters.encap
+            counters.reads += 1
             counters.packets_in += 1
             counters.bytes_in += length
             self._encapsulate(self._tun_buffer[:length], counters)
@@ -230,6 +240,7 @@ class ReferenceEngine:
 
     def _count_sent(self, datagram_count: int, bytes_out: int) -> None:
         self._counters.encap.packets_out += 1
+        self._counters.encap.writes += 1
         self._counters.encap.bytes_out += bytes_out
         if datagram_count > 1:
             self._counters.fragments_out += datagram_count
@@ -297,6 +308,7 @@ class ReferenceEngine:
             if ancillary:
                 self._count_overflows(ancillary)
             counters = self._counters.decap
+            counters.reads += 1
             counters.packets_in += 1
             counters.bytes_in += length
             self._decapsulate(self._udp_buffer[:length], sender[0], counters)
@@ -334,6 +346,7 @@ class ReferenceEngine:
             self._on_tun_error(error)
             return
         counters.packets_out += 1
+        counters.writes += 1
         counters.bytes_out += len(packet)
 
     def _reply_to_peer(self, answer: bytes) -> None:

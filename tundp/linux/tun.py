@@ -8,7 +8,9 @@ at once and the object only keeps it open.
 
 from __future__ import annotations
 
+import fcntl
 import os
+from dataclasses import dataclass
 from typing import Final
 
 import pytun
@@ -19,28 +21,87 @@ from tundp.linux import uapi
 DEVICE: Final = "/dev/net/tun"
 
 
-class Tun:
-    """An open TUN device: one `read` or `write` on `fd` is one IP packet, no header before it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunMode:
+    """How a device is opened."""
 
-    The device, its addresses and routes vanish with the last descriptor: `close`.
+    has_vnet_header: bool = False
+    """Each packet comes and goes behind a vnet header; super-packets may be written."""
+    wants_tso: bool = False
+    """TCP super-packets shall come from it."""
+    wants_uso: bool = False
+    """UDP super-packets, too, if the kernel has them."""
+    queues: int = 1
+
+
+class Tun:
+    """An open TUN device: one `read` or `write` on a descriptor is one IP packet.
+
+    fds: one per queue; `fd` is the first. has_vnet_header, has_tso and has_uso say what the
+    kernel granted, knows_uso whether it takes UDP super-packets. The device, its addresses
+    and routes vanish with the last descriptor: `close`.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, mode: TunMode | None = None) -> None:
         """Open `name`; a `%d` in it becomes the lowest free number. Non-blocking, close-on-exec."""
-        try:
-            self._device = pytun.TunTapDevice(name=name, flags=uapi.IFF_TUN | uapi.IFF_NO_PI)
-        except pytun.Error as error:
-            raise PlatformError(_explain(name, error), error.errno) from None
-        self.fd: int = self._device.fileno()
-        self.name: str = self._device.name
-        os.set_inheritable(self.fd, False)
-        os.set_blocking(self.fd, False)
+        mode = mode or TunMode()
+        self.has_tso = self.has_uso = self.knows_uso = False
+        self.has_vnet_header = mode.has_vnet_header
+        self._devices: list[pytun.TunTapDevice] = []
+        self._open(name, mode)
+        if self.has_vnet_header:
+            self._ask_offloads(mode)
+
+    @property
+    def fd(self) -> int:
+        """The descriptor of the first queue, or -1 when closed."""
+        return self.fds[0] if self.fds else -1
 
     def close(self) -> None:
-        """Close the descriptor, and with it remove the device. Harmless when repeated."""
-        if self.fd >= 0:
-            self.fd = -1
-            self._device.close()
+        """Close the descriptors, and with them remove the device. Harmless when repeated."""
+        self.fds: tuple[int, ...] = ()
+        while self._devices:
+            self._devices.pop().close()
+
+    def _open(self, name: str, mode: TunMode) -> None:
+        flags = uapi.IFF_TUN | uapi.IFF_NO_PI
+        if self.has_vnet_header:
+            flags |= uapi.IFF_VNET_HDR
+        if mode.queues > 1:
+            flags |= uapi.IFF_MULTI_QUEUE
+        self.name = name
+        try:
+            for _ in range(mode.queues):
+                device = pytun.TunTapDevice(name=self.name, flags=flags)
+                self._devices.append(device)
+                self.name = device.name
+        except pytun.Error as error:
+            self.close()
+            raise PlatformError(_explain(name, error), error.errno) from None
+        self.fds = tuple(device.fileno() for device in self._devices)
+        for fd in self.fds:
+            os.set_inheritable(fd, False)
+            os.set_blocking(fd, False)
+
+    def _ask_offloads(self, mode: TunMode) -> None:
+        """Ask for what `mode` wants; what the kernel does not grant stays with the kernel."""
+        tso = uapi.TUN_F_TSO4 | uapi.TUN_F_TSO6
+        uso = uapi.TUN_F_USO4 | uapi.TUN_F_USO6
+        self.knows_uso = self._set_offloads(uapi.TUN_F_CSUM | uso)
+        self.has_uso = mode.wants_uso and self.knows_uso
+        bits = (tso if mode.wants_tso else 0) | (uso if self.has_uso else 0)
+        if mode.wants_tso and self._set_offloads(uapi.TUN_F_CSUM | uapi.TUN_F_TSO_ECN | bits):
+            self.has_tso = True
+            return
+        self.has_tso = self._set_offloads(uapi.TUN_F_CSUM | bits if bits else 0) and mode.wants_tso
+
+    def _set_offloads(self, bits: int) -> bool:
+        try:
+            for fd in self.fds:
+                fcntl.ioctl(fd, uapi.TUNSETOFFLOAD, bits)
+        except OSError:
+            return False
+        return True
 
 
 def _explain(name: str, error: OSError) -> str:

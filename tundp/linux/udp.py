@@ -19,12 +19,13 @@ BUFFER_LEN: Final = 8 << 20
 """The kernel's default of 208 KiB holds 92 full-size datagrams: 30 ms at 3,000 packets/s."""
 
 
-def open_udp(address: IPv4Address, port: int) -> socket.socket:
+def open_udp(address: IPv4Address, port: int, *, is_one_of_many: bool = False) -> socket.socket:
     """A non-blocking UDP socket bound to `address`:`port`, as flannel binds its own.
 
     DF is always set and the kernel never fragments (IP_PMTUDISC_DO): a datagram larger
     than the path is refused with EMSGSIZE, and the dataplane answers with ICMP or
     fragments the inner packet. SO_RXQ_OVFL reports what the socket had to drop.
+    is_one_of_many: others of ours share the port, and each peer stays with one of them.
     """
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
@@ -32,6 +33,8 @@ def open_udp(address: IPv4Address, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, uapi.SO_RXQ_OVFL, 1)
         _grow(sock, uapi.SO_RCVBUFFORCE, socket.SO_RCVBUF, "net.core.rmem_max")
         _grow(sock, uapi.SO_SNDBUFFORCE, socket.SO_SNDBUF, "net.core.wmem_max")
+        if is_one_of_many:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((str(address), port))
     except OSError as error:
         sock.close()

@@ -38,6 +38,8 @@ class DropReason(IntEnum):
     TUN_GONE = 16
     TUN_REJECTED = 17
     TUN_FAILED = 18
+    # The kernel's description of a super-packet.
+    BAD_VNET_HEADER = 19
 
     @property
     def label(self) -> str:
@@ -130,5 +132,9 @@ MEANINGS: dict[DropReason, DropMeaning] = {
     DropReason.TUN_FAILED: DropMeaning(
         means="another error from the TUN write",
         next_step="run with -v=1: the errno is logged",
+    ),
+    DropReason.BAD_VNET_HEADER: DropMeaning(
+        means="the TUN handed over a super-packet whose vnet header does not describe it",
+        next_step="a kernel defect: --disable-offloads=tun-tso,tun-uso goes round it; report it",
     ),
 }

@@ -97,6 +97,13 @@ def decrement_ttl(packet: memoryview, header: Ipv4Header) -> None:
     )
 
 
+def store_checksum(packet: bytearray, header_len: int) -> None:
+    """Compute the header checksum of `packet` afresh, in place."""
+    packet[_CHECKSUM_OFF : _CHECKSUM_OFF + 2] = b"\0\0"
+    value = checksum.checksum(packet[:header_len])
+    packet[_CHECKSUM_OFF : _CHECKSUM_OFF + 2] = value.to_bytes(2, "big")
+
+
 def build_header(
     *,
     payload_len: int,

@@ -1,0 +1,166 @@
+/* The engines `mmsg` and `gso`: one loop, that drains both descriptors in bounded turns until
+ * neither has anything, and only then sleeps. There is no timer in it.
+ *
+ * Before sleeping it may poll for a while (ski rental: no longer than a wakeup from another
+ * CPU takes), but only as long as that pays: see `spins`. */
+#include "batch.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <sys/epoll.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+	EVENT_COUNT = 3,
+	SPIN_CREDIT_MAX = 8,
+	SPIN_MISS_COST = 2,
+};
+
+static const uint64_t NS_PER_S = 1000000000u;
+
+static_assert(sizeof(struct tundp_vnet) == TUNDP_VNET_LEN, "linux/virtio_net.h");
+static_assert(COALESCE_BUFFERS * COALESCE_BUFFER_LEN == TUNDP_COALESCE_SCRATCH, "tundp.h");
+static_assert(TUNDP_MISS_FULL + 1 == TUNDP_MISS_COUNT, "the last one counts them");
+
+size_t tundp_batch_len(void)
+{
+	return sizeof(struct tundp_batch);
+}
+
+void batch_lose(struct tundp_batch *batch, uint32_t offload)
+{
+	struct tundp_worker *worker = batch->worker;
+
+	__atomic_store_n(&worker->offloads_lost, worker->offloads_lost | offload,
+			 __ATOMIC_RELAXED);
+	worker_notify(worker);
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
+}
+
+struct waiting {
+	int epoll_fd;
+	bool is_tun_ready;
+	bool is_udp_ready;
+	uint32_t spin_credit; /* above 0: recent gaps were short enough to poll through */
+};
+
+static int watch(int epoll_fd, int fd)
+{
+	struct epoll_event event = { .events = EPOLLIN, .data.fd = fd };
+
+	return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
+}
+
+/* One epoll_wait; true if it brought anything. */
+static bool look(struct tundp_worker *worker, struct waiting *waiting, int timeout_ms)
+{
+	struct epoll_event events[EVENT_COUNT];
+	int count = epoll_wait(waiting->epoll_fd, events, EVENT_COUNT, timeout_ms);
+
+	worker->counters.syscalls++;
+	for (int i = 0; i < count; i++) {
+		if (events[i].data.fd == worker->tun_fd)
+			waiting->is_tun_ready = true;
+		else if (events[i].data.fd == worker->udp_fd)
+			waiting->is_udp_ready = true;
+		else
+			worker_drain_control(worker);
+	}
+	return count > 0;
+}
+
+static bool spin(struct tundp_worker *worker, struct waiting *waiting)
+{
+	const uint64_t until = now_ns() + worker->spin_ns;
+
+	worker->counters.spins++;
+	do {
+		if (look(worker, waiting, 0)) {
+			worker->counters.spin_hits++;
+			if (waiting->spin_credit < SPIN_CREDIT_MAX)
+				waiting->spin_credit++;
+			return true;
+		}
+	} while (now_ns() < until);
+	waiting->spin_credit -=
+		waiting->spin_credit < SPIN_MISS_COST ? waiting->spin_credit : SPIN_MISS_COST;
+	return false;
+}
+
+/* Until something is there. A sleep that was shorter than a spin would have been earns
+ * credit for spinning; with no credit left an idle worker sleeps at once. */
+static void wait(struct tundp_worker *worker, struct waiting *waiting)
+{
+	uint64_t slept_at = 0;
+
+	if (look(worker, waiting, 0))
+		return;
+	if (worker->spin_ns) {
+		if (waiting->spin_credit && spin(worker, waiting))
+			return;
+		slept_at = now_ns();
+	}
+	worker->counters.wakeups++;
+	(void)look(worker, waiting, -1);
+	if (worker->spin_ns && now_ns() - slept_at < worker->spin_ns &&
+	    waiting->spin_credit < SPIN_CREDIT_MAX)
+		waiting->spin_credit++;
+}
+
+static int run(struct tundp_batch *batch, struct waiting *waiting)
+{
+	struct tundp_worker *worker = batch->worker;
+
+	while (!worker_is_stopped(worker)) {
+		batch->fib = worker_fib(worker);
+		if (waiting->is_udp_ready)
+			waiting->is_udp_ready = batch_decap_turn(batch);
+		if (waiting->is_tun_ready)
+			waiting->is_tun_ready = batch_encap_turn(batch);
+		if (batch->tun_error)
+			return -batch->tun_error;
+		if (!waiting->is_udp_ready && !waiting->is_tun_ready) {
+			/* Whoever waited for room in the socket may have drained the control
+			 * descriptor: the flag is what counts. */
+			if (worker_is_stopped(worker))
+				break;
+			wait(worker, waiting);
+		}
+	}
+	return 0;
+}
+
+int tundp_batch_run(struct tundp_worker *worker)
+{
+	struct tundp_batch *batch = worker->batch;
+	struct waiting waiting = { .epoll_fd = epoll_create1(EPOLL_CLOEXEC) };
+	int code = 0;
+
+	if (waiting.epoll_fd < 0)
+		return -errno;
+	batch->worker = worker;
+	batch->sums = sums_best();
+	batch->tun_error = 0;
+	batch->run_count = 0;
+	batch->arena_len = 0;
+	batch_encap_init(batch);
+	batch_decap_init(batch);
+	if (worker->directions & TUNDP_ENCAP)
+		code = watch(waiting.epoll_fd, worker->tun_fd);
+	if (!code && worker->directions & TUNDP_DECAP)
+		code = watch(waiting.epoll_fd, worker->udp_fd);
+	if (!code)
+		code = watch(waiting.epoll_fd, worker->control_fd);
+	if (!code)
+		code = run(batch, &waiting);
+	close(waiting.epoll_fd);
+	return code;
+}

@@ -1,0 +1,191 @@
+"""What the kernel can take off a dataplane's hands, and finding out what this one can.
+
+Asked by trying, never by version alone: distributions carry features back. The one
+exception is a defect no local test shows (`udp_segment_defect`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import socket
+import struct
+from dataclasses import dataclass
+from enum import Enum, unique
+from typing import Final
+
+from tundp.linux import uapi
+from tundp.linux.tun import DEVICE
+
+MOST_SEGMENTS: Final = 128
+"""UDP_MAX_SEGMENTS since Linux 6.9 (include/linux/udp.h); 64 before."""
+SAFE_SEGMENTS: Final = 63
+"""Kernels with the limit of 64 counted the headers in, so that 64 full ones failed."""
+
+
+@unique
+class Offload(Enum):
+    """One thing to use or to do without; the value is its name in flags and output."""
+
+    TUN_TSO = "tun-tso"
+    TUN_USO = "tun-uso"
+    UDP_SEGMENT = "udp-segment"
+    UDP_GRO = "udp-gro"
+    TCP_COALESCE = "tcp-coalesce"
+    UDP_COALESCE = "udp-coalesce"
+
+    @property
+    def meaning(self) -> OffloadMeaning:
+        """What it does and since when."""
+        return _MEANINGS[self]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffloadMeaning:
+    """For people."""
+
+    means: str
+    since: str
+    without: str
+
+
+_MEANINGS: Final = {
+    Offload.TUN_TSO: OffloadMeaning(
+        means="TCP super-packets and unfinished checksums from the TUN (IFF_VNET_HDR, TSO)",
+        since="2.6.27",
+        without="the kernel cuts and sums every packet before we read it",
+    ),
+    Offload.TUN_USO: OffloadMeaning(
+        means="UDP super-packets from the TUN and to it (USO)",
+        since="6.2",
+        without="UDP packets cross the TUN one by one",
+    ),
+    Offload.UDP_SEGMENT: OffloadMeaning(
+        means="many datagrams in one send (UDP_SEGMENT)",
+        since="4.18",
+        without="sendmmsg: each datagram walks the stack alone",
+    ),
+    Offload.UDP_GRO: OffloadMeaning(
+        means="many datagrams in one receive (UDP_GRO)",
+        since="5.0",
+        without="recvmmsg: each datagram walks the stack alone",
+    ),
+    Offload.TCP_COALESCE: OffloadMeaning(
+        means="TCP packets from the wire merged into one TUN write",
+        since="2.6.27",
+        without="one TUN write per packet",
+    ),
+    Offload.UDP_COALESCE: OffloadMeaning(
+        means="UDP packets from the wire merged into one TUN write",
+        since="6.2",
+        without="one TUN write per packet",
+    ),
+}
+
+ALL: Final = frozenset(Offload)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelOffloads:
+    """What there is, and why something is not, in words."""
+
+    offloads: frozenset[Offload]
+    max_segments: int
+    missing: dict[Offload, str]
+
+
+def find_offloads(disabled: frozenset[Offload] = frozenset()) -> KernelOffloads:
+    """Ask this kernel. What is asked for here is only granted when the TUN is opened (USO).
+
+    disabled: not to be used whatever the kernel says.
+    """
+    missing = dict.fromkeys(disabled, "switched off by --disable-offloads")
+    why_no_header = _why_no_vnet_header()
+    if why_no_header:
+        for offload in ALL - {Offload.UDP_SEGMENT, Offload.UDP_GRO}:
+            missing.setdefault(offload, why_no_header)
+    max_segments = 1
+    why_no_segment = udp_segment_defect(os.uname().release)
+    if why_no_segment is None:
+        max_segments, why_no_segment = _ask_udp_segment()
+    if why_no_segment:
+        missing.setdefault(Offload.UDP_SEGMENT, why_no_segment)
+    why_no_gro = _why_no_udp_gro()
+    if why_no_gro:
+        missing.setdefault(Offload.UDP_GRO, why_no_gro)
+    return KernelOffloads(
+        offloads=ALL - missing.keys(),
+        max_segments=1 if Offload.UDP_SEGMENT in missing else max_segments,
+        missing=missing,
+    )
+
+
+def udp_segment_defect(release: str) -> str | None:
+    """Why UDP_SEGMENT is not to be trusted on a kernel release, e.g. "7.1.3"; or None.
+
+    Linux 7.0 to 7.1.4 mangles runs of equal datagrams on some drivers (commit b10b446,
+    fixed by 78effd8 and 5f17ae0). It shows only behind a real network card.
+    """
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
+    if found is None:
+        return None
+    version = tuple(int(part or 0) for part in found.groups())
+    if (7, 0, 0) <= version < (7, 1, 5):
+        return f"Linux {release} mangles equal datagrams on some network cards"
+    return None
+
+
+def set_udp_gro(sock: socket.socket, *, is_on: bool) -> bool:
+    """Switch UDP_GRO of a socket; whether it is on now. Kernels before 5.12 cannot tell: off."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_UDP, uapi.UDP_GRO, int(is_on))
+        return bool(sock.getsockopt(socket.IPPROTO_UDP, uapi.UDP_GRO))
+    return False
+
+
+def tun_features() -> int:
+    """The IFF_ flags /dev/net/tun takes (TUNGETFEATURES); 0 if it cannot be asked."""
+    try:
+        fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        answer = fcntl.ioctl(fd, uapi.TUNGETFEATURES, struct.pack("=I", 0))
+    except OSError:
+        return 0
+    finally:
+        os.close(fd)
+    return int.from_bytes(answer, "little" if struct.pack("=H", 1)[0] else "big")
+
+
+def _why_no_vnet_header() -> str | None:
+    features = tun_features()
+    if features & uapi.IFF_VNET_HDR:
+        return None
+    return f"{DEVICE} {'has no vnet header' if features else 'cannot be asked'}"
+
+
+def _ask_udp_segment() -> tuple[int, str | None]:
+    """How many datagrams one send takes, and why that is one if it is."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+    ):
+        try:
+            sender.setsockopt(socket.IPPROTO_UDP, uapi.UDP_SEGMENT, 1)
+        except OSError as error:
+            return 1, f"UDP_SEGMENT: {os.strerror(error.errno or 0)}"
+        try:
+            receiver.bind(("127.0.0.1", 0))
+            sender.sendto(bytes(MOST_SEGMENTS), receiver.getsockname())
+        except OSError:
+            # EINVAL, the old limit; or no loopback here: the option is there all the same.
+            return SAFE_SEGMENTS, None
+    return MOST_SEGMENTS, None
+
+
+def _why_no_udp_gro() -> str | None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return None if set_udp_gro(sock, is_on=True) else "UDP_GRO: not supported"
