@@ -152,6 +152,18 @@ def _add_bench(commands: Any) -> None:
         default="host",
         help="traffic between the nodes, or between pods behind bridges (default: %(default)s)",
     )
+    bench.add_argument(
+        "--row",
+        action="append",
+        default=[],
+        metavar="NAME=FLAGS",
+        help="measure tundp with these flags of `tundp run`, too; repeatable",
+    )
+    bench.add_argument(
+        "--ladder",
+        action="store_true",
+        help="measure engine gso with one offload more on each rung, too",
+    )
     bench.add_argument("--flanneld", metavar="PATH", help="a stock flanneld binary to measure too")
     bench.add_argument(
         "--out",
@@ -318,6 +330,8 @@ def _bench(parsed: argparse.Namespace) -> int:
         seconds=parsed.seconds,
         topology=parsed.topology,
         flanneld=parsed.flanneld,
+        rows=tuple(parsed.row),
+        has_ladder=parsed.ladder,
     )
     return EXIT_OK if asyncio.run(command.bench(settings, parsed.out)) else EXIT_FAILED
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -20,11 +22,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from tundp.dataplane.choose import ENGINES
-from tundp.errors import LabError, PlatformError
+from tundp.errors import ConfigError, LabError, PlatformError
 from tundp.lab.etcd import PrivateEtcd, find_etcd
 from tundp.lab.lab import Host, Lab
 from tundp.lab.offload import make_wire_like
 from tundp.lab.overlay import LabNode, start_tundp
+from tundp.linux.offload import Offload
 from tundp.wire import overhead
 
 MTU: Final = 1500
@@ -42,6 +45,16 @@ SETTLE_S: Final = 3.0
 FLANNEL_PORT: Final = "8285"
 WIREGUARD_MTU: Final = 1420
 PROBE_PREFIX: Final = "tundp-probe"
+ROW_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,11}", re.ASCII)
+LADDER: Final = (
+    Offload.TUN_TSO.value,
+    Offload.UDP_SEGMENT.value,
+    Offload.UDP_GRO.value,
+    Offload.TCP_COALESCE.value,
+    Offload.TUN_USO.value,
+    Offload.UDP_COALESCE.value,
+)
+"""In the order they were worth building."""
 
 
 @dataclass(slots=True)
@@ -158,14 +171,30 @@ class VxlanPath(BenchPath):
 
 
 class TundpPath(BenchPath):
-    """tundp with one of its engines."""
+    """tundp with one of its engines, or with flags of somebody's own."""
 
-    def __init__(self, engine: str) -> None:
-        self.name = f"tundp-{engine}" if engine != "simple" else "simple"
-        self.label = (
-            "one packet per syscall, C" if engine == "simple" else f"tundp, {engine} engine"
-        )
-        self._engine = engine
+    def __init__(self, name: str, label: str, flags: Sequence[str]) -> None:
+        self.name = name
+        self.label = label
+        self._flags = tuple(flags)
+
+    @classmethod
+    def of_engine(cls, engine: str) -> TundpPath:
+        """An engine as it comes."""
+        if engine == "simple":
+            return cls("simple", "one packet per syscall, C", ["--engine=simple"])
+        return cls(f"tundp-{engine}", f"tundp, {engine} engine", [f"--engine={engine}"])
+
+    @classmethod
+    def of_text(cls, text: str) -> TundpPath:
+        """A row of the command line, NAME=FLAGS; ConfigError for another form."""
+        name, _, flags = text.partition("=")
+        if not ROW_NAME.fullmatch(name) or not flags.strip():
+            raise ConfigError(
+                f"--row {text}: is not NAME=FLAGS with a name of at most 12 small letters,"
+                " digits and -, e.g. --row 'spin=--engine=gso --spin=30'"
+            )
+        return cls(name, f"tundp {flags}", shlex.split(flags))
 
     async def build(self, ground: Ground) -> None:
         """See BenchPath."""
@@ -180,7 +209,7 @@ class TundpPath(BenchPath):
         )
         for side, node in enumerate(ground.nodes):
             lab_node = LabNode(side + 1, node, ground.directory)
-            await start_tundp(lab_node, [f"--store=file:{lease_file}"], f"--engine={self._engine}")
+            await start_tundp(lab_node, [f"--store=file:{lease_file}"], *self._flags)
             ground.daemons.append(lab_node)
         for lab_node in ground.daemons:
             await lab_node.wait_for_peers(1)
@@ -317,6 +346,21 @@ class WireguardPath(BenchPath):
         await _until(process, log_path, socket_path.exists, f"wireguard-go to make {device}")
 
 
+def ladder() -> list[BenchPath]:
+    """Engine gso with one offload more on each rung: what each of them buys."""
+    rungs: list[BenchPath] = []
+    for count in range(1, len(LADDER)):
+        without = ",".join(LADDER[count:])
+        rungs.append(
+            TundpPath(
+                f"rung{count}",
+                f"gso up to {LADDER[count - 1]}",
+                ["--engine=gso", f"--disable-offloads={without}"],
+            )
+        )
+    return rungs
+
+
 def all_paths(flanneld: str | None) -> list[BenchPath]:
     """Every row there is, the baseline and its double first; new engines appear by themselves."""
     paths: list[BenchPath] = [
@@ -324,7 +368,7 @@ def all_paths(flanneld: str | None) -> list[BenchPath]:
         VxlanPath(NULL, "kernel VXLAN again (null test)", has_checksum=False),
         VxlanPath("vxlan-csum", "kernel VXLAN, UDP checksum", has_checksum=True),
         VethPath(),
-        *(TundpPath(engine) for engine in ENGINES),
+        *(TundpPath.of_engine(engine) for engine in ENGINES),
         FouPath(),
         WireguardPath("wireguard", "kernel WireGuard (encrypted)", is_kernel=True),
         WireguardPath("wireguard-go", "wireguard-go (encrypted)", is_kernel=False),

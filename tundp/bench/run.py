@@ -41,9 +41,11 @@ from tundp.bench.paths import (
     PROBE_PREFIX,
     BenchPath,
     Ground,
+    TundpPath,
     all_paths,
     build_ground,
     host_names,
+    ladder,
 )
 from tundp.bench.results import Check, Results, Row, Sample
 from tundp.bench.workloads import WORKLOADS, Workload, read_snmp
@@ -106,6 +108,9 @@ class BenchSettings:
     topology: str
     """`host` or `pods`."""
     flanneld: str | None
+    rows: tuple[str, ...] = ()
+    """More rows, NAME=FLAGS of tundp run."""
+    has_ladder: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +144,13 @@ class Progress:
 def make_plan(settings: BenchSettings) -> Plan:
     """Check the settings; ConfigError names what is unknown and what there is."""
     profile = PROFILES[settings.profile]
-    paths = all_paths(settings.flanneld)
+    extra: list[BenchPath] = [TundpPath.of_text(text) for text in settings.rows]
+    if settings.has_ladder:
+        extra += ladder()
+    paths = [*all_paths(settings.flanneld), *extra]
+    names = [path.name for path in paths]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"--row {twice[0]}: there is a row of this name already")
     kinds: dict[str, list[str]] = {
         "lab": list(LABS),
         "row": [path.name for path in paths],
@@ -155,7 +166,8 @@ def make_plan(settings: BenchSettings) -> Plan:
             )
         chosen[kind].append(name)
     # The baseline and its double are what everything is compared with.
-    rows = [BASELINE, NULL, *chosen["row"]] if chosen["row"] else kinds["row"]
+    own = [path.name for path in extra]
+    rows = [BASELINE, NULL, *chosen["row"], *own] if chosen["row"] else kinds["row"]
     workloads = chosen["workload"] or list(profile.workloads)
     return Plan(
         labs=tuple(lab for lab in LABS if lab in (chosen["lab"] or LABS)),

@@ -394,15 +394,20 @@ def _costs(window: Window) -> Values:
     if not window.engines:
         return values
     total: dict[str, float] = dict.fromkeys(
-        ("syscalls", "wakeups", "packets_in", "packets_out", "bytes", "overflows"), 0.0
+        ("syscalls", "wakeups", "crossings", "bytes", "overflows"), 0.0
     )
+    calls: dict[str, tuple[float, float]] = {}
     for before, after in window.engines:
         total["syscalls"] += after["syscalls"] - before["syscalls"]
         total["wakeups"] += after["wakeups"] - before["wakeups"]
         total["overflows"] += after["socket_overflows"] - before["socket_overflows"]
         for direction in ("encap", "decap"):
-            for name in ("packets_in", "packets_out"):
-                total[name] += after[direction][name] - before[direction][name]
+            for name, packets in (("reads", "packets_in"), ("writes", "packets_out")):
+                call_count = after[direction][name] - before[direction][name]
+                packet_count = after[direction][packets] - before[direction][packets]
+                total["crossings"] += call_count
+                known = calls.get(f"{direction}_{name}", (0.0, 0.0))
+                calls[f"{direction}_{name}"] = (known[0] + packet_count, known[1] + call_count)
             for name in ("bytes_in", "bytes_out"):
                 total["bytes"] += after[direction][name] - before[direction][name]
     forwarded = sum(
@@ -413,7 +418,10 @@ def _costs(window: Window) -> Values:
     if forwarded:
         values["syscalls_per_packet"] = total["syscalls"] / forwarded
         values["wakeups_per_packet"] = total["wakeups"] / forwarded
-        values["crossings_per_packet"] = (total["packets_in"] + total["packets_out"]) / forwarded
+        values["crossings_per_packet"] = total["crossings"] / forwarded
+        for name, (packet_count, call_count) in calls.items():
+            if call_count:
+                values[f"packets_per_{name}"] = packet_count / call_count
         carried = sum(
             after["encap"]["bytes_in"] - before["encap"]["bytes_in"]
             for before, after in window.engines
