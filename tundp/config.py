@@ -336,10 +336,10 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         name="spin",
         parse=_parse_spin,
-        default=0,
+        default=50,
         metavar="MICROSECONDS",
-        help="poll at most so long for the next packet before sleeping, and only while that"
-        " pays; 0 never",
+        help="between requests and answers, poll at most so long for the next packet before"
+        " sleeping, and only while that pays; 0 never",
         is_flannels=False,
     ),
     Option(

@@ -21,6 +21,7 @@
 #define TUNDP_VNET_LEN 10
 #define TUNDP_SUMS_MAX 3
 #define TUNDP_ERRNO_COUNT 134
+#define TUNDP_NAME_LEN 16
 
 /* wire/drop.py has the meanings; the numbers are the same. */
 enum tundp_drop {
@@ -204,6 +205,7 @@ struct tundp_worker {
 	uint32_t max_segments;     /* datagrams in one send, 1..128 */
 	uint32_t max_udp_segments; /* packets in one UDP super-packet to the TUN, 1..128 */
 	uint32_t spin_ns;          /* poll so long before sleeping, 0 never */
+	char name[TUNDP_NAME_LEN]; /* of the thread, for ps and perf */
 	struct tundp_batch *batch; /* tundp_batch_len() bytes, 64-byte aligned; batch engine only */
 
 	/* Written by Python through the functions below. */

@@ -1,12 +1,15 @@
 /* The engines `mmsg` and `gso`: one loop, that drains both descriptors in bounded turns until
  * neither has anything, and only then sleeps. There is no timer in it.
  *
- * Before sleeping it may poll for a while (ski rental: no longer than a wakeup from another
- * CPU takes), but only as long as that pays: see `spins`. */
+ * Before sleeping it may poll for a while (ski rental: about as long as a wakeup from another
+ * CPU takes), and yields the CPU between two looks, so that whoever makes the next packet can
+ * run. It does so only while that pays, and never in bulk traffic, where there is no one
+ * packet somebody waits for. */
 #include "batch.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <sched.h>
 #include <sys/epoll.h>
 #include <time.h>
 #include <unistd.h>
@@ -15,6 +18,8 @@ enum {
 	EVENT_COUNT = 3,
 	SPIN_CREDIT_MAX = 8,
 	SPIN_MISS_COST = 2,
+	BULK_LEN = 8192, /* bytes between two waits: more is no request or answer */
+	CALM_WAITS = 16, /* so many waits after bulk traffic, it is over */
 };
 
 static const uint64_t NS_PER_S = 1000000000u;
@@ -50,6 +55,8 @@ struct waiting {
 	bool is_tun_ready;
 	bool is_udp_ready;
 	uint32_t spin_credit; /* above 0: recent gaps were short enough to poll through */
+	uint64_t bytes_in;    /* in both directions, until the last wait */
+	uint32_t calm_waits;  /* since there was bulk traffic */
 };
 
 static int watch(int epoll_fd, int fd)
@@ -89,6 +96,7 @@ static bool spin(struct tundp_worker *worker, struct waiting *waiting)
 				waiting->spin_credit++;
 			return true;
 		}
+		(void)sched_yield();
 	} while (now_ns() < until);
 	waiting->spin_credit -=
 		waiting->spin_credit < SPIN_MISS_COST ? waiting->spin_credit : SPIN_MISS_COST;
@@ -99,18 +107,27 @@ static bool spin(struct tundp_worker *worker, struct waiting *waiting)
  * credit for spinning; with no credit left an idle worker sleeps at once. */
 static void wait(struct tundp_worker *worker, struct waiting *waiting)
 {
+	const uint64_t bytes_in =
+		worker->counters.encap.bytes_in + worker->counters.decap.bytes_in;
 	uint64_t slept_at = 0;
+	bool may_spin;
 
+	if (bytes_in - waiting->bytes_in >= BULK_LEN)
+		waiting->calm_waits = 0;
+	else if (waiting->calm_waits < CALM_WAITS)
+		waiting->calm_waits++;
+	may_spin = worker->spin_ns && waiting->calm_waits == CALM_WAITS;
+	waiting->bytes_in = bytes_in;
 	if (look(worker, waiting, 0))
 		return;
-	if (worker->spin_ns) {
+	if (may_spin) {
 		if (waiting->spin_credit && spin(worker, waiting))
 			return;
 		slept_at = now_ns();
 	}
 	worker->counters.wakeups++;
 	(void)look(worker, waiting, -1);
-	if (worker->spin_ns && now_ns() - slept_at < worker->spin_ns &&
+	if (may_spin && now_ns() - slept_at < worker->spin_ns &&
 	    waiting->spin_credit < SPIN_CREDIT_MAX)
 		waiting->spin_credit++;
 }
@@ -146,6 +163,7 @@ int tundp_batch_run(struct tundp_worker *worker)
 
 	if (waiting.epoll_fd < 0)
 		return -errno;
+	worker_begin(worker);
 	batch->worker = worker;
 	batch->sums = sums_best();
 	batch->tun_error = 0;

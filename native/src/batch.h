@@ -13,7 +13,7 @@ enum {
 	MAX_DATAGRAM_LEN = 65507,
 	MAX_RUNS = 64,
 	RECEIVE_SLOTS = 32,      /* datagrams of one receive */
-	SUPER_RECEIVE_SLOTS = 4, /* with UDP_GRO each may be 64 KiB */
+	SUPER_RECEIVE_SLOTS = 8, /* with UDP_GRO each may be 64 KiB */
 	HEADROOM = 16,           /* before a packet, for its vnet header */
 	RECEIVE_BUFFER_LEN = HEADROOM + 65536,
 	READ_BUFFER_LEN = HEADROOM + 65536,

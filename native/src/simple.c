@@ -63,6 +63,7 @@ int tundp_simple_run(struct tundp_worker *worker)
 		{ .fd = worker->control_fd, .events = POLLIN },
 	};
 
+	worker_begin(worker);
 	while (!worker_is_stopped(worker)) {
 		const struct tundp_fib *fib = worker_fib(worker);
 		int in_tun = 1, in_udp = 1;

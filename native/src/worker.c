@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -91,6 +92,11 @@ const struct tundp_fib *worker_fib(struct tundp_worker *worker)
 
 	__atomic_store_n(&worker->seen, fib->generation, __ATOMIC_RELEASE);
 	return fib;
+}
+
+void worker_begin(const struct tundp_worker *worker)
+{
+	(void)prctl(PR_SET_NAME, worker->name);
 }
 
 bool worker_is_stopped(const struct tundp_worker *worker)

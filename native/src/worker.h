@@ -10,6 +10,9 @@
 /* The FIB to use until the next call; remembers its generation as seen. */
 const struct tundp_fib *worker_fib(struct tundp_worker *worker);
 
+/* Gives the calling thread the worker's name. */
+void worker_begin(const struct tundp_worker *worker);
+
 bool worker_is_stopped(const struct tundp_worker *worker);
 
 /* Takes one packet that was read from the TUN, whole and finished, to its verdict and out. */

@@ -62,6 +62,7 @@ static const struct tundp_hop hops[16] = {
 	[9] = { .address = 0, .port = 8285, .flags = TUNDP_HOP_LOCAL },
 };
 static uint16_t inner_mtu[16];
+static uint8_t single[16];
 static const uint32_t peers[] = { 0xc0000207, 0xc0000208 };
 
 static struct tundp_fib make_fib(uint32_t *table, size_t count)
@@ -69,7 +70,7 @@ static struct tundp_fib make_fib(uint32_t *table, size_t count)
 	struct tundp_fib fib = {
 		.base = 0x0a050000, .base_len = 30, .level_count = 2, .stride = { 1, 1 },
 		.table = table, .table_count = count,
-		.hops = hops, .hop_count = 16, .inner_mtu = inner_mtu,
+		.hops = hops, .hop_count = 16, .inner_mtu = inner_mtu, .single = single,
 		.peers = peers, .peer_count = 2, .own = peers + 1, .own_count = 1,
 	};
 

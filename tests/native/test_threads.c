@@ -19,6 +19,7 @@ enum { PACKETS = 3000, FIBS = 300, ROUNDS = 20 };
 
 static const struct tundp_hop hops[2] = { { 0 }, { .address = 0x7f000001, .port = 9 } };
 static uint16_t inner_mtu[2] = { 0xffff, 0xffff };
+static uint8_t single[2];
 static const uint32_t table[1] = { 1 };
 static struct tundp_fib fibs[2];
 
@@ -115,7 +116,7 @@ int main(void)
 	any.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	fibs[1] = (struct tundp_fib){
 		.base_len = 0, .level_count = 1, .table = table, .table_count = 1, .hops = hops,
-		.hop_count = 2, .inner_mtu = inner_mtu, .generation = 1,
+		.hop_count = 2, .inner_mtu = inner_mtu, .single = single, .generation = 1,
 	};
 	if (tundp_fib_check(&fibs[1])) {
 		printf("FIB refused\n");

@@ -67,7 +67,7 @@ def make_fib():
 
 
 FIB = make_fib()
-NATIVE_FIB = native.NativeFib(FIB, {NARROW_PEER: NARROW})
+NATIVE_FIB = native.NativeFib(FIB, {NARROW_PEER: native.PathFacts(NARROW, is_single=False)})
 VERDICT = ffi.new("struct tundp_verdict *")
 
 

@@ -34,6 +34,11 @@ def test_defaults():
         version=False,
         store="etcd",
         engine="auto",
+        disable_offloads=frozenset(),
+        workers=1,
+        layout="shared",
+        cpus=(),
+        spin=50,
         loop="auto",
         source_check="count",
         tun_name="flannel%d",
@@ -266,7 +271,8 @@ def test_a_bad_variable_is_named(variable, text, why):
 
 
 def test_every_variable_is_flannels_or_ours():
-    ours = {"store", "engine", "loop", "source-check", "tun-name", "lease-ttl", "admin-socket"}
+    ours = {"disable-offloads", "workers", "layout", "cpus", "spin"}
+    ours |= {"store", "engine", "loop", "source-check", "tun-name", "lease-ttl", "admin-socket"}
     for option in OPTIONS:
         prefix = "TUNDP_" if option.name in ours else "FLANNELD_"
         assert option.variable == prefix + option.name.replace("-", "_").upper()

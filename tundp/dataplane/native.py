@@ -224,13 +224,15 @@ class _Worker:
     def allocate_batch(self) -> None:
         """Memory of its own, from the kernel: nobody else's data on its pages."""
         length = -(-self._native.lib.tundp_batch_len() // _HUGE) * _HUGE
-        self._memory = mmap.mmap(-1, length)
+        self._memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._memory.madvise(mmap.MADV_HUGEPAGE)
         self.struct.batch = self._native.ffi.cast(
             "struct tundp_batch *", self._native.ffi.from_buffer(self._memory)
         )
 
     def start(self, name: str, cpu: int | None, on_end: Callable[[int], object]) -> None:
         self.struct.stop = 0
+        self.struct.name = name.encode()[: self._native.lib.TUNDP_NAME_LEN - 1]
         self._thread = threading.Thread(
             target=self._serve, args=(cpu, on_end), name=name, daemon=True
         )

@@ -24,6 +24,7 @@ NUMBERS = {
     "tun_gone": 16,
     "tun_rejected": 17,
     "tun_failed": 18,
+    "bad_vnet_header": 19,
 }
 
 
