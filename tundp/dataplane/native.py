@@ -17,8 +17,9 @@ import logging
 import mmap
 import os
 import socket
+import struct
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, unique
 from ipaddress import IPv4Address
@@ -38,10 +39,12 @@ from tundp.linux.offload import (
     set_udp_gro,
 )
 from tundp.linux.tun import Tun, TunMode
-from tundp.wire import checksum
-from tundp.wire.coalesce import Miss
+from tundp.wire import checksum, ip, transport, vnet
+from tundp.wire import segment as wire_segment
+from tundp.wire.coalesce import Coalescer, Miss, Written
 from tundp.wire.drop import DropReason
 from tundp.wire.encap import SourceCheck
+from tundp.wire.vnet import VnetHeader
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +60,9 @@ RUNS: Final[Mapping[str, str]] = {
 }
 """Each engine's name and its loop in the extension, fastest first."""
 _HUGE: Final = 2 << 20
+_HEADERS_MAX: Final = 120
+"""IPv4 and TCP headers with all their options."""
+_RECORD: Final = struct.Struct("=II")
 _NEED_VNET_HEADER: Final = (
     Offload.TUN_TSO,
     Offload.TUN_USO,
@@ -93,6 +99,98 @@ def ones_complement_sum(data: bytes | bytearray | memoryview) -> int:
 def after_ttl_decrement(header_checksum: int) -> int:
     """As wire.checksum.after_ttl_decrement."""
     return int(require().lib.tundp_checksum_after_ttl_decrement(header_checksum))
+
+
+def sums_variants() -> list[str]:
+    """The checksum variants this CPU has, by name; engines use the first."""
+    native = require()
+    names: list[str] = []
+    while (name := native.lib.tundp_sums_name(len(names))) != native.ffi.NULL:
+        names.append(native.ffi.string(name).decode())
+    return names
+
+
+def variant_sum(variant: int, data: bytes | bytearray | memoryview) -> int:
+    """ones_complement_sum as the vector variant of that number computes it."""
+    native = require()
+    borrowed = native.ffi.from_buffer("uint8_t[]", data)
+    return int(native.lib.tundp_sums_run(variant, native.ffi.NULL, borrowed, len(data)))
+
+
+def variant_copy(variant: int, data: bytes | bytearray | memoryview) -> tuple[bytes, int]:
+    """The copy a vector variant makes, and the sum it computes on the way."""
+    native = require()
+    out = bytearray(len(data))
+    value = native.lib.tundp_sums_run(
+        variant,
+        native.ffi.from_buffer("uint8_t[]", out),
+        native.ffi.from_buffer("uint8_t[]", data),
+        len(data),
+    )
+    return bytes(out), int(value)
+
+
+def segment(
+    header: VnetHeader, packet: bytes | bytearray | memoryview, *, lowers_ttl: bool = False
+) -> list[bytes] | DropReason:
+    """As wire.segment.segment; with lowers_ttl the packets of a split have a TTL of one less."""
+    native = require()
+    vnet = native.ffi.new("struct tundp_vnet *", header._asdict())
+    most = len(packet) // max(header.gso_size, 1) + 2
+    out = bytearray(len(packet) + most * _HEADERS_MAX)
+    lens = native.ffi.new("uint32_t[]", most)
+    count = native.lib.tundp_segment(
+        vnet,
+        native.ffi.from_buffer("uint8_t[]", packet),
+        len(packet),
+        lowers_ttl,
+        native.ffi.from_buffer("uint8_t[]", out),
+        len(out),
+        lens,
+        most,
+    )
+    if count < 0:
+        return DropReason(-1 - count)
+    found, at = [], 0
+    for number in range(count):
+        found.append(bytes(out[at : at + lens[number]]))
+        at += lens[number]
+    return found
+
+
+def coalesce(
+    packets: Sequence[bytes],
+    *,
+    is_tcp_on: bool = True,
+    is_udp_on: bool = True,
+    max_udp_segments: int = 64,
+) -> tuple[list[Written], list[int]]:
+    """One batch through the C coalescer: what wire.coalesce.Coalescer writes, and its misses."""
+    native = require()
+    room = bytearray(b"".join(bytes(vnet.LEN) + packet for packet in packets))
+    out = bytearray(len(room) + 8 * len(packets))
+    misses = native.ffi.new("uint64_t[]", len(Miss))
+    used = native.lib.tundp_coalesce(
+        native.ffi.from_buffer("uint8_t[]", room),
+        native.ffi.new("uint32_t[]", [len(packet) for packet in packets]),
+        len(packets),
+        is_tcp_on,
+        is_udp_on,
+        max_udp_segments,
+        native.ffi.new("uint8_t[]", native.lib.TUNDP_COALESCE_SCRATCH),
+        native.ffi.from_buffer("uint8_t[]", out),
+        len(out),
+        misses,
+    )
+    written, at = [], 0
+    while at < used:
+        count, length = _RECORD.unpack_from(out, at)
+        at += _RECORD.size
+        header = vnet.parse(out[at : at + vnet.LEN])
+        at += vnet.LEN
+        written.append(Written(header, bytes(out[at : at + length]), count))
+        at += length
+    return written, list(misses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -524,15 +622,6 @@ def _add_counters(total: Counters, counted: Any) -> None:
             total.errnos[name] = total.errnos.get(name, 0) + count
 
 
-def sums_variants() -> list[str]:
-    """The checksum variants this CPU has; engines use the first."""
-    native = require()
-    names: list[str] = []
-    while (name := native.lib.tundp_sums_name(len(names))) != native.ffi.NULL:
-        names.append(native.ffi.string(name).decode())
-    return names
-
-
 def self_test(fib: Fib) -> int:
     """Compare C with Python on this machine and on `fib`; the number of comparisons.
 
@@ -554,13 +643,72 @@ def self_test(fib: Fib) -> int:
             checksum.after_ttl_decrement(value),
         )
         compared += 1
+    for variant, name in enumerate(sums_variants()):
+        for length in range(400):
+            data = bytes(number * 91 + length & 0xFF for number in range(length))
+            expected = checksum.ones_complement_sum(data)
+            _expect_equal(f"{name} sum of {length} bytes", variant_sum(variant, data), expected)
+            _expect_equal(
+                f"{name} copy of {length} bytes", variant_copy(variant, data), (data, expected)
+            )
+            compared += 2
     addresses = np.arange(0, 1 << 32, 65521, dtype=np.uint32)
     for address, index in zip(addresses, NativeFib(fib).indexes(addresses), strict=True):
         _expect_equal(f"route of {int(address):#010x}", int(index), fib.index(int(address)))
         compared += 1
+    for header, packet in _super_packets():
+        made = wire_segment.segment(header, memoryview(packet))
+        assert isinstance(made, list)
+        _expect_equal(f"packets of {header}", segment(header, packet), [bytes(m) for m in made])
+        merger = Coalescer()
+        for one in made:
+            merger.add(one)
+        merger.flush()
+        _expect_equal(
+            f"merge of {header}",
+            coalesce([bytes(one) for one in made]),
+            (merger.written, merger.misses),
+        )
+        compared += 2
     return compared
 
 
-def _expect_equal(what: str, native: int, reference: int) -> None:
+def _super_packets() -> Iterator[tuple[VnetHeader, bytes]]:
+    """A TCP and a UDP super-packet, as a TUN hands them over."""
+    payload = bytes(number * 31 & 0xFF for number in range(4321))
+    tcp = struct.pack("!HHIIBBHHH", 5201, 443, 0xFFFFFF00, 7, 0x50, 0x18, 512, 0, 0)
+    udp = struct.pack("!HHHH", 5201, 443, 8 + len(payload), 0)
+    for ip_proto, gso_type, transport_header in (
+        (transport.PROTO_TCP, vnet.GSO_TCPV4, tcp),
+        (transport.PROTO_UDP, vnet.GSO_UDP_L4, udp),
+    ):
+        body = transport_header + payload
+        packet = bytearray(
+            ip.build_header(
+                payload_len=len(body),
+                source=0x0A050101,
+                destination=0x0A050201,
+                ip_proto=ip_proto,
+                ttl=64,
+                identification=0xFFFE,
+                flags_offset=ip.FLAG_DF,
+            )
+            + body
+        )
+        field = ip.MIN_HEADER_LEN + transport.checksum_off(ip_proto)
+        packet[field : field + 2] = transport.pseudo_sum(packet, len(body)).to_bytes(2, "big")
+        yield (
+            VnetHeader(
+                flags=vnet.NEEDS_CSUM,
+                gso_type=gso_type,
+                gso_size=1000,
+                csum_start=ip.MIN_HEADER_LEN,
+                csum_offset=transport.checksum_off(ip_proto),
+            ),
+            bytes(packet),
+        )
+
+
+def _expect_equal(what: str, native: object, reference: object) -> None:
     if native != reference:
         raise PlatformError(f"native and reference disagree on the {what}: {native}, {reference}")
