@@ -37,6 +37,7 @@ examples:
   tundp run --etcd-endpoints=http://192.0.2.9:2379 --iface=eth0
   tundp run --store=file:/etc/tundp/leases.json
   tundp status                         peers, packets, drops and their reasons
+  tundp probe                          what this kernel has, and which engine that means
   tundp bench --out=report             what it costs, against kernel VXLAN, in 3 minutes
 
 exit codes: 0 done, or stopped by a signal; 1 failed; 2 wrong usage
@@ -116,6 +117,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(command=_demo)
     _add_bench(commands)
+
+    probe = commands.add_parser(
+        "probe",
+        help="what this kernel offers, what tundp uses of it, and what it does without",
+        description="Ask the kernel by doing: a TUN device in a namespace of the probe's own,"
+        " sockets on its loopback. Nothing on the host changes.",
+    )
+    probe.add_argument("--json", action="store_true", help="print it as JSON")
+    probe.set_defaults(command=_probe)
     return parser
 
 
@@ -293,6 +303,18 @@ def _status(parsed: argparse.Namespace) -> int:
         print(json.dumps(status, indent=2))
     else:
         print_status(status)
+    return EXIT_OK
+
+
+def _probe(parsed: argparse.Namespace) -> int:
+    from tundp.dataplane.choose import probe_machine
+    from tundp.show import print_probe
+
+    found = probe_machine()
+    if parsed.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print_probe(found)
     return EXIT_OK
 
 

@@ -152,9 +152,9 @@ def _parse_tun_name(text: str) -> str:
     return text
 
 
-def _parse_offloads(text: str) -> frozenset[str]:
-    names = frozenset(_parse_list(text))
-    if unknown := sorted(names - set(OFFLOADS)):
+def _parse_offloads(text: str) -> tuple[str, ...]:
+    names = _parse_list(text)
+    if unknown := sorted(set(names) - set(OFFLOADS)):
         raise ValueError(f"has {unknown[0]!r}, which is not one of {', '.join(OFFLOADS)}")
     return names
 
@@ -303,7 +303,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         name="disable-offloads",
         parse=_parse_offloads,
-        default=frozenset(),
+        default=(),
         metavar="NAME,...",
         help="what engine gso shall do without, of " + ", ".join(OFFLOADS),
         is_flannels=False,
@@ -406,7 +406,7 @@ class Config:
     version: bool
     store: str
     engine: str
-    disable_offloads: frozenset[str]
+    disable_offloads: tuple[str, ...]
     workers: int
     layout: str
     cpus: tuple[int, ...]

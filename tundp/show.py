@@ -42,6 +42,7 @@ def _head_lines(status: dict[str, Any]) -> Iterator[str]:
     answering = "answering" if store["is_answering"] else "[red]not answering, peers kept[/]"
     yield f"{store['description']} {answering}, revision {store['revision']}"
     yield f"engine {status['engine']} on {status['loop']}, pid {status['pid']}"
+    yield f"  {status['engine_uses']}"
 
 
 def _trouble_lines(status: dict[str, Any]) -> Iterator[str]:
@@ -72,7 +73,7 @@ def counters_table(counters: dict[str, Any]) -> Table:
     """Both directions, and whether every packet is accounted for."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("packets", no_wrap=True)
-    for column in ("in", "out", "dropped", "MB out"):
+    for column in ("in", "out", "dropped", "MB out", "a read", "a write"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("in=out+dropped", no_wrap=True)
     for name, way in (("encap", "TUN>UDP"), ("decap", "UDP>TUN")):
@@ -85,9 +86,15 @@ def counters_table(counters: dict[str, Any]) -> Table:
             f"{counted['packets_out']:,}",
             f"{dropped:,}",
             f"{counted['bytes_out'] / 1e6:,.1f}",
+            _mean(counted["packets_in"], counted["reads"]),
+            _mean(counted["packets_out"], counted["writes"]),
             "[green]holds[/]" if conserved else "[red]VIOLATED[/]",
         )
     return table
+
+
+def _mean(packets: int, calls: int) -> str:
+    return f"{packets / calls:.1f}" if calls else "-"
 
 
 def drop_lines(counters: dict[str, Any]) -> list[str]:
@@ -104,10 +111,46 @@ def drop_lines(counters: dict[str, Any]) -> list[str]:
         ("socket_overflows", "datagrams lost because the UDP socket's buffer was full"),
         ("source_mismatches", "datagrams delivered though their sender does not own the source"),
         ("icmp_rate_limited", "ICMP errors held back by the rate limit"),
+        ("offload_fallbacks", "super-packets the kernel refused; their packets went one by one"),
     ):
         if counters[name]:
             lines.append(f"[yellow]{name}[/] {counters[name]:,}: {text}")
+    for name, text in (
+        ("errnos", "refused by the kernel"),
+        ("coalesce_misses", "written alone, not merged"),
+    ):
+        if counters[name]:
+            counted = ", ".join(f"{label} {count:,}" for label, count in counters[name].items())
+            lines.append(f"{text}: {counted}")
     return lines
+
+
+def print_probe(found: dict[str, Any], console: Console | None = None) -> None:
+    """What `tundp probe` found: a line a question, then the engine it means."""
+    console = console or Console(highlight=False)
+    console.print(
+        f"Linux {found['kernel']} on {found['machine']}, {found['cpus']} CPUs;"
+        f" native module {found['native']};"
+        f" checksums by {', '.join(found['sums']) or 'Python'}",
+        soft_wrap=True,
+    )
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("", "kernel feature", "here", "since Linux", "without it"):
+        table.add_column(column)
+    for finding in found["findings"]:
+        mark = {True: "[green]yes[/]", False: "[red]no[/]", None: "?"}[finding["is_there"]]
+        table.add_row(
+            mark,
+            *(Text(finding[key]) for key in ("name", "detail", "since")),
+            Text("" if finding["is_there"] else finding["without"]),
+        )
+    console.print(table)
+    if found["not_asked"]:
+        console.print(f"TUN not tried: {found['not_asked']}; run as root", soft_wrap=True)
+    console.print(f"engine {found['engine']}: {found['why']}", soft_wrap=True)
+    console.print(f"  uses: {', '.join(found['offloads']) or 'no offloads'}", soft_wrap=True)
+    for name, why in found["missing"].items():
+        console.print(f"  without {name}: {why}", soft_wrap=True)
 
 
 def _escaped(value: Any) -> Any:

@@ -34,7 +34,7 @@ def make_lab() -> Callable[[], Lab]:
 
 @pytest.fixture
 def engine() -> str:
-    """What moves the packets; modules that run on several engines parametrise it."""
+    """What moves the packets, and flags for it; modules with several engines parametrise it."""
     return "auto"
 
 
@@ -63,7 +63,7 @@ def make_overlay(make_lab: Callable[[], Lab], engine: str) -> MakeOverlay:
                         overlay.write_lease_file(NETWORK)
                     if start:
                         for node in overlay.nodes.values():
-                            await overlay.start_daemon(node, f"--engine={engine}", *flags)
+                            await overlay.start_daemon(node, *f"--engine={engine}".split(), *flags)
                         await overlay.wait_ready()
                         if pods:
                             for node in overlay.nodes.values():

@@ -17,7 +17,8 @@ import pytest
 
 from tundp.lab.traffic import ping
 
-pytestmark = pytest.mark.parametrize("engine", ["reference", "simple", "mmsg", "gso"])
+ENGINES = os.environ.get("TUNDP_TEST_ENGINES", "reference;simple;mmsg;gso").split(";")
+pytestmark = pytest.mark.parametrize("engine", ENGINES)
 
 
 class Stream:

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "lab": {"admin", "linux", "wire", *BOTTOM},
     "bench": {"dataplane", "lab", "linux", "wire", *BOTTOM},
     "demo": {"dataplane", "lab", "lease", "show", *BOTTOM},
-    "cli": {"admin", "bench", "config", "daemon", "demo", "show", *BOTTOM},
+    "cli": {"admin", "bench", "config", "daemon", "dataplane", "demo", "show", *BOTTOM},
     "__main__": {"cli"},
 }
 SANS_IO = {"asyncio", "socket", "os", "time", "threading", "subprocess", "select", "pathlib"}

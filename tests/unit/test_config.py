@@ -34,7 +34,7 @@ def test_defaults():
         version=False,
         store="etcd",
         engine="auto",
-        disable_offloads=frozenset(),
+        disable_offloads=(),
         workers=1,
         layout="shared",
         cpus=(),

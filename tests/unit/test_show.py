@@ -29,6 +29,7 @@ def status(**changes: object) -> dict:
         "port": 8285,
         "tun": {"name": "flannel0", "mtu": 1472},
         "engine": "reference",
+        "engine_uses": "one packet at a time, in Python",
         "loop": "uvloop",
         "lease": {"key": "10.5.1.0-24", "state": "held", "expires_in_s": 82_800},
         "store": {
@@ -69,6 +70,7 @@ def shown(sample: dict) -> str:
         "lease 10.5.1.0-24 held, 23h00m left",
         "etcd v2 at http://192.0.2.9:2379 answering, revision 77",
         "engine reference on uvloop, pid 4242",
+        "one packet at a time, in Python",
         "no peer: 10.5.9.0-24 has no PublicIP",
         "ignored: rubbish: 'rubbish' is not a subnet key",
         "192.0.2.2:8285",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
 import socket
 from collections.abc import Sequence
 from typing import Any, Final
@@ -12,10 +14,12 @@ from tundp.dataplane.base import Dataplane
 from tundp.dataplane.native import EngineSettings
 from tundp.dataplane.reference import ReferenceEngine
 from tundp.errors import ConfigError, Unsupported
-from tundp.linux.offload import KernelOffloads, find_offloads
+from tundp.linux import probe
+from tundp.linux.offload import KernelOffloads, Offload, find_offloads
 
 _log = logging.getLogger(__name__)
 
+PROBE_SCHEMA: Final = 1
 AUTO: Final = "auto"
 REFERENCE: Final = "reference"
 SUPER: Final = "gso"
@@ -34,6 +38,33 @@ def best_engine(kernel: KernelOffloads) -> tuple[str, str]:
     if kernel.offloads:
         return SUPER, "the kernel has super-packets"
     return BATCHED, "no super-packets here"
+
+
+def probe_machine() -> dict[str, Any]:
+    """What `tundp probe` shows. Moves this process to a namespace of its own, for good."""
+    why_not = probe.enter_private_namespace()
+    kernel = find_offloads()
+    engine, why = best_engine(kernel)
+    findings = probe.probe(kernel, may_make_device=why_not is None)
+    try:
+        variants = native.sums_variants()
+        build = f"ABI {native.ABI}"
+    except Unsupported as error:
+        variants, build = [], str(error)
+    return {
+        "schema": PROBE_SCHEMA,
+        "kernel": os.uname().release,
+        "machine": os.uname().machine,
+        "cpus": len(os.sched_getaffinity(0)),
+        "native": build,
+        "sums": variants,
+        "findings": [dataclasses.asdict(finding) for finding in findings],
+        "not_asked": why_not,
+        "engine": engine,
+        "why": why,
+        "offloads": [each.value for each in Offload if each in kernel.offloads],
+        "missing": {each.value: text for each, text in kernel.missing.items()},
+    }
 
 
 def make_engine(

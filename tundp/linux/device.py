@@ -3,7 +3,7 @@
 address   <subnet base>/32, scope global
 MTU       underlay MTU - 28
 route     the whole Network over the device, table main
-queue     TX_QUEUE_LEN packets
+queue     TX_QUEUE_LEN packets, SUPER_TX_QUEUE_LEN if super-packets come
 sysctl    IPv6 off (the overlay carries none), accept_local on (our ICMP errors come
           from our own address, and the kernel would drop them as martians)
 """
@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 TX_QUEUE_LEN: Final = 5000
 """Packets the kernel keeps for us while we are busy; the default 500 is a burst of 0.7 MB."""
+SUPER_TX_QUEUE_LEN: Final = 1000
+"""The same where a packet may be of 64 KB: never more than 64 MB of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,8 @@ async def configure(netlink: Netlink, tun: Tun, settings: DeviceSettings) -> int
             # IPv6 may be compiled out, /proc/sys read-only: packets flow all the same.
             _log.warning("%s", error)
     index = await _index_of(netlink, tun)
-    await netlink.set_link(index, txqlen=TX_QUEUE_LEN)
+    queue_len = SUPER_TX_QUEUE_LEN if tun.has_tso or tun.has_uso else TX_QUEUE_LEN
+    await netlink.set_link(index, txqlen=queue_len)
     await repair(netlink, index, settings)
     return index
 

@@ -1,0 +1,210 @@
+"""What this kernel offers a dataplane, asked by doing it; for `tundp probe`.
+
+The TUN questions need a device. It is made in a network namespace of the probe's own,
+so that nothing on the host sees it; where that is not allowed they stay unanswered.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from tundp.errors import PlatformError
+from tundp.linux import offload, uapi
+from tundp.linux.offload import KernelOffloads, Offload
+from tundp.linux.tun import Tun, TunMode
+
+_CLONE_NEWNET: Final = 0x40000000
+_IFREQ: Final = struct.Struct("16sH22x")
+_IFF_UP: Final = 0x1
+_SIOCSIFFLAGS: Final = 0x8914
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing a kernel may have."""
+
+    name: str
+    is_there: bool | None
+    """None: could not be found out."""
+    detail: str
+    since: str
+    """The first mainline Linux that has it."""
+    without: str
+    """What we do without it."""
+
+
+def enter_private_namespace() -> str | None:
+    """Give this process a network namespace of its own, loopback up; why not if not.
+
+    For a short-lived process with one thread only: there is no way back.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNET):
+        return f"no network namespace of our own: {os.strerror(ctypes.get_errno())}"
+    _set_up("lo")
+    return None
+
+
+def probe(kernel: KernelOffloads, *, may_make_device: bool) -> list[Finding]:
+    """Everything a dataplane of ours may use, in the order packets meet it."""
+    release = os.uname().release
+    features = offload.tun_features()
+    findings = [
+        Finding(
+            name="/dev/net/tun",
+            is_there=bool(features),
+            detail=f"flags {features:#06x}" if features else "cannot be opened",
+            since="2.4",
+            without="nothing works: load the tun module, or pass the device to the container",
+        ),
+        Finding(
+            name="vnet header",
+            is_there=bool(features & uapi.IFF_VNET_HDR),
+            detail="IFF_VNET_HDR: super-packets cross the TUN whole",
+            since="2.6.27",
+            without="engine mmsg: one packet per TUN read and write",
+        ),
+        Finding(
+            name="multi-queue",
+            is_there=bool(features & uapi.IFF_MULTI_QUEUE),
+            detail="IFF_MULTI_QUEUE: --workers above 1",
+            since="3.8",
+            without="one worker",
+        ),
+    ]
+    findings += _device_findings() if may_make_device else []
+    segment_defect = offload.udp_segment_defect(release)
+    has_segment = Offload.UDP_SEGMENT not in kernel.missing
+    findings += [
+        Finding(
+            name="UDP_SEGMENT",
+            is_there=has_segment,
+            detail=(
+                f"up to {kernel.max_segments} datagrams a send"
+                if has_segment
+                else kernel.missing[Offload.UDP_SEGMENT]
+            ),
+            since="4.18 (128 a send since 6.9)",
+            without=Offload.UDP_SEGMENT.meaning.without,
+        ),
+        Finding(
+            name="UDP_SEGMENT sound",
+            is_there=segment_defect is None,
+            detail=segment_defect or f"Linux {release} is not among the defective ones",
+            since="not 7.0 to 7.1.4",
+            without="UDP_SEGMENT is left alone",
+        ),
+        Finding(
+            name="UDP_GRO",
+            is_there=Offload.UDP_GRO not in kernel.missing,
+            detail=kernel.missing.get(Offload.UDP_GRO, "datagrams of one peer come merged"),
+            since="5.0 (5.12 to be asked for it)",
+            without=Offload.UDP_GRO.meaning.without,
+        ),
+        _forced_buffers(),
+        Finding(
+            name="SO_REUSEPORT",
+            is_there=hasattr(socket, "SO_REUSEPORT"),
+            detail="each worker a socket on the same port; a peer stays with one",
+            since="3.9",
+            without="one worker",
+        ),
+    ]
+    return findings
+
+
+def _device_findings() -> Iterator[Finding]:
+    try:
+        tun = Tun("probe%d", TunMode(has_vnet_header=True, wants_tso=True, wants_uso=True))
+    except PlatformError as error:
+        yield Finding(
+            name="a TUN device",
+            is_there=False,
+            detail=str(error),
+            since="2.4",
+            without="nothing works",
+        )
+        return
+    try:
+        _set_up(tun.name)
+        yield Finding(
+            name="TSO from the TUN",
+            is_there=tun.has_tso,
+            detail=Offload.TUN_TSO.meaning.means,
+            since=Offload.TUN_TSO.meaning.since,
+            without=Offload.TUN_TSO.meaning.without,
+        )
+        yield Finding(
+            name="USO from the TUN",
+            is_there=tun.has_uso,
+            detail=Offload.TUN_USO.meaning.means,
+            since=Offload.TUN_USO.meaning.since,
+            without=Offload.TUN_USO.meaning.without,
+        )
+        for name, packet, since in (
+            ("TCP super-packet to the TUN", _super_packet(is_tcp=True), "2.6.27"),
+            ("UDP super-packet to the TUN", _super_packet(is_tcp=False), "6.2"),
+        ):
+            error_text = _write(tun.fd, packet)
+            yield Finding(
+                name=name,
+                is_there=error_text is None,
+                detail=error_text or "taken whole",
+                since=f"{since} (not 6.1.103, 6.6.44, 6.10.3)",
+                without="one TUN write per packet, found out at the first refusal",
+            )
+    finally:
+        tun.close()
+
+
+def _forced_buffers() -> Finding:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, uapi.SO_RCVBUFFORCE, 8 << 20)
+            why_not = None
+        except OSError as error:
+            why_not = os.strerror(error.errno or errno.EPERM)
+    return Finding(
+        name="SO_RCVBUFFORCE",
+        is_there=why_not is None,
+        detail=why_not or "8 MiB socket buffers whatever net.core.rmem_max says",
+        since="2.6.14 (CAP_NET_ADMIN)",
+        without="bursts are lost beyond net.core.rmem_max",
+    )
+
+
+def _super_packet(*, is_tcp: bool) -> bytes:
+    """Two segments of one byte with a TTL of 0: the kernel takes it and drops it in silence."""
+    ip_proto, csum_offset, transport_len = (6, 16, 20) if is_tcp else (17, 6, 8)
+    total_len = 20 + transport_len + 2
+    addresses = bytes((192, 0, 2, 1, 192, 0, 2, 2))
+    ip_header = struct.pack("!BBHHHBBH8s", 0x45, 0, total_len, 0, 0x4000, 0, ip_proto, 0, addresses)
+    transport = bytearray(transport_len)
+    if is_tcp:
+        transport[12:14] = b"\x50\x10"
+    else:
+        transport[4:6] = (transport_len + 2).to_bytes(2, "big")
+    gso_type = 1 if is_tcp else 5
+    header = struct.pack("=BBHHHH", 1, gso_type, 20 + transport_len, 1, 20, csum_offset)
+    return header + ip_header + bytes(transport) + b"\0\0"
+
+
+def _write(fd: int, packet: bytes) -> str | None:
+    try:
+        os.write(fd, packet)
+    except OSError as error:
+        return os.strerror(error.errno or 0)
+    return None
+
+
+def _set_up(name: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, _IFREQ.pack(name.encode(), _IFF_UP))
