@@ -214,10 +214,10 @@ async def test_a_row_that_fails_takes_no_other_along(tmp_path):
 
 
 async def test_two_benches_at_once_are_one_too_many():
-    first = asyncio.create_task(small_bench("tcp_rr", "virtual"))
+    first = asyncio.create_task(small_bench("veth", "tcp_rr", "virtual"))
     await asyncio.sleep(0.3)
     with pytest.raises(LabError, match="another tundp bench is running"):
-        await small_bench("tcp_rr", "virtual")
+        await small_bench("veth", "tcp_rr", "virtual")
     with pytest.raises(LabError, match="another tundp bench is running"):
         await clean_bench()
     assert not (await first).is_partial
@@ -241,7 +241,7 @@ def bench_command(*arguments: str) -> list[str]:
 def test_interrupted_bench_keeps_what_it_has_and_tears_down(tmp_path):
     out = tmp_path / "report"
     process = subprocess.Popen(
-        bench_command("--only=veth,tcp_rr,tcp1", "--rounds=40", f"--out={out}"),
+        bench_command("--only=veth,tcp_rr,tcp1", "--rounds=12", "--seconds=0.1", f"--out={out}"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -17,7 +17,7 @@ import pytest
 
 from tundp.lab.traffic import ping
 
-ENGINES = os.environ.get("TUNDP_TEST_ENGINES", "reference;simple;mmsg;gso").split(";")
+ENGINES = os.environ.get("TUNDP_TEST_ENGINES", "reference;gso").split(";")
 pytestmark = pytest.mark.parametrize("engine", ENGINES)
 
 
