@@ -84,9 +84,14 @@ async def run(config: Config) -> None:
         network = await _wait_for_network_config(store)
         socks = [
             stack.enter_context(
-                open_udp(interface.address, network.port, is_one_of_many=config.workers > 1)
+                open_udp(
+                    interface.address,
+                    network.port,
+                    is_shared=config.workers > 1,
+                    is_one_of_many=number > 0,
+                )
             )
-            for _ in range(config.workers)
+            for number in range(config.workers)
         ]
         claim = _make_claim(config, store, network, interface)
         sdnotify.notify("STATUS=waiting for a lease")

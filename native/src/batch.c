@@ -54,16 +54,35 @@ struct waiting {
 	int epoll_fd;
 	bool is_tun_ready;
 	bool is_udp_ready;
+	bool has_room;        /* for runs that waited */
+	bool is_tun_lost;     /* it reports an error: reading it will say which */
 	uint32_t spin_credit; /* above 0: recent gaps were short enough to poll through */
 	uint64_t bytes_in;    /* in both directions, until the last wait */
 	uint32_t calm_waits;  /* since there was bulk traffic */
+	bool is_room_watched; /* epoll tells when the socket has room */
 };
 
-static int watch(int epoll_fd, int fd)
+static int watch(int epoll_fd, int operation, int fd, uint32_t events)
 {
-	struct epoll_event event = { .events = EPOLLIN, .data.fd = fd };
+	struct epoll_event event = { .events = events, .data.fd = fd };
 
-	return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
+	return epoll_ctl(epoll_fd, operation, fd, &event) ? -errno : 0;
+}
+
+/* While runs wait for room in the socket, the TUN is left alone and the socket's room is
+ * waited for; datagrams are received all the while. */
+static void watch_room(struct tundp_batch *batch, struct waiting *waiting)
+{
+	const struct tundp_worker *worker = batch->worker;
+	const uint32_t in = worker->directions & TUNDP_DECAP ? EPOLLIN : 0;
+	const uint32_t tun_events = batch->is_blocked ? 0 : EPOLLIN;
+	const uint32_t udp_events = in | (batch->is_blocked ? EPOLLOUT : 0);
+
+	if (batch->is_blocked == waiting->is_room_watched)
+		return;
+	waiting->is_room_watched = batch->is_blocked;
+	(void)watch(waiting->epoll_fd, EPOLL_CTL_MOD, worker->tun_fd, tun_events);
+	(void)watch(waiting->epoll_fd, EPOLL_CTL_MOD, worker->udp_fd, udp_events);
 }
 
 /* One epoll_wait; true if it brought anything. */
@@ -74,12 +93,19 @@ static bool look(struct tundp_worker *worker, struct waiting *waiting, int timeo
 
 	worker->counters.syscalls++;
 	for (int i = 0; i < count; i++) {
-		if (events[i].data.fd == worker->tun_fd)
-			waiting->is_tun_ready = true;
-		else if (events[i].data.fd == worker->udp_fd)
-			waiting->is_udp_ready = true;
-		else
+		const uint32_t what = events[i].events;
+
+		if (events[i].data.fd == worker->control_fd) {
 			worker_drain_control(worker);
+		} else if (events[i].data.fd == worker->tun_fd) {
+			waiting->is_tun_ready = true;
+			waiting->is_tun_lost = what & (EPOLLERR | EPOLLHUP);
+		} else {
+			if (what & ~(uint32_t)EPOLLOUT)
+				waiting->is_udp_ready = worker->directions & TUNDP_DECAP;
+			if (what & ~(uint32_t)EPOLLIN)
+				waiting->has_room = true;
+		}
 	}
 	return count > 0;
 }
@@ -98,6 +124,11 @@ static bool spin(struct tundp_worker *worker, struct waiting *waiting)
 		}
 		(void)sched_yield();
 	} while (now_ns() < until);
+	/* Yielding may have taken long: what came meanwhile is a hit all the same. */
+	if (look(worker, waiting, 0)) {
+		worker->counters.spin_hits++;
+		return true;
+	}
 	waiting->spin_credit -=
 		waiting->spin_credit < SPIN_MISS_COST ? waiting->spin_credit : SPIN_MISS_COST;
 	return false;
@@ -136,23 +167,31 @@ static int run(struct tundp_batch *batch, struct waiting *waiting)
 {
 	struct tundp_worker *worker = batch->worker;
 
-	while (!worker_is_stopped(worker)) {
+	while (!worker_is_stopped(worker) && !batch->tun_error) {
 		batch->fib = worker_fib(worker);
+		if (waiting->has_room) {
+			waiting->has_room = false;
+			batch_encap_resume(batch);
+		}
+		if (waiting->is_tun_lost && batch->is_blocked)
+			batch_encap_abandon(batch);
 		if (waiting->is_udp_ready)
 			waiting->is_udp_ready = batch_decap_turn(batch);
-		if (waiting->is_tun_ready)
+		if (waiting->is_tun_ready && !batch->is_blocked)
 			waiting->is_tun_ready = batch_encap_turn(batch);
-		if (batch->tun_error)
-			return -batch->tun_error;
-		if (!waiting->is_udp_ready && !waiting->is_tun_ready) {
-			/* Whoever waited for room in the socket may have drained the control
-			 * descriptor: the flag is what counts. */
-			if (worker_is_stopped(worker))
-				break;
+		watch_room(batch, waiting);
+		/* Whoever waited for room in the socket may have drained the control
+		 * descriptor: the flag is what counts. */
+		if (worker_is_stopped(worker))
+			break;
+		/* One side that is never done must not hide what the other has. */
+		if (waiting->is_udp_ready || (waiting->is_tun_ready && !batch->is_blocked))
+			(void)look(worker, waiting, 0);
+		else
 			wait(worker, waiting);
-		}
 	}
-	return 0;
+	batch_encap_abandon(batch);
+	return -batch->tun_error;
 }
 
 int tundp_batch_run(struct tundp_worker *worker)
@@ -169,14 +208,17 @@ int tundp_batch_run(struct tundp_worker *worker)
 	batch->tun_error = 0;
 	batch->run_count = 0;
 	batch->arena_len = 0;
+	batch->is_blocked = false;
+	batch->refusals = 0;
 	batch_encap_init(batch);
 	batch_decap_init(batch);
 	if (worker->directions & TUNDP_ENCAP)
-		code = watch(waiting.epoll_fd, worker->tun_fd);
-	if (!code && worker->directions & TUNDP_DECAP)
-		code = watch(waiting.epoll_fd, worker->udp_fd);
+		code = watch(waiting.epoll_fd, EPOLL_CTL_ADD, worker->tun_fd, EPOLLIN);
 	if (!code)
-		code = watch(waiting.epoll_fd, worker->control_fd);
+		code = watch(waiting.epoll_fd, EPOLL_CTL_ADD, worker->udp_fd,
+			     worker->directions & TUNDP_DECAP ? EPOLLIN : 0);
+	if (!code)
+		code = watch(waiting.epoll_fd, EPOLL_CTL_ADD, worker->control_fd, EPOLLIN);
 	if (!code)
 		code = run(batch, &waiting);
 	close(waiting.epoll_fd);

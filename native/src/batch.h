@@ -21,9 +21,12 @@ enum {
 	READS_PER_TURN = 64,
 };
 
-/* Datagrams for one hop, back to back in the arena, each `segment_len` long but the last. */
+/* Datagrams for one hop, back to back in the arena, each `segment_len` long but the last. It
+ * may wait longer than its FIB lives. */
 struct run {
+	struct tundp_hop to;
 	uint32_t hop;
+	uint64_t generation; /* of the FIB that `hop` is an index into */
 	uint32_t offset;
 	uint32_t len;
 	uint32_t segment_len;
@@ -52,6 +55,8 @@ struct tundp_batch {
 	struct run runs[MAX_RUNS];
 	uint32_t run_count;
 	uint32_t arena_len;
+	bool is_blocked;  /* the socket was full: the runs wait, the TUN is not read */
+	uint32_t refusals; /* EAGAINs in a row */
 	struct segmenter segmenter;
 	struct mmsghdr send_messages[MAX_RUNS];
 	struct iovec send_iovecs[MAX_RUNS];
@@ -76,6 +81,12 @@ struct tundp_batch {
 bool batch_encap_turn(struct tundp_batch *batch);
 bool batch_decap_turn(struct tundp_batch *batch);
 
+/* Tries again to send what waits; `is_blocked` says how it went. */
+void batch_encap_resume(struct tundp_batch *batch);
+
+/* Counts what still waits as dropped: the worker ends. */
+void batch_encap_abandon(struct tundp_batch *batch);
+
 void batch_encap_init(struct tundp_batch *batch);
 void batch_decap_init(struct tundp_batch *batch);
 
@@ -86,7 +97,8 @@ static inline bool batch_has(const struct tundp_batch *batch, uint32_t offload)
 {
 	const struct tundp_worker *worker = batch->worker;
 
-	return worker->offloads & ~worker->offloads_lost & offload;
+	return worker->offloads & ~__atomic_load_n(&worker->offloads_lost, __ATOMIC_RELAXED) &
+	       offload;
 }
 
 #endif

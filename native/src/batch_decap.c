@@ -36,8 +36,8 @@ static void write_single(struct tundp_batch *batch, uint8_t *packet, size_t len,
 static void write_again_singly(struct tundp_batch *batch, const struct coalesced *refused)
 {
 	struct tundp_worker *worker = batch->worker;
-	/* The arena is free: encapsulation sends all it holds at the end of its turn. */
-	uint8_t *packet = batch->send_arena + HEADROOM;
+	/* Not the arena: runs may wait in it. One of several packets is never 64 KiB long. */
+	uint8_t *packet = worker->fragment_buffer + HEADROOM;
 	uint64_t bytes_in = refused->bytes_in;
 	uint32_t reason;
 
@@ -168,8 +168,8 @@ bool batch_decap_turn(struct tundp_batch *batch)
 	worker->counters.syscalls++;
 	if (count < 0) {
 		/* An ICMP error for an earlier datagram may be delivered here: that send is
-		 * history, and behind it may be packets. */
-		return errno != EAGAIN;
+		 * history, and what is behind it, epoll will say. */
+		return errno == EINTR;
 	}
 	batch->coalescer.is_tcp_on = batch_has(batch, TUNDP_OFFLOAD_TCP_COALESCE);
 	batch->coalescer.is_udp_on = batch_has(batch, TUNDP_OFFLOAD_UDP_COALESCE);

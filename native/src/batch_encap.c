@@ -12,6 +12,7 @@
 
 enum {
 	NO_BUFFER_TRIES = 3,
+	REFUSALS_MAX = 64, /* EAGAINs in a row of a socket that says it has room */
 };
 
 /* linux/udp.h; absent from some libc headers. */
@@ -39,12 +40,11 @@ void batch_encap_init(struct tundp_batch *batch)
 static void prepare(struct tundp_batch *batch, uint32_t at)
 {
 	const struct run *run = &batch->runs[at];
-	const struct tundp_hop *hop = &batch->fib->hops[run->hop];
 	struct msghdr *message = &batch->send_messages[at].msg_hdr;
 	const uint16_t segment_len = (uint16_t)run->segment_len;
 
-	batch->send_to[at].sin_port = htons(hop->port);
-	batch->send_to[at].sin_addr.s_addr = htonl(hop->address);
+	batch->send_to[at].sin_port = htons(run->to.port);
+	batch->send_to[at].sin_addr.s_addr = htonl(run->to.address);
 	batch->send_iovecs[at].iov_base = batch->send_arena + run->offset;
 	batch->send_iovecs[at].iov_len = run->len;
 	message->msg_control = NULL;
@@ -59,8 +59,9 @@ static void prepare(struct tundp_batch *batch, uint32_t at)
 
 /* The packets of a refused run, one by one, as if just read: with their TTL back, so that
  * each gets its own verdict (an EMSGSIZE has something to teach). */
-static void send_singly(struct tundp_batch *batch, const struct run *run)
+static uint64_t send_singly(struct tundp_batch *batch, const struct run *run)
 {
+	const uint64_t before = batch->worker->counters.encap.packets_out;
 	uint8_t *packet = batch->send_arena + run->offset;
 	size_t left = run->len;
 
@@ -73,21 +74,33 @@ static void send_singly(struct tundp_batch *batch, const struct run *run)
 		packet += len;
 		left -= len;
 	}
+	return batch->worker->counters.encap.packets_out - before;
+}
+
+static void drop_run(struct tundp_batch *batch, const struct run *run, int error)
+{
+	struct tundp_worker *worker = batch->worker;
+	const struct tally tally = { .packets = run->count, .bytes_in = run->bytes_in };
+
+	worker_count_drop(worker, &worker->counters.encap, &tally,
+			  worker_send_reason(worker, error));
 }
 
 /* Takes up a refused run: true if it shall be sent again as it is, false if it is done with. */
 static bool retry(struct tundp_batch *batch, const struct run *run, int error, int *tries)
 {
 	struct tundp_worker *worker = batch->worker;
-	const struct tally tally = { .packets = run->count, .bytes_in = run->bytes_in };
 
 	switch (error) {
 	case EINTR:
 		return true;
 	case EAGAIN:
-		if (worker_wait_writable(worker))
+		/* Said so often by a socket with room, it is no lack of room. */
+		if (++batch->refusals < REFUSALS_MAX) {
+			batch->is_blocked = true;
+			worker->counters.send_waits++;
 			return true;
-		error = ENOBUFS;
+		}
 		break;
 	case ENOBUFS:
 		if (--*tries > 0)
@@ -97,26 +110,38 @@ static bool retry(struct tundp_batch *batch, const struct run *run, int error, i
 	case EINVAL:
 		if (run->count == 1)
 			break;
-		/* This path has no UDP_SEGMENT: the same packets go singly, now and later. */
+		/* The same packets go singly. If that works, this path has no UDP_SEGMENT, and
+		 * later ones go singly at once; if not (a blackhole route), it was not that. */
 		(void)worker_send_reason(worker, error);
-		worker->counters.offload_fallbacks++;
-		__atomic_store_n(&batch->fib->single[run->hop], 1, __ATOMIC_RELAXED);
-		worker_notify(worker);
-		send_singly(batch, run);
+		if (send_singly(batch, run)) {
+			worker->counters.offload_fallbacks++;
+			if (run->generation == batch->fib->generation)
+				__atomic_store_n(&batch->fib->single[run->hop], 1,
+						 __ATOMIC_RELAXED);
+			worker_notify(worker);
+		}
 		return false;
 	case EMSGSIZE:
 		(void)worker_send_reason(worker, error);
-		send_singly(batch, run);
+		(void)send_singly(batch, run);
 		return false;
 	default:
 		break;
 	}
-	worker_count_drop(worker, &worker->counters.encap, &tally,
-			  worker_send_reason(worker, error));
+	drop_run(batch, run, error);
 	return false;
 }
 
-/* Sends the first `count` runs; what is behind them stays. */
+/* Forgets the first `count` runs, which are done with. */
+static void remove_runs(struct tundp_batch *batch, uint32_t count)
+{
+	batch->run_count -= count;
+	memmove(batch->runs, batch->runs + count, batch->run_count * sizeof(batch->runs[0]));
+	if (!batch->run_count)
+		batch->arena_len = 0;
+}
+
+/* Sends the first `count` runs, or as many as the socket has room for; what is left stays. */
 static void send_runs(struct tundp_batch *batch, uint32_t count)
 {
 	struct tundp_worker *worker = batch->worker;
@@ -125,17 +150,21 @@ static void send_runs(struct tundp_batch *batch, uint32_t count)
 
 	for (uint32_t i = 0; i < count; i++)
 		prepare(batch, i);
-	while (at < count) {
+	while (at < count && !batch->is_blocked) {
 		int sent = sendmmsg(worker->udp_fd, &batch->send_messages[at], count - at,
 				    MSG_DONTWAIT);
 		const int error = errno;
 
 		worker->counters.syscalls++;
 		if (sent < 0) {
-			at += !retry(batch, &batch->runs[at], error, &tries);
+			if (!retry(batch, &batch->runs[at], error, &tries)) {
+				at++;
+				tries = NO_BUFFER_TRIES;
+			}
 			continue;
 		}
 		tries = NO_BUFFER_TRIES;
+		batch->refusals = 0;
 		for (; sent > 0; sent--, at++) {
 			const struct run *run = &batch->runs[at];
 			const struct tally tally = { .packets = run->count,
@@ -145,23 +174,46 @@ static void send_runs(struct tundp_batch *batch, uint32_t count)
 			worker_count_out(worker, &worker->counters.encap, &tally);
 		}
 	}
-	batch->run_count -= count;
-	memmove(batch->runs, batch->runs + count, batch->run_count * sizeof(batch->runs[0]));
-	if (!batch->run_count)
-		batch->arena_len = 0;
+	remove_runs(batch, at);
 }
 
 static void send_all(struct tundp_batch *batch)
 {
-	if (batch->run_count)
+	if (batch->run_count && !batch->is_blocked)
 		send_runs(batch, batch->run_count);
+}
+
+void batch_encap_resume(struct tundp_batch *batch)
+{
+	batch->is_blocked = false;
+	send_all(batch);
+}
+
+void batch_encap_abandon(struct tundp_batch *batch)
+{
+	for (uint32_t i = 0; i < batch->run_count; i++)
+		drop_run(batch, &batch->runs[i], ENOBUFS);
+	remove_runs(batch, batch->run_count);
+	batch->is_blocked = false;
+}
+
+/* Sends everything, now: in the middle of a read there is nowhere else to turn. */
+static void send_all_waiting(struct tundp_batch *batch)
+{
+	send_all(batch);
+	while (batch->is_blocked) {
+		if (worker_wait_writable(batch->worker))
+			batch_encap_resume(batch);
+		else
+			batch_encap_abandon(batch);
+	}
 }
 
 /* A place for one more packet of up to `len` bytes. */
 static uint8_t *make_room(struct tundp_batch *batch, size_t len)
 {
 	if (batch->run_count == MAX_RUNS || SEND_ARENA_LEN - batch->arena_len < len)
-		send_all(batch);
+		send_all_waiting(batch);
 	return batch->send_arena + batch->arena_len;
 }
 
@@ -171,13 +223,16 @@ static void append(struct tundp_batch *batch, uint32_t hop, uint32_t len, uint64
 	const struct tundp_worker *worker = batch->worker;
 	struct run *run = batch->run_count ? &batch->runs[batch->run_count - 1] : NULL;
 
-	if (run && !run->is_closed && run->hop == hop && len <= run->segment_len) {
+	if (run && !run->is_closed && run->hop == hop &&
+	    run->generation == batch->fib->generation && len <= run->segment_len) {
 		run->len += len;
 		run->count++;
 		run->bytes_in += bytes_in;
 	} else {
 		run = &batch->runs[batch->run_count++];
-		*run = (struct run){ .hop = hop,
+		*run = (struct run){ .to = batch->fib->hops[hop],
+				     .hop = hop,
+				     .generation = batch->fib->generation,
 				     .offset = batch->arena_len,
 				     .len = len,
 				     .segment_len = len,
@@ -198,7 +253,7 @@ static void encapsulate_singly(struct tundp_batch *batch, const struct tundp_vne
 	struct tundp_worker *worker = batch->worker;
 	uint32_t reason;
 
-	send_all(batch);
+	send_all_waiting(batch);
 	if (!segment_begin(&batch->segmenter, batch->sums, vnet, packet, len, &reason))
 		return;
 	for (uint32_t left = batch->segmenter.count; left > 0; left--) {
@@ -217,16 +272,16 @@ static void take(struct tundp_batch *batch, const struct tundp_vnet *vnet, const
 	struct tundp_verdict *verdict = &worker->verdict;
 	struct segmenter *segmenter = &batch->segmenter;
 	struct tally tally = { .packets = 1, .bytes_in = len };
-	const size_t room = (vnet->gso_size && vnet->gso_type ? vnet->gso_size : len) + HEADERS_MAX;
 	uint32_t reason, hop;
 	uint8_t *out;
-	size_t made;
+	size_t made, room;
 
 	if (!segment_begin(segmenter, batch->sums, vnet, packet, len, &reason)) {
 		worker_count_read(&worker->counters.encap, 1);
 		worker_count_drop(worker, &worker->counters.encap, &tally, reason);
 		return;
 	}
+	room = (segmenter->gso_size ? segmenter->gso_size : len) + HEADERS_MAX;
 	worker_count_read(&worker->counters.encap, segmenter->count);
 	out = make_room(batch, room);
 	made = segment_next(segmenter, out);
@@ -257,10 +312,11 @@ static void take(struct tundp_batch *batch, const struct tundp_vnet *vnet, const
 static void send_full(struct tundp_batch *batch)
 {
 	const uint32_t count = batch->run_count;
-	const struct run *last = &batch->runs[count - 1];
+	const struct run *last;
 
-	if (count == 0)
+	if (count == 0 || batch->is_blocked)
 		return;
+	last = &batch->runs[count - 1];
 	if (last->is_closed && (last->count > 1 || count == MAX_RUNS)) {
 		send_all(batch);
 	} else if (count > 1 && batch->runs[count - 2].count > 1) {
@@ -268,7 +324,7 @@ static void send_full(struct tundp_batch *batch)
 
 		send_runs(batch, count - 1);
 		/* The open one moves to the front: the arena's first bytes are in the cache. */
-		if (batch->runs[0].offset >= len) {
+		if (batch->run_count == 1 && batch->runs[0].offset >= len) {
 			memcpy(batch->send_arena, batch->send_arena + batch->runs[0].offset, len);
 			batch->runs[0].offset = 0;
 			batch->arena_len = len;
@@ -285,7 +341,7 @@ bool batch_encap_turn(struct tundp_batch *batch)
 	uint8_t *start = batch->read_buffer + HEADROOM - vnet_len;
 	bool is_dry = false;
 
-	for (int count = 0; count < READS_PER_TURN && !is_dry; count++) {
+	for (int count = 0; count < READS_PER_TURN && !is_dry && !batch->is_blocked; count++) {
 		struct tundp_vnet vnet = { 0 };
 		ssize_t len = read(worker->tun_fd, start, READ_BUFFER_LEN - HEADROOM + vnet_len);
 

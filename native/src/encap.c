@@ -38,7 +38,7 @@ void tundp_encapsulate(const struct tundp_fib *fib, const struct tundp_rules *ru
 		       icmp_time_exceeded(packet, &header, rules->tunnel_address, verdict->reply));
 		return;
 	}
-	mtu = fib->inner_mtu[hop];
+	mtu = __atomic_load_n(&fib->inner_mtu[hop], __ATOMIC_RELAXED);
 	if (header.total_len > mtu && header.flags_offset & IP_FLAG_DF) {
 		answer(verdict, TUNDP_DROP_TOO_BIG,
 		       icmp_fragmentation_needed(packet, &header, rules->tunnel_address, mtu,

@@ -38,7 +38,8 @@ int tundp_fib_check(const struct tundp_fib *fib)
 		return -EINVAL;
 	for (unsigned int level = 0; level < fib->level_count; level++)
 		bits += fib->stride[level];
-	if (bits > FIB_ADDRESS_BITS)
+	/* A lookup shifts by what is left of the address behind each level. */
+	if (bits > FIB_ADDRESS_BITS || (fib->base_len == 0 && fib->stride[0] == 0))
 		return -EINVAL;
 	return check_node(fib, 0, 0);
 }

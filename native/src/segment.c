@@ -47,7 +47,7 @@ bool segment_begin(struct segmenter *segmenter, const struct tundp_sums *sums,
 
 	segmenter->sums = sums;
 	segmenter->number = 0;
-	if (kind == TUNDP_VNET_NONE)
+	if (vnet->gso_type == TUNDP_VNET_NONE)
 		return begin_plain(segmenter, vnet, packet, len, reason);
 	*reason = TUNDP_DROP_BAD_VNET_HEADER;
 	if (kind != TUNDP_VNET_TCPV4 && kind != TUNDP_VNET_TCPV6 && kind != TUNDP_VNET_UDP_L4)

@@ -21,6 +21,7 @@ enum {
 	OVERHEAD = 28,
 	MAX_DATAGRAM_LEN = 65507,
 	DISCARD_PORT = 9,
+	WAITS_MAX = 64,
 };
 
 static const uint64_t NS_PER_S = 1000000000u;
@@ -49,6 +50,7 @@ uint32_t worker_send_reason(struct tundp_worker *worker, int error)
 	case ENETDOWN:
 	case EADDRNOTAVAIL:
 		return TUNDP_DROP_SEND_UNREACHABLE;
+	case EAGAIN:
 	case ENOBUFS:
 	case ENOMEM:
 		return TUNDP_DROP_SEND_NO_BUFFER;
@@ -170,14 +172,15 @@ static int send_one(struct tundp_worker *worker, const struct tundp_hop *hop,
 		.sin_addr.s_addr = htonl(hop->address),
 	};
 
-	for (;;) {
+	for (int waits = 0;; waits++) {
 		worker->counters.syscalls++;
 		if (sendto(worker->udp_fd, packet, len, MSG_DONTWAIT, (const struct sockaddr *)&to,
 			   sizeof(to)) >= 0)
 			return 0;
 		if (errno == EINTR)
 			continue;
-		if (errno != EAGAIN || !may_wait)
+		/* Refused so often by a socket with room, it is no lack of room. */
+		if (errno != EAGAIN || !may_wait || waits == WAITS_MAX)
 			return errno;
 		if (!worker_wait_writable(worker))
 			return ENOBUFS;

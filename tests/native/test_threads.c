@@ -115,7 +115,7 @@ int main(void)
 
 	any.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	fibs[1] = (struct tundp_fib){
-		.base_len = 0, .level_count = 1, .table = table, .table_count = 1, .hops = hops,
+		.base_len = 1, .level_count = 1, .table = table, .table_count = 1, .hops = hops,
 		.hop_count = 2, .inner_mtu = inner_mtu, .single = single, .generation = 1,
 	};
 	if (tundp_fib_check(&fibs[1])) {

@@ -11,6 +11,7 @@ holds them equal, and `self_test` compares them on the machine at hand.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import errno
 import logging
@@ -323,7 +324,8 @@ class _Worker:
         """Memory of its own, from the kernel: nobody else's data on its pages."""
         length = -(-self._native.lib.tundp_batch_len() // _HUGE) * _HUGE
         self._memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._memory.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
         self.struct.batch = self._native.ffi.cast(
             "struct tundp_batch *", self._native.ffi.from_buffer(self._memory)
         )
@@ -346,10 +348,15 @@ class _Worker:
     def close(self) -> None:
         self.stop()
         os.close(self.control_fd)
+        self.struct.control_fd = -1
 
     def _serve(self, cpu: int | None, on_end: Callable[[int], object]) -> None:
         if cpu is not None:
-            os.sched_setaffinity(0, {cpu})
+            try:
+                os.sched_setaffinity(0, {cpu})
+            except OSError as error:
+                # Taken away since the flag was checked: better anywhere than nowhere.
+                _log.warning("cannot stay on CPU %d: %s", cpu, error.strerror)
         code = self._run(self.struct)
         if code:
             on_end(-code)

@@ -71,8 +71,10 @@ class Tun:
             flags |= uapi.IFF_MULTI_QUEUE
         self.name = name
         try:
-            for _ in range(mode.queues):
-                device = pytun.TunTapDevice(name=self.name, flags=flags)
+            for queue in range(mode.queues):
+                # Of a device with queues, anybody's would be another one: only ours may be.
+                only_ours = uapi.IFF_TUN_EXCL if mode.queues > 1 and queue == 0 else 0
+                device = pytun.TunTapDevice(name=self.name, flags=flags | only_ours)
                 self._devices.append(device)
                 self.name = device.name
         except pytun.Error as error:

@@ -15,27 +15,34 @@ from tundp.linux import uapi
 
 _log = logging.getLogger(__name__)
 
-BUFFER_LEN: Final = 8 << 20
+RECEIVE_BUFFER_LEN: Final = 8 << 20
 """The kernel's default of 208 KiB holds 92 full-size datagrams: 30 ms at 3,000 packets/s."""
+SEND_BUFFER_LEN: Final = 1 << 20
+"""16 super-packets: what waits for a slow uplink beyond that waits in the TUN, and is seen."""
 
 
-def open_udp(address: IPv4Address, port: int, *, is_one_of_many: bool = False) -> socket.socket:
+def open_udp(
+    address: IPv4Address, port: int, *, is_shared: bool = False, is_one_of_many: bool = False
+) -> socket.socket:
     """A non-blocking UDP socket bound to `address`:`port`, as flannel binds its own.
 
     DF is always set and the kernel never fragments (IP_PMTUDISC_DO): a datagram larger
     than the path is refused with EMSGSIZE, and the dataplane answers with ICMP or
     fragments the inner packet. SO_RXQ_OVFL reports what the socket had to drop.
-    is_one_of_many: others of ours share the port, and each peer stays with one of them.
+    is_shared: others of ours shall join on the same port, each peer staying with one socket.
+    is_one_of_many: this is one that joins.
     """
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.IPPROTO_IP, uapi.IP_MTU_DISCOVER, uapi.IP_PMTUDISC_DO)
         sock.setsockopt(socket.SOL_SOCKET, uapi.SO_RXQ_OVFL, 1)
-        _grow(sock, uapi.SO_RCVBUFFORCE, socket.SO_RCVBUF, "net.core.rmem_max")
-        _grow(sock, uapi.SO_SNDBUFFORCE, socket.SO_SNDBUF, "net.core.wmem_max")
+        _grow(sock, uapi.SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER_LEN, "net.core.rmem_max")
+        _grow(sock, uapi.SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER_LEN, "net.core.wmem_max")
         if is_one_of_many:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((str(address), port))
+        # Only now may others of ours join: before, an address in use must be an error.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(is_shared))
     except OSError as error:
         sock.close()
         raise PlatformError(_explain(address, port, error), error.errno) from None
@@ -52,21 +59,21 @@ def path_mtu(source: IPv4Address, destination: str) -> int | None:
     return None
 
 
-def _grow(sock: socket.socket, force: int, polite: int, limit: str) -> None:
+def _grow(sock: socket.socket, force: int, polite: int, length: int, limit: str) -> None:
     try:
-        sock.setsockopt(socket.SOL_SOCKET, force, BUFFER_LEN)
+        sock.setsockopt(socket.SOL_SOCKET, force, length)
     except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, polite, BUFFER_LEN)
+        sock.setsockopt(socket.SOL_SOCKET, polite, length)
     # The kernel reports twice what was asked, its own bookkeeping included (socket(7)).
     granted = sock.getsockopt(socket.SOL_SOCKET, polite) // 2
-    if granted < BUFFER_LEN:
+    if granted < length:
         _log.warning(
             "UDP buffer is %d bytes instead of %d: bursts will be lost; run as root or"
             " sysctl -w %s=%d",
             granted,
-            BUFFER_LEN,
+            length,
             limit,
-            BUFFER_LEN,
+            length,
         )
 
 

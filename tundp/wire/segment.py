@@ -21,7 +21,7 @@ def segment(header: VnetHeader, packet: memoryview) -> list[bytearray] | DropRea
     unchanged, whatever it holds: `ip.parse` is the judge of that. A super-packet that is
     not well-formed IPv4 is dropped as one packet.
     """
-    if header.kind == vnet.GSO_NONE:
+    if header.gso_type == vnet.GSO_NONE:
         return _finished(header, packet)
     if header.kind not in (vnet.GSO_TCPV4, vnet.GSO_TCPV6, vnet.GSO_UDP_L4):
         return DropReason.BAD_VNET_HEADER

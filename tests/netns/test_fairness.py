@@ -1,0 +1,111 @@
+"""Neither direction starves the other, however busy it is, and a slow uplink stops only itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+
+import pytest
+
+from tundp.lab.traffic import ping
+from tundp.linux import uapi
+
+ENGINES = os.environ.get("TUNDP_TEST_ENGINES", "reference;mmsg;gso;gso --layout=split").split(";")
+pytestmark = pytest.mark.parametrize("engine", ENGINES)
+
+
+@contextlib.contextmanager
+def flood(sock: socket.socket, address: tuple[str, int]):
+    """Datagrams as fast as a thread can make them: 100 of 100 bytes in each send."""
+    stop = threading.Event()
+
+    def send() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError):
+                sock.sendto(bytes(10_000), address)
+
+    sock.setsockopt(socket.IPPROTO_UDP, uapi.UDP_SEGMENT, 100)
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        sock.close()
+
+
+async def counters(node):
+    return (await node.status())["counters"]
+
+
+async def run(host, command: str) -> None:
+    process = await host.popen(command.split())
+    assert await asyncio.to_thread(process.wait, 20) == 0, command
+
+
+async def trickles_through(node, direction: str, sock: socket.socket, address, until) -> None:
+    """Single datagrams are taken by `direction` while the flood goes on."""
+    before = (await counters(node))[direction]["packets_in"]
+
+    async def taken() -> bool:
+        for _ in range(10):
+            with contextlib.suppress(OSError):
+                sock.sendto(b"x" * 60, address)
+        return (await counters(node))[direction]["packets_in"] >= before + 20
+
+    with sock:
+        await until(taken)
+
+
+async def test_a_flood_from_the_wire_leaves_encap_its_turns(make_overlay, until):
+    async with make_overlay() as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        flooder = await two.host.socket(socket.SOCK_DGRAM)
+        trickler = await one.host.socket(socket.SOCK_DGRAM)
+        with flood(flooder, (one.public_ip, 8285)):
+            await until(lambda: _is_above(one, "decap", 10_000))
+            await trickles_through(one, "encap", trickler, (two.tunnel_address, 7000), until)
+
+
+async def test_a_flood_from_the_tun_leaves_decap_its_turns(make_overlay, until):
+    async with make_overlay() as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        flooder = await one.host.socket(socket.SOCK_DGRAM)
+        trickler = await two.host.socket(socket.SOCK_DGRAM)
+        with flood(flooder, (two.tunnel_address, 7000)):
+            await until(lambda: _is_above(one, "encap", 10_000))
+            await trickles_through(one, "decap", trickler, (one.public_ip, 8285), until)
+
+
+async def test_a_slow_uplink_stops_neither_decap_nor_routes(make_overlay, until):
+    async with make_overlay(pods=True) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        # 4 Mbit/s with a long queue: the send buffer fills, and stays full.
+        shape = "rate 4mbit burst 32kb limit 64mb"
+        await run(one.host, f"tc qdisc add dev eth0 root tbf {shape}")
+        flooder = await one.host.socket(socket.SOCK_DGRAM)
+        trickler = await two.host.socket(socket.SOCK_DGRAM)
+        with flood(flooder, (two.tunnel_address, 7000)):
+
+            async def waits() -> bool:
+                return (await counters(one))["send_waits"] > 0
+
+            await until(waits)
+            await trickles_through(one, "decap", trickler, (one.public_ip, 8285), until)
+        await run(one.host, "tc qdisc del dev eth0 root")
+
+        async def answers() -> bool:
+            return await ping(one.pod, two.pod_address, timeout_s=1) is not None
+
+        await until(answers)
+        counted = await counters(one)
+        assert counted["conserved"]
+
+
+async def _is_above(node, direction: str, count: int) -> bool:
+    await asyncio.sleep(0.01)
+    return (await counters(node))[direction]["packets_in"] > count
