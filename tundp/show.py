@@ -70,18 +70,18 @@ def peers_table(status: dict[str, Any]) -> Table:
 
 
 def counters_table(counters: dict[str, Any]) -> Table:
-    """Both directions, and whether every packet is accounted for."""
+    """Both directions, packets a read and a write, and whether every packet is accounted for."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("packets", no_wrap=True)
-    for column in ("in", "out", "dropped", "MB out", "a read", "a write"):
+    for column in ("in", "out", "dropped", "MB out", "/read", "/write"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("in=out+dropped", no_wrap=True)
-    for name, way in (("encap", "TUN>UDP"), ("decap", "UDP>TUN")):
+    table.add_column("balance", no_wrap=True)
+    for name in ("encap", "decap"):
         counted = counters[name]
         dropped = sum(counted["drops"].values())
         conserved = counted["packets_in"] == counted["packets_out"] + dropped
         table.add_row(
-            f"{name} {way}",
+            name,
             f"{counted['packets_in']:,}",
             f"{counted['packets_out']:,}",
             f"{dropped:,}",

@@ -28,7 +28,7 @@ static bool begin_plain(struct segmenter *segmenter, const struct tundp_vnet *vn
 		return false;
 	}
 	segmenter->csum_start = vnet->csum_start;
-	segmenter->csum_field = (uint16_t)field;
+	segmenter->csum_field = (uint32_t)field;
 	segmenter->seed = sums_load(packet + field);
 	segmenter->is_tcp = vnet->csum_offset != UDP_OFF_CHECKSUM;
 	return true;
@@ -80,7 +80,7 @@ bool segment_begin(struct segmenter *segmenter, const struct tundp_sums *sums,
 		segmenter->count = 1;
 	segmenter->is_tcp = is_tcp;
 	segmenter->csum_field =
-		(uint16_t)(ip.header_len + (is_tcp ? TCP_OFF_CHECKSUM : UDP_OFF_CHECKSUM));
+		ip.header_len + (uint32_t)(is_tcp ? TCP_OFF_CHECKSUM : UDP_OFF_CHECKSUM);
 
 	/* The template has zeros wherever packets differ. */
 	memcpy(header, packet, segmenter->header_len);

@@ -18,7 +18,7 @@ struct segmenter {
 	uint16_t ip_header_len;
 	uint16_t seed;            /* plain: checksum so far, native order */
 	uint16_t csum_start;
-	uint16_t csum_field;      /* offset in the packet */
+	uint32_t csum_field;      /* offset in the packet */
 	bool has_checksum;        /* plain: there is one to finish */
 	uint8_t flags;            /* TCP, of the super-packet */
 	bool is_tcp;

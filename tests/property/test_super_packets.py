@@ -1,0 +1,415 @@
+"""Split and merged, merged and split: the same packets again; any bytes: no exception."""
+
+import struct
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tundp.wire import ip, segment
+from tundp.wire.coalesce import Coalescer, Written
+from tundp.wire.drop import DropReason
+from tundp.wire.vnet import VnetHeader
+
+SETTINGS = settings(max_examples=120, deadline=None)
+FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
+DF, MF = 0x4000, 0x2000
+TIMESTAMPS = bytes.fromhex("0101080a0000000700000008")
+ROUTER_ALERT = b"\x94\x04\x00\x00"
+
+
+def slow_sum(data: bytes) -> int:
+    if len(data) % 2:
+        data += b"\x00"
+    total = sum(word for (word,) in struct.iter_unpack("!H", data))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+def header_len(packet: bytes) -> int:
+    return (packet[0] & 15) * 4
+
+
+def headers_len(packet: bytes) -> int:
+    """Of IPv4 and transport."""
+    start = header_len(packet)
+    return start + ((packet[start + 12] >> 4) * 4 if packet[9] == 6 else 8)
+
+
+def ipv4(
+    body: bytes,
+    ip_proto: int,
+    *,
+    tos: int = 0,
+    ident: int = 0,
+    frag: int = DF,
+    ttl: int = 64,
+    ip_options: bytes = b"",
+    source: int = 0xC0000201,
+    destination: int = 0xC6336402,
+) -> bytes:
+    length = 20 + len(ip_options)
+    ends = struct.pack("!II", source, destination)
+    head = struct.pack(
+        "!BBHHHBBH", 0x40 + length // 4, tos, length + len(body), ident, frag, ttl, ip_proto, 0
+    )
+    value = ~slow_sum(head + ends + ip_options) & 0xFFFF
+    return head[:10] + value.to_bytes(2, "big") + ends + ip_options + body
+
+
+def pseudo(packet: bytes) -> int:
+    return slow_sum(
+        packet[12:20] + struct.pack("!BBH", 0, packet[9], len(packet) - header_len(packet))
+    )
+
+
+def stored(packet: bytes, value: int) -> bytes:
+    at = header_len(packet) + (16 if packet[9] == 6 else 6)
+    return packet[:at] + value.to_bytes(2, "big") + packet[at + 2 :]
+
+
+def finished(packet: bytes) -> bytes:
+    blank = stored(packet, 0)[header_len(packet) :]
+    value = ~slow_sum(pseudo(packet).to_bytes(2, "big") + blank) & 0xFFFF
+    return stored(packet, 0xFFFF if value == 0 and packet[9] == 17 else value)
+
+
+def tcp(payload: bytes, seq: int, flags: int, options: bytes = b"", *, sport: int = 1, **fields):
+    words = 5 + len(options) // 4
+    head = struct.pack("!HHIIBBHHH", sport, 2, seq, 7, words << 4, flags, 512, 0, 0)
+    return finished(ipv4(head + options + payload, 6, **fields))
+
+
+def udp(payload: bytes, *, sport: int = 1, **fields):
+    return finished(
+        ipv4(struct.pack("!HHHH", sport, 2, 8 + len(payload), 0) + payload, 17, **fields)
+    )
+
+
+def is_sound(packet: bytes) -> bool:
+    """Whether every length and checksum of an unfragmented TCP or UDP packet is right."""
+    start = header_len(packet)
+    whole = pseudo(packet).to_bytes(2, "big") + packet[start:]
+    return (
+        int.from_bytes(packet[2:4], "big") == len(packet)
+        and slow_sum(packet[:start]) == 0xFFFF
+        and slow_sum(whole) == 0xFFFF
+        and (
+            packet[9] == 6 or int.from_bytes(packet[start + 4 : start + 6], "big") == len(whole) - 2
+        )
+    )
+
+
+def merge(packets: list[bytes], **how) -> Coalescer:
+    merger = Coalescer(**how)
+    for packet in packets:
+        merger.add(packet)
+    merger.flush()
+    return merger
+
+
+def cut(one: Written) -> list[bytes]:
+    made = segment.segment(one.header, memoryview(one.packet))
+    assert not isinstance(made, DropReason)
+    return [bytes(packet) for packet in made]
+
+
+OPTIONS = st.sampled_from([b"", TIMESTAMPS, b"\x01" * 40])
+FIELDS = st.fixed_dictionaries(
+    {
+        "tos": st.integers(0, 255),
+        "ident": st.integers(0, 0xFFFF) | st.just(0xFFFF),
+        "frag": st.sampled_from([DF, 0, 0x8000, 0x8000 | DF]),
+        "ttl": st.integers(0, 255),
+    }
+)
+
+
+@st.composite
+def super_packets(draw: st.DrawFn, *, flags=0xFF, ip_options=True, segments=200) -> tuple:
+    """A vnet header and the super-packet behind it, as a TUN hands them over."""
+    gso_size = draw(st.integers(1, 40) | st.integers(1, 1500))
+    length = draw(st.integers(0, min(65_000, gso_size * segments)))
+    payload = draw(st.binary(min_size=7, max_size=7)) * (length // 7 + 1)
+    fields = draw(FIELDS)
+    if ip_options:
+        fields["ip_options"] = draw(st.sampled_from([b"", b"", ROUTER_ALERT, b"\x01" * 40]))
+    if draw(st.booleans()):
+        seq = draw(st.integers(0, 0xFFFFFFFF) | st.integers(0xFFFF0000, 0xFFFFFFFF))
+        bits = draw(st.integers(0, 255)) & flags | (0 if flags == 0xFF else ACK)
+        whole = tcp(payload[:length], seq, bits, draw(OPTIONS), **fields)
+        kind, offset = draw(st.sampled_from([1, 0x81])), 16
+    else:
+        whole, kind, offset = udp(payload[:length], **fields), 5, 6
+    header = VnetHeader(1, kind, draw(st.integers(0, 0xFFFF)), gso_size, header_len(whole), offset)
+    return header, stored(whole, pseudo(whole))
+
+
+@SETTINGS
+@given(super_packets())
+def test_each_packet_is_sound_and_the_payload_is_whole(pair):
+    header, packet = pair
+    made = cut(Written(header, packet, 1))
+    length = headers_len(packet)
+    assert all(is_sound(one) for one in made)
+    assert all(headers_len(one) == length for one in made)
+    assert b"".join(one[length:] for one in made) == packet[length:]
+    assert {len(one) - length for one in made[:-1]} <= {header.gso_size}
+    assert len(made[-1]) - length <= header.gso_size
+    start = header_len(packet)
+    for number, one in enumerate(made):
+        ident = int.from_bytes(packet[4:6], "big") + number
+        assert int.from_bytes(one[4:6], "big") == ident & 0xFFFF
+        same = [0, 1, *range(6, 10), *range(12, start + 4)]
+        if packet[9] == 6:
+            seq = int.from_bytes(packet[start + 4 : start + 8], "big") + number * header.gso_size
+            assert int.from_bytes(one[start + 4 : start + 8], "big") == seq & 0xFFFFFFFF
+            gone = (0 if one is made[-1] else FIN | PSH) | (CWR if number else 0)
+            assert one[start + 13] == packet[start + 13] & ~gone
+            same += [*range(start + 8, start + 13), start + 14, start + 15]
+            same += range(start + 18, length)
+        assert all(one[at] == packet[at] for at in same)
+
+
+@SETTINGS
+@given(super_packets(flags=ACK | PSH | ECE, ip_options=False, segments=64))
+def test_split_then_merged_is_the_super_packet_again(pair):
+    header, packet = pair
+    made = cut(Written(header, packet, 1))
+    merger = merge(made)
+    if len(made) == 1:
+        assert merger.written == [Written(VnetHeader(), finished(packet), 1)]
+        return
+    said = header._replace(gso_type=header.kind, hdr_len=headers_len(packet))
+    assert merger.written == [Written(said, packet, len(made))]
+    assert sum(merger.misses) == 0
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[bytes]:
+    """Packets of a few flows, most of them the next of theirs, some of them anything."""
+    made: list[bytes] = []
+    state: dict[tuple, list[int]] = {}
+    frag = draw(st.sampled_from([DF, DF, 0]))
+    usual = draw(st.integers(1, 9))
+    for _ in range(draw(st.integers(0, 40))):
+        ip_proto = draw(st.sampled_from([6, 6, 17]))
+        sport = draw(st.integers(1, 2) | st.integers(1, 12))
+        seq, ident = state.setdefault((ip_proto, sport), [0xFFFFFFE0, 0xFFF0])
+        odd = draw(st.sampled_from(["no"] * 20 + ODDITIES))
+        size = draw(st.integers(0, 10)) if odd == "size" else usual
+        payload = (len(made) % 251 + 1).to_bytes(1, "big") * size
+        fields = {"frag": frag, "ident": ident & 0xFFFF, "sport": sport}
+        if odd == "ident":
+            fields["ident"] = draw(st.integers(0, 0xFFFF))
+        if odd == "field":
+            fields |= draw(
+                st.sampled_from([{"tos": 3}, {"ttl": 9}, {"frag": 0}, {"frag": MF}, {"frag": 9}])
+            )
+        if odd == "ip options":
+            fields["ip_options"] = ROUTER_ALERT
+        if odd == "seq":
+            seq += draw(st.integers(-20, 20))
+        flags = ACK | (draw(st.integers(0, 255)) if odd == "flags" else 0)
+        if ip_proto == 6:
+            packet = tcp(
+                payload,
+                seq & 0xFFFFFFFF,
+                flags,
+                draw(OPTIONS) if odd == "options" else b"",
+                **fields,
+            )
+        else:
+            packet = udp(payload, **fields)
+        if odd == "checksum" and len(packet) >= 40:
+            packet = stored(packet, draw(st.sampled_from([0, 1, 0xFFFF])))
+        if odd == "icmp":
+            packet = ipv4(payload, 1, source=sport)
+        if odd == "short":
+            packet = ipv4(packet[20 : draw(st.integers(20, len(packet)))], ip_proto)
+        made.append(packet)
+        state[ip_proto, sport] = [seq + size, ident + 1]
+    return made
+
+
+ODDITIES = [
+    "size",
+    "ident",
+    "field",
+    "ip options",
+    "seq",
+    "flags",
+    "options",
+    "checksum",
+    "icmp",
+    "short",
+]
+
+
+def flow(packet: bytes) -> bytes:
+    """What order is kept within: the ports, too, if they can be told."""
+    frag = int.from_bytes(packet[6:8], "big")
+    if frag & 0x3FFF or packet[0] != 0x45 or packet[9] not in (6, 17) or len(packet) < 24:
+        return b"none"
+    return packet[9:10] + packet[12:24]
+
+
+def without_atomic_ident(packet: bytes) -> bytes:
+    """With DF the identification means nothing (RFC 6864), nor does the sum over it."""
+    if packet[6] & 0x40:
+        return packet[:4] + b"\x00\x00" + packet[6:10] + b"\x00\x00" + packet[12:]
+    return packet
+
+
+@SETTINGS
+@given(
+    packets=streams(),
+    is_tcp_on=st.sampled_from([True, True, True, False]),
+    is_udp_on=st.sampled_from([True, True, True, False]),
+    most=st.sampled_from([64, 2, 3, 128]),
+)
+def test_merged_then_split_is_every_flow_as_it_was(packets, is_tcp_on, is_udp_on, most):
+    merger = merge(packets, is_tcp_on=is_tcp_on, is_udp_on=is_udp_on, max_udp_segments=most)
+    assert sum(one.count for one in merger.written) == len(packets), "nothing lost"
+    back = []
+    for one in merger.written:
+        made = cut(one)
+        assert len(made) == one.count
+        assert (one.header == VnetHeader()) is (one.count == 1)
+        assert one.count <= (64 if one.packet[9] == 6 else most)
+        if one.count == 1:
+            assert made[0] in packets, "written alone is written as it came"
+        back += made
+    sent, got = {}, {}
+    for packet in packets:
+        sent.setdefault(flow(packet), []).append(without_atomic_ident(packet))
+    for packet in back:
+        got.setdefault(flow(packet), []).append(without_atomic_ident(packet))
+    if b"none" in sent:
+        # ICMP passes by, it is not in order with the rest of those without a flow.
+        assert sorted(got.pop(b"none")) == sorted(sent.pop(b"none"))
+    assert got == sent
+
+
+@SETTINGS
+@given(streams())
+def test_a_packet_whose_flow_cannot_be_told_overtakes_none(packets):
+    written = merge(packets).written
+    for number, packet in enumerate(packets):
+        frag = int.from_bytes(packet[6:8], "big")
+        if frag & 0x3FFF == 0 and (packet[0] == 0x45 or packet[9] == 1):
+            continue
+        before = packets[:number].count(packet)
+        seen = 0
+        for one in written:
+            if one.packet == packet:
+                before -= 1
+            if before < 0:
+                break
+            seen += one.count
+        assert seen == number, "what came before it is written before it, and no more"
+
+
+@SETTINGS
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.booleans(), st.randoms())
+def test_up_to_eight_undisturbed_flows_are_one_write_each(lengths, is_tcp, rng):
+    queues = {
+        sport: [
+            tcp(b"seven..", 7 * n, ACK, sport=sport)
+            if is_tcp
+            else udp(b"seven..", sport=sport, frag=0, ident=n)
+            for n in range(length)
+        ]
+        for sport, length in enumerate(lengths)
+    }
+    order = [sport for sport, length in enumerate(lengths) for _ in range(length)]
+    rng.shuffle(order)
+    merger = merge([queues[sport].pop(0) for sport in order])
+    sports = [int.from_bytes(one.packet[20:22], "big") for one in merger.written]
+    assert sports == list(dict.fromkeys(order)), "the oldest first"
+    assert [one.count for one in merger.written] == [lengths[sport] for sport in sports]
+    assert sum(merger.misses) == 0
+
+
+@SETTINGS
+@given(streams(), st.integers(0, 40))
+def test_batches_are_independent(packets, at):
+    merger = Coalescer()
+    for batch in (packets[:at], packets[at:]):
+        for packet in batch:
+            merger.add(packet)
+        merger.flush()
+    first, second = merge(packets[:at]), merge(packets[at:])
+    assert merger.written == first.written + second.written
+    assert merger.misses == [a + b for a, b in zip(first.misses, second.misses, strict=True)]
+
+
+VNET_HEADERS = st.builds(
+    VnetHeader,
+    st.sampled_from([0, 1, 1, 1]) | st.integers(0, 255),
+    st.sampled_from([0, 1, 4, 5, 0x80, 0x81, 0x85]) | st.integers(0, 255),
+    st.integers(0, 0xFFFF),
+    st.integers(0, 64) | st.integers(0, 0xFFFF),
+    st.sampled_from([0, 20, 20, 24, 60]) | st.integers(0, 0xFFFF),
+    st.sampled_from([0, 6, 6, 16, 16]) | st.integers(0, 0xFFFF),
+)
+SUPER_BYTES = super_packets(segments=20).map(lambda pair: pair[1])
+
+
+@st.composite
+def damaged(draw: st.DrawFn, packets=SUPER_BYTES) -> bytes:
+    """A good packet with a few bytes changed, its IPv4 checksum mostly right again."""
+    data = bytearray(draw(packets))
+    for _ in range(draw(st.integers(0, 3))):
+        data[draw(st.integers(0, min(len(data), 60) - 1))] = draw(st.integers(0, 255))
+    if draw(st.integers(0, 4)):
+        length = min(header_len(data), len(data))
+        data[10:12] = b"\x00\x00"
+        data[10:12] = (~slow_sum(bytes(data[:length])) & 0xFFFF).to_bytes(2, "big")
+    return bytes(data[: draw(st.just(len(data)) | st.integers(0, len(data)))])
+
+
+@SETTINGS
+@given(VNET_HEADERS, st.binary(max_size=120) | damaged() | SUPER_BYTES)
+def test_no_vnet_header_on_no_bytes_raises(header, data):
+    made = segment.segment(header, memoryview(data))
+    if isinstance(made, DropReason):
+        assert made is DropReason.BAD_VNET_HEADER or made <= DropReason.BAD_HEADER_CHECKSUM
+        assert header.kind != 0 or made is DropReason.BAD_VNET_HEADER
+        return
+    assert made
+    if header.kind == 0:
+        assert [len(one) for one in made] == [len(data)]
+        return
+    parsed = ip.parse(memoryview(data))
+    assert not isinstance(parsed, DropReason)
+    assert all(is_sound(bytes(one)) for one in made)
+    length = headers_len(data)
+    assert b"".join(one[length:] for one in made) == data[length : parsed.total_len]
+
+
+@st.composite
+def carried(draw: st.DrawFn) -> bytes:
+    """Any packet ip.parse accepts, exactly total length bytes."""
+    base = draw(damaged(streams().filter(bool).map(lambda made: made[-1])) | damaged())
+    length = draw(st.sampled_from([20, 20, 20, 24, 60]))
+    data = bytearray(base.ljust(length, b"\x00"))
+    data[0] = 0x40 + length // 4
+    data[2:4] = len(data).to_bytes(2, "big")
+    if (int.from_bytes(data[6:8], "big") & 0x1FFF) * 8 + len(data) > 0xFFFF:
+        data[6:8] = b"\x00\x00"
+    data[10:12] = b"\x00\x00"
+    data[10:12] = (~slow_sum(bytes(data[:length])) & 0xFFFF).to_bytes(2, "big")
+    return bytes(data)
+
+
+@settings(SETTINGS, max_examples=60)
+@given(st.lists(carried(), max_size=6))
+def test_no_packet_that_parses_raises_or_is_lost(packets):
+    for packet in packets:
+        assert not isinstance(ip.parse(memoryview(packet)), DropReason)
+    merger = merge(packets)
+    assert sum(one.count for one in merger.written) == len(packets)
+    for one in merger.written:
+        assert len(cut(one)) == one.count
+        assert one.count > 1 or one.packet in packets
