@@ -8,13 +8,14 @@ from collections import Counter
 import pytest
 
 from tundp.bench import stats, validity
-from tundp.bench.paths import BASELINE, NULL
+from tundp.bench.paths import BASELINE, LADDER, NULL
 from tundp.bench.report import to_html, to_markdown
 from tundp.bench.results import Check, Results, Row, Sample, derive, diff, load
 from tundp.bench.run import BenchSettings, make_plan
 from tundp.bench.stats import Estimate
 from tundp.dataplane.choose import ENGINES
 from tundp.errors import ConfigError
+from tundp.linux.offload import Offload
 
 
 def sample(row: str, number: int, gbps: float, **values: float) -> Sample:
@@ -279,3 +280,23 @@ def test_reports_print_na_where_nothing_was_measured_and_escape_markup():
     assert "<svg></svg>" in page
     for outside in ("http://", "https://", "<script", "src="):
         assert outside not in page
+
+
+def test_rows_of_ones_own_join_whatever_else_is_asked_for():
+    plan = make_plan(settings("veth", "tcp1", rows=("spin=--engine=gso --spin=30",)))
+    assert [path.name for path in plan.paths] == ["vxlan", "vxlan-again", "veth", "spin"]
+
+
+def test_the_ladder_has_a_rung_for_each_offload_but_the_last():
+    plan = make_plan(settings("tundp-gso", "tcp1", has_ladder=True))
+    names = [path.name for path in plan.paths]
+    assert names == ["vxlan", "vxlan-again", "tundp-gso", *(f"rung{n}" for n in range(1, 6))]
+    assert set(LADDER) == {offload.value for offload in Offload}
+
+
+@pytest.mark.parametrize(
+    "row", ["", "x", "=--spin=1", "x=", "UP=--spin=1", "much-too-long=--spin=1", "veth=--spin=1"]
+)
+def test_a_row_that_is_none_is_refused_by_name(row):
+    with pytest.raises(ConfigError, match="--row"):
+        make_plan(settings(rows=(row,)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import signal
 import subprocess
 import sys
@@ -249,3 +250,26 @@ def test_without_root_it_says_so(arguments, expected):
     assert answer.returncode == 1
     assert expected in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+async def test_probe_says_what_the_kernel_has_and_leaves_the_host_alone(make_lab):
+    async with make_lab() as lab:
+        host = await lab.host("here")
+        before = await host.netlink.links()
+        answer = await host.call(
+            subprocess.run,
+            [sys.executable, "-m", "tundp", "probe", "--json"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert answer.returncode == 0, answer.stderr
+        found = json.loads(answer.stdout)
+        assert found["engine"] == "gso"
+        assert found["not_asked"] is None
+        there = {finding["name"]: finding["is_there"] for finding in found["findings"]}
+        assert there["TSO from the TUN"]
+        assert there["TCP super-packet to the TUN"]
+        assert there["UDP super-packet to the TUN"]
+        assert there["UDP_SEGMENT"]
+        assert await host.netlink.links() == before

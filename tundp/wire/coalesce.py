@@ -2,9 +2,10 @@
 
 Consecutive packets of one TCP or UDP flow become one super-packet if, and only if, the
 kernel's segmentation would make the same packets of it again (but for an IP ID that DF
-makes meaningless, RFC 6864, and a checksum of 0xFFFF, which comes back as 0). Both checksums are verified first, because the kernel
-believes whoever hands it a super-packet. Nothing waits: `flush` ends every batch, and
-the order within a flow is the order of arrival. Native twin: native/src/coalesce.c.
+makes meaningless, RFC 6864, and a checksum of 0xFFFF, which comes back as 0). Both
+checksums are verified first, because the kernel believes whoever hands it a super-packet.
+Nothing waits: `flush` ends every batch, and the order within a flow is the order of
+arrival. Native twin: native/src/coalesce.c.
 """
 
 from __future__ import annotations

@@ -1,0 +1,79 @@
+"""What a kernel is said to have, and which engine that means."""
+
+import pytest
+
+from tundp.config import LAYOUTS, OFFLOADS
+from tundp.dataplane import choose, native
+from tundp.dataplane.native import Layout
+from tundp.errors import Unsupported
+from tundp.linux import offload
+from tundp.linux.offload import ALL, KernelOffloads, Offload, find_offloads, udp_segment_defect
+
+
+def test_config_and_kernel_side_know_the_same_names():
+    assert tuple(each.value for each in Offload) == OFFLOADS
+    assert tuple(each.value for each in Layout) == LAYOUTS
+
+
+@pytest.mark.parametrize("each", Offload)
+def test_every_offload_has_a_meaning(each):
+    meaning = each.meaning
+    assert meaning.means
+    assert meaning.since[0].isdigit()
+    assert meaning.without
+
+
+@pytest.mark.parametrize(
+    ("release", "is_defective"),
+    [
+        ("6.18.44", False),
+        ("6.17.0-1007-aws", False),
+        ("7.0", True),
+        ("7.0.0-rc1", True),
+        ("7.0.12", True),
+        ("7.1.4", True),
+        ("7.1.4-arch1-1", True),
+        ("7.1.5", False),
+        ("7.2", False),
+        ("4.18.0-553.el8", False),
+        ("garbage", False),
+    ],
+)
+def test_releases_that_mangle_equal_datagrams(release, is_defective):
+    assert (udp_segment_defect(release) is not None) is is_defective
+
+
+def test_a_defective_kernel_costs_udp_segment_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(
+        offload.os, "uname", lambda: type("Uname", (), {"release": "7.1.0"})(), raising=True
+    )
+    found = find_offloads()
+    assert "mangles" in found.missing[Offload.UDP_SEGMENT]
+    assert found.max_segments == 1
+    assert set(found.missing) <= {Offload.UDP_SEGMENT, Offload.UDP_GRO} or not found.offloads
+
+
+@pytest.mark.parametrize("each", Offload)
+def test_what_is_disabled_is_missing_for_that_reason(each):
+    found = find_offloads(frozenset({each}))
+    assert each not in found.offloads
+    assert found.missing[each] == "switched off by --disable-offloads"
+    assert found.offloads | found.missing.keys() == ALL
+
+
+def kernel(*offloads):
+    return KernelOffloads(offloads=frozenset(offloads), max_segments=64, missing={})
+
+
+def test_auto_takes_super_packets_else_batches_else_python(monkeypatch):
+    assert choose.best_engine(kernel(*ALL))[0] == "gso"
+    assert choose.best_engine(kernel(Offload.UDP_GRO))[0] == "gso"
+    assert choose.best_engine(kernel())[0] == "mmsg"
+
+    def missing():
+        raise Unsupported("the native module is not built")
+
+    monkeypatch.setattr(native, "require", missing)
+    name, why = choose.best_engine(kernel(*ALL))
+    assert name == "reference"
+    assert "not built" in why
