@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 NATIVE := setup.py $(wildcard native/*.py native/*/*.h native/*/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help root build demo test check bench micro format clean
+.PHONY: help root build demo test check bench micro fuzz cross rungs format clean
 
 help:
 	@echo 'make demo     two nodes with pods in network namespaces, checked end to end (root)'
@@ -18,6 +18,9 @@ help:
 	@echo 'make check    format, lint, types and the tests that need no root, in under a minute'
 	@echo 'make bench    the overlay against kernel VXLAN, report in tundp-bench/ (root)'
 	@echo 'make micro    micro-benchmarks of single functions'
+	@echo 'make fuzz     every parser and the engines under a fuzzer; FUZZ_SECONDS=60 for each'
+	@echo 'make cross    the C code for arm64 and big-endian s390x, its tests under qemu'
+	@echo 'make rungs    the end-to-end tests once more with each offload off, each layout (root)'
 	@echo 'make build    only set up: .venv with tundp in it, the C module compiled'
 	@echo 'make clean    remove what the others made'
 
@@ -47,6 +50,24 @@ bench: root build
 
 micro: build
 	@$(PY) -m bench.micro
+
+fuzz:
+	@setup/apt.sh fuzz
+	@sh tests/native/fuzz/run.sh $(or $(FUZZ_SECONDS),60)
+
+cross:
+	@setup/apt.sh cross
+	@sh tests/native/cross.sh
+
+RUNGS := simple;gso --disable-offloads=tun-tso;gso --disable-offloads=tun-uso
+RUNGS := $(RUNGS);gso --disable-offloads=udp-segment;gso --disable-offloads=udp-gro
+RUNGS := $(RUNGS);gso --disable-offloads=tcp-coalesce;gso --disable-offloads=udp-coalesce
+RUNGS := $(RUNGS);gso --layout=split;gso --workers=2;gso --spin=0;mmsg --layout=split
+
+rungs: root build
+	@setup/apt.sh test
+	@ETCD_REQUIRED=1 setup/etcd.sh
+	@TUNDP_TEST_ENGINES='$(RUNGS)' $(PY) -m pytest -q tests/netns/test_packets.py tests/netns/test_life.py
 
 format: build
 	@$(PY) -m ruff format --quiet .

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages named in setup/apt.txt that are missing; silent when none is.
 #
-#   setup/apt.sh build|demo|test
+#   setup/apt.sh build|demo|test|fuzz|cross
 #
 # A line of apt.txt is: the stage it is first needed for, the package, the version it is
 # pinned to (a glob, so that Debian's security updates of that version still come).
@@ -12,7 +12,9 @@ case "$1" in
 build) stages="build" ;;
 demo) stages="build demo" ;;
 test) stages="build demo test" ;;
-*) echo "usage: $0 build|demo|test" >&2; exit 2 ;;
+fuzz) stages="build fuzz" ;;
+cross) stages="build cross" ;;
+*) echo "usage: $0 build|demo|test|fuzz|cross" >&2; exit 2 ;;
 esac
 
 missing=""

@@ -79,7 +79,7 @@ AVX2 static inline uint64_t walk_avx2(uint8_t *to, const uint8_t *from, size_t l
 	const __m256i low_halves = _mm256_set1_epi64x(0xffffffff);
 	__m256i first = _mm256_setzero_si256(), second = first, third = first, fourth = first;
 
-	for (; len >= 128; from += 128, to += is_copy ? 128 : 0, len -= 128) {
+	for (; len >= 128; from += 128, to = is_copy ? to + 128 : to, len -= 128) {
 		const __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)from);
 		const __m256i b = _mm256_loadu_si256((const __m256i *)(const void *)(from + 32));
 		const __m256i c = _mm256_loadu_si256((const __m256i *)(const void *)(from + 64));
@@ -96,7 +96,7 @@ AVX2 static inline uint64_t walk_avx2(uint8_t *to, const uint8_t *from, size_t l
 		ADD_256(third, c);
 		ADD_256(fourth, d);
 	}
-	for (; len >= 32; from += 32, to += is_copy ? 32 : 0, len -= 32) {
+	for (; len >= 32; from += 32, to = is_copy ? to + 32 : to, len -= 32) {
 		const __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)from);
 
 		if (is_copy)
@@ -134,7 +134,7 @@ AVX512 static inline uint64_t walk_avx512(uint8_t *to, const uint8_t *from, size
 	const __m512i low_halves = _mm512_set1_epi64(0xffffffff);
 	__m512i first = _mm512_setzero_si512(), second = first;
 
-	for (; len >= 128; from += 128, to += is_copy ? 128 : 0, len -= 128) {
+	for (; len >= 128; from += 128, to = is_copy ? to + 128 : to, len -= 128) {
 		const __m512i a = _mm512_loadu_si512(from);
 		const __m512i b = _mm512_loadu_si512(from + 64);
 
@@ -146,7 +146,7 @@ AVX512 static inline uint64_t walk_avx512(uint8_t *to, const uint8_t *from, size
 		ADD_512(second, b);
 	}
 	/* A masked load reads zeros for what lies behind: the tail, odd byte and all. */
-	for (; len; from += 64, to += is_copy ? 64 : 0) {
+	for (; len; from += 64, to = is_copy ? to + 64 : to) {
 		const size_t piece = len < 64 ? len : 64;
 		const __mmask64 mask = ~(__mmask64)0 >> (64 - piece);
 		const __m512i a = _mm512_maskz_loadu_epi8(mask, from);
@@ -177,7 +177,7 @@ static inline uint64_t walk_neon(uint8_t *to, const uint8_t *from, size_t len, i
 {
 	uint64x2_t first = vdupq_n_u64(0), second = first, third = first, fourth = first;
 
-	for (; len >= 64; from += 64, to += is_copy ? 64 : 0, len -= 64) {
+	for (; len >= 64; from += 64, to = is_copy ? to + 64 : to, len -= 64) {
 		const uint8x16_t a = vld1q_u8(from), b = vld1q_u8(from + 16);
 		const uint8x16_t c = vld1q_u8(from + 32), d = vld1q_u8(from + 48);
 

@@ -308,12 +308,13 @@ static void record(void *context, const struct coalesced *coalesced)
 	struct recorder *recorder = context;
 	const uint32_t head[2] = { coalesced->count, (uint32_t)coalesced->len };
 	const size_t need = sizeof(head) + TUNDP_VNET_LEN + coalesced->len;
-	uint8_t *at = recorder->out + recorder->used;
+	uint8_t *at;
 
 	if (recorder->used < 0 || recorder->room - (size_t)recorder->used < need) {
 		recorder->used = -1;
 		return;
 	}
+	at = recorder->out + recorder->used;
 	memcpy(at, head, sizeof(head));
 	memcpy(at + sizeof(head), &coalesced->vnet, TUNDP_VNET_LEN);
 	memcpy(at + sizeof(head) + TUNDP_VNET_LEN, coalesced->packet, coalesced->len);

@@ -1,6 +1,8 @@
-/* The pure C files under AddressSanitizer and UndefinedBehaviorSanitizer: every length and
- * alignment of a sum in a buffer that ends exactly where the data does, and lookups over
- * whole and broken tables. Prints what failed; exit code 1 then. */
+/* The pure C files under AddressSanitizer and UndefinedBehaviorSanitizer, and on machines of
+ * the other byte order: every length and alignment of a sum in a buffer that ends exactly
+ * where the data does, lookups over whole and broken tables, and super-packets taken apart
+ * and put together again. Prints what failed; exit code 1 then. */
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,6 +43,41 @@ static void test_sums(void)
 			memset(block, 0xff, offset + len);
 			CHECK(tundp_sum(block + offset, len) == slow_sum(block + offset, len));
 			free(block);
+		}
+	}
+}
+
+/* Each way this CPU has to sum, not only the one it prefers. */
+static void test_sums_variants(void)
+{
+	size_t count = 0;
+
+	CHECK(tundp_sums_name(0) != NULL);
+	while (tundp_sums_name(count))
+		count++;
+	CHECK(count <= TUNDP_SUMS_MAX);
+	CHECK(!strcmp(tundp_sums_name(count - 1), "portable"));
+	for (size_t len = 0; len <= 600; len++) {
+		for (size_t offset = 0; offset < 8; offset++) {
+			uint8_t *from = malloc(offset + len + !len);
+			/* Aligned otherwise than what is copied. */
+			uint8_t *to = malloc((offset ^ 5) + len + !len);
+			const size_t to_offset = offset ^ 5;
+
+			for (size_t i = 0; i < offset + len; i++)
+				from[i] = len & 1 ? (uint8_t)(i * 167 + len) : 0xff;
+			for (size_t variant = 0; variant < count; variant++) {
+				const uint16_t sum = slow_sum(from + offset, len);
+
+				CHECK(tundp_sums_run(variant, NULL, from + offset, len) == sum);
+				memset(to, 0xa5, to_offset + len);
+				CHECK(tundp_sums_run(variant, to + to_offset, from + offset,
+						     len) == sum);
+				CHECK(!memcmp(to + to_offset, from + offset, len));
+				CHECK(to_offset == 0 || to[to_offset - 1] == 0xa5);
+			}
+			free(to);
+			free(from);
 		}
 	}
 }
@@ -201,8 +238,189 @@ static void test_any_bytes(void)
 		CHECK(seen[kind] > 100);
 }
 
+static uint32_t get(const uint8_t *at, size_t len)
+{
+	uint32_t value = 0;
+
+	while (len--)
+		value = value << 8 | *at++;
+	return value;
+}
+
+static void put(uint8_t *at, uint32_t value, size_t len)
+{
+	while (len--) {
+		at[len] = (uint8_t)value;
+		value >>= 8;
+	}
+}
+
+/* Of a whole packet, pseudo-header included: 0xffff when its checksum is right. */
+static uint16_t slow_transport_sum(const uint8_t *packet, size_t len)
+{
+	uint8_t *block = calloc(1, 12 + len);
+	uint16_t sum;
+
+	memcpy(block, packet + 12, 8);
+	block[9] = packet[9];
+	put(block + 10, (uint32_t)len - 20, 2);
+	memcpy(block + 12, packet + 20, len - 20);
+	sum = slow_sum(block, 12 + len - 20);
+	free(block);
+	return sum;
+}
+
+enum {
+	GSO_SIZE = 100,
+	LAST_LEN = 33, /* odd, and shorter than the others */
+	PIECES = 4,
+	PAYLOAD_LEN = (PIECES - 1) * GSO_SIZE + LAST_LEN,
+	TCP_HEADERS_LEN = 20 + 32,
+	UDP_HEADERS_LEN = 20 + 8,
+	ROOM = 65536,
+};
+
+/* A super-packet as a stack writes it: no checksum but the pseudo-header's. */
+static size_t make_super(uint8_t *packet, bool is_tcp)
+{
+	static const uint8_t timestamps[] = { 1, 1, 8, 10, 0, 1, 2, 3, 4, 5, 6, 7 };
+	const size_t headers_len = is_tcp ? TCP_HEADERS_LEN : UDP_HEADERS_LEN;
+	const size_t len = headers_len + PAYLOAD_LEN;
+	uint8_t *transport = packet + 20;
+	uint8_t pseudo[12] = { 0 };
+
+	memset(packet, 0, headers_len);
+	packet[0] = 0x45;
+	packet[1] = 0x02; /* ECT(0) */
+	put(packet + 2, (uint32_t)len, 2);
+	put(packet + 4, 0xfffe, 2); /* the ID wraps on the way */
+	packet[8] = 64;
+	packet[9] = is_tcp ? 6 : 17;
+	memcpy(packet + 12, (uint8_t[]){ 10, 5, 1, 2, 10, 5, 0, 7 }, 8);
+	put(packet + 10, (uint16_t)~slow_sum(packet, 20), 2);
+	put(transport, 40000, 2);
+	put(transport + 2, 5201, 2);
+	if (is_tcp) {
+		put(transport + 4, 0xffffff80, 4); /* and so does the sequence number */
+		put(transport + 8, 7777, 4);
+		transport[12] = 0x80;
+		transport[13] = 0x10 | 0x08 | 0x01; /* ACK, PSH, FIN */
+		put(transport + 14, 502, 2);
+		memcpy(transport + 20, timestamps, sizeof(timestamps));
+	} else {
+		put(transport + 4, 8 + PAYLOAD_LEN, 2);
+	}
+	memcpy(pseudo, packet + 12, 8);
+	pseudo[9] = packet[9];
+	put(pseudo + 10, (uint32_t)len - 20, 2);
+	put(transport + (is_tcp ? 16 : 6), slow_sum(pseudo, 12), 2);
+	for (size_t i = 0; i < PAYLOAD_LEN; i++)
+		packet[headers_len + i] = (uint8_t)(i * 31 + 7);
+	return len;
+}
+
+static void check_piece(const uint8_t *piece, size_t len, const uint8_t *super, size_t number)
+{
+	const bool is_tcp = super[9] == 6;
+	const size_t headers_len = is_tcp ? TCP_HEADERS_LEN : UDP_HEADERS_LEN;
+	const bool is_last = number == PIECES - 1;
+	const uint8_t *transport = piece + 20;
+
+	CHECK(len == headers_len + (is_last ? LAST_LEN : GSO_SIZE));
+	CHECK(piece[0] == 0x45 && piece[1] == 0x02);
+	CHECK(get(piece + 2, 2) == len);
+	CHECK(get(piece + 4, 2) == ((0xfffe + number) & 0xffff));
+	CHECK(get(piece + 6, 2) == 0);
+	CHECK(piece[8] == 63 && piece[9] == super[9]);
+	CHECK(slow_sum(piece, 20) == 0xffff);
+	CHECK(!memcmp(piece + 12, super + 12, 8 + 4)); /* addresses and ports */
+	if (is_tcp) {
+		CHECK(get(transport + 4, 4) ==
+		      (uint32_t)(0xffffff80u + (uint32_t)number * GSO_SIZE));
+		CHECK(get(transport + 8, 4) == 7777 && transport[12] == 0x80);
+		CHECK(transport[13] == (is_last ? 0x19 : 0x10));
+		CHECK(get(transport + 14, 2) == 502 && get(transport + 18, 2) == 0);
+		CHECK(!memcmp(transport + 20, super + 40, 12));
+	} else {
+		CHECK(get(transport + 4, 2) == len - 20);
+	}
+	CHECK(slow_transport_sum(piece, len) == 0xffff);
+	CHECK(!memcmp(piece + headers_len, super + headers_len + number * GSO_SIZE,
+		      len - headers_len));
+}
+
+/* A super-packet in pieces, and the pieces in a super-packet, byte for byte: what came is what
+ * goes, but for the TTL and, of TCP, FIN, which is never merged. */
+static void test_super_packets(bool is_tcp)
+{
+	static uint8_t packets[PIECES * (TUNDP_VNET_LEN + 200)];
+	const size_t headers_len = is_tcp ? TCP_HEADERS_LEN : UDP_HEADERS_LEN;
+	const struct tundp_vnet vnet = {
+		.flags = TUNDP_VNET_NEEDS_CSUM,
+		.gso_type = is_tcp ? TUNDP_VNET_TCPV4 : TUNDP_VNET_UDP_L4,
+		.hdr_len = (uint16_t)headers_len,
+		.gso_size = GSO_SIZE,
+		.csum_start = 20,
+		.csum_offset = is_tcp ? 16 : 6,
+	};
+	uint8_t *super = malloc(headers_len + PAYLOAD_LEN);
+	const size_t len = make_super(super, is_tcp);
+	const size_t room = len + PIECES * 120;
+	uint8_t *out = malloc(room), *at = out, *in = packets;
+	uint8_t *scratch = malloc(TUNDP_COALESCE_SCRATCH);
+	uint64_t misses[TUNDP_MISS_COUNT] = { 0 };
+	uint32_t lens[PIECES], head[2];
+	struct tundp_vnet made;
+	int64_t used;
+
+	CHECK(tundp_segment(&vnet, super, len, 1, out, room, lens, PIECES - 1) == INT64_MIN);
+	CHECK(tundp_segment(&vnet, super, len, 1, out, room - 1, lens, PIECES) == INT64_MIN);
+	CHECK(tundp_segment(&vnet, super, len, 1, out, room, lens, PIECES) == PIECES);
+	for (size_t i = 0; i < PIECES; at += lens[i++]) {
+		check_piece(at, lens[i], super, i);
+		in += TUNDP_VNET_LEN;
+		memcpy(in, at, lens[i]);
+		if (is_tcp && i == PIECES - 1) {
+			/* Without its FIN, and the checksum that goes with it. */
+			const uint32_t sum = get(in + 36, 2) + 1;
+
+			in[33] &= 0xfe;
+			put(in + 36, (sum & 0xffff) + (sum >> 16), 2);
+			CHECK(slow_transport_sum(in, lens[i]) == 0xffff);
+		}
+		in += lens[i];
+	}
+	free(out);
+
+	out = malloc(ROOM);
+	used = tundp_coalesce(packets, lens, PIECES, 1, 1, 64, scratch, out, ROOM, misses);
+	CHECK(used == (int64_t)(sizeof(head) + TUNDP_VNET_LEN + len));
+	memcpy(head, out, sizeof(head));
+	memcpy(&made, out + sizeof(head), sizeof(made));
+	at = out + sizeof(head) + TUNDP_VNET_LEN;
+	CHECK(head[0] == PIECES && head[1] == len);
+	CHECK(!memcmp(&made, &vnet, sizeof(made)));
+	super[8] = 63;
+	if (is_tcp)
+		super[33] &= 0xfe;
+	put(super + 10, 0, 2);
+	put(super + 10, (uint16_t)~slow_sum(super, 20), 2);
+	CHECK(!memcmp(at, super, len));
+	for (int i = 0; i < TUNDP_MISS_COUNT; i++)
+		CHECK(misses[i] == 0);
+	/* Too little room is said, not overrun. */
+	CHECK(tundp_coalesce(packets, lens, PIECES, 1, 1, 64, scratch, out, (size_t)used - 1,
+			     misses) == -1);
+	free(out);
+	free(scratch);
+	free(super);
+}
+
 int main(void)
 {
+	test_sums_variants();
+	test_super_packets(true);
+	test_super_packets(false);
 	test_any_bytes();
 	test_sums();
 	test_ttl();
