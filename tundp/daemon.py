@@ -169,6 +169,8 @@ class Node:
             self.tun.close()
         self.tun = Tun(name, self.engine.tun_mode)
         self.tun_index = await device.configure(self.netlink, self.tun, self.settings)
+        # First what is ours, then packets: nobody gets in under our name meanwhile.
+        await self._learn_addresses()
         self.engine.attach(self.tun)
         _log.info(
             "device %s: address %s/32, MTU %d, route %s, engine %s",
@@ -416,6 +418,10 @@ class Node:
 
     async def _look_at_kernel(self) -> str:
         done = await device.repair(self.netlink, self.tun_index, self.settings)
+        await self._learn_addresses()
+        return ", ".join(done)
+
+    async def _learn_addresses(self) -> None:
         own = frozenset(
             address.interface.ip
             for address in await self.netlink.addresses()
@@ -425,7 +431,6 @@ class Node:
             self.own_addresses = own
             self._install_routes()
             self._publish()
-        return ", ".join(done)
 
     def _summary(self) -> str:
         peers = len(self.peer_set.peers)

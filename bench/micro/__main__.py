@@ -47,6 +47,14 @@ def main() -> None:
             ("Python", lambda: checksum.ones_complement_sum(memoryview(data)[:1448]), 1),
         ],
     )
+    whole = bytes(range(256)) * 250
+    compare(
+        "sum of 64,000 bytes, the payload of a super-packet",
+        [
+            (name, (lambda number=number: native.variant_sum(number, whole)), 1)
+            for number, name in enumerate(native.sums_variants())
+        ],
+    )
 
 
 def fib_of(count: int) -> Fib:
