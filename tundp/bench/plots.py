@@ -11,7 +11,10 @@ from tundp.bench.paths import BASELINE, NULL
 from tundp.bench.results import Results, workload_named
 from tundp.errors import Unsupported
 
-_COLOURS: Final = ("#3b6ea5", "#d1873f", "#5a9367", "#a65a7e", "#7a7a7a", "#8c6bb1", "#b5a642")
+_COLOURS: Final = (
+    *("#3b6ea5", "#d1873f", "#5a9367", "#a65a7e", "#7a7a7a", "#8c6bb1", "#b5a642"),
+    *("#4fb3bf", "#c0504d", "#1f3b57", "#9bbb59", "#e6b8af", "#5b4636"),
+)
 _KINDS: Final = (
     ("user_s_per_gb", "user"),
     ("system_s_per_gb", "system"),
