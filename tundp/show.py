@@ -40,12 +40,19 @@ def _head_lines(status: dict[str, Any]) -> Iterator[str]:
     )
     yield f"lease {status['lease']['key']} {_lease_text(status['lease'])}"
     answering = "answering" if store["is_answering"] else "[red]not answering, peers kept[/]"
-    yield f"{store['description']} {answering}, revision {store['revision']}"
+    age = f", [red]leases {store['age_s']} s old[/]" if store["age_s"] else ""
+    memory = " (from disk)" if store["is_from_memory"] else ""
+    yield f"{store['description']} {answering}, revision {store['revision']}{age}{memory}"
     yield f"engine {status['engine']} on {status['loop']}, pid {status['pid']}"
     yield f"  {status['engine_uses']}"
 
 
 def _trouble_lines(status: dict[str, Any]) -> Iterator[str]:
+    for check in status["checks"]:
+        if not check["ok"]:
+            yield f"[red]not ready:[/] {check['name']}: {check['detail']}"
+    for warning in status["interface"]["warnings"]:
+        yield f"[yellow]interface:[/] {warning}"
     for refused in status["refused"]:
         yield f"[yellow]no peer:[/] {refused['key']} {refused['means']}"
     for entry in status["bad_entries"]:
@@ -110,6 +117,7 @@ def drop_lines(counters: dict[str, Any]) -> list[str]:
     for name, text in (
         ("socket_overflows", "datagrams lost because the UDP socket's buffer was full"),
         ("source_mismatches", "datagrams delivered though their sender does not own the source"),
+        ("destination_mismatches", "datagrams delivered though their destination is not our own"),
         ("icmp_rate_limited", "ICMP errors held back by the rate limit"),
         ("offload_fallbacks", "super-packets the kernel refused; their packets went one by one"),
     ):
@@ -151,6 +159,16 @@ def print_probe(found: dict[str, Any], console: Console | None = None) -> None:
     console.print(f"  uses: {', '.join(found['offloads']) or 'no offloads'}", soft_wrap=True)
     for name, why in found["missing"].items():
         console.print(f"  without {name}: {why}", soft_wrap=True)
+
+
+def print_findings(findings: list[dict[str, Any]], console: Console | None = None) -> None:
+    """What `tundp config check` found, a line each."""
+    console = console or Console(highlight=False)
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for finding in findings:
+        line = Text(f"{finding['verdict'].upper():<5}", style=colours[finding["verdict"]])
+        line.append(f"{finding['what']}: {finding['detail']}", style="default")
+        console.print(line, soft_wrap=True)
 
 
 def _escaped(value: Any) -> Any:

@@ -105,6 +105,7 @@ def packet_cases() -> list[Case]:
         return decapsulate(
             packet,
             outer_source=0xC6120001,
+            is_ours=fib.is_own,
             admits=fib.admits,
             source_check=SourceCheck.COUNT,
             tunnel_address=0x0A000900,

@@ -13,7 +13,7 @@
 /* cdef-begin */
 
 /* Raised whenever a struct or a meaning below changes; Python refuses another number. */
-#define TUNDP_ABI 3
+#define TUNDP_ABI 4
 
 #define TUNDP_FIB_LEVELS 3
 #define TUNDP_REPLY_MAX 576
@@ -45,8 +45,9 @@ enum tundp_drop {
 	TUNDP_DROP_TUN_REJECTED = 17,
 	TUNDP_DROP_TUN_FAILED = 18,
 	TUNDP_DROP_BAD_VNET_HEADER = 19,
+	TUNDP_DROP_DESTINATION_MISMATCH = 20,
 };
-#define TUNDP_DROP_COUNT 20
+#define TUNDP_DROP_COUNT 21
 
 /* wire/coalesce.py's Miss. */
 enum tundp_miss {
@@ -142,7 +143,7 @@ struct tundp_fib {
 /* What a node knows of itself. */
 struct tundp_rules {
 	uint32_t tunnel_address; /* source of ICMP errors */
-	uint32_t source_check;   /* enum tundp_source_check */
+	uint32_t source_check;   /* enum tundp_source_check; the destination, too */
 };
 
 struct tundp_verdict {
@@ -152,6 +153,7 @@ struct tundp_verdict {
 	uint32_t len;            /* bytes of packet to forward or deliver */
 	uint32_t fragment_mtu;   /* forward: above 0, fragment to this size first */
 	uint32_t source_matches; /* deliver: 0 when the source check only counts */
+	uint32_t destination_matches; /* likewise */
 	uint32_t reply_len;
 	uint8_t reply[TUNDP_REPLY_MAX];
 };
@@ -178,6 +180,7 @@ struct tundp_counters {
 	uint64_t icmp_rate_limited;
 	uint64_t icmp_undeliverable;
 	uint64_t source_mismatches;
+	uint64_t destination_mismatches;
 	uint64_t socket_overflows;
 	uint64_t send_waits;
 	uint64_t syscalls;
@@ -199,6 +202,7 @@ struct tundp_worker {
 	int control_fd; /* eventfd: written after `stop` or `fib` changed */
 	int notify_fd;  /* eventfd: written when something was learnt, or -1 */
 	uint32_t address; /* our end of the underlay, for learning path MTUs */
+	uint64_t overflows_before; /* socket_overflows of sockets before this one */
 	struct tundp_rules rules;
 	uint32_t directions;       /* enum tundp_direction_bits */
 	uint32_t offloads;         /* enum tundp_offload: what there is */
@@ -213,8 +217,10 @@ struct tundp_worker {
 	int stop;
 
 	/* Written by the worker. `seen` is the generation it looked at last: older FIBs are
-	 * its no more. `sequence` is odd while the counters are being changed. */
+	 * its no more. `beats` grows with each turn it makes. `sequence` is odd while the
+	 * counters are being changed. */
 	uint64_t seen;
+	uint64_t beats;
 	uint32_t offloads_lost;
 	uint64_t sequence;
 	struct tundp_counters counters;
@@ -292,6 +298,10 @@ void tundp_worker_stop(struct tundp_worker *worker);
 
 /* Generation of the newest FIB the worker has looked at. */
 uint64_t tundp_worker_seen(const struct tundp_worker *worker);
+
+/* Turns the worker has made, and has it make one more soon, however idle it is: one that does
+ * not is stuck. */
+uint64_t tundp_worker_beat(struct tundp_worker *worker);
 
 /* The counters between two packets: conservation holds in what this copies. */
 void tundp_worker_counters(const struct tundp_worker *worker, struct tundp_counters *counters);

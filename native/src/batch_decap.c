@@ -148,8 +148,7 @@ static void take(struct tundp_batch *batch, uint8_t *datagram, size_t len, uint3
 
 	tundp_decapsulate(batch->fib, &worker->rules, datagram, len, outer_source, verdict);
 	if (verdict->kind == TUNDP_DELIVER) {
-		if (!verdict->source_matches)
-			worker->counters.source_mismatches++;
+		worker_count_mismatches(worker, verdict);
 		coalesce_add(&batch->coalescer, datagram, verdict->len, len);
 		return;
 	}

@@ -58,7 +58,8 @@ void tundp_decapsulate(const struct tundp_fib *fib, const struct tundp_rules *ru
 {
 	struct ip_header header;
 	uint32_t reason;
-	bool matches;
+	const bool is_checked = rules->source_check != TUNDP_SOURCE_OFF;
+	bool source_matches, destination_matches;
 
 	if (!ip_parse(datagram, len, &header, &reason)) {
 		drop(verdict, reason);
@@ -68,10 +69,14 @@ void tundp_decapsulate(const struct tundp_fib *fib, const struct tundp_rules *ru
 		drop(verdict, TUNDP_DROP_MARTIAN_SOURCE);
 		return;
 	}
-	matches = rules->source_check == TUNDP_SOURCE_OFF ||
-		  fib_admits(fib, header.source, outer_source);
-	if (!matches && rules->source_check == TUNDP_SOURCE_ENFORCE) {
+	source_matches = !is_checked || fib_admits(fib, header.source, outer_source);
+	if (!source_matches && rules->source_check == TUNDP_SOURCE_ENFORCE) {
 		drop(verdict, TUNDP_DROP_SOURCE_MISMATCH);
+		return;
+	}
+	destination_matches = !is_checked || fib_is_own(fib, header.destination);
+	if (!destination_matches && rules->source_check == TUNDP_SOURCE_ENFORCE) {
+		drop(verdict, TUNDP_DROP_DESTINATION_MISMATCH);
 		return;
 	}
 	if (header.ttl <= 1) {
@@ -83,5 +88,6 @@ void tundp_decapsulate(const struct tundp_fib *fib, const struct tundp_rules *ru
 	ip_decrement_ttl(datagram, &header);
 	verdict->kind = TUNDP_DELIVER;
 	verdict->len = header.total_len;
-	verdict->source_matches = matches;
+	verdict->source_matches = source_matches;
+	verdict->destination_matches = destination_matches;
 }

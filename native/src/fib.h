@@ -54,8 +54,8 @@ static inline bool fib_contains(const uint32_t *ascending, uint32_t count, uint3
 /* Whether an address is this node's, or lies in its own subnet. */
 static inline bool fib_is_own(const struct tundp_fib *fib, uint32_t address)
 {
-	return fib_contains(fib->own, fib->own_count, address) ||
-	       fib->hops[fib_lookup(fib, address)].flags & TUNDP_HOP_LOCAL;
+	return fib->hops[fib_lookup(fib, address)].flags & TUNDP_HOP_LOCAL ||
+	       fib_contains(fib->own, fib->own_count, address);
 }
 
 /* Whether packets from `inner_source` may arrive from `outer_source`. */

@@ -88,10 +88,17 @@ static void end(struct tundp_worker *worker)
 	__atomic_store_n(&worker->sequence, worker->sequence + 1, __ATOMIC_RELEASE);
 }
 
+/* Nobody else writes it, so that it needs no locked addition. */
+static void beat(struct tundp_worker *worker)
+{
+	__atomic_store_n(&worker->beats, worker->beats + 1, __ATOMIC_RELAXED);
+}
+
 const struct tundp_fib *worker_fib(struct tundp_worker *worker)
 {
 	const struct tundp_fib *fib = __atomic_load_n(&worker->fib, __ATOMIC_ACQUIRE);
 
+	beat(worker);
 	__atomic_store_n(&worker->seen, fib->generation, __ATOMIC_RELEASE);
 	return fib;
 }
@@ -256,6 +263,7 @@ void worker_drain_control(struct tundp_worker *worker)
 {
 	eventfd_t value;
 
+	beat(worker);
 	worker->counters.syscalls++;
 	(void)eventfd_read(worker->control_fd, &value);
 }
@@ -321,7 +329,7 @@ void worker_count_overflows(struct tundp_worker *worker, const struct cmsghdr *c
 	if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SO_RXQ_OVFL)
 		return;
 	memcpy(&drops, CMSG_DATA(control), sizeof(drops));
-	worker->counters.socket_overflows = drops;
+	worker->counters.socket_overflows = worker->overflows_before + drops;
 }
 
 void worker_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, uint8_t *packet,
@@ -390,8 +398,7 @@ int worker_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib,
 
 	tundp_decapsulate(fib, &worker->rules, worker->udp_buffer, len, outer_source, verdict);
 	if (verdict->kind == TUNDP_DELIVER) {
-		if (!verdict->source_matches)
-			worker->counters.source_mismatches++;
+		worker_count_mismatches(worker, verdict);
 		tally.bytes_out = verdict->len;
 		error = worker_write_tun(worker, worker->udp_buffer, verdict->len);
 		if (error)
@@ -408,7 +415,8 @@ int worker_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib,
 }
 
 static_assert(sizeof(struct tundp_hop) == 8, "lease/fib.py's HOP_DTYPE");
-static_assert(TUNDP_DROP_BAD_VNET_HEADER + 1 == TUNDP_DROP_COUNT, "the last reason counts them");
+static_assert(TUNDP_DROP_DESTINATION_MISMATCH + 1 == TUNDP_DROP_COUNT,
+	      "the last reason counts them");
 
 void tundp_worker_init(struct tundp_worker *worker)
 {
@@ -448,6 +456,12 @@ void tundp_worker_restore(struct tundp_worker *worker)
 uint64_t tundp_worker_seen(const struct tundp_worker *worker)
 {
 	return __atomic_load_n(&worker->seen, __ATOMIC_ACQUIRE);
+}
+
+uint64_t tundp_worker_beat(struct tundp_worker *worker)
+{
+	(void)eventfd_write(worker->control_fd, 1);
+	return __atomic_load_n(&worker->beats, __ATOMIC_RELAXED);
 }
 
 void tundp_worker_counters(const struct tundp_worker *worker, struct tundp_counters *counters)

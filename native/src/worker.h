@@ -7,7 +7,7 @@
 
 #include "tundp.h"
 
-/* The FIB to use until the next call; remembers its generation as seen. */
+/* The FIB to use until the next call; remembers its generation as seen. Once a turn. */
 const struct tundp_fib *worker_fib(struct tundp_worker *worker);
 
 /* Gives the calling thread the worker's name. */
@@ -22,6 +22,16 @@ void worker_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib
 /* Takes one received datagram to its verdict and out. 0, or -EBADFD when the TUN is gone. */
 int worker_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, size_t len,
 		       uint32_t outer_source);
+
+/* Counts what a deliver verdict delivers though the source check minds. */
+static inline void worker_count_mismatches(struct tundp_worker *worker,
+					   const struct tundp_verdict *verdict)
+{
+	if (!verdict->source_matches)
+		worker->counters.source_mismatches++;
+	if (!verdict->destination_matches)
+		worker->counters.destination_mismatches++;
+}
 
 /* Answers a dropped packet with the verdict's reply: to the TUN, or to the peer that holds
  * the packet's source. */

@@ -255,6 +255,45 @@ static void put(uint8_t *at, uint32_t value, size_t len)
 	}
 }
 
+/* From a peer's subnet and its address, to each kind of destination, in each mode. */
+static void test_destination_check(void)
+{
+	static const struct {
+		uint32_t address;
+		int is_own;
+	} destinations[] = {
+		{ 0x0a050003, 1 }, /* our subnet */
+		{ 0xc0000208, 1 }, /* another address of ours */
+		{ 0x0a050002, 0 }, /* a peer's subnet */
+		{ 0x0a050004, 0 }, /* no route */
+		{ 0xe0000001, 0 },
+	};
+	uint32_t table[4] = { 7, 0x80000000u | 2, 8, 9 };
+	const struct tundp_fib fib = make_fib(table, 4);
+	struct tundp_verdict verdict;
+
+	for (uint32_t check = TUNDP_SOURCE_OFF; check <= TUNDP_SOURCE_ENFORCE; check++)
+		for (size_t i = 0; i < sizeof(destinations) / sizeof(destinations[0]); i++) {
+			const struct tundp_rules rules = { .source_check = check };
+			const int is_own = destinations[i].is_own;
+			uint8_t packet[20] = { 0x45, 0, 0, 20, [8] = 9, [9] = 253,
+					       [12] = 10, 5, 0, 1 };
+
+			put(packet + 16, destinations[i].address, 4);
+			put(packet + 10, (uint16_t)~tundp_sum(packet, 20), 2);
+			tundp_decapsulate(&fib, &rules, packet, 20, 0xc0000207, &verdict);
+			if (check == TUNDP_SOURCE_ENFORCE && !is_own) {
+				CHECK(verdict.kind == TUNDP_DROP);
+				CHECK(verdict.reason == TUNDP_DROP_DESTINATION_MISMATCH);
+				continue;
+			}
+			CHECK(verdict.kind == TUNDP_DELIVER);
+			CHECK(verdict.source_matches == 1);
+			CHECK(verdict.destination_matches ==
+			      (uint32_t)(is_own || check == TUNDP_SOURCE_OFF));
+		}
+}
+
 /* Of a whole packet, pseudo-header included: 0xffff when its checksum is right. */
 static uint16_t slow_transport_sum(const uint8_t *packet, size_t len)
 {
@@ -422,6 +461,7 @@ int main(void)
 	test_super_packets(true);
 	test_super_packets(false);
 	test_any_bytes();
+	test_destination_check();
 	test_sums();
 	test_ttl();
 	test_fib();

@@ -1,6 +1,7 @@
 /* Workers under ThreadSanitizer: two of each engine, that share what they learn, with a socket
  * pair for a TUN and a loopback UDP socket each, while another thread publishes FIBs, forgets
- * what was learnt, reads counters, and stops them. Prints what failed; exit code 1 then. */
+ * what was learnt, reads counters, feels their pulse, and stops them. Prints what failed; exit
+ * code 1 then. */
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -190,6 +191,15 @@ static void read_counters(const struct lab *lab, struct tundp_counters *counters
 		fail(lab, "not conserved");
 }
 
+/* Idle or busy, it makes a turn when asked to. */
+static void feel_pulse(const struct lab *lab)
+{
+	const uint64_t before = tundp_worker_beat(lab->worker);
+
+	while (tundp_worker_beat(lab->worker) == before)
+		sched_yield();
+}
+
 static void finish(struct lab *lab)
 {
 	struct tundp_counters counters;
@@ -199,6 +209,7 @@ static void finish(struct lab *lab)
 		drain_tun(lab);
 		read_counters(lab, &counters);
 	} while (counters.encap.packets_in < lab->fed);
+	feel_pulse(lab);
 	tundp_worker_stop(lab->worker);
 	pthread_join(lab->thread, &code);
 	read_counters(lab, &counters);
@@ -221,8 +232,11 @@ static void round_trip(struct lab *labs)
 		pthread_create(&labs[i].thread, NULL, run, &labs[i]);
 	}
 	for (int number = 0; number < PACKETS; number++) {
-		if (number % (PACKETS / FIBS) == 0)
+		if (number % (PACKETS / FIBS) == 0) {
 			publish(labs);
+			for (int i = 0; i < WORKERS; i++)
+				feel_pulse(&labs[i]);
+		}
 		for (int i = 0; i < WORKERS; i++) {
 			feed_tun(&labs[i], number);
 			if (number % 4 == 0)

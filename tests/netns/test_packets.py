@@ -49,6 +49,17 @@ async def test_host_ping_costs_two_hops_and_pod_ping_four(make_overlay, loop):
         assert answer.is_echo_reply
         assert answer.ttl == 60
         assert answer.source == IPv4Address(two.pod_address)
+        for source, address in (
+            (one.pod, two.tunnel_address),
+            (two.pod, str(one.gateway.ip)),
+            (one.host, two.pod_address),
+        ):
+            assert (await checked_ping(source, address)).is_echo_reply
+        for node in (one, two):
+            # What nodes and pods say to each other has right addresses all of it.
+            counted = await counters(node)
+            assert counted["source_mismatches"] == counted["destination_mismatches"] == 0
+            assert counted["decap"]["packets_out"] == counted["decap"]["packets_in"] >= 5
 
 
 async def test_every_size_up_to_the_mtu_and_beyond_it_arrives(make_overlay):

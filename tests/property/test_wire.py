@@ -171,15 +171,19 @@ def test_encapsulate_gives_one_consistent_verdict_for_any_bytes(data, route, mtu
 @given(
     data=ANY,
     ours=st.sampled_from([False, False, True]),
+    for_us=st.booleans(),
     admitted=st.booleans(),
     check=st.sampled_from(SourceCheck),
 )
-def test_decapsulate_gives_one_consistent_verdict_for_any_bytes(data, ours, admitted, check):
+def test_decapsulate_gives_one_consistent_verdict_for_any_bytes(
+    data, ours, for_us, admitted, check
+):
     buffer = bytearray(data)
+    answers = iter([ours, for_us])  # for the source, then the destination
     verdict = decapsulate(
         memoryview(buffer),
         outer_source=0xC0000207,
-        is_ours=lambda inner: ours,
+        is_ours=lambda inner: next(answers),
         admits=lambda inner, outer: admitted,
         source_check=check,
         tunnel_address=TUNNEL,
@@ -191,11 +195,14 @@ def test_decapsulate_gives_one_consistent_verdict_for_any_bytes(data, ours, admi
         assert verdict == Drop(DropReason.MARTIAN_SOURCE)
     elif check is SourceCheck.ENFORCE and not admitted:
         assert verdict == Drop(DropReason.SOURCE_MISMATCH)
+    elif check is SourceCheck.ENFORCE and not for_us:
+        assert verdict == Drop(DropReason.DESTINATION_MISMATCH)
     elif parsed.ttl <= 1:
         assert verdict.reason is DropReason.HOP_LIMIT_EXCEEDED
     else:
         assert isinstance(verdict, Deliver)
         assert verdict.source_matches is (admitted or check is SourceCheck.OFF)
+        assert verdict.destination_matches is (for_us or check is SourceCheck.OFF)
         check_lowered(bytes(verdict.packet), data)
     if isinstance(verdict, Reply):
         check_reply(verdict, data)

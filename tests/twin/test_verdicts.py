@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tundp.config import ENGINES as CONFIG_ENGINES
 from tundp.dataplane import native
 from tundp.dataplane.choose import AUTO, ENGINES
 from tundp.lease.fib import build_fib
 from tundp.lease.model import Peer
+from tundp.options import ENGINES as CONFIG_ENGINES
 from tundp.wire import fragment, ip
 from tundp.wire.drop import DropReason
 from tundp.wire.encap import (
@@ -99,7 +99,7 @@ def assert_same_encap(packet: bytes) -> None:
         assert sent_by_c(theirs) == [bytes(each) for each in expected.packets]
 
 
-def assert_same_decap(datagram: bytes, outer: int, check: SourceCheck) -> None:
+def assert_same_decap(datagram: bytes, outer: int, check: SourceCheck) -> Deliver | Reply | Drop:
     mine, theirs = bytearray(datagram), bytearray(datagram)
     expected = decapsulate(
         memoryview(mine),
@@ -121,6 +121,8 @@ def assert_same_decap(datagram: bytes, outer: int, check: SourceCheck) -> None:
     if isinstance(expected, Deliver):
         assert VERDICT.len == len(expected.packet)
         assert bool(VERDICT.source_matches) is expected.source_matches
+        assert bool(VERDICT.destination_matches) is expected.destination_matches
+    return expected
 
 
 def assert_same(expected, mine: bytearray, theirs: bytearray) -> None:
@@ -208,11 +210,63 @@ def test_well_formed_and_nearly_well_formed_packets(seed):
             assert_same_decap(packet, rng.choice((PEER, NARROW_PEER, 0xC0000263)), check)
 
 
-@given(st.binary(max_size=120), st.integers(0, 2**32 - 1))
+@given(st.binary(max_size=120), st.integers(0, 2**32 - 1), st.sampled_from(SourceCheck))
 @settings(max_examples=500, deadline=None)
-def test_any_bytes(data, outer):
+def test_any_bytes(data, outer, check):
     assert_same_encap(data)
-    assert_same_decap(data, outer, SourceCheck.COUNT)
+    assert_same_decap(data, outer, check)
+
+
+OWN_SUBNET = IPv4Network("10.5.3.0/24")
+OWN_ADDRESSES = {int(IPv4Address(text)) for text in ("192.0.2.1", "198.51.100.1")}
+EDGES = [
+    edge + step
+    for edge in (
+        int(OWN_SUBNET.network_address),
+        int(OWN_SUBNET.broadcast_address),
+        *OWN_ADDRESSES,
+        0,
+        2**32 - 1,
+    )
+    for step in (-1, 0, 1)
+    if 0 <= edge + step < 2**32
+]
+anywhere = st.one_of(
+    st.integers(int(OWN_SUBNET[0]), int(OWN_SUBNET[-1])),
+    st.sampled_from([*EDGES, *ADDRESSES]),
+    st.integers(0x0A050000, 0x0A05FFFF),
+    st.integers(0, 2**32 - 1),
+)
+
+
+@given(
+    destination=anywhere,
+    source=st.sampled_from([ADDRESSES[0], ADDRESSES[1], ADDRESSES[4], ADDRESSES[6]]),
+    outer=st.sampled_from([PEER, NARROW_PEER, 0xC0000263]),
+    ttl=st.sampled_from([0, 1, 2, 64]),
+    check=st.sampled_from(SourceCheck),
+)
+@settings(max_examples=1500, deadline=None)
+def test_destination_check(destination, source, outer, ttl, check):
+    datagram = ip.build_header(
+        payload_len=8, source=source, destination=destination, ip_proto=17, ttl=ttl
+    ) + bytes(8)
+    verdict = assert_same_decap(datagram, outer, check)
+    # Not by asking the FIB: what `own` means is said here once more.
+    is_own = IPv4Address(destination) in OWN_SUBNET or destination in OWN_ADDRESSES
+    leased = {ADDRESSES[0]: PEER, ADDRESSES[1]: NARROW_PEER}
+    is_admitted = leased.get(source, outer) == outer and outer != 0xC0000263
+    if check is SourceCheck.ENFORCE and not is_admitted:
+        assert verdict == Drop(DropReason.SOURCE_MISMATCH)
+    elif check is SourceCheck.ENFORCE and not is_own:
+        assert verdict == Drop(DropReason.DESTINATION_MISMATCH)
+    elif ttl <= 1:
+        assert verdict.reason is DropReason.HOP_LIMIT_EXCEEDED
+    else:
+        assert isinstance(verdict, Deliver)
+        is_off = check is SourceCheck.OFF
+        assert verdict.source_matches is (is_off or is_admitted)
+        assert verdict.destination_matches is (is_off or is_own)
 
 
 @given(

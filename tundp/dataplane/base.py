@@ -79,6 +79,8 @@ class Counters:
     """ICMP errors that could not be sent: no peer holds the source, or the kernel refused."""
     source_mismatches: int = 0
     """Datagrams delivered though their sender does not own the inner source (check: count)."""
+    destination_mismatches: int = 0
+    """Datagrams delivered though the inner destination is not this node's (check: count)."""
     socket_overflows: int = 0
     """Datagrams the kernel dropped because the UDP socket's buffer was full."""
     send_waits: int = 0
@@ -114,6 +116,7 @@ class Counters:
             "icmp_rate_limited": self.icmp_rate_limited,
             "icmp_undeliverable": self.icmp_undeliverable,
             "source_mismatches": self.source_mismatches,
+            "destination_mismatches": self.destination_mismatches,
             "socket_overflows": self.socket_overflows,
             "send_waits": self.send_waits,
             "syscalls": self.syscalls,
@@ -158,6 +161,14 @@ class Dataplane(Protocol):
         """Stop reading the current TUN, e.g. because it was deleted."""
         ...
 
+    def rebound(self) -> None:
+        """The sockets' descriptors lead to new sockets now; called while detached.
+
+        The new ones are as `linux.udp.open_udp` makes them, maybe at another address. What
+        was learnt of paths was the old address's, and is forgotten; counters go on.
+        """
+        ...
+
     def install(self, fib: Fib) -> None:
         """Consult `fib` from the next packet on."""
         ...
@@ -168,6 +179,14 @@ class Dataplane(Protocol):
 
     def counters(self) -> Counters:
         """The counters now; the caller must not change them."""
+        ...
+
+    def pulse(self) -> tuple[int, ...]:
+        """Turns each running packet thread has made; () without one, and while detached.
+
+        Asking has each of them make one more soon, however idle it is: a number that is the
+        same a second later is that of a thread that is stuck.
+        """
         ...
 
     def stop(self) -> None:

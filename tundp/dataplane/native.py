@@ -49,7 +49,7 @@ from tundp.wire.vnet import VnetHeader
 
 _log = logging.getLogger(__name__)
 
-ABI: Final = 3
+ABI: Final = 4
 UNLIMITED: Final = 0xFFFF
 LEARNT_S: Final = 600.0
 """What a path or the TUN refused is tried again after ten minutes (RFC 1191 section 6.3)."""
@@ -214,19 +214,18 @@ class NativeFib:
         self.fib = fib
         self._ffi = native.ffi
         self._lib = native.lib
-        self.inner_mtu = np.full(len(fib.hops), UNLIMITED, np.uint16)
-        self.single = np.zeros(len(fib.hops), np.uint8)
-        if learnt:
-            for index, hop in enumerate(fib.hops):
-                if hop is not None and hop.address in learnt:
-                    self.inner_mtu[index] = learnt[hop.address].inner_mtu
-                    self.single[index] = learnt[hop.address].is_single
+        self.inner_mtu = np.full(len(fib.hop_array), UNLIMITED, np.uint16)
+        self.single = np.zeros(len(fib.hop_array), np.uint8)
+        for address, facts in (learnt or {}).items():
+            for index in self._indexes_of(address):
+                self.inner_mtu[index] = facts.inner_mtu
+                self.single[index] = facts.is_single
         self._arrays = {
             "table": native.ffi.from_buffer("uint32_t[]", fib.table),
             "hops": native.ffi.from_buffer("struct tundp_hop[]", fib.hop_array),
             "inner_mtu": native.ffi.from_buffer("uint16_t[]", self.inner_mtu),
             "single": native.ffi.from_buffer("uint8_t[]", self.single),
-            "peers": _ascending(native.ffi, fib.peer_addresses),
+            "peers": native.ffi.from_buffer("uint32_t[]", fib.peer_array),
             "own": _ascending(native.ffi, fib.own_addresses),
         }
         self.struct = native.ffi.new("struct tundp_fib *", self._arrays)
@@ -235,8 +234,8 @@ class NativeFib:
         self.struct.level_count = len(fib.strides)
         self.struct.stride = list(fib.strides)
         self.struct.table_count = len(fib.table)
-        self.struct.hop_count = len(fib.hops)
-        self.struct.peer_count = len(fib.peer_addresses)
+        self.struct.hop_count = len(fib.hop_array)
+        self.struct.peer_count = len(fib.peer_array)
         self.struct.own_count = len(fib.own_addresses)
         self.struct.generation = fib.generation
         code = self._lib.tundp_fib_check(self.struct)
@@ -259,18 +258,28 @@ class NativeFib:
 
     def learnt(self) -> dict[int, PathFacts]:
         """What workers have learnt of paths, by peer address."""
+        # A few among thousands, asked for at every change of routes: no loop over all.
+        known = np.flatnonzero((self.inner_mtu != UNLIMITED) | (self.single != 0))
         return {
-            hop.address: PathFacts(int(self.inner_mtu[index]), bool(self.single[index]))
-            for index, hop in enumerate(self.fib.hops)
-            if hop is not None and (self.inner_mtu[index] != UNLIMITED or self.single[index])
+            int(self.fib.hop_array["address"][index]): PathFacts(
+                int(self.inner_mtu[index]), bool(self.single[index])
+            )
+            for index in known
         }
 
     def forget(self, address: int) -> None:
         """Let the path to a peer be tried again as if nothing were known."""
-        for index, hop in enumerate(self.fib.hops):
-            if hop is not None and hop.address == address:
-                self.inner_mtu[index] = UNLIMITED
-                self.single[index] = 0
+        for index in self._indexes_of(address):
+            self.inner_mtu[index] = UNLIMITED
+            self.single[index] = 0
+
+    def forget_all(self) -> None:
+        """Let every path be tried again."""
+        self.inner_mtu[:] = UNLIMITED
+        self.single[:] = 0
+
+    def _indexes_of(self, address: int) -> npt.NDArray[np.intp]:
+        return np.flatnonzero(self.fib.hop_array["address"] == address)
 
 
 def _ascending(ffi: Any, addresses: frozenset[int]) -> Any:
@@ -345,6 +354,14 @@ class _Worker:
             self._thread.join()
             self._thread = None
 
+    def beat(self) -> int:
+        return int(self._native.lib.tundp_worker_beat(self.struct))
+
+    def rebound(self, address: IPv4Address) -> None:
+        """The descriptor leads to a new socket, whose overflows the kernel counts from zero."""
+        self.struct.address = int(address)
+        self.struct.overflows_before = self.struct.counters.socket_overflows
+
     def close(self) -> None:
         self.stop()
         os.close(self.control_fd)
@@ -398,7 +415,7 @@ class NativeEngine:
         self._workers = self._make_workers(native)
         for worker in self._workers:
             worker.struct.notify_fd = self._notify_fd
-            worker.struct.address = int(IPv4Address(socks[0].getsockname()[0]))
+            worker.struct.address = int(self._address())
             worker.struct.rules.tunnel_address = int(tunnel_address)
             worker.struct.rules.source_check = _SOURCE_CHECKS[source_check]
             worker.struct.spin_ns = self._settings.spin_us * 1000
@@ -461,6 +478,16 @@ class NativeEngine:
         self._fibs = [kept for kept in self._fibs if kept.fib.generation >= seen]
         self._fibs.append(native_fib)
 
+    def rebound(self) -> None:
+        """See Dataplane. Threads keep nothing of a socket: each run makes its own epoll set."""
+        for sock in self._socks:
+            set_udp_gro(sock, is_on=self._uses(Offload.UDP_GRO))
+        for worker in self._workers:
+            worker.rebound(self._address())
+        self._learnt.clear()
+        for native_fib in self._fibs:
+            native_fib.forget_all()
+
     async def tun_lost(self) -> None:
         """See Dataplane."""
         await self._tun_lost.wait()
@@ -487,6 +514,10 @@ class NativeEngine:
             text += f"; without {', '.join(names)}: {why}"
         return text
 
+    def pulse(self) -> tuple[int, ...]:
+        """See Dataplane."""
+        return tuple(worker.beat() for worker in self._workers if worker.is_running)
+
     def stop(self) -> None:
         """See Dataplane."""
         self._forget_timer.cancel()
@@ -510,6 +541,9 @@ class NativeEngine:
                     worker.allocate_batch()
                 workers.append(worker)
         return tuple(workers)
+
+    def _address(self) -> IPv4Address:
+        return IPv4Address(self._socks[0].getsockname()[0])
 
     def _uses(self, offload: Offload) -> bool:
         return self._kernel is not None and offload in self._kernel.offloads
@@ -600,6 +634,7 @@ _SHARED_COUNTERS: Final = (
     "icmp_rate_limited",
     "icmp_undeliverable",
     "source_mismatches",
+    "destination_mismatches",
     "socket_overflows",
     "send_waits",
     "syscalls",

@@ -17,6 +17,7 @@ not read until there is room: the queue builds up in the kernel, where it belong
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -104,7 +105,7 @@ class ReferenceEngine:
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._sock = sock
-        self._source = IPv4Address(sock.getsockname()[0])
+        self._source = _bound_address(sock)
         self._tunnel_address = int(tunnel_address)
         self._fib = fib
         self._source_check = source_check
@@ -118,6 +119,7 @@ class ReferenceEngine:
         self._tun_lost = asyncio.Event()
         self._unsent: _Unsent | None = None
         self._path_mtus: dict[str, tuple[int, float]] = {}
+        self._overflows_before = 0
         loop.add_reader(sock.fileno(), self._on_udp_readable)
 
     @property
@@ -147,6 +149,21 @@ class ReferenceEngine:
         """See Dataplane."""
         self._fib = fib
 
+    def rebound(self) -> None:
+        """See Dataplane. A packet that waits for room waits for the new socket's."""
+        fd = self._sock.fileno()
+        # The kernel has dropped the old socket from the loop's epoll set, the loop does not
+        # know: asyncio then raises ENOENT for a second callback, having forgotten both.
+        for remove in (self._loop.remove_writer, self._loop.remove_reader):
+            with contextlib.suppress(OSError):
+                remove(fd)
+        self._loop.add_reader(fd, self._on_udp_readable)
+        if self._unsent:
+            self._loop.add_writer(fd, self._on_udp_writable)
+        self._source = _bound_address(self._sock)
+        self._path_mtus.clear()
+        self._overflows_before = self._counters.socket_overflows
+
     async def tun_lost(self) -> None:
         """See Dataplane."""
         await self._tun_lost.wait()
@@ -154,6 +171,10 @@ class ReferenceEngine:
     def counters(self) -> Counters:
         """See Dataplane."""
         return self._counters
+
+    def pulse(self) -> tuple[int, ...]:
+        """See Dataplane. It has no thread: the loop that asks is the one that carries."""
+        return ()
 
     def stop(self) -> None:
         """See Dataplane. A packet that still waited for the socket is counted as dropped."""
@@ -323,9 +344,11 @@ class ReferenceEngine:
             tunnel_address=self._tunnel_address,
         )
         match verdict:
-            case Deliver(packet, source_matches):
+            case Deliver(packet, source_matches, destination_matches):
                 if not source_matches:
                     self._counters.source_mismatches += 1
+                if not destination_matches:
+                    self._counters.destination_mismatches += 1
                 self._deliver(packet, counters)
             case Reply(reason, answer):
                 counters.drops[reason] += 1
@@ -409,4 +432,9 @@ class ReferenceEngine:
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == uapi.SO_RXQ_OVFL:
                 # Cumulative since the socket was opened, modulo 2^32; sent once it is not 0.
-                self._counters.socket_overflows = _OVERFLOW.unpack(data)[0]
+                since_opened = _OVERFLOW.unpack(data)[0]
+                self._counters.socket_overflows = self._overflows_before + since_opened
+
+
+def _bound_address(sock: socket.socket) -> IPv4Address:
+    return IPv4Address(sock.getsockname()[0])

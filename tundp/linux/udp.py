@@ -49,6 +49,15 @@ def open_udp(
     return sock
 
 
+def rebind(sock: socket.socket, new: socket.socket) -> None:
+    """Let `sock` and its descriptor be the socket `new` from now on; `new` is closed.
+
+    Whoever watches the descriptor must begin again: an epoll set does not notice.
+    """
+    os.dup2(new.fileno(), sock.fileno(), inheritable=False)
+    new.close()
+
+
 def path_mtu(source: IPv4Address, destination: str) -> int | None:
     """What the kernel knows of the path to `destination`, in bytes; None if it has no route."""
     # Connecting sends nothing: it only looks the route up, learnt exceptions included.

@@ -40,6 +40,8 @@ class DropReason(IntEnum):
     TUN_FAILED = 18
     # The kernel's description of a super-packet.
     BAD_VNET_HEADER = 19
+    # A rule of the overlay, behind the others because numbers never move.
+    DESTINATION_MISMATCH = 20
 
     @property
     def label(self) -> str:
@@ -136,5 +138,11 @@ MEANINGS: dict[DropReason, DropMeaning] = {
     DropReason.BAD_VNET_HEADER: DropMeaning(
         means="the TUN handed over a super-packet whose vnet header does not describe it",
         next_step="a kernel defect: --disable-offloads=tun-tso,tun-uso goes round it; report it",
+    ),
+    DropReason.DESTINATION_MISMATCH: DropMeaning(
+        means="from the wire for an inner destination that is neither this node's nor in its"
+        " subnet",
+        next_step="a forged packet, or a peer that follows an old lease of ours: look at the outer"
+        " source, and at tundp status there; --source-check=count lets it in",
     ),
 }

@@ -5,7 +5,7 @@ its holes closed. The order of the checks is part of the rules, since the first 
 applies names the drop:
 
     encapsulate   parse · route · TTL · path MTU
-    decapsulate   parse · martian source · source check · TTL
+    decapsulate   parse · martian source · source check · destination check · TTL
 
 As in flannel the route comes before the TTL, and *both* ends decrement the TTL, so hop
 counts agree in a mixed cluster. Unlike flannel a TTL that runs out is answered with
@@ -38,7 +38,10 @@ HopT = TypeVar("HopT", bound=Hop)
 
 
 class SourceCheck(Enum):
-    """What to do with a datagram whose outer source does not own its inner source."""
+    """What to do with a datagram whose addresses do not fit the leases.
+
+    Its outer source shall own the inner source, its inner destination shall be ours.
+    """
 
     OFF = "off"
     COUNT = "count"
@@ -63,6 +66,7 @@ class Deliver:
 
     packet: memoryview
     source_matches: bool
+    destination_matches: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +143,10 @@ def decapsulate(
     datagram: writable view of the UDP payload; on Deliver its TTL and header checksum
     have been changed in place. Bytes behind the packet's total length are cut off.
     outer_source: address the datagram came from (host order).
-    is_ours: whether an inner source (host order) is an address of this node or its pods.
+    is_ours: whether an inner address (host order) is one of this node or its pods.
     admits: (inner source, outer source) -> whether that outer source may send it.
+    source_check: what becomes of a packet `admits` refuses, or whose inner destination is not
+    `is_ours`: this host would forward it wherever its routes lead.
     A Reply goes back through `encapsulate`, to the peer that holds the inner source:
     it never depends on this host forwarding, and never follows a forged outer source.
     """
@@ -152,15 +158,19 @@ def decapsulate(
         # The kernel's own martian check is off on the TUN (accept_local, for our ICMP), so
         # this one stands in for it, whatever the source check says.
         return _SILENT[DropReason.MARTIAN_SOURCE]
-    source_matches = source_check is SourceCheck.OFF or admits(header.source, outer_source)
+    is_checked = source_check is not SourceCheck.OFF
+    source_matches = not is_checked or admits(header.source, outer_source)
     if not source_matches and source_check is SourceCheck.ENFORCE:
         return _SILENT[DropReason.SOURCE_MISMATCH]
+    destination_matches = not is_checked or is_ours(header.destination)
+    if not destination_matches and source_check is SourceCheck.ENFORCE:
+        return _SILENT[DropReason.DESTINATION_MISMATCH]
     if header.ttl <= 1:
         return _answer(
             DropReason.HOP_LIMIT_EXCEEDED, icmp.time_exceeded(packet, header, tunnel_address)
         )
     ip.decrement_ttl(packet, header)
-    return Deliver(packet, source_matches)
+    return Deliver(packet, source_matches, destination_matches)
 
 
 def _answer(reason: DropReason, packet: bytes | None) -> Reply | Drop:

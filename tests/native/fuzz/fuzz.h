@@ -29,6 +29,7 @@ enum {
 	FUZZ_LOOPBACK = 0x7f000001,
 	FUZZ_PEER = 0xc0000207,
 	FUZZ_TUNNEL = 0x0a050001,
+	FUZZ_OWN = 0x0a050004,
 	FUZZ_HOPS = 10,
 	FUZZ_HOP_WIDE = 7,   /* 10.5.0.0/31 and 10.5.0.6/31: at 127.0.0.1 */
 	FUZZ_HOP_NARROW = 8, /* 10.5.0.2/31: packets above fuzz_narrow_mtu do not fit */

@@ -243,6 +243,8 @@ def corpus() -> dict[str, dict[str, bytes]]:
     packets = singles()
     to_peer = {name: ASIS + packet for name, packet in packets.items()}
     from_peer = {name: bytes([i << 1 & 6]) + p for i, (name, p) in enumerate(packets.items())}
+    # The source check enforced, and passed.
+    from_peer["to-us"] = b"\x04" + udp(b"for us", to=OWN)
     fragments = {
         name: ASIS + struct.pack("!H", mtu) + packets[name]
         for name, mtu in (("udp", 68), ("fragment", 100), ("options", 120))

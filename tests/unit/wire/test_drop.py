@@ -25,6 +25,7 @@ NUMBERS = {
     "tun_rejected": 17,
     "tun_failed": 18,
     "bad_vnet_header": 19,
+    "destination_mismatch": 20,
 }
 
 

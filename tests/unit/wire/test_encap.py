@@ -51,13 +51,15 @@ def decap(
     data: bytearray,
     *,
     admits=lambda inner, outer: True,
-    is_ours=lambda inner: False,
+    is_ours=None,
     check: SourceCheck = SourceCheck.ENFORCE,
 ):
+    """Without is_ours, whatever the packet is for is ours, and nothing else."""
+    destination = int.from_bytes(data[16:20], "big")
     return decapsulate(
         memoryview(data),
         outer_source=PEER,
-        is_ours=is_ours,
+        is_ours=is_ours or (lambda inner: inner == destination),
         admits=admits,
         source_check=check,
         tunnel_address=TUNNEL,
@@ -299,6 +301,58 @@ def test_off_does_not_even_ask():
         raise AssertionError("asked")
 
     assert isinstance(decap(packet(), admits=admits, check=SourceCheck.OFF), Deliver)
+
+
+@pytest.mark.parametrize(
+    ("check", "is_ours", "expected", "breaks"),
+    [
+        (SourceCheck.OFF, True, True, "off: everything matches"),
+        (SourceCheck.OFF, False, True, "off: nothing is asked, so nothing mismatches"),
+        (SourceCheck.COUNT, True, True, "count: our destination is not counted"),
+        (SourceCheck.COUNT, False, False, "count: delivered, but told"),
+        (SourceCheck.ENFORCE, True, True, "enforce: our destination passes"),
+        (SourceCheck.ENFORCE, False, None, "enforce: another one is dropped"),
+    ],
+)
+def test_destination_check(check, is_ours, expected, breaks):
+    data = packet(src="10.5.1.2", dst="10.5.2.2")
+    before = bytes(data)
+    verdict = decap(data, is_ours=lambda inner: is_ours and inner == 0x0A050202, check=check)
+    if expected is None:
+        assert verdict == Drop(DropReason.DESTINATION_MISMATCH), breaks
+        assert bytes(data) == before
+    else:
+        assert isinstance(verdict, Deliver), breaks
+        assert verdict.destination_matches is expected, breaks
+        assert verdict.source_matches is True, breaks
+        assert bytes(verdict.packet) == bytes(packet(ttl=63))
+
+
+@pytest.mark.parametrize("check", SourceCheck)
+def test_is_ours_is_asked_for_the_source_and_unless_off_for_the_destination(check):
+    asked = []
+
+    def is_ours(inner):
+        asked.append(inner)
+        return inner == 0x0A050202
+
+    assert isinstance(decap(packet(), is_ours=is_ours, check=check), Deliver)
+    assert asked == [0x0A050102, 0x0A050202][: 1 if check is SourceCheck.OFF else 2]
+
+
+def test_two_mismatches_are_told_apart():
+    # Both are counted, but a drop has one reason: the first.
+    neither = {"admits": lambda inner, outer: False, "is_ours": lambda inner: False}
+    verdict = decap(packet(), **neither, check=SourceCheck.COUNT)
+    assert isinstance(verdict, Deliver)
+    assert (verdict.source_matches, verdict.destination_matches) == (False, False)
+    assert decap(packet(), **neither) == Drop(DropReason.SOURCE_MISMATCH)
+
+
+def test_destination_before_ttl():
+    # What is not for us must not make us send ICMP either.
+    verdict = decap(packet(ttl=1), is_ours=lambda inner: False)
+    assert verdict == Drop(DropReason.DESTINATION_MISMATCH)
 
 
 MARTIANS = ["0.0.0.0", "0.9.9.9", "127.0.0.1", "127.255.255.254", "224.0.0.1", "255.255.255.255"]

@@ -1,0 +1,373 @@
+"""The underlay's socket is replaced under an engine: same descriptor, another address.
+
+left 192.0.2.1, .11 eth0 ---- eth0 192.0.2.2 right       10.5.1.0/24 and 10.5.2.0/24
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Any
+
+import pytest
+import uvloop
+from pyroute2 import netns
+
+from tundp.dataplane.base import Dataplane
+from tundp.dataplane.choose import make_engine
+from tundp.dataplane.native import EngineSettings, Layout
+from tundp.lab.lab import Host
+from tundp.lab.traffic import ping, transfer
+from tundp.lease.fib import build_fib
+from tundp.lease.model import Peer
+from tundp.linux import uapi
+from tundp.linux.netlink import enter_namespace
+from tundp.linux.tun import Tun
+from tundp.linux.udp import open_udp, rebind
+from tundp.wire.drop import DropReason
+from tundp.wire.encap import SourceCheck
+
+PORT = 8285
+DEADLINE_S = 20.0
+NETWORK = IPv4Network("10.5.0.0/16")
+ENGINES = ["reference", "simple", "mmsg", "gso"]
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@dataclass(slots=True, kw_only=True)
+class Node:
+    """One engine in this process, its TUN and its socket on a lab host."""
+
+    host: Host
+    subnet: IPv4Network
+    address: IPv4Address
+    sock: socket.socket
+    engine: Dataplane
+    tun: Tun
+    generation: int = field(default=0)
+
+    @property
+    def tunnel_address(self) -> str:
+        return str(self.subnet.network_address)
+
+    def follow(self, peer: Node) -> None:
+        """Send to where the peer is now."""
+        self.generation += 1
+        self.engine.install(
+            build_fib(
+                [Peer(peer.subnet, peer.address)],
+                own_subnet=self.subnet,
+                port=PORT,
+                generation=self.generation,
+            )
+        )
+
+    async def move(self, address: str) -> None:
+        """As the daemon does it when its address changed."""
+        self.address = IPv4Address(address)
+        new = await self.host.call(open_udp, self.address, PORT)
+        self.engine.detach()
+        rebind(self.sock, new)
+        self.engine.rebound()
+        self.engine.attach(self.tun)
+
+    def count(self, name: str) -> int:
+        return int(self.engine.counters().as_dict()[name])
+
+
+async def make_node(
+    stack: contextlib.AsyncExitStack, host: Host, name: str, number: int, layout: Layout
+) -> Node:
+    subnet = IPv4Network(f"10.5.{number}.0/24")
+    address = IPv4Address(f"192.0.2.{number}")
+    await host.configure("eth0", f"{address}/24")
+    sock = stack.enter_context(await host.call(open_udp, address, PORT))
+    engine = make_engine(
+        name,
+        [sock],
+        EngineSettings(layout=layout),
+        tunnel_address=subnet.network_address,
+        fib=build_fib([], own_subnet=subnet, port=PORT, generation=0),
+        source_check=SourceCheck.ENFORCE,
+        loop=asyncio.get_running_loop(),
+    )
+    tun = await host.call(Tun, "flannel%d", engine.tun_mode)
+    stack.callback(tun.close)
+    stack.callback(engine.stop)
+    await host.sysctl(f"ipv6/conf/{tun.name}/disable_ipv6", 1)
+    return Node(host=host, subnet=subnet, address=address, sock=sock, engine=engine, tun=tun)
+
+
+async def raise_tun(node: Node) -> None:
+    await node.host.configure(node.tun.name, f"{node.tunnel_address}/32", mtu=1472)
+    await node.host.netlink.ensure_route(await node.host.index(node.tun.name), NETWORK)
+
+
+@contextlib.asynccontextmanager
+async def pair(make_lab, engine: str, layout: Layout = Layout.SHARED, *, is_attached: bool = True):
+    async with make_lab() as lab, contextlib.AsyncExitStack() as stack:
+        hosts = [await lab.host("left"), await lab.host("right")]
+        await lab.cable(hosts[0], "eth0", hosts[1], "eth0")
+        nodes = [
+            await make_node(stack, host, engine, number, layout)
+            for number, host in enumerate(hosts, 1)
+        ]
+        left, right = nodes
+        await left.host.netlink.ensure_address(
+            await left.host.index("eth0"), IPv4Interface("192.0.2.11/24")
+        )
+        left.follow(right)
+        right.follow(left)
+        for node in nodes:
+            await raise_tun(node)
+            if is_attached:
+                node.engine.attach(node.tun)
+        yield left, right
+
+
+def run_on(loop: str, test: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.run(test)
+
+
+async def call_and_answer(caller: Node, callee: Node) -> None:
+    """One datagram there and one back; not `ping`, which uvloop cannot do."""
+    listener = await callee.host.socket(socket.SOCK_DGRAM)
+    sock = await caller.host.socket(socket.SOCK_DGRAM)
+    with listener, sock:
+        for each in (listener, sock):
+            each.settimeout(DEADLINE_S)
+        listener.bind((callee.tunnel_address, 0))
+        sock.sendto(b"call", listener.getsockname())
+        call, address = await asyncio.to_thread(listener.recvfrom, 100)
+        listener.sendto(b"answer", address)
+        assert (call, await asyncio.to_thread(sock.recv, 100)) == (b"call", b"answer")
+
+
+async def exchange(left: Node, right: Node) -> None:
+    """Packets both ways, as single ones and as bulk."""
+    for one, other in ((left, right), (right, left)):
+        await call_and_answer(one, other)
+        _, is_equal = await transfer(
+            one.host, other.host, other.tunnel_address, payload_len=1 << 20
+        )
+        assert is_equal
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_packets_flow_again_from_the_new_address(make_lab, until, engine, loop):
+    async def test() -> None:
+        async with pair(make_lab, engine) as (left, right):
+            await exchange(left, right)
+            before = left.engine.counters().as_dict()
+            descriptor = left.sock.fileno()
+            await left.move("192.0.2.11")
+            # It enforces: nothing from the old address would get in.
+            right.follow(left)
+            await exchange(left, right)
+            assert left.sock.fileno() == descriptor
+            assert left.sock.getsockname() == ("192.0.2.11", PORT)
+            assert not os.get_inheritable(descriptor)
+            after = left.engine.counters().as_dict()
+            for direction in ("encap", "decap"):
+                assert after[direction]["packets_in"] > before[direction]["packets_in"] > 100
+                assert after[direction]["drops"] == {}
+            for node in (left, right):
+                assert node.engine.counters().is_conserved
+            # The first exchange's last segment may have been on its way.
+            seen = right.engine.counters().as_dict()["decap"]["drops"]
+            assert set(seen) <= {DropReason.SOURCE_MISMATCH.label}
+            if engine == "gso":
+                assert left.sock.getsockopt(socket.IPPROTO_UDP, uapi.UDP_GRO)
+                assert after["decap"]["super_in"] > before["decap"]["super_in"] > 0
+
+    run_on(loop, test())
+
+
+@pytest.mark.parametrize("engine", ["reference", "gso"])
+async def test_a_transfer_survives_one_move_after_the_other(make_lab, engine):
+    async with pair(make_lab, engine) as (left, right):
+        sending = asyncio.create_task(
+            transfer(left.host, right.host, right.tunnel_address, payload_len=4 << 20)
+        )
+        for address in ("192.0.2.11", "192.0.2.1") * 3:
+            await left.move(address)
+            right.follow(left)
+        _, is_equal = await sending
+        assert is_equal
+        for node in (left, right):
+            assert node.engine.counters().is_conserved
+
+
+@pytest.mark.parametrize("engine", ["reference", "gso"])
+async def test_what_was_learnt_of_paths_is_forgotten(make_lab, engine):
+    async with pair(make_lab, engine) as (left, right):
+        index = await left.host.index("eth0")
+        path = {"dst": f"{right.address}/32", "oif": index, "metrics": {"mtu": 1400}}
+        with inside(left.host):
+            left.engine.attach(left.tun)
+            await left.host.netlink.call("narrow the path", "route", "add", **path)
+            assert await ping(left.host, right.tunnel_address, size=1400) is not None
+            await left.host.netlink.call("widen the path", "route", "del", **path)
+            # Learnt is learnt, for ten minutes.
+            assert await ping(left.host, right.tunnel_address, size=1400) is not None
+            assert left.count("fragments_out") == 4
+            await left.move("192.0.2.11")
+            right.follow(left)
+            assert await ping(left.host, right.tunnel_address, size=1400) is not None
+            # Nor does the next FIB remember.
+            left.follow(right)
+            assert await ping(left.host, right.tunnel_address, size=1400) is not None
+            assert left.count("fragments_out") == 4
+
+
+@contextlib.contextmanager
+def inside(host: Host) -> Iterator[None]:
+    """This thread, and those it starts, look paths up as the host does."""
+    outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        enter_namespace(host.namespace)
+        yield
+    finally:
+        netns.setns(outside)
+        os.close(outside)
+
+
+@pytest.mark.parametrize("engine", ["reference", "gso"])
+async def test_overflows_of_both_sockets_add_up(make_lab, until, engine):
+    burst = 200
+
+    async with pair(make_lab, engine) as (left, right):
+        # Not from its port: that socket has packets of its own to send.
+        sender = await right.host.socket(socket.SOCK_DGRAM)
+        sent = 0
+
+        async def is_accounted_for() -> bool:
+            counters = left.engine.counters()
+            return counters.decap.packets_in + counters.socket_overflows == sent
+
+        async def is_any_taken() -> bool:
+            return left.engine.counters().decap.packets_in > taken
+
+        with sender:
+            for address in ("192.0.2.11", "192.0.2.1"):
+                await left.move(address)
+                left.engine.detach()
+                left.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                taken = left.engine.counters().decap.packets_in
+                for _ in range(burst):
+                    sender.sendto(b"x" * 500, (address, PORT))
+                left.engine.attach(left.tun)
+                await until(is_any_taken)
+                # The next datagram tells what was lost before it.
+                sender.sendto(b"x", (address, PORT))
+                sent += burst + 1
+                await until(is_accounted_for)
+        assert left.count("socket_overflows") > burst
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_full_socket_is_replaced(make_lab, until, engine, loop):
+    async def test() -> None:
+        async with pair(make_lab, engine) as (left, right):
+            # A snail of an uplink: the send buffer fills, and stays full.
+            shape = "rate 8kbit burst 1600 limit 10mb"
+            await run(left.host, f"tc qdisc add dev eth0 root tbf {shape}")
+            left.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            datagram, somebody = b"x" * 1000, (right.tunnel_address, 7000)
+            flooder = await left.host.socket(socket.SOCK_DGRAM)
+            with flooder:
+
+                async def is_full() -> bool:
+                    flooder.sendto(datagram, somebody)
+                    return left.count("send_waits") > 0
+
+                await until(is_full)
+                # Waiting is not being stuck.
+                await until(has_a_pulse(left.engine))
+                sent = left.engine.counters().encap.packets_out
+                await left.move("192.0.2.11")
+                right.follow(left)
+                flooder.sendto(datagram, somebody)
+                # The reference engine keeps what waited; a C thread drops it when it ends.
+                sent += 2 if engine == "reference" else 1
+
+                async def is_sent() -> bool:
+                    return left.engine.counters().encap.packets_out >= sent
+
+                await until(is_sent)
+            await run(left.host, "tc qdisc del dev eth0 root")
+            await call_and_answer(left, right)
+            counters = left.engine.counters()
+            assert counters.is_conserved
+            dropped = counters.encap.drops[DropReason.SEND_NO_BUFFER]
+            assert (dropped == 0) is (engine == "reference")
+            assert counters.encap.dropped == dropped
+
+    run_on(loop, test())
+
+
+@pytest.mark.parametrize(
+    ("engine", "layout", "threads"),
+    [
+        ("reference", Layout.SHARED, 0),
+        ("simple", Layout.SHARED, 1),
+        ("mmsg", Layout.SHARED, 1),
+        ("gso", Layout.SPLIT, 2),
+    ],
+)
+async def test_each_thread_has_a_pulse_while_it_runs(make_lab, until, engine, layout, threads):
+    async with pair(make_lab, engine, layout) as (left, _):
+        assert len(left.engine.pulse()) == threads
+        for _ in range(3):  # idle as they are
+            await until(has_a_pulse(left.engine))
+        left.engine.detach()
+        assert left.engine.pulse() == ()
+        left.engine.attach(left.tun)
+        assert len(left.engine.pulse()) == threads
+
+
+async def test_a_stuck_thread_has_no_pulse(make_lab, until):
+    async with pair(make_lab, "simple", is_attached=False) as (left, right):
+        # What no engine must do: wait for the TUN alone.
+        os.set_blocking(left.tun.fd, True)
+        waker = await left.host.socket(socket.SOCK_DGRAM)
+        try:
+            left.engine.attach(left.tun)
+
+            async def has_begun() -> bool:
+                return left.engine.pulse() == (1,)
+
+            await until(has_begun)
+            for _ in range(20):
+                await asyncio.sleep(0.01)
+                assert left.engine.pulse() == (1,)
+        finally:
+            os.set_blocking(left.tun.fd, False)
+            waker.sendto(b"x", (right.tunnel_address, 7000))
+            waker.close()
+        await until(has_a_pulse(left.engine))
+
+
+def has_a_pulse(engine: Dataplane) -> Callable[[], Awaitable[bool]]:
+    """Whether all its threads have made a turn since this was called."""
+    before = engine.pulse()
+
+    async def have_moved() -> bool:
+        now = engine.pulse()
+        assert len(now) == len(before)
+        return all(turn > last for turn, last in zip(now, before, strict=True))
+
+    return have_moved
+
+
+async def run(host: Host, command: str) -> None:
+    process = await host.popen(command.split())
+    assert await asyncio.to_thread(process.wait, 20) == 0, command

@@ -1,0 +1,166 @@
+"""Whose packets get in: forged addresses, and honest ones that a NAT has rewritten on the way.
+
+One node in each mode, or in those that differ; the senders are bare sockets, as stock flannel's
+and as any host on the underlay has them, and a node behind a router that masquerades.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from ipaddress import IPv4Address
+
+import pytest
+
+from tundp.lab.overlay import STORE_ADDRESS
+from tundp.lab.traffic import ping
+from tundp.wire import ip
+
+ENGINES = os.environ.get("TUNDP_TEST_ENGINES", "reference;gso").split(";")
+pytestmark = pytest.mark.parametrize("engine", ENGINES)
+
+BEHIND_NAT = "198.51.100.1"
+ROUTER = "198.51.100.254"
+MASQUERADE = """
+table ip nat {
+    chain postrouting {
+        type nat hook postrouting priority srcnat;
+        oifname "br0" ip saddr 198.51.100.0/24 masquerade
+    }
+}
+"""
+
+
+async def counters(node):
+    return (await node.status())["counters"]
+
+
+async def run(host, *argv: str) -> None:
+    process = await host.popen(argv)
+    assert await asyncio.to_thread(process.wait, 20) == 0, argv
+
+
+async def start(overlay, engine: str, checks: dict[int, str]) -> None:
+    for number, node in overlay.nodes.items():
+        check = [f"--source-check={checks[number]}"] if number in checks else []
+        await overlay.start_daemon(node, *f"--engine={engine}".split(), *check)
+    await overlay.wait_ready()
+
+
+def packet(source: str, destination: str) -> bytes:
+    # So short a life that no kernel forwards it to somebody who would count it, too, and no
+    # first fragment, about which it would say so to the source.
+    return ip.build_header(
+        payload_len=0,
+        source=int(IPv4Address(source)),
+        destination=int(IPv4Address(destination)),
+        ip_proto=253,
+        ttl=2,
+        flags_offset=9,
+    )
+
+
+async def test_what_is_not_for_us_is_told_counted_or_dropped(make_overlay, until, engine):
+    checks = {1: "off", 2: "count", 3: "enforce"}
+    async with make_overlay(nodes=3, start=False) as overlay:
+        await start(overlay, engine, checks)
+        for node in overlay.nodes.values():
+            sender = overlay.nodes[node.number % 3 + 1]
+            honest = await sender.host.socket(socket.SOCK_DGRAM)
+            forger = await overlay.switch.socket(socket.SOCK_DGRAM)
+            source = str(sender.gateway.ip)
+            with honest, forger:
+                ours = [
+                    node.tunnel_address,
+                    node.pod_address,
+                    str(node.gateway.network.broadcast_address),
+                    node.public_ip,
+                ]
+                foreign = [
+                    source,
+                    str(node.gateway.network.network_address - 1),
+                    str(node.gateway.network.broadcast_address + 1),
+                    "203.0.113.5",
+                    "224.0.0.1",
+                    "255.255.255.255",
+                ]
+                at = (node.public_ip, 8285)
+                for destination in (*ours, *foreign):
+                    honest.sendto(packet(source, destination), at)
+                # Neither end fits.
+                forger.sendto(packet(source, "203.0.113.5"), at)
+                sent = len(ours) + len(foreign) + 1
+
+                async def are_taken(node=node, sent=sent) -> bool:
+                    return (await counters(node))["decap"]["packets_in"] >= sent
+
+                await until(are_taken)
+                counted = await counters(node)
+                mismatches = counted["source_mismatches"], counted["destination_mismatches"]
+                drops = counted["decap"]["drops"]
+                match checks[node.number]:
+                    case "off":
+                        assert (mismatches, drops) == ((0, 0), {})
+                    case "count":
+                        assert (mismatches, drops) == ((1, len(foreign) + 1), {})
+                    case "enforce":
+                        assert mismatches == (0, 0)
+                        assert drops == {
+                            "source_mismatch": 1,
+                            "destination_mismatch": len(foreign),
+                        }
+                assert counted["decap"]["packets_in"] == sent
+                assert counted["conserved"]
+
+
+async def test_a_peer_behind_nat_gets_in_unless_enforced(make_overlay, engine):
+    checks = {2: "count", 3: "enforce"}
+    async with make_overlay(nodes=3, start=False) as overlay:
+        one, two, three = overlay.nodes.values()
+        await put_behind_nat(overlay, one)
+        await start(overlay, engine, checks)
+        answer = await ping(one.host, two.tunnel_address)
+        assert answer is not None
+        assert answer.is_echo_reply
+        assert await ping(one.host, three.tunnel_address, timeout_s=0.3) is None
+        # The others are no forgers to each other.
+        answer = await ping(two.host, three.tunnel_address)
+        assert answer is not None
+        assert answer.is_echo_reply
+
+        counted = await counters(two)
+        assert counted["source_mismatches"] == 1
+        assert counted["destination_mismatches"] == 0
+        assert counted["decap"]["drops"] == {}
+        counted = await counters(three)
+        assert counted["source_mismatches"] == counted["destination_mismatches"] == 0
+        assert counted["decap"]["drops"] == {"source_mismatch": 1}
+        # The answer came to the address the lease has, from one that is right.
+        counted = await counters(one)
+        assert counted["source_mismatches"] == counted["destination_mismatches"] == 0
+
+
+async def put_behind_nat(overlay, node) -> None:
+    """The switch becomes its router, and masquerades for it."""
+    switch = overlay.switch
+    port = f"port{node.number}"
+    await node.host.netlink.call(
+        "take the address",
+        "addr",
+        "del",
+        index=await node.host.index("eth0"),
+        address=node.public_ip,
+        prefixlen=24,
+    )
+    await node.host.configure("eth0", f"{BEHIND_NAT}/24")
+    await node.host.route("0.0.0.0/0", via=ROUTER)
+    await switch.netlink.set_link(await switch.index(port), master=0)
+    await switch.configure(port, f"{ROUTER}/24")
+    await switch.sysctl("ipv4/ip_forward", 1)
+    rules = overlay.directory / "nat.nft"
+    rules.write_text(MASQUERADE)
+    await run(switch, "nft", "-f", str(rules))
+    for other in overlay.nodes.values():
+        if other is not node:
+            await other.host.route("198.51.100.0/24", via=STORE_ADDRESS)
