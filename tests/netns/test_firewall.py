@@ -1,0 +1,674 @@
+"""The firewall against the real iptables (both back ends) and nft, each test in its own namespace.
+
+golden/ holds what flannel's rules look like when printed; it was written from the
+contract's tables, not from this code's output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import itertools
+import os
+import re
+import socket
+import subprocess
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from tundp.errors import PlatformError
+from tundp.lab.lab import processes_in
+from tundp.linux import command, firewall
+from tundp.linux.firewall import (
+    FirewallSettings,
+    Previous,
+    leftovers,
+    make_firewall,
+    remove_all,
+    watch_ruleset,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+N, S = IPv4Network("10.5.0.0/16"), IPv4Network("10.5.7.0/24")
+V6 = {"network6": IPv6Network("fd05::/48"), "subnet6": IPv6Network("fd05:0:0:7::/64")}
+OTHER_N, OTHER_S = IPv4Network("10.6.0.0/16"), IPv4Network("10.6.9.0/24")
+BARE = {
+    "nat": "-P PREROUTING ACCEPT\n-P INPUT ACCEPT\n-P OUTPUT ACCEPT\n-P POSTROUTING ACCEPT\n",
+    "filter": "-P INPUT ACCEPT\n-P FORWARD ACCEPT\n-P OUTPUT ACCEPT\n",
+}
+BACK_ENDS = ["iptables", "iptables-legacy"]
+FLAVOURS = [*BACK_ENDS, "nftables"]
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+def settings(**changes):
+    wanted = {"network": N, "subnet": S, "is_masquerading": True, "is_forwarding": True}
+    return FirewallSettings(**wanted | changes)
+
+
+def make(flavour, **changes):
+    if flavour == "nftables":
+        return make_firewall(settings(**changes), is_nftables=True)
+    return make_firewall(settings(**changes), is_nftables=False, binary=flavour)
+
+
+class Box:
+    """A namespace, and ways to run things in it."""
+
+    def __init__(self, host):
+        self.host = host
+
+    async def do(self, function, *arguments, loop="asyncio"):
+        """Await `function(*arguments)` on a loop of its own inside the namespace."""
+
+        def inside():
+            with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+                return runner.run(function(*arguments))
+
+        return await self.host.call(inside)
+
+    async def sh(self, script):
+        """Run a shell script inside; its standard output."""
+        done = await self.host.call(
+            subprocess.run, ["sh", "-ec", script], capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{script}: {done.stderr}"
+        return done.stdout
+
+    async def everything(self):
+        """All there is, in every table of every kind, but counters and dates."""
+        text = await self.sh(
+            "nft list ruleset; iptables-legacy-save; ip6tables-legacy-save;"
+            "cat /proc/self/net/ip_tables_names /proc/self/net/ip6_tables_names"
+        )
+        return [re.sub(r"\[\d+:\d+\]", "", line) for line in text.splitlines() if line[:1] != "#"]
+
+
+@pytest.fixture
+def box(make_lab):
+    """`async with box() as box`"""
+
+    @contextlib.asynccontextmanager
+    async def make_box():
+        async with make_lab() as lab:
+            yield Box(await lab.host("fw"))
+
+    return make_box
+
+
+def golden(name):
+    return (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+
+
+# What is made
+
+
+@pytest.mark.parametrize("binary", BACK_ENDS)
+async def test_iptables_rules_are_flannels(box, binary):
+    async with box() as at:
+        for masq, forward in itertools.product([False, True], repeat=2):
+            changes = {"is_masquerading": masq, "is_forwarding": forward}
+            await at.do(make(binary, **changes, **V6).set_up, None)
+            for six, (table, wanted) in itertools.product(
+                ["", "6"], {"nat": (masq, "masq"), "filter": (forward, "forward")}.items()
+            ):
+                family = f"ip{six}tables"
+                has = await at.sh(f"{binary.replace('ip', f'ip{six}', 1)} -t {table} -S")
+                assert has == (golden(f"{family}-{wanted[1]}") if wanted[0] else BARE[table])
+            await at.do(remove_all, [])
+
+
+@pytest.mark.parametrize("binary", BACK_ENDS)
+async def test_random_ports_can_be_off_and_ipv6_left_alone(box, binary):
+    async with box() as at:
+        await at.do(make(binary, is_random_fully=False).set_up, None)
+        assert await at.sh(f"{binary} -t nat -S") == golden("iptables-masq-plain")
+        assert await at.sh("ip6tables-save; ip6tables-legacy-save") == ""
+
+
+async def test_nftables_rules_are_flannels(box):
+    async with box() as at:
+        for masq, forward in itertools.product([False, True], repeat=2):
+            kind = {(0, 0): "none", (1, 0): "masq", (0, 1): "forward", (1, 1): "both"}
+            changes = {"is_masquerading": masq, "is_forwarding": forward}
+            await at.do(make("nftables", **changes, **V6).set_up, None)
+            ruleset = await at.sh("nft list ruleset")
+            assert ruleset == golden(f"nft-{kind[masq, forward]}") + golden(
+                f"nft6-{kind[masq, forward]}"
+            )
+            await at.do(remove_all, [])
+        # Without IPv6 its table is there all the same, and empty.
+        await at.do(make("nftables", is_random_fully=False, is_forwarding=False).set_up, None)
+        assert await at.sh("nft list ruleset") == golden("nft-masq-plain") + golden("nft6-none")
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("flavour", FLAVOURS)
+async def test_setting_up_again_changes_nothing(box, flavour, loop):
+    async with box() as at:
+        await at.do(make(flavour).set_up, None, loop=loop)
+        before = await at.everything()
+        # iptables-restore --noflush with the same input twice would double the jump.
+        await at.do(make(flavour).set_up, Previous(network=N, subnet=S), loop=loop)
+        assert await at.everything() == before
+
+
+@pytest.mark.parametrize("binary", BACK_ENDS)
+async def test_a_restart_moves_the_jumps_to_the_end(box, binary):
+    async with box() as at:
+        await at.do(make(binary).set_up, None)
+        await at.sh(
+            f"{binary} -A FORWARD -s 192.0.2.9 -j DROP; {binary} -I FORWARD -j FLANNEL-FWD;"
+            f"{binary} -t nat -A POSTROUTING -s 192.0.2.9 -j ACCEPT"
+        )
+        await at.do(make(binary).set_up, None)
+        forward = (await at.sh(f"{binary} -S FORWARD")).splitlines()
+        # One without the comment is an administrator's.
+        assert [line.endswith("FLANNEL-FWD") for line in forward] == [False, True, False, True]
+        post = (await at.sh(f"{binary} -t nat -S POSTROUTING")).splitlines()
+        assert [line.endswith("FLANNEL-POSTRTG") for line in post] == [False, False, True]
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+async def test_another_subnet_leaves_nothing_of_the_old_one(box, flavour):
+    async with box() as at:
+        await at.do(make(flavour, network=OTHER_N, subnet=OTHER_S).set_up, None)
+        assert any("10.6.9.0" in line for line in await at.everything())
+        await at.do(make(flavour).set_up, Previous(network=OTHER_N, subnet=OTHER_S))
+        now = await at.everything()
+        assert not any("10.6." in line for line in now)
+        await at.do(remove_all, [])
+        await at.do(make(flavour).set_up, None)
+        # Only the order in which chains were made may differ.
+        assert sorted(await at.everything()) == sorted(now)
+
+
+# What goes
+
+
+def names_of_flannel(lines):
+    return [line for line in lines if "flannel" in line.lower()]
+
+
+@pytest.mark.parametrize("binary", BACK_ENDS)
+async def test_iptables_replaces_nftables(box, binary):
+    async with box() as at:
+        await at.do(make("nftables", **V6).set_up, None)
+        await at.do(make(binary, **V6).set_up, None)
+        assert "flannel-ip" not in await at.sh("nft list tables")
+        assert await at.sh(f"{binary} -t nat -S") == golden("iptables-masq")
+
+
+@pytest.mark.parametrize("binary", BACK_ENDS)
+async def test_nftables_replaces_iptables(box, binary):
+    # flannel looks for FLANNEL-FWD in nat, and forgets the jumps.
+    async with box() as at:
+        await at.do(make(binary, **V6).set_up, None)
+        await at.do(make("nftables", **V6).set_up, None)
+        six = binary.replace("ip", "ip6", 1)
+        for name, table in itertools.product((binary, six), BARE):
+            assert await at.sh(f"{name} -t {table} -S") == BARE[table]
+        assert await at.sh("nft list table ip flannel-ipv4") == golden("nft-both")
+
+
+def v011(binary, network, subnet, random=" --random-fully"):
+    """What flannel v0.11 runs."""
+    nat, filter_ = f"{binary} -t nat -A POSTROUTING", f"{binary} -A FORWARD"
+    return "\n".join(
+        [
+            f"{nat} -s {network} -d {network} -j RETURN",
+            f"{nat} -s {network} ! -d 224.0.0.0/4 -j MASQUERADE{random}",
+            f"{nat} ! -s {network} -d {subnet} -j RETURN",
+            f"{nat} ! -s {network} -d {network} -j MASQUERADE{random}",
+            f"{filter_} -s {network} -j ACCEPT",
+            f"{filter_} -d {network} -j ACCEPT",
+        ]
+    )
+
+
+@pytest.mark.parametrize("random", ["", " --random-fully"])
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("is_wanted", [True, False])
+async def test_v011_rules_of_now_and_before_go(box, flavour, random, is_wanted):
+    binary = "iptables" if flavour == "nftables" else flavour
+    async with box() as at:
+        # It forgets the rule of a subnet when the network stays.
+        await at.sh(
+            f"{binary} -t nat -A POSTROUTING ! -s 10.6.0.0/16 -d 10.6.9.0/24 -j RETURN\n"
+            + v011(binary, OTHER_N, "10.6.8.0/24", random)
+        )
+        await at.sh(v011(binary, N, S, random))
+        await at.sh(v011(binary, N, S, random))
+        changes = {"is_masquerading": is_wanted, "is_forwarding": is_wanted}
+        new = make(flavour, **changes)
+        await at.do(new.set_up, Previous(network=OTHER_N, subnet=IPv4Network("10.6.8.0/24")))
+        rest = await at.sh(f"{binary} -t nat -S POSTROUTING; {binary} -S FORWARD")
+        lines = [line for line in rest.splitlines() if "FLANNEL" not in line]
+        assert lines == [
+            "-P POSTROUTING ACCEPT",
+            "-A POSTROUTING ! -s 10.6.0.0/16 -d 10.6.9.0/24 -j RETURN",
+            "-P FORWARD ACCEPT",
+        ]
+        assert await at.do(leftovers, [(OTHER_N, OTHER_S)]) != await at.do(leftovers, [(N, S)])
+        await at.do(remove_all, [(OTHER_N, OTHER_S)])
+        assert await at.sh(f"{binary} -t nat -S") == BARE["nat"]
+
+
+FOREIGN = """
+{ipt} -A FORWARD -s 10.5.0.0/16 -j ACCEPT
+{ipt} -A FORWARD -s 192.0.2.0/24 -m comment --comment "flanneld forward" -j DROP
+{ipt} -A FORWARD -d 10.5.0.0/16 -j ACCEPT
+{ipt} -P FORWARD DROP
+{ipt} -t nat -N KUBE-POSTROUTING
+{ipt} -t nat -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+{ipt} -t nat -A POSTROUTING -s 10.5.0.0/16 -d 10.5.0.0/16 -j RETURN
+{ipt} -t nat -A POSTROUTING -j KUBE-POSTROUTING
+{ipt} -t nat -A POSTROUTING -s 10.5.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE
+{ip6t} -A FORWARD -j ACCEPT
+{ip6t} -t nat -A POSTROUTING -j ACCEPT
+"""
+FOREIGN_NFT = """
+table inet firewalld { chain forward { type filter hook forward priority 10; reject; }; }
+table ip flannel-ipv5 { chain postrtg { type nat hook postrouting priority 100; masquerade; }; }
+table inet flannel-ipv4 { chain forward { counter accept; }; }
+"""
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+async def test_what_is_not_ours_is_as_before(box, flavour):
+    async with box() as at:
+        for binary in BACK_ENDS:
+            await at.sh(FOREIGN.format(ipt=binary, ip6t=binary.replace("ip", "ip6", 1)))
+        await at.sh(f"nft -f - <<'END'\n{FOREIGN_NFT}\nEND\n")
+        before = await at.everything()
+        new = make(flavour, **V6)
+        await at.do(new.set_up, Previous(network=OTHER_N, subnet=OTHER_S))
+        during = await at.everything()
+        assert firewall_of(during) and set(before) <= set(during)
+        assert await at.do(new.repair) == []
+        assert await at.everything() == during
+        found = await at.do(leftovers, [(N, S)])
+        assert await at.everything() == during
+        assert await at.do(remove_all, [(N, S)]) == found != []
+        assert await at.everything() == before
+        assert await at.do(leftovers, [(N, S)]) == []
+
+
+def firewall_of(lines):
+    return [line for line in lines if "FLANNEL-FWD" in line or "flannel-ipv6" in line]
+
+
+async def test_cleaning_up_takes_both_back_ends_and_jumps_of_others(box):
+    async with box() as at:
+        for binary in BACK_ENDS:
+            await at.do(make(binary, **V6).set_up, None)
+            await at.sh(
+                f"{binary} -N DOCKER-USER; {binary} -A DOCKER-USER -j FLANNEL-FWD;"
+                f"{binary} -I FORWARD -i eth0 -g FLANNEL-FWD"
+            )
+        await at.sh(v011("iptables-legacy", N, S))
+        removed = await at.do(remove_all, [(N, S)])
+        assert "iptables filter: chain FLANNEL-FWD, 2 rules, 3 jumps to it" in removed
+        assert "ip6tables-legacy nat: chain FLANNEL-POSTRTG, 6 rules, 1 jumps to it" in removed
+        assert "iptables-legacy nat: 4 rules of flannel v0.11" in removed
+        for binary in BACK_ENDS:
+            assert await at.sh(f"{binary} -S") == BARE["filter"] + "-N DOCKER-USER\n"
+            assert await at.sh(f"{binary} -t nat -S") == BARE["nat"]
+
+
+async def test_looking_leaves_no_trace(box):
+    # iptables-legacy -t nat -S would make a nat table, and with it connection tracking.
+    async with box() as at:
+        assert await at.do(leftovers) == []
+        off = {"is_masquerading": False, "is_forwarding": False}
+        for binary in BACK_ENDS:
+            await at.do(make(binary, **off).set_up, Previous(network=N, subnet=S))
+        assert await at.everything() == []
+
+
+# What is put back
+
+IPTABLES_DAMAGE = {
+    "chain flushed": "{ipt} -t nat -F FLANNEL-POSTRTG",
+    "other chain flushed": "{ipt} -F FLANNEL-FWD",
+    "all flushed": "{ipt} -F; {ipt} -X; {ipt} -t nat -F; {ipt} -t nat -X",
+    "chain gone": "{ipt} -D FORWARD 1; {ipt} -F FLANNEL-FWD; {ipt} -X FLANNEL-FWD",
+    "rule deleted": "{ipt} -t nat -D FLANNEL-POSTRTG 4",
+    "last rule deleted": "{ipt} -D FLANNEL-FWD 2",
+    "order": "{ipt} -t nat -D FLANNEL-POSTRTG 1; {ipt} -t nat -A FLANNEL-POSTRTG"
+    ' -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN',
+    "jump deleted": "{ipt} -D FORWARD 1",
+    "other jump deleted": "{ipt} -t nat -F POSTROUTING",
+    "table deleted": "nft delete table ip nat",
+    "all tables deleted": "nft flush ruleset",
+}
+
+
+@pytest.mark.parametrize("binary", BACK_ENDS)
+async def test_iptables_damage_is_seen_and_mended(box, binary):
+    async with box() as at:
+        new = make(binary)
+        await at.do(new.set_up, None)
+        whole = await at.everything()
+        for name, damage in IPTABLES_DAMAGE.items():
+            if "nft" in damage and binary == "iptables-legacy":
+                continue
+            await at.sh(damage.format(ipt=binary))
+            assert await at.everything() != whole, name
+            done = await at.do(new.repair)
+            assert done, name
+            assert all(line.startswith(f"{binary} ") for line in done)
+            assert sorted(await at.everything()) == sorted(whole), name
+            assert await at.do(new.repair) == []
+        await at.sh(f"{binary} -t nat -D FLANNEL-POSTRTG 4; {binary} -F FORWARD")
+        assert await at.do(new.repair) == [
+            f"{binary} nat: 1 of 6 rules of FLANNEL-POSTRTG",
+            f"{binary} filter: jump from FORWARD to FLANNEL-FWD",
+        ]
+
+
+NFT_DAMAGE = {
+    "chain flushed": "flush chain ip flannel-ipv4 postrtg",
+    "chain gone": "delete chain ip flannel-ipv4 forward",
+    "rule deleted": "delete rule ip flannel-ipv4 forward handle {handle}",
+    "order": "delete rule ip flannel-ipv4 forward handle {handle};"
+    "add rule ip flannel-ipv4 forward ip saddr 10.5.0.0/16 accept",
+    "table deleted": "delete table ip flannel-ipv4",
+    "other table deleted": "delete table ip6 flannel-ipv6",
+    "all tables deleted": "flush ruleset",
+}
+
+
+async def test_nftables_damage_is_seen_and_mended(box):
+    async with box() as at:
+        new = make("nftables")
+        await at.do(new.set_up, None)
+        whole = await at.everything()
+        for name, damage in NFT_DAMAGE.items():
+            listed = await at.sh("nft -a list chain ip flannel-ipv4 forward")
+            (handle,) = re.findall(r"saddr 10.5.0.0/16 accept # handle (\d+)", listed)
+            await at.sh(f"nft '{damage.format(handle=handle)}'")
+            assert await at.everything() != whole, name
+            done = await at.do(new.repair)
+            assert done, name
+            assert all(line.startswith("nftables: ") for line in done)
+            assert sorted(await at.everything()) == sorted(whole), name
+            assert await at.do(new.repair) == []
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+async def test_looking_costs_at_most_four_processes_and_leaves_additions(
+    box, flavour, monkeypatch, tmp_path
+):
+    async with box() as at:
+        new = make(flavour)
+        await at.do(new.set_up, None)
+        add = "nft insert rule ip flannel-ipv4 forward counter"
+        if flavour != "nftables":
+            add = f"{flavour} -I FLANNEL-FWD -s 192.0.2.1 -j DROP"
+        await at.sh(add)
+        before = await at.everything()
+        counted = tmp_path / "ran"
+        for name in ("iptables", "iptables-legacy", "nft"):
+            wrapper = tmp_path / name
+            wrapper.write_text(
+                f'#!/bin/sh\necho {name} >>{counted}\nexec {command.find(name)} "$@"\n'
+            )
+            wrapper.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        assert await at.do(new.repair) == []
+        monkeypatch.undo()
+        assert await at.everything() == before
+        ran = counted.read_text().splitlines()
+        assert ran == (["nft"] * 2 if flavour == "nftables" else [flavour] * 4)
+
+
+# What goes wrong
+
+
+async def test_one_table_refused_does_not_stop_the_other_and_is_tried_again(
+    box, monkeypatch, tmp_path
+):
+    (tmp_path / "refuse").touch()
+    restore = tmp_path / "iptables-odd-restore"
+    restore.write_text(
+        "#!/bin/sh\nrules=$(cat)\n"
+        f'case "$rules" in *"*nat"*) if [ -e {tmp_path}/refuse ]; then\n'
+        "echo '# Warning: legacy tables present' >&2\n"
+        "echo 'Another app is currently holding the xtables lock' >&2; exit 4; fi;; esac\n"
+        f'printf "%s\\n" "$rules" | exec {command.find("iptables-restore")} "$@"\n'
+    )
+    restore.chmod(0o755)
+    # Not a link: the multi-call binary goes by its name, which must be one that it knows.
+    plain = tmp_path / "iptables-odd"
+    plain.write_text(f'#!/bin/sh\nexec {command.find("iptables")} "$@"\n')
+    plain.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    async with box() as at:
+        new = make("iptables-odd")
+        with pytest.raises(PlatformError) as caught:
+            await at.do(new.set_up, None)
+        assert "iptables-odd-restore --noflush --wait failed with exit code 4" in str(caught.value)
+        assert "Another app is currently holding" in str(caught.value)
+        assert await at.sh("iptables -S") == golden("iptables-forward")
+        with pytest.raises(PlatformError):
+            await at.do(new.repair)
+        (tmp_path / "refuse").unlink()
+        assert await at.do(new.repair) == [
+            "iptables-odd nat: chain FLANNEL-POSTRTG (could not be set up before)"
+        ]
+        assert await at.sh("iptables -t nat -S") == golden("iptables-masq")
+
+
+async def test_a_missing_program_is_named_with_its_package(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(command, "SYSTEM_PATH", "")
+    for flavour, package in {"iptables": "iptables", "nftables": "nftables"}.items():
+        new = make(flavour)
+        for attempt in (lambda new=new: new.set_up(None), new.repair):
+            with pytest.raises(PlatformError, match=f"Debian package {package}") as caught:
+                await attempt()
+            assert isinstance(caught.value, OSError)
+            assert caught.value.errno == errno.ENOENT
+    assert await remove_all([(N, S)]) == await leftovers() == []
+    await make("iptables", is_masquerading=False, is_forwarding=False).set_up(None)
+
+
+async def test_what_replaces_nothing_needs_no_other_program(box, monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "SYSTEM_PATH", "")
+    async with box() as at:
+        for flavour, names in {
+            "iptables": ("iptables", "iptables-restore", "iptables-save"),
+            "nftables": ("nft",),
+        }.items():
+            directory = tmp_path / flavour
+            directory.mkdir()
+            for name in names:
+                (directory / name).symlink_to(f"/usr/sbin/{name}")
+            with monkeypatch.context() as context:
+                context.setenv("PATH", str(directory))
+                await at.do(make(flavour).set_up, None)
+        assert "flannel-ipv4" in await at.sh("nft list tables")
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+async def test_no_program_outlives_its_time_or_its_caller(box, tmp_path, loop, until):
+    started_file = tmp_path / "started"
+    endless = ["sh", "-c", f": >{started_file}; sleep 99; :"]
+
+    async def started():
+        return started_file.exists()
+
+    async def cancelled():
+        task = asyncio.ensure_future(command.run(*endless, package="dash"))
+        await until(started)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def overdue():
+        with pytest.raises(PlatformError, match=r"more than 0\.05 s") as caught:
+            await command.run(*endless, package="dash", timeout_s=0.05)
+        assert caught.value.errno == errno.ETIMEDOUT
+
+    async with box() as at:
+
+        async def is_over():
+            return processes_in(at.host.namespace) == []
+
+        for end in (cancelled, overdue):
+            await at.do(end, loop=loop)
+            await until(is_over)
+
+
+async def test_commands_get_input_and_a_small_environment():
+    done = await command.run("sh", "-c", "cat; env", package="dash", stdin="\u00e4\n")
+    assert done.stdout.startswith("\u00e4\n")
+    names = {line.split("=")[0] for line in done.stdout.splitlines()[1:]}
+    assert names - {"PWD", "_", "SHLVL", "OLDPWD"} == {"PATH", "LC_ALL"}
+    with pytest.raises(PlatformError, match=r"exit code 3: oops$"):
+        await command.run("sh", "-c", "echo '# hm' >&2; echo oops >&2; exit 3", package="dash")
+
+
+# What the kernel tells
+
+
+def sh(script):
+    """In the namespace of the calling thread, and while its loop stands still."""
+    subprocess.run(["sh", "-ec", script], check=True)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+async def test_a_change_wakes_the_watcher_and_silence_does_not(box, loop):
+    async def watch():
+        async with watch_ruleset() as changed:
+            assert not await changed(0.01)
+            sh("nft add table ip somebody")
+            assert await changed(20)
+            assert not await changed(0.01)
+            sh("iptables -A FORWARD -j ACCEPT")
+            assert await changed(20)
+            assert not await changed(0.01)
+            # More than the socket's buffer holds: the kernel drops the rest.
+            sh("seq 500 | sed 's/^/add table ip many/' | nft -f -")
+            assert await changed(20)
+            assert not await changed(0.01)
+            sh("nft delete table ip somebody")
+            assert await changed(20)
+            assert not await changed(0.01)
+        # The next socket gets the same number, which the loop must have forgotten.
+        async with watch_ruleset() as changed:
+            sh("nft add table ip somebody")
+            assert await changed(20)
+
+    async with box() as at:
+        await at.do(watch, loop=loop)
+
+
+async def test_repairing_waits_for_a_change_and_then_mends(box):
+    async def watch():
+        new = make("iptables")
+        await new.set_up(None)
+        async with watch_ruleset() as changed:
+            assert not await changed(0.01)
+            sh("iptables -F")
+            assert await changed(20)
+            assert len(await new.repair()) == 1
+            while await changed(0.01):
+                assert await new.repair() == []
+
+    async with box() as at:
+        await at.do(watch)
+
+
+async def test_without_the_socket_only_time_passes(box, monkeypatch):
+    monkeypatch.setattr(firewall, "NETLINK_NETFILTER", 31)  # no such protocol
+
+    async def watch():
+        async with watch_ruleset() as changed:
+            sh("nft add table ip somebody")
+            assert not await changed(0.01)
+
+    async with box() as at:
+        await at.do(watch)
+
+
+async def test_watching_again_and_again_leaves_no_descriptor_open():
+    async def count():
+        async with watch_ruleset() as changed:
+            await changed(0)
+        return len(os.listdir("/proc/self/fd"))
+
+    counts = [await count() for _ in range(20)]
+    assert counts[-1] <= counts[0]
+
+
+# What packets do
+
+
+async def echo_source(client, server, address):
+    """The source address `server` sees when `client` sends to it."""
+    with (
+        await server.socket(socket.SOCK_DGRAM) as listener,
+        await client.socket(socket.SOCK_DGRAM) as sender,
+    ):
+        listener.bind((address, 0))
+        listener.setblocking(False)
+        sender.sendto(b"hello", listener.getsockname())
+        async with asyncio.timeout(20):
+            _, source = await asyncio.get_running_loop().sock_recvfrom(listener, 64)
+        return source[0]
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+async def test_packets_are_let_through_and_masqueraded(make_lab, until, flavour):
+    """pod 10.5.7.2 -- [node] -- peer 10.5.8.2 (another node's pod), outside 192.0.2.2."""
+    async with make_lab() as lab:
+        node = await lab.host("node")
+        hosts = {}
+        for name, gateway, address in (
+            ("pod", "10.5.7.1/24", "10.5.7.2"),
+            ("peer", "10.5.8.1/24", "10.5.8.2"),
+            ("outside", "192.0.2.1/24", "192.0.2.2"),
+        ):
+            hosts[name] = await lab.host(name)
+            await lab.cable(node, name, hosts[name], "eth0")
+            await node.configure(name, gateway)
+            await hosts[name].configure("eth0", f"{address}/24")
+            await hosts[name].route("0.0.0.0/0", gateway.split("/")[0])
+        await node.sysctl("ipv4/ip_forward", 1)
+        pod, peer, outside = hosts["pod"], hosts["peer"], hosts["outside"]
+        at = Box(node)
+
+        assert await echo_source(pod, outside, "192.0.2.2") == "10.5.7.2"
+        if flavour != "nftables":
+            # An accept in a table of our own does not overrule a policy in another.
+            await at.sh(f"{flavour} -P FORWARD DROP")
+            with await pod.socket(socket.SOCK_DGRAM) as sender:
+
+                async def is_dropped():
+                    sender.sendto(b"lost", ("192.0.2.2", 9))
+                    return "policy DROP 0 packets" not in await at.sh(f"{flavour} -vL FORWARD")
+
+                await until(is_dropped)
+        await at.do(make(flavour).set_up, None)
+        assert await echo_source(pod, outside, "192.0.2.2") == "192.0.2.1"
+        assert await echo_source(pod, peer, "10.5.8.2") == "10.5.7.2"
+        assert await echo_source(peer, pod, "10.5.7.2") == "10.5.8.2"
+        assert await echo_source(outside, pod, "10.5.7.2") == "192.0.2.2"
+        # What kube-proxy marked, it masquerades itself.
+        await at.sh(
+            "nft 'add table ip kube; add chain ip kube marking {"
+            " type filter hook forward priority -150; };"
+            " add rule ip kube marking mark set 0x4000'"
+        )
+        assert await echo_source(pod, outside, "192.0.2.2") == "10.5.7.2"
+        await at.sh("nft delete table ip kube")
+        await at.do(make(flavour, is_masquerading=False).set_up, None)
+        await at.do(remove_all, [])
+        await at.do(make(flavour, is_masquerading=False).set_up, None)
+        assert await echo_source(pod, outside, "192.0.2.2") == "10.5.7.2"

@@ -1,0 +1,155 @@
+"""Running a small program to its end, and saying what it said when it fails.
+
+For tools that are the only documented door to something (iptables, nft). The child gets
+two variables, PATH and LC_ALL=C, so that its messages can be read; it never outlives the
+call, whether that ends by itself, by the time limit or by cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import shutil
+import signal
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import BinaryIO, Final, TypeVar
+
+from tundp.errors import PlatformError
+
+T = TypeVar("T")
+
+TIMEOUT_S: Final = 10.0
+"""How long a program may take; one listing 20,000 rules needs a fifth of a second."""
+SYSTEM_PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
+"""Searched after PATH: that of an ordinary user's shell lacks the sbin directories."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """How a program ended."""
+
+    argv: tuple[str, ...]
+    code: int
+    """Exit code, or minus the signal's number."""
+    stdout: str
+    stderr: str
+
+    @property
+    def complaint(self) -> str:
+        """The first line of stderr that is not a remark (`# Warning: ...`), may be empty."""
+        lines = (line.strip() for line in self.stderr.splitlines())
+        return next((line for line in lines if line and not line.startswith("#")), "")
+
+    def error(self) -> PlatformError:
+        """What to raise if this end was not expected."""
+        said = self.complaint or "it said nothing"
+        hint = ""
+        if "permission denied" in said.lower() or "not permitted" in said.lower():
+            hint = "; this needs CAP_NET_ADMIN: run as root"
+        return PlatformError(
+            f"{' '.join(self.argv)} failed with exit code {self.code}: {said}{hint}"
+        )
+
+
+def find(name: str) -> str | None:
+    """Where the program is, None if it is not installed."""
+    return shutil.which(name, path=_search_path())
+
+
+async def run(
+    *argv: str,
+    package: str,
+    stdin: str = "",
+    is_checked: bool = True,
+    timeout_s: float = TIMEOUT_S,
+) -> Finished:
+    """Run a program with `stdin` as its input, in the namespaces of the calling thread.
+
+    `package` is the Debian package to name if the program is missing. PlatformError if it
+    is (errno ENOENT), if it takes too long (ETIMEDOUT), and, unless `is_checked` is
+    false, if its exit code is not 0.
+    """
+    path = find(argv[0])
+    if path is None:
+        raise PlatformError(
+            f"cannot run {' '.join(argv)}: there is no {argv[0]} here;"
+            f" install it (Debian package {package})",
+            errno.ENOENT,
+        )
+    # Files, not pipes: a program that ends before it has read all, or is killed while we
+    # listen, raises nothing here; asyncio and uvloop would tell it by different exceptions.
+    with _file(stdin) as source, _file() as stdout, _file() as stderr:
+        code = await _run_with(path, argv, (source, stdout, stderr), timeout_s)
+        finished = Finished(argv=argv, code=code, stdout=_text(stdout), stderr=_text(stderr))
+    if is_checked and finished.code != 0:
+        raise finished.error()
+    return finished
+
+
+async def try_all(steps: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
+    """Do every step, then raise what went wrong as one PlatformError, the first's errno on it."""
+    done: list[T] = []
+    errors: list[PlatformError] = []
+    for step in steps:
+        try:
+            done.append(await step())
+        except PlatformError as error:
+            errors.append(error)
+    if errors:
+        raise PlatformError("; ".join(map(str, errors)), errors[0].errno)
+    return done
+
+
+async def _run_with(
+    path: str, argv: tuple[str, ...], files: tuple[BinaryIO, BinaryIO, BinaryIO], timeout_s: float
+) -> int:
+    stdin, stdout, stderr = (file.fileno() for file in files)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            path,
+            *argv[1:],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env={"PATH": _search_path(), "LC_ALL": "C"},
+            # Control-C in our terminal is for us, and we end with nothing half done; and
+            # whatever the program starts can be killed with it.
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise PlatformError(f"cannot run {path}: {error.strerror or error}", error.errno) from None
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await process.wait()
+    except TimeoutError:
+        raise PlatformError(
+            f"{' '.join(argv)} was stopped: it took more than {timeout_s:g} s;"
+            " see whether another program holds the firewall's lock (/run/xtables.lock)",
+            errno.ETIMEDOUT,
+        ) from None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            # SIGKILL cannot be ignored: this wait is short, and leaves no zombie.
+            await asyncio.shield(process.wait())
+
+
+def _file(text: str = "") -> BinaryIO:
+    file = open(os.memfd_create("tundp"), "w+b")  # noqa: SIM115  (the caller's `with`)
+    file.write(text.encode())
+    file.seek(0)
+    return file
+
+
+def _text(file: BinaryIO) -> str:
+    # The program's writes moved the offset, which it shares with us.
+    file.seek(0)
+    return file.read().decode(errors="replace")
+
+
+def _search_path() -> str:
+    return ":".join(filter(None, (os.environ.get("PATH"), SYSTEM_PATH)))

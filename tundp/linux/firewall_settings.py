@@ -1,0 +1,71 @@
+"""What the firewall has to let through and to masquerade, whatever the tool that does it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirewallSettings:
+    """The overlay as the firewall sees it, and what is wanted of it."""
+
+    network: IPv4Network
+    """The whole overlay, N in the tables of rules."""
+    subnet: IPv4Network
+    """This node's part of it, S in the tables of rules."""
+    network6: IPv6Network | None = None
+    subnet6: IPv6Network | None = None
+    """IPv6 rules are made if both are given."""
+    is_masquerading: bool
+    """Packets that leave the overlay get the node's address."""
+    is_forwarding: bool
+    """The overlay's packets are accepted where the FORWARD policy would drop them."""
+    is_random_fully: bool = True
+    """Source ports of masqueraded connections are random, where the tools know how."""
+    mark: str = ""
+    """Ends the names of chains and tables, so that several daemons of one host leave each
+    other's alone; see mark_of. Empty: flannel's own names."""
+
+    @property
+    def overlays(self) -> list[Overlay]:
+        """N and S of each family that has rules."""
+        found = [Overlay(family="ip", network=str(self.network), subnet=str(self.subnet))]
+        if self.network6 is not None and self.subnet6 is not None:
+            found.append(
+                Overlay(family="ip6", network=str(self.network6), subnet=str(self.subnet6))
+            )
+        return found
+
+
+def mark_of(instance: str) -> str:
+    """The mark of an instance, short enough for a chain's name (28 characters); "" of ""."""
+    return hashlib.sha256(instance.encode()).hexdigest()[:8] if instance else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlay:
+    """One family's N and S, as text."""
+
+    family: str
+    """`ip` or `ip6`."""
+    network: str
+    subnet: str
+
+    @property
+    def multicast(self) -> str:
+        """What is never masqueraded."""
+        return "224.0.0.0/4" if self.family == "ip" else "ff00::/8"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Previous:
+    """Network and subnet of the run before, from its subnet.env."""
+
+    network: IPv4Network
+    subnet: IPv4Network
+
+
+NetworkPair = tuple[IPv4Network, IPv4Network]
+"""An overlay network and a subnet of it."""
