@@ -19,6 +19,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any, Final, TypeVar
 
 from pyroute2 import AsyncIPRoute, NetlinkError, netns
+from pyroute2.netlink.rtnl import rt_type
 
 from tundp.errors import PlatformError
 
@@ -26,11 +27,20 @@ T = TypeVar("T")
 
 RT_TABLE_MAIN: Final = 254
 RTPROT_BOOT: Final = 3
-RTN_UNICAST: Final = 1
+RT_SCOPE_HOST: Final = 254
 IFF_UP: Final = 0x1
+IFF_LOOPBACK: Final = 0x8
+IFA_F_TEMPORARY: Final = 0x01
 IFA_F_DEPRECATED: Final = 0x20
 IFA_F_PERMANENT: Final = 0x80
 _SCOPE_GLOBAL: Final = 0
+_NO_WAY: Final = {
+    errno.ENETUNREACH: "the host has no route that leads there (ip route)",
+    errno.EHOSTUNREACH: 'an "unreachable" route covers it (ip route)',
+    errno.EACCES: 'a "prohibit" route covers it (ip route)',
+    errno.EINVAL: 'a "blackhole" route covers it (ip route)',
+}
+"""What a refused route lookup means, by errno (fib_props in net/ipv4/fib_semantics.c)."""
 _RTMGRP: Final = 0x1 | 0x10 | 0x40
 """rtnetlink.h groups: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE."""
 
@@ -43,6 +53,9 @@ class Link:
     name: str
     mtu: int
     is_up: bool
+    is_loopback: bool = False
+    kind: str | None = None
+    """The driver's name for it (IFLA_INFO_KIND): "bridge", "tun", "vxlan"; None for hardware."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +66,10 @@ class Address:
     interface: IPv4Interface
     is_permanent: bool
     is_deprecated: bool
+    is_temporary: bool = False
+    """IFA_F_TEMPORARY, which for IPv4 is the same bit as IFA_F_SECONDARY, and means that."""
+    scope: int = 0
+    """rtnetlink.h's RT_SCOPE_: 0 universe, 253 link, 254 host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +80,23 @@ class Route:
     indexes: tuple[int, ...]
     gateway: IPv4Address | None
     priority: int
-    is_unicast: bool
-    """False for blackhole, unreachable and the like."""
+    kind: str
+    """`unicast`, or what becomes of packets instead: `blackhole`, `unreachable`, ..."""
+
+    @property
+    def is_unicast(self) -> bool:
+        """False for blackhole, unreachable and the like."""
+        return self.kind == "unicast"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteLookup:
+    """The way a packet to one address would take now."""
+
+    index: int
+    """The outgoing link; loopback's if the address is this host's own."""
+    source: IPv4Address | None
+    """What it would be sent from; None where the host has no address for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +157,24 @@ class Netlink:
             "list routes", lambda r: r.get_routes(family=2, table=RT_TABLE_MAIN)
         )
         return [_to_route(m) for m in messages]
+
+    async def route_to(self, address: IPv4Address) -> RouteLookup:
+        """Ask which way a packet to `address` goes. PlatformError says why it goes nowhere."""
+        what = f"find the route to {address}"
+        if address.is_unspecified:
+            # The kernel would take it for this host.
+            raise PlatformError(f"cannot {what}: it is no host's address", errno.EINVAL)
+        try:
+            (message,) = await self._do(what, "route", "get", dst=str(address))
+        except PlatformError as error:
+            reason = _NO_WAY.get(error.errno or 0)
+            if reason is None:
+                raise
+            raise PlatformError(f"cannot {what}: {reason}", error.errno) from None
+        index, source = message.get("oif"), message.get("prefsrc")
+        if rt_type.get(message["type"]) not in ("unicast", "local") or not index:
+            raise PlatformError(f"cannot {what}: it is no single host's address", errno.EINVAL)
+        return RouteLookup(index=index, source=None if source is None else IPv4Address(source))
 
     async def set_link(self, index: int, **attributes: Any) -> None:
         """Set link attributes in rtnetlink's names: `mtu`, `txqlen`, `state`, `ifname`, ..."""
@@ -316,6 +366,8 @@ def _to_link(message: Any) -> Link:
         name=message.get("ifname"),
         mtu=message.get("mtu") or 0,
         is_up=bool(message["flags"] & IFF_UP),
+        is_loopback=bool(message["flags"] & IFF_LOOPBACK),
+        kind=message.get(("linkinfo", "kind")),
     )
 
 
@@ -328,6 +380,8 @@ def _to_address(message: Any) -> Address:
         interface=IPv4Interface(f"{local}/{message['prefixlen']}"),
         is_permanent=bool(flags & IFA_F_PERMANENT),
         is_deprecated=bool(flags & IFA_F_DEPRECATED),
+        is_temporary=bool(flags & IFA_F_TEMPORARY),
+        scope=message["scope"],
     )
 
 
@@ -341,7 +395,7 @@ def _to_route(message: Any) -> Route:
         indexes=(single,) if single else tuple(hop["oif"] for hop in multipath),
         gateway=IPv4Address(gateway) if gateway else None,
         priority=message.get("priority") or 0,
-        is_unicast=message["type"] == RTN_UNICAST,
+        kind=rt_type.get(message["type"], str(message["type"])),
     )
 
 
