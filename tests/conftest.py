@@ -21,7 +21,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need root fail at once and aloud without it, rather than one by one."""
-    rooted = ("tests/netns/", "tests/bench/", "tests/facts/")
+    rooted = ("tests/netns/", "tests/bench/", "tests/facts/", "tests/systemd/")
     needs_root = [item for item in items if item.nodeid.startswith(rooted)]
     if needs_root and os.geteuid() != 0:
         pytest.exit(

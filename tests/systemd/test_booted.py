@@ -1,0 +1,246 @@
+"""The units under a systemd that runs them: Type=notify, sandbox, restart, template, Docker.
+
+One boot for all of it, in a container whose files are this machine's (systemd-nspawn over
+an overlay whose upper layer is memory), with a network of its own:
+
+    192.0.2.1/24 eth0 ---- peer0   default route via 192.0.2.254
+
+The units run as they are in systemd/. A drop-in says where tundp is (PATH), shows it to the
+unit even if that is below /root or /tmp, and shortens waiting.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.systemd.machine import PYTHON, Machine
+from tundp.linux.capability import CAP_NET_ADMIN
+
+UNITS = Path(__file__).parents[2] / "systemd"
+SUBNET = r"10\.\d+\.\d+\.0/24"
+DROP_IN = f"""\
+[Service]
+Environment=PATH={sys.prefix}/bin:/usr/local/bin:/usr/bin:/usr/sbin:/sbin PYTHONDONTWRITEBYTECODE=1
+ProtectHome=tmpfs
+BindReadOnlyPaths={" ".join(PYTHON)}
+RestartSec=100ms
+"""
+# dockerd tells how it was started, says READY, and stays.
+DOCKERD = """\
+#!/bin/sh
+echo "$@" > /run/dockerd.arguments
+systemd-notify --ready
+exec sleep infinity
+"""
+DOCKER_UNIT = """\
+[Service]
+Type=notify
+NotifyAccess=all
+ExecStart=/usr/bin/dockerd -H fd://
+"""
+
+
+def lease_file(network: str, port: int) -> str:
+    backend = {"Type": "udp", "Port": port}
+    return json.dumps({"config": {"Network": network, "Backend": backend}, "leases": {}})
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    machine = Machine()
+    try:
+        units = "etc/systemd/system"
+        for path in (*UNITS.glob("*.service"), *UNITS.glob("*.d/*.conf")):
+            machine.write(f"{units}/{path.relative_to(UNITS)}", path.read_text())
+        for name in ("tundp", "tundp@", "tundp-docker-opts"):
+            machine.write(f"{units}/{name}.service.d/test.conf", DROP_IN)
+        machine.write(
+            f"{units}/tundp@watched.service.d/watchdog.conf", "[Service]\nWatchdogSec=2\n"
+        )
+        machine.write(f"{units}/docker.service", DOCKER_UNIT)
+        machine.write("usr/bin/dockerd", DOCKERD, mode=0o755)
+        machine.write("etc/default/tundp", "TUNDP_STORE=file:/var/lib/tundp/store.json\n")
+        machine.write("var/lib/tundp/store.json", lease_file("10.1.0.0/16", 8285))
+        for number, name in enumerate(("blue", "green", "watched"), 2):
+            store = f"/var/lib/tundp/{name}.json"
+            machine.write(store[1:], lease_file(f"10.{number}.0.0/16", 8285 + number))
+            text = f'store = "file:{store}"\ntun-name = "{name}0"\n'
+            machine.write(f"etc/tundp/{name}.toml", text)
+        machine.write("etc/tundp/wrong.toml", 'iface-of-mine = "eth0"\n')
+        machine.boot()
+        for line in (
+            "link add eth0 type veth peer name peer0",
+            "address add 192.0.2.1/24 dev eth0",
+            "link set peer0 up",
+            "link set eth0 up",
+            "route add default via 192.0.2.254",
+        ):
+            machine.run("ip", *line.split())
+        yield machine
+    finally:
+        machine.stop()
+
+
+@pytest.fixture
+def tundp(machine: Machine) -> Iterator[Machine]:
+    """With tundp.service running, whatever the test before left."""
+    machine.run("systemctl", "start", "tundp")
+    yield machine
+
+
+def main_pid(machine: Machine, unit: str = "tundp") -> str:
+    return machine.show(unit)["MainPID"]
+
+
+def subnet_of(machine: Machine, name: str = "subnet") -> str:
+    text = machine.run("cat", f"/run/flannel/{name}.env")
+    found = re.search(r"^FLANNEL_SUBNET=(10\.\d+\.\d+)\.1(/24)$", text, re.MULTILINE)
+    assert found, text
+    return f"{found[1]}.0{found[2]}"
+
+
+def test_ready_says_what_it_is(tundp):
+    shown = tundp.show("tundp")
+    assert (shown["ActiveState"], shown["SubState"]) == ("active", "running")
+    assert shown["StatusText"].startswith(f"{subnet_of(tundp)}, 0 peers")
+    assert shown["WatchdogUSec"] == "30s"
+    # The main process is tundp itself, not the env that found it.
+    assert "tundp" in tundp.run("cat", f"/proc/{shown['MainPID']}/comm")
+
+
+def test_it_may_do_one_thing(tundp):
+    status = tundp.run("cat", f"/proc/{main_pid(tundp)}/status")
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    for name in ("CapEff", "CapPrm", "CapBnd"):
+        assert int(fields[name], 16) == 1 << CAP_NET_ADMIN, name
+    assert int(fields["CapAmb"], 16) == int(fields["CapInh"], 16) == 0
+    assert fields["NoNewPrivs"].strip() == "1"
+    assert fields["Seccomp"].strip() == "2"
+
+
+def test_the_sandbox_is_in_nothings_way(tundp):
+    before = tundp.journal("tundp.service")
+    tundp.run("systemctl", "restart", "tundp")
+    status = json.loads(tundp.run(f"{sys.prefix}/bin/tundp", "status", "--json"))
+    assert status["engine"] != "reference"
+    # Answered by the engine, out of the TUN: nobody has that subnet.
+    other = "10.1.1.1" if status["subnet"] != "10.1.1.0/24" else "10.1.2.1"
+    assert "Unreachable" in tundp.run("ping", "-c1", "-W5", other, is_checked=False)
+    log = tundp.journal("tundp.service").removeprefix(before)
+    assert not re.findall(r"^.* [WEC] tundp.*$", log, re.MULTILINE), log
+
+
+def test_a_stop_is_a_success(tundp):
+    subnet, before = subnet_of(tundp), tundp.journal("tundp.service")
+    tundp.run("systemctl", "stop", "tundp")
+    assert tundp.show("tundp")["ActiveState"] == "inactive"
+    # systemd has forgotten the unit by now, its journal has not.
+    log = tundp.journal("tundp.service").removeprefix(before)
+    assert "tundp.service: Deactivated successfully." in log
+    assert "SIGTERM: stopping" in log
+    assert "flannel0" not in tundp.run("ip", "link")
+    # For Docker, CNI and the next start, which gets the same.
+    assert subnet_of(tundp) == subnet
+    tundp.run("systemctl", "start", "tundp")
+    assert tundp.show("tundp")["StatusText"].startswith(subnet)
+
+
+def test_a_killed_one_comes_back(tundp):
+    before, subnet = tundp.show("tundp"), subnet_of(tundp)
+    tundp.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "tundp")
+
+    def is_back() -> bool:
+        now = tundp.show("tundp")
+        return now["ActiveState"] == "active" and now["MainPID"] not in ("0", before["MainPID"])
+
+    tundp.until(is_back)
+    after = tundp.show("tundp")
+    assert int(after["NRestarts"]) == int(before["NRestarts"]) + 1
+    assert after["StatusText"].startswith(subnet)
+
+
+def test_two_networks_side_by_side(tundp):
+    names = ("blue", "green")
+    tundp.run("systemctl", "start", *(f"tundp@{name}" for name in names))
+    try:
+        for number, name in enumerate(names, 2):
+            subnet = subnet_of(tundp, name)
+            assert subnet.startswith(f"10.{number}.")
+            assert tundp.show(f"tundp@{name}")["StatusText"].startswith(subnet)
+            assert f"10.{number}.0.0/16" in tundp.run("ip", "route", "show", "dev", f"{name}0")
+        assert subnet_of(tundp).startswith("10.1.")
+        tundp.run("systemctl", "stop", "tundp@blue")
+        assert tundp.show("tundp@green")["ActiveState"] == "active"
+        assert tundp.show("tundp")["ActiveState"] == "active"
+    finally:
+        tundp.run("systemctl", "stop", "tundp@*")
+
+
+def test_wrong_usage_is_not_tried_again(machine):
+    machine.run("systemctl", "start", "tundp@wrong", is_checked=False)
+    shown = machine.show("tundp@wrong")
+    assert (shown["ActiveState"], shown["ExecMainStatus"]) == ("failed", "2")
+    assert shown["NRestarts"] == "0"
+    assert "iface-of-mine" in machine.journal("tundp@wrong")
+
+
+def test_docker_gets_the_subnet_and_outlives_tundp(machine):
+    machine.run("systemctl", "start", "docker")
+    try:
+        arguments = machine.run("cat", "/run/dockerd.arguments").split()
+        gateway = subnet_of(machine).replace(".0/24", ".1/24")
+        assert arguments[:2] == ["-H", "fd://"]
+        assert f"--bip={gateway}" in arguments
+        assert "--mtu=1472" in arguments
+        assert "--ip-masq=true" in arguments
+        before = main_pid(machine, "docker")
+        for verb in ("restart", "stop"):
+            machine.run("systemctl", verb, "tundp")
+            assert machine.show("docker")["ActiveState"] == "active"
+        assert main_pid(machine, "docker") == before
+    finally:
+        machine.run("systemctl", "stop", "docker")
+
+
+def test_docker_opts_names_a_route_that_has_the_subnet(tundp):
+    route = f"{subnet_of(tundp)} via 192.0.2.254"
+    tundp.run("ip", "route", "add", *route.split())
+    try:
+        tundp.run("systemctl", "start", "tundp-docker-opts", is_checked=False)
+        shown = tundp.show("tundp-docker-opts")
+        assert (shown["Result"], shown["ExecMainStatus"]) == ("exit-code", "1")
+        log = tundp.journal("tundp-docker-opts")
+        assert f"Your routing table already contains the subnet: {route}" in log
+    finally:
+        tundp.run("ip", "route", "del", *route.split())
+        tundp.run("systemctl", "reset-failed", "tundp-docker-opts")
+
+
+def test_a_hanging_one_is_replaced(machine):
+    unit = "tundp@watched"
+    machine.run("systemctl", "start", unit)
+    try:
+        first = machine.show(unit)
+        seen = [first]
+
+        def is_fed_or_dead() -> bool:
+            seen.append(machine.show(unit))
+            # Not merely another time: it is 0 while an unfed one is being aborted.
+            name = "WatchdogTimestampMonotonic"
+            is_fed = int(seen[-1][name]) > int(first[name])
+            return is_fed or seen[-1]["MainPID"] != first["MainPID"]
+
+        machine.until(is_fed_or_dead)
+        assert seen[-1]["MainPID"] == first["MainPID"]
+        machine.run("systemctl", "kill", "--kill-whom=main", "--signal=STOP", unit)
+        machine.until(lambda: machine.show(unit)["NRestarts"] == "1")
+        machine.until(lambda: machine.show(unit)["ActiveState"] == "active")
+        assert "Watchdog timeout" in machine.run("journalctl", "-o", "cat", "-u", unit)
+    finally:
+        machine.run("systemctl", "stop", unit)
