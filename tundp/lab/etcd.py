@@ -1,4 +1,8 @@
-"""A private etcd for a lab or a test: its own data directory and ports, gone afterwards."""
+"""A private etcd for a lab or a test: its own data directory and ports, gone afterwards.
+
+PrivateEtcd     one server, or one member of a cluster
+PrivateCluster  several of them on loopback, started together
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,16 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import tundp
 from tundp.errors import LabError
 from tundp.lab.lab import Host, stop_process
+
+T = TypeVar("T")
 
 READY_S: Final = 20.0
 
@@ -30,10 +38,29 @@ def find_etcd() -> str | None:
     return shutil.which("etcd") or shutil.which("etcd", path=str(unpacked))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerTls:
+    """PEM files of an https endpoint. With a `cafile` clients must show a certificate of it."""
+
+    certfile: Path
+    keyfile: Path
+    cafile: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One server's place in a cluster: its name, its port for the others, and who is in it."""
+
+    name: str
+    peer_port: int
+    initial_cluster: str
+
+
 class PrivateEtcd:
     """One etcd server, v2 and v3 APIs on. In `host`'s namespace, or in ours without one.
 
-    Its data survives `stop` and `start`; `close` removes it.
+    Its data survives `stop` and `start`; `close` removes it. With `client_tls` clients come
+    to an https `url`; a plain one beside it, `plain_url`, stays for whoever prepares the data.
     """
 
     def __init__(
@@ -43,6 +70,9 @@ class PrivateEtcd:
         *,
         directory: Path | None = None,
         is_kept: bool = False,
+        client_tls: ServerTls | None = None,
+        member: Member | None = None,
+        extra: Sequence[str] = (),
     ) -> None:
         binary = find_etcd()
         if binary is None:
@@ -51,15 +81,25 @@ class PrivateEtcd:
         self._host = host
         self._address = address
         self._is_kept = is_kept
+        self._client_tls = client_tls
+        self._member = member
+        self._extra = tuple(extra)
         self._directory = directory or Path(tempfile.mkdtemp(prefix="tundp-etcd-"))
         self._process: subprocess.Popen[bytes] | None = None
-        self._port = 2379 if host else _free_port()
-        self._peer_port = 2380 if host else _free_port()
+        self._port = 2379 if host else free_port()
+        self._peer_port = 2380 if host else free_port()
+        self._extra_port = 0 if client_tls is None else free_port()
 
     @property
     def url(self) -> str:
         """Where clients connect."""
-        return f"http://{self._address}:{self._port}"
+        scheme = "http" if self._client_tls is None else "https"
+        return f"{scheme}://{self._address}:{self._port}"
+
+    @property
+    def plain_url(self) -> str:
+        """The same server without TLS."""
+        return f"http://{self._address}:{self._extra_port or self._port}"
 
     @property
     def pid(self) -> int:
@@ -68,34 +108,34 @@ class PrivateEtcd:
             raise LabError("etcd is not running")
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a process, healthy or not."""
+        return self._process is not None and self._process.poll() is None
+
     async def start(self) -> None:
         """Start the server and wait until it serves."""
-        peer = f"http://127.0.0.1:{self._peer_port}"
-        argv = [
-            self._binary,
-            "--name=lab",
-            f"--data-dir={self._directory}/data",
-            f"--listen-client-urls={self.url}",
-            f"--advertise-client-urls={self.url}",
-            f"--listen-peer-urls={peer}",
-            f"--initial-advertise-peer-urls={peer}",
-            f"--initial-cluster=lab={peer}",
-            "--enable-v2",
-            "--log-level=error",
-        ]
+        await self.launch()
+        await self.wait_ready()
+
+    async def launch(self) -> None:
+        """Start the server. Without a majority of its cluster it will not serve yet."""
         with (self._directory / "log").open("ab") as log:
             if self._host is not None:
-                self._process = await self._host.popen(argv, log=log, is_kept=self._is_kept)
+                self._process = await self._host.popen(self._argv(), log=log, is_kept=self._is_kept)
             else:
                 self._process = await asyncio.to_thread(
-                    subprocess.Popen, argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                    subprocess.Popen, self._argv(), stdout=log, stderr=log, stdin=subprocess.DEVNULL
                 )
+
+    async def wait_ready(self) -> None:
+        """Until it serves; LabError with the end of its log if it does not."""
         deadline = time.monotonic() + READY_S
         while not await self._is_healthy():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if not self.is_running or time.monotonic() > deadline:
                 log_text = (self._directory / "log").read_text(errors="replace")
                 raise LabError(f"etcd does not start:\n{log_text[-2000:]}")
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.02)
 
     async def stop(self, signum: int = signal.SIGTERM) -> None:
         """Stop the server; its data stays."""
@@ -114,18 +154,144 @@ class PrivateEtcd:
         """Remove the data of a stopped server."""
         shutil.rmtree(self._directory / "data", ignore_errors=True)
 
+    def save(self) -> None:
+        """Remember the data of a stopped server, for `restore`."""
+        self._saved.mkdir(exist_ok=True)
+        shutil.rmtree(self._saved)
+        shutil.copytree(self._directory / "data", self._saved)
+
+    def restore(self) -> None:
+        """Give a stopped server the data it had at `save`, as restoring a backup would."""
+        self.wipe()
+        shutil.copytree(self._saved, self._directory / "data")
+
     async def put(self, key: str, value: str, *, api: str) -> None:
         """Write a key over the `v2` or the `v3` API (the latter through its JSON gateway)."""
-        write = _put_v2 if api == "v2" else _put_v3
+        await self._call(_put_v2 if api == "v2" else _put_v3, key, value)
+
+    async def delete(self, key: str, *, api: str) -> None:
+        """Delete a key that is there."""
+        await self._call(_delete_v2 if api == "v2" else _delete_v3, key)
+
+    async def read_all(self, prefix: str, *, api: str) -> dict[str, str]:
+        """Keys under `prefix`, which ends in a slash, and their values."""
+        return await self._call(_list_v2 if api == "v2" else _list_v3, prefix)
+
+    async def _call(self, function: Callable[..., T], *arguments: str) -> T:
         if self._host is not None:
-            await self._host.call(write, self.url, key, value)
-        else:
-            await asyncio.to_thread(write, self.url, key, value)
+            return await self._host.call(function, self.plain_url, *arguments)
+        return await asyncio.to_thread(function, self.plain_url, *arguments)
+
+    @property
+    def _saved(self) -> Path:
+        return self._directory / "saved"
+
+    def _argv(self) -> list[str]:
+        member = self._member or _alone(self._peer_port)
+        peer = f"http://127.0.0.1:{member.peer_port}"
+        urls = self.url if self._client_tls is None else f"{self.url},{self.plain_url}"
+        argv = [
+            self._binary,
+            f"--name={member.name}",
+            f"--data-dir={self._directory}/data",
+            f"--listen-client-urls={urls}",
+            f"--advertise-client-urls={urls}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster={member.initial_cluster}",
+            "--enable-v2",
+            "--log-level=error",
+        ]
+        if self._member is None:
+            # Nobody to disagree with: an election takes a tenth of a second, not one and more.
+            # It also lets an etcd lease be as short as a second, which is 1.5 elections.
+            argv += ["--heartbeat-interval=10", "--election-timeout=100"]
+        if (tls := self._client_tls) is not None:
+            argv += [f"--cert-file={tls.certfile}", f"--key-file={tls.keyfile}"]
+            if tls.cafile is not None:
+                argv += ["--client-cert-auth", f"--trusted-ca-file={tls.cafile}"]
+        return [*argv, *self._extra]
 
     async def _is_healthy(self) -> bool:
         if self._host is not None:
-            return await self._host.call(_ask_health, self.url)
-        return await asyncio.to_thread(_ask_health, self.url)
+            return await self._host.call(_ask_health, self.plain_url)
+        return await asyncio.to_thread(_ask_health, self.plain_url)
+
+
+class PrivateCluster:
+    """Members of one etcd cluster on loopback ports. `start` starts all that do not run."""
+
+    def __init__(self, count: int = 3, *, extra: Sequence[str] = ()) -> None:
+        names = {f"m{number}": free_port() for number in range(count)}
+        everybody = ",".join(f"{name}=http://127.0.0.1:{port}" for name, port in names.items())
+        self.members = [
+            PrivateEtcd(
+                member=Member(name=name, peer_port=port, initial_cluster=everybody),
+                # Quick to miss a leader, yet not on a machine that is busy with something else.
+                extra=("--heartbeat-interval=50", "--election-timeout=500", *extra),
+            )
+            for name, port in names.items()
+        ]
+
+    @property
+    def urls(self) -> list[str]:
+        """Where clients connect, one URL a member."""
+        return [member.url for member in self.members]
+
+    async def start(self) -> None:
+        """Start the members that are down and wait until every one serves."""
+        for member in self.members:
+            if not member.is_running:
+                await member.launch()
+        await asyncio.gather(*(member.wait_ready() for member in self.members))
+
+    async def leader(self, among: Sequence[PrivateEtcd] | None = None) -> PrivateEtcd:
+        """The member that leads now, which all of `among` (all that run) agree on.
+
+        LabError if nobody comes to lead.
+        """
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline:
+            asked = [member for member in among or self.members if member.is_running]
+            told = await asyncio.gather(
+                *(asyncio.to_thread(_ask_leader, member.url) for member in asked)
+            )
+            leaders = {leader for _, leader in told}
+            if len(leaders) == 1 and (leader := leaders.pop()):
+                for member, (own, _) in zip(asked, told, strict=True):
+                    if own == leader:
+                        return member
+            await asyncio.sleep(0.02)
+        raise LabError(f"no leader among {', '.join(self.urls)}")
+
+    async def close(self) -> None:
+        """Stop all and remove their data."""
+        for member in self.members:
+            await member.close()
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listened on a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _alone(peer_port: int) -> Member:
+    return Member(
+        name="lab", peer_port=peer_port, initial_cluster=f"lab=http://127.0.0.1:{peer_port}"
+    )
+
+
+def _ask_leader(url: str) -> tuple[str, str]:
+    """The ids of the member at `url` and of its leader; empty where there is none."""
+    try:
+        request = urllib.request.Request(f"{url}/v3/maintenance/status", b"{}")
+        with urllib.request.urlopen(request, timeout=1) as answer:
+            status = json.load(answer)
+    except (OSError, urllib.error.URLError):
+        return "", ""
+    return status["header"]["member_id"], status.get("leader", "")
 
 
 def _ask_health(url: str) -> bool:
@@ -142,16 +308,43 @@ def _put_v2(url: str, key: str, value: str) -> None:
     urllib.request.urlopen(request, timeout=5).close()
 
 
+def _delete_v2(url: str, key: str) -> None:
+    request = urllib.request.Request(f"{url}/v2/keys{key}", method="DELETE")
+    urllib.request.urlopen(request, timeout=5).close()
+
+
+def _list_v2(url: str, prefix: str) -> dict[str, str]:
+    try:
+        with urllib.request.urlopen(f"{url}/v2/keys{prefix}", timeout=5) as answer:
+            nodes = json.load(answer)["node"].get("nodes", [])
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return {}
+        raise
+    return {node["key"]: node["value"] for node in nodes if "value" in node}
+
+
 def _put_v3(url: str, key: str, value: str) -> None:
-    pair = {
-        name: base64.b64encode(text.encode()).decode()
-        for name, text in (("key", key), ("value", value))
+    _ask_v3(url, "kv/put", key=key, value=value)
+
+
+def _delete_v3(url: str, key: str) -> None:
+    if _ask_v3(url, "kv/deleterange", key=key).get("deleted") != "1":
+        raise LabError(f"etcd has no key {key}")
+
+
+def _list_v3(url: str, prefix: str) -> dict[str, str]:
+    end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+    answer = _ask_v3(url, "kv/range", key=prefix, range_end=end)
+    return {
+        base64.b64decode(kv["key"]).decode(): base64.b64decode(kv.get("value", "")).decode()
+        for kv in answer.get("kvs", [])
     }
-    body = json.dumps(pair).encode()
-    urllib.request.urlopen(f"{url}/v3/kv/put", body, timeout=5).close()
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def _ask_v3(url: str, method: str, **texts: str) -> dict[str, Any]:
+    body = {name: base64.b64encode(text.encode()).decode() for name, text in texts.items()}
+    data = json.dumps(body).encode()
+    with urllib.request.urlopen(f"{url}/v3/{method}", data, timeout=5) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found

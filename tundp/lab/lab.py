@@ -34,6 +34,8 @@ T = TypeVar("T")
 NETNS_DIR: Final = Path("/run/netns")
 STOP_S: Final = 5.0
 """How long a process may take over SIGTERM before it is killed."""
+RUN_S: Final = 30.0
+"""How long a command may take."""
 
 
 class Host:
@@ -98,6 +100,20 @@ class Host:
         )
         self.processes.append(process)
         return process
+
+    async def run(
+        self, *argv: str, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the namespace to its end, whatever its exit code."""
+        return await self.call(
+            subprocess.run,
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=RUN_S,
+            env=os.environ | (environment or {}),
+        )
 
     async def index(self, device: str) -> int:
         """The interface index of `device`."""

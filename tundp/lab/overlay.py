@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any, Final
 
-import etcd
-
 from tundp.admin import fetch_status
 from tundp.errors import LabError, PlatformError
 from tundp.lab.etcd import PrivateEtcd
-from tundp.lab.lab import Host, Lab
+from tundp.lab.lab import Host, Lab, stop_process
 
 PREFIX: Final = "/coreos.com/network"
 STORE_ADDRESS: Final = "192.0.2.254"
@@ -58,6 +59,11 @@ class LabNode:
         return self.directory / f"node{self.number}.log"
 
     @property
+    def state_dir(self) -> Path:
+        """What it remembers: a machine of its own."""
+        return self.directory / f"node{self.number}.state"
+
+    @property
     def subnet_file(self) -> Path:
         """Its subnet.env."""
         return self.directory / f"node{self.number}.env"
@@ -87,8 +93,21 @@ class LabNode:
         """What its daemon says of itself."""
         return await fetch_status(self.admin_socket)
 
+    async def stop_daemon(self, signum: int = signal.SIGTERM) -> int:
+        """Stop its daemon; the exit code, negative for the signal that killed it."""
+        if self.daemon is None:
+            raise LabError(f"{self.host.namespace} has no daemon to stop")
+        if signum != signal.SIGTERM and self.daemon.poll() is None:
+            self.daemon.send_signal(signum)
+            await asyncio.to_thread(self.daemon.wait)
+        return await stop_process(self.daemon)
+
+    async def get(self, port: int, path: str, *, address: str = "127.0.0.1") -> tuple[int, str]:
+        """What its daemon answers to an HTTP GET: status and body."""
+        return await self.host.call(_get, f"http://{address}:{port}{path}")
+
     async def wait_for_peers(self, count: int) -> None:
-        """Until its daemon has a lease and sees so many peers."""
+        """Until its daemon has a lease, has told it to the node, and sees so many peers."""
         deadline = time.monotonic() + READY_S
         while not await self._sees_peers(count):
             if self.daemon is None or self.daemon.poll() is not None:
@@ -105,9 +124,12 @@ class LabNode:
 
     async def _sees_peers(self, count: int) -> bool:
         try:
-            return len((await self.status())["peers"]) >= count
+            status = await self.status()
         except PlatformError:
             return False
+        # The status is there before all of the start is done; subnet.env comes last.
+        is_started = all(check["detail"] != "not written yet" for check in status["checks"])
+        return is_started and len(status["peers"]) >= count
 
 
 class OverlayLab:
@@ -118,6 +140,7 @@ class OverlayLab:
         self.directory = directory
         self.nodes: dict[int, LabNode] = {}
         self.etcd: PrivateEtcd | None = None
+        self.etcd_api = "v3"
         self._switch: Host | None = None
 
     @property
@@ -154,8 +177,11 @@ class OverlayLab:
             await host.configure("eth0", f"{node.public_ip}/24", mtu=mtu)
             await host.sysctl("ipv4/ip_forward", 1)
 
-    async def start_etcd(self, config: dict[str, Any], *, is_kept: bool = False) -> None:
-        """A private etcd on the switch, with the network config in it."""
+    async def start_etcd(
+        self, config: dict[str, Any], *, api: str = "v3", is_kept: bool = False
+    ) -> None:
+        """A private etcd on the switch, with the network config in its `v2` or `v3` API."""
+        self.etcd_api = api
         directory = self.directory / "etcd"
         directory.mkdir()
         self.etcd = PrivateEtcd(STORE_ADDRESS, self.switch, directory=directory, is_kept=is_kept)
@@ -166,21 +192,21 @@ class OverlayLab:
         """The lease file instead of an etcd."""
         self.lease_file.write_text(json.dumps({"config": config, "leases": {}}), encoding="utf-8")
 
-    async def write_etcd(self, key: str, value: str, **options: Any) -> None:
+    async def write_etcd(self, key: str, value: str, *, api: str = "") -> None:
         """Write a key under the prefix, as an operator would."""
-        await self._etcd_call("write", f"{PREFIX}/{key}", value, **options)
+        await self._etcd.put(f"{PREFIX}/{key}", value, api=api or self.etcd_api)
 
-    async def delete_etcd(self, key: str) -> None:
+    async def delete_etcd(self, key: str, *, api: str = "") -> None:
         """Delete a key under the prefix."""
-        await self._etcd_call("delete", f"{PREFIX}/{key}")
+        await self._etcd.delete(f"{PREFIX}/{key}", api=api or self.etcd_api)
 
-    async def read_leases(self) -> dict[str, str]:
+    async def read_leases(self, *, api: str = "") -> dict[str, str]:
         """Key to value, straight from the store and not through a daemon."""
         if self.etcd is None:
             document = json.loads(self.lease_file.read_text(encoding="utf-8"))
             return {key: json.dumps(value) for key, value in document["leases"].items()}
-        found = await self._etcd_call("read", f"{PREFIX}/subnets", recursive=True)
-        return {leaf.key.rsplit("/", 1)[-1]: leaf.value for leaf in found.leaves if not leaf.dir}
+        found = await self._etcd.read_all(f"{PREFIX}/subnets/", api=api or self.etcd_api)
+        return {key.rsplit("/", 1)[-1]: value for key, value in found.items()}
 
     async def start_daemon(self, node: LabNode, *flags: str, is_kept: bool = False) -> None:
         """Start tundp on a node. It is not ready yet: see `wait_ready`."""
@@ -210,11 +236,11 @@ class OverlayLab:
         """The last lines of a daemon's log."""
         return node.log_tail()
 
-    async def _etcd_call(self, method: str, *arguments: Any, **options: Any) -> Any:
+    @property
+    def _etcd(self) -> PrivateEtcd:
         if self.etcd is None:
             raise LabError("this lab has no etcd")
-        client = etcd.Client(host=STORE_ADDRESS, port=2379)
-        return await self.switch.call(getattr(client, method), *arguments, **options)
+        return self.etcd
 
 
 async def start_tundp(
@@ -232,11 +258,21 @@ async def start_tundp(
                 "--iface=eth0",
                 f"--subnet-file={node.subnet_file}",
                 f"--admin-socket={node.admin_socket}",
+                f"--state-dir={node.state_dir}",
                 *flags,
             ],
             log=log,
             is_kept=is_kept,
         )
+
+
+def _get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
 
 
 def make_directory() -> Path:

@@ -1,8 +1,9 @@
-"""Traffic for labs: pings that read the answers' headers, TCP streams that are verified."""
+"""Traffic for labs: pings that read the answers, alone or in a stream; verified TCP streams."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import random
@@ -20,6 +21,8 @@ _ECHO_REQUEST: Final = 8
 _ECHO_REPLY: Final = 0
 _ICMP_HEADER: Final = struct.Struct("!BBHHH")
 _BLOCK_LEN: Final = 1 << 18
+_LAST_ANSWERS_S: Final = 0.5
+"""A stream that ends waits so long for answers still under way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +78,113 @@ async def ping(
             return None
 
 
+class PingStream:
+    """Echo requests at a steady pace while the block lasts: what was lost, and for how long.
+
+        async with PingStream(host, "10.5.7.0") as stream:
+            ...
+        assert stream.lost == 0
+
+    A request the kernel refuses to send (no route, device gone) is lost like any other.
+    """
+
+    def __init__(self, host: Host, destination: str, *, pause_s: float = 0.01) -> None:
+        self._host = host
+        self._destination = destination
+        self._pause_s = pause_s
+        self._identifier = random.getrandbits(16)
+        self._sent_at: list[float] = []
+        self._answered: set[int] = set()
+        self._has_all = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._sock: socket.socket | None = None
+
+    @property
+    def sent(self) -> int:
+        """Requests so far."""
+        return len(self._sent_at)
+
+    @property
+    def received(self) -> int:
+        """Requests that were answered."""
+        return len(self._answered)
+
+    @property
+    def lost(self) -> int:
+        """Requests that were not; those of the last moments may still be under way."""
+        return self.sent - self.received
+
+    @property
+    def longest_gap_s(self) -> float:
+        """From the first lost request of the longest row of them to the next answered one."""
+        longest = 0.0
+        began: float | None = None
+        for number, sent_at in enumerate(self._sent_at):
+            if number in self._answered:
+                if began is not None:
+                    longest = max(longest, sent_at - began)
+                began = None
+            elif began is None:
+                began = sent_at
+        if began is not None:
+            longest = max(longest, self._sent_at[-1] - began)
+        return longest
+
+    def __str__(self) -> str:
+        return f"{self.lost} of {self.sent} pings lost, {self.longest_gap_s:.2f} s at most in a row"
+
+    async def __aenter__(self) -> PingStream:
+        self._sock = await self._host.socket(socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        self._sock.setblocking(False)
+        self._tasks = [asyncio.create_task(step()) for step in (self._send, self._receive)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        sending, receiving = self._tasks
+        await _ended(sending)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_ANSWERS_S):
+                await self._has_all.wait()
+        await _ended(receiving)
+        assert self._sock is not None
+        self._sock.close()
+
+    async def _send(self) -> None:
+        assert self._sock is not None
+        loop = asyncio.get_running_loop()
+        while True:
+            request = _echo_request(self._identifier, 56, self.sent & 0xFFFF)
+            self._sent_at.append(loop.time())
+            self._has_all.clear()
+            with contextlib.suppress(OSError):
+                await loop.sock_sendto(self._sock, request, (self._destination, 0))
+            await asyncio.sleep(self._pause_s)
+
+    async def _receive(self) -> None:
+        assert self._sock is not None
+        loop = asyncio.get_running_loop()
+        while True:
+            packet = await loop.sock_recv(self._sock, 65535)
+            message = packet[(packet[0] & 0x0F) * 4 :]
+            if message[0] == _ECHO_REPLY and _is_about(packet, self._identifier):
+                self._note(_ICMP_HEADER.unpack_from(message)[4])
+
+    def _note(self, sequence: int) -> None:
+        # The request meant is the latest with these 16 bits.
+        number = self.sent - 1 - ((self.sent - 1 - sequence) & 0xFFFF)
+        if number >= 0:
+            self._answered.add(number)
+        if not self.lost:
+            self._has_all.set()
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancel `task` and wait for its end; what it failed with is raised."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
 async def transfer(
     source: Host, destination: Host, address: str, *, payload_len: int
 ) -> tuple[float, bool]:
@@ -121,10 +231,11 @@ def _receive(listener: socket.socket) -> str:
     return digest.hexdigest()
 
 
-def _echo_request(identifier: int, size: int) -> bytes:
+def _echo_request(identifier: int, size: int, sequence: int = 1) -> bytes:
     payload = bytes(number & 0xFF for number in range(size))
-    blank = _ICMP_HEADER.pack(_ECHO_REQUEST, 0, 0, identifier, 1) + payload
-    return _ICMP_HEADER.pack(_ECHO_REQUEST, 0, checksum.checksum(blank), identifier, 1) + payload
+    blank = _ICMP_HEADER.pack(_ECHO_REQUEST, 0, 0, identifier, sequence) + payload
+    total = checksum.checksum(blank)
+    return _ICMP_HEADER.pack(_ECHO_REQUEST, 0, total, identifier, sequence) + payload
 
 
 def _is_about(packet: bytes, identifier: int) -> bool:

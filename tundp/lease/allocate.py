@@ -1,7 +1,7 @@
 """Which lease to claim (flannel's acquisition steps, with its races and thefts left out).
 
-    1. a lease with our PublicIP that still fits the config: keep it
-    2. one that no longer fits: give it up, go on
+    1. a lease with our PublicIP, or else our node id, that still fits the config: keep it
+    2. one that no longer fits: give it up (unless it says another node wrote it), go on
     3. the previous subnet (from subnet.env), if it fits and nobody holds it
     4. a random one of the first 100 free subnets
 
@@ -25,6 +25,7 @@ from ipaddress import (
 from typing import Final
 
 from tundp.errors import OutOfSubnets
+from tundp.lease.identity import identity_of
 from tundp.lease.model import UNSPECIFIED, Lease, LeaseKey
 from tundp.lease.network import NetworkConfig, SubnetPool
 
@@ -55,23 +56,32 @@ def plan_claim(
     unreadable: Sequence[LeaseKey] = (),
     config: NetworkConfig,
     public_ip: IPv4Address,
+    node_id: str = "",
     previous: LeaseKey | None,
     rng: random.Random,
 ) -> Keep | Take:
     """The next thing to try. OutOfSubnets when nothing is free.
 
     unreadable: keys whose value cannot be read. Somebody holds them, nobody knows who.
+    node_id: ours; a lease that has it stays ours when our address changed.
+    Whether the lease to keep is not a live twin's is for the caller to find out.
     """
     ours = [
         lease
         for lease in leases
         if lease.attributes.public_ip == public_ip and public_ip != UNSPECIFIED
     ]
+    by_id = [lease for lease in leases if node_id and _node_id(lease) == node_id]
+    ours += [lease for lease in by_id if lease not in ours]
+    ours.sort(key=lambda lease: lease not in by_id)
+    strangers = [lease for lease in ours if _node_id(lease) not in ("", node_id)]
     # Ours that no longer fit are deleted first, so they are in nobody's way.
     held = [*(lease.key for lease in leases if lease not in ours), *unreadable]
     for lease in ours:
         if is_compatible(lease.key, config):
             return Keep(lease)
+    ours = [lease for lease in ours if lease not in strangers]
+    held += [lease.key for lease in strangers]
     if (
         previous is not None
         and is_compatible(previous, config)
@@ -84,6 +94,11 @@ def plan_claim(
         held6 = [key.v6.network for key in held if key.v6 is not None]
         v6 = IPv6Interface(str(_draw(config.pool6, held6, rng)))
     return Take(LeaseKey(IPv4Interface(str(v4)), v6), tuple(ours))
+
+
+def _node_id(lease: Lease) -> str:
+    identity = identity_of(lease)
+    return "" if identity is None else identity.node_id
 
 
 def is_compatible(key: LeaseKey, config: NetworkConfig) -> bool:

@@ -17,6 +17,11 @@ from tundp.lease.model import UNSPECIFIED, LeaseAttributes, LeaseKey
 _KEY: Final = re.compile(
     r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})-(\d{1,3})(?:&([a-f0-9:]+)-(\d{1,3}))?", re.ASCII
 )
+_PLAIN_KEY: Final = re.compile(
+    r"(0|[1-9]\d{0,2})\.(0|[1-9]\d{0,2})\.(0|[1-9]\d{0,2})\.(0|[1-9]\d{0,2})-(\d|[12]\d|3[01])",
+    re.ASCII,
+)
+"""A key without IPv6 part, spelled as flannel spells it: all but every one there is."""
 _V4_LEN_MAX: Final = 31
 _V6_LEN_MAX: Final = 127
 _KNOWN: Final = frozenset({"publicip", "publicipv6", "backendtype", "backenddata", "backendv6data"})
@@ -29,6 +34,11 @@ def parse_key(name: str) -> LeaseKey:
     asked for: flannel asks for none. The spelling must be the one flannel writes: an
     alias such as 10.5.1.0-024 would shadow the real lease and take it along when deleted.
     """
+    match = _PLAIN_KEY.fullmatch(name)
+    if match is not None:
+        a, b, c, d, length = map(int, match.groups())
+        if max(a, b, c, d) <= 255:
+            return LeaseKey(IPv4Interface((a << 24 | b << 16 | c << 8 | d, length)))
     match = _KEY.fullmatch(name)
     if match is None:
         raise LeaseFormatError(f"{name!r} is not a subnet key such as 10.5.52.0-24")

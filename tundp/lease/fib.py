@@ -15,7 +15,7 @@ expanded to slots at build time, so "longest match" costs nothing per packet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
@@ -55,13 +55,14 @@ class Fib:
     __slots__ = (
         "_base",
         "_base_shift",
+        "_hops",
         "_levels",
+        "_peer_set",
         "_view",
         "generation",
         "hop_array",
-        "hops",
         "own_addresses",
-        "peer_addresses",
+        "peer_array",
         "strides",
         "table",
     )
@@ -73,7 +74,6 @@ class Fib:
         base_len: int,
         strides: tuple[int, ...],
         table: npt.NDArray[np.uint32],
-        hops: Sequence[NextHop | None],
         hop_array: npt.NDArray[np.void],
         own_addresses: frozenset[int],
         generation: int,
@@ -82,8 +82,8 @@ class Fib:
         self.generation = generation
         self.strides = strides
         self.table = table
-        self.hops = tuple(hops)
         self.hop_array = hop_array
+        self._hops: tuple[NextHop | None, ...] | None = None
         for array in (table, hop_array):
             array.flags.writeable = False
         self._base = base
@@ -91,7 +91,24 @@ class Fib:
         self._levels = _levels(base_len, strides)
         # A memoryview item is a plain int; a numpy item would be boxed on every packet.
         self._view = memoryview(table)  # type: ignore[arg-type]  # mypy does not know ndarray as a buffer
-        self.peer_addresses = frozenset(hop.address for hop in hops if hop and not hop.is_local)
+        is_peer = hop_array["flags"][1:] & HOP_LOCAL == 0
+        self.peer_array = np.unique(hop_array["address"][1:][is_peer]).astype(np.uint32)
+        """Addresses of all peers (host order), ascending."""
+        self._peer_set: frozenset[int] | None = None
+
+    @property
+    def hops(self) -> tuple[NextHop | None, ...]:
+        """What `index` counts; entry 0 is "no route". Made when first asked: C never does."""
+        if self._hops is None:
+            self._hops = tuple(map(_to_hop, self.hop_array.tolist()))
+        return self._hops
+
+    @property
+    def peer_addresses(self) -> frozenset[int]:
+        """Addresses of all peers (host order)."""
+        if self._peer_set is None:
+            self._peer_set = frozenset(self.peer_array.tolist())
+        return self._peer_set
 
     @property
     def base(self) -> int:
@@ -138,8 +155,13 @@ class Fib:
         return not hop.is_local and hop.address == outer_source
 
 
+def row_of(peer: Peer) -> tuple[int, int, int]:
+    """A peer in numbers: first address of its subnet, prefix length, its own address."""
+    return int(peer.subnet.network_address), peer.subnet.prefixlen, int(peer.address)
+
+
 def build_fib(
-    peers: Iterable[Peer],
+    peers: Iterable[Peer] | npt.NDArray[np.int64],
     *,
     own_subnet: IPv4Network | None,
     port: int,
@@ -148,47 +170,50 @@ def build_fib(
 ) -> Fib:
     """A FIB that sends each peer's subnet to (its address, `port`); equal subnets must not occur.
 
+    peers: peers, or an array of what `row_of` makes of each.
+
     `own_subnet` gets the hop whose `is_local` is true, unless a peer holds a longer
     prefix inside it; `own_addresses` are the node's others, which no packet may come from.
     Cost: a few numpy passes, linear in the number of peers.
     """
-    hops: list[NextHop | None] = [None]
     starts: list[int] = []
     lengths: list[int] = []
     indexes: list[int] = []
     if own_subnet is not None:
-        hops.append(NextHop(0, ("0.0.0.0", port), is_local=True))
         starts.append(int(own_subnet.network_address))
         lengths.append(own_subnet.prefixlen)
         indexes.append(1)
-    by_address: dict[int, int] = {}
-    for peer in peers:
-        address = int(peer.address)
-        index = by_address.get(address)
-        if index is None:
-            index = by_address[address] = len(hops)
-            hops.append(NextHop(address, (str(peer.address), port)))
-        starts.append(int(peer.subnet.network_address))
-        lengths.append(peer.subnet.prefixlen)
-        indexes.append(index)
+    first = len(starts)
+    columns = peers if isinstance(peers, np.ndarray) else np.array([*map(row_of, peers)], np.int64)
+    columns = columns.reshape(-1, 3)
+    addresses, which = np.unique(columns[:, 2], return_inverse=True)
     routes = _Routes(
-        np.array(starts, np.int64), np.array(lengths, np.int64), np.array(indexes, np.uint32)
+        np.concatenate([np.array(starts, np.int64), columns[:, 0]]),
+        np.concatenate([np.array(lengths, np.int64), columns[:, 1]]),
+        np.concatenate([np.array(indexes, np.uint32), (which + first + 1).astype(np.uint32)]),
     )
     base, base_len, strides = _plan(routes)
-    hop_array = np.zeros(len(hops), HOP_DTYPE)
-    for index, hop in enumerate(hops):
-        if hop is not None:
-            hop_array[index] = (hop.address, port, HOP_LOCAL if hop.is_local else 0)
+    hop_array = np.zeros(1 + first + len(addresses), HOP_DTYPE)
+    if own_subnet is not None:
+        hop_array[1] = (0, port, HOP_LOCAL)
+    hop_array["address"][1 + first :] = addresses
+    hop_array["port"][1 + first :] = port
     return Fib(
         base=base,
         base_len=base_len,
         strides=strides,
         table=_fill(routes, base_len, strides),
-        hops=hops,
         hop_array=hop_array,
         own_addresses=frozenset(int(address) for address in own_addresses),
         generation=generation,
     )
+
+
+def _to_hop(row: tuple[int, int, int]) -> NextHop | None:
+    address, port, flags = row
+    if not port:
+        return None
+    return NextHop(address, (str(IPv4Address(address)), port), is_local=bool(flags & HOP_LOCAL))
 
 
 @dataclass(frozen=True, slots=True)

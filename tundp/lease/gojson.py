@@ -50,12 +50,7 @@ def parse_object(text: str, what: str) -> Fields:
 def parse_value(text: str, what: str) -> Any:
     """`text` as JSON, every object in it as Fields."""
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=Fields,
-            parse_constant=_refuse_constant,
-            parse_float=_finite_float,
-        )
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise LeaseFormatError(
             f"{what} is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
@@ -157,3 +152,8 @@ def _finite_float(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text} is out of range")
     return value
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=Fields, parse_constant=_refuse_constant, parse_float=_finite_float
+)

@@ -8,12 +8,16 @@ peer      a lease that packets may go to    10.5.52.0/24 -> 192.0.2.7
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
 from typing import Any, Final
 
 UNSPECIFIED: Final = IPv4Address(0)
+TTL_UNKNOWN: Final = math.nan
+"""`lease_ttl_s` of a lease that expires, but whose store would have to be asked once per
+lease when (etcd v3). Only the own lease's expiry matters to anybody, and renewing tells it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +70,18 @@ class Lease:
     revision: int
     """The store's version of this entry: what a guarded write compares."""
     lease_ttl_s: float | None
-    """Seconds it had left when read; None for a reservation, which never expires."""
+    """Seconds it had left when read, TTL_UNKNOWN if the store did not say; None for a
+    reservation, which never expires."""
 
     @property
     def is_reservation(self) -> bool:
         """A lease without expiry, made by hand; renewing it must keep it so."""
         return self.lease_ttl_s is None
+
+    @property
+    def is_ttl_known(self) -> bool:
+        """Whether `lease_ttl_s` tells when it expires, or that it never does."""
+        return self.lease_ttl_s is None or not math.isnan(self.lease_ttl_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,19 @@ one reason, reported once and shown by `tundp status`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network
+from types import MappingProxyType
 
+import numpy as np
+import numpy.typing as npt
+
+from tundp.lease.fib import row_of
 from tundp.lease.model import UNSPECIFIED, Lease, LeaseKey, Peer
 from tundp.lease.network import BACKEND_UDP
+from tundp.lease.table import Change
 
 
 class Refusal(Enum):
@@ -72,13 +78,146 @@ def select_peers(
     return PeerSet(tuple(peers.values()), tuple(refused))
 
 
+class PeerTable:
+    """`select_peers` kept up to date: a change costs the same whatever the number of leases."""
+
+    def __init__(
+        self, *, network: IPv4Network, own_key: LeaseKey, own_addresses: Collection[IPv4Address]
+    ) -> None:
+        self._network = network
+        self._own_key = own_key
+        self._own_addresses = frozenset(own_addresses)
+        self._leases: dict[LeaseKey, Lease] = {}
+        # Leases that may be peers, by subnet: several keys can name one.
+        self._candidates: dict[IPv4Network, list[Lease]] = {}
+        self._crowded: set[IPv4Network] = set()
+        self._refusals: dict[LeaseKey, RefusedLease] = {}
+        self._peers: dict[IPv4Network, Peer] = {}
+        # The same in numbers, a row each, in no order: what a FIB is made of in one go.
+        self._rows = np.zeros((64, 3), np.int64)
+        self._row_subnets: list[IPv4Network] = []
+        self._row_of: dict[IPv4Network, int] = {}
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """`peers` as `fib.row_of` puts them; a view, valid until the next change."""
+        return self._rows[: len(self._row_subnets)]
+
+    @property
+    def peers(self) -> Mapping[IPv4Network, Peer]:
+        """Who gets packets, by subnet; read-only, in no order."""
+        return MappingProxyType(self._peers)
+
+    @property
+    def refused(self) -> list[RefusedLease]:
+        """Leases that are no peers, by key."""
+        duplicates = [
+            RefusedLease(lease, Refusal.DUPLICATE_SUBNET)
+            for subnet in self._crowded
+            for lease in self._candidates[subnet][1:]
+        ]
+        return sorted([*self._refusals.values(), *duplicates], key=lambda r: _rank(r.lease))
+
+    def apply(self, changes: Iterable[Change]) -> tuple[list[Peer], list[Peer]]:
+        """Take in changes of the lease table; peers that went, and peers that came."""
+        touched: dict[IPv4Network, Peer | None] = {}
+        for change in changes:
+            if change.key == self._own_key:
+                continue
+            subnet = change.key.subnet
+            touched.setdefault(subnet, self._peers.get(subnet))
+            self._forget(change.key, subnet)
+            if change.new is not None:
+                self._take_in(change.new)
+        gone = []
+        come = []
+        for subnet, before in touched.items():
+            now = self._peers.get(subnet)
+            if before == now:
+                continue
+            if before is not None:
+                gone.append(before)
+            if now is not None:
+                come.append(now)
+        return gone, come
+
+    def set_own_addresses(
+        self, addresses: Collection[IPv4Address]
+    ) -> tuple[list[Peer], list[Peer]]:
+        """Judge every lease by our new addresses; peers that went, and peers that came."""
+        before = frozenset(addresses) ^ self._own_addresses
+        self._own_addresses = frozenset(addresses)
+        concerned = [
+            Change(lease.key, lease, lease)
+            for lease in (self._leases.values() if before else ())
+            if lease.attributes.public_ip in before
+        ]
+        return self.apply(concerned)
+
+    def _forget(self, key: LeaseKey, subnet: IPv4Network) -> None:
+        self._leases.pop(key, None)
+        self._refusals.pop(key, None)
+        candidates = self._candidates.get(subnet)
+        if candidates is not None:
+            candidates[:] = [lease for lease in candidates if lease.key != key]
+            self._elect(subnet, candidates)
+
+    def _take_in(self, lease: Lease) -> None:
+        self._leases[lease.key] = lease
+        refusal = _refuse(lease, self._network, self._own_key.subnet, self._own_addresses)
+        if refusal is not None:
+            self._refusals[lease.key] = RefusedLease(lease, refusal)
+            return
+        subnet = lease.key.subnet
+        candidates = self._candidates.setdefault(subnet, [])
+        candidates.append(lease)
+        if len(candidates) > 1:
+            candidates.sort(key=_rank)
+        self._elect(subnet, candidates)
+
+    def _elect(self, subnet: IPv4Network, candidates: list[Lease]) -> None:
+        """The first candidate is the peer."""
+        if len(candidates) > 1:
+            self._crowded.add(subnet)
+        else:
+            self._crowded.discard(subnet)
+        if not candidates:
+            del self._candidates[subnet]
+            if self._peers.pop(subnet, None) is not None:
+                self._remove_row(subnet)
+            return
+        address = candidates[0].attributes.public_ip
+        known = self._peers.get(subnet)
+        if known is None or known.address != address:
+            peer = self._peers[subnet] = Peer(subnet, address)
+            self._put_row(peer)
+
+    def _put_row(self, peer: Peer) -> None:
+        row = self._row_of.get(peer.subnet)
+        if row is None:
+            row = self._row_of[peer.subnet] = len(self._row_subnets)
+            self._row_subnets.append(peer.subnet)
+            if row == len(self._rows):
+                self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        self._rows[row] = row_of(peer)
+
+    def _remove_row(self, subnet: IPv4Network) -> None:
+        """The last row takes its place."""
+        row = self._row_of.pop(subnet)
+        last = self._row_subnets.pop()
+        if last != subnet:
+            self._row_subnets[row] = last
+            self._row_of[last] = row
+            self._rows[row] = self._rows[len(self._row_subnets)]
+
+
 def _rank(lease: Lease) -> tuple[IPv4Network, bool, IPv4Address, str]:
     key = lease.key
     return key.subnet, not key.is_aligned, key.v4.ip, str(key)
 
 
 def _refuse(
-    lease: Lease, network: IPv4Network, own: IPv4Network, own_addresses: Sequence[IPv4Address]
+    lease: Lease, network: IPv4Network, own: IPv4Network, own_addresses: Collection[IPv4Address]
 ) -> Refusal | None:
     address = lease.attributes.public_ip
     subnet = lease.key.subnet

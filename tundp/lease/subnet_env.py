@@ -58,6 +58,12 @@ def previous_key(text: str) -> LeaseKey | None:
     )
 
 
+def previous_network(text: str) -> IPv4Network | None:
+    """The network this node was in before: its rules may still be there."""
+    v4 = _single(_parse(text).get("FLANNEL_NETWORK", ""), IPv4Interface)
+    return None if v4 is None else v4.network
+
+
 def _first_host(subnet: IPv4Network | IPv6Network) -> str:
     return f"{subnet.network_address + 1}/{subnet.prefixlen}"
 

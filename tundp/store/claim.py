@@ -5,6 +5,9 @@
     CONFLICT  another node holds our subnet: said loudly, looked at again every minute
 
 In every state the dataplane goes on with the peers it knows; pods keep their addresses.
+A lease that another node with our PublicIP may hold is challenged before it is taken
+(lease/identity.py), and such challenges are answered here while we hold ours.
+
 flannel writes renewals without looking (so a node back from suspend takes its subnet
 from whoever got it since) and exits with code 0 when its lease is gone.
 """
@@ -17,12 +20,20 @@ import logging
 import random
 from dataclasses import replace
 from enum import Enum
+from ipaddress import IPv4Address
 from typing import Final
 
 from tundp.backoff import Backoff, Outage
-from tundp.errors import Conflict, LeaseError, StoreError
+from tundp.errors import Conflict, DoubleNode, LeaseError, LeaseLost, StoreError
 from tundp.lease.allocate import Keep, Take, overlap, plan_claim
-from tundp.lease.model import Lease, LeaseAttributes, LeaseKey
+from tundp.lease.identity import (
+    Identity,
+    challenge_in,
+    challenged,
+    identity_of,
+    signed,
+)
+from tundp.lease.model import TTL_UNKNOWN, Lease, LeaseAttributes, LeaseKey
 from tundp.lease.network import NetworkConfig
 from tundp.lease.table import keys_of
 from tundp.store.base import Store
@@ -34,6 +45,10 @@ ATTEMPTS: Final = 10
 RACE_PAUSE_S: Final = 0.2
 RETRY_S: Final = 60.0
 """Longest wait between tries to renew, and between looks at a conflict."""
+CHALLENGE_S: Final = 1.5
+"""How long the holder of a lease has to answer a challenge. Its watch shows it in
+milliseconds; a node that is cut off from the store answers nothing, and is not asked."""
+CHALLENGE_LOOKS: Final = 5
 
 
 class LeaseState(Enum):
@@ -57,7 +72,11 @@ class Claim:
         lease_ttl_s: int,
         margin_s: int,
         rng: random.Random,
+        identity: Identity | None = None,
+        is_forced: bool = False,
+        exits_when_lost: bool = False,
     ) -> None:
+        """is_forced: take a lease over even from a live node. exits_when_lost: `keep` raises."""
         self._store = store
         self._config = config
         self._attributes = attributes
@@ -65,6 +84,13 @@ class Claim:
         self._lease_ttl_s = lease_ttl_s
         self._margin_s = margin_s
         self._rng = rng
+        self._identity = identity
+        self._is_forced = is_forced
+        self._exits_when_lost = exits_when_lost
+        self._challenge = f"{rng.getrandbits(64):016x}"
+        self._former_ips: set[IPv4Address] = set()
+        self._is_renewal_due = False
+        self._conflict = ""
         self._outage = Outage(_log, "lease")
         self._backoff = Backoff(1.0, RETRY_S, rng.random)
         self._wake = asyncio.Event()
@@ -84,6 +110,36 @@ class Claim:
     def state(self) -> LeaseState:
         """Whether the subnet is ours right now."""
         return self._state
+
+    @property
+    def conflict(self) -> str:
+        """Who has our subnet, in CONFLICT; else empty."""
+        return self._conflict if self._state is LeaseState.CONFLICT else ""
+
+    @property
+    def public_ip(self) -> IPv4Address:
+        """The address our lease tells peers to send to."""
+        return self._attributes.public_ip
+
+    def move_to(self, public_ip: IPv4Address) -> None:
+        """Our address changed: the lease stays, and tells the new one as soon as possible."""
+        if public_ip != self._attributes.public_ip:
+            self._former_ips.add(self._attributes.public_ip)
+            self._attributes = replace(self._attributes, public_ip=public_ip)
+            self._is_renewal_due = True
+            self._wake.set()
+
+    def resume(self, key: LeaseKey) -> None:
+        """Go on with a subnet remembered from before, though the store cannot be asked.
+
+        It is LOST until the store says more: created again, found to be ours, or CONFLICT.
+        """
+        self._lease = Lease(
+            key=key,
+            attributes=signed(self._attributes, self._identity, self._attributes),
+            revision=0,
+            lease_ttl_s=TTL_UNKNOWN,
+        )
 
     @property
     def expires_in_s(self) -> float | None:
@@ -122,10 +178,18 @@ class Claim:
         """
         if lease is None:
             self._set_state(LeaseState.LOST, "it was deleted or has expired")
-        elif lease.attributes.public_ip != self._attributes.public_ip:
-            self._set_state(LeaseState.CONFLICT, f"{lease.attributes.public_ip} holds it now")
-        elif lease.revision > self.lease.revision:
-            if not self._is_writing:
+        elif (holder := self._other_holder(lease)) is not None:
+            self._set_state(LeaseState.CONFLICT, holder)
+        elif lease.revision > self.lease.revision and not self._is_writing:
+            challenge = challenge_in(lease)
+            if challenge not in (None, self._challenge):
+                _log.warning(
+                    "lease %s: another node with our PublicIP or node id asks whether we are"
+                    " alive; answering",
+                    lease.key,
+                )
+                self._is_renewal_due = True
+            elif self._identity is None or identity_of(lease) != self._identity:
                 self._warn_of_a_double()
             self._hold(lease)
         self._wake.set()
@@ -143,8 +207,10 @@ class Claim:
             left_s = self.expires_in_s
             if self._state is LeaseState.HELD and left_s is not None and left_s <= 0:
                 self._set_state(LeaseState.LOST, "it expired before it could be renewed")
+            if self._exits_when_lost and self._state is not LeaseState.HELD:
+                raise LeaseLost(f"lease {self.lease.key} is {self._state.value}")
             if self._state is LeaseState.HELD:
-                delay_s = self._renew_in_s()
+                delay_s = 0.0 if self._is_renewal_due else self._renew_in_s()
                 if delay_s is None or delay_s > 0:
                     await self._sleep(delay_s)
                     continue
@@ -166,17 +232,18 @@ class Claim:
             unreadable=keys_of(snapshot.bad),
             config=self._config,
             public_ip=self._attributes.public_ip,
+            node_id="" if self._identity is None else self._identity.node_id,
             previous=self._previous,
             rng=self._rng,
         )
         match plan:
             case Keep(lease):
-                return await self._write_over(lease)
+                return await self._write_over(await self._unless_alive(lease))
             case Take(key, stale):
                 for lease in stale:
                     _log.info("lease %s no longer fits the network config: deleting it", lease.key)
                     await self._store.delete(lease.key, revision=lease.revision)
-                lease = await self._store.create(key, self._attributes, self._lease_ttl_s)
+                lease = await self._store.create(key, self._signed(), self._lease_ttl_s)
                 if key.v6 is not None:
                     await self._yield_to_earlier(lease)
                 return lease
@@ -199,15 +266,82 @@ class Claim:
     async def _write_over(self, lease: Lease) -> Lease:
         """Renew a lease of ours; what other programs keep in its value stays."""
         self._is_writing = True
+        self._is_renewal_due = False
         try:
             return await self._store.update(
                 lease.key,
-                replace(self._attributes, extra=lease.attributes.extra),
+                self._signed(lease.attributes),
                 None if lease.is_reservation else self._lease_ttl_s,
                 revision=lease.revision,
             )
+        except StoreError:
+            self._is_renewal_due = True
+            raise
         finally:
             self._is_writing = False
+
+    def _signed(self, kept: LeaseAttributes | None = None) -> LeaseAttributes:
+        """What our lease shall say, with whatever others keep in it."""
+        return signed(self._attributes, self._identity, kept or self._attributes)
+
+    def _other_holder(self, lease: Lease) -> str | None:
+        """Who else than us holds `lease`, in words; None if it is ours."""
+        public_ip = lease.attributes.public_ip
+        holder = identity_of(lease)
+        is_signed = self._identity is not None and holder is not None
+        if is_signed and holder.node_id != self._identity.node_id:  # type: ignore[union-attr]
+            return f"node {holder} at {public_ip} holds it now"
+        if public_ip != self._attributes.public_ip and public_ip not in self._former_ips:
+            return f"{public_ip} holds it now"
+        return None
+
+    async def _unless_alive(self, lease: Lease) -> Lease:
+        """`lease` as it may be written over. DoubleNode if a live twin of ours holds it.
+
+        A lease with our PublicIP and our node id, or with none, is ours. Any other is
+        challenged first.
+        """
+        holder = identity_of(lease)
+        if self._identity is None or holder is None:
+            return lease
+        has_our_id = holder.node_id == self._identity.node_id
+        if has_our_id and lease.attributes.public_ip == self._attributes.public_ip:
+            return lease
+        if self._is_forced:
+            _log.warning("lease %s taken over from node %s, as told", lease.key, holder)
+            return lease
+        _log.info("lease %s was written by node %s: asking whether it is alive", lease.key, holder)
+        asked = await self._store.update(
+            lease.key,
+            challenged(lease.attributes, self._challenge),
+            None if lease.is_reservation else self._lease_ttl_s,
+            revision=lease.revision,
+        )
+        for _ in range(CHALLENGE_LOOKS):
+            await asyncio.sleep(CHALLENGE_S / CHALLENGE_LOOKS)
+            snapshot = await self._store.snapshot()
+            now = next((each for each in snapshot.leases if each.key == lease.key), None)
+            if now is None:
+                raise Conflict(f"lease {lease.key} went away")
+            if now.revision != asked.revision:
+                raise DoubleNode(self._double(now, holder, has_our_id=has_our_id))
+        _log.warning("lease %s taken over: node %s does not answer", lease.key, holder)
+        return asked
+
+    def _double(self, lease: Lease, holder: Identity, *, has_our_id: bool) -> str:
+        where = f"lease {lease.key}, PublicIP {lease.attributes.public_ip}"
+        if has_our_id:
+            return (
+                f"another node has our node id {holder.node_id} and is alive ({where}, host"
+                f" {holder.host}): is this machine a clone of it? Delete node-id in --state-dir"
+                " here, or use --force-takeover if that node must go"
+            )
+        return (
+            f"PublicIP {self._attributes.public_ip} belongs to node {holder}, which is alive"
+            f" ({where}); this is node {self._identity}. Two nodes cannot share an address:"
+            " give one of them another --iface, --iface-can-reach or --public-ip, or use"
+            " --force-takeover if that node must go"
+        )
 
     def _warn_of_a_double(self) -> None:
         _log.warning(
@@ -236,11 +370,12 @@ class Claim:
         found = next((lease for lease in snapshot.leases if lease.key == key), None)
         try:
             if found is None:
-                self._hold(await self._store.create(key, self.lease.attributes, self._lease_ttl_s))
-            elif found.attributes.public_ip == self._attributes.public_ip:
+                value = self._signed(self.lease.attributes)
+                self._hold(await self._store.create(key, value, self._lease_ttl_s))
+            elif (holder := self._other_holder(found)) is None:
                 self._hold(await self._write_over(found))
             else:
-                self._set_state(LeaseState.CONFLICT, f"{found.attributes.public_ip} holds it now")
+                self._set_state(LeaseState.CONFLICT, holder)
         except Conflict as error:
             raise StoreError(
                 f"lease {key} changes faster than it can be regained: {error}"
@@ -248,10 +383,17 @@ class Claim:
 
     def _hold(self, lease: Lease) -> None:
         self._lease = lease
-        self._expires_at = None if lease.lease_ttl_s is None else self._now() + lease.lease_ttl_s
+        self._expires_at = None
+        if not lease.is_ttl_known:
+            # Written by hand or by our predecessor: renewing it tells when it expires.
+            self._is_renewal_due = True
+        elif lease.lease_ttl_s is not None:
+            self._expires_at = self._now() + lease.lease_ttl_s
         self._set_state(LeaseState.HELD, "")
 
     def _set_state(self, state: LeaseState, why: str) -> None:
+        if state is LeaseState.CONFLICT:
+            self._conflict = why
         if state is self._state:
             return
         before, self._state = self._state, state

@@ -21,10 +21,8 @@ import contextlib
 import logging
 import socket
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import etcd
 from urllib3 import Timeout
@@ -54,52 +52,36 @@ from tundp.lease.model import (
     Put,
     Snapshot,
 )
+from tundp.store.access import (
+    REQUEST_TIMEOUT_S,
+    Endpoint,
+    EtcdAccess,
+    clean_prefix,
+    parse_endpoints,
+    tls_context,
+)
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-REQUEST_TIMEOUT_S: Final = 5.0
 WATCH_TIMEOUT_S: Final = 60.0
 """A quiet watch is asked again this often, so that a dead connection is noticed."""
 _WATCH_TIMEOUT: Final = Timeout(connect=REQUEST_TIMEOUT_S, read=WATCH_TIMEOUT_S)
 _REMOVALS: Final = frozenset({"delete", "expire", "compareAndDelete"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EtcdAccess:
-    """Where etcd is and how to be let in. The password never shows in a repr."""
-
-    endpoints: tuple[str, ...]
-    prefix: str
-    username: str = ""
-    password: str = field(default="", repr=False)
-    cafile: str = ""
-    certfile: str = ""
-    keyfile: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Endpoint:
-    url: str
-    scheme: str
-    host: str
-    port: int
-
-
-def parse_endpoints(texts: Sequence[str]) -> tuple[str, ...]:
-    """Checked, normalised endpoint URLs; ConfigError names the one that is wrong."""
-    return tuple(_parse_endpoint(text).url for text in texts)
-
-
 class Etcd2Store:
     """The Store over etcd's v2 API (etcd 2.x, or 3.0 to 3.5 with --enable-v2)."""
 
     def __init__(self, access: EtcdAccess) -> None:
-        self._prefix = _clean_prefix(access.prefix)
+        self._prefix = "/" + clean_prefix(access.prefix).removeprefix("/")
+        if self._prefix == "/":
+            self._prefix = ""
         _check_credentials(access)
+        tls_context(access)
         self._requests = _Connection(access, _Client, "etcd-requests")
         self._watch = _Connection(access, _WatchClient, "etcd-watch")
-        self._endpoint_texts = ",".join(parse_endpoints(access.endpoints))
+        self._endpoint_texts = ",".join(e.url for e in parse_endpoints(access.endpoints))
 
     @property
     def description(self) -> str:
@@ -128,16 +110,8 @@ class Etcd2Store:
             )
         except etcd.EtcdKeyNotFound as error:
             return Snapshot((), _index_of(error))
-        leases: list[Lease] = []
-        bad: list[BadEntry] = []
-        # Direct children only: what lies deeper is no lease, whatever its last part looks like.
-        for raw in result._children:  # noqa: SLF001  (python-etcd offers only all leaves)
-            match self._decode(etcd.EtcdResult(None, raw)):
-                case Lease() as lease:
-                    leases.append(lease)
-                case entry:
-                    bad.append(entry)
-        return Snapshot(tuple(leases), result.etcd_index, tuple(bad))
+        # On a thread: thousands of leases take a while, and the loop has others to serve.
+        return await asyncio.to_thread(self._to_snapshot, result)
 
     async def wait(self, after: int) -> Events:
         """See Store. One event at a time, as the v2 API gives them."""
@@ -187,6 +161,14 @@ class Etcd2Store:
         """See Store."""
         self._requests.close()
         self._watch.close()
+
+    def _to_snapshot(self, result: etcd.EtcdResult) -> Snapshot:
+        # Direct children only: what lies deeper is no lease, whatever its last part looks like.
+        children = result._children  # noqa: SLF001  (python-etcd offers only all leaves)
+        entries = [self._decode(etcd.EtcdResult(None, raw)) for raw in children]
+        leases = tuple(entry for entry in entries if isinstance(entry, Lease))
+        bad = tuple(entry for entry in entries if isinstance(entry, BadEntry))
+        return Snapshot(leases, result.etcd_index, bad)
 
     @property
     def _subnets(self) -> str:
@@ -254,7 +236,7 @@ class Etcd2Store:
 class _Client(etcd.Client):  # type: ignore[misc]
     """python-etcd with one endpoint and no retries of its own."""
 
-    def __init__(self, endpoint: _Endpoint, access: EtcdAccess) -> None:
+    def __init__(self, endpoint: Endpoint, access: EtcdAccess) -> None:
         super().__init__(
             host=endpoint.host,
             port=endpoint.port,
@@ -272,7 +254,7 @@ class _Client(etcd.Client):  # type: ignore[misc]
 class _WatchClient(_Client):
     """A client whose blocked watch can be ended from another thread."""
 
-    def __init__(self, endpoint: _Endpoint, access: EtcdAccess) -> None:
+    def __init__(self, endpoint: Endpoint, access: EtcdAccess) -> None:
         super().__init__(endpoint, access)
         self._lock = threading.Lock()
         self._in_flight: Any = None
@@ -327,11 +309,11 @@ class _Connection:
     """One thread, one client, and the list of endpoints to go through."""
 
     def __init__(
-        self, access: EtcdAccess, client_type: Callable[[_Endpoint, EtcdAccess], Any], name: str
+        self, access: EtcdAccess, client_type: Callable[[Endpoint, EtcdAccess], Any], name: str
     ) -> None:
         self._access = access
         self._client_type = client_type
-        self._endpoints = [_parse_endpoint(text) for text in access.endpoints]
+        self._endpoints = list(parse_endpoints(access.endpoints))
         self._thread = BlockingThread(name)
         self._client: Any = None
         self._calls: set[threading.Event] = set()
@@ -432,15 +414,6 @@ def _index_of(error: etcd.EtcdKeyNotFound) -> int:
     return index
 
 
-def _clean_prefix(prefix: str) -> str:
-    """Flannel joins paths with Go's path.Join: duplicate and trailing slashes go."""
-    parts = [part for part in prefix.split("/") if part]
-    for part in parts:
-        if part in (".", "..") or any(char in part for char in "?#%"):
-            raise ConfigError(f"--etcd-prefix {prefix!r}: {part!r} cannot be part of an etcd path")
-    return "".join(f"/{part}" for part in parts)
-
-
 def _check_credentials(access: EtcdAccess) -> None:
     for flag, text in (("username", access.username), ("password", access.password)):
         try:
@@ -450,25 +423,6 @@ def _check_credentials(access: EtcdAccess) -> None:
                 f"--etcd-{flag} must be latin-1: HTTP basic auth as python-etcd sends it"
                 " carries nothing else"
             ) from None
-
-
-def _parse_endpoint(text: str) -> _Endpoint:
-    if "@" in text:
-        raise ConfigError(
-            "--etcd-endpoints: a URL with a user or password in it; use --etcd-username"
-            " and FLANNELD_ETCD_PASSWORD, which are never logged"
-        )
-    try:
-        parts = urlsplit(text.strip())
-        port = 2379 if parts.port is None else parts.port
-    except ValueError as error:
-        raise ConfigError(
-            f"--etcd-endpoints: {text!r} is not a URL such as http://192.0.2.9:2379: {error}"
-        ) from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port:
-        raise ConfigError(f"--etcd-endpoints: {text!r} is not a URL such as http://192.0.2.9:2379")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return _Endpoint(f"{parts.scheme}://{host}:{port}", parts.scheme, host, port)
 
 
 def _shut_down(response: Any) -> None:

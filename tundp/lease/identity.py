@@ -1,0 +1,70 @@
+"""Whose lease it is: a node id beside the PublicIP, in fields of the value flannel ignores.
+
+To flannel a node is its PublicIP, so two nodes with one address (cloned machines, a NAT
+in front, Vagrant's 10.0.2.15) share one lease and take turns in overwriting it. Here a
+lease also says which node wrote it:
+
+    "TundpNode": "7c1f..."      the node id, kept on that node's disk
+    "TundpHost": "kube2"        its name, for people
+    "TundpChallenge": "1f..."   somebody with the same PublicIP asks: are you alive?
+
+A node that finds its PublicIP, or its node id, in a lease another one may hold writes a
+challenge into it and waits; a live holder answers by writing its lease without it. So a
+dead holder's lease is taken over without anybody's help, and a live one's never is. A
+stock flanneld knows none of this: a lease without a node id is judged by its PublicIP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from tundp.lease.model import Lease, LeaseAttributes
+
+NODE: Final = "TundpNode"
+HOST: Final = "TundpHost"
+CHALLENGE: Final = "TundpChallenge"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One node: `node_id` is what counts, `host` is for people."""
+
+    node_id: str
+    host: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.node_id} (host {self.host})" if self.host else self.node_id
+
+
+def identity_of(lease: Lease) -> Identity | None:
+    """Who wrote a lease; None for a stock flanneld, or by hand."""
+    node_id = lease.attributes.extra.get(NODE)
+    host = lease.attributes.extra.get(HOST)
+    if not isinstance(node_id, str) or not node_id:
+        return None
+    return Identity(node_id, host if isinstance(host, str) else "")
+
+
+def challenge_in(lease: Lease) -> str | None:
+    """The challenge a lease carries, if any."""
+    challenge = lease.attributes.extra.get(CHALLENGE)
+    return challenge if isinstance(challenge, str) else None
+
+
+def signed(
+    attributes: LeaseAttributes, identity: Identity | None, kept: LeaseAttributes
+) -> LeaseAttributes:
+    """`attributes` with our identity, what others keep in `kept`, and no challenge."""
+    extra = {name: value for name, value in kept.extra.items() if name not in (NODE, HOST)}
+    extra.pop(CHALLENGE, None)
+    if identity is not None:
+        extra[NODE] = identity.node_id
+        if identity.host:
+            extra[HOST] = identity.host
+    return replace(attributes, extra=extra)
+
+
+def challenged(attributes: LeaseAttributes, challenge: str) -> LeaseAttributes:
+    """The same value, with a challenge in it."""
+    return replace(attributes, extra={**attributes.extra, CHALLENGE: challenge})

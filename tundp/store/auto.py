@@ -1,0 +1,108 @@
+"""The API of etcd that holds the network config, found by looking: v3, or v2.
+
+Both are asked once, until one has it. Where both do, v3 counts, with a warning: a cluster
+between two flannels wants `--etcd-api=both`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from tundp.errors import ConfigNotFound, StoreUnavailable
+from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
+from tundp.store.base import Store
+
+_log = logging.getLogger(__name__)
+
+V2: Final = "v2"
+V3: Final = "v3"
+
+
+class AutoStore:
+    """The Store behind `--etcd-api=auto`: one of two, from the first network config on."""
+
+    def __init__(self, v2: Store, v3: Store) -> None:
+        self._candidates = {V2: v2, V3: v3}
+        self._chosen: Store | None = None
+        self.api = ""
+        """`v2` or `v3`, empty until it is known."""
+
+    @property
+    def description(self) -> str:
+        """Where the leases live, for people."""
+        if self._chosen is not None:
+            return self._chosen.description
+        return " or ".join(store.description for store in self._candidates.values())
+
+    async def choose(self, api: str) -> None:
+        """Take `api` without looking: it was the right one before."""
+        if self._chosen is None:
+            self.api, self._chosen = api, self._candidates.pop(api)
+            for other in self._candidates.values():
+                await other.close()
+
+    async def network_config(self) -> str:
+        """See Store. Decides which API it is."""
+        if self._chosen is not None:
+            return await self._chosen.network_config()
+        v2, v3 = await asyncio.gather(
+            *(self._candidates[api].network_config() for api in (V2, V3)), return_exceptions=True
+        )
+        if isinstance(v3, str):
+            if isinstance(v2, str):
+                _log.warning(
+                    "there is a network config in etcd v3 and in v2: taking v3. Nodes in v2 stay"
+                    " unseen; --etcd-api=both serves both, --etcd-api=v2 the other one"
+                )
+            await self.choose(V3)
+            return v3
+        if isinstance(v2, str):
+            await self.choose(V2)
+            return v2
+        if isinstance(v3, ConfigNotFound) and isinstance(v2, ConfigNotFound):
+            raise ConfigNotFound(f"{v3}; nor is there one in v2: {v2}")
+        # Where v2 is switched off its 404 tells nothing; what v3 says does.
+        raise v3
+
+    async def snapshot(self) -> Snapshot:
+        """See Store."""
+        return await self._store.snapshot()
+
+    async def wait(self, after: int) -> Events | Snapshot:
+        """See Store."""
+        return await self._store.wait(after)
+
+    async def create(
+        self, key: LeaseKey, attributes: LeaseAttributes, lease_ttl_s: int | None
+    ) -> Lease:
+        """See Store."""
+        return await self._store.create(key, attributes, lease_ttl_s)
+
+    async def update(
+        self,
+        key: LeaseKey,
+        attributes: LeaseAttributes,
+        lease_ttl_s: int | None,
+        *,
+        revision: int,
+    ) -> Lease:
+        """See Store."""
+        return await self._store.update(key, attributes, lease_ttl_s, revision=revision)
+
+    async def delete(self, key: LeaseKey, *, revision: int) -> None:
+        """See Store."""
+        await self._store.delete(key, revision=revision)
+
+    async def close(self) -> None:
+        """See Store."""
+        stores = [self._chosen] if self._chosen is not None else self._candidates.values()
+        for store in stores:
+            await store.close()
+
+    @property
+    def _store(self) -> Store:
+        if self._chosen is None:
+            raise StoreUnavailable("which API of etcd has the leases is not known yet")
+        return self._chosen

@@ -1,0 +1,303 @@
+"""Leases in both APIs of one etcd cluster, for flannels of both ages in one overlay.
+
+The v2 and v3 key spaces know nothing of each other: a flannel up to 0.17 sees only v2, a
+later one only v3. This store shows the union of both, and writes our own lease into
+both, v2 first: a subnet is ours when nobody has it in either.
+
+What it does not do is copy other nodes' leases from one to the other: an old flannel and
+a new one see us, and we see both, but they do not see each other.
+
+A lease's `revision` here is a number of our own that stands for its revisions in the two
+stores, rising whenever either does; so is that of a snapshot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any, Final
+
+from tundp.errors import Compacted, ConfigError, ConfigNotFound, Conflict
+from tundp.lease.identity import identity_of
+from tundp.lease.model import (
+    TTL_UNKNOWN,
+    BadEntry,
+    BadEntryGone,
+    Events,
+    Gone,
+    Lease,
+    LeaseAttributes,
+    LeaseEvent,
+    LeaseKey,
+    Put,
+    Snapshot,
+)
+from tundp.lease.network import parse_network_config
+from tundp.lease.table import LeaseTable
+from tundp.store.base import Store
+
+_log = logging.getLogger(__name__)
+
+_VIEWS: Final = 8
+"""States `wait` can go on from. The claim looks beside the watch, but not so often."""
+
+
+class _Side:
+    """What is known of one of the two stores, and the wait for more."""
+
+    def __init__(self, store: Store, snapshot: Snapshot) -> None:
+        self.table = LeaseTable()
+        self.bad: dict[str, BadEntry] = {}
+        self._store = store
+        self._revision = 0
+        self._waiting: asyncio.Task[Events | Snapshot] | None = None
+        self.apply(snapshot)
+
+    def wait(self) -> asyncio.Task[Events | Snapshot]:
+        """The wait for this store's next update, begun if there is none yet."""
+        if self._waiting is None:
+            self._waiting = asyncio.ensure_future(self._store.wait(self._revision))
+        return self._waiting
+
+    def take(self) -> None:
+        """Apply what the wait has brought, if it has; its exception is raised."""
+        if self._waiting is not None and self._waiting.done():
+            task, self._waiting = self._waiting, None
+            self.apply(task.result())
+
+    async def stop(self) -> None:
+        if self._waiting is not None:
+            task, self._waiting = self._waiting, None
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def apply(self, update: Events | Snapshot) -> None:
+        self._revision = update.revision
+        if isinstance(update, Snapshot):
+            self.table.apply(update)
+            self.bad = {entry.name: entry for entry in update.bad}
+            return
+        self.table.apply(Events(tuple(filter(self._is_news, update.events)), update.revision))
+        for event in update.events:
+            match event:
+                case BadEntry(name):
+                    self.bad[name] = event
+                case BadEntryGone(name):
+                    self.bad.pop(name, None)
+                case Put(lease):
+                    self.bad.pop(str(lease.key), None)
+                case Gone(key):
+                    self.bad.pop(str(key), None)
+
+    def wrote(self, lease: Lease) -> None:
+        """Our own write, which the wait will show only later."""
+        self.table.apply(Events((Put(lease),), self._revision))
+
+    def _is_news(self, event: LeaseEvent) -> bool:
+        if not isinstance(event, Put):
+            return True
+        known = self.table.leases.get(event.lease.key)
+        return known is None or event.lease.revision > known.revision
+
+
+_View = tuple[_Side, _Side]
+
+
+class BothStore:
+    """The Store over two others, v2 and v3. See Store; `wait` gives snapshots."""
+
+    def __init__(self, v2: Store, v3: Store) -> None:
+        self._stores = (v2, v3)
+        self._count = 0
+        self._versions: dict[LeaseKey, tuple[int, tuple[int | None, int | None]]] = {}
+        self._reported: set[LeaseKey] = set()
+        # By the revision of the snapshot it gave: the last few, since several may look.
+        self._views: dict[int, _View] = {}
+        self._watched: _View | None = None
+
+    @property
+    def description(self) -> str:
+        """Where the leases live, for people."""
+        return " and ".join(store.description for store in self._stores)
+
+    async def network_config(self) -> str:
+        """See Store. Both must have one, and they must agree."""
+        texts = await self._both(
+            *(store.network_config() for store in self._stores), missing=ConfigNotFound
+        )
+        v2, v3 = (
+            parse_network_config(text, store.description)
+            for text, store in zip(texts, self._stores, strict=True)
+        )
+        if v2 != v3:
+            raise ConfigError(
+                f"the network configs of {self.description} differ: with --etcd-api=both they"
+                " must say the same"
+            )
+        return str(texts[1])
+
+    async def snapshot(self) -> Snapshot:
+        """See Store."""
+        v2, v3 = await self._both(*(store.snapshot() for store in self._stores))
+        return self._give((_Side(self._stores[0], v2), _Side(self._stores[1], v3)))
+
+    async def wait(self, after: int) -> Snapshot:
+        """See Store. What is waited from is the state `after` was the revision of."""
+        view = self._views.get(after)
+        if view is None:
+            raise Compacted("too many snapshots ago")
+        if view is not self._watched:
+            await self._stop_watching()
+            self._watched = view
+        try:
+            await asyncio.wait([side.wait() for side in view], return_when=asyncio.FIRST_COMPLETED)
+            for side in view:
+                side.take()
+        except BaseException:
+            await self._stop_watching()
+            raise
+        return self._give(view)
+
+    async def create(
+        self, key: LeaseKey, attributes: LeaseAttributes, lease_ttl_s: int | None
+    ) -> Lease:
+        """See Store. Taken back in v2 when somebody has it in v3."""
+        return await self._write(key, attributes, lease_ttl_s, (None, None))
+
+    async def update(
+        self,
+        key: LeaseKey,
+        attributes: LeaseAttributes,
+        lease_ttl_s: int | None,
+        *,
+        revision: int,
+    ) -> Lease:
+        """See Store. Where only one of the two has it, it is created in the other."""
+        return await self._write(key, attributes, lease_ttl_s, self._revisions(key, revision))
+
+    async def delete(self, key: LeaseKey, *, revision: int) -> None:
+        """See Store."""
+        for store, at in zip(self._stores, self._revisions(key, revision), strict=True):
+            if at is not None:
+                await store.delete(key, revision=at)
+        self._versions.pop(key, None)
+
+    async def close(self) -> None:
+        """See Store."""
+        await self._stop_watching()
+        for store in self._stores:
+            await store.close()
+
+    async def _write(
+        self,
+        key: LeaseKey,
+        attributes: LeaseAttributes,
+        lease_ttl_s: int | None,
+        before: tuple[int | None, int | None],
+    ) -> Lease:
+        written: list[Lease] = []
+        for number, (store, at) in enumerate(zip(self._stores, before, strict=True)):
+            try:
+                if at is None:
+                    lease = await store.create(key, attributes, lease_ttl_s)
+                else:
+                    lease = await store.update(key, attributes, lease_ttl_s, revision=at)
+            except Conflict:
+                if written and before[0] is None:
+                    with contextlib.suppress(Conflict):
+                        await self._stores[0].delete(key, revision=written[0].revision)
+                raise
+            written.append(lease)
+            if self._watched is not None:
+                self._watched[number].wrote(lease)
+        ttls = [lease.lease_ttl_s for lease in written if lease.lease_ttl_s is not None]
+        return Lease(
+            key=key,
+            attributes=attributes,
+            revision=self._version(key, (written[0].revision, written[1].revision)),
+            lease_ttl_s=min(ttls, default=None),
+        )
+
+    def _revisions(self, key: LeaseKey, revision: int) -> tuple[int | None, int | None]:
+        version, revisions = self._versions.get(key, (0, (None, None)))
+        if version != revision:
+            raise Conflict(f"{key} was written by somebody else since we looked")
+        return revisions
+
+    def _version(self, key: LeaseKey, revisions: tuple[int | None, int | None]) -> int:
+        """Our number for these two revisions of `key`."""
+        number, known = self._versions.get(key, (0, (None, None)))
+        if number and revisions == known:
+            return number
+        self._count += 1
+        self._versions[key] = (self._count, revisions)
+        return self._count
+
+    def _give(self, view: _View) -> Snapshot:
+        """The union of both as a snapshot, from which `wait` can go on."""
+        v2, v3 = (side.table.leases for side in view)
+        leases = [self._merge(key, v2.get(key), v3.get(key)) for key in {**v2, **v3}]
+        for key in [key for key in self._versions if key not in v2 and key not in v3]:
+            del self._versions[key]
+        self._count += 1
+        self._views[self._count] = view
+        while len(self._views) > _VIEWS:
+            del self._views[next(iter(self._views))]
+        bad = {**view[0].bad, **view[1].bad}
+        return Snapshot(tuple(leases), self._count, tuple(bad.values()))
+
+    def _merge(self, key: LeaseKey, v2: Lease | None, v3: Lease | None) -> Lease:
+        revisions = (
+            None if v2 is None else v2.revision,
+            None if v3 is None else v3.revision,
+        )
+        version = self._version(key, revisions)
+        one = v3 or v2
+        assert one is not None
+        if v2 is None or v3 is None:
+            # Ours, it is missing in the other one: due for renewal, which puts it there.
+            ttl = None if one.is_reservation else TTL_UNKNOWN
+            return replace(one, revision=version, lease_ttl_s=ttl)
+        if _holders_differ(v2, v3):
+            if key not in self._reported:
+                self._reported.add(key)
+                _log.error(
+                    "subnet %s is leased to %s in etcd v2 and to %s in v3: packets go to the"
+                    " latter; stop one of the two nodes and delete its entry",
+                    key.subnet,
+                    v2.attributes.public_ip,
+                    v3.attributes.public_ip,
+                )
+        else:
+            self._reported.discard(key)
+        ttls = [lease.lease_ttl_s for lease in (v2, v3) if lease.lease_ttl_s is not None]
+        ttl = TTL_UNKNOWN if any(t != t for t in ttls) else min(ttls, default=None)
+        return replace(one, revision=version, lease_ttl_s=ttl)
+
+    async def _both(
+        self, *coroutines: Coroutine[Any, Any, Any], missing: type[Exception] | None = None
+    ) -> list[Any]:
+        """Results of both; the first exception once both have ended."""
+        results = await asyncio.gather(*coroutines, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                if missing is not None and isinstance(result, missing):
+                    raise type(result)(f"{result} (--etcd-api=both needs it in both APIs)")
+                raise result
+        return list(results)
+
+    async def _stop_watching(self) -> None:
+        if self._watched is not None:
+            view, self._watched = self._watched, None
+            for side in view:
+                await side.stop()
+
+
+def _holders_differ(one: Lease, other: Lease) -> bool:
+    mine, theirs = identity_of(one), identity_of(other)
+    if mine is not None and theirs is not None:
+        return mine.node_id != theirs.node_id
+    return one.attributes.public_ip != other.attributes.public_ip
