@@ -2,7 +2,8 @@
 
 `GET /v1/status` on a unix socket only root may open. `tundp status` asks it; so can
 curl --unix-socket. The schema number in the answer changes when a field changes meaning
-or goes; new fields come without notice.
+or goes; new fields come without notice. `GET /v1/metrics` is Prometheus text, served here
+whatever the flags.
 """
 
 from __future__ import annotations
@@ -21,18 +22,25 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector, we
 from tundp.errors import PlatformError
 
 STATUS_PATH: Final = "/v1/status"
+METRICS_PATH: Final = "/v1/metrics"
 _PROBE_S: Final = 1.0
 
 
 @contextlib.asynccontextmanager
-async def serve_admin(path: Path, status: Callable[[], dict[str, Any]]) -> AsyncIterator[None]:
+async def serve_admin(
+    path: Path, status: Callable[[], dict[str, Any]], metrics: Callable[[], bytes]
+) -> AsyncIterator[None]:
     """Answer on `path` until the block ends; a stale socket of a dead daemon is replaced."""
 
     async def answer(_: web.Request) -> web.Response:
         return web.json_response(status())
 
+    async def answer_metrics(_: web.Request) -> web.Response:
+        return web.Response(body=metrics(), content_type="text/plain", charset="utf-8")
+
     app = web.Application()
     app.router.add_get(STATUS_PATH, answer)
+    app.router.add_get(METRICS_PATH, answer_metrics)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     try:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import tundp
-from tundp.config import OPTIONS, Config, Option, load_config, unknown_variables
-from tundp.errors import ConfigError, TundpError
+from tundp.config import Config, load_config, unknown_variables
+from tundp.errors import ConfigError, LeaseLost, PlatformError, TundpError
+from tundp.options import ADMIN_SOCKET, OPTIONS, Option
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -37,10 +38,14 @@ examples:
   tundp run --etcd-endpoints=http://192.0.2.9:2379 --iface=eth0
   tundp run --store=file:/etc/tundp/leases.json
   tundp status                         peers, packets, drops and their reasons
+  tundp config check                   everything a start depends on, before the start
+  tundp cleanup                        remove rules and routes a stopped daemon left
   tundp probe                          what this kernel has, and which engine that means
   tundp bench --out=report             what it costs, against kernel VXLAN, in 3 minutes
 
-exit codes: 0 done, or stopped by a signal; 1 failed; 2 wrong usage
+exit codes: 0 done, or stopped by a signal; 1 failed; 2 wrong usage. Unlike flannel's, a
+wrong flag is 2 (flannel: 0) and a lost lease ends nothing (flannel: 0; --on-lease-lost=exit).
+The script `flanneld` is `tundp run` with flannel's own tolerance for stray arguments.
 """
 
 _RUN_DESCRIPTION: Final = """\
@@ -56,6 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["run"]:
             return _run(arguments[1:])
+        if arguments[:1] == ["config"]:
+            return _config(arguments[1:])
+        if arguments[:1] == ["cleanup"]:
+            return _cleanup(arguments[1:])
+        if arguments[:1] == ["docker-opts"]:
+            return _docker_opts(arguments[1:])
         parsed = _parser().parse_args(arguments)
         command: Callable[[argparse.Namespace], int] = parsed.command
         return command(parsed)
@@ -70,6 +81,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_OK
 
 
+def flanneld(arguments: Sequence[str] | None = None) -> int:
+    """The script of that name: a stock command line, unchanged."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _run(arguments, is_flanneld=True)
+    except TundpError as error:
+        print(f"flanneld: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tundp",
@@ -80,12 +103,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tundp {tundp.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("run", help="be a node of the overlay", add_help=False)
+    commands.add_parser("config", help="show or check the settings of a daemon", add_help=False)
+    commands.add_parser("cleanup", help="remove what a daemon left behind", add_help=False)
+    commands.add_parser(
+        "docker-opts", help="subnet.env as options of dockerd, as mk-docker-opts.sh", add_help=False
+    )
 
     status = commands.add_parser("status", help="ask a running daemon how it is")
     status.add_argument(
         "--admin-socket",
         type=Path,
-        default=_default("admin-socket"),
+        default=ADMIN_SOCKET,
         metavar="FILE",
         help="the daemon's --admin-socket (default: %(default)s)",
     )
@@ -200,26 +228,31 @@ def _positive(text: str) -> float:
     return value
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], *, is_flanneld: bool = False) -> int:
+    program = "flanneld" if is_flanneld else "tundp"
     try:
-        config = load_config(arguments, os.environ)
+        config = load_config(arguments, os.environ, ignores_stray=is_flanneld)
         if config.help:
-            print(_run_parser().format_help().rstrip())
+            print(_run_parser(program).format_help().rstrip())
             return EXIT_OK
         if config.version:
             print(f"tundp {tundp.__version__}", file=sys.stderr)
             return EXIT_OK
-        _check_store(config)
+        store = _open_store(config)
     except ConfigError as error:
-        print(f"tundp: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return EXIT_USAGE
     _set_up_logging(config.v)
     for name in unknown_variables(os.environ):
         _log.warning("variable %s is set, but tundp does not know it", name)
+    _drop_capabilities()
     code = EXIT_OK
     try:
         with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
-            runner.run(_run_until_signal(config))
+            runner.run(_run_until_signal(config, store))
+    except* LeaseLost as group:
+        for leaf in _leaves(group):
+            _log.error("%s: exiting with code 0, as flannel does (--on-lease-lost=exit)", leaf)
     except* TundpError as group:
         for leaf in _leaves(group):
             _log.error("%s", leaf)
@@ -227,19 +260,142 @@ def _run(arguments: list[str]) -> int:
     return code
 
 
-def _check_store(config: Config) -> None:
-    """Find fault with the store's settings now, while a wrong flag is still wrong usage."""
+def _open_store(config: Config) -> Any:
+    """The store, and faults of its settings found while a wrong flag is still wrong usage.
+
+    TLS keys are read here, before capabilities go: they may be another user's files.
+    """
+    # One thread more per process is what numpy's library would start, for nothing.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Imported here: netlink, HTTP and numpy are half a second that --help need not wait for.
-    from tundp import daemon
+    from tundp.daemon.stores import open_store
 
-    daemon.open_store(config)
+    return open_store(config)
 
 
-async def _run_until_signal(config: Config) -> None:
-    from tundp import daemon
+def _drop_capabilities() -> None:
+    """Keep what networking needs; a root without the rest is no root."""
+    from tundp.linux import capability, firewall
+
+    kept = [capability.CAP_NET_ADMIN]
+    if firewall.needs_raw_sockets():
+        # It opens a raw socket to talk to the kernel.
+        kept.append(capability.CAP_NET_RAW)
+    try:
+        capability.keep_only(kept)
+    except PlatformError as error:
+        _log.warning("%s", error)
+
+
+def _config(arguments: list[str]) -> int:
+    usage = (
+        "usage: tundp config show [--origin] [flags of tundp run]\n"
+        "       tundp config check [--json] [flags of tundp run]\n\n"
+        "show prints every setting in force, with --origin where each came from.\n"
+        "check looks at all a start depends on: settings, store, network config, interface,\n"
+        "routes, firewall, device; exit code 1 if anything would fail. Nothing is changed."
+    )
+    if arguments[:1] not in (["show"], ["check"]) or {"-h", "--help"} & set(arguments):
+        is_asked = bool({"-h", "--help"} & set(arguments))
+        print(usage, file=sys.stdout if is_asked else sys.stderr)
+        return EXIT_OK if is_asked else EXIT_USAGE
+    command, *rest = arguments
+    word = "--origin" if command == "show" else "--json"
+    flags = [argument for argument in rest if argument != word]
+    try:
+        config = load_config(flags, os.environ)
+    except ConfigError as error:
+        print(f"tundp: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    if command == "show":
+        print_settings(config, with_origin=word in rest)
+        return EXIT_OK
+    return _config_check(config, as_json=word in rest)
+
+
+def print_settings(config: Config, *, with_origin: bool) -> None:
+    """Every setting as TOML that --config would take, passwords blanked."""
+    for option in OPTIONS:
+        if option.name in ("help", "version", "config"):
+            continue
+        value = getattr(config, option.field)
+        if option.is_secret and value:
+            text = '"***"'
+        elif isinstance(value, bool):
+            text = "true" if value else "false"
+        elif isinstance(value, int):
+            text = str(value)
+        elif option.is_repeatable:
+            text = json.dumps([str(item) for item in value])
+        else:
+            text = json.dumps(config.show(option))
+        line = f"{option.name} = {text}"
+        print(f"{line:<60} # {config.origins[option.name]}" if with_origin else line)
+
+
+def _config_check(config: Config, *, as_json: bool) -> int:
+    from tundp.daemon.check import check
+    from tundp.show import print_findings
+
+    try:
+        store = _open_store(config)
+    except ConfigError as error:
+        print(f"tundp: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    _set_up_logging(-1)
+    findings = asyncio.run(check(config, store))
+    if as_json:
+        print(json.dumps([finding.as_dict() for finding in findings], indent=2))
+    else:
+        print_findings([finding.as_dict() for finding in findings])
+    return EXIT_FAILED if any(finding.is_failure for finding in findings) else EXIT_OK
+
+
+def _docker_opts(arguments: list[str]) -> int:
+    from tundp import docker_opts
+
+    try:
+        settings = docker_opts.parse_arguments(arguments)
+        asyncio.run(docker_opts.write(settings, os.environ))
+    except (ConfigError, PlatformError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def _cleanup(arguments: list[str]) -> int:
+    usage = (
+        "usage: tundp cleanup [--dry-run] [flags of tundp run]\n\n"
+        "Removes what a stopped daemon leaves on purpose, so that nothing leaks and nothing\n"
+        "breaks while it restarts: firewall rules of both flavours (flannel v0.11's for this\n"
+        "network, too), fallback routes, subnet.env, the leases it remembers. The lease itself\n"
+        "stays in the store until it expires. Give the flags the daemon was given: --subnet-file\n"
+        "and --state-dir say where to look. Refused while the daemon runs."
+    )
+    if {"-h", "--help"} & set(arguments):
+        print(usage)
+        return EXIT_OK
+    from tundp.daemon.cleanup import clean_up
+
+    try:
+        config = load_config([a for a in arguments if a != "--dry-run"], os.environ)
+    except ConfigError as error:
+        print(f"tundp: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    is_dry_run = "--dry-run" in arguments
+    lines = asyncio.run(clean_up(config, is_dry_run=is_dry_run))
+    for line in lines:
+        print(f"{'would remove' if is_dry_run else 'removed'} {line}")
+    if not lines:
+        print("nothing to remove")
+    return EXIT_OK
+
+
+async def _run_until_signal(config: Config, store: Any) -> None:
+    from tundp.daemon.run import run
 
     loop = asyncio.get_running_loop()
-    task = asyncio.ensure_future(daemon.run(config))
+    task = asyncio.ensure_future(run(config, store))
     bugs: list[BaseException] = []
 
     def give_up(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -269,11 +425,12 @@ async def _run_until_signal(config: Config) -> None:
         raise TundpError(f"ended by a bug: {bugs[0]!r}; please report the log above")
 
 
-def _run_parser() -> argparse.ArgumentParser:
+def _run_parser(program: str) -> argparse.ArgumentParser:
     """Only for its help text: `config` reads the flags, as Go's flag package would."""
+    name = "flanneld" if program == "flanneld" else "tundp run"
     parser = argparse.ArgumentParser(
-        prog="tundp run",
-        usage="tundp run [flags]",
+        prog=name,
+        usage=f"{name} [flags]",
         description=_RUN_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
@@ -283,7 +440,7 @@ def _run_parser() -> argparse.ArgumentParser:
     for option in OPTIONS:
         group = flannels if option.is_flannels else own
         text = option.help
-        if option.default not in ("", (), None, False):
+        if option.shown_default or option.default not in ("", (), None, False):
             text += f" (default: {_default_text(option)})"
         if not option.is_boolean:
             text += f" [{option.variable}]"
@@ -371,22 +528,21 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def _set_up_logging(level: int) -> None:
+    least = logging.INFO if level == 0 else logging.DEBUG if level > 0 else logging.ERROR
     logging.basicConfig(
         stream=sys.stderr,
         format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
-        level=logging.DEBUG if level >= 1 else logging.INFO,
+        level=least,
     )
     # Libraries report each failed request at ERROR; what matters of it we say ourselves, once.
-    for library in ("etcd", "urllib3", "pyroute2", "aiohttp"):
+    for library in ("etcd", "urllib3", "pyroute2", "aiohttp", "grpclib", "hpack", "h2"):
         logging.getLogger(library).setLevel(logging.DEBUG if level >= 2 else logging.CRITICAL)
 
 
-def _default(name: str) -> Any:
-    return next(option.default for option in OPTIONS if option.name == name)
-
-
 def _default_text(option: Option) -> str:
-    value = option.default
+    value = option.shown_default or option.default
+    if value is True:
+        value = "true"
     text = ",".join(value) if isinstance(value, tuple) else str(value)
     return text.replace("%", "%%")
 

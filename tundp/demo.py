@@ -170,7 +170,7 @@ class Demo:
         if uses_etcd:
             await self._overlay.start_etcd(NETWORK, is_kept=self._settings.is_kept)
             assert self._overlay.etcd is not None
-            self._say("store", f"private etcd at {self._overlay.etcd.url}, v2 API")
+            self._say("store", f"private etcd at {self._overlay.etcd.url}, v3 API")
         else:
             self._overlay.write_lease_file(NETWORK)
             why = "asked for" if store == "file" else "etcd is not installed"

@@ -4,6 +4,8 @@
     ├── ConfigError        (also ValueError)   a flag, variable, file or network config is wrong
     ├── LeaseError                             a lease cannot be had
     │   ├── LeaseFormatError (also ValueError) one lease key or value cannot be read
+    │   ├── DoubleNode                         a live node has our PublicIP or our node id
+    │   ├── LeaseLost                          ours is gone, and --on-lease-lost=exit
     │   └── OutOfSubnets                       every subnet of the network is leased
     ├── StoreError                             the lease store said no
     │   ├── StoreUnavailable                   nobody answered, or not in time: try again
@@ -40,6 +42,14 @@ class LeaseError(TundpError):
 
 class LeaseFormatError(LeaseError, ValueError):
     """One lease key or value cannot be read; its neighbours are unaffected."""
+
+
+class DoubleNode(LeaseError):
+    """Another node with our PublicIP, or our node id, is alive; the message names both."""
+
+
+class LeaseLost(LeaseError):
+    """Our lease is gone and we were told to exit then, as flannel does."""
 
 
 class OutOfSubnets(LeaseError):

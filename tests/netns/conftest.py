@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,7 @@ def make_overlay(make_lab: Callable[[], Lab], engine: str) -> MakeOverlay:
         pods: bool = False,
         start: bool = True,
         mtu: int = 1500,
+        network: dict[str, Any] = NETWORK,
     ) -> AsyncIterator[OverlayLab]:
         directory = make_directory()
         try:
@@ -58,9 +60,9 @@ def make_overlay(make_lab: Callable[[], Lab], engine: str) -> MakeOverlay:
                 await overlay.build(nodes, mtu=mtu)
                 try:
                     if store == "etcd":
-                        await overlay.start_etcd(NETWORK)
+                        await overlay.start_etcd(network)
                     else:
-                        overlay.write_lease_file(NETWORK)
+                        overlay.write_lease_file(network)
                     if start:
                         for node in overlay.nodes.values():
                             await overlay.start_daemon(node, *f"--engine={engine}".split(), *flags)

@@ -232,8 +232,9 @@ async def test_restart_keeps_the_subnet_and_sigterm_leaves_nothing(make_overlay,
             one.daemon.terminate()
             assert await asyncio.to_thread(one.daemon.wait, 10) == 0
         assert {link.name for link in await one.host.netlink.links()} == links_before - {"flannel0"}
-        networks = {str(route.destination) for route in await one.host.netlink.routes()}
-        assert "10.5.0.0/16" not in networks
+        # Only what keeps packets from leaking to the default gateway stays.
+        left = [r for r in await one.host.netlink.routes() if str(r.destination) == "10.5.0.0/16"]
+        assert [(route.kind, route.priority) for route in left] == [("unreachable", 4096)]
         assert not one.admin_socket.exists()
         assert len(await overlay.read_leases()) == 2
         await overlay.start_daemon(one)
@@ -341,8 +342,12 @@ async def test_lease_value_in_etcd_is_flannels(make_overlay):
     async with make_overlay(store="etcd", nodes=1) as overlay:
         one = overlay.nodes[1]
         key = str(one.gateway.network).replace("/", "-")
-        leases = await overlay.read_leases()
-        assert leases == {key: '{"PublicIP":"192.0.2.1","PublicIPv6":null}'}
+        # The stock fields first, byte for byte; what follows no flannel looks at.
+        node_id = (await one.status())["node_id"]
+        assert await overlay.read_leases() == {
+            key: '{"PublicIP":"192.0.2.1","PublicIPv6":null,'
+            f'"TundpNode":"{node_id}","TundpHost":"{socket.gethostname()}"}}'
+        }
         assert one.subnet_file.read_text() == (
             "FLANNEL_NETWORK=10.5.0.0/16\n"
             f"FLANNEL_SUBNET={one.gateway}\n"

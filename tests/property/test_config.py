@@ -1,10 +1,20 @@
 """Any list of arguments and any environment: a Config or a ConfigError, nothing else."""
 
+import contextlib
+import dataclasses
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tundp.config import OPTIONS, Config, load_config, parse_int
+from tundp.cli import print_settings
+from tundp.config import Config, load_config
 from tundp.errors import ConfigError
+from tundp.options import ETCD_APIS, LAYOUTS, OFFLOADS, OPTIONS, parse_int
 
 SETTINGS = settings(max_examples=200, deadline=None)
 NAMES = st.sampled_from([option.name for option in OPTIONS])
@@ -62,3 +72,142 @@ def test_every_form_of_an_int_is_read(number):
     sign, digits = ("-", -number) if number < 0 else ("", number)
     for text in (f"{number}", f"{number:#x}", f"{number:#o}", f"{number:#b}", f"{sign}0{digits:o}"):
         assert parse_int(text) == number
+
+
+# What `tundp config show` prints is a file that says the same.
+
+# Quotes, backslashes, tabs, comment signs and accents.
+WORDS = st.text(
+    st.characters(min_codepoint=0x20, max_codepoint=0x7E)
+    | st.sampled_from("\t\n\r\x1f\x7fé€\u2028"),
+    max_size=12,
+)
+ADDRESSES = st.ip_addresses(v=4).filter(
+    lambda ip: 1 <= int(ip) >> 24 < 224 and int(ip) >> 24 != 127
+)
+BOOLEANS = st.booleans().map(lambda value: "true" if value else "false")
+PATHS = WORDS.map(lambda text: f"/{text}".rstrip("."))
+VALUES: dict[str, st.SearchStrategy[str]] = {
+    "etcd-endpoints": st.lists(
+        WORDS.map(lambda text: "http://" + text.replace("@", "").replace(",", "")).map(str.strip),
+        min_size=1,
+        max_size=3,
+    ).map(",".join),
+    "iface-can-reach": st.just("") | ADDRESSES.map(str),
+    "public-ip": st.just("") | ADDRESSES.map(str),
+    "public-ipv6": st.just("") | st.ip_addresses(v=6).map(str),
+    "subnet-file": PATHS,
+    "subnet-lease-renew-margin": st.integers(1, 1439).map(hex),
+    "iptables-resync": st.integers(1, 86400).map(str),
+    "healthz-ip": st.ip_addresses().map(str),
+    "healthz-port": st.integers(0, 65535).map(oct),
+    "net-config-path": PATHS,
+    "v": st.integers(-(2**63), 2**63 - 1).map(str),
+    "etcd-api": st.sampled_from(ETCD_APIS),
+    "on-lease-lost": st.sampled_from(["regain", "exit"]),
+    "state-dir": st.just("") | PATHS,
+    "metrics-addr": st.just("")
+    | st.builds("{}:{}".format, st.ip_addresses(v=4), st.integers(1, 65535))
+    | st.builds("[{}]:{}".format, st.ip_addresses(v=6), st.integers(1, 65535))
+    | st.integers(1, 65535).map(":{}".format),
+    "store": st.just("etcd") | WORDS.filter(bool).map("file:{}".format),
+    "engine": st.sampled_from(["auto", "gso", "mmsg", "simple", "reference"]),
+    "disable-offloads": st.lists(st.sampled_from(OFFLOADS), max_size=3).map(",".join),
+    "workers": st.integers(1, 64).map(str),
+    "layout": st.sampled_from(LAYOUTS),
+    "cpus": st.lists(st.sampled_from(sorted(os.sched_getaffinity(0))), max_size=3).map(
+        lambda numbers: ",".join(map(str, numbers))
+    ),
+    "spin": st.integers(0, 1000).map(str),
+    "loop": st.sampled_from(["auto", "uvloop", "asyncio"]),
+    "source-check": st.sampled_from(["off", "count", "enforce"]),
+    "tun-name": st.from_regex(r"[A-Za-z0-9_-]{1,8}(%d)?", fullmatch=True),
+    "lease-ttl": st.integers(1, 2**40).map(str),
+    "admin-socket": PATHS,
+}
+TOGETHER = ("etcd-username", "etcd-password", "etcd-certfile", "etcd-keyfile")
+KUBERNETES = ("kube-subnet-mgr", "kube-api-url", "kubeconfig-file")
+SETTABLE = [
+    option
+    for option in OPTIONS
+    if option.name not in ("help", "version", "config", *TOGETHER, *KUBERNETES)
+]
+
+
+@st.composite
+def command_lines(draw: st.DrawFn) -> list[str]:
+    arguments = []
+    for option in draw(st.lists(st.sampled_from(SETTABLE), unique=True, max_size=8)):
+        texts = VALUES.get(option.name, BOOLEANS if option.is_boolean else WORDS)
+        for _ in range(draw(st.integers(1, 3)) if option.is_repeatable else 1):
+            arguments += [f"--{option.name}={draw(texts)}"]
+    for one, other in (("etcd-username", "etcd-password"), ("etcd-certfile", "etcd-keyfile")):
+        if draw(st.booleans()):
+            arguments += [f"--{name}=x{draw(WORDS)}" for name in (one, other)]
+    return arguments
+
+
+def shown(config: Config, *, with_origin: bool) -> str:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        print_settings(config, with_origin=with_origin)
+    return output.getvalue()
+
+
+def read_back(text: str) -> Config:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "t.toml")
+        path.write_text(text, encoding="utf-8")
+        return load_config([f"--config={path}"], {})
+
+
+@settings(SETTINGS, max_examples=120)
+@given(command_lines(), st.booleans())
+@example(["--metrics-addr=[::1]:1", "--cpus=0", "--state-dir="], False)
+def test_what_is_shown_can_be_read_back(arguments, with_origin):
+    config = load_config(arguments, {})
+    again = read_back(shown(config, with_origin=with_origin))
+    # The password is not shown, and this one was read from a file.
+    password = "***" if config.etcd_password else ""
+    assert again == dataclasses.replace(config, etcd_password=password, config=again.config)
+
+
+@pytest.mark.xfail(reason="defect: JSON's surrogate pairs are no TOML", strict=True)
+def test_text_beyond_16_bits_shown_can_be_read_back():
+    config = load_config(["--etcd-prefix=/\U0001f600"], {})
+    assert read_back(shown(config, with_origin=False)).etcd_prefix == "/\U0001f600"
+
+
+@SETTINGS
+@given(st.text(max_size=60))
+def test_any_file_is_settings_or_a_config_error(text):
+    with contextlib.suppress(ConfigError):
+        assert isinstance(read_back(text), Config)
+
+
+@settings(SETTINGS, max_examples=120)
+@given(
+    st.dictionaries(
+        st.sampled_from([option.name for option in OPTIONS]),
+        st.recursive(
+            st.booleans().map(lambda value: str(value).lower())
+            | st.integers(-100, 100000).map(str)
+            | st.sampled_from(["1.5", "nan", '""', '"x"', '"1"', '"true"', "{}", "07:32:00"]),
+            lambda inner: st.lists(inner, max_size=3).map(lambda items: f"[{','.join(items)}]"),
+            max_leaves=4,
+        ),
+        max_size=4,
+    )
+)
+def test_any_values_in_a_file_are_settings_or_a_config_error_naming_one(document):
+    text = "".join(f"{name} = {value}\n" for name, value in document.items())
+    try:
+        config = read_back(text)
+    except ConfigError as error:
+        named = {*document, *TOGETHER, "etcd-endpoints"}
+        assert any(name in str(error) for name in named)
+    else:
+        assert {name for name, origin in config.origins.items() if origin != "default"} == {
+            *document,
+            "config",
+        }

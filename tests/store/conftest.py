@@ -8,13 +8,16 @@ import functools
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
 
-from tests.store.support import EtcdWorld, FileWorld, Runner, World, run_on
+from tests.store.support import Etcd3World, EtcdWorld, FileWorld, Runner, World, run_on
 from tundp.lab.etcd import PrivateEtcd
+from tundp.store import etcd2, etcd3
 
 _LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
@@ -26,10 +29,16 @@ def run(request: pytest.FixtureRequest) -> Runner:
 
 
 @pytest.fixture(scope="session")
-def etcd_url() -> Iterator[str]:
-    """One etcd for all tests that do not stop it. Each uses a prefix of its own."""
+def start_shared_etcd() -> Iterator[Callable[..., PrivateEtcd]]:
+    """Starts etcds that stay until the last test is over."""
     with _etcds() as start:
-        yield start().url
+        yield start
+
+
+@pytest.fixture(scope="session")
+def etcd_url(start_shared_etcd: Callable[..., PrivateEtcd]) -> str:
+    """One etcd for all tests that do not stop it. Each uses a prefix of its own."""
+    return start_shared_etcd().url
 
 
 @pytest.fixture
@@ -46,24 +55,55 @@ def etcd_world(etcd_url: str) -> Iterator[EtcdWorld]:
 
 
 @pytest.fixture
+def etcd3_world(etcd_url: str) -> Iterator[Etcd3World]:
+    with contextlib.closing(Etcd3World(etcd_url)) as world:
+        yield world
+
+
+@pytest.fixture
 def file_world(tmp_path: Path) -> Iterator[FileWorld]:
     with contextlib.closing(FileWorld(tmp_path / "leases.json")) as world:
         yield world
 
 
-@pytest.fixture(params=["etcd", "file"])
+@pytest.fixture(params=["etcd", "etcd3", "file"])
 def world(request: pytest.FixtureRequest) -> World:
     """The same test against every store."""
     found: World = request.getfixturevalue(f"{request.param}_world")
     return found
 
 
+@pytest.fixture
+def worlds(
+    etcd_world: EtcdWorld, etcd3_world: Etcd3World, file_world: FileWorld
+) -> dict[str, World]:
+    """One of each, for a test that is in all of them at once (`everywhere`)."""
+    return {"etcd": etcd_world, "etcd3": etcd3_world, "file": file_world}
+
+
+@pytest.fixture
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second each, not five and twelve; pings of a watch every second."""
+    monkeypatch.setattr(etcd2, "REQUEST_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(etcd3, "REQUEST_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(
+        etcd3,
+        "_CONFIG",
+        replace(
+            etcd3._CONFIG,
+            _keepalive_time=1.0,
+            _keepalive_timeout=1.0,
+            _http2_min_sent_ping_interval_without_data=1.0,
+        ),
+    )
+
+
 @contextlib.contextmanager
 def _etcds() -> Iterator[Callable[..., PrivateEtcd]]:
     etcds: list[PrivateEtcd] = []
 
-    def start(address: str = "127.0.0.1") -> PrivateEtcd:
-        etcd = PrivateEtcd(address)
+    def start(address: str = "127.0.0.1", **options: Any) -> PrivateEtcd:
+        etcd = PrivateEtcd(address, **options)
         etcds.append(etcd)
         asyncio.run(etcd.start())
         return etcd

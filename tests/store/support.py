@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import random
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
@@ -30,9 +31,11 @@ from tundp.backoff import Backoff, Outage
 from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.lease.network import NetworkConfig, parse_network_config
 from tundp.lease.table import LeaseTable
+from tundp.store.access import EtcdAccess
 from tundp.store.base import Store
 from tundp.store.claim import Claim
-from tundp.store.etcd2 import Etcd2Store, EtcdAccess
+from tundp.store.etcd2 import Etcd2Store
+from tundp.store.etcd3 import Etcd3Store
 from tundp.store.file import FileStore
 from tundp.store.follow import follow
 
@@ -40,6 +43,9 @@ HANG_S = 60.0
 """No test body takes this long; it ends one that hangs."""
 PROMPT_S = 1.0
 """What is asked to happen at once happens well within this."""
+
+_opened: list[Store] = []
+"""The stores that worlds have opened and nobody has closed yet."""
 
 Runner = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -52,8 +58,12 @@ def run_on(loop_factory: Callable[[], asyncio.AbstractEventLoop], main: Coroutin
         asyncio.get_running_loop().set_exception_handler(
             lambda _, context: unhandled.append(context)
         )
-        async with asyncio.timeout(HANG_S):
-            return await main
+        try:
+            async with asyncio.timeout(HANG_S):
+                return await main
+        finally:
+            # Where it was used: a connection belongs to its loop.
+            await close_opened()
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         result = runner.run(guarded())
@@ -94,6 +104,23 @@ async def steadily(check: Callable[[], Any], *, for_s: float) -> None:
         await asyncio.sleep(0.02)
 
 
+async def everywhere(
+    worlds: dict[str, World], main: Callable[[World], Coroutine[Any, Any, None]]
+) -> None:
+    """`main` in every world at the same time: for tests that mostly wait for time to pass."""
+
+    async def one(name: str, world: World) -> None:
+        try:
+            await main(world)
+        except Exception as error:
+            error.add_note(f"in {name}")
+            raise
+
+    async with asyncio.TaskGroup() as group:
+        for name, world in worlds.items():
+            group.create_task(one(name, world))
+
+
 @contextlib.contextmanager
 def took_at_most(limit_s: float) -> Iterator[None]:
     start = time.monotonic()
@@ -118,15 +145,14 @@ def by_key(leases: Any) -> dict[str, str]:
     return {str(lease.key): str(lease.attributes.public_ip) for lease in leases}
 
 
-class Raw:
-    """etcd's v2 API over plain HTTP, with no client library."""
+class Http:
+    """JSON over plain HTTP on one connection, with no client library."""
 
-    def __init__(self, url: str, user: str = "", password: str = "") -> None:
+    def __init__(self, url: str) -> None:
         self.url = url
         parts = urlsplit(url)
         self._address = (parts.hostname, parts.port)
-        token = base64.b64encode(f"{user}:{password}".encode()).decode()
-        self._auth = {"Authorization": f"Basic {token}"} if user else {}
+        self._headers: dict[str, str] = {}
         self._connection: http.client.HTTPConnection | None = None
 
     def close(self) -> None:
@@ -140,24 +166,38 @@ class Raw:
         """Status, JSON and headers of the answer; once more if the connection had gone stale."""
         is_fresh = self._connection is None
         try:
-            return self._request(method, path, body, content_type)
+            status, data, headers = self._request(method, path, body, content_type)
         except (OSError, http.client.HTTPException):
             self.close()
             if is_fresh:
                 raise
-            return self._request(method, path, body, content_type)
+            status, data, headers = self._request(method, path, body, content_type)
+        return status, json.loads(data) if data else {}, headers
+
+    def text(self, path: str) -> str:
+        """What a GET answers, as it is."""
+        return self._request("GET", path, None, "")[1].decode()
 
     def _request(
         self, method: str, path: str, body: str | None, content_type: str
-    ) -> tuple[int, dict[str, Any], dict[str, str]]:
+    ) -> tuple[int, bytes, dict[str, str]]:
         if self._connection is None:
             host, port = self._address
             self._connection = http.client.HTTPConnection(host, port, timeout=10)
-        headers = self._auth | ({"Content-Type": content_type} if content_type else {})
+        headers = self._headers | ({"Content-Type": content_type} if content_type else {})
         self._connection.request(method, path, body, headers)
         answer = self._connection.getresponse()
-        data = answer.read()
-        return answer.status, json.loads(data) if data else {}, dict(answer.headers)
+        return answer.status, answer.read(), dict(answer.headers)
+
+
+class Raw(Http):
+    """etcd's v2 API."""
+
+    def __init__(self, url: str, user: str = "", password: str = "") -> None:
+        super().__init__(url)
+        token = base64.b64encode(f"{user}:{password}".encode()).decode()
+        if user:
+            self._headers["Authorization"] = f"Basic {token}"
 
     def get(self, key: str, query: str = "") -> dict[str, Any]:
         """The whole answer; `errorCode` 100 in it when there is no such key."""
@@ -193,6 +233,95 @@ class Raw:
         return int(answer["node"]["modifiedIndex"])
 
 
+class Raw3(Http):
+    """etcd's v3 API, through the JSON gateway. Integers are strings there, bytes base64."""
+
+    def __init__(self, url: str, user: str = "", password: str = "") -> None:
+        super().__init__(url)
+        self._credentials = {"name": user, "password": password} if user else None
+
+    def call(self, path: str, **body: Any) -> dict[str, Any]:
+        """POST /v3/<path>; a login first, if there is a user and no token yet."""
+        if self._credentials is not None and "Authorization" not in self._headers:
+            _, login, _ = self.request("POST", "/v3/auth/authenticate", _dumps(self._credentials))
+            self._headers["Authorization"] = login["token"]
+        status, answer, _ = self.request("POST", f"/v3/{path}", _dumps(body))
+        assert status == 200, (path, answer)
+        return answer
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """Key and value as text, and the etcd lease if it has one; None: no such key."""
+        kvs = self.call("kv/range", key=_b64(key)).get("kvs", [])
+        return _plain(kvs[0]) if kvs else None
+
+    def list(self, prefix: str) -> list[dict[str, Any]]:
+        """All keys that start with `prefix`."""
+        end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        answer = self.call("kv/range", key=_b64(prefix), range_end=_b64(end))
+        return [_plain(kv) for kv in answer.get("kvs", [])]
+
+    def put(self, key: str, value: str | bytes, *, ttl: int | None = None) -> int:
+        """Write without looking, as flannel does: with an etcd lease of its own. The revision."""
+        body: dict[str, Any] = {"key": _b64(key), "value": _b64(value)}
+        if ttl is not None:
+            body["lease"] = self.call("lease/grant", TTL=ttl)["ID"]
+        return int(self.call("kv/put", **body)["header"]["revision"])
+
+    def delete(self, key: str) -> int:
+        answer = self.call("kv/deleterange", key=_b64(key))
+        assert answer.get("deleted") == "1", (key, answer)
+        return int(answer["header"]["revision"])
+
+    def compact(self) -> int:
+        """Forget every revision before the current one; its number."""
+        revision = self.call("kv/range", key=_b64("?"))["header"]["revision"]
+        self.call("kv/compaction", revision=revision, physical=True)
+        return int(revision)
+
+    def etcd_leases(self) -> set[str]:
+        """The ids of all etcd leases there are."""
+        return {lease["ID"] for lease in self.call("lease/leases").get("leases", [])}
+
+    def ttl_of(self, etcd_lease_id: str) -> int:
+        """Seconds the etcd lease has left; the gateway leaves a zero out."""
+        return int(self.call("lease/timetolive", ID=etcd_lease_id).get("TTL", 0))
+
+    def counts(self) -> dict[str, int]:
+        """How often each RPC was begun since etcd started, ours through the gateway included."""
+        return {
+            name: int(float(count))
+            for name, count in re.findall(
+                r'^grpc_server_started_total{grpc_method="(\w+)".*} (\S+)$',
+                self.text("/metrics"),
+                re.MULTILINE,
+            )
+        }
+
+    def watcher_count(self) -> int:
+        """How many watches etcd serves at the moment."""
+        pattern = r"^etcd_debugging_mvcc_watcher_total (\d+)$"
+        (count,) = re.findall(pattern, self.text("/metrics"), re.MULTILINE)
+        return int(count)
+
+
+def _b64(text: str | bytes) -> str:
+    return base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
+
+
+def _dumps(body: Any) -> str:
+    return json.dumps(body)
+
+
+def _plain(kv: dict[str, Any]) -> dict[str, Any]:
+    """A key-value pair of the gateway with text and numbers in it."""
+    return {
+        "key": base64.b64decode(kv["key"]).decode(errors="replace"),
+        "value": base64.b64decode(kv.get("value", "")).decode(errors="replace"),
+        "revision": int(kv["mod_revision"]),
+        "etcd_lease": kv.get("lease", "0"),
+    }
+
+
 class World(Protocol):
     """One place where leases live."""
 
@@ -216,13 +345,12 @@ class World(Protocol):
 
 
 class EtcdWorld:
-    """A prefix of its own in an etcd."""
+    """A prefix of its own in an etcd, v2 API."""
 
     def __init__(self, url: str, prefix: str | None = None) -> None:
         self.url = url
         self.prefix = prefix or f"/test-{uuid.uuid4().hex[:12]}/network"
         self.raw = Raw(url)
-        self._stores: list[Store] = []
 
     def open(self) -> Etcd2Store:
         return self.open_at(self.url)
@@ -230,7 +358,7 @@ class EtcdWorld:
     def open_at(self, *endpoints: str, **access: Any) -> Etcd2Store:
         access = {"prefix": self.prefix} | access
         store = Etcd2Store(EtcdAccess(endpoints=endpoints, **access))
-        self._stores.append(store)
+        _opened.append(store)
         return store
 
     def path(self, name: str) -> str:
@@ -250,7 +378,49 @@ class EtcdWorld:
         return None if node is None else (json.loads(node["value"]), node.get("ttl"))
 
     def close(self) -> None:
-        asyncio.run(_close_all(self._stores))
+        asyncio.run(close_opened())
+        self.raw.close()
+
+
+class Etcd3World:
+    """A prefix of its own in an etcd, v3 API."""
+
+    def __init__(self, url: str, prefix: str | None = None) -> None:
+        self.url = url
+        self.prefix = prefix or f"/test-{uuid.uuid4().hex[:12]}/network"
+        self.raw = Raw3(url)
+
+    def open(self) -> Etcd3Store:
+        return self.open_at(self.url)
+
+    def open_at(self, *endpoints: str, **access: Any) -> Etcd3Store:
+        access = {"prefix": self.prefix} | access
+        store = Etcd3Store(EtcdAccess(endpoints=endpoints, **access))
+        _opened.append(store)
+        return store
+
+    def path(self, name: str) -> str:
+        return f"{self.prefix}/subnets/{name}"
+
+    def set_config(self, text: str) -> None:
+        self.raw.put(f"{self.prefix}/config", text)
+
+    def put(self, name: str, value: str, *, ttl: int | None = None) -> None:
+        self.raw.put(self.path(name), value, ttl=ttl)
+
+    def remove(self, name: str) -> None:
+        self.raw.delete(self.path(name))
+
+    def read(self, name: str) -> tuple[Any, float | None] | None:
+        found = self.raw.get(self.path(name))
+        if found is None:
+            return None
+        # A key without an etcd lease is a reservation; etcd itself would call its TTL -1.
+        ttl = None if found["etcd_lease"] == "0" else self.raw.ttl_of(found["etcd_lease"])
+        return json.loads(found["value"]), ttl
+
+    def close(self) -> None:
+        asyncio.run(close_opened())
         self.raw.close()
 
 
@@ -259,12 +429,11 @@ class FileWorld:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stores: list[Store] = []
         path.write_text("{}\n")
 
     def open(self) -> FileStore:
         store = FileStore(self.path)
-        self._stores.append(store)
+        _opened.append(store)
         return store
 
     def document(self) -> dict[str, Any]:
@@ -297,7 +466,7 @@ class FileWorld:
         return value, entry["Expires"] - time.time() if "Expires" in entry else None
 
     def close(self) -> None:
-        asyncio.run(_close_all(self._stores))
+        asyncio.run(close_opened())
 
     @contextlib.contextmanager
     def _edited(self) -> Iterator[dict[str, Any]]:
@@ -311,9 +480,10 @@ class FileWorld:
             os.replace(beside, self.path)
 
 
-async def _close_all(stores: list[Store]) -> None:
-    for store in stores:
-        await store.close()
+async def close_opened() -> None:
+    """Close the stores that worlds have opened."""
+    while _opened:
+        await _opened.pop().close()
 
 
 class Follower:
@@ -405,6 +575,128 @@ class Node:
                 self.claim.observe(change.new)
         if isinstance(update, Snapshot) and own not in self.follower.table.leases:
             self.claim.observe(None)
+
+
+class Forwarder:
+    """A TCP proxy before etcd that can lose the answer to a write, hang, or be cut."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target.rpartition("/")[2].split(":")
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._port = 0
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self.answers_to_lose = 0
+        self.lost = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    async def mend(self) -> None:
+        self._flows.set()
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def cut(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        await eventually(self._is_cut)
+
+    def hang(self) -> None:
+        """From now on take connections and bytes, and pass nothing on."""
+        self._flows.clear()
+
+    def _is_cut(self) -> bool:
+        # Again and again: a connection taken just before the server closed comes up after it.
+        for writer in self._writers:
+            writer.transport.abort()
+        self._flows.set()
+        return not self._writers
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            back_reader, back_writer = await asyncio.open_connection(*self._target)
+        except OSError:
+            writer.close()
+            return
+        both = {writer, back_writer}
+        self._writers |= both
+        writes = _Writes()
+
+        async def upward() -> None:
+            while data := await reader.read(65536):
+                await self._flows.wait()
+                writes.sent(data)
+                back_writer.write(data)
+
+        async def downward() -> None:
+            while data := await back_reader.read(65536):
+                await self._flows.wait()
+                if writes.is_answered_by(data) and self.answers_to_lose:
+                    self.answers_to_lose -= 1
+                    self.lost += 1
+                    return
+                writer.write(data)
+
+        tasks = [asyncio.ensure_future(upward()), asyncio.ensure_future(downward())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for end in both:
+                end.close()
+            self._writers -= both
+
+
+class _Writes:
+    """Which answers on one connection are those to writes of a lease, in either API."""
+
+    _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+    def __init__(self) -> None:
+        self._is_http2 = False
+        self._is_put = False
+        self._up = b""
+        self._down = b""
+        self._streams: set[int] = set()
+
+    def sent(self, data: bytes) -> None:
+        if data.startswith(self._PREFACE):
+            self._is_http2, data = True, data.removeprefix(self._PREFACE)
+        if self._is_http2:
+            frames, self._up = _frames(self._up + data)
+            self._streams |= {stream for _, stream, payload in frames if b'"PublicIP"' in payload}
+        elif data.startswith((b"GET ", b"PUT ", b"DELETE ")):
+            self._is_put = data.startswith(b"PUT ")
+
+    def is_answered_by(self, data: bytes) -> bool:
+        if not self._is_http2:
+            return self._is_put
+        frames, self._down = _frames(self._down + data)
+        return any(kind == 1 and stream in self._streams for kind, stream, _ in frames)
+
+
+def _frames(data: bytes) -> tuple[list[tuple[int, int, bytes]], bytes]:
+    """The whole HTTP/2 frames (type, stream, payload) in `data`, and what is left over."""
+    frames = []
+    while len(data) >= 9 and len(data) >= (end := 9 + int.from_bytes(data[:3])):
+        frames.append((data[3], int.from_bytes(data[5:9]) & 0x7FFFFFFF, data[9:end]))
+        data = data[end:]
+    return frames, data
+
+
+@contextlib.asynccontextmanager
+async def forwarder(target: str) -> AsyncIterator[Forwarder]:
+    proxy = Forwarder(target)
+    await proxy.mend()
+    try:
+        yield proxy
+    finally:
+        await proxy.cut()
 
 
 class InStep:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.store.support import (
     attributes,
     by_key,
     eventually,
+    everywhere,
     lease_key,
     make_claim,
     network,
@@ -31,6 +33,7 @@ from tests.store.support import (
 from tundp.errors import LeaseError, OutOfSubnets
 from tundp.lease.model import Lease
 from tundp.store import claim as claim_module
+from tundp.store.base import Store
 from tundp.store.claim import LeaseState
 
 OURS = "192.0.2.1"
@@ -178,7 +181,7 @@ def test_out_of_subnets_is_said(world: World, run: Runner) -> None:
 def test_race_for_the_last_subnet_has_one_winner(world: World, run: Runner) -> None:
     async def main() -> None:
         stores = [world.open(), world.open()]
-        for _ in range(32):
+        for _ in range(50):  # on each loop
             barrier = asyncio.Barrier(2)
             results = await asyncio.gather(
                 *(
@@ -276,9 +279,9 @@ def test_lost_for_ever_gives_up_after_ten_races(world: World) -> None:
 
 
 def test_lease_is_renewed_well_before_it_expires(
-    world: World, run: Runner, caplog: pytest.LogCaptureFixture
+    worlds: dict[str, World], run: Runner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
+    async def main(world: World) -> None:
         node = Node(world.open(), OURS, lease_ttl_s=2)
         async with node.up() as lease:
             key = lease.key
@@ -302,11 +305,11 @@ def test_lease_is_renewed_well_before_it_expires(
             assert "lost" not in caplog.text
             assert "CONFLICT" not in caplog.text
 
-    run(main())
+    run(everywhere(worlds, main))
 
 
-def test_renewal_keeps_what_others_keep_in_the_value(world: World) -> None:
-    async def main() -> None:
+def test_renewal_keeps_what_others_keep_in_the_value(worlds: dict[str, World]) -> None:
+    async def main(world: World) -> None:
         world.put("10.5.7.0-24", value(OURS, Rack="b7"), ttl=100)
         node = Node(world.open(), OURS, lease_ttl_s=2)
         async with node.up() as lease:
@@ -316,17 +319,17 @@ def test_renewal_keeps_what_others_keep_in_the_value(world: World) -> None:
             assert found is not None
             assert found[0] == {"PublicIP": OURS, "PublicIPv6": None, "Rack": "b7"}
 
-    run(main())
+    run(everywhere(worlds, main))
 
 
 @pytest.mark.parametrize("watching", [True, False], ids=["watching", "renewing"])
 def test_foreign_owner_is_never_overwritten(
-    world: World, watching: bool, monkeypatch: pytest.MonkeyPatch
+    worlds: dict[str, World], watching: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """flannel renews over whoever holds its key now, and never notices."""
     monkeypatch.setattr(claim_module, "RETRY_S", 0.2)
 
-    async def main() -> None:
+    async def main(world: World) -> None:
         node = Node(world.open(), OURS, lease_ttl_s=2)
         async with node.up(watching=watching):
             key = node.key
@@ -342,7 +345,7 @@ def test_foreign_owner_is_never_overwritten(
             await eventually(lambda: node.claim.state is LeaseState.HELD)
             await eventually(lambda: owner(world, key) == OURS)
 
-    run(main())
+    run(everywhere(worlds, main))
 
 
 def test_conflict_is_resolved_as_soon_as_the_other_lease_goes(world: World, run: Runner) -> None:
@@ -363,8 +366,8 @@ def test_conflict_is_resolved_as_soon_as_the_other_lease_goes(world: World, run:
     run(main())
 
 
-def test_conflict_ends_when_the_other_lease_expires(world: World) -> None:
-    async def main() -> None:
+def test_conflict_ends_when_the_other_lease_expires(worlds: dict[str, World]) -> None:
+    async def main(world: World) -> None:
         node = Node(world.open(), OURS)
         async with node.up():
             key = node.key
@@ -373,7 +376,7 @@ def test_conflict_ends_when_the_other_lease_expires(world: World) -> None:
             await eventually(lambda: owner(world, key) == OURS, within_s=8)
             await eventually(lambda: node.claim.state is LeaseState.HELD)
 
-    run(main())
+    run(everywhere(worlds, main))
 
 
 def test_deleted_lease_is_regained_with_the_same_subnet(world: World, run: Runner) -> None:
@@ -396,21 +399,88 @@ def test_deleted_lease_is_regained_with_the_same_subnet(world: World, run: Runne
     run(main())
 
 
-def test_deleted_lease_is_regained_at_renewal_without_a_watch(world: World) -> None:
+class LateAnswers:
+    """A store whose answers to creates come only when `is_due` says so."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.is_due: Callable[[Lease], bool] = lambda lease: True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def create(self, *arguments: Any) -> Lease:
+        lease = await self._store.create(*arguments)
+        await eventually(lambda: self.is_due(lease))
+        return lease
+
+
+def test_own_write_that_the_watch_tells_of_first_is_nobody_elses(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """etcd tells watchers and the writer at the same time, and the watcher may be quicker."""
+
     async def main() -> None:
+        store = LateAnswers(world.open())
+        node = Node(store, OURS)  # type: ignore[arg-type]
+        async with node.up() as first:
+
+            def is_seen(lease: Lease) -> bool:
+                known = node.follower.table.leases.get(lease.key)
+                return known is not None and known.revision > first.revision
+
+            store.is_due = is_seen
+            world.remove(node.key)
+            await eventually(lambda: node.claim.lease.revision > first.revision)
+            await eventually(lambda: node.claim.state is LeaseState.HELD)
+            assert "by somebody else" not in caplog.text
+
+    run(main())
+
+
+def test_deletion_that_overtakes_the_answer_to_our_create_is_not_forgotten(world: World) -> None:
+    """Else we hold, for a day, what is no longer there."""
+
+    async def main() -> None:
+        store = LateAnswers(world.open())
+        node = Node(store, OURS)  # type: ignore[arg-type]
+        async with node.up():
+            key = node.key
+            stage = "created"
+
+            def is_deleted_again(lease: Lease) -> bool:
+                nonlocal stage
+                known = node.follower.table.leases.get(lease.key)
+                if stage == "created" and known is not None:
+                    world.remove(key)
+                    stage = "deleted"
+                elif stage == "deleted" and known is None:
+                    stage = "answered"
+                return stage == "answered"
+
+            store.is_due = is_deleted_again
+            world.remove(key)
+            await eventually(lambda: stage == "answered")
+            await eventually(lambda: owner(world, key) == OURS, within_s=4)
+
+    run(main())
+
+
+def test_deleted_lease_is_regained_at_renewal_without_a_watch(worlds: dict[str, World]) -> None:
+    async def main(world: World) -> None:
         node = Node(world.open(), OURS, lease_ttl_s=2)
         async with node.up(watching=False):
             key = node.key
             world.remove(key)
             await eventually(lambda: owner(world, key) == OURS, within_s=5)
 
-    run(main())
+    run(everywhere(worlds, main))
 
 
 def test_lease_renewed_by_hand_is_still_ours(
-    world: World, caplog: pytest.LogCaptureFixture
+    worlds: dict[str, World], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
+    async def main(world: World) -> None:
         node = Node(world.open(), OURS, lease_ttl_s=2)
         async with node.up(watching=False):
             key = node.key
@@ -423,14 +493,14 @@ def test_lease_renewed_by_hand_is_still_ours(
             assert node.claim.state is LeaseState.HELD
             assert "CONFLICT" not in caplog.text
 
-    run(main())
+    run(everywhere(worlds, main))
 
 
-def test_reservation_is_kept_without_expiry(world: World) -> None:
+def test_reservation_is_kept_without_expiry(worlds: dict[str, World]) -> None:
     """flannel's v3 form turned it into a lease of one day."""
-    world.put("10.5.7.0-24", value(OURS))
 
-    async def main() -> None:
+    async def main(world: World) -> None:
+        world.put("10.5.7.0-24", value(OURS))
         node = Node(world.open(), OURS, lease_ttl_s=2)
         async with node.up() as lease:
             assert (str(lease.key), lease.lease_ttl_s) == ("10.5.7.0-24", None)
@@ -438,11 +508,11 @@ def test_reservation_is_kept_without_expiry(world: World) -> None:
             await steadily(lambda: (world.read("10.5.7.0-24") or (None, 0))[1] is None, for_s=1.2)
             assert node.claim.state is LeaseState.HELD
 
-    run(main())
+    run(everywhere(worlds, main))
 
 
-def test_lease_made_a_reservation_while_we_run_stays_one(world: World) -> None:
-    async def main() -> None:
+def test_lease_made_a_reservation_while_we_run_stays_one(worlds: dict[str, World]) -> None:
+    async def main(world: World) -> None:
         node = Node(world.open(), OURS, lease_ttl_s=2)
         async with node.up():
             key = node.key
@@ -451,7 +521,7 @@ def test_lease_made_a_reservation_while_we_run_stays_one(world: World) -> None:
             await steadily(lambda: (world.read(key) or (None, 0))[1] is None, for_s=1.2)
             assert node.claim.state is LeaseState.HELD
 
-    run(main())
+    run(everywhere(worlds, main))
 
 
 def test_an_outage_while_acquiring_is_said_to_be_over(

@@ -1,13 +1,15 @@
 """Flags and environment, in Go's syntax."""
 
 import dataclasses
-from ipaddress import IPv4Address
+import os
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
 
-from tundp.config import OPTIONS, Config, load_config, parse_bool, parse_int
+from tundp.config import Config, load_config, unknown_variables
 from tundp.errors import ConfigError
+from tundp.options import OPTIONS, parse_bool, parse_int
 
 
 def refusal(*arguments: str, **environment: str) -> str:
@@ -26,12 +28,37 @@ def test_defaults():
         etcd_certfile="",
         etcd_keyfile="",
         iface=(),
+        iface_regex=(),
+        iface_can_reach=None,
         public_ip=None,
+        public_ipv6=None,
         subnet_file=Path("/run/flannel/subnet.env"),
         subnet_lease_renew_margin=60,
+        ip_masq=False,
+        ip_masq_fully_random_disable=False,
+        iptables_resync=5,
+        iptables_forward_rules=True,
+        ip_blackhole_route=False,
+        healthz_ip="0.0.0.0",
+        healthz_port=0,
+        kube_subnet_mgr=False,
+        kube_api_url="",
+        kubeconfig_file="",
+        kube_annotation_prefix="flannel.alpha.coreos.com",
+        net_config_path=Path("/etc/kube-flannel/net-conf.json"),
+        set_node_network_unavailable=True,
         v=0,
+        vmodule="",
+        log_backtrace_at="",
         help=False,
         version=False,
+        config=None,
+        etcd_api="auto",
+        on_lease_lost="regain",
+        force_takeover=False,
+        state_dir=Path("/var/lib/tundp"),
+        fallback_route=True,
+        metrics_addr=None,
         store="etcd",
         engine="auto",
         disable_offloads=(),
@@ -48,7 +75,7 @@ def test_defaults():
 
 
 def test_every_option_is_a_field_and_every_field_an_option():
-    fields = {field.name for field in dataclasses.fields(Config)}
+    fields = {field.name for field in dataclasses.fields(Config)} - {"origins", "ignored"}
     assert {option.field for option in OPTIONS} == fields
     assert len(OPTIONS) == len(fields)
 
@@ -272,6 +299,8 @@ def test_a_bad_variable_is_named(variable, text, why):
 
 def test_every_variable_is_flannels_or_ours():
     ours = {"disable-offloads", "workers", "layout", "cpus", "spin"}
+    ours |= {"config", "etcd-api", "on-lease-lost", "force-takeover", "state-dir"}
+    ours |= {"fallback-route", "metrics-addr"}
     ours |= {"store", "engine", "loop", "source-check", "tun-name", "lease-ttl", "admin-socket"}
     for option in OPTIONS:
         prefix = "TUNDP_" if option.name in ours else "FLANNELD_"
@@ -338,3 +367,469 @@ def test_store_path(store, path):
 def test_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         load_config([], {}).v = 3
+
+
+# Every flag of flannel's
+
+
+FLANNELS_FLAGS = {
+    # name: (a value on the command line, what it becomes, flannel's default)
+    "etcd-endpoints": (
+        "http://192.0.2.1:1,http://192.0.2.2:2",
+        ("http://192.0.2.1:1", "http://192.0.2.2:2"),
+        ("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
+    ),
+    "etcd-prefix": ("/x", "/x", "/coreos.com/network"),
+    "etcd-keyfile": ("/k", "/k", ""),
+    "etcd-certfile": ("/c", "/c", ""),
+    "etcd-cafile": ("/ca", "/ca", ""),
+    "etcd-username": ("u", "u", ""),
+    "etcd-password": ("p", "p", ""),
+    "iface": ("eth0", ("eth0",), ()),
+    "iface-regex": ("^eth.*", ("^eth.*",), ()),
+    "iface-can-reach": ("192.0.2.1", IPv4Address("192.0.2.1"), None),
+    "public-ip": ("192.0.2.1", IPv4Address("192.0.2.1"), None),
+    "public-ipv6": ("2001:db8::1", IPv6Address("2001:db8::1"), None),
+    "subnet-file": ("/s", Path("/s"), Path("/run/flannel/subnet.env")),
+    "subnet-lease-renew-margin": ("0x3c", 60, 60),
+    "ip-masq": ("T", True, False),
+    "ip-masq-fully-random-disable": ("1", True, False),
+    "iptables-resync": ("010", 8, 5),
+    "iptables-forward-rules": ("False", False, True),
+    "ip-blackhole-route": ("true", True, False),
+    "kube-subnet-mgr": ("0", False, False),
+    "kube-api-url": ("", "", ""),
+    "kubeconfig-file": ("", "", ""),
+    "kube-annotation-prefix": ("a.b/c", "a.b/c", "flannel.alpha.coreos.com"),
+    "net-config-path": ("/n", Path("/n"), Path("/etc/kube-flannel/net-conf.json")),
+    "set-node-network-unavailable": ("f", False, True),
+    "healthz-ip": ("127.0.0.1", "127.0.0.1", "0.0.0.0"),
+    "healthz-port": ("10244", 10244, 0),
+    "v": ("0b101", 5, 0),
+    "vmodule": ("a=2", "a=2", ""),
+    "log_backtrace_at": ("a.go:7", "a.go:7", ""),
+    "version": ("false", False, False),
+}
+"""Written down from the compatibility specification's section on the command line."""
+PAIRS = {
+    "etcd-keyfile": ["--etcd-certfile=c"],
+    "etcd-certfile": ["--etcd-keyfile=k"],
+    "etcd-username": ["--etcd-password=p"],
+    "etcd-password": ["--etcd-username=u"],
+}
+VARIABLE_OF = {name: f"FLANNELD_{name.upper().replace('-', '_')}" for name in FLANNELS_FLAGS}
+
+
+@pytest.mark.parametrize("name", FLANNELS_FLAGS)
+@pytest.mark.parametrize("form", ["-{}={}", "--{}={}", "-{} {}", "--{} {}"])
+def test_flannels_flags_in_every_form(name, form):
+    text, value, default = FLANNELS_FLAGS[name]
+    is_boolean = isinstance(default, bool)
+    arguments = [form.format(name, text)] if "=" in form else [form.split()[0].format(name), text]
+    if is_boolean and "=" not in form:
+        arguments = [f"{arguments[0]}={text}"]
+    more = PAIRS.get(name, [])
+    field = name.replace("-", "_")
+    assert getattr(load_config([], {}), field) == default
+    config = load_config([*arguments, *more], {})
+    assert getattr(config, field) == value
+    assert config.origins[name] == f"--{name}"
+
+
+@pytest.mark.parametrize("name", sorted(FLANNELS_FLAGS.keys() - {"version"}))
+def test_flannels_flags_as_variables(name):
+    text, value, default = FLANNELS_FLAGS[name]
+    config = load_config(PAIRS.get(name, []), {VARIABLE_OF[name]: text})
+    if not text:
+        value = default
+    assert getattr(config, name.replace("-", "_")) == value
+    assert config.origins[name] == (VARIABLE_OF[name] if text else "default")
+
+
+def test_flannels_booleans_are_ours():
+    """A boolean that took the next word would eat the flag behind it."""
+    booleans = {name for name, (_, _, default) in FLANNELS_FLAGS.items() if default in (True, False)
+                and isinstance(default, bool)}  # fmt: skip
+    ours = {option.name for option in OPTIONS if option.is_boolean and option.is_flannels}
+    assert ours - {"help"} == booleans
+    repeatable = {option.name for option in OPTIONS if option.is_repeatable}
+    assert repeatable == {"iface", "iface-regex"}
+
+
+def test_nothing_else_passes_for_flannels():
+    flannels = {option.name for option in OPTIONS if option.is_flannels}
+    assert flannels == FLANNELS_FLAGS.keys() | {"help"}
+
+
+@pytest.mark.parametrize("text", ["1", "t", "T", "true", "TRUE", "True"])
+@pytest.mark.parametrize("name", ["ip-masq", "ip-blackhole-route"])
+def test_true_on_the_command_line(name, text):
+    assert getattr(load_config([f"-{name}={text}"], {}), name.replace("-", "_")) is True
+
+
+@pytest.mark.parametrize("text", ["0", "f", "F", "false", "FALSE", "False"])
+def test_false_on_the_command_line(text):
+    assert load_config([f"--iptables-forward-rules={text}"], {}).iptables_forward_rules is False
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("kube-subnet-mgr", "true"),
+        ("kube-api-url", "https://192.0.2.1"),
+        ("kubeconfig-file", "/k"),
+    ],
+)
+def test_kubernetes_is_refused_not_ignored(name, text):
+    for message in (
+        refusal(f"--{name}={text}"),
+        refusal(**{VARIABLE_OF[name]: text}),
+    ):
+        assert message.startswith(f"--{name}: ")
+        assert "not yet in tundp" in message
+        assert "--etcd-endpoints" in message
+        assert "--store=file:PATH" in message
+
+
+def test_flags_without_effect_are_taken():
+    arguments = [
+        "--kube-annotation-prefix=a.b/c",
+        "--net-config-path=/n",
+        "--set-node-network-unavailable=false",
+        "--vmodule=a=2",
+        "--log_backtrace_at=a.go:7",
+        "--kube-subnet-mgr=false",
+    ]
+    config = load_config(arguments, {})
+    assert config.kube_annotation_prefix == "a.b/c"
+    assert config.set_node_network_unavailable is False
+
+
+@pytest.mark.parametrize("name", ["listen", "remote", "use-multi-cluster-cidr"])
+def test_flags_flannel_itself_dropped_are_unknown(name):
+    assert f"unknown flag --{name}" in refusal(f"--{name}=x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts", "breaks"),
+    [
+        (["--iptables-resync=0"], ["--iptables-resync '0'", "1 to 86400"], "flannel: a busy loop"),
+        (["--iptables-resync=-1"], ["'-1'"], "flannel: a busy loop"),
+        (["--iptables-resync=86401"], ["'86401'"], "never"),
+        (["--iptables-resync=1s"], ["'1s'", "whole number"], "no durations"),
+        (["--healthz-port=-1"], ["--healthz-port '-1'", "port"], "no port"),
+        (["--healthz-port=65536"], ["'65536'"], "no port"),
+        (["--healthz-port=http"], ["whole number"], "no service names"),
+        (["--healthz-ip=localhost"], ["--healthz-ip 'localhost'", "127.0.0.1"], "no host names"),
+        (["--healthz-ip="], ["--healthz-ip ''"], "Go listens on all; say 0.0.0.0"),
+        (["--iface-can-reach=x"], ["--iface-can-reach 'x'", "IPv4"], "an address"),
+        (["--public-ipv6=192.0.2.1"], ["--public-ipv6", "IPv6"], "the wrong family"),
+        (["--public-ip=127.0.0.1"], ["no address of a host"], "peers would send to themselves"),
+        (["--public-ip=224.0.0.1"], ["no address of a host"], "multicast"),
+        (["--public-ip=255.255.255.255"], ["no address of a host"], "broadcast"),
+        (["--public-ip=0.0.0.0"], ["no address of a host"], "flannel: a loop"),
+        (["--metrics-addr=9285"], ["--metrics-addr '9285'", "ADDRESS:PORT"], "no colon"),
+        (["--metrics-addr=:"], ["ADDRESS:PORT"], "no port"),
+        (["--metrics-addr=:0"], ["ADDRESS:PORT"], "a port nobody could know"),
+        (["--metrics-addr=:65536"], ["ADDRESS:PORT"], "no port"),
+        (["--metrics-addr=:http"], ["ADDRESS:PORT"], "no service names"),
+        (["--metrics-addr=localhost:9285"], ["ADDRESS:PORT"], "no host names"),
+        (["--metrics-addr=192.0.2:9285"], ["ADDRESS:PORT"], "no address"),
+        (["--etcd-api=v4"], ["--etcd-api 'v4'", "auto, v2, v3, both"], "a choice"),
+        (["--on-lease-lost=stay"], ["regain, exit"], "a choice"),
+        (["--disable-offloads=tso"], ["'tso'", "tun-tso"], "a name"),
+        (["--workers=0"], ["--workers '0'"], "none"),
+        (["--spin=1001"], ["--spin '1001'"], "a CPU for ever"),
+        (["--cpus=100000"], ["CPU 100000"], "not there"),
+        (["--etcd-endpoints=http://u:p@192.0.2.1:1"], ["FLANNELD_ETCD_PASSWORD"], "a secret"),
+    ],
+)
+def test_refused_values(arguments, texts, breaks):
+    message = refusal(*arguments)
+    for text in texts:
+        assert text in message, breaks
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("", None),
+        ("127.0.0.1:9285", ("127.0.0.1", 9285)),
+        (":9285", ("127.0.0.1", 9285)),
+        ("0.0.0.0:1", ("0.0.0.0", 1)),
+        ("[::1]:65535", ("::1", 65535)),
+        ("[2001:DB8::0:1]:80", ("2001:db8::1", 80)),
+    ],
+)
+def test_metrics_address(text, value):
+    assert load_config([f"--metrics-addr={text}"], {}).metrics_addr == value
+
+
+@pytest.mark.parametrize("text", ["::1:9285", ": 80", ":8_0", ":+80", "]127.0.0.1[:80"])
+def test_what_is_no_metrics_address(text):
+    assert "ADDRESS:PORT" in refusal(f"--metrics-addr={text}")
+
+
+def test_cpus_are_those_there_are():
+    cpu = min(os.sched_getaffinity(0))
+    config = load_config([f"--cpus={cpu}"], {})
+    assert config.cpus == (cpu,)
+    assert config.describe() == f"cpus={cpu}"
+
+
+# Unknown variables
+
+
+def test_unknown_variables_are_named():
+    environment = {
+        "FLANNELD_VERSION": "v0.28.9",
+        "FLANNELD_IFACE": "eth0",
+        "FLANNELD_IFCAE": "eth0",
+        "FLANNELD_EMPTY": "",
+        "TUNDP_IFACE": "eth0",
+        "TUNDP_STORE": "etcd",
+        "ETCD_PREFIX": "/x",
+        "flanneld_v": "1",
+    }
+    assert unknown_variables(environment) == ["FLANNELD_IFCAE", "TUNDP_IFACE"]
+
+
+# The file
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "tundp.toml"
+
+    def write(text: str, *arguments: str, **environment: str) -> Config:
+        path.write_text(text, encoding="utf-8")
+        return load_config([f"--config={path}", *arguments], environment)
+
+    write.path = path
+    return write
+
+
+def test_flag_over_variable_over_file_over_default(file):
+    text = 'etcd-prefix = "/file"\nv = 1\niface = ["a", "b"]\nspin = 7\n'
+    config = file(text, "--etcd-prefix=/flag", FLANNELD_ETCD_PREFIX="/variable", FLANNELD_V="2")
+    assert (config.etcd_prefix, config.v, config.iface, config.spin) == ("/flag", 2, ("a", "b"), 7)
+    assert config.workers == 1
+    assert config.origins["etcd-prefix"] == "--etcd-prefix"
+    assert config.origins["v"] == "FLANNELD_V"
+    assert config.origins["iface"] == config.origins["spin"] == str(file.path)
+    assert config.origins["workers"] == "default"
+    assert config.origins.keys() == {option.name for option in OPTIONS}
+
+
+def test_repeatable_flags_replace_and_are_not_added_to(file):
+    assert file('iface = ["a", "b"]', "--iface=c").iface == ("c",)
+    assert file('iface = ["a", "b"]', FLANNELD_IFACE="c,d").iface == ("c,d",)
+
+
+def test_empty_variables_do_not_hide_the_file(file):
+    assert file("v = 3", FLANNELD_V="").v == 3
+
+
+def test_the_file_may_be_named_by_a_variable(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text("v = 3")
+    assert load_config([], {"TUNDP_CONFIG": str(path)}).v == 3
+    assert load_config([], {"FLANNELD_CONFIG": str(path)}).v == 0
+    other = tmp_path / "b.toml"
+    other.write_text("v = 4")
+    assert load_config([f"--config={other}"], {"TUNDP_CONFIG": str(path)}).v == 4
+    assert load_config(["--config="], {}).config is None
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("ip-masq = true", "ip_masq", True),
+        ("iptables-forward-rules = false", "iptables_forward_rules", False),
+        ('ip-masq = "true"', "ip_masq", True),
+        ("v = 2", "v", 2),
+        ('v = "0x10"', "v", 16),
+        ("healthz-port = 0x50", "healthz_port", 80),
+        ('iface = "eth0"', "iface", ("eth0",)),
+        ('iface = ["eth0", "eth1"]', "iface", ("eth0", "eth1")),
+        ("iface = []", "iface", ()),
+        ('iface-regex = ["^a,b$"]', "iface_regex", ("^a,b$",)),
+        (
+            'etcd-endpoints = ["http://192.0.2.1:1", "http://192.0.2.2:2"]',
+            "etcd_endpoints",
+            ("http://192.0.2.1:1", "http://192.0.2.2:2"),
+        ),
+        ('etcd-endpoints = "http://192.0.2.1:1"', "etcd_endpoints", ("http://192.0.2.1:1",)),
+        ('disable-offloads = ["tun-tso", "udp-gro"]', "disable_offloads", ("tun-tso", "udp-gro")),
+        ("disable-offloads = []", "disable_offloads", ()),
+        ("cpus = []", "cpus", ()),
+        ('public-ip = "192.0.2.1"', "public_ip", IPv4Address("192.0.2.1")),
+        ('public-ip = ""', "public_ip", None),
+        ('metrics-addr = ":9285"', "metrics_addr", ("127.0.0.1", 9285)),
+        ('state-dir = ""', "state_dir", None),
+        ("", "v", 0),
+        ("# nothing", "v", 0),
+    ],
+)
+def test_values_of_a_file(file, text, field, value):
+    assert getattr(file(text), field) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "texts", "breaks"),
+    [
+        ("v = true", ["v is true, but must be not true or false"], "a bool for an int"),
+        ("ip-masq = 1", ["ip-masq is 1, but must be true or false"], "an int for a bool"),
+        ("v = 1.5", ["v is neither text, number"], "a fraction"),
+        ("v = 1979-05-27", ["v is neither text, number"], "a date"),
+        ("v = {a = 1}", ["v is neither text, number"], "a table"),
+        ("iface = [[1]]", ["iface is neither text, number"], "lists in lists"),
+        (
+            "ip-masq = [true, false]",
+            ["ip-masq is a list, but takes one value"],
+            "a list for a bool",
+        ),
+        ('v = "x"', ["v 'x' is not a whole number"], "the flag's own rules"),
+        ("iptables-resync = 0", ["iptables-resync '0'", "1 to 86400"], "the flag's own rules"),
+        ('etcd_prefix = "/x"', ["unknown key etcd_prefix", "did you mean etcd-prefix?"], "_"),
+        ('ifcae = "eth0"', ["unknown key ifcae", "did you mean iface?"], "a typo"),
+        ("[etcd]\nprefix = 1", ["unknown key etcd"], "a table"),
+        ("qqqqqqq = 1", ["unknown key qqqqqqq", "keys are named as the flags are"], "far off"),
+        ('config = "/x"', ["unknown key config"], "no files in files"),
+        ("version = true", ["unknown key version"], "no commands in files"),
+        ("help = true", ["unknown key help"], "no commands in files"),
+        ("v = \n", ["is not TOML", "line 1"], "syntax"),
+        ("v = 1\nv = 2", ["is not TOML"], "twice"),
+        ("FLANNELD_IFACE=eth0", ["is not TOML"], "a file of variables"),
+        ('etcd-certfile = "c"', ["--etcd-keyfile is missing"], "checked like flags"),
+        ("kube-subnet-mgr = true", ["not yet in tundp"], "checked like flags"),
+    ],
+)
+def test_refused_files(file, text, texts, breaks):
+    with pytest.raises(ConfigError) as caught:
+        file(text)
+    message = str(caught.value)
+    assert str(file.path) in message or message.startswith("--")
+    for expected in texts:
+        assert expected in message, breaks
+
+
+@pytest.mark.parametrize("text", ['etcd-prefix = ["/a", "/b"]', 'store = ["etcd"]', "v = [1]"])
+def test_a_list_is_for_flags_that_take_several(file, text):
+    with pytest.raises(ConfigError):
+        file(text)
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [("/nonexistent/tundp.toml", "No such file or directory"), ("/", "Is a directory")],
+)
+def test_a_file_that_cannot_be_read(path, why):
+    message = refusal(f"--config={path}")
+    assert message == f"--config {path}: {why}"
+    assert refusal(TUNDP_CONFIG=path) == message
+
+
+def test_a_file_of_bytes(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_bytes(b"v = 1 # \xff")
+    assert "is not TOML" in refusal(f"--config={path}")
+
+
+def test_a_flag_saves_nobody_from_a_wrong_file(file):
+    with pytest.raises(ConfigError, match="--etcd-keyfile is missing"):
+        file('etcd-certfile = "c"', "--v=1")
+    with pytest.raises(ConfigError, match="v 'x' is not"):
+        file('v = "x"', "--v=1")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'etcd-password = "{SECRET}"\nv = "x"',
+        f'etcd-password = "{SECRET}"\netcd-pasword = "{SECRET}"',
+        f'etcd-pasword = "{SECRET}"',
+        f'etcd-password = "{SECRET}"\n=',
+        f'etcd-password = "{SECRET}" "{SECRET}"',
+        f'etcd-password = "{SECRET}',
+        f'etcd-password = ["{SECRET}", 1.5]',
+        f'etcd-endpoints = "http://u:{SECRET}@192.0.2.1:1"',
+        f'etcd-password = "{SECRET}"',
+    ],
+)
+def test_a_password_in_a_file_is_in_no_message(file, text):
+    with pytest.raises(ConfigError) as caught:
+        file(text)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_password_in_a_file_is_not_described(file):
+    config = file(f'etcd-username = "u"\netcd-password = "{SECRET}"')
+    assert config.etcd_password == SECRET
+    assert SECRET not in config.describe()
+    assert SECRET not in repr(config)
+    for option in OPTIONS:
+        assert SECRET not in config.show(option)
+    assert "etcd-password=***" in config.describe()
+
+
+# Stray arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "iface", "ignored"),
+    [
+        (["--iface=a"], ("a",), ()),
+        (["--iface=a", "stray", "--iface=b"], ("a",), ("stray", "--iface=b")),
+        (["stray"], (), ("stray",)),
+        (["--iface=a", "--", "--iface=b"], ("a",), ("--iface=b",)),
+        (["--iface=a", "-", "--iface=b"], ("a",), ("-", "--iface=b")),
+        (["--iface=a", "--"], ("a",), ()),
+        (["--ip-masq", "true", "--iface=b"], (), ("true", "--iface=b")),
+        (["", "--iface=b"], (), ("", "--iface=b")),
+    ],
+)
+def test_stray_arguments_end_the_flags_as_in_flannel(arguments, iface, ignored):
+    config = load_config(arguments, {}, ignores_stray=True)
+    assert (config.iface, config.ignored) == (iface, ignored)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [(["--ifcae=a"], "unknown flag"), (["---v"], "bad flag syntax"), (["-v"], "needs an argument")],
+)
+def test_wrong_flags_are_wrong_even_then(arguments, why):
+    with pytest.raises(ConfigError, match=why):
+        load_config(arguments, {}, ignores_stray=True)
+
+
+# Several daemons of one host
+
+
+def test_one_daemon_has_flannels_names():
+    config = load_config([], {})
+    assert config.instance == ""
+    assert config.admin_socket == Path("/run/tundp/admin.sock")
+    assert load_config(["--subnet-file=/run/flannel/subnet.env"], {}).instance == ""
+
+
+def test_another_subnet_file_is_another_instance():
+    one = load_config(["--subnet-file=/run/flannel/b.env"], {})
+    other = load_config(["--subnet-file=/run/flannel/c.env"], {})
+    assert one.instance == "run-flannel-b.env"
+    assert one.admin_socket == Path("/run/tundp/run-flannel-b.env.sock")
+    assert other.admin_socket != one.admin_socket
+    said = load_config(["--subnet-file=/run/flannel/b.env", "--admin-socket=/s"], {})
+    assert said.admin_socket == Path("/s")
+
+
+def test_the_subnet_file_of_a_file_or_variable_counts_too(file):
+    assert file('subnet-file = "/run/b.env"').instance == "run-b.env"
+    assert load_config([], {"FLANNELD_SUBNET_FILE": "/run/b.env"}).instance == "run-b.env"
+
+
+def test_a_long_subnet_file_still_makes_a_socket():
+    path = f"/run/{'a' * 60}/{'b' * 60}/subnet.env"
+    socket = load_config([f"--subnet-file={path}"], {}).admin_socket
+    assert len(os.fsencode(socket)) <= 107
+    assert socket.name.endswith("subnet.env.sock")

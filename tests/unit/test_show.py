@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from tundp.dataplane.base import Counters
-from tundp.show import drop_lines, print_status
+from tundp.show import drop_lines, print_findings, print_status
 from tundp.wire.drop import MEANINGS, DropReason
 
 
@@ -25,7 +25,14 @@ def status(**changes: object) -> dict:
         "network": "10.5.0.0/16",
         "subnet": "10.5.1.0/24",
         "public_ip": "192.0.2.1",
-        "interface": {"name": "eth0", "address": "192.0.2.1", "why": "has the default route"},
+        "interface": {
+            "name": "eth0",
+            "address": "192.0.2.1",
+            "mtu": 1500,
+            "why": "has the default route",
+            "others": [],
+            "warnings": [],
+        },
         "port": 8285,
         "tun": {"name": "flannel0", "mtu": 1472},
         "engine": "reference",
@@ -35,9 +42,14 @@ def status(**changes: object) -> dict:
         "store": {
             "description": "etcd v2 at http://192.0.2.9:2379",
             "is_answering": True,
+            "is_from_memory": False,
             "revision": 77,
-            "age_s": 1,
+            "age_s": 0,
         },
+        "checks": [
+            {"name": "lease", "ok": True, "detail": "held"},
+            {"name": "firewall", "ok": True, "detail": "in place"},
+        ],
         "generation": 3,
         "peers": [
             {"subnet": "10.5.2.0/24", "public_ip": "192.0.2.2"},
@@ -180,3 +192,73 @@ def test_an_ipv6_lease_key_is_shown_whole():
         refused=[{"key": key, "means": "x"}],
     )
     assert shown(sample).count(key) == 2
+
+
+def test_what_holds_is_not_mentioned():
+    text = shown(status())
+    for word in ("not ready", "interface:", " s old", "from disk", "firewall"):
+        assert word not in text
+
+
+def test_every_check_that_fails_is_shown():
+    checks = [
+        {"name": "lease", "ok": False, "detail": "192.0.2.9 holds it now"},
+        {"name": "firewall", "ok": True, "detail": "in place"},
+        {"name": "subnet-file", "ok": False, "detail": "Read-only file system"},
+    ]
+    text = shown(status(checks=checks))
+    assert "not ready: lease: 192.0.2.9 holds it now" in text
+    assert "not ready: subnet-file: Read-only file system" in text
+    assert "firewall" not in text
+
+
+def test_warnings_about_the_interface_are_shown():
+    sample = status()
+    sample["interface"]["warnings"] = ["--public-ip is on no interface [NAT]"]
+    assert "interface: --public-ip is on no interface [NAT]" in shown(sample)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"age_s": 90}, "answering, revision 77, leases 90 s old"),
+        ({"age_s": 0}, "answering, revision 77\n"),
+        ({"age_s": None}, "answering, revision 77\n"),
+        (
+            {"age_s": 90, "is_answering": False, "is_from_memory": True},
+            "not answering, peers kept, revision 77, leases 90 s old (from disk)",
+        ),
+    ],
+)
+def test_how_old_the_leases_are(changes, text):
+    sample = status()
+    sample["store"] |= changes
+    assert text in shown(sample)
+
+
+def test_packets_a_system_call():
+    sample = status()
+    sample["counters"]["encap"] |= {"packets_in": 1280, "packets_out": 1280, "drops": {}}
+    sample["counters"]["encap"] |= {"reads": 10, "writes": 20}
+    sample["counters"]["decap"] |= {"reads": 0, "writes": 0}
+    (encap,) = (line for line in shown(sample).splitlines() if line.strip().startswith("encap ") and "_" not in line)
+    assert encap.split()[-3:] == ["128.0", "64.0", "holds"]
+    (decap,) = (line for line in shown(sample).splitlines() if line.strip().startswith("decap ") and "_" not in line)
+    assert decap.split()[-3:] == ["-", "-", "holds"]
+
+
+def test_findings_are_lines_of_plain_text():
+    file = io.StringIO()
+    print_findings(
+        [
+            {"verdict": "ok", "what": "settings", "detail": "all defaults"},
+            {"verdict": "warn", "what": "unreadable entry", "detail": "[red]x[/]: " + "y" * 300},
+            {"verdict": "fail", "what": "store", "detail": "etcd at http://[fd00::9]:2379"},
+        ],
+        Console(file=file, highlight=False, width=80),
+    )
+    assert file.getvalue().splitlines() == [
+        "OK   settings: all defaults",
+        f"WARN unreadable entry: [red]x[/]: {'y' * 300}",
+        "FAIL store: etcd at http://[fd00::9]:2379",
+    ]

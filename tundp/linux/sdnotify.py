@@ -22,3 +22,15 @@ def notify(*fields: str) -> None:
             sock.send("\n".join(fields).encode())
     except OSError as error:
         _log.warning("cannot notify systemd at %s: %s", path, error.strerror)
+
+
+def watchdog_s() -> float | None:
+    """Seconds within which systemd wants WATCHDOG=1 again; None if it does not wait for one.
+
+    sd_watchdog_enabled(3): the variables count only for the process they name.
+    """
+    text = os.environ.get("WATCHDOG_USEC", "")
+    pid = os.environ.get("WATCHDOG_PID", "")
+    if not text.isdecimal() or int(text) == 0 or (pid and pid != str(os.getpid())):
+        return None
+    return int(text) / 1e6

@@ -9,6 +9,7 @@ import pytest
 from tundp.errors import OutOfSubnets
 from tundp.lease.allocate import Keep, Take, is_compatible, plan_claim
 from tundp.lease.codec import parse_key
+from tundp.lease.identity import NODE
 from tundp.lease.model import Lease, LeaseAttributes
 from tundp.lease.network import NetworkConfig, parse_network_config
 
@@ -24,10 +25,16 @@ V4 = config()
 DUAL = config(EnableIPv6=True, IPv6Network="2001:db8::/48")
 
 
-def lease(key: str, ip: str = THEM, backend: str = "", ttl: float | None = 60.0) -> Lease:
+def lease(
+    key: str, ip: str = THEM, backend: str = "", ttl: float | None = 60.0, node: str = ""
+) -> Lease:
     return Lease(
         key=parse_key(key),
-        attributes=LeaseAttributes(public_ip=IPv4Address(ip), backend_type=backend),
+        attributes=LeaseAttributes(
+            public_ip=IPv4Address(ip),
+            backend_type=backend,
+            extra={NODE: node} if node else {},
+        ),
         revision=1,
         lease_ttl_s=ttl,
     )
@@ -39,12 +46,14 @@ def plan(
     previous: str | None = None,
     seed: int = 0,
     unreadable: tuple[str, ...] = (),
+    node_id: str = "",
 ) -> Keep | Take:
     return plan_claim(
         leases,
         unreadable=[parse_key(key) for key in unreadable],
         config=network,
         public_ip=IPv4Address(US),
+        node_id=node_id,
         previous=None if previous is None else parse_key(previous),
         rng=random.Random(seed),
     )
@@ -84,7 +93,6 @@ def test_our_lease_that_no_longer_fits_is_given_up(ours, network, breaks):
     assert isinstance(verdict, Take), breaks
     assert verdict.stale == (ours,)
     assert is_compatible(verdict.key, network)
-    assert not verdict.key.subnet.overlaps(ours.key.subnet), "flannel skips the one it deletes"
 
 
 def test_a_fitting_lease_of_ours_is_found_behind_a_stale_one():
@@ -306,3 +314,100 @@ def test_a_huge_lease_in_a_huge_pool_is_skipped_in_one_step():
         '{"Network": "10.0.0.0/8", "SubnetLen": 30, "SubnetMax": "10.128.0.0"}', "test"
     )
     assert plan(lease("10.0.0.0-9"), network=network) == Take(parse_key("10.128.0.0-30"))
+
+
+# Node ids
+
+
+FITS, STALE = "10.5.7.0-24", "10.6.7.0-24"
+
+
+@pytest.mark.parametrize(
+    ("leases", "kept", "breaks"),
+    [
+        ([lease(FITS, US, node="us")], 0, "the usual restart"),
+        ([lease(FITS, THEM, node="us")], 0, "our address changed while we were down"),
+        ([lease(FITS, US)], 0, "written by a stock flanneld, or by our predecessor"),
+        ([lease(FITS, US, node="them")], 0, "for the caller to challenge"),
+        ([lease("10.5.8.0-24", US), lease(FITS, THEM, node="us")], 1, "the id counts more"),
+        ([lease("10.5.8.0-24", US, node="them"), lease(FITS, THEM, node="us")], 1, "and here"),
+        ([lease("10.5.8.0-24", US, node="them"), lease(FITS, US, node="us")], 1, "and here"),
+        ([lease(STALE, US, node="us"), lease(FITS, US)], 1, "the first no longer fits"),
+        ([lease(STALE, US, node="us"), lease(FITS, US, node="them")], 1, "to be challenged"),
+        ([lease(FITS, "0.0.0.0", node="us")], 0, "ours though its address is lost"),
+    ],
+)
+def test_which_lease_is_kept(leases, kept, breaks):
+    others = [lease("10.5.2.0-24"), lease("10.5.3.0-24", node="them")]
+    for order in (leases, leases[::-1]):
+        verdict = plan(*others, *order, node_id="us", previous="10.5.9.0-24")
+        assert verdict == Keep(leases[kept]), breaks
+
+
+def test_a_strangers_lease_that_no_longer_fits_is_not_deleted():
+    """Its PublicIP is ours, but another node says it wrote it: nobody asked that one."""
+    strangers = lease(STALE, US, node="them")
+    verdict = plan(strangers, node_id="us")
+    assert isinstance(verdict, Take)
+    assert verdict.stale == ()
+
+
+def test_a_strangers_lease_is_in_the_way_although_it_has_our_address():
+    network = config(SubnetMin="10.5.10.0", SubnetMax="10.5.11.0")
+    half = lease("10.5.10.0-25", US, node="them")
+    for seed in range(10):
+        verdict = plan(half, network=network, node_id="us", seed=seed)
+        assert verdict == Take(parse_key("10.5.11.0-24"))
+        verdict = plan(half, network=network, node_id="us", previous="10.5.10.0-24", seed=seed)
+        assert verdict == Take(parse_key("10.5.11.0-24"))
+
+
+def test_ours_that_no_longer_fit_are_deleted_strangers_and_others_stay():
+    ours = (
+        lease("10.6.7.0-24", THEM, node="us"),
+        lease("10.6.8.0-24", US, node="us"),
+        lease("10.6.9.0-24", US),
+    )
+    rest = (lease("10.6.10.0-24", US, node="them"), lease("10.6.11.0-24", THEM))
+    verdict = plan(*ours, *rest, node_id="us")
+    assert isinstance(verdict, Take)
+    assert set(map(str, (one.key for one in verdict.stale))) == {str(one.key) for one in ours}
+
+
+def test_what_we_give_up_is_in_nobodys_way():
+    network = config(SubnetMin="10.5.10.0", SubnetMax="10.5.10.0")
+    half = lease("10.5.10.0-25", US)
+    assert plan(half, network=network) == Take(parse_key("10.5.10.0-24"), (half,))
+    assert plan(half, network=network, previous="10.5.10.0-24") == Take(
+        parse_key("10.5.10.0-24"), (half,)
+    )
+
+
+def test_without_an_id_of_our_own_every_id_is_a_strangers():
+    assert plan(lease(FITS, US, node="them")) == Keep(lease(FITS, US, node="them"))
+    verdict = plan(lease(FITS, THEM, node="them"))
+    assert isinstance(verdict, Take)
+    verdict = plan(lease(STALE, US, node="them"))
+    assert isinstance(verdict, Take)
+    assert verdict.stale == ()
+
+
+def test_a_lease_is_ours_once_even_by_address_and_id():
+    stale = lease(STALE, US, node="us")
+    verdict = plan(stale, node_id="us")
+    assert isinstance(verdict, Take)
+    assert verdict.stale == (stale,)
+
+
+def test_no_address_and_another_id_is_not_ours():
+    verdict = plan_claim(
+        [lease(FITS, "0.0.0.0", node="them"), lease("10.5.8.0-24", "0.0.0.0")],
+        config=V4,
+        public_ip=IPv4Address("0.0.0.0"),
+        node_id="us",
+        previous=None,
+        rng=random.Random(0),
+    )
+    assert isinstance(verdict, Take)
+    assert verdict.stale == ()
+    assert verdict.key not in (parse_key(FITS), parse_key("10.5.8.0-24"))

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv4Network
 import numpy as np
 import pytest
 
-from tundp.lease.fib import CHUNK, HOP_DTYPE, HOP_LOCAL, Fib, NextHop, build_fib
+from tundp.lease.fib import CHUNK, HOP_DTYPE, HOP_LOCAL, Fib, NextHop, build_fib, row_of
 from tundp.lease.model import Peer
 
 OWN = IPv4Network("10.5.1.0/24")
@@ -199,3 +199,105 @@ def test_a_later_build_leaves_the_earlier_one_alone():
     assert first.table.tobytes() == table
     assert found(first, "10.5.2.1") == "192.0.2.2"
     assert first.generation == 3
+
+
+def test_hops_are_made_when_asked_for_and_are_what_the_array_says():
+    """The C engine reads the array alone; making 65,000 objects would be for nothing."""
+    made = fib(*USUAL, ("10.5.9.0/24", "192.0.2.2"))
+    assert made._hops is None
+    assert made.index(number("10.5.9.1")) == made.index(number("10.5.2.1")) != 0
+    assert made._hops is None, "index needs none"
+    assert len(made.hops) == len(made.hop_array) == 4
+    for hop, (address, port, flags) in zip(made.hops, made.hop_array.tolist(), strict=True):
+        if not port:
+            assert hop is None
+            continue
+        assert hop == NextHop(
+            address, (str(IPv4Address(address)), port), is_local=bool(flags & HOP_LOCAL)
+        )
+    assert made.hops is made.hops
+    assert made.peer_array.tolist() == sorted(made.peer_addresses)
+
+
+def test_no_peers_but_ourselves():
+    made = fib()
+    assert made.peer_addresses == frozenset()
+    assert made.peer_array.tolist() == []
+    assert found(made, "10.5.1.0") == found(made, "10.5.1.255") == "local"
+    assert found(made, "10.5.0.255") is found(made, "10.5.2.0") is None
+    assert not made.admits(number("198.51.100.7"), number("192.0.2.2"))
+
+
+def test_peers_but_no_subnet_of_our_own():
+    made = fib(*USUAL, own=None)
+    assert found(made, "10.5.2.1") == "192.0.2.2"
+    assert found(made, "10.5.1.1") is None
+    assert not any(hop is not None and hop.is_local for hop in made.hops)
+    assert made.peer_addresses == {number("192.0.2.2"), number("192.0.2.3")}
+
+
+def test_our_other_addresses_are_ours_wherever_they_lie():
+    made = build_fib(
+        [Peer(IPv4Network("10.5.2.0/24"), IPv4Address("192.0.2.2"))],
+        own_subnet=OWN,
+        own_addresses=[IPv4Address("192.0.2.1"), IPv4Address("10.5.2.9")],
+        port=PORT,
+        generation=1,
+    )
+    for address, own in (
+        ("192.0.2.1", True),
+        ("10.5.2.9", True),
+        ("10.5.2.8", False),
+        ("10.5.1.77", True),
+        ("192.0.2.2", False),
+    ):
+        assert made.is_own(number(address)) is own, address
+    assert found(made, "192.0.2.1") is None, "an address of ours is no route"
+    assert found(made, "10.5.2.9") == "192.0.2.2"
+
+
+@pytest.mark.parametrize(
+    ("lengths", "base", "own", "breaks"),
+    [
+        ([24], "10.0.0.0/8", "10.5.1.0/24", "the usual leases, many of them"),
+        ([16, 20, 24, 25, 28, 31, 32], "10.5.0.0/16", "10.5.1.0/24", "prefixes inside prefixes"),
+        ([8, 9, 12, 30, 32], "0.0.0.0/0", None, "all over"),
+        ([30], "10.5.0.0/18", "10.5.1.4/30", "neighbours"),
+        ([0, 1, 2, 32], "0.0.0.0/0", "128.0.0.0/1", "the widest and the narrowest"),
+    ],
+)
+def test_many_prefixes_are_a_linear_scan(lengths, base, own, breaks):
+    rng = np.random.default_rng(7)
+    network = IPv4Network(base)
+    start, size = int(network.network_address), network.num_addresses
+    own_subnet = None if own is None else IPv4Network(own)
+    routes: dict[IPv4Network, IPv4Address] = {}
+    for _ in range(1500):
+        length = int(rng.choice(lengths))
+        address = start + int(rng.integers(size))
+        subnet = IPv4Network((address >> (32 - length) << (32 - length), length))
+        if subnet != own_subnet:
+            routes[subnet] = IPv4Address(number("192.0.2.0") + int(rng.integers(1, 200)))
+    peers = [Peer(subnet, address) for subnet, address in routes.items()]
+    rows = np.array([row_of(peer) for peer in peers], np.int64)
+    fibs = [
+        build_fib(given, own_subnet=own_subnet, port=PORT, generation=1) for given in (peers, rows)
+    ]
+    spans = np.array(
+        [(int(s.network_address), int(s.broadcast_address), s.prefixlen) for s in routes]
+        + ([(int(own_subnet[0]), int(own_subnet[-1]), own_subnet.prefixlen)] if own_subnet else []),
+        np.int64,
+    )
+    targets = [str(address) for address in routes.values()] + ["local"]
+    edges = rng.choice(spans[:, :2].ravel(), 300)
+    probes = [*edges.tolist(), *(edges - 1).tolist(), *(edges + 1).tolist()]
+    probes += rng.integers(start, start + size, 300).tolist()
+    for probe in probes:
+        if not 0 <= probe < 2**32:
+            continue
+        covers = (spans[:, 0] <= probe) & (probe <= spans[:, 1])
+        expected = None
+        if covers.any():
+            expected = targets[int(np.where(covers, spans[:, 2], -1).argmax())]
+        for made in fibs:
+            assert found(made, str(IPv4Address(probe))) == expected, breaks

@@ -6,8 +6,10 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from tundp.lease.codec import parse_key
+from tundp.lease.fib import row_of
 from tundp.lease.model import Lease, LeaseAttributes, Peer
-from tundp.lease.peers import PeerSet, Refusal, RefusedLease, select_peers
+from tundp.lease.peers import PeerSet, PeerTable, Refusal, RefusedLease, select_peers
+from tundp.lease.table import Change
 
 OWN = "10.5.1.0-24"
 OWN_ADDRESS = IPv4Address("192.0.2.1")
@@ -143,3 +145,129 @@ def test_a_refused_lease_does_not_shadow_a_good_duplicate():
 def test_different_lengths_are_not_duplicates():
     chosen = select(lease("10.5.2.0-24"), lease("10.5.2.0-25", "192.0.2.8"))
     assert set(chosen.peers) == {peer("10.5.2.0/24"), peer("10.5.2.0/25", "192.0.2.8")}
+
+
+# The table, kept up to date by changes
+
+
+NETWORK = IPv4Network("10.5.0.0/16")
+
+
+def table() -> PeerTable:
+    return PeerTable(network=NETWORK, own_key=parse_key(OWN), own_addresses=[OWN_ADDRESS])
+
+
+def put(new: Lease, old: Lease | None = None) -> Change:
+    return Change(new.key, old, new)
+
+
+def gone(old: Lease) -> Change:
+    return Change(old.key, old, None)
+
+
+def test_changes_tell_what_came_and_went():
+    made = table()
+    first, second = lease("10.5.2.0-24"), lease("10.5.3.0-24", "192.0.2.8")
+    assert made.apply([put(first), put(second)]) == (
+        [],
+        [peer("10.5.2.0/24"), peer("10.5.3.0/24", "192.0.2.8")],
+    )
+    moved = lease("10.5.2.0-24", "192.0.2.9")
+    assert made.apply([put(moved, first)]) == (
+        [peer("10.5.2.0/24")],
+        [peer("10.5.2.0/24", "192.0.2.9")],
+    )
+    assert made.apply([gone(second)]) == ([peer("10.5.3.0/24", "192.0.2.8")], [])
+    assert dict(made.peers) == {moved.key.subnet: peer("10.5.2.0/24", "192.0.2.9")}
+
+
+def test_what_cancels_out_in_one_batch_is_no_change():
+    made = table()
+    one = lease("10.5.2.0-24")
+    made.apply([put(one)])
+    assert made.apply([gone(one), put(one)]) == ([], [])
+    other = lease("10.5.3.0-24")
+    assert made.apply([put(other), gone(other)]) == ([], [])
+    assert made.apply([]) == ([], [])
+
+
+def test_our_own_lease_is_no_change():
+    made = table()
+    assert made.apply([put(lease(OWN, "192.0.2.9"))]) == ([], [])
+    assert (dict(made.peers), made.refused) == ({}, [])
+    assert made.apply([gone(lease(OWN, "192.0.2.9"))]) == ([], [])
+
+
+def test_what_was_never_there_goes_without_a_trace():
+    made = table()
+    assert made.apply([gone(lease("10.5.2.0-24")), gone(lease("10.9.2.0-24"))]) == ([], [])
+    assert made.refused == []
+
+
+def test_the_next_of_two_takes_over_when_the_first_goes():
+    made = table()
+    first, second = lease("10.5.2.0-24"), lease("10.5.2.5-24", "192.0.2.8")
+    made.apply([put(second)])
+    assert made.apply([put(first)]) == (
+        [peer("10.5.2.0/24", "192.0.2.8")],
+        [peer("10.5.2.0/24", "192.0.2.7")],
+    )
+    assert made.refused == [RefusedLease(second, Refusal.DUPLICATE_SUBNET)]
+    assert made.apply([gone(first)]) == (
+        [peer("10.5.2.0/24", "192.0.2.7")],
+        [peer("10.5.2.0/24", "192.0.2.8")],
+    )
+    assert made.refused == []
+
+
+def test_a_lease_that_becomes_bad_is_no_peer_any_more_and_back():
+    made = table()
+    good, bad = lease("10.5.2.0-24"), lease("10.5.2.0-24", "0.0.0.0")
+    made.apply([put(good)])
+    assert made.apply([put(bad, good)]) == ([peer("10.5.2.0/24")], [])
+    assert made.refused == [RefusedLease(bad, Refusal.NO_PUBLIC_IP)]
+    assert made.apply([put(good, bad)]) == ([], [peer("10.5.2.0/24")])
+    assert made.refused == []
+
+
+def test_our_addresses_come_and_go():
+    made = table()
+    one, other = lease("10.5.2.0-24"), lease("10.5.3.0-24", "192.0.2.8")
+    made.apply([put(one), put(other)])
+    assert made.set_own_addresses([OWN_ADDRESS, IPv4Address("192.0.2.7")]) == (
+        [peer("10.5.2.0/24")],
+        [],
+    )
+    assert made.refused == [RefusedLease(one, Refusal.OWN_PUBLIC_IP)]
+    assert made.set_own_addresses([OWN_ADDRESS, IPv4Address("192.0.2.7")]) == ([], [])
+    assert made.set_own_addresses([IPv4Address("192.0.2.8")]) == (
+        [peer("10.5.3.0/24", "192.0.2.8")],
+        [peer("10.5.2.0/24")],
+    )
+    assert made.set_own_addresses([]) == ([], [peer("10.5.3.0/24", "192.0.2.8")])
+    assert made.refused == []
+
+
+def test_peers_cannot_be_changed_from_outside():
+    made = table()
+    with pytest.raises(TypeError):
+        made.peers[NETWORK] = peer("10.5.0.0/16")  # type: ignore[index]
+
+
+def test_rows_are_the_peers_however_many_come_and_go():
+    made = table()
+    rng = random.Random(5)
+    present: dict[str, Lease] = {}
+    for _ in range(3000):
+        key = f"10.5.{rng.randrange(2, 250)}.0-24"
+        if key in present and rng.random() < 0.4:
+            made.apply([gone(present.pop(key))])
+        else:
+            made.apply([put(lease(key, f"192.0.2.{rng.randrange(2, 250)}"), present.get(key))])
+            present[key] = lease(key, str(made.peers[parse_key(key).subnet].address))
+    assert len(present) > 100
+    assert sorted(map(tuple, made.rows.tolist())) == sorted(map(row_of, made.peers.values()))
+    made.apply([gone(one) for one in present.values()])
+    assert len(made.rows) == 0
+    made.apply([put(lease("10.5.2.0-24"))])
+    assert made.rows.tolist() == [list(row_of(peer("10.5.2.0/24")))]

@@ -1,0 +1,516 @@
+"""What an operator does with a daemon: a stock command line, two networks on one node, checks,
+cleaning up, and the certainty that nothing leaks.
+
+[node1] [node2] eth0 -- [switch, etcd 192.0.2.254]          node1 eth1 -- [sink], default route
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tundp.admin import fetch_status
+from tundp.lab.lab import stop_process
+from tundp.lab.traffic import PingStream, ping
+
+FLANNELD = str(Path(sys.executable).with_name("flanneld"))
+TUNDP = str(Path(sys.executable).with_name("tundp"))
+GOLDEN = Path(__file__).parent / "golden"
+HEALTH = "--healthz-port=10256"
+ETH_P_ALL = 0x0003
+
+
+class Machine:
+    """A lab host with a /run and a /var/lib of its own: a daemon there needs no flag to keep
+    off this machine's files."""
+
+    def __init__(self, overlay, node):
+        self.node = node
+        self._overlay = overlay
+        self._holder = None
+
+    async def __aenter__(self):
+        script = "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && echo up && exec cat"
+        self._holder = await self.node.host.call(
+            subprocess.Popen,
+            ["unshare", "--mount", "sh", "-c", script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert await asyncio.to_thread(self._holder.stdout.readline) == b"up\n"
+        return self
+
+    async def __aexit__(self, *_):
+        self._holder.stdin.close()
+        await stop_process(self._holder)
+        self._holder.stdout.close()
+
+    def path(self, name):
+        """A file of that machine, as seen from here."""
+        return Path(f"/proc/{self._holder.pid}/root{name}")
+
+    def _inside(self, argv):
+        return ["nsenter", "--mount", f"--target={self._holder.pid}", *argv]
+
+    async def run(self, *argv, **environment):
+        return await self.node.host.run(*self._inside(argv), environment=environment)
+
+    async def start(self, *argv, log=None, **environment):
+        path = log or self.node.log_path
+        with path.open("ab") as file:
+            return await self.node.host.popen(self._inside(argv), log=file, environment=environment)
+
+
+async def answers(host, address) -> bool:
+    try:
+        answer = await ping(host, address, timeout_s=0.3)
+    except OSError:  # no route at all, for the moment
+        return False
+    return answer is not None and answer.is_echo_reply
+
+
+async def get(node, path: str) -> tuple[int, str]:
+    """What the health server says; status 0 if there is none yet."""
+    try:
+        return await node.get(10256, path)
+    except OSError:
+        return 0, ""
+
+
+async def says(node, path: str, status: int) -> bool:
+    return (await get(node, path))[0] == status
+
+
+async def failing(node) -> list[str]:
+    """The checks /readyz names; /healthz is to be 200 all the while."""
+    assert await get(node, "/healthz") == (200, "flanneld is running")
+    status, body = await node.get(10256, "/readyz?verbose")
+    names = json.loads(body)["failing"]
+    assert status == (503 if names else 200)
+    return names
+
+
+async def fails(node, *names: str) -> bool:
+    return await failing(node) == list(names)
+
+
+async def log_says(path: Path, text: str) -> bool:
+    return path.exists() and text in path.read_text()
+
+
+async def test_a_stock_command_line(make_overlay, until):
+    network = {"Network": "10.5.0.0/16", "SubnetMin": "10.5.7.0", "SubnetMax": "10.5.7.0"}
+    async with make_overlay(store="etcd", nodes=1, start=False, network=network) as overlay:
+        one = overlay.nodes[1]
+        stock = [f"-etcd-endpoints={overlay.etcd.url}", "-iface=eth0", "-ip-masq"]
+        async with Machine(overlay, one) as machine:
+            daemon = await machine.start(
+                FLANNELD, *stock, "-healthz-port=10256", "stray", "-no-such-flag"
+            )
+            await until(lambda: says(one, "/readyz", 200))
+            assert await get(one, "/healthz") == (200, "flanneld is running")
+            assert await get(one, "/readyz") == (200, "flanneld is ready")
+            assert await says(one, "/", 404)
+            env = machine.path("/run/flannel/subnet.env")
+            assert env.read_bytes() == (
+                b"FLANNEL_NETWORK=10.5.0.0/16\n"
+                b"FLANNEL_SUBNET=10.5.7.1/24\n"
+                b"FLANNEL_MTU=1472\n"
+                b"FLANNEL_IPMASQ=true\n"
+            )
+            assert env.stat().st_mode & 0o777 == 0o644
+            for table, wanted in (("nat", "masq"), ("filter", "forward")):
+                rules = await machine.run("iptables", "-t", table, "-S")
+                assert rules.stdout == (GOLDEN / f"iptables-{wanted}.txt").read_text()
+            assert "ignored, as flannel does: stray -no-such-flag" in one.log_path.read_text()
+            daemon.terminate()
+            assert await asyncio.to_thread(daemon.wait, 10) == 0
+            assert env.exists()
+
+            secret = await machine.start(
+                FLANNELD,
+                "-etcd-endpoints=http://192.0.2.254:1",
+                "-iface=eth0",
+                "-v=2",
+                FLANNELD_ETCD_USERNAME="root",
+                FLANNELD_ETCD_PASSWORD="hunter2",
+            )
+            await until(lambda: log_says(one.log_path, "waiting for the network config"))
+            secret.terminate()
+            assert await asyncio.to_thread(secret.wait, 10) == 0
+            assert "hunter2" not in one.log_path.read_text()
+            assert "etcd-password=***" in one.log_path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "stderr"),
+    [
+        (["--version"], 0, "tundp "),
+        (["-version", "-iface=eth0"], 0, "tundp "),
+        (["-nosuch=1"], 2, "unknown flag -nosuch"),
+        (["-ip-masq=maybe"], 2, "--ip-masq 'maybe' is not true or false"),
+        (["-kube-subnet-mgr"], 2, "not yet in tundp"),
+        (["-kubeconfig-file=/x"], 2, "not yet in tundp"),
+        (["-kube-api-url=http://x"], 2, "not yet in tundp"),
+        (["-etcd-password=hunter2"], 2, "--etcd-username is missing"),
+        (["-etcd-endpoints=http://root:hunter2@192.0.2.1"], 2, "which are never logged"),
+    ],
+)
+def test_flags_of_flanneld(flags, code, stderr):
+    finished = subprocess.run([FLANNELD, *flags], capture_output=True, text=True, timeout=30)
+    assert finished.returncode == code, finished.stderr
+    assert stderr in finished.stderr
+    assert finished.stdout == ""
+    assert "hunter2" not in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+async def test_two_networks_on_one_node(make_overlay, until):
+    async with (
+        make_overlay(store="etcd", start=False) as overlay,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        nets = {"blue": ("10.5.0.0/16", 8285), "green": ("10.6.0.0/16", 8286)}
+        for name, (network, port) in nets.items():
+            config = {"Network": network, "Backend": {"Type": "udp", "Port": port}}
+            await overlay.etcd.put(f"/{name}/config", json.dumps(config), api="v3")
+        machines = {}
+        for node in (one, two):
+            machines[node.number] = await stack.enter_async_context(Machine(overlay, node))
+        daemons = {}
+        for node in (one, two):
+            for name in nets:
+                daemons[node.number, name] = await machines[node.number].start(
+                    FLANNELD,
+                    f"-etcd-endpoints={overlay.etcd.url}",
+                    "-iface=eth0",
+                    "-ip-masq",
+                    f"-etcd-prefix=/{name}",
+                    f"-subnet-file=/run/flannel/{name}.env",
+                    log=overlay.directory / f"{node.number}-{name}.log",
+                )
+                await until(lambda n=node.number, x=name: runs(machines[n], daemons[n, x], x))
+        status = {at: await ask(machines[at[0]], at[1]) for at in daemons}
+        assert {status[at]["tun"]["name"] for at in daemons} == {"flannel0", "flannel1"}
+        for at in daemons:
+            await until(lambda at=at: has_peers(machines[at[0]], at[1], 1))
+
+        async def works(name: str) -> bool:
+            address = status[2, name]["subnet"].split("/")[0]
+            return await answers(one.host, address)
+
+        for name in nets:
+            await until(lambda name=name: works(name))
+        before = await rules_about(machines[1], "10.6.")
+        assert len(before) >= 6
+
+        daemons[1, "blue"].terminate()
+        assert await asyncio.to_thread(daemons[1, "blue"].wait, 10) == 0
+        assert await works("green")
+        assert await rules_about(machines[1], "10.6.") == before
+        assert (await ask(machines[1], "green"))["checks"][4]["ok"]
+        cleaned = await machines[1].run(
+            TUNDP, "cleanup", "--subnet-file=/run/flannel/blue.env", "--etcd-prefix=/blue"
+        )
+        assert cleaned.returncode == 0, cleaned.stderr
+        assert "10.6." not in cleaned.stdout
+        assert await rules_about(machines[1], "10.5.") == []
+        assert await rules_about(machines[1], "10.6.") == before
+        assert await works("green")
+        routes = (await one.host.run("ip", "route")).stdout
+        assert "10.5." not in routes
+        assert "unreachable 10.6.0.0/16" in routes
+
+
+def admin_socket(machine, name: str) -> Path:
+    return machine.path(f"/run/tundp/run-flannel-{name}.env.sock")
+
+
+async def ask(machine, name: str):
+    return await fetch_status(admin_socket(machine, name))
+
+
+async def runs(machine, daemon, name: str) -> bool:
+    assert daemon.poll() is None
+    if not admin_socket(machine, name).exists():
+        return False
+    return all(check["ok"] for check in (await ask(machine, name))["checks"])
+
+
+async def has_peers(machine, name: str, count: int) -> bool:
+    return len((await ask(machine, name))["peers"]) == count
+
+
+async def rules_about(machine, text: str) -> list[str]:
+    saved = await machine.run("iptables-save")
+    return [line for line in saved.stdout.splitlines() if line.startswith("-A") and text in line]
+
+
+async def test_readyz_names_what_is_wrong_and_nothing_else(make_overlay, until):
+    async with make_overlay(store="etcd", start=False) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        await overlay.start_daemon(two)
+        async with Machine(overlay, one) as machine:
+            one.daemon = await machine.start(
+                FLANNELD, f"-etcd-endpoints={overlay.etcd.url}", "-iface=eth0", HEALTH, "-ip-masq"
+            )
+            await until(lambda: says(one, "/readyz", 200))
+
+            # lease: an etcd that is out of space takes deletions, but nothing new.
+            leases = await overlay.read_leases()
+            (key,) = [key for key, value in leases.items() if one.public_ip + '"' in value]
+            await alarm(overlay, "ACTIVATE")
+            await overlay.delete_etcd(f"subnets/{key}")
+            await until(lambda: fails(one, "lease"))
+            await alarm(overlay, "DEACTIVATE")
+            await until(lambda: fails(one))
+            assert key in await overlay.read_leases()
+
+            # firewall: rules that go come back; the check fails while they cannot.
+            began = time.monotonic()
+            for table, chain in (("filter", "FLANNEL-FWD"), ("nat", "FLANNEL-POSTRTG")):
+                await machine.run("iptables", "-t", table, "-F", chain)
+            await until(lambda: log_says(one.log_path, "firewall rules were gone; put back"))
+            await until(lambda: has_rules(machine, "FLANNEL-FWD", "FLANNEL-POSTRTG"))
+            print(f"flushed rules are back after {time.monotonic() - began:.1f} s")
+            binary = await machine.run("readlink", "-f", "/usr/sbin/iptables")
+            iptables = binary.stdout.strip()
+            await machine.run("mount", "--bind", "/bin/false", iptables)
+            await one.host.run("iptables", "-F", "FLANNEL-FWD")
+            await until(lambda: fails(one, "firewall"))
+            await machine.run("umount", iptables)
+            await until(lambda: fails(one))
+            await until(lambda: has_rules(machine, "FLANNEL-FWD"))
+
+            # device: back at once, unless its route is somebody else's meanwhile.
+            await one.host.run("ip", "link", "del", "flannel0")
+            await until(lambda: log_says_twice(one.log_path, "device flannel0: address"))
+            await until(lambda: fails(one))
+            await one.host.run("ip", "route", "replace", "10.5.0.0/16", "dev", "eth0")
+            await one.host.run("ip", "link", "del", "flannel0")
+            await until(lambda: fails(one, "device"))
+            await one.host.run("ip", "route", "del", "10.5.0.0/16", "dev", "eth0")
+            await until(lambda: fails(one))
+
+            await one.host.run("ip", "link", "set", "eth0", "down")
+            await until(lambda: fails(one, "underlay"))
+            await one.host.run("ip", "link", "set", "eth0", "up")
+            await until(lambda: fails(one))
+
+            one.daemon.terminate()
+            assert await asyncio.to_thread(one.daemon.wait, 10) == 0
+            one.daemon = await machine.start(
+                FLANNELD,
+                f"-etcd-endpoints={overlay.etcd.url}",
+                "-iface=eth0",
+                HEALTH,
+                "-subnet-file=/dev/null/subnet.env",
+            )
+            await until(lambda: says(one, "/readyz", 503))
+            await until(lambda: fails(one, "subnet-file"))
+
+
+async def alarm(overlay, action: str) -> None:
+    done = await overlay.switch.run(
+        "curl",
+        "-sfd",
+        json.dumps({"action": action, "memberID": 0, "alarm": "NOSPACE"}),
+        f"{overlay.etcd.url}/v3/maintenance/alarm",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+async def has_rules(machine, *chains: str) -> bool:
+    saved = (await machine.run("iptables-save")).stdout
+    return all(f"-A {chain} " in saved for chain in chains)
+
+
+async def log_says_twice(path: Path, text: str) -> bool:
+    return path.read_text().count(text) >= 2
+
+
+class Sink:
+    """Whatever a node sends to its default gateway, counted if it is the overlay's."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sock.setblocking(False)
+        self.leaked = 0
+
+    def count(self) -> int:
+        """Overlay packets seen so far."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                frame = self._sock.recv(2048)
+                is_ipv4 = frame[12:14] == b"\x08\x00"
+                self.leaked += is_ipv4 and frame[30:32] == bytes([10, 5])
+        return self.leaked
+
+
+async def state_of(host) -> dict[str, str]:
+    """What a daemon may change of a host, in words."""
+    found = {}
+    for command in ("nft list ruleset", "ip -4 route show table all", "ip -o -4 addr", "ip rule"):
+        done = await host.run(*command.split())
+        found[command] = re.sub(r"valid_lft \d+sec|preferred_lft \d+sec", "", done.stdout)
+    return found
+
+
+async def test_nothing_leaks_and_cleanup_leaves_nothing(make_overlay, until):
+    async with make_overlay(store="etcd", start=False) as overlay:
+        one = overlay.nodes[1]
+        outside = await overlay.lab.host("sink")
+        await overlay.lab.cable(one.host, "eth1", outside, "eth0")
+        await one.host.configure("eth1", "198.51.100.1/24")
+        await outside.configure("eth0", "198.51.100.2/24")
+        await one.host.route("0.0.0.0/0", via="198.51.100.2")
+        with await outside.call(
+            socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)
+        ) as sock:
+            sink = Sink(sock)
+
+            async def leaks() -> bool:
+                await ping(one.host, "10.5.9.9", timeout_s=0.1)
+                return sink.count() > 0
+
+            await until(leaks)  # so the sink does see it: as yet there is no overlay
+            async with Machine(overlay, one) as machine:
+                before = await state_of(one.host)
+                await leak_scenario(overlay, machine, sink, until)
+                await cleanup_scenario(machine, before, until)
+
+
+async def leak_scenario(overlay, machine, sink, until) -> None:
+    one, two = overlay.nodes[1], overlay.nodes[2]
+    flags = [f"-etcd-endpoints={overlay.etcd.url}", "-iface=eth0", "-ip-masq", HEALTH]
+    flags += ["--ip-blackhole-route"]
+    await overlay.start_daemon(two)
+    daemon = await machine.start(FLANNELD, *flags)
+    await overlay.wait_ready([two])
+    await until(lambda: says(one, "/readyz", 200))
+    await until(lambda: answers(one.host, two.tunnel_address))
+    sink.count()
+    sink.leaked = 0
+    async with PingStream(one.host, two.tunnel_address, pause_s=0.002) as stream:
+        await until(lambda: received(stream, 50))
+        daemon.kill()
+        await asyncio.to_thread(daemon.wait)
+        sent = stream.sent
+        await until(lambda: has_sent(stream, sent + 200))
+        route = (await one.host.run("ip", "route")).stdout
+        assert re.search(r"unreachable 10\.5\.0\.0/16 (proto \d+ )?metric 4096", route)
+        assert re.search(r"blackhole 10\.5\.\d+\.0/24 (proto \d+ )?metric 4096", route)
+        assert "dev flannel0" not in route
+        await machine.start(FLANNELD, *flags)
+        got = stream.received
+        await until(lambda: received(stream, got + 50))
+    print(f"kill -9 and a restart by hand: {stream}; {sink.count()} packets leaked")
+    assert sink.count() == 0
+
+
+async def received(stream, count: int) -> bool:
+    return stream.received >= count
+
+
+async def has_sent(stream, count: int) -> bool:
+    return stream.sent >= count
+
+
+async def cleanup_scenario(machine, before, until) -> None:
+    one = machine.node
+    await until(lambda: says(one, "/readyz", 200))
+    refused = await machine.run(TUNDP, "cleanup")
+    assert refused.returncode == 1
+    assert "a daemon answers on /run/tundp/admin.sock: stop it first" in refused.stderr
+    assert await fails(one)
+    daemon = one.host.processes[-1]
+    daemon.terminate()
+    assert await asyncio.to_thread(daemon.wait, 10) == 0
+
+    stopped = await state_of(one.host)
+    assert stopped != before
+    dry = await machine.run(TUNDP, "cleanup", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "would remove route unreachable 10.5.0.0/16" in dry.stdout
+    assert await state_of(one.host) == stopped
+    assert machine.path("/run/flannel/subnet.env").exists()
+
+    done = await machine.run(TUNDP, "cleanup")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == dry.stdout.replace("would remove", "removed")
+    assert await state_of(one.host) == before
+    assert not machine.path("/run/flannel/subnet.env").exists()
+    again = await machine.run(TUNDP, "cleanup")
+    assert (again.returncode, again.stdout) == (0, "nothing to remove\n")
+
+
+async def test_config_check_and_show(make_overlay):
+    async with make_overlay(store="etcd", nodes=1, start=False) as overlay:
+        one = overlay.nodes[1]
+        store = f"--etcd-endpoints={overlay.etcd.url}"
+
+        async def check(*flags: str) -> tuple[int, dict[str, str], str]:
+            done = await one.host.run(TUNDP, "config", "check", "--json", *flags)
+            found = json.loads(done.stdout)
+            verdicts = {each["what"]: each["verdict"] for each in found}
+            details = "\n".join(each["detail"] for each in found if each["verdict"] != "ok")
+            return done.returncode, verdicts, details
+
+        before = await state_of(one.host)
+        code, verdicts, _ = await check(store, "--iface=eth0")
+        assert (code, set(verdicts.values())) == (0, {"ok"})
+        human = await one.host.run(TUNDP, "config", "check", store, "--iface=eth0")
+        assert human.returncode == 0
+        assert "OK   network config: 10.5.0.0/16, /24 subnets" in human.stdout
+
+        await one.host.route("10.5.0.0/16", via="192.0.2.254")
+        code, verdicts, details = await check(store, "--iface=nosuch0")
+        assert code == 1
+        assert {what for what, verdict in verdicts.items() if verdict == "fail"} == {
+            "interface",
+            "route",
+        }
+        assert "10.5.0.0/16 over eth0 overlaps the network 10.5.0.0/16" in details
+        assert "nosuch0" in details
+        await one.host.run("ip", "route", "del", "10.5.0.0/16")
+
+        await overlay.write_etcd("config", '{"Network": "10.5.0.0/16", "SubnetLen": 31}')
+        code, verdicts, details = await check(store, "--iface=eth0")
+        assert (code, verdicts["store"]) == (1, "fail")
+        assert "SubnetLen is 31" in details
+        code, verdicts, details = await check("--etcd-endpoints=http://192.0.2.254:1")
+        assert (code, verdicts["store"], verdicts["interface"]) == (1, "fail", "fail")
+        assert "connection refused" in details
+        assert await state_of(one.host) == before
+        assert await overlay.read_leases() == {}
+
+        wrong = await one.host.run(TUNDP, "config", "check", "--iface")
+        assert wrong.returncode == 2
+        file = overlay.directory / "tundp.toml"
+        file.write_text("ip-masq = true\n")
+        shown = await one.host.run(
+            *(TUNDP, "config", "show", "--origin", f"--config={file}", "--iface=eth0"),
+            environment={
+                "FLANNELD_ETCD_PREFIX": "/blue",
+                "FLANNELD_ETCD_USERNAME": "root",
+                "FLANNELD_ETCD_PASSWORD": "hunter2",
+            },
+        )
+        assert shown.returncode == 0
+        lines = {line.split(" = ")[0]: line.split() for line in shown.stdout.splitlines()}
+        assert lines["iface"][2:] == ['["eth0"]', "#", "--iface"]
+        assert lines["etcd-prefix"][2:] == ['"/blue"', "#", "FLANNELD_ETCD_PREFIX"]
+        assert lines["ip-masq"][2:] == ["true", "#", str(file)]
+        assert lines["lease-ttl"][2:] == ["86400", "#", "default"]
+        assert lines["etcd-password"][2:] == ['"***"', "#", "FLANNELD_ETCD_PASSWORD"]
+        assert "hunter2" not in shown.stdout + shown.stderr

@@ -1,0 +1,131 @@
+"""Whose lease it is: node ids in fields of the value that flannel ignores."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+
+from tundp.lease import codec
+from tundp.lease.codec import parse_key
+from tundp.lease.identity import (
+    CHALLENGE,
+    HOST,
+    NODE,
+    Identity,
+    challenge_in,
+    challenged,
+    identity_of,
+    signed,
+)
+from tundp.lease.model import Lease, LeaseAttributes
+
+US = Identity("7c1f", "kube1")
+PLAIN = LeaseAttributes(public_ip=IPv4Address("192.0.2.1"))
+
+
+def lease(attributes: LeaseAttributes) -> Lease:
+    return Lease(key=parse_key("10.5.1.0-24"), attributes=attributes, revision=1, lease_ttl_s=60.0)
+
+
+def with_extra(**extra: Any) -> LeaseAttributes:
+    return LeaseAttributes(public_ip=IPv4Address("192.0.2.1"), extra=extra)
+
+
+def test_what_is_signed_is_recognised():
+    assert identity_of(lease(signed(PLAIN, US, PLAIN))) == US
+    assert identity_of(lease(signed(PLAIN, Identity("7c1f"), PLAIN))) == Identity("7c1f", "")
+
+
+def test_the_names_in_the_value_are_a_contract():
+    """Nodes of other versions read them."""
+    value = json.loads(codec.encode_value(challenged(signed(PLAIN, US, PLAIN), "ab")))
+    assert value == {
+        "PublicIP": "192.0.2.1",
+        "PublicIPv6": None,
+        "TundpNode": "7c1f",
+        "TundpHost": "kube1",
+        "TundpChallenge": "ab",
+    }
+
+
+def test_a_stock_flannel_reads_a_signed_lease():
+    """It decodes the fields it knows, in this order, and ignores the rest."""
+    text = codec.encode_value(signed(PLAIN, US, PLAIN))
+    assert text.startswith('{"PublicIP":"192.0.2.1","PublicIPv6":null,')
+
+
+@pytest.mark.parametrize(
+    ("extra", "identity", "breaks"),
+    [
+        ({}, None, "a stock flanneld"),
+        ({HOST: "kube1"}, None, "a host alone is no node"),
+        ({NODE: ""}, None, "empty"),
+        ({NODE: None}, None, "written by hand"),
+        ({NODE: 5}, None, "written by hand"),
+        ({NODE: ["7c1f"]}, None, "written by hand"),
+        ({NODE: "7c1f"}, Identity("7c1f"), "no host"),
+        ({NODE: "7c1f", HOST: 5}, Identity("7c1f"), "a host of another kind"),
+        ({NODE.lower(): "7c1f"}, None, "extra fields are spelled exactly"),
+    ],
+)
+def test_identity_of_anything(extra, identity, breaks):
+    assert identity_of(lease(with_extra(**extra))) == identity, breaks
+
+
+@pytest.mark.parametrize(
+    ("extra", "challenge"),
+    [({}, None), ({CHALLENGE: "ab"}, "ab"), ({CHALLENGE: ""}, ""), ({CHALLENGE: 5}, None)],
+)
+def test_challenge_in_anything(extra, challenge):
+    assert challenge_in(lease(with_extra(**extra))) == challenge
+
+
+def test_signing_keeps_what_others_keep_and_takes_challenges_out():
+    kept = with_extra(**{"Rack": "b7", NODE: "old", HOST: "old", CHALLENGE: "ab", "Deep": [{}]})
+    now = signed(PLAIN, US, kept)
+    assert now.extra == {"Rack": "b7", "Deep": [{}], NODE: "7c1f", HOST: "kube1"}
+    assert challenge_in(lease(now)) is None
+
+
+def test_signing_takes_the_rest_from_the_new_attributes():
+    new = LeaseAttributes(public_ip=IPv4Address("192.0.2.9"), extra={"Lost": 1})
+    now = signed(new, US, with_extra(Rack="b7"))
+    assert now.public_ip == IPv4Address("192.0.2.9")
+    assert now.extra == {"Rack": "b7", NODE: "7c1f", HOST: "kube1"}
+
+
+def test_signing_without_an_identity_takes_others_names_out():
+    kept = with_extra(**{"Rack": "b7", NODE: "old", HOST: "old", CHALLENGE: "ab"})
+    assert signed(PLAIN, None, kept).extra == {"Rack": "b7"}
+
+
+def test_a_node_without_a_host_name_leaves_no_old_one():
+    kept = with_extra(**{NODE: "old", HOST: "old"})
+    assert signed(PLAIN, Identity("7c1f"), kept).extra == {NODE: "7c1f"}
+
+
+def test_a_challenge_changes_nothing_else():
+    before = with_extra(**{"Rack": "b7", NODE: "7c1f", CHALLENGE: "ab"})
+    after = challenged(before, "cd")
+    assert after.extra == {"Rack": "b7", NODE: "7c1f", CHALLENGE: "cd"}
+    assert after.public_ip == before.public_ip
+    assert before.extra[CHALLENGE] == "ab", "the old value is somebody else's"
+    assert identity_of(lease(after)) == Identity("7c1f")
+
+
+def test_answering_a_challenge_is_a_change():
+    """Otherwise a store might not count the answer as a write."""
+    asked = challenged(signed(PLAIN, US, PLAIN), "cd")
+    assert signed(PLAIN, US, asked) != asked
+    assert signed(PLAIN, US, asked) == signed(PLAIN, US, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("identity", "text"),
+    [(US, "7c1f (host kube1)"), (Identity("7c1f"), "7c1f")],
+)
+def test_text_for_people(identity, text):
+    assert str(identity) == text

@@ -1,0 +1,371 @@
+"""What a node remembers on disk: read back as it was written, and never a reason to fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tundp.daemon import memory as memory_module
+from tundp.daemon.memory import Memory, Remembered
+from tundp.lease.codec import parse_key
+from tundp.lease.model import Lease, LeaseAttributes
+
+CONFIG = '{"Network": "10.5.0.0/16"}'
+OWN = parse_key("10.5.1.0-24")
+ATTRIBUTES = {
+    "10.5.1.0-24": LeaseAttributes(
+        public_ip=IPv4Address("192.0.2.1"), extra={"TundpNode": "7c1f", "Rack": {"Row": [1, None]}}
+    ),
+    "10.5.2.0-24&fd00::-64": LeaseAttributes(
+        public_ip=IPv4Address("192.0.2.2"),
+        public_ipv6=IPv6Address("2001:db8::2"),
+        backend_type="vxlan",
+        backend_data={"VtepMAC": "<&>"},
+    ),
+    "10.5.3.7-24": LeaseAttributes(public_ip=IPv4Address("192.0.2.3")),
+}
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch, tmp_path_factory):
+    """A machine id of the test's own; giving another one makes this a clone."""
+    path = tmp_path_factory.mktemp("etc") / "machine-id"
+
+    def become(text: str | None) -> None:
+        if text is None:
+            path.unlink()
+        else:
+            path.write_text(f"{text}\n")
+
+    become("0123456789abcdef0123456789abcdef")
+    monkeypatch.setattr(memory_module, "_MACHINE_ID", path)
+    return become
+
+
+def lease(key: str, attributes: LeaseAttributes) -> Lease:
+    return Lease(key=parse_key(key), attributes=attributes, revision=9, lease_ttl_s=60.0)
+
+
+def save(memory: Memory, store: str = "etcd:/a", **changes: Any) -> None:
+    memory.save(
+        **{
+            "store": store,
+            "api": "v3",
+            "network_config": CONFIG,
+            "own_key": OWN,
+            "leases": [lease(key, attributes) for key, attributes in ATTRIBUTES.items()],
+            "revision": 77,
+        }
+        | changes
+    )
+
+
+def lease_file(directory: Path) -> Path:
+    path = Memory(directory, "").lease_file
+    assert path is not None
+    return path
+
+
+def reload(path: Path, store: str = "etcd:/a", instance: str = "") -> Remembered | None:
+    return Memory(path, instance).load(store)
+
+
+def test_round_trip(tmp_path):
+    save(Memory(tmp_path, ""))
+    found = reload(tmp_path)
+    assert found is not None
+    assert (found.store, found.api, found.network_config) == ("etcd:/a", "v3", CONFIG)
+    assert (found.own_key, found.revision) == (OWN, 77)
+    assert {str(lease.key): lease.attributes for lease in found.leases} == ATTRIBUTES
+    for one in found.leases:
+        # What a later write would have to compare is not remembered, nor when it expires.
+        assert one.revision == 0
+        assert not one.is_ttl_known
+
+
+def test_a_later_save_replaces_the_earlier(tmp_path):
+    memory = Memory(tmp_path, "")
+    save(memory)
+    save(memory, leases=[], revision=78)
+    found = reload(tmp_path)
+    assert found is not None
+    assert (found.leases, found.revision) == ((), 78)
+    assert os.listdir(tmp_path) == [lease_file(tmp_path).name]
+
+
+def test_another_stores_leases_are_none_of_ours(tmp_path):
+    save(Memory(tmp_path, ""), "etcd:/a")
+    assert reload(tmp_path, "etcd:/b") is None
+    assert reload(tmp_path, "file:/a") is None
+    assert reload(tmp_path, "etcd:/a") is not None
+
+
+def test_instances_keep_apart(tmp_path):
+    save(Memory(tmp_path, ""), revision=1)
+    save(Memory(tmp_path, "run-b.env"), revision=2)
+    one, other = reload(tmp_path), reload(tmp_path, instance="run-b.env")
+    assert one is not None
+    assert other is not None
+    assert (one.revision, other.revision) == (1, 2)
+    assert reload(tmp_path, instance="run-c.env") is None
+
+
+def test_only_root_may_read(tmp_path):
+    memory = Memory(tmp_path / "new" / "er", "")
+    memory.identity()
+    save(memory)
+    for path in (tmp_path / "new" / "er").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+# Age
+
+
+def test_age_is_that_of_the_file(tmp_path):
+    memory = Memory(tmp_path, "")
+    save(memory)
+    assert memory.lease_file is not None
+    long_ago = time.time() - 1000
+    os.utime(memory.lease_file, (long_ago, long_ago))
+    found = reload(tmp_path)
+    assert found is not None
+    assert found.age_s == pytest.approx(1000, abs=60)
+
+
+def test_what_was_confirmed_is_as_new_as_what_was_saved(tmp_path):
+    memory = Memory(tmp_path, "")
+    save(memory)
+    assert memory.lease_file is not None
+    before = memory.lease_file.read_bytes()
+    os.utime(memory.lease_file, (1, 1))
+    memory.confirm()
+    found = reload(tmp_path)
+    assert found is not None
+    assert found.age_s < 60
+    assert memory.lease_file.read_bytes() == before
+
+
+def test_a_clock_set_back_makes_no_negative_age(tmp_path):
+    memory = Memory(tmp_path, "")
+    save(memory)
+    assert memory.lease_file is not None
+    later = time.time() + 1000
+    os.utime(memory.lease_file, (later, later))
+    found = reload(tmp_path)
+    assert found is not None
+    assert found.age_s == 0
+
+
+def test_confirming_what_was_never_saved_makes_nothing(tmp_path, caplog):
+    Memory(tmp_path, "").confirm()
+    assert list(tmp_path.iterdir()) == []
+    assert caplog.messages == []
+
+
+# What is on disk may be anything
+
+
+def document(tmp_path: Path) -> dict[str, Any]:
+    save(Memory(tmp_path, ""))
+    return dict(json.loads((lease_file(tmp_path)).read_text()))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\x00" * 4096,
+        b"\xff\xfe",
+        b"{",
+        b"null",
+        b"[]",
+        b'"leases"',
+        b"{}",
+        b'{"schema": 1}',
+        b'{"schema": 1, "store": "etcd:/a"}',
+        b"1e400",
+        b"NaN",
+    ],
+)
+def test_what_is_no_memory_is_none(tmp_path, text):
+    (lease_file(tmp_path)).write_bytes(text)
+    assert reload(tmp_path) is None
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
+def test_a_file_cut_short_is_none(tmp_path, part, caplog):
+    save(Memory(tmp_path, ""))
+    path = lease_file(tmp_path)
+    text = path.read_text().rstrip()
+    path.write_text(text[: int(len(text) * part)])
+    assert reload(tmp_path) is None
+    assert len(caplog.messages) == 1
+    assert str(path) in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schema": 2},
+        {"schema": "1"},
+        {"schema": None},
+        {"store": None},
+        {"store": ["etcd:/a"]},
+        {"own": None},
+        {"own": 5},
+        {"own": "rubbish"},
+        {"own": {}},
+        {"leases": None},
+        {"leases": []},
+        {"leases": "x"},
+        {"leases": {"rubbish": "{}"}},
+        {"leases": {"10.5.1.0-24": None}},
+        {"leases": {"10.5.1.0-24": {"PublicIP": "192.0.2.1"}}},
+        {"leases": {"10.5.1.0-24": "rubbish"}},
+        {"leases": {"10.5.1.0-24": '{"PublicIP": "x"}'}},
+        {"revision": None},
+        {"revision": "x"},
+        {"revision": []},
+        {"revision": float("nan")},
+        pytest.param(
+            {"revision": float("inf")},
+            marks=pytest.mark.xfail(raises=OverflowError, reason="defect: load()", strict=True),
+        ),
+    ],
+    ids=str,
+)
+def test_a_document_of_another_kind_is_none(tmp_path, changes):
+    text = json.dumps(document(tmp_path) | changes)
+    (lease_file(tmp_path)).write_text(text)
+    assert reload(tmp_path) is None
+
+
+@pytest.mark.parametrize("missing", ["schema", "store", "api", "network_config", "own", "leases"])
+def test_a_document_without_a_part_is_none(tmp_path, missing):
+    text = json.dumps({k: v for k, v in document(tmp_path).items() if k != missing})
+    (lease_file(tmp_path)).write_text(text)
+    assert reload(tmp_path) is None
+
+
+@pytest.mark.xfail(raises=RecursionError, reason="defect: _read_json", strict=True)
+@pytest.mark.parametrize("name", [lease_file(Path()).name, "node-id"])
+def test_a_bomb_is_none(tmp_path, name):
+    (tmp_path / name).write_text("[" * 200_000)
+    assert reload(tmp_path) is None
+    assert Memory(tmp_path, "").identity().node_id
+
+
+def test_a_directory_in_the_files_place(tmp_path, caplog):
+    (lease_file(tmp_path)).mkdir()
+    memory = Memory(tmp_path, "")
+    assert memory.load("etcd:/a") is None
+    save(memory)
+    assert lease_file(tmp_path).name in caplog.text
+    assert (lease_file(tmp_path)).is_dir()
+    assert os.listdir(tmp_path) == [lease_file(tmp_path).name]
+
+
+# The node's id
+
+
+def test_the_id_is_kept(tmp_path):
+    first = Memory(tmp_path, "").identity()
+    assert len(first.node_id) == 16
+    assert first.host == socket.gethostname()
+    assert Memory(tmp_path, "").identity() == first
+    assert Memory(tmp_path, "run-b.env").identity() == first
+    assert Memory(tmp_path / "other", "").identity().node_id != first.node_id
+
+
+def test_a_new_host_name_is_no_new_node(tmp_path, monkeypatch):
+    first = Memory(tmp_path, "").identity()
+    monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
+    again = Memory(tmp_path, "").identity()
+    assert (again.node_id, again.host) == (first.node_id, "renamed")
+
+
+def test_a_clone_is_another_node(tmp_path, machine, caplog):
+    first = Memory(tmp_path, "").identity()
+    machine("fedcba9876543210fedcba9876543210")
+    clone = Memory(tmp_path, "").identity()
+    assert clone.node_id != first.node_id
+    assert "clone" in caplog.text
+    caplog.clear()
+    assert Memory(tmp_path, "").identity() == clone
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("text", [None, "", "é"])
+def test_an_id_without_a_machine_id_is_kept(tmp_path, machine, text):
+    machine(text)
+    first = Memory(tmp_path, "").identity()
+    assert Memory(tmp_path, "").identity() == first
+    machine("fedcba9876543210fedcba9876543210")
+    assert Memory(tmp_path, "").identity() == first
+
+
+def test_the_machine_id_itself_is_written_nowhere(tmp_path):
+    Memory(tmp_path, "").identity()
+    assert "0123456789abcdef" not in (tmp_path / "node-id").read_text()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "7c1f", "[]", "{}", '{"NodeID": ""}', '{"NodeID": 5, "Machine": ""}', '{"NodeID": "a"}',
+     '{"NodeID": ["a"], "Machine": ""}', '{"NodeID": "a", "Machine": []}'],
+)  # fmt: skip
+def test_an_id_that_cannot_be_read_is_made_anew(tmp_path, text):
+    (tmp_path / "node-id").write_text(text)
+    made = Memory(tmp_path, "").identity()
+    assert len(made.node_id) == 16
+    assert Memory(tmp_path, "").identity() == made
+
+
+# Where nothing can be kept
+
+
+def test_without_a_directory_nothing_is_kept(caplog):
+    memory = Memory(None, "")
+    assert memory.lease_file is None
+    save(memory)
+    memory.confirm()
+    assert memory.load("etcd:/a") is None
+    assert memory.identity() != memory.identity()
+    assert caplog.messages == []
+
+
+def test_an_unwritable_directory_is_one_warning(caplog):
+    # Root may write anywhere but here.
+    memory = Memory(Path("/proc/tundp-test"), "")
+    assert memory.load("etcd:/a") is None
+    assert len(memory.identity().node_id) == 16
+    for _ in range(3):
+        save(memory)
+        memory.confirm()
+    (line,) = caplog.messages
+    assert "/proc/tundp-test" in line
+    assert "not remembered" in line
+
+
+def test_a_second_failure_is_told_after_a_success(tmp_path, caplog):
+    directory = tmp_path / "state"
+    memory = Memory(directory, "")
+    directory.write_text("in the way")
+    save(memory)
+    save(memory)
+    assert sum("cannot write" in line for line in caplog.messages) == 1
+    directory.unlink()
+    save(memory)
+    assert memory.load("etcd:/a") is not None
+    (lease_file(directory)).unlink()
+    directory.rmdir()
+    directory.write_text("in the way again")
+    save(memory)
+    assert sum("cannot write" in line for line in caplog.messages) == 2

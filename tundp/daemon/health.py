@@ -1,0 +1,121 @@
+"""Whether the daemon is alive, and whether the node is in the overlay: true at all times.
+
+alive  (/healthz, systemd's watchdog)   the event loop turns, every packet thread turns
+ready  (/readyz)                        alive, and all a pod needs is there: lease, device,
+                                        leases of the others, firewall rules, subnet.env
+
+flannel's healthz answers 200 whatever happens, and its readyz never goes back to 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tundp.linux import sdnotify
+
+_log = logging.getLogger(__name__)
+
+PULSE_S: Final = 1.0
+"""Between two looks at the packet threads."""
+PULSE_MISSES: Final = 3
+"""Looks in a row that must find a thread where it was before it counts as stuck."""
+LAG_MAX_S: Final = 1.0
+"""A loop that is so late is not alive: packets flow, but nothing follows the leases."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that must hold."""
+
+    name: str
+    is_ok: bool
+    detail: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"name": self.name, "ok": self.is_ok, "detail": self.detail}
+
+
+class Health:
+    """Keeps looking at the loop and the packet threads; asks the node for the rest."""
+
+    def __init__(self) -> None:
+        self._pulse: Callable[[], tuple[int, ...]] = tuple
+        self._node_checks: Callable[[], list[Check]] | None = None
+        self._waits_for = "starting"
+        self._lag_s = 0.0
+        self._misses = 0
+        self._stuck: list[int] = []
+        self._turned_at = 0.0
+
+    def waits_for(self, what: str) -> None:
+        """Not ready yet, and why; systemd shows it, too."""
+        self._waits_for = what
+        sdnotify.notify(f"STATUS=waiting for {what}")
+
+    def attend(
+        self, pulse: Callable[[], tuple[int, ...]], checks: Callable[[], list[Check]]
+    ) -> None:
+        """From now on there is a node: its packet threads, and what it checks of itself."""
+        self._pulse = pulse
+        self._node_checks = checks
+
+    def alive(self) -> list[Check]:
+        """What must hold for the process to be worth keeping."""
+        lag_s = self._lag_s
+        if self._turned_at:
+            lag_s = max(lag_s, asyncio.get_running_loop().time() - self._turned_at - PULSE_S)
+        loop = Check(
+            "event-loop",
+            lag_s < LAG_MAX_S,
+            f"late by {max(0.0, lag_s) * 1000:.0f} ms",
+        )
+        is_stuck = self._misses >= PULSE_MISSES
+        detail = "all turning"
+        if is_stuck:
+            numbers = ", ".join(str(number) for number in self._stuck)
+            detail = f"thread {numbers} has not moved for {self._misses * PULSE_S:.0f} s"
+        return [loop, Check("packet-threads", not is_stuck, detail)]
+
+    def ready(self) -> list[Check]:
+        """What must hold for pods to use the overlay; `alive` included."""
+        if self._node_checks is None:
+            return [*self.alive(), Check("start", False, f"waiting for {self._waits_for}")]
+        return [*self.alive(), *self._node_checks()]
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether `alive` holds."""
+        return all(check.is_ok for check in self.alive())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `ready` holds."""
+        return all(check.is_ok for check in self.ready())
+
+    async def watch(self) -> None:
+        """Look for ever, and feed systemd's watchdog while the process is alive."""
+        loop = asyncio.get_running_loop()
+        interval_s = sdnotify.watchdog_s()
+        fed_at = 0.0
+        turns = self._pulse()
+        while True:
+            before = self._turned_at = loop.time()
+            if interval_s is not None and before - fed_at > interval_s / 3 and self.is_alive:
+                sdnotify.notify("WATCHDOG=1")
+                fed_at = before
+            await asyncio.sleep(PULSE_S if interval_s is None else min(PULSE_S, interval_s / 4))
+            self._lag_s = loop.time() - before - PULSE_S
+            now = self._pulse()
+            is_same_set = len(now) == len(turns)
+            self._stuck = [
+                number for number, turn in enumerate(now) if is_same_set and turn == turns[number]
+            ]
+            self._misses = self._misses + 1 if self._stuck else 0
+            if self._misses == PULSE_MISSES:
+                _log.error("packet thread %s is stuck", self._stuck)
+            turns = now

@@ -1,0 +1,256 @@
+"""From settings to a running node: opens everything in order, closes it all in reverse.
+
+    health server -> network config (or memory) -> interface -> UDP socket -> lease -> TUN
+        -> engine -> firewall -> fallback routes -> subnet.env -> READY -> Node.run
+
+Shutdown is cancellation and nothing else: `run` ends when its task is cancelled, and
+what it opened is closed on the way out. As with flannel the lease, the firewall rules and
+subnet.env stay, so that the next start finds the same subnet and nothing leaks meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+from pathlib import Path
+from typing import Final
+
+import tundp
+from tundp.admin import serve_admin
+from tundp.backoff import Backoff, Outage
+from tundp.config import Config
+from tundp.daemon.health import Health
+from tundp.daemon.memory import Memory, Remembered
+from tundp.daemon.metrics import Metrics
+from tundp.daemon.node import Node, open_sockets, store_name
+from tundp.daemon.web import serve_health, serve_metrics
+from tundp.errors import AccessDenied, ConfigError, StoreError, StoreUnavailable
+from tundp.lease import subnet_env
+from tundp.lease.identity import Identity
+from tundp.lease.model import LeaseAttributes
+from tundp.lease.network import NetworkConfig, parse_network_config
+from tundp.linux import capability
+from tundp.linux.firewall import Firewall, FirewallSettings, Previous, make_firewall, mark_of
+from tundp.linux.iface import Interface, Selection, look
+from tundp.linux.netlink import Netlink
+from tundp.store.auto import AutoStore
+from tundp.store.base import Store
+from tundp.store.claim import Claim
+
+_log = logging.getLogger(__name__)
+
+STALE_AFTER_S: Final = 3.0
+"""How long a start waits for the store before it goes on with what it remembers."""
+REMIND_S: Final = 60.0
+
+
+async def run(config: Config, store: Store) -> None:
+    """Be a node of the overlay until cancelled. Raises TundpError when it cannot be one.
+
+    The store is closed on the way out.
+    """
+    _log.info("tundp %s starting: %s", tundp.__version__, config.describe())
+    capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
+    _warn_of_vain_flags(config)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(store.close)
+        health = Health()
+        metrics = Metrics(health.ready)
+        await stack.enter_async_context(
+            serve_health(config.healthz_ip, config.healthz_port, health)
+        )
+        await stack.enter_async_context(serve_metrics(config.metrics_addr, metrics))
+        watch = asyncio.ensure_future(health.watch())
+        stack.callback(watch.cancel)
+        netlink = await stack.enter_async_context(Netlink())
+        selection = Selection(
+            iface=config.iface,
+            iface_regex=config.iface_regex,
+            iface_can_reach=config.iface_can_reach,
+            public_ip=config.public_ip,
+            public_ipv6=config.public_ipv6,
+        )
+        # Once before the config, which may be long in coming: a wrong flag is told at once.
+        await look(netlink, selection, None)
+        memory = Memory(config.state_dir, config.instance)
+        identity = memory.identity()
+        health.waits_for("the network config")
+        remembered = memory.load(store_name(config))
+        text, network, stale = await _find_network(store, remembered)
+        interface = await _choose_interface(netlink, selection, network)
+        socks = open_sockets(config, interface.address, network.port)
+        for sock in socks:
+            stack.enter_context(sock)
+        env_text = _read(config.subnet_file)
+        claim = _make_claim(config, store, network, interface, identity, env_text)
+        if stale is not None:
+            if isinstance(store, AutoStore) and stale.api:
+                await store.choose(stale.api)
+            claim.resume(stale.own_key)
+            _log.error(
+                "%s does not answer: going on with the leases of %d s ago, subnet %s",
+                store.description,
+                stale.age_s,
+                stale.own_key.subnet,
+            )
+        else:
+            health.waits_for("a lease")
+            lease = await claim.acquire()
+            _log.info("lease %s, subnet %s", lease.key, lease.key.subnet)
+        node = Node(
+            config=config,
+            store=store,
+            network=network,
+            network_text=text,
+            selection=selection,
+            interface=interface,
+            claim=claim,
+            netlink=netlink,
+            socks=socks,
+            firewall=_make_firewall(config, network, claim),
+            previous=_previous_rules(env_text),
+            memory=memory,
+            metrics=metrics,
+            node_id=identity.node_id,
+        )
+        stack.callback(node.close)
+        await node.open_device()
+        if stale is not None:
+            node.recall(stale)
+        await stack.enter_async_context(
+            serve_admin(config.admin_socket, node.status, metrics.render)
+        )
+        await node.set_up_firewall()
+        await node.set_up_fallback()
+        node.write_subnet_env()
+        health.attend(node.engine.pulse, node.checks)
+        metrics.status = node.status
+        await node.run()
+
+
+async def _find_network(
+    store: Store, remembered: Remembered | None
+) -> tuple[str, NetworkConfig, Remembered | None]:
+    """The network config, as soon as there is a valid one: an operator may still be typing.
+
+    Its text, what it says, and `remembered` if it is from there: with a memory, a store
+    that does not answer is waited for STALE_AFTER_S only.
+    """
+    outage = Outage(_log, f"waiting for the network config from {store.description}")
+    backoff = Backoff(0.5, 5.0)
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    while True:
+        try:
+            async with asyncio.timeout(STALE_AFTER_S if remembered is not None else None):
+                text = await store.network_config()
+            network = parse_network_config(text, store.description)
+        except (StoreUnavailable, AccessDenied, TimeoutError) as error:
+            outage.failed(error or "timed out", now=clock())
+            if remembered is not None and clock() - began >= STALE_AFTER_S:
+                origin = f"memory of {store.description}"
+                network = parse_network_config(remembered.network_config, origin)
+                return remembered.network_config, network, remembered
+            left_s = began + STALE_AFTER_S - clock() if remembered is not None else math.inf
+            await asyncio.sleep(min(backoff.next_s(), left_s))
+        except (StoreError, ConfigError) as error:
+            outage.failed(error, now=clock())
+            await asyncio.sleep(backoff.next_s())
+        else:
+            outage.ended(now=clock())
+            _log.info(
+                "network %s, udp port %d, from %s", network.network, network.port, store.description
+            )
+            return text, network, None
+
+
+async def _choose_interface(
+    netlink: Netlink, selection: Selection, network: NetworkConfig
+) -> Interface:
+    chosen = await look(netlink, selection, network.network)
+    for warning in chosen.warnings:
+        _log.warning("%s", warning)
+    _log.info(
+        "interface %s (%s), MTU %d, advertising %s: %s",
+        chosen.link.name,
+        chosen.address,
+        chosen.link.mtu,
+        chosen.public_ip,
+        chosen.why,
+    )
+    for other in chosen.others:
+        _log.info("not taken: %s", other)
+    return chosen
+
+
+def _make_claim(
+    config: Config,
+    store: Store,
+    network: NetworkConfig,
+    interface: Interface,
+    identity: Identity,
+    env_text: str,
+) -> Claim:
+    return Claim(
+        store,
+        config=network,
+        attributes=LeaseAttributes(
+            public_ip=interface.public_ip,
+            public_ipv6=config.public_ipv6 if network.pool6 is not None else None,
+        ),
+        previous=subnet_env.previous_key(env_text),
+        lease_ttl_s=config.lease_ttl,
+        margin_s=config.subnet_lease_renew_margin * 60,
+        rng=random.SystemRandom(),
+        identity=identity,
+        is_forced=config.force_takeover,
+        exits_when_lost=config.on_lease_lost == "exit",
+    )
+
+
+def _make_firewall(config: Config, network: NetworkConfig, claim: Claim) -> Firewall | None:
+    """The rules that are wanted, or None if none are."""
+    if not (config.ip_masq or config.iptables_forward_rules):
+        return None
+    key = claim.lease.key
+    has_v6 = network.pool6 is not None and key.v6 is not None
+    settings = FirewallSettings(
+        network=network.network,
+        subnet=key.subnet,
+        network6=network.pool6.network if has_v6 else None,  # type: ignore[union-attr,arg-type]
+        subnet6=key.v6.network if has_v6 else None,  # type: ignore[union-attr]
+        is_masquerading=config.ip_masq,
+        is_forwarding=config.iptables_forward_rules,
+        is_random_fully=not config.ip_masq_fully_random_disable,
+        mark=mark_of(config.instance),
+    )
+    return make_firewall(settings, is_nftables=network.enable_nftables)
+
+
+def _previous_rules(env_text: str) -> Previous | None:
+    network = subnet_env.previous_network(env_text)
+    key = subnet_env.previous_key(env_text)
+    if network is None or key is None:
+        return None
+    return Previous(network=network, subnet=key.subnet)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _warn_of_vain_flags(config: Config) -> None:
+    for name in ("vmodule", "log_backtrace_at"):
+        if getattr(config, name):
+            _log.warning("--%s has no effect here: there is no klog", name)
+    if config.ignored:
+        _log.warning(
+            "arguments after the first that is no flag are ignored, as flannel does: %s",
+            " ".join(config.ignored),
+        )
