@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from tundp.config import Config
+from tundp.daemon.underlay import selection_of
 from tundp.errors import ConfigError, PlatformError, StoreError
 from tundp.lease.model import Snapshot
 from tundp.lease.network import NetworkConfig, parse_network_config
 from tundp.lease.table import keys_of
 from tundp.linux import capability, fallback
 from tundp.linux.command import find
-from tundp.linux.iface import Interface, Selection, look
+from tundp.linux.iface import Interface, look
 from tundp.linux.netlink import Netlink
 from tundp.store.base import Store
 from tundp.wire import overhead
@@ -88,13 +89,7 @@ async def _look(config: Config, store: Store) -> AsyncIterator[Finding]:
         for finding in _leases(store, snapshot):
             yield finding
     async with Netlink() as netlink:
-        selection = Selection(
-            iface=config.iface,
-            iface_regex=config.iface_regex,
-            iface_can_reach=config.iface_can_reach,
-            public_ip=config.public_ip,
-            public_ipv6=config.public_ipv6,
-        )
+        selection = selection_of(config)
         try:
             chosen = await look(netlink, selection, None if network is None else network.network)
         except (ConfigError, PlatformError) as error:

@@ -25,7 +25,9 @@ from tundp.config import Config
 from tundp.daemon.health import Health
 from tundp.daemon.memory import Memory, Remembered
 from tundp.daemon.metrics import Metrics
-from tundp.daemon.node import Node, open_sockets, store_name
+from tundp.daemon.node import Node, store_name
+from tundp.daemon.rules import Rules
+from tundp.daemon.underlay import Underlay, open_sockets, selection_of
 from tundp.daemon.web import serve_health, serve_metrics
 from tundp.errors import AccessDenied, ConfigError, StoreError, StoreUnavailable
 from tundp.lease import subnet_env
@@ -66,13 +68,7 @@ async def run(config: Config, store: Store) -> None:
         watch = asyncio.ensure_future(health.watch())
         stack.callback(watch.cancel)
         netlink = await stack.enter_async_context(Netlink())
-        selection = Selection(
-            iface=config.iface,
-            iface_regex=config.iface_regex,
-            iface_can_reach=config.iface_can_reach,
-            public_ip=config.public_ip,
-            public_ipv6=config.public_ipv6,
-        )
+        selection = selection_of(config)
         # Once before the config, which may be long in coming: a wrong flag is told at once.
         await look(netlink, selection, None)
         memory = Memory(config.state_dir, config.instance)
@@ -81,7 +77,7 @@ async def run(config: Config, store: Store) -> None:
         remembered = memory.load(store_name(config))
         text, network, stale = await _find_network(store, remembered)
         interface = await _choose_interface(netlink, selection, network)
-        socks = open_sockets(config, interface.address, network.port)
+        socks = open_sockets(interface.address, network.port, config.workers)
         for sock in socks:
             stack.enter_context(sock)
         env_text = _read(config.subnet_file)
@@ -105,13 +101,21 @@ async def run(config: Config, store: Store) -> None:
             store=store,
             network=network,
             network_text=text,
-            selection=selection,
-            interface=interface,
+            underlay=Underlay(
+                netlink,
+                selection,
+                interface=interface,
+                network=network.network,
+                port=network.port,
+                socks=socks,
+            ),
             claim=claim,
             netlink=netlink,
-            socks=socks,
-            firewall=_make_firewall(config, network, claim),
-            previous=_previous_rules(env_text),
+            rules=Rules(
+                _make_firewall(config, network, claim),
+                _previous_rules(env_text),
+                config.iptables_resync,
+            ),
             memory=memory,
             metrics=metrics,
             node_id=identity.node_id,
@@ -123,8 +127,8 @@ async def run(config: Config, store: Store) -> None:
         await stack.enter_async_context(
             serve_admin(config.admin_socket, node.status, metrics.render)
         )
-        await node.set_up_firewall()
-        await node.set_up_fallback()
+        await node.rules.set_up()
+        await node.ensure_fallback()
         node.write_subnet_env()
         health.attend(node.engine.pulse, node.checks)
         metrics.status = node.status
