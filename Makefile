@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 NATIVE := setup.py $(wildcard native/*.py native/*/*.h native/*/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help root build demo test check bench micro fuzz cross rungs format clean
+.PHONY: help root build demo test check bench micro scale fuzz cross rungs format clean
 
 help:
 	@echo 'make demo     two nodes with pods in network namespaces, checked end to end (root)'
@@ -18,6 +18,7 @@ help:
 	@echo 'make check    format, lint, types and the tests that need no root, in under a minute'
 	@echo 'make bench    the overlay against kernel VXLAN, report in tundp-bench/ (root)'
 	@echo 'make micro    micro-benchmarks of single functions'
+	@echo 'make scale    what 1,000 to 65,000 leases cost, and a start (root)'
 	@echo 'make fuzz     every parser and the engines under a fuzzer; FUZZ_SECONDS=60 for each'
 	@echo 'make cross    the C code for arm64 and big-endian s390x, its tests under qemu'
 	@echo 'make rungs    the end-to-end tests once more with each offload off, each layout (root)'
@@ -50,6 +51,11 @@ bench: root build
 
 micro: build
 	@$(PY) -m bench.micro
+
+scale: root build
+	@setup/apt.sh demo
+	@ETCD_REQUIRED=1 setup/etcd.sh
+	@$(PY) -m bench.scale
 
 fuzz:
 	@setup/apt.sh fuzz

@@ -11,14 +11,15 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import tundp
-from tundp.config import Config, load_config, unknown_variables
+from tundp.config import NOT_IN_FILE, Config, load_config, unknown_variables
 from tundp.errors import ConfigError, LeaseLost, PlatformError, TundpError
-from tundp.options import ADMIN_SOCKET, OPTIONS, Option
+from tundp.options import ADMIN_SOCKET, OPTIONS, RUN_DIRECTORY, Option
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -117,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the daemon's --admin-socket (default: %(default)s)",
     )
+    status.add_argument("--all", action="store_true", help="every daemon of this host, a line each")
     status.add_argument("--json", action="store_true", help="print the whole answer as JSON")
     status.set_defaults(command=_status)
 
@@ -290,11 +292,16 @@ def _drop_capabilities() -> None:
 def _config(arguments: list[str]) -> int:
     usage = (
         "usage: tundp config show [--origin] [flags of tundp run]\n"
+        "       tundp config example\n"
         "       tundp config check [--json] [flags of tundp run]\n\n"
         "show prints every setting in force, with --origin where each came from.\n"
+        "example prints a file for --config: every setting, what it does, its default.\n"
         "check looks at all a start depends on: settings, store, network config, interface,\n"
         "routes, firewall, device; exit code 1 if anything would fail. Nothing is changed."
     )
+    if arguments == ["example"]:
+        print_example()
+        return EXIT_OK
     if arguments[:1] not in (["show"], ["check"]) or {"-h", "--help"} & set(arguments):
         is_asked = bool({"-h", "--help"} & set(arguments))
         print(usage, file=sys.stdout if is_asked else sys.stderr)
@@ -315,22 +322,40 @@ def _config(arguments: list[str]) -> int:
 
 def print_settings(config: Config, *, with_origin: bool) -> None:
     """Every setting as TOML that --config would take, passwords blanked."""
-    for option in OPTIONS:
-        if option.name in ("help", "version", "config"):
-            continue
-        value = getattr(config, option.field)
-        if option.is_secret and value:
-            text = '"***"'
-        elif isinstance(value, bool):
-            text = "true" if value else "false"
-        elif isinstance(value, int):
-            text = str(value)
-        elif option.is_repeatable:
-            text = json.dumps([str(item) for item in value])
-        else:
-            text = json.dumps(config.show(option))
-        line = f"{option.name} = {text}"
+    for option in _settable():
+        line = f"{option.name} = {_toml(config, option)}"
         print(f"{line:<60} # {config.origins[option.name]}" if with_origin else line)
+
+
+def print_example() -> None:
+    """A file for --config with every setting commented out at its default."""
+    defaults = load_config([], {})
+    print("# For `tundp run --config=FILE`. Flags and variables of the same name win over it.")
+    for is_flannels, title in ((True, "flannel's settings"), (False, "tundp's own")):
+        print(f"\n# {title}\n")
+        for option in _settable():
+            if option.is_flannels is is_flannels:
+                text = f"{option.help} [{option.variable}]".replace("%%", "%")
+                for line in textwrap.wrap(text, 90):
+                    print(f"# {line}")
+                print(f"#{option.name} = {_toml(defaults, option)}\n")
+
+
+def _settable() -> list[Option]:
+    return [option for option in OPTIONS if option.name not in NOT_IN_FILE]
+
+
+def _toml(config: Config, option: Option) -> str:
+    value = getattr(config, option.field)
+    if option.is_secret and value:
+        return '"***"'
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if option.is_repeatable:
+        return json.dumps([str(item) for item in value])
+    return json.dumps(config.show(option))
 
 
 def _config_check(config: Config, *, as_json: bool) -> int:
@@ -455,12 +480,36 @@ def _status(parsed: argparse.Namespace) -> int:
     from tundp.admin import fetch_status
     from tundp.show import print_status
 
+    if parsed.all:
+        return _status_of_all(as_json=parsed.json)
     status: dict[str, Any] = asyncio.run(fetch_status(parsed.admin_socket))
     if parsed.json:
         print(json.dumps(status, indent=2))
     else:
         print_status(status)
     return EXIT_OK
+
+
+def _status_of_all(*, as_json: bool) -> int:
+    """Every socket in the directory daemons put theirs; exit code 1 if one does not answer."""
+    from tundp.admin import fetch_status
+    from tundp.show import print_brief
+
+    async def ask() -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for path in sorted(RUN_DIRECTORY.glob("*.sock")):
+            try:
+                found[str(path)] = await fetch_status(path)
+            except PlatformError as error:
+                found[str(path)] = {"error": str(error)}
+        return found
+
+    found = asyncio.run(ask())
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        print_brief(found)
+    return EXIT_FAILED if any("error" in status for status in found.values()) else EXIT_OK
 
 
 def _probe(parsed: argparse.Namespace) -> int:

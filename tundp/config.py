@@ -122,7 +122,7 @@ class Config:
 
 
 DEFAULT: Final = "default"
-_NOT_IN_FILE: Final = frozenset({"help", "version", "config"})
+NOT_IN_FILE: Final = frozenset({"help", "version", "config"})
 _NO_VARIABLE: Final = frozenset({"help", "version"})
 """FLANNELD_VERSION has no effect in flannel either: images set it."""
 
@@ -200,7 +200,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} is not TOML: {error}") from None
-    by_name = {option.name: option for option in OPTIONS if option.name not in _NOT_IN_FILE}
+    by_name = {option.name: option for option in OPTIONS if option.name not in NOT_IN_FILE}
     values = {}
     for name, raw in document.items():
         option = by_name.get(name)

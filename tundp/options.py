@@ -595,8 +595,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
         parse=_one_of(*(check.value for check in SourceCheck)),
         default=SourceCheck.COUNT.value,
         metavar="off|count|enforce",
-        help="packets whose sender does not hold the lease of their inner source:"
-        " let pass, let pass and count, or drop",
+        help="packets whose sender does not hold the lease of their inner source, or whose inner"
+        " destination is not this node's: let pass, let pass and count, or drop",
         is_flannels=False,
     ),
     Option(

@@ -64,6 +64,24 @@ def _text(markup: str) -> Text:
     return Text.from_markup(markup, emoji=False)
 
 
+def print_brief(found: dict[str, dict[str, Any]], console: Console | None = None) -> None:
+    """One line a daemon: `tundp status --all`."""
+    console = console or Console(highlight=False)
+    if not found:
+        console.print("no daemon on this host")
+    for path, status in found.items():
+        if "error" in status:
+            console.print(Text(f"{path}  {status['error']}", style="red"), soft_wrap=True)
+            continue
+        failing = [check["name"] for check in status["checks"] if not check["ok"]]
+        line = Text(
+            f"{path}  {status['subnet']} of {status['network']} on {status['tun']['name']},"
+            f" udp {status['port']}, {len(status['peers'])} peers, pid {status['pid']}: "
+        )
+        line.append(f"not ready ({', '.join(failing)})" if failing else "ready")
+        console.print(line, soft_wrap=True)
+
+
 def peers_table(status: dict[str, Any]) -> Table:
     """One line a peer."""
     table = Table(box=box.SIMPLE_HEAD)
