@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -244,6 +244,9 @@ def _run(arguments: list[str], *, is_flanneld: bool = False) -> int:
     except ConfigError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return EXIT_USAGE
+    # Before logging is set up: some libraries set their own loggers when they are imported.
+    from tundp.daemon.run import run
+
     _set_up_logging(config.v)
     for name in unknown_variables(os.environ):
         _log.warning("variable %s is set, but tundp does not know it", name)
@@ -251,7 +254,7 @@ def _run(arguments: list[str], *, is_flanneld: bool = False) -> int:
     code = EXIT_OK
     try:
         with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
-            runner.run(_run_until_signal(config, store))
+            runner.run(_run_until_signal(run(config, store)))
     except* LeaseLost as group:
         for leaf in _leaves(group):
             _log.error("%s: exiting with code 0, as flannel does (--on-lease-lost=exit)", leaf)
@@ -302,8 +305,8 @@ def _config(arguments: list[str]) -> int:
     if arguments == ["example"]:
         print_example()
         return EXIT_OK
-    if arguments[:1] not in (["show"], ["check"]) or {"-h", "--help"} & set(arguments):
-        is_asked = bool({"-h", "--help"} & set(arguments))
+    is_asked = bool({"-h", "-help", "--help"} & set(arguments))
+    if arguments[:1] not in (["show"], ["check"]) or is_asked:
         print(usage, file=sys.stdout if is_asked else sys.stderr)
         return EXIT_OK if is_asked else EXIT_USAGE
     command, *rest = arguments
@@ -354,8 +357,13 @@ def _toml(config: Config, option: Option) -> str:
     if isinstance(value, int):
         return str(value)
     if option.is_repeatable:
-        return json.dumps([str(item) for item in value])
-    return json.dumps(config.show(option))
+        return f"[{', '.join(_toml_text(str(item)) for item in value)}]"
+    return _toml_text(config.show(option))
+
+
+def _toml_text(text: str) -> str:
+    """A basic string: JSON's, but with no surrogate pairs, and DEL escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _config_check(config: Config, *, as_json: bool) -> int:
@@ -397,7 +405,7 @@ def _cleanup(arguments: list[str]) -> int:
         "stays in the store until it expires. Give the flags the daemon was given: --subnet-file\n"
         "and --state-dir say where to look. Refused while the daemon runs."
     )
-    if {"-h", "--help"} & set(arguments):
+    if {"-h", "-help", "--help"} & set(arguments):
         print(usage)
         return EXIT_OK
     from tundp.daemon.cleanup import clean_up
@@ -416,11 +424,9 @@ def _cleanup(arguments: list[str]) -> int:
     return EXIT_OK
 
 
-async def _run_until_signal(config: Config, store: Any) -> None:
-    from tundp.daemon.run import run
-
+async def _run_until_signal(daemon: Coroutine[Any, Any, None]) -> None:
     loop = asyncio.get_running_loop()
-    task = asyncio.ensure_future(run(config, store))
+    task = asyncio.ensure_future(daemon)
     bugs: list[BaseException] = []
 
     def give_up(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -467,7 +473,7 @@ def _run_parser(program: str) -> argparse.ArgumentParser:
         text = option.help
         if option.shown_default or option.default not in ("", (), None, False):
             text += f" (default: {_default_text(option)})"
-        if not option.is_boolean:
+        if option.name not in ("help", "version"):
             text += f" [{option.variable}]"
         if option.is_boolean:
             group.add_argument(f"--{option.name}", action="store_true", help=text)

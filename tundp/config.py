@@ -189,7 +189,7 @@ def _admin_socket(subnet_file: Path) -> Path:
 
 
 def _slug(path: Path) -> str:
-    return str(path.absolute()).strip("/").replace("/", "-")
+    return str(path.absolute()).strip("/").replace("-", "--").replace("/", "-")
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -198,8 +198,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, not a path
+        raise ConfigError(f"--config {str(path)!r} is not TOML: {error}") from None
     by_name = {option.name: option for option in OPTIONS if option.name not in NOT_IN_FILE}
     values = {}
     for name, raw in document.items():
@@ -317,7 +317,10 @@ def _show(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int):
         # An address to listen on; a list of CPUs has no text in it.
-        return f"{value[0]}:{value[1]}" if isinstance(value[0], str) else _join(value)
+        if not isinstance(value[0], str):
+            return _join(value)
+        host = f"[{value[0]}]" if ":" in value[0] else value[0]
+        return f"{host}:{value[1]}"
     return _join(value) if isinstance(value, tuple) else str(value)
 
 

@@ -168,6 +168,12 @@ def _parse_listen(text: str) -> tuple[str, int] | None:
         raise ValueError(wrong) from None
 
 
+def _parse_file(text: str) -> Path:
+    if not text or "\0" in text:
+        raise ValueError("is no path of a file")
+    return Path(text)
+
+
 def parse_path(text: str) -> Path | None:
     """A path, or None for the empty text."""
     return Path(text) if text else None
@@ -326,7 +332,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ),
     Option(
         name="subnet-file",
-        parse=Path,
+        parse=_parse_file,
         default=SUBNET_FILE,
         metavar="FILE",
         help="where to write this node's subnet and MTU for Docker and CNI",

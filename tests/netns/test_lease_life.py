@@ -19,8 +19,6 @@ import sys
 import time
 import urllib.request
 
-import pytest
-
 from tundp.lab.traffic import PingStream, ping
 
 HEALTH = "--healthz-port=10256"
@@ -553,19 +551,21 @@ async def is_in(overlay, key: str, api: str) -> bool:
     return key in await overlay.read_leases(api=api)
 
 
-@pytest.mark.parametrize("apis", [["v2"], ["v3"], ["v2", "v3"]], ids="-".join)
-async def test_auto_takes_the_api_with_the_config(make_overlay, until, apis):
-    async with make_overlay(store="etcd", nodes=1, start=False) as overlay:
-        one = overlay.nodes[1]
-        if "v3" not in apis:
-            await overlay.delete_etcd("config")
-        if "v2" in apis:
-            await overlay.write_etcd("config", json.dumps({"Network": "10.5.0.0/16"}), api="v2")
-        await overlay.start_daemon(one)
-        await overlay.wait_ready([one])
-        taken = apis[-1]
-        assert (await one.status())["store"]["description"].startswith(f"etcd {taken} at ")
-        assert list(await overlay.read_leases(api=taken)) == [key_of(one)]
-        assert await overlay.read_leases(api="v2" if taken == "v3" else "v3") == {}
-        warning = "there is a network config in etcd v3 and in v2: taking v3"
-        assert (warning in one.log_path.read_text()) is (len(apis) == 2)
+async def test_auto_takes_the_api_with_the_config(make_overlay, until):
+    async with make_overlay(store="etcd", nodes=3, start=False) as overlay:
+        homes = {"v2": ["v2"], "v3": ["v3"], "both": ["v2", "v3"]}
+        nodes = dict(zip(homes, overlay.nodes.values(), strict=True))
+        for prefix, apis in homes.items():
+            for api in apis:
+                await overlay.etcd.put(f"/{prefix}/config", '{"Network":"10.5.0.0/16"}', api=api)
+            await overlay.start_daemon(nodes[prefix], f"--etcd-prefix=/{prefix}")
+        for prefix, apis in homes.items():
+            one, taken = nodes[prefix], apis[-1]
+            await overlay.wait_ready([one])
+            store = (await one.status())["store"]["description"]
+            assert store.startswith(f"etcd {taken} at ")
+            for api in ("v2", "v3"):
+                found = await overlay.etcd.read_all(f"/{prefix}/subnets/", api=api)
+                assert [key.rsplit("/")[-1] for key in found] == [key_of(one)] * (api == taken)
+            warning = "there is a network config in etcd v3 and in v2: taking v3"
+            assert (warning in one.log_path.read_text()) is (len(apis) == 2)

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 import uvloop
 
-from tests.store.support import Etcd3World, EtcdWorld, FileWorld, Runner, World, run_on
+from tests.store.support import (
+    FREQUENT_PINGS,
+    Etcd3World,
+    EtcdWorld,
+    FileWorld,
+    Runner,
+    World,
+    run_on,
+)
 from tundp.lab.etcd import PrivateEtcd
 from tundp.store import etcd2, etcd3
 
@@ -102,8 +110,10 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
 def _etcds() -> Iterator[Callable[..., PrivateEtcd]]:
     etcds: list[PrivateEtcd] = []
 
-    def start(address: str = "127.0.0.1", **options: Any) -> PrivateEtcd:
-        etcd = PrivateEtcd(address, **options)
+    def start(
+        address: str = "127.0.0.1", *, extra: Sequence[str] = (), **options: Any
+    ) -> PrivateEtcd:
+        etcd = PrivateEtcd(address, extra=(FREQUENT_PINGS, *extra), **options)
         etcds.append(etcd)
         asyncio.run(etcd.start())
         return etcd

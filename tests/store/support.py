@@ -47,6 +47,9 @@ PROMPT_S = 1.0
 _opened: list[Store] = []
 """The stores that worlds have opened and nobody has closed yet."""
 
+FREQUENT_PINGS = "--grpc-keepalive-min-time=500ms"
+"""For an etcd under `short_timeouts`, which would send a client that pings so often away."""
+
 Runner = Callable[[Coroutine[Any, Any, Any]], Any]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.store.support import (
+    FREQUENT_PINGS,
     ONE_SUBNET,
     Etcd3World,
     EtcdWorld,
@@ -96,7 +97,7 @@ class ClusterWorld:
 @pytest.fixture(scope="session")
 def running_cluster() -> Iterator[PrivateCluster]:
     # What is not on disk yet survives the kill of a process, and no test pulls the plug.
-    cluster = PrivateCluster(extra=("--unsafe-no-fsync",))
+    cluster = PrivateCluster(extra=("--unsafe-no-fsync", FREQUENT_PINGS))
     try:
         asyncio.run(cluster.start())
         yield cluster

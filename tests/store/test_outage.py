@@ -457,7 +457,7 @@ def test_renewal_whose_answer_is_lost_keeps_the_lease(
 ) -> None:
     async def main() -> None:
         async with forwarder(shared_world.url) as proxy:
-            claim = make_claim(shared_world.open_at(proxy.url), "192.0.2.1", lease_ttl_s=3)
+            claim = make_claim(shared_world.open_at(proxy.url), "192.0.2.1", lease_ttl_s=2)
             lease = await claim.acquire()
             proxy.answers_to_lose = 1
             async with background(claim.keep()):

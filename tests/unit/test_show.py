@@ -241,9 +241,17 @@ def test_packets_a_system_call():
     sample["counters"]["encap"] |= {"packets_in": 1280, "packets_out": 1280, "drops": {}}
     sample["counters"]["encap"] |= {"reads": 10, "writes": 20}
     sample["counters"]["decap"] |= {"reads": 0, "writes": 0}
-    (encap,) = (line for line in shown(sample).splitlines() if line.strip().startswith("encap ") and "_" not in line)
+    (encap,) = (
+        line
+        for line in shown(sample).splitlines()
+        if line.strip().startswith("encap ") and "_" not in line
+    )
     assert encap.split()[-3:] == ["128.0", "64.0", "holds"]
-    (decap,) = (line for line in shown(sample).splitlines() if line.strip().startswith("decap ") and "_" not in line)
+    (decap,) = (
+        line
+        for line in shown(sample).splitlines()
+        if line.strip().startswith("decap ") and "_" not in line
+    )
     assert decap.split()[-3:] == ["-", "-", "holds"]
 
 

@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 
 PULSE_S: Final = 1.0
 """Between two looks at the packet threads."""
-PULSE_MISSES: Final = 3
-"""Looks in a row that must find a thread where it was before it counts as stuck."""
+STUCK_S: Final = 3.0
+"""A packet thread that has not moved for so long, though it was asked to, is stuck."""
 LAG_MAX_S: Final = 1.0
 """A loop that is so late is not alive: packets flow, but nothing follows the leases."""
 
@@ -48,7 +48,6 @@ class Health:
         self._node_checks: Callable[[], list[Check]] | None = None
         self._waits_for = "starting"
         self._lag_s = 0.0
-        self._misses = 0
         self._stuck: list[int] = []
         self._turned_at = 0.0
 
@@ -74,12 +73,11 @@ class Health:
             lag_s < LAG_MAX_S,
             f"late by {max(0.0, lag_s) * 1000:.0f} ms",
         )
-        is_stuck = self._misses >= PULSE_MISSES
         detail = "all turning"
-        if is_stuck:
+        if self._stuck:
             numbers = ", ".join(str(number) for number in self._stuck)
-            detail = f"thread {numbers} has not moved for {self._misses * PULSE_S:.0f} s"
-        return [loop, Check("packet-threads", not is_stuck, detail)]
+            detail = f"thread {numbers} has not moved for {STUCK_S:.0f} s or more"
+        return [loop, Check("packet-threads", not self._stuck, detail)]
 
     def ready(self) -> list[Check]:
         """What must hold for pods to use the overlay; `alive` included."""
@@ -100,22 +98,25 @@ class Health:
     async def watch(self) -> None:
         """Look for ever, and feed systemd's watchdog while the process is alive."""
         loop = asyncio.get_running_loop()
-        interval_s = sdnotify.watchdog_s()
-        fed_at = 0.0
-        turns = self._pulse()
+        watchdog_s = sdnotify.watchdog_s()
+        pause_s = PULSE_S if watchdog_s is None else min(PULSE_S, watchdog_s / 4)
+        fed_at = -1e9
+        turns: tuple[int, ...] = ()
+        moved_at: list[float] = []
         while True:
-            before = self._turned_at = loop.time()
-            if interval_s is not None and before - fed_at > interval_s / 3 and self.is_alive:
-                sdnotify.notify("WATCHDOG=1")
-                fed_at = before
-            await asyncio.sleep(PULSE_S if interval_s is None else min(PULSE_S, interval_s / 4))
-            self._lag_s = loop.time() - before - PULSE_S
-            now = self._pulse()
-            is_same_set = len(now) == len(turns)
-            self._stuck = [
-                number for number, turn in enumerate(now) if is_same_set and turn == turns[number]
-            ]
-            self._misses = self._misses + 1 if self._stuck else 0
-            if self._misses == PULSE_MISSES:
+            now = self._turned_at = loop.time()
+            before, turns = turns, self._pulse()
+            if len(turns) != len(before):
+                moved_at = [now] * len(turns)
+            for number, (turn, last) in enumerate(zip(turns, before, strict=False)):
+                if turn != last:
+                    moved_at[number] = now
+            was_stuck = self._stuck
+            self._stuck = [n for n, moved in enumerate(moved_at) if now - moved >= STUCK_S]
+            if self._stuck and not was_stuck:
                 _log.error("packet thread %s is stuck", self._stuck)
-            turns = now
+            if watchdog_s is not None and now - fed_at > watchdog_s / 3 and self.is_alive:
+                sdnotify.notify("WATCHDOG=1")
+                fed_at = now
+            await asyncio.sleep(pause_s)
+            self._lag_s = loop.time() - now - pause_s

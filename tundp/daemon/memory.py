@@ -72,7 +72,8 @@ class Memory:
         path = None if self._directory is None else self._directory / "node-id"
         known = _read_json(path)
         node_id = known.get("NodeID")
-        if isinstance(node_id, str) and node_id and known.get("Machine") in ("", machine):
+        is_same = not machine or known.get("Machine") in ("", machine)
+        if isinstance(node_id, str) and node_id and is_same:
             return Identity(node_id, host)
         if node_id:
             _log.warning("%s is another machine's (a clone?): making a new node id", path)
@@ -105,7 +106,14 @@ class Memory:
                 revision=int(document["revision"]),
                 age_s=max(0.0, time.time() - self._stamp()),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, LeaseFormatError) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            AttributeError,
+            LeaseFormatError,
+        ) as error:
             _log.warning("%s cannot be used: %r", self.lease_file, error)
             return None
 
@@ -163,7 +171,7 @@ def _read_json(path: Path | None) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         _log.warning("cannot read %s: %s", path, error)
         return {}
     return document if isinstance(document, dict) else {}

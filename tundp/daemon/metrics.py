@@ -34,6 +34,7 @@ _COUNTERS: Final = (
     ("icmp_rate_limited", "ICMP errors held back by the rate limit."),
     ("icmp_to_tun", "ICMP errors written to the TUN."),
     ("icmp_to_peers", "ICMP errors sent to peers."),
+    ("icmp_undeliverable", "ICMP errors that could not be delivered."),
     ("offload_fallbacks", "Super-packets the kernel refused, sent one by one instead."),
     ("fragments_out", "Fragments sent for packets above a path MTU."),
     ("send_waits", "Times the UDP socket was full and reading the TUN paused."),

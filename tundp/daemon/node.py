@@ -63,6 +63,9 @@ DEVICE_LIVES_S: Final = 10.0
 """A device that lasted so long was not part of a series of losses."""
 REPAIR_PAUSE_S: Final = 0.1
 """Kernel changes come in bursts; a look this long after the first takes in the rest."""
+WIPED_S: Final = 2.0
+"""How long peers are kept when a store has lost our lease: every node's watch tells it, and
+it makes its lease again in milliseconds."""
 TELL_S: Final = 5.0
 MEMORY_S: Final = 10.0
 """At least so long between two writes of the leases to disk."""
@@ -197,6 +200,8 @@ class Node:
     def close(self) -> None:
         """Stop the engine, then remove the device. The socket belongs to `run`."""
         self.routes.close()
+        if self._is_unsaved.is_set() and self.is_synced:
+            self._remember(tuple(self.routes.table.leases.values()))
         self.engine.stop()
         if self.tun is not None:
             self.tun.close()
@@ -239,7 +244,7 @@ class Node:
             },
             "store": {
                 "description": self.store.description,
-                "is_answering": not self.store_outage.is_on,
+                "is_answering": self.is_synced and not self.store_outage.is_on,
                 "is_from_memory": not self.is_synced,
                 "revision": self.routes.table.revision,
                 "synced_at": self.synced_at,
@@ -288,18 +293,44 @@ class Node:
 
     async def _follow_leases(self) -> None:
         clock = asyncio.get_running_loop().time
-        async for update in follow(self.store, self.store_outage, Backoff(0.2, 5.0)):
-            began = clock()
+        async for heard in follow(self.store, self.store_outage, Backoff(0.2, 5.0)):
             self.synced_at = time.time()
             if not self.is_synced:
                 self.is_synced = True
                 await self._compare_network()
+            update = heard
+            if isinstance(heard, Snapshot) and self._looks_wiped(heard):
+                update = await self._wait_for_others(heard)
+            began = clock()
             changes, has_moved = self.routes.take_in(update)
             self._observe_own_lease(update, changes)
             if has_moved:
                 self.metrics.route_apply.observe(clock() - began)
             if changes:
                 self._is_unsaved.set()
+
+    def _looks_wiped(self, snapshot: Snapshot) -> bool:
+        """Our own lease is gone, as all are when the store's data was lost or restored."""
+        own = self.claim.lease.key
+        if own not in self.routes.table.leases:
+            return False
+        there = {str(lease.key) for lease in snapshot.leases}
+        there.update(entry.name for entry in snapshot.bad)
+        return str(own) not in there
+
+    async def _wait_for_others(self, snapshot: Snapshot) -> Snapshot:
+        """Let every node notice and come back before its peers believe it gone."""
+        _log.warning(
+            "%s has lost our lease, and perhaps all: known peers stay for %.0f s to come back",
+            self.store.description,
+            WIPED_S,
+        )
+        self.claim.observe(None)
+        await asyncio.sleep(WIPED_S)
+        try:
+            return await self.store.snapshot()
+        except StoreError:
+            return snapshot
 
     async def _compare_network(self) -> None:
         """After a start from memory: say so if the network config is another one by now."""
@@ -432,6 +463,7 @@ class Node:
         fresh = self.underlay.open(now)
         if fresh is None:
             return False
+        self.store.reconnect()
         self.engine.detach()
         self.underlay.move(fresh)
         self.engine.rebound()

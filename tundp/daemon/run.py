@@ -74,7 +74,9 @@ async def run(config: Config, store: Store) -> None:
         memory = Memory(config.state_dir, config.instance)
         identity = memory.identity()
         health.waits_for("the network config")
-        remembered = memory.load(store_name(config))
+        remembered = None
+        if config.on_lease_lost == "regain":  # who would exit without a lease starts with none
+            remembered = memory.load(store_name(config))
         text, network, stale = await _find_network(store, remembered)
         interface = await _choose_interface(netlink, selection, network)
         socks = open_sockets(interface.address, network.port, config.workers)
@@ -153,7 +155,7 @@ async def _find_network(
                 text = await store.network_config()
             network = parse_network_config(text, store.description)
         except (StoreUnavailable, AccessDenied, TimeoutError) as error:
-            outage.failed(error or "timed out", now=clock())
+            outage.failed(str(error) or "timed out", now=clock())
             if remembered is not None and clock() - began >= STALE_AFTER_S:
                 origin = f"memory of {store.description}"
                 network = parse_network_config(remembered.network_config, origin)

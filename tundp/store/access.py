@@ -14,6 +14,9 @@ from tundp.errors import ConfigError
 REQUEST_TIMEOUT_S: Final = 5.0
 """Of one request to one endpoint, connecting included."""
 DEFAULT_PORT: Final = 2379
+CERTIFICATE_HINT: Final = (
+    "perhaps it wants a client certificate, or another one: --etcd-certfile, --etcd-keyfile"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,11 +95,19 @@ class AutoStore:
         """See Store."""
         await self._store.delete(key, revision=revision)
 
+    def reconnect(self) -> None:
+        """See Store."""
+        for store in self._open:
+            store.reconnect()
+
     async def close(self) -> None:
         """See Store."""
-        stores = [self._chosen] if self._chosen is not None else self._candidates.values()
-        for store in stores:
+        for store in self._open:
             await store.close()
+
+    @property
+    def _open(self) -> list[Store]:
+        return [*self._candidates.values()] if self._chosen is None else [self._chosen]
 
     @property
     def _store(self) -> Store:

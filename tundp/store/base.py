@@ -61,6 +61,10 @@ class Store(Protocol):
         """Delete the lease if it is still at `revision`, else Conflict."""
         ...
 
+    def reconnect(self) -> None:
+        """Our own address changed: connections from the old one are dead, and do not know it."""
+        ...
+
     async def close(self) -> None:
         """End waits and connections. Leases stay."""
         ...

@@ -185,6 +185,11 @@ class BothStore:
                 await store.delete(key, revision=at)
         self._versions.pop(key, None)
 
+    def reconnect(self) -> None:
+        """See Store."""
+        for store in self._stores:
+            store.reconnect()
+
     async def close(self) -> None:
         """See Store."""
         await self._stop_watching()

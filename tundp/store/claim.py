@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from enum import Enum
 from ipaddress import IPv4Address
@@ -59,6 +60,12 @@ class LeaseState(Enum):
     CONFLICT = "conflict"
 
 
+class _Seen(Enum):
+    """What the watch has shown of our key during a write, if it is neither lease nor None."""
+
+    NOTHING = "nothing"
+
+
 class Claim:
     """This node's claim on one subnet. Call `acquire` once, then run `keep`."""
 
@@ -98,6 +105,8 @@ class Claim:
         self._expires_at: float | None = None
         self._state = LeaseState.LOST
         self._is_writing = False
+        self._seen_meanwhile: Lease | Enum | None = _Seen.NOTHING
+        self._is_look_due = False
 
     @property
     def lease(self) -> Lease:
@@ -174,13 +183,21 @@ class Claim:
     def observe(self, lease: Lease | None) -> None:
         """Take in what the watch saw of our key: its lease, or None when it is gone.
 
-        What it saw may be older than what we wrote since; then it is no news.
+        What it saw may be older than what we wrote since; then it is no news. During a
+        write it waits for the write's answer, which tells.
         """
+        if self._is_writing:
+            self._seen_meanwhile = lease
+            return
         if lease is None:
             self._set_state(LeaseState.LOST, "it was deleted or has expired")
         elif (holder := self._other_holder(lease)) is not None:
-            self._set_state(LeaseState.CONFLICT, holder)
-        elif lease.revision > self.lease.revision and not self._is_writing:
+            if lease.revision < self.lease.revision and self._state is LeaseState.HELD:
+                # Older than what we wrote, or of a store that was restored: only looking tells.
+                self._is_look_due = True
+            else:
+                self._set_state(LeaseState.CONFLICT, holder)
+        elif lease.revision > self.lease.revision:
             challenge = challenge_in(lease)
             if challenge not in (None, self._challenge):
                 _log.warning(
@@ -191,6 +208,8 @@ class Claim:
                 self._is_renewal_due = True
             elif self._identity is None or identity_of(lease) != self._identity:
                 self._warn_of_a_double()
+                # Ours, but it does not say so: until it does, another could take it for his.
+                self._is_renewal_due = self._identity is not None
             self._hold(lease)
         self._wake.set()
 
@@ -207,15 +226,18 @@ class Claim:
             left_s = self.expires_in_s
             if self._state is LeaseState.HELD and left_s is not None and left_s <= 0:
                 self._set_state(LeaseState.LOST, "it expired before it could be renewed")
-            if self._exits_when_lost and self._state is not LeaseState.HELD:
-                raise LeaseLost(f"lease {self.lease.key} is {self._state.value}")
             if self._state is LeaseState.HELD:
-                delay_s = 0.0 if self._is_renewal_due else self._renew_in_s()
+                is_due = self._is_renewal_due or self._is_look_due
+                delay_s = 0.0 if is_due else self._renew_in_s()
                 if delay_s is None or delay_s > 0:
                     await self._sleep(delay_s)
                     continue
+            is_renewal = self._state is LeaseState.HELD and not self._is_look_due
             try:
-                await (self._renew() if self._state is LeaseState.HELD else self._regain())
+                if self._exits_when_lost and self._state is not LeaseState.HELD:
+                    await self._exit_if_lost()
+                else:
+                    await (self._renew() if is_renewal else self._regain())
             except StoreError as error:
                 self._outage.failed(error, now=self._now())
                 await self._sleep(self._backoff.next_s())
@@ -243,7 +265,7 @@ class Claim:
                 for lease in stale:
                     _log.info("lease %s no longer fits the network config: deleting it", lease.key)
                     await self._store.delete(lease.key, revision=lease.revision)
-                lease = await self._store.create(key, self._signed(), self._lease_ttl_s)
+                lease = await self._create(key, self._signed())
                 if key.v6 is not None:
                     await self._yield_to_earlier(lease)
                 return lease
@@ -265,18 +287,30 @@ class Claim:
 
     async def _write_over(self, lease: Lease) -> Lease:
         """Renew a lease of ours; what other programs keep in its value stays."""
-        self._is_writing = True
         self._is_renewal_due = False
         try:
-            return await self._store.update(
-                lease.key,
-                self._signed(lease.attributes),
-                None if lease.is_reservation else self._lease_ttl_s,
-                revision=lease.revision,
-            )
+            with self._writing():
+                return await self._store.update(
+                    lease.key,
+                    self._signed(lease.attributes),
+                    None if lease.is_reservation else self._lease_ttl_s,
+                    revision=lease.revision,
+                )
         except StoreError:
             self._is_renewal_due = True
             raise
+
+    async def _create(self, key: LeaseKey, attributes: LeaseAttributes) -> Lease:
+        with self._writing():
+            return await self._store.create(key, attributes, self._lease_ttl_s)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A write of ours is under way: what the watch sees of it is no news."""
+        self._is_writing = True
+        self._seen_meanwhile = _Seen.NOTHING
+        try:
+            yield
         finally:
             self._is_writing = False
 
@@ -360,8 +394,17 @@ class Claim:
             return
         _log.debug("lease %s renewed", self.lease.key)
 
+    async def _exit_if_lost(self) -> None:
+        """LeaseLost, unless the store says what the watch told was old news."""
+        snapshot = await self._store.snapshot()
+        found = next((each for each in snapshot.leases if each.key == self.lease.key), None)
+        if found is None or self._other_holder(found) is not None:
+            raise LeaseLost(f"lease {self.lease.key} is {self._state.value}")
+        self._hold(found)
+
     async def _regain(self) -> None:
         key = self.lease.key
+        self._is_look_due = False
         snapshot = await self._store.snapshot()
         if key in keys_of(snapshot.bad):
             why = next(entry.why for entry in snapshot.bad if entry.name == str(key))
@@ -370,8 +413,7 @@ class Claim:
         found = next((lease for lease in snapshot.leases if lease.key == key), None)
         try:
             if found is None:
-                value = self._signed(self.lease.attributes)
-                self._hold(await self._store.create(key, value, self._lease_ttl_s))
+                self._hold(await self._create(key, self._signed(self.lease.attributes)))
             elif (holder := self._other_holder(found)) is None:
                 self._hold(await self._write_over(found))
             else:
@@ -390,6 +432,13 @@ class Claim:
         elif lease.lease_ttl_s is not None:
             self._expires_at = self._now() + lease.lease_ttl_s
         self._set_state(LeaseState.HELD, "")
+        seen, self._seen_meanwhile = self._seen_meanwhile, _Seen.NOTHING
+        if seen is None:
+            # Deleted before our write, or after it? Only looking tells.
+            self._is_look_due = True
+            self._wake.set()
+        elif isinstance(seen, Lease) and seen.revision > lease.revision:
+            self.observe(seen)
 
     def _set_state(self, state: LeaseState, why: str) -> None:
         if state is LeaseState.CONFLICT:

@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -53,6 +54,7 @@ from tundp.lease.model import (
     Snapshot,
 )
 from tundp.store.access import (
+    CERTIFICATE_HINT,
     REQUEST_TIMEOUT_S,
     Endpoint,
     EtcdAccess,
@@ -78,7 +80,6 @@ class Etcd2Store:
         if self._prefix == "/":
             self._prefix = ""
         _check_credentials(access)
-        tls_context(access)
         self._requests = _Connection(access, _Client, "etcd-requests")
         self._watch = _Connection(access, _WatchClient, "etcd-watch")
         self._endpoint_texts = ",".join(e.url for e in parse_endpoints(access.endpoints))
@@ -156,6 +157,11 @@ class Etcd2Store:
             await self._requests.call(take_out, once=True)
         except (etcd.EtcdCompareFailed, etcd.EtcdKeyNotFound) as error:
             raise Conflict(f"{path} was changed by somebody else: {error}") from None
+
+    def reconnect(self) -> None:
+        """See Store. A request under way ends by its own timeout."""
+        self._requests.reconnect()
+        self._watch.reconnect()
 
     async def close(self) -> None:
         """See Store."""
@@ -236,26 +242,27 @@ class Etcd2Store:
 class _Client(etcd.Client):  # type: ignore[misc]
     """python-etcd with one endpoint and no retries of its own."""
 
-    def __init__(self, endpoint: Endpoint, access: EtcdAccess) -> None:
+    def __init__(self, endpoint: Endpoint, access: EtcdAccess, tls: ssl.SSLContext) -> None:
         super().__init__(
             host=endpoint.host,
             port=endpoint.port,
             protocol=endpoint.scheme,
             read_timeout=REQUEST_TIMEOUT_S,
             allow_reconnect=False,
-            cert=(access.certfile, access.keyfile) if access.certfile else None,
-            ca_cert=access.cafile or None,
             username=access.username or None,
             password=access.password or None,
         )
         self.http.connection_pool_kw["retries"] = False
+        if endpoint.scheme == "https":
+            # The files were read at the start: later we may not be allowed to.
+            self.http.connection_pool_kw["ssl_context"] = tls
 
 
 class _WatchClient(_Client):
     """A client whose blocked watch can be ended from another thread."""
 
-    def __init__(self, endpoint: Endpoint, access: EtcdAccess) -> None:
-        super().__init__(endpoint, access)
+    def __init__(self, endpoint: Endpoint, access: EtcdAccess, tls: ssl.SSLContext) -> None:
+        super().__init__(endpoint, access, tls)
         self._lock = threading.Lock()
         self._in_flight: Any = None
         self._waits_after = -1
@@ -269,6 +276,8 @@ class _WatchClient(_Client):
                 path, wait=True, recursive=True, waitIndex=after + 1, timeout=_WATCH_TIMEOUT
             )
         except etcd.EtcdWatchTimedOut:
+            if self._in_flight is None:
+                raise  # not even headers, which a quiet watch gets at once: it hangs
             return None
         except _HISTORY_LOST as error:
             raise Compacted(str(error)) from None
@@ -309,13 +318,18 @@ class _Connection:
     """One thread, one client, and the list of endpoints to go through."""
 
     def __init__(
-        self, access: EtcdAccess, client_type: Callable[[Endpoint, EtcdAccess], Any], name: str
+        self,
+        access: EtcdAccess,
+        client_type: Callable[[Endpoint, EtcdAccess, ssl.SSLContext], Any],
+        name: str,
     ) -> None:
         self._access = access
         self._client_type = client_type
+        self._tls = tls_context(access)
         self._endpoints = list(parse_endpoints(access.endpoints))
         self._thread = BlockingThread(name)
         self._client: Any = None
+        self._is_stale = False
         self._calls: set[threading.Event] = set()
 
     async def call(self, operation: Callable[[Any], T], *, once: bool = False) -> T:
@@ -333,6 +347,13 @@ class _Connection:
             raise
         finally:
             self._calls.discard(abandoned)
+
+    def reconnect(self) -> None:
+        """Make a new client for the next call; a watch in progress ends at once."""
+        self._is_stale = True
+        client = self._client
+        if isinstance(client, _WatchClient):
+            client.interrupt()
 
     def close(self) -> None:
         """End the thread; a watch in progress ends first."""
@@ -353,8 +374,11 @@ class _Connection:
         failures = []
         for _ in range(len(self._endpoints)):
             endpoint = self._endpoints[0]
+            if self._is_stale:
+                self._is_stale = False
+                self._drop_client()
             if self._client is None:
-                self._client = self._client_type(endpoint, self._access)
+                self._client = self._client_type(endpoint, self._access, self._tls)
             if abandoned.is_set():
                 self._drop_client()
                 break
@@ -372,7 +396,7 @@ class _Connection:
                 self._rotate()
                 raise
             except (etcd.EtcdException, HTTPError, OSError, ValueError) as error:
-                failures.append(f"{endpoint.url}: {_why(error)}")
+                failures.append(f"{endpoint.url}: {_why(error, endpoint)}")
                 self._rotate()
                 if once and not _never_sent(error):
                     break
@@ -393,6 +417,8 @@ class _Connection:
         self._endpoints.append(self._endpoints.pop(0))
 
 
+_CLOSED_ON_US: Final = ("EOF", "reset by peer", "Connection aborted", "closed connection")
+"""What a server that does not accept our certificate looks like, more or less at random."""
 _PASSED_ON: Final = (
     etcd.EtcdKeyNotFound,
     etcd.EtcdAlreadyExist,
@@ -435,7 +461,7 @@ def _never_sent(error: Exception) -> bool:
     return isinstance(getattr(error, "cause", None), NewConnectionError)
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, endpoint: Endpoint) -> str:
     """The innermost reason in a few words: urllib3 nests several."""
     cause: BaseException | None = getattr(error, "cause", None) or error
     text = str(cause)
@@ -450,4 +476,6 @@ def _why(error: Exception) -> str:
     ):
         if known in text:
             return words
+    if endpoint.scheme == "https" and any(word in text for word in _CLOSED_ON_US):
+        return f"{text} ({CERTIFICATE_HINT})"
     return text

@@ -50,6 +50,7 @@ from tundp.lease.model import (
     Snapshot,
 )
 from tundp.store.access import (
+    CERTIFICATE_HINT,
     REQUEST_TIMEOUT_S,
     Endpoint,
     EtcdAccess,
@@ -66,6 +67,8 @@ PING_S: Final = 8.0
 PING_TIMEOUT_S: Final = 4.0
 """A watch on a server that hangs ends after PING_S + PING_TIMEOUT_S. Pings more often than
 every 5 s would be refused (etcd --grpc-keepalive-min-time)."""
+LOGINS: Final = 3
+"""Tries of one call to log in again: a server may restart while we do."""
 _WINDOW_LEN: Final = 64 << 20
 """HTTP/2 window: a snapshot is one message, and 65,000 leases are 8 MB."""
 _CONFIG: Final = Configuration(
@@ -85,6 +88,8 @@ _FAILURES: Final = (
     ssl.SSLError,
     TimeoutError,
 )
+_NO_USER: Final = "user name is empty"
+"""What etcd says to a request without a token once auth is on."""
 _UNTOUCHED: Final = frozenset({Status.UNAUTHENTICATED, Status.PERMISSION_DENIED})
 """Refusals after which nothing was done for certain."""
 
@@ -98,6 +103,7 @@ class Etcd3Store:
         self._watch: _Watch | None = None
         self._cluster_id: int | None = None
         self._etcd_leases: dict[LeaseKey, int] = {}
+        self._revocations: set[asyncio.Task[None]] = set()
 
     @property
     def description(self) -> str:
@@ -136,7 +142,7 @@ class Etcd3Store:
         watch = self._watch
         try:
             responses = await watch.next()
-        except StoreError:
+        except Exception:
             await self._close_watch()
             raise
         events = tuple(self._to_event(event) for answer in responses for event in answer.events)
@@ -164,11 +170,16 @@ class Etcd3Store:
         """See Store."""
         removal = rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=self._name(key)))
         await self._transact(key, self._is_at(key, revision), removal)
-        await self._revoke(self._etcd_leases.pop(key, 0))
+        self._revoke_soon(self._etcd_leases.pop(key, 0))
+
+    def reconnect(self) -> None:
+        """See Store."""
+        self._connection.reconnect()
 
     async def close(self) -> None:
         """See Store."""
         await self._close_watch()
+        await asyncio.gather(*self._revocations, return_exceptions=True)
         self._connection.close()
 
     def _to_snapshot(self, answer: rpc.RangeResponse) -> Snapshot:
@@ -211,12 +222,12 @@ class Etcd3Store:
         try:
             revision = await self._transact(key, guard, put)
         except Conflict:
-            await self._revoke(etcd_lease_id)
+            self._revoke_soon(etcd_lease_id)
             raise
         # The key hangs on the new etcd lease now; the old one, if it was ours, holds nothing.
-        before = self._etcd_leases.pop(key, 0)
+        # Nobody waits for that: what is renewed is renewed.
+        self._revoke_soon(self._etcd_leases.pop(key, 0))
         self._etcd_leases[key] = etcd_lease_id
-        await self._revoke(before)
         return Lease(key=key, attributes=attributes, revision=revision, lease_ttl_s=granted_s)
 
     async def _transact(self, key: LeaseKey, guard: rpc.Compare, op: rpc.RequestOp) -> int:
@@ -234,10 +245,14 @@ class Etcd3Store:
             raise Conflict(f"{self._name(key).decode()} was written by somebody else")
         return int(answer.header.revision)
 
+    def _revoke_soon(self, etcd_lease_id: int) -> None:
+        if etcd_lease_id:
+            task = asyncio.ensure_future(self._revoke(etcd_lease_id))
+            self._revocations.add(task)
+            task.add_done_callback(self._revocations.discard)
+
     async def _revoke(self, etcd_lease_id: int) -> None:
         """Give back an etcd lease nothing hangs on; should that fail, it expires by itself."""
-        if not etcd_lease_id:
-            return
         with contextlib.suppress(StoreError):
             await self._connection.call(
                 "Lease/LeaseRevoke",
@@ -290,6 +305,7 @@ class _Connection:
         self._channel: Channel | None = None
         self._lock: asyncio.Lock | None = None
         self._token = ""
+        self._is_logged_in = False
         self.urls = ",".join(endpoint.url for endpoint in self._endpoints)
 
     async def call(
@@ -314,7 +330,7 @@ class _Connection:
         once: it must not run twice, so it is tried again only where it cannot have run.
         """
         failures: list[str] = []
-        has_new_token = False
+        logins_left = LOGINS
         tries_left = len(self._endpoints)
         while tries_left:
             endpoint = self._endpoints[0]
@@ -325,13 +341,16 @@ class _Connection:
                 self._rotate(None)
                 tries_left -= 1
                 continue
+            token = self._token
             try:
-                return await operation(channel, {"token": self._token} if self._token else {})
+                return await operation(channel, {"token": token} if token else {})
             except GRPCError as error:
-                if error.status is Status.UNAUTHENTICATED and self._token and not has_new_token:
-                    # etcd's simple tokens die with the server that gave them, or of age.
-                    self._token, has_new_token = "", True
-                    self._rotate(channel, is_same=True)
+                if logins_left and self._access.username and _wants_login(error):
+                    # etcd's simple tokens die with the server that gave them, or of age, and
+                    # auth may have been switched on. Whoever comes first logs in for all.
+                    logins_left -= 1
+                    if self._token == token:
+                        self._is_logged_in = False
                     continue
                 if (denied := _denial(error, endpoint)) is not None:
                     raise denied from None
@@ -350,6 +369,10 @@ class _Connection:
         """A stream on `channel` broke: whoever comes next starts with another endpoint."""
         self._rotate(channel)
 
+    def reconnect(self) -> None:
+        """Have a new connection to the same endpoint; what waits on the old one fails."""
+        self.close()
+
     def close(self) -> None:
         """Close the connection; whatever waits on it fails."""
         if self._channel is not None:
@@ -360,9 +383,12 @@ class _Connection:
         if self._lock is None:
             self._lock = asyncio.Lock()
         async with self._lock:
-            if self._channel is not None:
-                return self._channel
             endpoint = self._endpoints[0]
+            if self._channel is not None:
+                if self._access.username and not self._is_logged_in:
+                    async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                        await self._log_in(self._channel, endpoint)
+                return self._channel
             channel = Channel(
                 endpoint.host.strip("[]"),
                 endpoint.port,
@@ -372,15 +398,16 @@ class _Connection:
             try:
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
                     await channel.__connect__()
-                    if self._access.username and not self._token:
-                        self._token = await self._authenticate(channel, endpoint)
+                    if self._access.username and not self._is_logged_in:
+                        await self._log_in(channel, endpoint)
             except BaseException:
                 channel.close()
                 raise
             self._channel = channel
             return channel
 
-    async def _authenticate(self, channel: Channel, endpoint: Endpoint) -> str:
+    async def _log_in(self, channel: Channel, endpoint: Endpoint) -> None:
+        """Get a token, or find that none is needed."""
         method = UnaryUnaryMethod(
             channel,
             f"{_SERVICE}Auth/Authenticate",
@@ -394,24 +421,24 @@ class _Connection:
             answer = await method(request, timeout=REQUEST_TIMEOUT_S)
         except GRPCError as error:
             if error.status is Status.FAILED_PRECONDITION:
-                return ""  # auth is not enabled there: everybody is let in
+                self._token, self._is_logged_in = "", True
+                return  # auth is not enabled there: everybody is let in
             if error.status is Status.INVALID_ARGUMENT:
                 raise AccessDenied(
                     f"etcd at {endpoint.url} denies access ({error.message}):"
                     " check --etcd-username and --etcd-password"
                 ) from None
             raise
-        return str(answer.token)
+        self._token, self._is_logged_in = str(answer.token), True
 
-    def _rotate(self, channel: Channel | None, *, is_same: bool = False) -> None:
+    def _rotate(self, channel: Channel | None) -> None:
         """Leave `channel`'s endpoint (None: the one that could not be connected) for the next."""
         if channel is not self._channel:
             return  # somebody else has left it already
         if channel is not None:
             channel.close()
             self._channel = None
-        if not is_same:
-            self._endpoints.append(self._endpoints.pop(0))
+        self._endpoints.append(self._endpoints.pop(0))
 
 
 class _Watch:
@@ -424,7 +451,7 @@ class _Watch:
         self._connection = connection
         self._prefix = prefix
         self._cluster_id = cluster_id
-        self._queue: asyncio.Queue[rpc.WatchResponse | StoreError] = asyncio.Queue()
+        self._queue: asyncio.Queue[rpc.WatchResponse | Exception] = asyncio.Queue()
         self._task = asyncio.ensure_future(self._run())
 
     async def next(self) -> list[rpc.WatchResponse]:
@@ -434,13 +461,13 @@ class _Watch:
             found.append(self._queue.get_nowait())
         taken: list[rpc.WatchResponse] = []
         for answer in found:
-            if isinstance(answer, StoreError):
+            if isinstance(answer, Exception):
                 if taken:
                     self._queue.put_nowait(answer)
                     break
                 raise answer
             taken.append(answer)
-        self.revision = max(self.revision, *(answer.header.revision for answer in taken))
+        self.revision = max(self.revision, *map(_revision_of, taken))
         return taken
 
     async def close(self) -> None:
@@ -451,7 +478,7 @@ class _Watch:
     async def _run(self) -> None:
         try:
             await self._connection.use(self._pump)
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001  (whoever waits gets it, a bug of ours, too)
             self._queue.put_nowait(error)
 
     async def _pump(self, channel: Channel, metadata: dict[str, str]) -> None:
@@ -498,6 +525,8 @@ class _Watch:
         if answer.compact_revision:
             raise Compacted(f"events up to revision {answer.compact_revision} are compacted")
         if answer.canceled:
+            if _NO_USER in answer.cancel_reason:
+                raise GRPCError(Status.UNAUTHENTICATED, answer.cancel_reason)
             if "permission denied" in answer.cancel_reason:
                 raise AccessDenied(
                     f"etcd denies the watch ({answer.cancel_reason}): the role needs to read"
@@ -510,6 +539,17 @@ class _Watch:
             )
 
 
+def _revision_of(answer: rpc.WatchResponse) -> int:
+    """Up to where a response tells all: its last event, as the header may be far ahead of it."""
+    if answer.events:
+        return int(answer.events[-1].kv.mod_revision)
+    return int(answer.header.revision)
+
+
+def _wants_login(error: GRPCError) -> bool:
+    return error.status is Status.UNAUTHENTICATED or _NO_USER in (error.message or "")
+
+
 def _after_prefix(prefix: bytes) -> bytes:
     """The end of the range of all keys that start with `prefix`, which ends in a slash."""
     return prefix[:-1] + bytes([prefix[-1] + 1])
@@ -517,10 +557,7 @@ def _after_prefix(prefix: bytes) -> bytes:
 
 def _denial(error: GRPCError, endpoint: Endpoint) -> AccessDenied | None:
     message = error.message or ""
-    is_denied = error.status in (Status.UNAUTHENTICATED, Status.PERMISSION_DENIED) or (
-        error.status is Status.INVALID_ARGUMENT and "user name is empty" in message
-    )
-    if not is_denied:
+    if error.status is not Status.PERMISSION_DENIED and not _wants_login(error):
         return None
     return AccessDenied(
         f"etcd at {endpoint.url} denies access ({message}):"
@@ -529,8 +566,11 @@ def _denial(error: GRPCError, endpoint: Endpoint) -> AccessDenied | None:
 
 
 def _why(error: BaseException, endpoint: Endpoint) -> str:
-    if isinstance(error, ssl.SSLError) or endpoint.scheme == "https":
-        return f"TLS: {_words(error)}" if isinstance(error, ssl.SSLError) else _words(error)
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {_words(error)}"
+    if endpoint.scheme == "https" and isinstance(error, (StreamTerminatedError, ConnectionError)):
+        # With TLS 1.3 the handshake is over for us before the server looks at our certificate.
+        return f"{_words(error)} ({CERTIFICATE_HINT})"
     return _words(error)
 
 

@@ -145,6 +145,9 @@ class FileStore:
 
         await self._thread.run(self._modify, change)
 
+    def reconnect(self) -> None:
+        """See Store: a file is where it was."""
+
     async def close(self) -> None:
         """See Store."""
         self._thread.close()

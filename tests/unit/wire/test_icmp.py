@@ -205,7 +205,7 @@ NOT_ANSWERED = [
 
 
 @pytest.mark.parametrize("build", [unreachable, exceeded, too_big])
-@pytest.mark.parametrize(("packet", "breaks"), ANSWERED)
+@pytest.mark.parametrize(("packet", "breaks"), ANSWERED, ids=[breaks for _, breaks in ANSWERED])
 def test_answered(build, packet, breaks):
     seen = dissect(build(packet))
     assert seen.dst == IP(packet).src, breaks
@@ -213,7 +213,9 @@ def test_answered(build, packet, breaks):
 
 
 @pytest.mark.parametrize("build", [unreachable, exceeded, too_big])
-@pytest.mark.parametrize(("packet", "breaks"), NOT_ANSWERED)
+@pytest.mark.parametrize(
+    ("packet", "breaks"), NOT_ANSWERED, ids=[breaks for _, breaks in NOT_ANSWERED]
+)
 def test_not_answered(build, packet, breaks):
     assert build(packet) is None, breaks
 
