@@ -191,7 +191,8 @@ async def test_rows_this_kernel_lacks_say_so():
 async def test_stock_flanneld_row_is_started_as_flanneld_is(tmp_path):
     # No flanneld binary can be had here: a script that takes its command line stands in.
     binary = tmp_path / "flanneld"
-    run = f'exec {sys.executable} -m tundp run --admin-socket={tmp_path}/$$.sock "$@"'
+    files = f"--admin-socket={tmp_path}/$$.sock --state-dir={tmp_path}"
+    run = f'exec {sys.executable} -m tundp run {files} "$@"'
     binary.write_text(f"#!/bin/sh\n{run}\n")
     binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
     found = await small_bench("flanneld", "virtual", "tcp1", rounds=1, flanneld=str(binary))

@@ -276,7 +276,11 @@ def test_the_id_is_kept(tmp_path):
     assert len(first.node_id) == 16
     assert first.host == socket.gethostname()
     assert Memory(tmp_path, "").identity() == first
-    assert Memory(tmp_path, "run-b.env").identity() == first
+    # Another instance of the host is another node, always the same one.
+    second = Memory(tmp_path, "run-b.env").identity()
+    assert second.node_id.startswith(f"{first.node_id}-")
+    assert Memory(tmp_path, "run-b.env").identity() == second
+    assert Memory(tmp_path, "run-c.env").identity() != second
     assert Memory(tmp_path / "other", "").identity().node_id != first.node_id
 
 

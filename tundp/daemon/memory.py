@@ -54,6 +54,7 @@ class Memory:
 
     def __init__(self, directory: Path | None, instance: str) -> None:
         self._directory = directory
+        self._instance = instance
         self._name = f"last-known-{instance}.json" if instance else "last-known.json"
         self._is_failing = False
 
@@ -65,22 +66,24 @@ class Memory:
     def identity(self) -> Identity:
         """This node's id, made on the first start and kept.
 
-        One found beside another machine's id is a clone's: a new one is made.
+        One found beside another machine's id is a clone's: a new one is made. Each instance
+        of a host is a node of its own.
         """
         host = socket.gethostname()
+        suffix = f"-{_digest(self._instance)[:4]}" if self._instance else ""
         machine = _machine()
         path = None if self._directory is None else self._directory / "node-id"
         known = _read_json(path)
         node_id = known.get("NodeID")
         is_same = not machine or known.get("Machine") in ("", machine)
         if isinstance(node_id, str) and node_id and is_same:
-            return Identity(node_id, host)
+            return Identity(node_id + suffix, host)
         if node_id:
             _log.warning("%s is another machine's (a clone?): making a new node id", path)
         node_id = uuid.uuid4().hex[:16]
         if path is not None:
             self._write(path, json.dumps({"NodeID": node_id, "Machine": machine}) + "\n")
-        return Identity(node_id, host)
+        return Identity(node_id + suffix, host)
 
     def load(self, store: str) -> Remembered | None:
         """What was known of `store`, or None."""
@@ -183,4 +186,8 @@ def _machine() -> str:
         text = _MACHINE_ID.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         return ""
-    return hashlib.sha256(f"tundp {text}".encode()).hexdigest()[:16] if text else ""
+    return _digest(text) if text else ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(f"tundp {text}".encode()).hexdigest()[:16]
