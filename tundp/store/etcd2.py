@@ -66,8 +66,9 @@ from tundp.store.access import (
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-WATCH_TIMEOUT_S: Final = 60.0
-"""A quiet watch is asked again this often, so that a dead connection is noticed."""
+WATCH_TIMEOUT_S: Final = 15.0
+"""A quiet watch is asked again this often. A server that hangs is noticed after one to two
+such times: first its silence looks like quiet, then not even headers come."""
 _WATCH_TIMEOUT: Final = Timeout(connect=REQUEST_TIMEOUT_S, read=WATCH_TIMEOUT_S)
 _REMOVALS: Final = frozenset({"delete", "expire", "compareAndDelete"})
 

@@ -342,8 +342,10 @@ class _Connection:
                 tries_left -= 1
                 continue
             token = self._token
+            # A member cut off from the leader must say so rather than let us wait.
+            metadata = {"hasleader": "true"} | ({"token": token} if token else {})
             try:
-                return await operation(channel, {"token": token} if token else {})
+                return await operation(channel, metadata)
             except GRPCError as error:
                 if logins_left and self._access.username and _wants_login(error):
                     # etcd's simple tokens die with the server that gave them, or of age, and
@@ -491,8 +493,7 @@ class _Watch:
             start_revision=self.revision + 1,
             progress_notify=True,
         )
-        # A member cut off from the leader must say so rather than be silent.
-        async with method.open(metadata=metadata | {"hasleader": "true"}) as stream:
+        async with method.open(metadata=metadata) as stream:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 await stream.send_message(rpc.WatchRequest(create_request=create))
                 created = await stream.recv_message()
