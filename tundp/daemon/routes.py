@@ -141,10 +141,13 @@ class Routes:
         if len(gone) + len(come) > PEERS_NAMED:
             _log.info("peers: %d gone or changed, %d new or changed", len(gone), len(come))
         else:
-            for peer in gone:
-                _log.info("peer %s at %s gone", peer.subnet, peer.address)
+            before = {peer.subnet: peer.address for peer in gone}
             for peer in come:
-                _log.info("peer %s at %s", peer.subnet, peer.address)
+                was = before.pop(peer.subnet, None)
+                moved = "" if was is None else f", before at {was}"
+                _log.info("peer %s at %s%s", peer.subnet, peer.address, moved)
+            for subnet, address in before.items():
+                _log.info("peer %s at %s gone", subnet, address)
         self._publish_soon()
         return True
 
