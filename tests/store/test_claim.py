@@ -572,3 +572,24 @@ def test_stale_news_of_our_own_lease_changes_nothing(world: World) -> None:
         assert node.state is LeaseState.HELD
 
     run(main())
+
+
+def test_a_subnet_that_overlaps_another_key_is_not_regained(worlds: dict[str, World]) -> None:
+    """Two keys can name one IPv4 subnet: creating ours would make two owners."""
+
+    async def main(world: World) -> None:
+        node = Node(world.open(), OURS)
+        async with node.up():
+            key = node.key
+            other = f"{key}&fd00:5::-64"
+            world.put(other, value(THEIRS))
+            world.remove(key)
+            await eventually(lambda: node.claim.state is LeaseState.CONFLICT)
+            assert other in node.claim.conflict
+            assert world.read(key) is None
+            world.remove(other)
+            await eventually(lambda: node.follower.known() == {})
+            node.claim.observe(None)
+            await eventually(lambda: owner(world, key) == OURS)
+
+    run(everywhere(worlds, main))

@@ -34,7 +34,7 @@ from tundp.lease.identity import (
     identity_of,
     signed,
 )
-from tundp.lease.model import TTL_UNKNOWN, Lease, LeaseAttributes, LeaseKey
+from tundp.lease.model import TTL_UNKNOWN, Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.lease.network import NetworkConfig
 from tundp.lease.table import keys_of
 from tundp.store.base import Store
@@ -404,8 +404,8 @@ class Claim:
 
     async def _regain(self) -> None:
         key = self.lease.key
-        self._is_look_due = False
         snapshot = await self._store.snapshot()
+        self._is_look_due = False
         if key in keys_of(snapshot.bad):
             why = next(entry.why for entry in snapshot.bad if entry.name == str(key))
             self._set_state(LeaseState.CONFLICT, f"its value cannot be read ({why})")
@@ -413,6 +413,9 @@ class Claim:
         found = next((lease for lease in snapshot.leases if lease.key == key), None)
         try:
             if found is None:
+                if (other := _overlapping(snapshot, key)) is not None:
+                    self._set_state(LeaseState.CONFLICT, f"lease {other} has addresses of it now")
+                    return
                 self._hold(await self._create(key, self._signed(self.lease.attributes)))
             elif (holder := self._other_holder(found)) is None:
                 self._hold(await self._write_over(found))
@@ -476,3 +479,9 @@ class Claim:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _overlapping(snapshot: Snapshot, key: LeaseKey) -> LeaseKey | None:
+    """Another key, of another length or with another IPv6 part, that shares addresses with ours."""
+    others = [*(lease.key for lease in snapshot.leases), *keys_of(snapshot.bad)]
+    return next((other for other in others if other != key and overlap(other, key)), None)
