@@ -588,8 +588,8 @@ def test_a_subnet_that_overlaps_another_key_is_not_regained(worlds: dict[str, Wo
             assert other in node.claim.conflict
             assert world.read(key) is None
             world.remove(other)
-            await eventually(lambda: node.follower.known() == {})
-            node.claim.observe(None)
+            await eventually(lambda: other not in node.follower.known())
+            node.claim.look_again()
             await eventually(lambda: owner(world, key) == OURS)
 
     run(everywhere(worlds, main))

@@ -359,6 +359,8 @@ class Node:
                 self.claim.observe(change.new)
         if isinstance(update, Snapshot) and own not in self.routes.table.leases:
             self.claim.observe(None)
+        if any(change.new is None for change in changes):
+            self.claim.look_again()
 
     async def _keep_device(self) -> None:
         """Make the TUN again whenever it was deleted; the counters go on."""

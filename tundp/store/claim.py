@@ -219,6 +219,11 @@ class Claim:
             self._set_state(LeaseState.CONFLICT, f"its value cannot be read ({why})")
             self._wake.set()
 
+    def look_again(self) -> None:
+        """A lease went away: perhaps that ends a conflict."""
+        if self._state is LeaseState.CONFLICT:
+            self._wake.set()
+
     async def keep(self) -> None:
         """Renew for ever; get the lease back when it is lost. Ends only by cancellation."""
         while True:
