@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import importlib.util
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import textwrap
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import tundp
-from tundp.config import NOT_IN_FILE, Config, load_config, unknown_variables
+from tundp.config import NOT_IN_FILE, Config, admin_socket_of, load_config, unknown_variables
 from tundp.errors import ConfigError, LeaseLost, PlatformError, TundpError
 from tundp.options import ADMIN_SOCKET, OPTIONS, RUN_DIRECTORY, Option
 
@@ -26,6 +28,7 @@ EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
+_SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _log = logging.getLogger("tundp")
 
 _DESCRIPTION: Final = """\
@@ -117,6 +120,12 @@ def _parser() -> argparse.ArgumentParser:
         default=ADMIN_SOCKET,
         metavar="FILE",
         help="the daemon's --admin-socket (default: %(default)s)",
+    )
+    status.add_argument(
+        "--subnet-file",
+        type=Path,
+        metavar="FILE",
+        help="of the daemon to ask, instead of its --admin-socket: each network has its own",
     )
     status.add_argument("--all", action="store_true", help="every daemon of this host, a line each")
     status.add_argument("--json", action="store_true", help="print the whole answer as JSON")
@@ -251,6 +260,9 @@ def _run(arguments: list[str], *, is_flanneld: bool = False) -> int:
     for name in unknown_variables(os.environ):
         _log.warning("variable %s is set, but tundp does not know it", name)
     _drop_capabilities()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     code = EXIT_OK
     try:
         with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
@@ -299,8 +311,9 @@ def _config(arguments: list[str]) -> int:
         "       tundp config check [--json] [flags of tundp run]\n\n"
         "show prints every setting in force, with --origin where each came from.\n"
         "example prints a file for --config: every setting, what it does, its default.\n"
-        "check looks at all a start depends on: settings, store, network config, interface,\n"
-        "routes, firewall, device; exit code 1 if anything would fail. Nothing is changed."
+        "check looks at what a start depends on: settings, rights, files, store, network config,\n"
+        "interface, the lease it would take, ports, routes, firewall; exit code 1 if anything\n"
+        "would fail. Nothing is changed."
     )
     if arguments == ["example"]:
         print_example()
@@ -317,6 +330,8 @@ def _config(arguments: list[str]) -> int:
     except ConfigError as error:
         print(f"tundp: {error}", file=sys.stderr)
         return EXIT_USAGE
+    for name in unknown_variables(os.environ):
+        print(f"tundp: variable {name} is set, but tundp does not know it", file=sys.stderr)
     if command == "show":
         print_settings(config, with_origin=word in rest)
         return EXIT_OK
@@ -433,6 +448,10 @@ async def _run_until_signal(daemon: Coroutine[Any, Any, None]) -> None:
         # An exception in a callback, that is a bug of ours on the packet path. Going on
         # would spin on the same descriptor for ever: end, and let systemd start anew.
         error = context.get("exception") or RuntimeError(context.get("message"))
+        if isinstance(error, OSError) and error.errno in _SCARCE:
+            # The loop's own listener lacks descriptors or memory for a moment, and tries again.
+            _log.error("%s: %s", context.get("message"), error)
+            return
         if not bugs:
             _log.critical("bug, stopping: %s", context.get("message"), exc_info=error)
         bugs.append(error)
@@ -488,7 +507,10 @@ def _status(parsed: argparse.Namespace) -> int:
 
     if parsed.all:
         return _status_of_all(as_json=parsed.json)
-    status: dict[str, Any] = asyncio.run(fetch_status(parsed.admin_socket))
+    path = parsed.admin_socket
+    if parsed.subnet_file is not None:
+        path = admin_socket_of(parsed.subnet_file)
+    status: dict[str, Any] = asyncio.run(fetch_status(path))
     if parsed.json:
         print(json.dumps(status, indent=2))
     else:

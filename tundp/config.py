@@ -171,7 +171,7 @@ def load_config(
             origins[option.name] = DEFAULT
     subnet_file: Path = values["subnet_file"]
     config = Config(
-        **values | {"admin_socket": values["admin_socket"] or _admin_socket(subnet_file)},
+        **values | {"admin_socket": values["admin_socket"] or admin_socket_of(subnet_file)},
         origins=origins,
         ignored=ignored,
     )
@@ -180,8 +180,8 @@ def load_config(
     return config
 
 
-def _admin_socket(subnet_file: Path) -> Path:
-    """Several daemons differ in --subnet-file: with nothing else said they must not collide."""
+def admin_socket_of(subnet_file: Path) -> Path:
+    """The default: daemons that differ in --subnet-file, and nothing else, must not collide."""
     if subnet_file == SUBNET_FILE:
         return ADMIN_SOCKET
     # A socket's path has 107 bytes (sockaddr_un); the end of the name tells most.
@@ -296,9 +296,16 @@ def _split(flag: str) -> tuple[str, str | None]:
     return "help" if name == "h" else name, text if equals else None
 
 
+_GONE: Final = frozenset(
+    {"listen", "remote", "remote-keyfile", "remote-certfile", "remote-cafile", "networks"}
+)
+
+
 def _unknown(flag: str, name: str, known: Mapping[str, Option]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean --{close[0]}?" if close else "tundp run --help lists them"
+    if name in _GONE:
+        hint = "flannel's client/server mode is gone since v0.8; run one daemon for each network"
     return f"unknown flag {flag.partition('=')[0]}: {hint}"
 
 

@@ -95,6 +95,11 @@ async def write(settings: DockerOptsSettings, environment: Mapping[str, str]) ->
     cannot be read or written.
     """
     env_file_text = _read(settings.subnet_file)
+    if not settings.subnet_file.exists() and "FLANNEL_SUBNET" not in environment:
+        _log.warning(
+            "%s does not exist: nothing tells Docker its subnet (is the daemon ready?)",
+            settings.subnet_file,
+        )
     text = render(
         environment,
         env_file_text,

@@ -136,12 +136,14 @@ def _parse_address6(text: str) -> IPv6Address | None:
 
 def _parse_resync(text: str) -> int:
     seconds = parse_int(text)
-    if not 1 <= seconds <= RESYNC_MAX_S:
-        raise ValueError(f"is out of range: seconds, 1 to {RESYNC_MAX_S}")
-    return seconds
+    if seconds < 1:
+        raise ValueError("is out of range: seconds, at least 1")
+    return min(seconds, RESYNC_MAX_S)
 
 
 def _parse_health_ip(text: str) -> str:
+    if text in ("", "localhost"):
+        return "127.0.0.1" if text else "0.0.0.0"
     try:
         return str(ip_address(text))
     except ValueError:

@@ -22,6 +22,10 @@ def print_status(status: dict[str, Any], console: Console | None = None) -> None
 
 
 def _parts(status: dict[str, Any]) -> Iterator[RenderableType]:
+    if "starting" in status:
+        yield Text(f"starting, pid {status['pid']}: waiting for {status['starting']}")
+        return
+    yield from map(_text, _not_ready_lines(_escaped(status)))
     yield from map(_text, _head_lines(_escaped(status)))
     yield peers_table(status)
     yield from map(_text, _trouble_lines(_escaped(status)))
@@ -47,10 +51,13 @@ def _head_lines(status: dict[str, Any]) -> Iterator[str]:
     yield f"  {status['engine_uses']}"
 
 
-def _trouble_lines(status: dict[str, Any]) -> Iterator[str]:
+def _not_ready_lines(status: dict[str, Any]) -> Iterator[str]:
     for check in status["checks"]:
         if not check["ok"]:
             yield f"[red]not ready:[/] {check['name']}: {check['detail']}"
+
+
+def _trouble_lines(status: dict[str, Any]) -> Iterator[str]:
     for warning in status["interface"]["warnings"]:
         yield f"[yellow]interface:[/] {warning}"
     for refused in status["refused"]:
@@ -72,6 +79,9 @@ def print_brief(found: dict[str, dict[str, Any]], console: Console | None = None
     for path, status in found.items():
         if "error" in status:
             console.print(Text(f"{path}  {status['error']}", style="red"), soft_wrap=True)
+            continue
+        if "starting" in status:
+            console.print(f"{path}  starting: waiting for {status['starting']}", soft_wrap=True)
             continue
         failing = [check["name"] for check in status["checks"] if not check["ok"]]
         line = Text(
@@ -202,7 +212,7 @@ def _lease_text(lease: dict[str, Any]) -> str:
     colour = "green" if lease["state"] == "held" else "red"
     left = lease["expires_in_s"]
     if left is None:
-        expiry = "never expires"
+        expiry = "never expires" if lease["state"] == "held" else "not confirmed by the store"
     elif left < 0:
         expiry = f"expired {-left} s ago"
     else:

@@ -366,7 +366,8 @@ async def remembers(node, key: str) -> bool:
 async def is_waiting(node) -> bool:
     with contextlib.suppress(OSError):
         status, failing, why = await ready(node)
-        return (status, failing, why) == (503, ["start"], "waiting for the network config")
+        says_why = why.startswith("waiting for the network config: ")
+        return (status, failing, says_why) == (503, ["start"], True)
     return False
 
 

@@ -434,7 +434,9 @@ async def cleanup_scenario(machine, before, until) -> None:
     await until(lambda: says(one, "/readyz", 200))
     refused = await machine.run(TUNDP, "cleanup")
     assert refused.returncode == 1
-    assert "a daemon answers on /run/tundp/admin.sock: stop it first" in refused.stderr
+    assert (
+        "a daemon with --subnet-file /run/flannel/subnet.env runs: stop it first" in refused.stderr
+    )
     assert await says(one, "/readyz", 200)
     daemon = one.host.processes[-1]
     daemon.terminate()

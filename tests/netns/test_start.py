@@ -69,6 +69,14 @@ async def test_port_in_use_names_port_and_fix(make_overlay):
             overlay, one, f"--admin-socket={overlay.directory}/second.sock"
         )
         assert code == 1
+        assert f"another tundp runs with --subnet-file {one.subnet_file}" in text
+        code, text = await failing_start(
+            overlay,
+            one,
+            f"--admin-socket={overlay.directory}/second.sock",
+            f"--subnet-file={overlay.directory}/second.env",
+        )
+        assert code == 1
         assert "cannot bind UDP 192.0.2.1:8285" in text
         assert "Backend.Port" in text
         assert first.poll() is None

@@ -217,7 +217,7 @@ def test_ready_says_what_it_waits_for():
     async def main(health: Health, _: Hurried) -> None:
         assert not health.is_ready
         assert health.is_alive
-        assert Check("start", False, "waiting for starting") in health.ready()
+        assert Check("start", False, "waiting for its turn") in health.ready()
         health.waits_for("a lease")
         assert Check("start", False, "waiting for a lease") in health.ready()
         checks = list(BAD)

@@ -53,10 +53,14 @@ def lease(key: str, attributes: LeaseAttributes) -> Lease:
     return Lease(key=parse_key(key), attributes=attributes, revision=9, lease_ttl_s=60.0)
 
 
+NODE_ID = "7c1f000000000001"
+
+
 def save(memory: Memory, store: str = "etcd:/a", **changes: Any) -> None:
     memory.save(
         **{
             "store": store,
+            "node_id": NODE_ID,
             "api": "v3",
             "network_config": CONFIG,
             "own_key": OWN,
@@ -74,7 +78,7 @@ def lease_file(directory: Path) -> Path:
 
 
 def reload(path: Path, store: str = "etcd:/a", instance: str = "") -> Remembered | None:
-    return Memory(path, instance).load(store)
+    return Memory(path, instance).load(store, NODE_ID)
 
 
 def test_round_trip(tmp_path):
@@ -105,6 +109,11 @@ def test_another_stores_leases_are_none_of_ours(tmp_path):
     assert reload(tmp_path, "etcd:/b") is None
     assert reload(tmp_path, "file:/a") is None
     assert reload(tmp_path, "etcd:/a") is not None
+
+
+def test_a_clones_memory_is_its_originals(tmp_path):
+    save(Memory(tmp_path, ""))
+    assert Memory(tmp_path, "").load("etcd:/a", "another") is None
 
 
 def test_instances_keep_apart(tmp_path):
@@ -261,7 +270,7 @@ def test_a_bomb_is_none(tmp_path, name):
 def test_a_directory_in_the_files_place(tmp_path, caplog):
     (lease_file(tmp_path)).mkdir()
     memory = Memory(tmp_path, "")
-    assert memory.load("etcd:/a") is None
+    assert memory.load("etcd:/a", NODE_ID) is None
     save(memory)
     assert lease_file(tmp_path).name in caplog.text
     assert (lease_file(tmp_path)).is_dir()
@@ -336,7 +345,7 @@ def test_without_a_directory_nothing_is_kept(caplog):
     assert memory.lease_file is None
     save(memory)
     memory.confirm()
-    assert memory.load("etcd:/a") is None
+    assert memory.load("etcd:/a", NODE_ID) is None
     assert memory.identity() != memory.identity()
     assert caplog.messages == []
 
@@ -344,14 +353,14 @@ def test_without_a_directory_nothing_is_kept(caplog):
 def test_an_unwritable_directory_is_one_warning(caplog):
     # Root may write anywhere but here.
     memory = Memory(Path("/proc/tundp-test"), "")
-    assert memory.load("etcd:/a") is None
+    assert memory.load("etcd:/a", NODE_ID) is None
     assert len(memory.identity().node_id) == 16
     for _ in range(3):
         save(memory)
         memory.confirm()
     (line,) = caplog.messages
     assert "/proc/tundp-test" in line
-    assert "not remembered" in line
+    assert "a stranger to its own lease" in line
 
 
 def test_a_second_failure_is_told_after_a_success(tmp_path, caplog):
@@ -363,7 +372,7 @@ def test_a_second_failure_is_told_after_a_success(tmp_path, caplog):
     assert sum("cannot write" in line for line in caplog.messages) == 1
     directory.unlink()
     save(memory)
-    assert memory.load("etcd:/a") is not None
+    assert memory.load("etcd:/a", NODE_ID) is not None
     (lease_file(directory)).unlink()
     directory.rmdir()
     directory.write_text("in the way again")

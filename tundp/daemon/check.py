@@ -7,17 +7,25 @@ no lease is taken, no device made.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Final
 
+from tundp.admin import fetch_status
 from tundp.config import Config
+from tundp.daemon.memory import Memory
 from tundp.daemon.underlay import selection_of
-from tundp.errors import ConfigError, PlatformError, StoreError
+from tundp.errors import ConfigError, OutOfSubnets, PlatformError, StoreError
+from tundp.lease import subnet_env
+from tundp.lease.allocate import Keep, plan_claim
+from tundp.lease.identity import identity_of
 from tundp.lease.model import Snapshot
 from tundp.lease.network import NetworkConfig, parse_network_config
 from tundp.lease.table import keys_of
@@ -25,6 +33,8 @@ from tundp.linux import capability, fallback
 from tundp.linux.command import find
 from tundp.linux.iface import Interface, look
 from tundp.linux.netlink import Netlink
+from tundp.linux.tun import require_device
+from tundp.store.auto import AutoStore
 from tundp.store.base import Store
 from tundp.wire import overhead
 
@@ -70,7 +80,13 @@ async def check(config: Config, store: Store) -> list[Finding]:
 async def _look(config: Config, store: Store) -> AsyncIterator[Finding]:
     yield Finding(Verdict.OK, "settings", config.describe())
     yield _rights()
+    running = await _running(config)
+    if running is not None:
+        yield running
+    for finding in _files(config):
+        yield finding
     network: NetworkConfig | None = None
+    snapshot: Snapshot | None = None
     try:
         async with asyncio.timeout(ANSWER_S):
             text = await store.network_config()
@@ -86,6 +102,13 @@ async def _look(config: Config, store: Store) -> AsyncIterator[Finding]:
             f"{network.network}, /{pool.subnet_len} subnets from {pool.subnet_min} to"
             f" {pool.subnet_max}, udp port {network.port}",
         )
+        if isinstance(store, AutoStore) and store.is_ambiguous:
+            yield Finding(
+                Verdict.WARN,
+                "network config",
+                "there is one in etcd v3 and one in v2: v3 counts, and the nodes in v2 stay unseen;"
+                " --etcd-api=v2 or both, or delete the one nobody uses",
+            )
         for finding in _leases(store, snapshot):
             yield finding
     async with Netlink() as netlink:
@@ -97,6 +120,11 @@ async def _look(config: Config, store: Store) -> AsyncIterator[Finding]:
         else:
             for finding in _interface(chosen):
                 yield finding
+            if snapshot is not None and network is not None:
+                yield _claim(config, network, snapshot, chosen.public_ip)
+            if network is not None and running is None:
+                for finding in _ports(config, chosen.address, network.port):
+                    yield finding
         if network is not None:
             async for finding in _routes(netlink, network.network):
                 yield finding
@@ -113,17 +141,9 @@ async def _look(config: Config, store: Store) -> AsyncIterator[Finding]:
 def _rights() -> Finding:
     try:
         capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
-        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        require_device()
     except PlatformError as error:
         return Finding(Verdict.FAIL, "rights", str(error))
-    except OSError as error:
-        return Finding(
-            Verdict.FAIL,
-            "TUN",
-            f"cannot open /dev/net/tun: {error.strerror}; load the module (modprobe tun), or"
-            " give the container the device (--device /dev/net/tun)",
-        )
-    os.close(descriptor)
     return Finding(Verdict.OK, "rights", "CAP_NET_ADMIN, and /dev/net/tun opens")
 
 
@@ -135,9 +155,122 @@ def _leases(store: Store, snapshot: Snapshot) -> list[Finding]:
     ]
     if held := keys_of(snapshot.bad):
         found.append(
-            Finding(Verdict.WARN, "held by nobody known", ", ".join(str(key) for key in held))
+            Finding(
+                Verdict.WARN,
+                "subnets not given out",
+                ", ".join(str(key) for key in held),
+            )
         )
     return found
+
+
+async def _running(config: Config) -> Finding | None:
+    try:
+        status = await fetch_status(config.admin_socket)
+    except PlatformError:
+        return None
+    return Finding(
+        Verdict.WARN,
+        "daemon",
+        f"one runs already (pid {status['pid']}, {config.admin_socket}): another network of this"
+        " host needs its own --subnet-file; ports are not looked at",
+    )
+
+
+def _files(config: Config) -> list[Finding]:
+    """Whether the files a daemon writes can be written."""
+    found = []
+    for flag, path in (
+        ("subnet-file", config.subnet_file.parent),
+        ("state-dir", config.state_dir),
+        ("admin-socket", config.admin_socket.parent),
+    ):
+        there = path
+        while there is not None and not there.exists():
+            there = there.parent
+        if there is not None and not (there.is_dir() and os.access(there, os.W_OK)):
+            found.append(
+                Finding(Verdict.FAIL, f"--{flag}", f"{there} cannot be written, or is no directory")
+            )
+    return found
+
+
+def _ports(config: Config, address: IPv4Address, port: int) -> list[Finding]:
+    """Whether what a daemon listens on is free."""
+    found = []
+    wanted = [(socket.SOCK_DGRAM, str(address), port, "the overlay's udp port")]
+    if config.healthz_port:
+        wanted.append(
+            (socket.SOCK_STREAM, config.healthz_ip, config.healthz_port, "--healthz-port")
+        )
+    if config.metrics_addr is not None:
+        wanted.append((socket.SOCK_STREAM, *config.metrics_addr, "--metrics-addr"))
+    with contextlib.ExitStack() as stack:
+        for kind, ip, number, what in wanted:
+            family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+            sock = stack.enter_context(socket.socket(family, kind))
+            if kind == socket.SOCK_STREAM:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind((ip, number))
+            except OSError as error:
+                found.append(
+                    Finding(
+                        Verdict.FAIL,
+                        what,
+                        f"{ip}:{number}: {error.strerror}; who has it tells ss -lnp (a flanneld"
+                        " still running?)",
+                    )
+                )
+    return found or [Finding(Verdict.OK, "ports", ", ".join(f"{ip}:{n}" for _, ip, n, _ in wanted))]
+
+
+def _claim(
+    config: Config, network: NetworkConfig, snapshot: Snapshot, public_ip: IPv4Address
+) -> Finding:
+    """Which lease a start would take."""
+    node_id = Memory(config.state_dir, config.instance).known_node_id()
+    try:
+        text = config.subnet_file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    previous = subnet_env.previous_key(text)
+    try:
+        plan = plan_claim(
+            snapshot.leases,
+            unreadable=keys_of(snapshot.bad),
+            config=network,
+            public_ip=public_ip,
+            node_id=node_id,
+            previous=previous,
+            rng=random.Random(),
+        )
+    except OutOfSubnets as error:
+        return Finding(Verdict.FAIL, "lease", str(error))
+    if isinstance(plan, Keep):
+        holder = identity_of(plan.lease)
+        if holder is None:
+            whose = f"written by a flannel with PublicIP {public_ip}, or by hand"
+        elif holder.node_id == node_id:
+            whose = "ours from before"
+        else:
+            return Finding(
+                Verdict.WARN,
+                "lease",
+                f"{plan.lease.key} with our PublicIP {public_ip} is of node {holder}: a start asks"
+                " whether that is alive, and fails if it is",
+            )
+        return Finding(Verdict.OK, "lease", f"would keep {plan.lease.key}, {whose}")
+    if plan.key == previous:
+        return Finding(Verdict.OK, "lease", f"would take {plan.key} again, as in subnet.env")
+    if previous is not None:
+        return Finding(
+            Verdict.WARN,
+            "lease",
+            f"none for {public_ip}, and {previous} of subnet.env cannot be had: a new subnet would"
+            " be taken, and bridges and pods made before have addresses of the old one",
+        )
+    return Finding(Verdict.OK, "lease", "would take a new one")
 
 
 def _interface(chosen: Interface) -> list[Finding]:

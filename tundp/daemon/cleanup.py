@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from tundp.admin import fetch_status
 from tundp.config import Config
+from tundp.daemon.lock import is_running, lock_of
 from tundp.daemon.memory import Memory
 from tundp.errors import PlatformError
 from tundp.lease import subnet_env
 from tundp.linux import fallback, firewall
 from tundp.linux.netlink import Netlink
+
+_log = logging.getLogger(__name__)
 
 
 async def clean_up(config: Config, *, is_dry_run: bool) -> list[str]:
@@ -19,14 +22,10 @@ async def clean_up(config: Config, *, is_dry_run: bool) -> list[str]:
 
     PlatformError while its daemon runs: it would put everything back.
     """
-    try:
-        await fetch_status(config.admin_socket)
-    except PlatformError:
-        pass
-    else:
+    if is_running(config.subnet_file):
         raise PlatformError(
-            f"a daemon answers on {config.admin_socket}: stop it first, or give the flags of"
-            " the one that is stopped (--subnet-file, --admin-socket)"
+            f"a daemon with --subnet-file {config.subnet_file} runs: stop it first, or give the"
+            " one of the network that is stopped"
         )
     pair = _network_and_subnet(config)
     pairs = [] if pair is None else [pair]
@@ -38,11 +37,18 @@ async def clean_up(config: Config, *, is_dry_run: bool) -> list[str]:
         for route in await netlink.routes():
             if route.is_unicast or route.priority != fallback.METRIC:
                 continue
-            if pair is not None and route.destination not in pair:
-                continue  # another instance's
+            if route.destination not in (pair or ()):
+                continue  # another instance's, or nobody's we know of
             if is_dry_run or await fallback.remove(netlink, route.kind, route.destination):
                 done.append(f"route {route.kind} {route.destination}")
-    for path in (config.subnet_file, Memory(config.state_dir, config.instance).lease_file):
+    if pair is None:
+        _log.warning(
+            "no network and subnet in %s: which fallback routes are this instance's is not"
+            " known, and none is removed (ip route shows them: proto 85)",
+            config.subnet_file,
+        )
+    memory = Memory(config.state_dir, config.instance)
+    for path in (lock_of(config.subnet_file), config.subnet_file, memory.lease_file):
         if path is not None and path.exists():
             done.append(f"file {path}")
             if not is_dry_run:

@@ -46,15 +46,20 @@ class Health:
     def __init__(self) -> None:
         self._pulse: Callable[[], tuple[int, ...]] = tuple
         self._node_checks: Callable[[], list[Check]] | None = None
-        self._waits_for = "starting"
+        self.waits = "its turn"
+        """What a start waits for, and why."""
         self._lag_s = 0.0
         self._stuck: list[int] = []
         self._turned_at = 0.0
 
     def waits_for(self, what: str) -> None:
         """Not ready yet, and why; systemd shows it, too."""
-        self._waits_for = what
+        self.waits = what
         sdnotify.notify(f"STATUS=waiting for {what}")
+
+    def waiting_failed(self, why: str) -> None:
+        """What is waited for did not come this time."""
+        self.waits = f"{self.waits.partition(': ')[0]}: {why}"
 
     def attend(
         self, pulse: Callable[[], tuple[int, ...]], checks: Callable[[], list[Check]]
@@ -82,7 +87,7 @@ class Health:
     def ready(self) -> list[Check]:
         """What must hold for pods to use the overlay; `alive` included."""
         if self._node_checks is None:
-            return [*self.alive(), Check("start", False, f"waiting for {self._waits_for}")]
+            return [*self.alive(), Check("start", False, f"waiting for {self.waits}")]
         return [*self.alive(), *self._node_checks()]
 
     @property

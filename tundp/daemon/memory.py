@@ -26,7 +26,7 @@ from typing import Any, Final
 from tundp.errors import LeaseFormatError
 from tundp.files import write_atomically
 from tundp.lease import codec
-from tundp.lease.identity import Identity
+from tundp.lease.identity import Identity, clean_host
 from tundp.lease.model import TTL_UNKNOWN, Lease, LeaseKey
 
 _log = logging.getLogger(__name__)
@@ -63,13 +63,20 @@ class Memory:
         """Where the leases are kept."""
         return None if self._directory is None else self._directory / self._name
 
+    def known_node_id(self) -> str:
+        """The id this node has on disk; empty if it has none yet. Makes none."""
+        path = None if self._directory is None else self._directory / "node-id"
+        node_id = _read_json(path).get("NodeID")
+        suffix = f"-{_digest(self._instance)[:4]}" if self._instance else ""
+        return f"{node_id}{suffix}" if isinstance(node_id, str) and node_id else ""
+
     def identity(self) -> Identity:
         """This node's id, made on the first start and kept.
 
         One found beside another machine's id is a clone's: a new one is made. Each instance
         of a host is a node of its own.
         """
-        host = socket.gethostname()
+        host = clean_host(socket.gethostname())
         suffix = f"-{_digest(self._instance)[:4]}" if self._instance else ""
         machine = _machine()
         path = None if self._directory is None else self._directory / "node-id"
@@ -85,10 +92,12 @@ class Memory:
             self._write(path, json.dumps({"NodeID": node_id, "Machine": machine}) + "\n")
         return Identity(node_id + suffix, host)
 
-    def load(self, store: str) -> Remembered | None:
-        """What was known of `store`, or None."""
+    def load(self, store: str, node_id: str) -> Remembered | None:
+        """What this node knew of `store`, or None. A clone's memory is its original's."""
         document = _read_json(self.lease_file)
         if document.get("schema") != SCHEMA or document.get("store") != store:
+            return None
+        if document.get("node_id") != node_id:
             return None
         try:
             leases = tuple(
@@ -124,6 +133,7 @@ class Memory:
         self,
         *,
         store: str,
+        node_id: str,
         api: str,
         network_config: str,
         own_key: LeaseKey,
@@ -136,6 +146,7 @@ class Memory:
         document = {
             "schema": SCHEMA,
             "store": store,
+            "node_id": node_id,
             "api": api,
             "network_config": network_config,
             "own": str(own_key),
@@ -161,7 +172,12 @@ class Memory:
             write_atomically(path, text, mode=0o600)
         except OSError as error:
             if not self._is_failing:
-                _log.warning("cannot write %s: %s; it is not remembered", path, error.strerror)
+                _log.warning(
+                    "cannot write %s: %s; after a restart this node is a stranger to its own lease"
+                    " (8 s more), and cannot start while the store is away",
+                    path,
+                    error.strerror,
+                )
             self._is_failing = True
         else:
             self._is_failing = False

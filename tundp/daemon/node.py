@@ -66,6 +66,8 @@ REPAIR_PAUSE_S: Final = 0.1
 WIPED_S: Final = 2.0
 """How long peers are kept when a store has lost our lease: every node's watch tells it, and
 it makes its lease again in milliseconds."""
+RETRY_S: Final = 5.0
+"""Between looks at an underlay that cannot be used."""
 TELL_S: Final = 5.0
 MEMORY_S: Final = 10.0
 """At least so long between two writes of the leases to disk."""
@@ -99,6 +101,8 @@ class Node:
     is_synced: bool = False
     """Whether the store itself was heard since the start."""
     file_error: str = "not written yet"
+    env_text: str = ""
+    """What subnet.env must say."""
     _is_unsaved: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -173,8 +177,9 @@ class Node:
             mtu=self.settings.mtu,
             ip_masq=self.config.ip_masq,
         )
+        self.env_text = subnet_env.render(env)
         try:
-            write_atomically(self.config.subnet_file, subnet_env.render(env))
+            write_atomically(self.config.subnet_file, self.env_text)
         except OSError as error:
             self.file_error = error.strerror or str(error)
             _log.warning(
@@ -184,6 +189,20 @@ class Node:
             )
         else:
             self.file_error = ""
+
+    def _look_at_subnet_env(self) -> None:
+        """Write it again if somebody removed or changed it, or once it can be written."""
+        if not self.file_error:
+            try:
+                text = self.config.subnet_file.read_text(encoding="utf-8", errors="replace")
+            except OSError:
+                text = ""
+            if text == self.env_text:
+                return
+            _log.warning("%s was removed or changed: writing it again", self.config.subnet_file)
+        elif not os.access(self.config.subnet_file.parent, os.W_OK):
+            return
+        self.write_subnet_env()
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -263,8 +282,13 @@ class Node:
         underlay = self.underlay
         link = underlay.interface.link
         age_s = self._age_s()
+        twins = self.routes.twins
         return [
-            Check("lease", claim.state is LeaseState.HELD, claim.conflict or state),
+            Check(
+                "lease",
+                claim.state is LeaseState.HELD and not twins,
+                claim.conflict or (f"{twins[0]} has our PublicIP, too" if twins else state),
+            ),
             Check(
                 "device",
                 self.tun is not None and self.tun_index != 0,
@@ -405,8 +429,11 @@ class Node:
                             await asyncio.sleep(backoff.next_s())
                             continue
                         backoff.reset()
-                        while not any(self._concerns_us(c) for c in await changes()):
-                            pass
+                        with contextlib.suppress(TimeoutError):
+                            # What could not be done is tried again, though nothing happens.
+                            async with asyncio.timeout(RETRY_S if self.underlay.error else None):
+                                while not any(self._concerns_us(c) for c in await changes()):
+                                    pass
                         await asyncio.sleep(REPAIR_PAUSE_S)
             except PlatformError as error:
                 outage.failed(error, now=clock())
@@ -446,7 +473,12 @@ class Node:
         if now.public_ip != was.public_ip:
             _log.warning("PublicIP changes from %s to %s", was.public_ip, now.public_ip)
             self.claim.move_to(now.public_ip)
-        mtu = self.underlay.tun_mtu
+        try:
+            mtu = self.underlay.tun_mtu
+        except ConfigError as error:
+            _log.error("%s; the overlay's stays at %d", error, self.settings.mtu)
+            self.underlay.error = str(error)
+            return
         if mtu != self.settings.mtu:
             _log.warning(
                 "MTU of %s is %d now: overlay MTU %d, was %d; pods keep theirs until restarted",
@@ -456,9 +488,9 @@ class Node:
                 self.settings.mtu,
             )
             self.settings = replace(self.settings, mtu=mtu)
+            self.write_subnet_env()
             if self.tun_index:
                 await self.netlink.set_link(self.tun_index, mtu=mtu)
-            self.write_subnet_env()
 
     def _rebind(self, now: Interface) -> bool:
         """Move the sockets to the new address; whether that went well."""
@@ -492,6 +524,7 @@ class Node:
     def _remember(self, leases: Sequence[Lease]) -> None:
         self.memory.save(
             store=store_name(self.config),
+            node_id=self.node_id,
             api=api_of(self.store),
             network_config=self.network_text,
             own_key=self.claim.lease.key,
@@ -500,9 +533,10 @@ class Node:
         )
 
     async def _keep_telling(self) -> None:
-        """Tell systemd of changes that are not told where they happen."""
+        """Tell systemd of changes that are not told where they happen, and look at subnet.env."""
         told = ""
         while True:
+            self._look_at_subnet_env()
             if (summary := self._summary()) != told:
                 sdnotify.notify(f"STATUS={summary}")
                 told = summary

@@ -59,6 +59,7 @@ class Routes:
         self._port = network.port
         self._public_ip = public_ip
         self._own_addresses: frozenset[IPv4Address] = frozenset()
+        self._twins: list[LeaseKey] = []
         self._refusals_said: set[tuple[LeaseKey, IPv4Address, Refusal]] = set()
         self._publish_timer: asyncio.TimerHandle | None = None
         self._published_at = 0.0
@@ -76,6 +77,11 @@ class Routes:
             gc.collect()
             gc.freeze()
         return changes, has_moved
+
+    @property
+    def twins(self) -> list[LeaseKey]:
+        """Leases of other nodes that advertise our own PublicIP."""
+        return self._twins
 
     def set_own(self, public_ip: IPv4Address, addresses: Collection[IPv4Address]) -> None:
         """The node's addresses: no lease may lead to them, no packet may come from them."""
@@ -173,6 +179,7 @@ class Routes:
                 refused[news].refusal.value,
             )
         self._refusals_said = set(refused)
+        self._twins = [key for key, _, refusal in refused if refusal is Refusal.OWN_PUBLIC_IP]
 
     def _note_bad_entries(self, update: Snapshot | Events) -> None:
         """Keep the list of unreadable entries, and say so once for each."""

@@ -31,6 +31,7 @@ class Rules:
         self._firewall = firewall
         self._previous = previous
         self._resync_s = resync_s
+        self._outage = Outage(_log, f"{self.flavour} rules")
 
     @property
     def flavour(self) -> str:
@@ -45,7 +46,7 @@ class Rules:
             await self._firewall.set_up(self._previous)
         except PlatformError as error:
             self.missing = str(error)
-            _log.error("%s rules: %s; trying again", self.flavour, error)
+            self._outage.failed(error, now=asyncio.get_running_loop().time())
         else:
             self.missing = ""
             _log.info("%s rules are in place", self.flavour)
@@ -54,7 +55,7 @@ class Rules:
         """Put rules back when they go; look when the kernel says so, or every period."""
         if self._firewall is None:
             return
-        outage = Outage(_log, f"{self._firewall.name} rules")
+        outage = self._outage
         clock = asyncio.get_running_loop().time
         backoff = Backoff(1.0, 60.0)
         # Of the legacy iptables' changes the kernel tells nobody.

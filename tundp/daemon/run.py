@@ -14,30 +14,34 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import random
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import tundp
 from tundp.admin import serve_admin
 from tundp.backoff import Backoff, Outage
 from tundp.config import Config
 from tundp.daemon.health import Health
+from tundp.daemon.lock import only_one
 from tundp.daemon.memory import Memory, Remembered
 from tundp.daemon.metrics import Metrics
-from tundp.daemon.node import Node, store_name
+from tundp.daemon.node import STATUS_SCHEMA, Node, store_name
 from tundp.daemon.rules import Rules
 from tundp.daemon.underlay import Underlay, open_sockets, selection_of
 from tundp.daemon.web import serve_health, serve_metrics
 from tundp.errors import AccessDenied, ConfigError, StoreError, StoreUnavailable
 from tundp.lease import subnet_env
 from tundp.lease.identity import Identity
-from tundp.lease.model import LeaseAttributes
+from tundp.lease.model import LeaseAttributes, LeaseKey
 from tundp.lease.network import NetworkConfig, parse_network_config
 from tundp.linux import capability
 from tundp.linux.firewall import Firewall, FirewallSettings, Previous, make_firewall, mark_of
 from tundp.linux.iface import Interface, Selection, look
 from tundp.linux.netlink import Netlink
+from tundp.linux.tun import require_device
 from tundp.store.auto import AutoStore
 from tundp.store.base import Store
 from tundp.store.claim import Claim
@@ -56,11 +60,17 @@ async def run(config: Config, store: Store) -> None:
     """
     _log.info("tundp %s starting: %s", tundp.__version__, config.describe())
     capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
+    require_device()
     _warn_of_vain_flags(config)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
+        stack.enter_context(only_one(config.subnet_file))
         health = Health()
         metrics = Metrics(health.ready)
+        desk = _Desk(health)
+        await stack.enter_async_context(
+            serve_admin(config.admin_socket, desk.status, metrics.render)
+        )
         await stack.enter_async_context(
             serve_health(config.healthz_ip, config.healthz_port, health)
         )
@@ -76,8 +86,8 @@ async def run(config: Config, store: Store) -> None:
         health.waits_for("the network config")
         remembered = None
         if config.on_lease_lost == "regain":  # who would exit without a lease starts with none
-            remembered = memory.load(store_name(config))
-        text, network, stale = await _find_network(store, remembered)
+            remembered = _usable(memory.load(store_name(config), identity.node_id))
+        text, network, stale = await _find_network(store, remembered, health)
         interface = await _choose_interface(netlink, selection, network)
         socks = open_sockets(interface.address, network.port, config.workers)
         for sock in socks:
@@ -87,7 +97,10 @@ async def run(config: Config, store: Store) -> None:
         if stale is not None:
             if isinstance(store, AutoStore) and stale.api:
                 await store.choose(stale.api)
-            claim.resume(stale.own_key)
+            told = [lease for lease in stale.leases if lease.key == stale.own_key]
+            claim.resume(
+                stale.own_key, told[0].attributes.public_ip if told else interface.public_ip
+            )
             _log.error(
                 "%s does not answer: going on with the leases of %d s ago, subnet %s",
                 store.description,
@@ -97,7 +110,8 @@ async def run(config: Config, store: Store) -> None:
         else:
             health.waits_for("a lease")
             lease = await claim.acquire()
-            _log.info("lease %s, subnet %s", lease.key, lease.key.subnet)
+            _log.info("lease %s, subnet %s (%s)", lease.key, lease.key.subnet, claim.origin)
+            _warn_of_a_new_subnet(config, env_text, lease.key)
         node = Node(
             config=config,
             store=store,
@@ -126,9 +140,7 @@ async def run(config: Config, store: Store) -> None:
         await node.open_device()
         if stale is not None:
             node.recall(stale)
-        await stack.enter_async_context(
-            serve_admin(config.admin_socket, node.status, metrics.render)
-        )
+        desk.node = node
         await node.rules.set_up()
         await node.ensure_fallback()
         node.write_subnet_env()
@@ -137,8 +149,38 @@ async def run(config: Config, store: Store) -> None:
         await node.run()
 
 
+@dataclass(slots=True)
+class _Desk:
+    """Answers the admin socket, which is there before the node is."""
+
+    health: Health
+    node: Node | None = None
+
+    def status(self) -> dict[str, Any]:
+        if self.node is not None:
+            return self.node.status()
+        return {
+            "schema": STATUS_SCHEMA,
+            "version": tundp.__version__,
+            "pid": os.getpid(),
+            "starting": self.health.waits,
+            "checks": [check.as_dict() for check in self.health.ready()],
+            "peers": [],
+        }
+
+
+def _usable(remembered: Remembered | None) -> Remembered | None:
+    if remembered is not None:
+        try:
+            parse_network_config(remembered.network_config, "memory")
+        except ConfigError as error:
+            _log.warning("what is remembered cannot be used: %s", error)
+            return None
+    return remembered
+
+
 async def _find_network(
-    store: Store, remembered: Remembered | None
+    store: Store, remembered: Remembered | None, health: Health
 ) -> tuple[str, NetworkConfig, Remembered | None]:
     """The network config, as soon as there is a valid one: an operator may still be typing.
 
@@ -146,6 +188,7 @@ async def _find_network(
     that does not answer is waited for STALE_AFTER_S only.
     """
     outage = Outage(_log, f"waiting for the network config from {store.description}")
+    failed = health.waiting_failed
     backoff = Backoff(0.5, 5.0)
     clock = asyncio.get_running_loop().time
     began = clock()
@@ -155,6 +198,7 @@ async def _find_network(
                 text = await store.network_config()
             network = parse_network_config(text, store.description)
         except (StoreUnavailable, AccessDenied, TimeoutError) as error:
+            failed(str(error) or "timed out")
             outage.failed(str(error) or "timed out", now=clock())
             if remembered is not None and clock() - began >= STALE_AFTER_S:
                 origin = f"memory of {store.description}"
@@ -163,6 +207,7 @@ async def _find_network(
             left_s = began + STALE_AFTER_S - clock() if remembered is not None else math.inf
             await asyncio.sleep(min(backoff.next_s(), left_s))
         except (StoreError, ConfigError) as error:
+            failed(str(error))
             outage.failed(error, now=clock())
             await asyncio.sleep(backoff.next_s())
         else:
@@ -244,6 +289,19 @@ def _previous_rules(env_text: str) -> Previous | None:
     return Previous(network=network, subnet=key.subnet)
 
 
+def _warn_of_a_new_subnet(config: Config, env_text: str, key: LeaseKey) -> None:
+    """Pods and bridges made before keep the addresses of the subnet before."""
+    before = subnet_env.previous_key(env_text)
+    if before is not None and before.subnet != key.subnet:
+        _log.warning(
+            "this node's subnet is %s now, was %s (%s): bridges (docker0, cni0) and pods made"
+            " before have addresses of the old one; restart them",
+            key.subnet,
+            before.subnet,
+            config.subnet_file,
+        )
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
@@ -257,6 +315,9 @@ def _warn_of_vain_flags(config: Config) -> None:
             _log.warning("--%s has no effect here: there is no klog", name)
     if config.ignored:
         _log.warning(
-            "arguments after the first that is no flag are ignored, as flannel does: %s",
+            "arguments from the first that is no flag on are ignored, as flannel does: %s%s",
             " ".join(config.ignored),
+            "; a boolean takes its value with =, as in -ip-masq=false"
+            if config.ignored[0].lower() in ("true", "false", "0", "1")
+            else "",
         )

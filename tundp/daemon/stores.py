@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tundp.config import Config
 from tundp.store.access import EtcdAccess
-from tundp.store.auto import AutoStore
+from tundp.store.auto import V2, V3, AutoStore
 from tundp.store.base import Store
 from tundp.store.both import BothStore
 from tundp.store.etcd2 import Etcd2Store
@@ -37,5 +37,13 @@ def open_store(config: Config) -> Store:
 
 
 def api_of(store: Store) -> str:
-    """Which API was found, where that is found by looking; else empty."""
-    return store.api if isinstance(store, AutoStore) else ""
+    """The one API of etcd that has the leases, as far as that is known; else empty."""
+    match store:
+        case AutoStore():
+            return store.api
+        case Etcd2Store():
+            return V2
+        case Etcd3Store():
+            return V3
+        case _:
+            return ""

@@ -84,7 +84,7 @@ class Underlay:
                 _log.error("underlay: %s; going on with what there is", error)
             self.error = str(error)
             return None
-        if self.error:
+        if self.error and now.address == self.interface.address:
             _log.info("underlay: %s (%s) again", now.link.name, now.address)
             self.error = ""
         if now.link.is_up != self.interface.link.is_up:
@@ -94,11 +94,14 @@ class Underlay:
     def open(self, now: Interface) -> list[socket.socket] | None:
         """Sockets on the new address, for `move`; None, and `error`, if they cannot be had."""
         try:
-            return open_sockets(now.address, self._port, len(self.socks))
+            fresh = open_sockets(now.address, self._port, len(self.socks))
         except PlatformError as error:
-            _log.error("cannot move to %s: %s", now.address, error)
+            if str(error) != self.error:
+                _log.error("cannot move to %s: %s", now.address, error)
             self.error = str(error)
             return None
+        self.error = ""
+        return fresh
 
     def move(self, fresh: list[socket.socket]) -> None:
         """Put the new sockets under the old descriptors, which engines know; the old ones go."""

@@ -127,6 +127,8 @@ class LabNode:
             status = await self.status()
         except PlatformError:
             return False
+        if "starting" in status:
+            return False
         # The status is there before all of the start is done; subnet.env comes last.
         is_started = all(check["detail"] != "not written yet" for check in status["checks"])
         return is_started and len(status["peers"]) >= count

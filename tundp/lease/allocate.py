@@ -80,6 +80,8 @@ def plan_claim(
     for lease in ours:
         if is_compatible(lease.key, config):
             return Keep(lease)
+    # A clone of this node may hold what has our id at another address: not ours to delete.
+    strangers += [lease for lease in ours if lease.attributes.public_ip != public_ip]
     ours = [lease for lease in ours if lease not in strangers]
     held += [lease.key for lease in strangers]
     if (

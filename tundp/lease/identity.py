@@ -16,6 +16,7 @@ stock flanneld knows none of this: a lease without a node id is judged by its Pu
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -24,6 +25,8 @@ from tundp.lease.model import Lease, LeaseAttributes
 NODE: Final = "TundpNode"
 HOST: Final = "TundpHost"
 CHALLENGE: Final = "TundpChallenge"
+_NAME: Final = re.compile(r"[0-9A-Za-z._-]{1,64}", re.ASCII)
+_NOT_NAME: Final = re.compile(r"[^0-9A-Za-z._-]", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +43,15 @@ class Identity:
 def identity_of(lease: Lease) -> Identity | None:
     """Who wrote a lease; None for a stock flanneld, or by hand."""
     node_id = lease.attributes.extra.get(NODE)
-    host = lease.attributes.extra.get(HOST)
-    if not isinstance(node_id, str) or not node_id:
+    if not isinstance(node_id, str) or _NAME.fullmatch(node_id) is None:
         return None
-    return Identity(node_id, host if isinstance(host, str) else "")
+    host = lease.attributes.extra.get(HOST)
+    return Identity(node_id, clean_host(host) if isinstance(host, str) else "")
+
+
+def clean_host(name: str) -> str:
+    """A host name fit for a log and a lease value, whatever somebody put there."""
+    return _NOT_NAME.sub("?", name)[:64]
 
 
 def challenge_in(lease: Lease) -> str | None:

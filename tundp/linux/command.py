@@ -139,7 +139,11 @@ async def _run_with(
 
 
 def _file(text: str = "") -> BinaryIO:
-    file = open(os.memfd_create("tundp"), "w+b")  # noqa: SIM115  (the caller's `with`)
+    try:
+        descriptor = os.memfd_create("tundp")
+    except OSError as error:
+        raise PlatformError(f"cannot run a program: {error.strerror}", error.errno) from None
+    file = open(descriptor, "w+b")  # noqa: SIM115  (the caller's `with`)
     file.write(text.encode())
     file.seek(0)
     return file

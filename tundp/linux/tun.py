@@ -21,6 +21,18 @@ from tundp.linux import uapi
 DEVICE: Final = "/dev/net/tun"
 
 
+def require_device() -> None:
+    """PlatformError with the fix if no TUN can be opened here at all. Makes none."""
+    try:
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise PlatformError(
+            f"cannot open {DEVICE}: {error.strerror}; load the module (modprobe tun), or give"
+            " the container the device (--device /dev/net/tun)",
+            error.errno,
+        ) from None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunMode:
     """How a device is opened."""

@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 
 V2: Final = "v2"
 V3: Final = "v3"
+SURE_AFTER: Final = 5
+"""Looks at which only v2 answered, after which there is no v3 API (an etcd 2.x)."""
 
 
 class AutoStore:
@@ -28,6 +30,9 @@ class AutoStore:
         self._chosen: Store | None = None
         self.api = ""
         """`v2` or `v3`, empty until it is known."""
+        self._v3_failures = 0
+        self.is_ambiguous = False
+        """Whether both have a network config."""
 
     @property
     def description(self) -> str:
@@ -38,7 +43,7 @@ class AutoStore:
 
     async def choose(self, api: str) -> None:
         """Take `api` without looking: it was the right one before."""
-        if self._chosen is None:
+        if self._chosen is None and api in self._candidates:
             self.api, self._chosen = api, self._candidates.pop(api)
             for other in self._candidates.values():
                 await other.close()
@@ -52,6 +57,7 @@ class AutoStore:
         )
         if isinstance(v3, str):
             if isinstance(v2, str):
+                self.is_ambiguous = True
                 _log.warning(
                     "there is a network config in etcd v3 and in v2: taking v3. Nodes in v2 stay"
                     " unseen; --etcd-api=both serves both, --etcd-api=v2 the other one"
@@ -59,8 +65,15 @@ class AutoStore:
             await self.choose(V3)
             return v3
         if isinstance(v2, str):
-            await self.choose(V2)
-            return v2
+            self._v3_failures += 1
+            is_sure = isinstance(v3, ConfigNotFound) or (
+                isinstance(v3, StoreUnavailable) and self._v3_failures >= SURE_AFTER
+            )
+            if is_sure:
+                await self.choose(V2)
+                return v2
+            # It may have one, too, which would count: better a moment later than in the wrong one.
+            raise v3
         if isinstance(v3, ConfigNotFound) and isinstance(v2, ConfigNotFound):
             raise ConfigNotFound(f"{v3}; nor is there one in v2: {v2}")
         # Where v2 is switched off its 404 tells nothing; what v3 says does.
@@ -68,17 +81,17 @@ class AutoStore:
 
     async def snapshot(self) -> Snapshot:
         """See Store."""
-        return await self._store.snapshot()
+        return await (await self._store()).snapshot()
 
     async def wait(self, after: int) -> Events | Snapshot:
         """See Store."""
-        return await self._store.wait(after)
+        return await (await self._store()).wait(after)
 
     async def create(
         self, key: LeaseKey, attributes: LeaseAttributes, lease_ttl_s: int | None
     ) -> Lease:
         """See Store."""
-        return await self._store.create(key, attributes, lease_ttl_s)
+        return await (await self._store()).create(key, attributes, lease_ttl_s)
 
     async def update(
         self,
@@ -89,11 +102,11 @@ class AutoStore:
         revision: int,
     ) -> Lease:
         """See Store."""
-        return await self._store.update(key, attributes, lease_ttl_s, revision=revision)
+        return await (await self._store()).update(key, attributes, lease_ttl_s, revision=revision)
 
     async def delete(self, key: LeaseKey, *, revision: int) -> None:
         """See Store."""
-        await self._store.delete(key, revision=revision)
+        await (await self._store()).delete(key, revision=revision)
 
     def reconnect(self) -> None:
         """See Store."""
@@ -109,8 +122,10 @@ class AutoStore:
     def _open(self) -> list[Store]:
         return [*self._candidates.values()] if self._chosen is None else [self._chosen]
 
-    @property
-    def _store(self) -> Store:
+    async def _store(self) -> Store:
+        """The one, looked for now if it is not known yet: a start from memory did not look."""
+        if self._chosen is None:
+            await self.network_config()
         if self._chosen is None:
             raise StoreUnavailable("which API of etcd has the leases is not known yet")
         return self._chosen

@@ -2,7 +2,8 @@
 
 The v2 and v3 key spaces know nothing of each other: a flannel up to 0.17 sees only v2, a
 later one only v3. This store shows the union of both, and writes our own lease into
-both, v2 first: a subnet is ours when nobody has it in either.
+both, v2 first: a subnet is ours when nobody has it in either. While one of the two is away
+its last word counts, the other is followed, and the lease in the other is renewed.
 
 What it does not do is copy other nodes' leases from one to the other: an old flannel and
 a new one see us, and we see both, but they do not see each other.
@@ -20,7 +21,15 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, Final
 
-from tundp.errors import Compacted, ConfigError, ConfigNotFound, Conflict
+from tundp.backoff import Backoff, Outage
+from tundp.errors import (
+    Compacted,
+    ConfigError,
+    ConfigNotFound,
+    Conflict,
+    StoreError,
+    StoreUnavailable,
+)
 from tundp.lease.identity import identity_of
 from tundp.lease.model import (
     TTL_UNKNOWN,
@@ -41,6 +50,9 @@ from tundp.store.base import Store
 
 _log = logging.getLogger(__name__)
 
+AWAY_LOOK_S: Final = 1.0
+RENEW_NOW_S: Final = 1.0
+"""Said of a lease only one of the two has: whoever holds it renews it at once."""
 _VIEWS: Final = 8
 """States `wait` can go on from. The claim looks beside the watch, but not so often."""
 
@@ -54,13 +66,44 @@ class _Side:
         self._store = store
         self._revision = 0
         self._waiting: asyncio.Task[Events | Snapshot] | None = None
+        self._outage = Outage(_log, store.description)
+        self.is_away = False
         self.apply(snapshot)
 
     def wait(self) -> asyncio.Task[Events | Snapshot]:
         """The wait for this store's next update, begun if there is none yet."""
         if self._waiting is None:
-            self._waiting = asyncio.ensure_future(self._store.wait(self._revision))
+            self._waiting = asyncio.ensure_future(self._next())
         return self._waiting
+
+    def known(self) -> Snapshot:
+        """What was last heard of this store."""
+        leases = tuple(self.table.leases.values())
+        return Snapshot(leases, self._revision, tuple(self.bad.values()))
+
+    async def _next(self) -> Events | Snapshot:
+        """The next update. While the store is away the other one must not wait for it."""
+        try:
+            return await self._store.wait(self._revision)
+        except Compacted:
+            pass
+        except StoreError as error:
+            self._failed(error)
+        backoff = Backoff(0.5, 5.0)
+        while True:
+            try:
+                snapshot = await self._store.snapshot()
+            except StoreError as error:
+                self._failed(error)
+                await asyncio.sleep(backoff.next_s())
+            else:
+                self.is_away = False
+                self._outage.ended(now=asyncio.get_running_loop().time())
+                return snapshot
+
+    def _failed(self, error: StoreError) -> None:
+        self.is_away = True
+        self._outage.failed(error, now=asyncio.get_running_loop().time())
 
     def take(self) -> None:
         """Apply what the wait has brought, if it has; its exception is raised."""
@@ -117,6 +160,9 @@ class BothStore:
         # By the revision of the snapshot it gave: the last few, since several may look.
         self._views: dict[int, _View] = {}
         self._watched: _View | None = None
+        self._latest: _View | None = None
+        self._own: LeaseAttributes | None = None
+        """What we wrote last: whose a lease is that the two tell differently."""
 
     @property
     def description(self) -> str:
@@ -141,8 +187,27 @@ class BothStore:
 
     async def snapshot(self) -> Snapshot:
         """See Store."""
-        v2, v3 = await self._both(*(store.snapshot() for store in self._stores))
-        return self._give((_Side(self._stores[0], v2), _Side(self._stores[1], v3)))
+        heard = await asyncio.gather(
+            *(store.snapshot() for store in self._stores), return_exceptions=True
+        )
+        for number, answer in enumerate(heard):
+            other = heard[1 - number]
+            if not isinstance(answer, BaseException):
+                continue
+            is_bearable = isinstance(answer, StoreUnavailable) and self._latest is not None
+            if not is_bearable or isinstance(other, BaseException):
+                raise answer
+        sides = []
+        for number, answer in enumerate(heard):
+            if isinstance(answer, Snapshot):
+                sides.append(_Side(self._stores[number], answer))
+            else:
+                assert self._latest is not None
+                # One is away: what it said last still counts, and the other one is followed.
+                side = _Side(self._stores[number], self._latest[number].known())
+                side.is_away = True
+                sides.append(side)
+        return self._give((sides[0], sides[1]))
 
     async def wait(self, after: int) -> Snapshot:
         """See Store. What is waited from is the state `after` was the revision of."""
@@ -153,7 +218,15 @@ class BothStore:
             await self._stop_watching()
             self._watched = view
         try:
-            await asyncio.wait([side.wait() for side in view], return_when=asyncio.FIRST_COMPLETED)
+            done: set[Any] = set()
+            while not done:
+                done, _ = await asyncio.wait(
+                    [side.wait() for side in view],
+                    timeout=AWAY_LOOK_S,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if not done and all(side.is_away for side in view):
+                    raise StoreUnavailable(f"neither {self.description} answers")
             for side in view:
                 side.take()
         except BaseException:
@@ -203,7 +276,10 @@ class BothStore:
         lease_ttl_s: int | None,
         before: tuple[int | None, int | None],
     ) -> Lease:
-        written: list[Lease] = []
+        self._refuse_contested(key)
+        self._own = attributes
+        written: list[Lease | None] = []
+        away: StoreUnavailable | None = None
         for number, (store, at) in enumerate(zip(self._stores, before, strict=True)):
             try:
                 if at is None:
@@ -211,20 +287,46 @@ class BothStore:
                 else:
                     lease = await store.update(key, attributes, lease_ttl_s, revision=at)
             except Conflict:
-                if written and before[0] is None:
+                if written and written[0] is not None and before[0] is None:
                     with contextlib.suppress(Conflict):
                         await self._stores[0].delete(key, revision=written[0].revision)
                 raise
+            except StoreUnavailable as error:
+                if before == (None, None):
+                    raise  # a new lease needs both
+                # The other one must not lose its lease, too.
+                away = error
+                written.append(None)
+                continue
             written.append(lease)
             if self._watched is not None:
                 self._watched[number].wrote(lease)
-        ttls = [lease.lease_ttl_s for lease in written if lease.lease_ttl_s is not None]
+        revisions = tuple(
+            at if lease is None else lease.revision
+            for at, lease in zip(before, written, strict=True)
+        )
+        if away is not None:
+            # The same version as far as the caller knows: it will try again.
+            self._versions[key] = (self._versions[key][0], (revisions[0], revisions[1]))
+            raise away
+        ttls = [lease.lease_ttl_s for lease in written if lease is not None]
         return Lease(
             key=key,
             attributes=attributes,
-            revision=self._version(key, (written[0].revision, written[1].revision)),
-            lease_ttl_s=min(ttls, default=None),
+            revision=self._version(key, (revisions[0], revisions[1])),
+            lease_ttl_s=min((ttl for ttl in ttls if ttl is not None), default=None),
         )
+
+    def _refuse_contested(self, key: LeaseKey) -> None:
+        """Conflict if the two stores have given `key` to two nodes: one of them is not us."""
+        if self._latest is None:
+            return
+        v2, v3 = (side.table.leases.get(key) for side in self._latest)
+        if v2 is not None and v3 is not None and _holders_differ(v2, v3):
+            raise Conflict(
+                f"{key} is leased to {v2.attributes.public_ip} in etcd v2 and to"
+                f" {v3.attributes.public_ip} in v3"
+            )
 
     def _revisions(self, key: LeaseKey, revision: int) -> tuple[int | None, int | None]:
         version, revisions = self._versions.get(key, (0, (None, None)))
@@ -248,6 +350,7 @@ class BothStore:
         for key in [key for key in self._versions if key not in v2 and key not in v3]:
             del self._versions[key]
         self._count += 1
+        self._latest = view
         self._views[self._count] = view
         while len(self._views) > _VIEWS:
             del self._views[next(iter(self._views))]
@@ -264,7 +367,7 @@ class BothStore:
         assert one is not None
         if v2 is None or v3 is None:
             # Ours, it is missing in the other one: due for renewal, which puts it there.
-            ttl = None if one.is_reservation else TTL_UNKNOWN
+            ttl = None if one.is_reservation else RENEW_NOW_S
             return replace(one, revision=version, lease_ttl_s=ttl)
         if _holders_differ(v2, v3):
             if key not in self._reported:
@@ -276,6 +379,11 @@ class BothStore:
                     v2.attributes.public_ip,
                     v3.attributes.public_ip,
                 )
+            # Ours is no news to us: what we must see is that somebody else has it, too.
+            is_ours = self._own is not None and not _holders_differ(
+                v3, replace(v3, attributes=self._own)
+            )
+            one = v2 if is_ours else v3
         else:
             self._reported.discard(key)
         ttls = [lease.lease_ttl_s for lease in (v2, v3) if lease.lease_ttl_s is not None]

@@ -46,10 +46,11 @@ ATTEMPTS: Final = 10
 RACE_PAUSE_S: Final = 0.2
 RETRY_S: Final = 60.0
 """Longest wait between tries to renew, and between looks at a conflict."""
-CHALLENGE_S: Final = 1.5
+CHALLENGE_S: Final = 8.0
 """How long the holder of a lease has to answer a challenge. Its watch shows it in
-milliseconds; a node that is cut off from the store answers nothing, and is not asked."""
-CHALLENGE_LOOKS: Final = 5
+milliseconds, but one that waits for a store to come back looks only every 5 s. A node
+that is cut off from the store for longer answers nothing, and loses the lease."""
+CHALLENGE_LOOKS: Final = 32
 
 
 class LeaseState(Enum):
@@ -98,6 +99,8 @@ class Claim:
         self._former_ips: set[IPv4Address] = set()
         self._is_renewal_due = False
         self._conflict = ""
+        self.origin = "remembered"
+        """How we came by the lease, for the log."""
         self._outage = Outage(_log, "lease")
         self._backoff = Backoff(1.0, RETRY_S, rng.random)
         self._wake = asyncio.Event()
@@ -107,6 +110,7 @@ class Claim:
         self._is_writing = False
         self._seen_meanwhile: Lease | Enum | None = _Seen.NOTHING
         self._is_look_due = False
+        self._warned_at = -RETRY_S
 
     @property
     def lease(self) -> Lease:
@@ -138,11 +142,13 @@ class Claim:
             self._is_renewal_due = True
             self._wake.set()
 
-    def resume(self, key: LeaseKey) -> None:
+    def resume(self, key: LeaseKey, public_ip: IPv4Address) -> None:
         """Go on with a subnet remembered from before, though the store cannot be asked.
 
-        It is LOST until the store says more: created again, found to be ours, or CONFLICT.
+        public_ip: what our lease said then. It is LOST until the store says more: created
+        again, found to be ours, or CONFLICT.
         """
+        self._former_ips.add(public_ip)
         self._lease = Lease(
             key=key,
             attributes=signed(self._attributes, self._identity, self._attributes),
@@ -206,11 +212,17 @@ class Claim:
                     lease.key,
                 )
                 self._is_renewal_due = True
-            elif self._identity is None or identity_of(lease) != self._identity:
+            else:
                 self._warn_of_a_double()
-                # Ours, but it does not say so: until it does, another could take it for his.
-                self._is_renewal_due = self._identity is not None
+                # Ours, but it may not say so: until it does, another could take it for his.
+                # One that does is not written again: its writer may be a clone that would
+                # write it again, too, and so for ever.
+                is_signed = self._identity is None or identity_of(lease) == self._identity
+                self._is_renewal_due = self._is_renewal_due or not is_signed
             self._hold(lease)
+        elif lease.revision < self.lease.revision:
+            # The store was restored, or this is an echo from before our write.
+            self._is_look_due = True
         self._wake.set()
 
     def observe_unreadable(self, why: str) -> None:
@@ -263,13 +275,16 @@ class Claim:
             previous=self._previous,
             rng=self._rng,
         )
+        await self._outlive_twins(snapshot, plan)
         match plan:
             case Keep(lease):
+                self.origin = _origin(lease, self._identity)
                 return await self._write_over(await self._unless_alive(lease))
             case Take(key, stale):
                 for lease in stale:
                     _log.info("lease %s no longer fits the network config: deleting it", lease.key)
                     await self._store.delete(lease.key, revision=lease.revision)
+                self.origin = "the subnet of last time" if key == self._previous else "new"
                 lease = await self._create(key, self._signed())
                 if key.v6 is not None:
                     await self._yield_to_earlier(lease)
@@ -330,9 +345,30 @@ class Claim:
         is_signed = self._identity is not None and holder is not None
         if is_signed and holder.node_id != self._identity.node_id:  # type: ignore[union-attr]
             return f"node {holder} at {public_ip} holds it now"
-        if public_ip != self._attributes.public_ip and public_ip not in self._former_ips:
-            return f"{public_ip} holds it now"
-        return None
+        if public_ip == self._attributes.public_ip or (is_signed and public_ip in self._former_ips):
+            return None
+        return f"{public_ip} holds it now"
+
+    async def _outlive_twins(self, snapshot: Snapshot, plan: Keep | Take) -> None:
+        """Ask the holders of other leases with our PublicIP; those of the dead go.
+
+        We are about to tell everybody that this address is ours: two nodes that do leave
+        one of them without packets. DoubleNode if one is alive.
+        """
+        kept = plan.lease.key if isinstance(plan, Keep) else None
+        for lease in snapshot.leases:
+            if lease.key == kept or lease.attributes.public_ip != self._attributes.public_ip:
+                continue
+            holder = identity_of(lease)
+            if self._identity is None or holder is None or self._is_forced:
+                continue
+            if holder.node_id == self._identity.node_id:
+                continue
+            asked = await self._unless_alive(lease)
+            if lease.is_reservation:
+                continue  # made by hand: not ours to delete
+            _log.warning("lease %s of a node that is no more: deleting it", lease.key)
+            await self._store.delete(lease.key, revision=asked.revision)
 
     async def _unless_alive(self, lease: Lease) -> Lease:
         """`lease` as it may be written over. DoubleNode if a live twin of ours holds it.
@@ -347,9 +383,19 @@ class Claim:
         if has_our_id and lease.attributes.public_ip == self._attributes.public_ip:
             return lease
         if self._is_forced:
-            _log.warning("lease %s taken over from node %s, as told", lease.key, holder)
+            if not has_our_id:
+                _log.warning("lease %s taken over from node %s, as told", lease.key, holder)
             return lease
-        _log.info("lease %s was written by node %s: asking whether it is alive", lease.key, holder)
+        if has_our_id:
+            _log.info(
+                "lease %s is ours by node id, at %s until now: asking whether a clone is alive",
+                lease.key,
+                lease.attributes.public_ip,
+            )
+        else:
+            _log.info(
+                "lease %s was written by node %s: asking whether it is alive", lease.key, holder
+            )
         asked = await self._store.update(
             lease.key,
             challenged(lease.attributes, self._challenge),
@@ -362,9 +408,16 @@ class Claim:
             now = next((each for each in snapshot.leases if each.key == lease.key), None)
             if now is None:
                 raise Conflict(f"lease {lease.key} went away")
+            other = challenge_in(now)
+            if other not in (None, self._challenge):
+                # Two who ask at once would interrupt each other for ever: one lets the other end.
+                if str(other) < self._challenge:
+                    await asyncio.sleep(CHALLENGE_S + 1)
+                raise Conflict(f"somebody else asks after lease {lease.key}, too")
             if now.revision != asked.revision:
                 raise DoubleNode(self._double(now, holder, has_our_id=has_our_id))
-        _log.warning("lease %s taken over: node %s does not answer", lease.key, holder)
+        if not has_our_id:
+            _log.warning("lease %s: node %s does not answer", lease.key, holder)
         return asked
 
     def _double(self, lease: Lease, holder: Identity, *, has_our_id: bool) -> str:
@@ -383,6 +436,10 @@ class Claim:
         )
 
     def _warn_of_a_double(self) -> None:
+        now = self._now()
+        if now < self._warned_at + RETRY_S:
+            return
+        self._warned_at = now
         _log.warning(
             "lease %s was written by somebody else with our PublicIP %s: if another node"
             " advertises this address too, give one of them another --iface or --public-ip",
@@ -433,12 +490,13 @@ class Claim:
 
     def _hold(self, lease: Lease) -> None:
         self._lease = lease
-        self._expires_at = None
-        if not lease.is_ttl_known:
-            # Written by hand or by our predecessor: renewing it tells when it expires.
-            self._is_renewal_due = True
-        elif lease.lease_ttl_s is not None:
+        if lease.lease_ttl_s is None:
+            self._expires_at = None
+        elif lease.is_ttl_known:
             self._expires_at = self._now() + lease.lease_ttl_s
+        elif self._expires_at is None or self._expires_at <= self._now():
+            # Nobody told when it expires: renewing it does.
+            self._is_renewal_due = True
         self._set_state(LeaseState.HELD, "")
         seen, self._seen_meanwhile = self._seen_meanwhile, _Seen.NOTHING
         if seen is None:
@@ -484,6 +542,17 @@ class Claim:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _origin(lease: Lease, identity: Identity | None) -> str:
+    """Where a lease that is kept comes from, for the log."""
+    holder = identity_of(lease)
+    public_ip = lease.attributes.public_ip
+    if holder is None:
+        return f"taken over from a flannel with PublicIP {public_ip}, or a reservation"
+    if identity is not None and holder.node_id == identity.node_id:
+        return "ours from before"
+    return f"taken over from node {holder}"
 
 
 def _overlapping(snapshot: Snapshot, key: LeaseKey) -> LeaseKey | None:

@@ -279,6 +279,9 @@ class _WatchClient(_Client):
         except etcd.EtcdWatchTimedOut:
             if self._in_flight is None:
                 raise  # not even headers, which a quiet watch gets at once: it hangs
+            # Quiet, or cut off from the majority? A member without one says nothing, for ever.
+            with contextlib.suppress(etcd.EtcdKeyNotFound):
+                self.read(f"{path.rpartition('/')[0]}/config", quorum=True)
             return None
         except _HISTORY_LOST as error:
             raise Compacted(str(error)) from None
@@ -474,6 +477,7 @@ def _why(error: Exception, endpoint: Endpoint) -> str:
         ("No route to host", "no route to host"),
         ("Network is unreachable", "network is unreachable"),
         ("Name or service not known", "name not known"),
+        ("IncompleteRead", "connection closed"),
     ):
         if known in text:
             return words

@@ -17,10 +17,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
+from google.protobuf.message import DecodeError
 from grpclib.client import Channel, StreamStreamMethod, UnaryUnaryMethod
 from grpclib.config import Configuration
 from grpclib.const import Status
@@ -87,6 +89,7 @@ _FAILURES: Final = (
     OSError,
     ssl.SSLError,
     TimeoutError,
+    DecodeError,
 )
 _NO_USER: Final = "user name is empty"
 """What etcd says to a request without a token once auth is on."""
@@ -585,4 +588,6 @@ def _words(error: BaseException) -> str:
         return f"its certificate is not accepted: {error.verify_message}"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno).lower()  # asyncio's own text names the address again
     return str(getattr(error, "strerror", None) or error) or type(error).__name__

@@ -363,12 +363,12 @@ def test_a_strangers_lease_is_in_the_way_although_it_has_our_address():
 
 
 def test_ours_that_no_longer_fit_are_deleted_strangers_and_others_stay():
-    ours = (
-        lease("10.6.7.0-24", THEM, node="us"),
-        lease("10.6.8.0-24", US, node="us"),
-        lease("10.6.9.0-24", US),
+    ours = (lease("10.6.8.0-24", US, node="us"), lease("10.6.9.0-24", US))
+    rest = (
+        lease("10.6.7.0-24", THEM, node="us"),  # perhaps a clone's
+        lease("10.6.10.0-24", US, node="them"),
+        lease("10.6.11.0-24", THEM),
     )
-    rest = (lease("10.6.10.0-24", US, node="them"), lease("10.6.11.0-24", THEM))
     verdict = plan(*ours, *rest, node_id="us")
     assert isinstance(verdict, Take)
     assert set(map(str, (one.key for one in verdict.stale))) == {str(one.key) for one in ours}

@@ -1,0 +1,66 @@
+"""One daemon for each subnet.env: two would overwrite each other's, and share firewall chains.
+
+The lock is the kernel's, on a file beside it, and goes with the process however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tundp.errors import PlatformError
+
+
+def lock_of(subnet_file: Path) -> Path:
+    """The file that is locked."""
+    return subnet_file.with_name(f".{subnet_file.name}.lock")
+
+
+@contextlib.contextmanager
+def only_one(subnet_file: Path) -> Iterator[None]:
+    """Be the daemon of this subnet.env; PlatformError if another one is.
+
+    Where the lock file cannot be made there is no lock, and subnet.env cannot be written.
+    """
+    try:
+        subnet_file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        lock = os.open(lock_of(subnet_file), flags, 0o600)
+    except OSError:
+        yield
+        return
+    try:
+        if not _take(lock):
+            raise PlatformError(
+                f"another tundp runs with --subnet-file {subnet_file}: give each network of this"
+                " host its own, such as --subnet-file=/run/flannel/blue.env; admin socket,"
+                " firewall chains and node id follow from it",
+                errno.EBUSY,
+            )
+        yield
+    finally:
+        os.close(lock)
+
+
+def is_running(subnet_file: Path) -> bool:
+    """Whether a daemon of this subnet.env runs, be it hung."""
+    try:
+        lock = os.open(lock_of(subnet_file), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return not _take(lock)
+    finally:
+        os.close(lock)
+
+
+def _take(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
