@@ -315,6 +315,8 @@ def test_watches_of_a_replaced_store_leave_no_socket_open(etcd_world: EtcdWorld)
     [
         ("http://192.0.2.9:2379", "http://192.0.2.9:2379"),
         (" http://192.0.2.9 ", "http://192.0.2.9:2379"),
+        ("192.0.2.9:2379", "http://192.0.2.9:2379"),  # as flannel's client takes it
+        ("192.0.2.9", "http://192.0.2.9:2379"),
         ("https://etcd.example:4001/", "https://etcd.example:4001"),
         ("http://[2001:db8::9]:2379", "http://[2001:db8::9]:2379"),
         ("http://[2001:db8::9]", "http://[2001:db8::9]:2379"),
@@ -328,8 +330,6 @@ def test_endpoints_are_normalised(text: str, url: str) -> None:
     "text",
     [
         "",
-        "192.0.2.9:2379",
-        "192.0.2.9",
         "ftp://192.0.2.9:2379",
         "http://",
         "http://:2379",

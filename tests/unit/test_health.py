@@ -17,7 +17,7 @@ from aiohttp import ClientSession
 
 from tundp.daemon.health import LAG_MAX_S, PULSE_S, STUCK_S, Check, Health
 from tundp.daemon.metrics import CONTENT_TYPE, Metrics
-from tundp.daemon.web import serve_health, serve_metrics
+from tundp.daemon.web import CONNECTIONS, serve_health, serve_metrics
 from tundp.errors import PlatformError
 
 PULSE_MISSES = round(STUCK_S / PULSE_S)
@@ -515,3 +515,18 @@ async def test_the_port_is_free_again_afterwards():
     for _ in range(2):
         async with serve_health("127.0.0.1", port, Health()):
             pass
+
+
+async def test_silent_connections_do_not_keep_a_probe_from_its_answer():
+    port = free_port()
+    async with serve_health("127.0.0.1", port, Health()):
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CONNECTIONS + 20)]
+        async with (
+            ClientSession() as session,
+            session.get(f"http://127.0.0.1:{port}/healthz") as got,
+        ):
+            assert got.status == 200
+        # The oldest were closed to make room.
+        assert await asyncio.wait_for(idle[0][0].read(), 5) == b""
+        for _, writer in idle:
+            writer.close()

@@ -10,8 +10,9 @@ lease also says which node wrote it:
 
 A node that finds its PublicIP, or its node id, in a lease another one may hold writes a
 challenge into it and waits; a live holder answers by writing its lease without it. So a
-dead holder's lease is taken over without anybody's help, and a live one's never is. A
-stock flanneld knows none of this: a lease without a node id is judged by its PublicIP.
+dead holder's lease is taken over without anybody's help, and a live one's never is while
+it reaches the store. A stock flanneld knows none of this: a lease without a node id is
+judged by its PublicIP.
 """
 
 from __future__ import annotations

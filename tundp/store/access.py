@@ -95,10 +95,9 @@ def _parse_endpoint(text: str) -> Endpoint:
             "--etcd-endpoints: a URL with a user or password in it; use --etcd-username"
             " and FLANNELD_ETCD_PASSWORD, which are never logged"
         )
-    if "://" not in text:
-        text = f"http://{text.strip()}"  # as flannel's own client takes it
     try:
-        parts = urlsplit(text.strip())
+        # Without a scheme as flannel's own client takes it.
+        parts = urlsplit(text.strip() if "://" in text else f"http://{text.strip()}")
         port = DEFAULT_PORT if parts.port is None else parts.port
     except ValueError as error:
         raise ConfigError(

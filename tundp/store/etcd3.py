@@ -184,6 +184,7 @@ class Etcd3Store:
         await self._close_watch()
         await asyncio.gather(*self._revocations, return_exceptions=True)
         self._connection.close()
+        await asyncio.sleep(0)  # the transport ends in the loop's next turn: let there be one
 
     def _to_snapshot(self, answer: rpc.RangeResponse) -> Snapshot:
         entries = [self._decode(kv) for kv in answer.kvs]

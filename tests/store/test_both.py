@@ -1,0 +1,209 @@
+"""Both APIs of one etcd at once, finding out which it is, and clones: what a reviewer broke."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from tests.store.support import (
+    Etcd3World,
+    EtcdWorld,
+    Node,
+    by_key,
+    eventually,
+    following,
+    make_claim,
+    run,
+)
+from tundp.errors import ConfigNotFound, StoreUnavailable
+from tundp.lease.identity import Identity
+from tundp.store.auto import SURE_AFTER, AutoStore
+from tundp.store.base import Store
+from tundp.store.both import BothStore
+from tundp.store.claim import LeaseState
+
+US, THEM = "192.0.2.1", "192.0.2.9"
+CONFIG = '{"Network": "10.5.0.0/16"}'
+
+
+class Cut:
+    """A store whose network can be cut: every call then fails, and so does one under way."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._is_cut = asyncio.Event()
+
+    def cut(self) -> None:
+        self._is_cut.set()
+
+    def mend(self) -> None:
+        self._is_cut.clear()
+
+    def __getattr__(self, name: str) -> Any:
+        inner = getattr(self._store, name)
+        if name in ("close", "description", "reconnect"):
+            return inner
+
+        async def call(*arguments: Any, **options: Any) -> Any:
+            task = asyncio.ensure_future(inner(*arguments, **options))
+            cut = asyncio.ensure_future(self._is_cut.wait())
+            await asyncio.wait([task, cut], return_when=asyncio.FIRST_COMPLETED)
+            cut.cancel()
+            if self._is_cut.is_set():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                raise StoreUnavailable("cut")
+            return task.result()
+
+        return call
+
+
+def value(public_ip: str) -> str:
+    return f'{{"PublicIP":"{public_ip}"}}'
+
+
+def test_one_api_away_neither_hides_peers_nor_costs_the_lease(
+    etcd_world: EtcdWorld, etcd3_world: Etcd3World
+) -> None:
+    async def main() -> None:
+        v2 = Cut(etcd_world.open())
+        both = BothStore(v2, etcd3_world.open())  # type: ignore[arg-type]
+        node = Node(both, US, lease_ttl_s=4)
+        async with node.up() as lease:
+            key = str(lease.key)
+            etcd_world.put("10.5.250.0-24", value(THEM))
+            await eventually(lambda: "10.5.250.0-24" in node.follower.known())
+            v2.cut()
+            etcd3_world.put("10.5.251.0-24", value(THEM))
+            await eventually(lambda: "10.5.251.0-24" in node.follower.known())
+            # What v2 said last still counts.
+            assert "10.5.250.0-24" in node.follower.known()
+            await eventually(lambda: etcd_world.read(key) is None)  # expired there
+            found = etcd3_world.read(key)
+            assert found is not None, "and here, too"
+            v2.mend()
+            await eventually(lambda: etcd_world.read(key) is not None)
+            await eventually(lambda: node.claim.state is LeaseState.HELD)
+
+    run(main())
+
+
+def test_two_owners_of_one_subnet_are_a_conflict_and_neither_is_written_over(
+    etcd_world: EtcdWorld, etcd3_world: Etcd3World
+) -> None:
+    async def main() -> None:
+        both = BothStore(etcd_world.open(), etcd3_world.open())
+        node = Node(both, US, lease_ttl_s=4)
+        async with node.up() as lease:
+            key = str(lease.key)
+            etcd_world.put(key, value(THEM))
+            await eventually(lambda: node.claim.state is LeaseState.CONFLICT)
+            await asyncio.sleep(3)  # a renewal would be due by now
+            found = etcd_world.read(key)
+            assert found is not None
+            assert found[0]["PublicIP"] == THEM
+
+    run(main())
+
+
+def test_clones_do_not_write_against_each_other(
+    etcd3_world: Etcd3World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Same node id, same PublicIP: each sees the other's writes as its own, of unknown TTL."""
+
+    async def main() -> None:
+        same = Identity("7c1f", "clone")
+        async with (
+            Node(etcd3_world.open(), US, identity=same).up() as one,
+            Node(etcd3_world.open(), US, identity=same).up() as two,
+        ):
+            assert one.key == two.key
+            before = (await etcd3_world.open().snapshot()).revision
+            await asyncio.sleep(1)
+            after = (await etcd3_world.open().snapshot()).revision
+            assert after - before < 5
+        doubles = [r for r in caplog.records if "was written by somebody else" in r.getMessage()]
+        assert 1 <= len(doubles) <= 2
+        assert all(record.levelno == logging.WARNING for record in doubles)
+
+    run(main())
+
+
+def test_a_live_node_with_our_address_under_another_key_is_asked(
+    etcd3_world: Etcd3World,
+) -> None:
+    """We have a lease from before; somebody else has the address we are given now."""
+
+    async def main() -> None:
+        first = Node(etcd3_world.open(), US, identity=Identity("aaaa", "one"))
+        second = make_claim(etcd3_world.open(), THEM, identity=Identity("bbbb", "two"))
+        await second.acquire()
+        async with first.up():
+            again = make_claim(etcd3_world.open(), US, identity=Identity("bbbb", "two"))
+            with pytest.raises(Exception, match=r"belongs to node aaaa \(host one\)"):
+                await again.acquire()
+            async with following(etcd3_world.open()) as follower:
+                assert sorted(follower.known().values()) == [US, THEM]
+
+    run(main())
+
+
+def test_auto_waits_for_v3_before_it_settles_for_v2(
+    etcd_world: EtcdWorld, etcd3_world: Etcd3World
+) -> None:
+    etcd_world.set_config(CONFIG)
+    etcd3_world.set_config(CONFIG)
+
+    async def main() -> None:
+        v3 = Cut(etcd3_world.open())
+        v3.cut()
+        auto = AutoStore(etcd_world.open(), v3)  # type: ignore[arg-type]
+        with pytest.raises(StoreUnavailable):
+            await auto.network_config()
+        v3.mend()
+        assert await auto.network_config() == CONFIG
+        assert (auto.api, auto.is_ambiguous) == ("v3", True)
+        await auto.close()
+
+    run(main())
+
+
+def test_auto_settles_for_v2_where_v3_never_answers(
+    etcd_world: EtcdWorld, etcd3_world: Etcd3World
+) -> None:
+    etcd_world.set_config(CONFIG)
+
+    async def main() -> None:
+        v3 = Cut(etcd3_world.open())
+        v3.cut()
+        auto = AutoStore(etcd_world.open(), v3)  # type: ignore[arg-type]
+        for _ in range(SURE_AFTER - 1):
+            with pytest.raises(StoreUnavailable):
+                await auto.network_config()
+        assert await auto.network_config() == CONFIG
+        assert auto.api == "v2"
+        await auto.close()
+
+    run(main())
+
+
+def test_auto_that_was_told_nothing_looks_when_asked(etcd3_world: Etcd3World) -> None:
+    """A start from memory asks for leases without having asked for the config."""
+    etcd3_world.set_config(CONFIG)
+    etcd3_world.put("10.5.1.0-24", value(THEM))
+
+    class Empty(Cut):
+        async def network_config(self) -> str:
+            raise ConfigNotFound("nothing")
+
+    async def main() -> None:
+        auto = AutoStore(Empty(etcd3_world.open()), etcd3_world.open())  # type: ignore[arg-type]
+        await auto.choose("rubbish")
+        assert by_key((await auto.snapshot()).leases) == {"10.5.1.0-24": THEM}
+        assert auto.api == "v3"
+        await auto.close()
+
+    run(main())
