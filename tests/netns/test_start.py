@@ -281,3 +281,18 @@ async def test_probe_says_what_the_kernel_has_and_leaves_the_host_alone(make_lab
         assert there["UDP super-packet to the TUN"]
         assert there["UDP_SEGMENT"]
         assert await host.netlink.links() == before
+
+
+async def test_subnet_env_that_is_removed_or_changed_is_written_again(make_overlay, until):
+    async with make_overlay(nodes=1) as overlay:
+        one = overlay.nodes[1]
+        text = one.subnet_file.read_text()
+
+        async def is_back() -> bool:
+            return one.subnet_file.exists() and one.subnet_file.read_text() == text
+
+        one.subnet_file.unlink()
+        await until(is_back)
+        one.subnet_file.write_text("FLANNEL_SUBNET=10.9.9.1/24\n")
+        await until(is_back)
+        assert "was removed or changed: writing it again" in overlay.log_tail(one)

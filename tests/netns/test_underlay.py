@@ -118,3 +118,17 @@ async def underlay_is(node, *, ok: bool) -> bool:
 async def is_another(node, index: int) -> bool:
     link = await link_of(node.host, "flannel0")
     return link is not None and link.index != index and link.is_up
+
+
+async def test_an_mtu_no_overlay_fits_in_ends_nothing(make_overlay, until):
+    async with make_overlay() as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        index = await one.host.index("eth0")
+        await one.host.netlink.set_link(index, mtu=90)
+        await until(lambda: underlay_is(one, ok=False))
+        tun = await link_of(one.host, "flannel0")
+        assert tun.mtu == 1472
+        await one.host.netlink.set_link(index, mtu=1500)
+        await until(lambda: underlay_is(one, ok=True))
+        await until(lambda: answers(one.host, two.tunnel_address))
+        assert one.daemon.poll() is None
