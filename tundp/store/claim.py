@@ -129,11 +129,6 @@ class Claim:
         """Who has our subnet, in CONFLICT; else empty."""
         return self._conflict if self._state is LeaseState.CONFLICT else ""
 
-    @property
-    def public_ip(self) -> IPv4Address:
-        """The address our lease tells peers to send to."""
-        return self._attributes.public_ip
-
     def move_to(self, public_ip: IPv4Address) -> None:
         """Our address changed: the lease stays, and tells the new one as soon as possible."""
         if public_ip != self._attributes.public_ip:
