@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import selectors
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -21,6 +20,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.clock import Hurried
 from tundp.backoff import Backoff, Outage
 from tundp.errors import Compacted, Conflict, LeaseError, StoreUnavailable
 from tundp.lease import codec
@@ -63,31 +63,6 @@ def quiet() -> Iterator[None]:
 
 
 # A clock without waiting
-
-
-class Hurried(asyncio.SelectorEventLoop):
-    """A loop whose clock goes to the next timer instead of waiting for it."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-        super().__init__(_Hasty(self))
-
-    def time(self) -> float:
-        return self.now
-
-
-class _Hasty(selectors.DefaultSelector):
-    def __init__(self, loop: Hurried) -> None:
-        super().__init__()
-        self._loop = loop
-
-    def select(self, timeout: float | None = None) -> Any:
-        ready = super().select(0)
-        if not ready and timeout is None:
-            raise AssertionError("nothing is left that could happen")
-        if not ready and timeout:
-            self._loop.now += max(timeout, 1e-6)
-        return ready
 
 
 def hurried(main: Coroutine[Any, Any, None]) -> None:

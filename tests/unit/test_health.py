@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import selectors
 import socket
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
+from tests.clock import Hurried
 from tundp.daemon.health import LAG_MAX_S, PULSE_S, STUCK_S, Check, Health
 from tundp.daemon.metrics import CONTENT_TYPE, Metrics
 from tundp.daemon.web import CONNECTIONS, serve_health, serve_metrics
@@ -24,32 +24,6 @@ PULSE_MISSES = round(STUCK_S / PULSE_S)
 """Looks in a row that find a thread where it was, before it counts as stuck."""
 FINE = [Check("lease", True, "held")]
 BAD = [Check("lease", False, "192.0.2.9 holds it now"), Check("device", True, "flannel0")]
-
-
-class Hurried(asyncio.SelectorEventLoop):
-    """A loop whose clock goes to the next timer instead of waiting for it."""
-
-    def __init__(self) -> None:
-        # Not 0: the clock of a machine that has been up for a while.
-        self.now = 1_000_000.0
-        super().__init__(_Hasty(self))
-
-    def time(self) -> float:
-        return self.now
-
-
-class _Hasty(selectors.DefaultSelector):
-    def __init__(self, loop: Hurried) -> None:
-        super().__init__()
-        self._loop = loop
-
-    def select(self, timeout: float | None = None) -> Any:
-        ready = super().select(0)
-        if not ready and timeout is None:
-            raise AssertionError("nothing is left that could happen")
-        if not ready and timeout:
-            self._loop.now += max(timeout, 1e-6)
-        return ready
 
 
 def hurried(main: Callable[[Health, Hurried], Coroutine[Any, Any, None]]) -> None:
