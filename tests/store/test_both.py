@@ -18,7 +18,7 @@ from tests.store.support import (
     make_claim,
     run,
 )
-from tundp.errors import ConfigNotFound, StoreUnavailable
+from tundp.errors import ConfigNotFound, Conflict, StoreUnavailable
 from tundp.lease.identity import Identity
 from tundp.store.auto import SURE_AFTER, AutoStore
 from tundp.store.base import Store
@@ -101,6 +101,11 @@ def test_two_owners_of_one_subnet_are_a_conflict_and_neither_is_written_over(
             key = str(lease.key)
             etcd_world.put(key, value(THEM))
             await eventually(lambda: node.claim.state is LeaseState.CONFLICT)
+            # Seen as it is, and not because our own half has expired meanwhile.
+            assert etcd3_world.read(key) is not None
+            seen = next(one for one in (await both.snapshot()).leases if one.key == lease.key)
+            with pytest.raises(Conflict, match=f"{THEM} in etcd v2"):
+                await both.update(seen.key, lease.attributes, 4, revision=seen.revision)
             await asyncio.sleep(3)  # a renewal would be due by now
             found = etcd_world.read(key)
             assert found is not None

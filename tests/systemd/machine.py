@@ -45,7 +45,7 @@ class Machine:
 
     def __init__(self) -> None:
         if shutil.which("systemd-nspawn") is None:
-            pytest.skip("there is no systemd-nspawn here: install systemd-container")
+            pytest.fail("there is no systemd-nspawn here: install systemd-container")
         self.directory = Path(tempfile.mkdtemp(prefix="tundp-booted-"))
         self.staged = self.directory / "staged"
         self.cgroups: list[Path] = []

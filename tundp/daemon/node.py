@@ -173,7 +173,7 @@ class Node:
         env = subnet_env.SubnetEnv(
             network=self.network.network,
             key=key,
-            network6=None if self.network.pool6 is None else self.network.pool6.network,  # type: ignore[arg-type]
+            network6=self.network.network6,
             mtu=self.settings.mtu,
             ip_masq=self.config.ip_masq,
         )

@@ -267,12 +267,11 @@ def _make_firewall(config: Config, network: NetworkConfig, claim: Claim) -> Fire
     if not (config.ip_masq or config.iptables_forward_rules):
         return None
     key = claim.lease.key
-    has_v6 = network.pool6 is not None and key.v6 is not None
     settings = FirewallSettings(
         network=network.network,
         subnet=key.subnet,
-        network6=network.pool6.network if has_v6 else None,  # type: ignore[union-attr,arg-type]
-        subnet6=key.v6.network if has_v6 else None,  # type: ignore[union-attr]
+        network6=network.network6,
+        subnet6=None if key.v6 is None else key.v6.network,
         is_masquerading=config.ip_masq,
         is_forwarding=config.iptables_forward_rules,
         is_random_fully=not config.ip_masq_fully_random_disable,

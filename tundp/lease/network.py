@@ -83,6 +83,14 @@ class NetworkConfig:
         assert isinstance(self.pool.network, IPv4Network)
         return self.pool.network
 
+    @property
+    def network6(self) -> IPv6Network | None:
+        """The overlay's IPv6 prefix, None where IPv6 is off."""
+        if self.pool6 is None:
+            return None
+        assert isinstance(self.pool6.network, IPv6Network)
+        return self.pool6.network
+
 
 def parse_network_config(text: str, origin: str) -> NetworkConfig:
     """Parse and validate; ConfigError names `origin`, the key, its value and the rule."""

@@ -337,10 +337,14 @@ class Claim:
         """Who else than us holds `lease`, in words; None if it is ours."""
         public_ip = lease.attributes.public_ip
         holder = identity_of(lease)
-        is_signed = self._identity is not None and holder is not None
-        if is_signed and holder.node_id != self._identity.node_id:  # type: ignore[union-attr]
-            return f"node {holder} at {public_ip} holds it now"
-        if public_ip == self._attributes.public_ip or (is_signed and public_ip in self._former_ips):
+        has_our_id = False
+        if self._identity is not None and holder is not None:
+            if holder.node_id != self._identity.node_id:
+                return f"node {holder} at {public_ip} holds it now"
+            has_our_id = True
+        if public_ip == self._attributes.public_ip:
+            return None
+        if has_our_id and public_ip in self._former_ips:
             return None
         return f"{public_ip} holds it now"
 
