@@ -19,9 +19,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import tundp
-from tundp.config import NOT_IN_FILE, Config, admin_socket_of, load_config, unknown_variables
 from tundp.errors import ConfigError, LeaseLost, PlatformError, TundpError
-from tundp.options import ADMIN_SOCKET, OPTIONS, RUN_DIRECTORY, Option
+from tundp.settings.options import ADMIN_SOCKET, OPTIONS, RUN_DIRECTORY, Option
+from tundp.settings.settings import (
+    NOT_IN_FILE,
+    Settings,
+    admin_socket_of,
+    load_settings,
+    unknown_variables,
+)
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -242,21 +248,21 @@ def _positive(text: str) -> float:
 def _run(arguments: list[str], *, is_flanneld: bool = False) -> int:
     program = "flanneld" if is_flanneld else "tundp"
     try:
-        config = load_config(arguments, os.environ, ignores_stray=is_flanneld)
-        if config.help:
+        settings = load_settings(arguments, os.environ, ignores_stray=is_flanneld)
+        if settings.help:
             print(_run_parser(program).format_help().rstrip())
             return EXIT_OK
-        if config.version:
+        if settings.version:
             print(f"tundp {tundp.__version__}", file=sys.stderr)
             return EXIT_OK
-        store = _open_store(config)
+        store = _open_store(settings)
     except ConfigError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return EXIT_USAGE
     # Before logging is set up: some libraries set their own loggers when they are imported.
     from tundp.daemon.run import run
 
-    _set_up_logging(config.v)
+    _set_up_logging(settings.v)
     for name in unknown_variables(os.environ):
         _log.warning("variable %s is set, but tundp does not know it", name)
     _drop_capabilities()
@@ -265,8 +271,8 @@ def _run(arguments: list[str], *, is_flanneld: bool = False) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     code = EXIT_OK
     try:
-        with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
-            runner.run(_run_until_signal(run(config, store)))
+        with asyncio.Runner(loop_factory=_loop_factory(settings.loop)) as runner:
+            runner.run(_run_until_signal(run(settings, store)))
     except* LeaseLost as group:
         for leaf in _leaves(group):
             _log.error("%s: exiting with code 0, as flannel does (--on-lease-lost=exit)", leaf)
@@ -277,7 +283,7 @@ def _run(arguments: list[str], *, is_flanneld: bool = False) -> int:
     return code
 
 
-def _open_store(config: Config) -> Any:
+def _open_store(settings: Settings) -> Any:
     """The store, and faults of its settings found while a wrong flag is still wrong usage.
 
     TLS keys are read here, before capabilities go: they may be another user's files.
@@ -287,12 +293,13 @@ def _open_store(config: Config) -> Any:
     # Imported here: netlink, HTTP and numpy are half a second that --help need not wait for.
     from tundp.daemon.stores import open_store
 
-    return open_store(config)
+    return open_store(settings)
 
 
 def _drop_capabilities() -> None:
     """Keep what networking needs; a root without the rest is no root."""
-    from tundp.linux import capability, firewall
+    from tundp.linux import capability
+    from tundp.linux.firewall import choose as firewall
 
     kept = [capability.CAP_NET_ADMIN]
     if firewall.needs_raw_sockets():
@@ -326,28 +333,28 @@ def _config(arguments: list[str]) -> int:
     word = "--origin" if command == "show" else "--json"
     flags = [argument for argument in rest if argument != word]
     try:
-        config = load_config(flags, os.environ)
+        settings = load_settings(flags, os.environ)
     except ConfigError as error:
         print(f"tundp: {error}", file=sys.stderr)
         return EXIT_USAGE
     for name in unknown_variables(os.environ):
         print(f"tundp: variable {name} is set, but tundp does not know it", file=sys.stderr)
     if command == "show":
-        print_settings(config, with_origin=word in rest)
+        print_settings(settings, with_origin=word in rest)
         return EXIT_OK
-    return _config_check(config, as_json=word in rest)
+    return _config_check(settings, as_json=word in rest)
 
 
-def print_settings(config: Config, *, with_origin: bool) -> None:
+def print_settings(settings: Settings, *, with_origin: bool) -> None:
     """Every setting as TOML that --config would take, passwords blanked."""
     for option in _settable():
-        line = f"{option.name} = {_toml(config, option)}"
-        print(f"{line:<60} # {config.origins[option.name]}" if with_origin else line)
+        line = f"{option.name} = {_toml(settings, option)}"
+        print(f"{line:<60} # {settings.origins[option.name]}" if with_origin else line)
 
 
 def print_example() -> None:
     """A file for --config with every setting commented out at its default."""
-    defaults = load_config([], {})
+    defaults = load_settings([], {})
     print("# For `tundp run --config=FILE`. Flags and variables of the same name win over it.")
     for is_flannels, title in ((True, "flannel's settings"), (False, "tundp's own")):
         print(f"\n# {title}\n")
@@ -363,8 +370,8 @@ def _settable() -> list[Option]:
     return [option for option in OPTIONS if option.name not in NOT_IN_FILE]
 
 
-def _toml(config: Config, option: Option) -> str:
-    value = getattr(config, option.field)
+def _toml(settings: Settings, option: Option) -> str:
+    value = getattr(settings, option.field)
     if option.is_secret and value:
         return '"***"'
     if isinstance(value, bool):
@@ -373,7 +380,7 @@ def _toml(config: Config, option: Option) -> str:
         return str(value)
     if option.is_repeatable:
         return f"[{', '.join(_toml_text(str(item)) for item in value)}]"
-    return _toml_text(config.show(option))
+    return _toml_text(settings.show(option))
 
 
 def _toml_text(text: str) -> str:
@@ -381,17 +388,17 @@ def _toml_text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _config_check(config: Config, *, as_json: bool) -> int:
+def _config_check(settings: Settings, *, as_json: bool) -> int:
     from tundp.daemon.check import check
     from tundp.show import print_findings
 
     try:
-        store = _open_store(config)
+        store = _open_store(settings)
     except ConfigError as error:
         print(f"tundp: {error}", file=sys.stderr)
         return EXIT_USAGE
     _set_up_logging(-1)
-    findings = asyncio.run(check(config, store))
+    findings = asyncio.run(check(settings, store))
     if as_json:
         print(json.dumps([finding.as_dict() for finding in findings], indent=2))
     else:
@@ -426,12 +433,12 @@ def _cleanup(arguments: list[str]) -> int:
     from tundp.daemon.cleanup import clean_up
 
     try:
-        config = load_config([a for a in arguments if a != "--dry-run"], os.environ)
+        settings = load_settings([a for a in arguments if a != "--dry-run"], os.environ)
     except ConfigError as error:
         print(f"tundp: {error}", file=sys.stderr)
         return EXIT_USAGE
     is_dry_run = "--dry-run" in arguments
-    lines = asyncio.run(clean_up(config, is_dry_run=is_dry_run))
+    lines = asyncio.run(clean_up(settings, is_dry_run=is_dry_run))
     for line in lines:
         print(f"{'would remove' if is_dry_run else 'removed'} {line}")
     if not lines:
@@ -541,7 +548,7 @@ def _status_of_all(*, as_json: bool) -> int:
 
 
 def _probe(parsed: argparse.Namespace) -> int:
-    from tundp.dataplane.choose import probe_machine
+    from tundp.engine.choose import probe_machine
     from tundp.show import print_probe
 
     found = probe_machine()

@@ -26,7 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tundp.dataplane import native
+from tundp.engine.native import engine as native
 from tundp.errors import LabError, TundpError, Unsupported
 from tundp.lab.etcd import find_etcd
 from tundp.lab.lab import (

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import numpy as np
 
-from tundp.dataplane import native
+from tundp.engine.native import engine as native
 from tundp.lease.fib import Fib, build_fib
 from tundp.lease.model import Peer
 from tundp.wire import checksum, ip

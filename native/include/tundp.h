@@ -170,7 +170,7 @@ struct tundp_direction {
 	uint64_t drops[TUNDP_DROP_COUNT];
 };
 
-/* dataplane/base.py's Counters, field by field. */
+/* engine/base.py's Counters, field by field. */
 struct tundp_counters {
 	struct tundp_direction encap;
 	struct tundp_direction decap;

@@ -1,5 +1,5 @@
 /* One worker's handling of one packet, each direction, and what Python and a running worker
- * say to each other. Python twin of the packet part: tundp/dataplane/reference.py. */
+ * say to each other. Python twin of the packet part: tundp/engine/reference.py. */
 #include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>

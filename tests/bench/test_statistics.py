@@ -13,7 +13,7 @@ from tundp.bench.report import to_html, to_markdown
 from tundp.bench.results import Check, Results, Row, Sample, derive, diff, load
 from tundp.bench.run import BenchSettings, make_plan
 from tundp.bench.stats import Estimate
-from tundp.dataplane.choose import ENGINES
+from tundp.engine.choose import ENGINES
 from tundp.errors import ConfigError
 from tundp.linux.offload import Offload
 

@@ -33,7 +33,7 @@ def in_namespace(body: str) -> str:
 
 
 def test_a_deleted_tun_reads_ebadfd_and_wakes_its_poller():
-    # dataplane/reference.py tells a deleted device by this, and is woken to find out.
+    # engine/reference.py tells a deleted device by this, and is woken to find out.
     assert errno.EBADFD == 77
     assert in_namespace(
         """
@@ -62,7 +62,7 @@ except OSError as error: print(error.errno)
     ],
 )
 def test_what_a_tun_write_answers(packet, state, expected):
-    # The errno to drop-reason table of dataplane/reference.py.
+    # The errno to drop-reason table of engine/reference.py.
     assert in_namespace(
         f"""
 tun = Tun("t0")
@@ -122,7 +122,7 @@ def test_forced_buffers_pass_the_sysctl_limit():
 
 
 def test_rxq_ovfl_counts_what_the_socket_lost():
-    # dataplane/reference.py shows it as socket_overflows.
+    # engine/reference.py shows it as socket_overflows.
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,

@@ -22,8 +22,9 @@ import uvloop
 
 from tundp.errors import PlatformError
 from tundp.lab.lab import processes_in
-from tundp.linux import command, firewall
-from tundp.linux.firewall import (
+from tundp.linux import command
+from tundp.linux.firewall import choose as firewall
+from tundp.linux.firewall.choose import (
     FirewallSettings,
     Previous,
     leftovers,

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from tundp.dataplane import native
+from tundp.engine.native import engine as native
 from tundp.lease.fib import build_fib
 from tundp.lease.peers import Peer
 from tundp.linux import uapi

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tundp.config import load_config, unknown_variables
-from tundp.options import OPTIONS
+from tundp.settings.options import OPTIONS
+from tundp.settings.settings import load_settings, unknown_variables
 
 UNITS = Path(__file__).parents[2] / "systemd"
 SERVICES = sorted(path.name for path in UNITS.glob("*.service"))
@@ -108,7 +108,7 @@ def test_the_example_sets_nothing():
 
 def test_the_example_can_be_used():
     assert not unknown_variables(ASSIGNMENTS)
-    config = load_config([], ASSIGNMENTS)
+    config = load_settings([], ASSIGNMENTS)
     assert config.iface == ("eth1",)
     assert config.store_path == Path("/var/lib/tundp/store.json")
 
@@ -125,8 +125,8 @@ def test_the_examples_defaults_are_the_defaults():
         "FLANNELD_PUBLIC_IP",
         "TUNDP_STORE",
     }
-    defaults = load_config([], {})
+    defaults = load_settings([], {})
     for option in OPTIONS:
         if option.variable in ASSIGNMENTS.keys() - examples:
-            given = load_config([], {option.variable: ASSIGNMENTS[option.variable]})
+            given = load_settings([], {option.variable: ASSIGNMENTS[option.variable]})
             assert getattr(given, option.field) == getattr(defaults, option.field), option.name

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tundp.dataplane import native
+from tundp.engine.native import engine as native
 from tundp.errors import PlatformError
 from tundp.lease.fib import build_fib
 from tundp.lease.model import Peer

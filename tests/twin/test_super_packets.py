@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tundp.dataplane import native
+from tundp.engine.native import engine as native
 from tundp.wire import checksum, ip
 from tundp.wire import segment as wire_segment
 from tundp.wire.coalesce import MAX_ITEMS, Coalescer, Miss, Written

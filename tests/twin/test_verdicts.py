@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tundp.dataplane import native
-from tundp.dataplane.choose import AUTO, ENGINES
+from tundp.engine.choose import AUTO, ENGINES
+from tundp.engine.native import engine as native
 from tundp.lease.fib import build_fib
 from tundp.lease.model import Peer
-from tundp.options import ENGINES as CONFIG_ENGINES
+from tundp.settings.options import ENGINES as CONFIG_ENGINES
 from tundp.wire import fragment, ip
 from tundp.wire.drop import DropReason
 from tundp.wire.encap import (

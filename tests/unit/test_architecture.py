@@ -20,19 +20,23 @@ MAY_IMPORT = {
     "files": set(),
     "wire": {"errors"},
     "lease": {"errors"},
-    "options": {"wire"},
-    "config": {"errors", "options"},
+    "settings": {"errors", "wire"},
     "store": {"lease", *BOTTOM},
     "linux": BOTTOM,
-    "dataplane": {"lease", "wire", "linux", *BOTTOM},
+    "engine": {"lease", "wire", "linux", *BOTTOM},
+    "subnet": {"store", "lease", *BOTTOM},
+    "backend": {"engine", "lease", "wire", "linux", *BOTTOM},
+    "observe": {"engine", "lease", "linux", "store", "wire", *BOTTOM},
     "admin": BOTTOM,
     "show": {"wire"},
     "docker_opts": {"linux", *BOTTOM},
     "daemon": {
         "admin",
-        "config",
-        "options",
-        "dataplane",
+        "backend",
+        "engine",
+        "observe",
+        "settings",
+        "subnet",
         "lease",
         "linux",
         "store",
@@ -40,18 +44,17 @@ MAY_IMPORT = {
         *BOTTOM,
     },
     "lab": {"admin", "linux", "wire", *BOTTOM},
-    "bench": {"dataplane", "lab", "linux", "wire", *BOTTOM},
-    "demo": {"dataplane", "lab", "lease", "show", *BOTTOM},
+    "bench": {"engine", "lab", "linux", "wire", *BOTTOM},
+    "demo": {"engine", "lab", "lease", "show", *BOTTOM},
     "cli": {
         "admin",
         "bench",
-        "config",
         "daemon",
-        "dataplane",
+        "engine",
         "demo",
         "docker_opts",
         "linux",
-        "options",
+        "settings",
         "show",
         *BOTTOM,
     },
@@ -87,7 +90,7 @@ def test_arrows_point_down(path):
         return
     inside = {name.split(".")[1] for name in imports_of(path) if name.startswith("tundp.")}
     allowed = MAY_IMPORT[group] | {group, "__version__"}
-    allowed |= {"dataplane": {"_native"}, "bench": {"_traffic"}}.get(group, set())
+    allowed |= {"engine": {"_native"}, "bench": {"_traffic"}}.get(group, set())
     assert inside <= allowed, f"{path.name} imports {inside - allowed}"
 
 
@@ -102,8 +105,8 @@ def test_wire_and_lease_do_no_io(path):
 
 
 def test_only_native_py_touches_the_extension():
-    users = {path.name for path in modules() if "tundp._native" in imports_of(path)}
-    assert users == {"native.py"}
+    users = {path.parent for path in modules() if "tundp._native" in imports_of(path)}
+    assert users == {PACKAGE / "engine" / "native"}
 
 
 def test_only_cli_prints_and_exits():

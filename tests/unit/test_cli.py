@@ -14,7 +14,7 @@ import pytest
 
 import tundp
 from tundp.cli import EXIT_FAILED, EXIT_OK, EXIT_USAGE, flanneld, main
-from tundp.options import OPTIONS
+from tundp.settings.options import OPTIONS
 
 SECRET = "hunter2"
 
@@ -247,6 +247,6 @@ def test_only_what_a_command_needs_is_loaded(arguments):
         timeout=60,
     )
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
-    assert "tundp.options" in loaded
+    assert "tundp.settings.options" in loaded
     heavy = {"numpy", "aiohttp", "pyroute2", "grpclib", "etcd", "rich", "uvloop", "matplotlib"}
     assert not loaded & (heavy | {"prometheus_client", "tundp.daemon.run", "tundp._native"})

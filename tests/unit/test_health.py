@@ -15,10 +15,10 @@ import pytest
 from aiohttp import ClientSession
 
 from tests.clock import Hurried
-from tundp.daemon.health import LAG_MAX_S, PULSE_S, STUCK_S, Check, Health
-from tundp.daemon.metrics import CONTENT_TYPE, Metrics
-from tundp.daemon.web import CONNECTIONS, serve_health, serve_metrics
 from tundp.errors import PlatformError
+from tundp.observe.health import LAG_MAX_S, PULSE_S, STUCK_S, Check, Health
+from tundp.observe.metrics import CONTENT_TYPE, Metrics
+from tundp.observe.web import CONNECTIONS, serve_health, serve_metrics
 
 PULSE_MISSES = round(STUCK_S / PULSE_S)
 """Looks in a row that find a thread where it was, before it counts as stuck."""

@@ -8,9 +8,9 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 import tundp
-from tundp.daemon.health import Check
-from tundp.daemon.metrics import CONTENT_TYPE, Metrics
-from tundp.dataplane.base import Counters
+from tundp.engine.base import Counters
+from tundp.observe.health import Check
+from tundp.observe.metrics import CONTENT_TYPE, Metrics
 from tundp.store.claim import LeaseState
 from tundp.wire.drop import DropReason
 

@@ -6,7 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
-from tundp.dataplane.base import Counters
+from tundp.engine.base import Counters
 from tundp.show import drop_lines, print_findings, print_status
 from tundp.wire.drop import MEANINGS, DropReason
 

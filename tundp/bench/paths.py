@@ -21,7 +21,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any, Final
 
-from tundp.dataplane.choose import ENGINES
+from tundp.engine.choose import ENGINES
 from tundp.errors import ConfigError, LabError, PlatformError
 from tundp.lab.etcd import PrivateEtcd, find_etcd
 from tundp.lab.lab import Host, Lab

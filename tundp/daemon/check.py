@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tundp.admin import fetch_status
-from tundp.config import Config
-from tundp.daemon.memory import Memory
+from tundp.daemon.lease_cache import Memory
 from tundp.daemon.underlay import selection_of
 from tundp.errors import ConfigError, OutOfSubnets, PlatformError, StoreError
 from tundp.lease import subnet_env
@@ -34,6 +33,7 @@ from tundp.linux.command import find
 from tundp.linux.iface import Interface, look
 from tundp.linux.netlink import Netlink
 from tundp.linux.tun import require_device
+from tundp.settings.settings import Settings
 from tundp.store.auto import AutoStore
 from tundp.store.base import Store
 from tundp.wire import overhead
@@ -69,21 +69,21 @@ class Finding:
         return {"verdict": self.verdict.value, "what": self.what, "detail": self.detail}
 
 
-async def check(config: Config, store: Store) -> list[Finding]:
+async def check(settings: Settings, store: Store) -> list[Finding]:
     """All findings. Closes the store."""
     try:
-        return [finding async for finding in _look(config, store)]
+        return [finding async for finding in _look(settings, store)]
     finally:
         await store.close()
 
 
-async def _look(config: Config, store: Store) -> AsyncIterator[Finding]:
-    yield Finding(Verdict.OK, "settings", config.describe())
+async def _look(settings: Settings, store: Store) -> AsyncIterator[Finding]:
+    yield Finding(Verdict.OK, "settings", settings.describe())
     yield _rights()
-    running = await _running(config)
+    running = await _running(settings)
     if running is not None:
         yield running
-    for finding in _files(config):
+    for finding in _files(settings):
         yield finding
     network: NetworkConfig | None = None
     snapshot: Snapshot | None = None
@@ -112,7 +112,7 @@ async def _look(config: Config, store: Store) -> AsyncIterator[Finding]:
         for finding in _leases(store, snapshot):
             yield finding
     async with Netlink() as netlink:
-        selection = selection_of(config)
+        selection = selection_of(settings)
         try:
             chosen = await look(netlink, selection, None if network is None else network.network)
         except (ConfigError, PlatformError) as error:
@@ -121,9 +121,9 @@ async def _look(config: Config, store: Store) -> AsyncIterator[Finding]:
             for finding in _interface(chosen):
                 yield finding
             if snapshot is not None and network is not None:
-                yield _claim(config, network, snapshot, chosen.public_ip)
+                yield _claim(settings, network, snapshot, chosen.public_ip)
             if network is not None and running is None:
-                for finding in _ports(config, chosen.address, network.port):
+                for finding in _ports(settings, chosen.address, network.port):
                     yield finding
         if network is not None:
             async for finding in _routes(netlink, network.network):
@@ -135,7 +135,7 @@ async def _look(config: Config, store: Store) -> AsyncIterator[Finding]:
             "not loaded; flannel would refuse to start, the overlay does not need it, but"
             " kube-proxy's rules miss pods' traffic within a bridge without it",
         )
-    yield _firewall(config, is_nftables=network is not None and network.enable_nftables)
+    yield _firewall(settings, is_nftables=network is not None and network.enable_nftables)
 
 
 def _rights() -> Finding:
@@ -164,26 +164,26 @@ def _leases(store: Store, snapshot: Snapshot) -> list[Finding]:
     return found
 
 
-async def _running(config: Config) -> Finding | None:
+async def _running(settings: Settings) -> Finding | None:
     try:
-        status = await fetch_status(config.admin_socket)
+        status = await fetch_status(settings.admin_socket)
     except PlatformError:
         return None
     return Finding(
         Verdict.WARN,
         "daemon",
-        f"one runs already (pid {status['pid']}, {config.admin_socket}): another network of this"
+        f"one runs already (pid {status['pid']}, {settings.admin_socket}): another network of this"
         " host needs its own --subnet-file; ports are not looked at",
     )
 
 
-def _files(config: Config) -> list[Finding]:
+def _files(settings: Settings) -> list[Finding]:
     """Whether the files a daemon writes can be written."""
     found = []
     for flag, path in (
-        ("subnet-file", config.subnet_file.parent),
-        ("state-dir", config.state_dir),
-        ("admin-socket", config.admin_socket.parent),
+        ("subnet-file", settings.subnet_file.parent),
+        ("state-dir", settings.state_dir),
+        ("admin-socket", settings.admin_socket.parent),
     ):
         there = path
         while there is not None and not there.exists():
@@ -195,16 +195,16 @@ def _files(config: Config) -> list[Finding]:
     return found
 
 
-def _ports(config: Config, address: IPv4Address, port: int) -> list[Finding]:
+def _ports(settings: Settings, address: IPv4Address, port: int) -> list[Finding]:
     """Whether what a daemon listens on is free."""
     found = []
     wanted = [(socket.SOCK_DGRAM, str(address), port, "the overlay's udp port")]
-    if config.healthz_port:
+    if settings.healthz_port:
         wanted.append(
-            (socket.SOCK_STREAM, config.healthz_ip, config.healthz_port, "--healthz-port")
+            (socket.SOCK_STREAM, settings.healthz_ip, settings.healthz_port, "--healthz-port")
         )
-    if config.metrics_addr is not None:
-        wanted.append((socket.SOCK_STREAM, *config.metrics_addr, "--metrics-addr"))
+    if settings.metrics_addr is not None:
+        wanted.append((socket.SOCK_STREAM, *settings.metrics_addr, "--metrics-addr"))
     with contextlib.ExitStack() as stack:
         for kind, ip, number, what in wanted:
             family = socket.AF_INET6 if ":" in ip else socket.AF_INET
@@ -226,12 +226,12 @@ def _ports(config: Config, address: IPv4Address, port: int) -> list[Finding]:
 
 
 def _claim(
-    config: Config, network: NetworkConfig, snapshot: Snapshot, public_ip: IPv4Address
+    settings: Settings, network: NetworkConfig, snapshot: Snapshot, public_ip: IPv4Address
 ) -> Finding:
     """Which lease a start would take."""
-    node_id = Memory(config.state_dir, config.instance).known_node_id()
+    node_id = Memory(settings.state_dir, settings.instance).known_node_id()
     try:
-        text = config.subnet_file.read_text(encoding="utf-8", errors="replace")
+        text = settings.subnet_file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
     previous = subnet_env.previous_key(text)
@@ -313,15 +313,15 @@ async def _routes(netlink: Netlink, network: IPv4Network) -> AsyncIterator[Findi
         yield Finding(Verdict.OK, "routes", f"none in the way of {network}")
 
 
-def _firewall(config: Config, *, is_nftables: bool) -> Finding:
-    if not (config.ip_masq or config.iptables_forward_rules):
+def _firewall(settings: Settings, *, is_nftables: bool) -> Finding:
+    if not (settings.ip_masq or settings.iptables_forward_rules):
         return Finding(Verdict.OK, "firewall", "no rules wanted")
     tool = "nft" if is_nftables else "iptables"
     if (path := find(tool)) is None:
         return Finding(
             Verdict.WARN,
             "firewall",
-            f"{tool} is not installed: no {'masquerading and no ' if config.ip_masq else ''}forward"
-            " rules; install it, or say --iptables-forward-rules=false",
+            f"{tool} is not installed: no {'masquerading and no ' if settings.ip_masq else ''}"
+            "forward rules; install it, or say --iptables-forward-rules=false",
         )
     return Finding(Verdict.OK, "firewall", f"rules by {path}")

@@ -6,30 +6,31 @@ import logging
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from tundp.config import Config
+from tundp.daemon.lease_cache import Memory
 from tundp.daemon.lock import is_running, lock_of
-from tundp.daemon.memory import Memory
 from tundp.errors import PlatformError
 from tundp.lease import subnet_env
-from tundp.linux import fallback, firewall
+from tundp.linux import fallback
+from tundp.linux.firewall import choose as firewall
 from tundp.linux.netlink import Netlink
+from tundp.settings.settings import Settings
 
 _log = logging.getLogger(__name__)
 
 
-async def clean_up(config: Config, *, is_dry_run: bool) -> list[str]:
+async def clean_up(settings: Settings, *, is_dry_run: bool) -> list[str]:
     """Remove (or only list) everything of this instance's; a line for each.
 
     PlatformError while its daemon runs: it would put everything back.
     """
-    if is_running(config.subnet_file):
+    if is_running(settings.subnet_file):
         raise PlatformError(
-            f"a daemon with --subnet-file {config.subnet_file} runs: stop it first, or give the"
+            f"a daemon with --subnet-file {settings.subnet_file} runs: stop it first, or give the"
             " one of the network that is stopped"
         )
-    pair = _network_and_subnet(config)
+    pair = _network_and_subnet(settings)
     pairs = [] if pair is None else [pair]
-    mark = firewall.mark_of(config.instance)
+    mark = firewall.mark_of(settings.instance)
     done = await (
         firewall.leftovers(pairs, mark) if is_dry_run else firewall.remove_all(pairs, mark)
     )
@@ -45,10 +46,10 @@ async def clean_up(config: Config, *, is_dry_run: bool) -> list[str]:
         _log.warning(
             "no network and subnet in %s: which fallback routes are this instance's is not"
             " known, and none is removed (ip route shows them: proto 85)",
-            config.subnet_file,
+            settings.subnet_file,
         )
-    memory = Memory(config.state_dir, config.instance)
-    for path in (lock_of(config.subnet_file), config.subnet_file, memory.lease_file):
+    memory = Memory(settings.state_dir, settings.instance)
+    for path in (lock_of(settings.subnet_file), settings.subnet_file, memory.lease_file):
         if path is not None and path.exists():
             done.append(f"file {path}")
             if not is_dry_run:
@@ -56,9 +57,9 @@ async def clean_up(config: Config, *, is_dry_run: bool) -> list[str]:
     return done
 
 
-def _network_and_subnet(config: Config) -> tuple[IPv4Network, IPv4Network] | None:
+def _network_and_subnet(settings: Settings) -> tuple[IPv4Network, IPv4Network] | None:
     try:
-        text = config.subnet_file.read_text(encoding="utf-8", errors="replace")
+        text = settings.subnet_file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     network, key = subnet_env.previous_network(text), subnet_env.previous_key(text)

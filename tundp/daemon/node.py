@@ -22,17 +22,14 @@ from typing import Any, Final
 
 import tundp
 from tundp.backoff import Backoff, Outage
-from tundp.config import Config
-from tundp.daemon.health import Check
-from tundp.daemon.memory import Memory, Remembered
-from tundp.daemon.metrics import Metrics
+from tundp.daemon.lease_cache import Memory, Remembered
 from tundp.daemon.routes import Routes
 from tundp.daemon.rules import Rules, ensure_fallback
 from tundp.daemon.stores import api_of
 from tundp.daemon.underlay import Underlay
-from tundp.dataplane.base import Dataplane
-from tundp.dataplane.choose import make_engine
-from tundp.dataplane.native import EngineSettings, Layout
+from tundp.engine.base import Dataplane
+from tundp.engine.choose import make_engine
+from tundp.engine.native.engine import EngineSettings, Layout
 from tundp.errors import ConfigError, PlatformError, StoreError
 from tundp.files import write_atomically
 from tundp.lease import subnet_env
@@ -44,13 +41,16 @@ from tundp.lease.model import (
 )
 from tundp.lease.network import NetworkConfig, parse_network_config
 from tundp.lease.table import Change as LeaseChange
-from tundp.linux import device, sdnotify
+from tundp.linux import device, notify
 from tundp.linux.device import DeviceSettings
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.netlink import Netlink
 from tundp.linux.offload import Offload
 from tundp.linux.tun import Tun
+from tundp.observe.health import Check
+from tundp.observe.metrics import Metrics
+from tundp.settings.settings import Settings
 from tundp.store.base import Store
 from tundp.store.claim import Claim, LeaseState
 from tundp.store.follow import follow
@@ -78,7 +78,7 @@ CONFIRM_S: Final = 60.0
 class Node:
     """The resources of `run`, and what keeps them going."""
 
-    config: Config
+    settings: Settings
     store: Store
     network: NetworkConfig
     network_text: str
@@ -90,7 +90,7 @@ class Node:
     metrics: Metrics
     node_id: str
     store_outage: Outage = field(init=False)
-    settings: DeviceSettings = field(init=False)
+    device_settings: DeviceSettings = field(init=False)
     engine: Dataplane = field(init=False)
     routes: Routes = field(init=False)
     tun: Tun | None = None
@@ -108,23 +108,23 @@ class Node:
     def __post_init__(self) -> None:
         key = self.claim.lease.key
         self.store_outage = Outage(_log, self.store.description)
-        self.settings = DeviceSettings(
+        self.device_settings = DeviceSettings(
             address=key.subnet.network_address,
             mtu=self.underlay.tun_mtu,
             network=self.network.network,
         )
         self.engine = make_engine(
-            self.config.engine,
+            self.settings.engine,
             self.underlay.socks,
             EngineSettings(
-                disabled=frozenset(Offload(name) for name in self.config.disable_offloads),
-                cpus=self.config.cpus,
-                spin_us=self.config.spin,
-                layout=Layout(self.config.layout),
+                disabled=frozenset(Offload(name) for name in self.settings.disable_offloads),
+                cpus=self.settings.cpus,
+                spin_us=self.settings.spin,
+                layout=Layout(self.settings.layout),
             ),
-            tunnel_address=self.settings.address,
+            tunnel_address=self.device_settings.address,
             fib=build_fib((), own_subnet=key.subnet, port=self.network.port, generation=0),
-            source_check=SourceCheck(self.config.source_check),
+            source_check=SourceCheck(self.settings.source_check),
             loop=asyncio.get_running_loop(),
         )
         self.routes = Routes(
@@ -136,20 +136,20 @@ class Node:
 
     async def open_device(self) -> None:
         """Make the TUN, configure it, and hand it to the engine."""
-        name = self.config.tun_name if self.tun is None else self.tun.name
+        name = self.settings.tun_name if self.tun is None else self.tun.name
         if self.tun is not None:
             self.tun.close()
         self.tun = Tun(name, self.engine.tun_mode)
-        self.tun_index = await device.configure(self.netlink, self.tun, self.settings)
+        self.tun_index = await device.configure(self.netlink, self.tun, self.device_settings)
         # First what is ours, then packets: nobody gets in under our name meanwhile.
         await self._learn_addresses()
         self.engine.attach(self.tun)
         _log.info(
             "device %s: address %s/32, MTU %d, route %s, engine %s",
             self.tun.name,
-            self.settings.address,
-            self.settings.mtu,
-            self.settings.network,
+            self.device_settings.address,
+            self.device_settings.mtu,
+            self.device_settings.network,
             self.engine.name,
         )
 
@@ -162,8 +162,8 @@ class Node:
         """See rules.ensure_fallback."""
         await ensure_fallback(
             self.netlink,
-            self.config,
-            network=self.settings.network,
+            self.settings,
+            network=self.device_settings.network,
             subnet=self.claim.lease.key.subnet,
         )
 
@@ -174,17 +174,17 @@ class Node:
             network=self.network.network,
             key=key,
             network6=self.network.network6,
-            mtu=self.settings.mtu,
-            ip_masq=self.config.ip_masq,
+            mtu=self.device_settings.mtu,
+            ip_masq=self.settings.ip_masq,
         )
         self.env_text = subnet_env.render(env)
         try:
-            write_atomically(self.config.subnet_file, self.env_text)
+            write_atomically(self.settings.subnet_file, self.env_text)
         except OSError as error:
             self.file_error = error.strerror or str(error)
             _log.warning(
                 "cannot write %s: %s; Docker and CNI will not learn this node's subnet",
-                self.config.subnet_file,
+                self.settings.subnet_file,
                 error.strerror,
             )
         else:
@@ -194,13 +194,13 @@ class Node:
         """Write it again if somebody removed or changed it, or once it can be written."""
         if not self.file_error:
             try:
-                text = self.config.subnet_file.read_text(encoding="utf-8", errors="replace")
+                text = self.settings.subnet_file.read_text(encoding="utf-8", errors="replace")
             except OSError:
                 text = ""
             if text == self.env_text:
                 return
-            _log.warning("%s was removed or changed: writing it again", self.config.subnet_file)
-        elif not os.access(self.config.subnet_file.parent, os.W_OK):
+            _log.warning("%s was removed or changed: writing it again", self.settings.subnet_file)
+        elif not os.access(self.settings.subnet_file.parent, os.W_OK):
             return
         self.write_subnet_env()
 
@@ -214,7 +214,7 @@ class Node:
             group.create_task(self.rules.keep(), name="keep firewall")
             group.create_task(self._keep_memory(), name="keep memory")
             group.create_task(self._keep_telling(), name="keep telling")
-            sdnotify.notify("READY=1", f"STATUS={self._summary()}")
+            notify.notify("READY=1", f"STATUS={self._summary()}")
 
     def close(self) -> None:
         """Stop the engine, then remove the device. The socket belongs to `run`."""
@@ -224,7 +224,7 @@ class Node:
         self.engine.stop()
         if self.tun is not None:
             self.tun.close()
-        sdnotify.notify("STOPPING=1")
+        notify.notify("STOPPING=1")
         counters = self.engine.counters()
         _log.info(
             "stopped; encap %d packets, %d dropped; decap %d packets, %d dropped",
@@ -250,7 +250,10 @@ class Node:
             "started_at": self.started_at,
             "interface": self.underlay.as_dict(),
             "port": self.network.port,
-            "tun": {"name": "" if self.tun is None else self.tun.name, "mtu": self.settings.mtu},
+            "tun": {
+                "name": "" if self.tun is None else self.tun.name,
+                "mtu": self.device_settings.mtu,
+            },
             "engine": self.engine.name,
             "engine_uses": self.engine.describe(),
             "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
@@ -443,12 +446,12 @@ class Node:
         """Any link or address, a route of our device's, or one for what is ours."""
         if change.destination is None:
             return True
-        ours = (self.settings.network, self.claim.lease.key.subnet)
+        ours = (self.device_settings.network, self.claim.lease.key.subnet)
         return change.index == self.tun_index or change.destination in ours
 
     async def _look_at_kernel(self) -> str:
         await self._follow_underlay()
-        done = await device.repair(self.netlink, self.tun_index, self.settings)
+        done = await device.repair(self.netlink, self.tun_index, self.device_settings)
         await self.ensure_fallback()
         await self._learn_addresses()
         return ", ".join(done)
@@ -457,7 +460,7 @@ class Node:
         own = frozenset(
             address.interface.ip
             for address in await self.netlink.addresses()
-            if address.interface.ip != self.settings.address
+            if address.interface.ip != self.device_settings.address
         )
         self.routes.set_own(self.underlay.interface.public_ip, own)
 
@@ -476,18 +479,18 @@ class Node:
         try:
             mtu = self.underlay.tun_mtu
         except ConfigError as error:
-            _log.error("%s; the overlay's stays at %d", error, self.settings.mtu)
+            _log.error("%s; the overlay's stays at %d", error, self.device_settings.mtu)
             self.underlay.error = str(error)
             return
-        if mtu != self.settings.mtu:
+        if mtu != self.device_settings.mtu:
             _log.warning(
                 "MTU of %s is %d now: overlay MTU %d, was %d; pods keep theirs until restarted",
                 now.link.name,
                 now.link.mtu,
                 mtu,
-                self.settings.mtu,
+                self.device_settings.mtu,
             )
-            self.settings = replace(self.settings, mtu=mtu)
+            self.device_settings = replace(self.device_settings, mtu=mtu)
             self.write_subnet_env()
             if self.tun_index:
                 await self.netlink.set_link(self.tun_index, mtu=mtu)
@@ -523,7 +526,7 @@ class Node:
 
     def _remember(self, leases: Sequence[Lease]) -> None:
         self.memory.save(
-            store=store_name(self.config),
+            store=store_name(self.settings),
             node_id=self.node_id,
             api=api_of(self.store),
             network_config=self.network_text,
@@ -538,7 +541,7 @@ class Node:
         while True:
             self._look_at_subnet_env()
             if (summary := self._summary()) != told:
-                sdnotify.notify(f"STATUS={summary}")
+                notify.notify(f"STATUS={summary}")
                 told = summary
             await asyncio.sleep(TELL_S)
 
@@ -552,8 +555,8 @@ class Node:
         return text
 
 
-def store_name(config: Config) -> str:
+def store_name(settings: Settings) -> str:
     """Which leases these are, whatever endpoint gives them: what is remembered goes by it."""
-    if config.store_path is not None:
-        return config.store
-    return f"etcd:{config.etcd_prefix}"
+    if settings.store_path is not None:
+        return settings.store
+    return f"etcd:{settings.etcd_prefix}"

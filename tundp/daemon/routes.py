@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from ipaddress import IPv4Address
 from typing import Any, Final
 
-from tundp.dataplane.base import Dataplane
+from tundp.engine.base import Dataplane
 from tundp.lease.fib import build_fib
 from tundp.lease.model import (
     BadEntry,

@@ -10,11 +10,11 @@ from ipaddress import IPv4Network
 from typing import Final
 
 from tundp.backoff import Backoff, Outage
-from tundp.config import Config
 from tundp.errors import PlatformError
 from tundp.linux import fallback
-from tundp.linux.firewall import Firewall, Previous, needs_raw_sockets, watch_ruleset
+from tundp.linux.firewall.choose import Firewall, Previous, needs_raw_sockets, watch_ruleset
 from tundp.linux.netlink import Netlink
+from tundp.settings.settings import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -82,13 +82,13 @@ class Rules:
 
 
 async def ensure_fallback(
-    netlink: Netlink, config: Config, *, network: IPv4Network, subnet: IPv4Network
+    netlink: Netlink, settings: Settings, *, network: IPv4Network, subnet: IPv4Network
 ) -> None:
     """Routes that catch what the device would carry, for as long as it is away."""
-    if config.fallback_route:
+    if settings.fallback_route:
         with _tolerated("the fallback route"):
             await fallback.ensure(netlink, fallback.UNREACHABLE, network)
-    if config.ip_blackhole_route:
+    if settings.ip_blackhole_route:
         with _tolerated("the blackhole route"):
             await fallback.ensure(netlink, fallback.BLACKHOLE, subnet)
 

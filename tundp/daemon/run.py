@@ -23,25 +23,25 @@ from typing import Any, Final
 import tundp
 from tundp.admin import serve_admin
 from tundp.backoff import Backoff, Outage
-from tundp.config import Config
-from tundp.daemon.health import Health
+from tundp.daemon.lease_cache import Memory, Remembered
 from tundp.daemon.lock import only_one
-from tundp.daemon.memory import Memory, Remembered
-from tundp.daemon.metrics import Metrics
 from tundp.daemon.node import STATUS_SCHEMA, Node, store_name
 from tundp.daemon.rules import Rules
 from tundp.daemon.underlay import Underlay, open_sockets, selection_of
-from tundp.daemon.web import serve_health, serve_metrics
 from tundp.errors import AccessDenied, ConfigError, StoreError, StoreUnavailable
 from tundp.lease import subnet_env
 from tundp.lease.identity import Identity
 from tundp.lease.model import LeaseAttributes, LeaseKey
 from tundp.lease.network import NetworkConfig, parse_network_config
 from tundp.linux import capability
-from tundp.linux.firewall import Firewall, FirewallSettings, Previous, make_firewall, mark_of
+from tundp.linux.firewall.choose import Firewall, FirewallSettings, Previous, make_firewall, mark_of
 from tundp.linux.iface import Interface, Selection, look
 from tundp.linux.netlink import Netlink
 from tundp.linux.tun import require_device
+from tundp.observe.health import Health
+from tundp.observe.metrics import Metrics
+from tundp.observe.web import serve_health, serve_metrics
+from tundp.settings.settings import Settings
 from tundp.store.auto import AutoStore
 from tundp.store.base import Store
 from tundp.store.claim import Claim
@@ -53,47 +53,47 @@ STALE_AFTER_S: Final = 3.0
 REMIND_S: Final = 60.0
 
 
-async def run(config: Config, store: Store) -> None:
+async def run(settings: Settings, store: Store) -> None:
     """Be a node of the overlay until cancelled. Raises TundpError when it cannot be one.
 
     The store is closed on the way out.
     """
-    _log.info("tundp %s starting: %s", tundp.__version__, config.describe())
+    _log.info("tundp %s starting: %s", tundp.__version__, settings.describe())
     capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
     require_device()
-    _warn_of_vain_flags(config)
+    _warn_of_vain_flags(settings)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
-        stack.enter_context(only_one(config.subnet_file))
+        stack.enter_context(only_one(settings.subnet_file))
         health = Health()
         metrics = Metrics(health.ready)
         desk = _Desk(health)
         await stack.enter_async_context(
-            serve_admin(config.admin_socket, desk.status, metrics.render)
+            serve_admin(settings.admin_socket, desk.status, metrics.render)
         )
         await stack.enter_async_context(
-            serve_health(config.healthz_ip, config.healthz_port, health)
+            serve_health(settings.healthz_ip, settings.healthz_port, health)
         )
-        await stack.enter_async_context(serve_metrics(config.metrics_addr, metrics))
+        await stack.enter_async_context(serve_metrics(settings.metrics_addr, metrics))
         watch = asyncio.ensure_future(health.watch())
         stack.callback(watch.cancel)
         netlink = await stack.enter_async_context(Netlink())
-        selection = selection_of(config)
-        # Once before the config, which may be long in coming: a wrong flag is told at once.
+        selection = selection_of(settings)
+        # Once before the settings, which may be long in coming: a wrong flag is told at once.
         await look(netlink, selection, None)
-        memory = Memory(config.state_dir, config.instance)
+        memory = Memory(settings.state_dir, settings.instance)
         identity = memory.identity()
         health.waits_for("the network config")
         remembered = None
-        if config.on_lease_lost == "regain":  # who would exit without a lease starts with none
-            remembered = _usable(memory.load(store_name(config), identity.node_id))
+        if settings.on_lease_lost == "regain":  # who would exit without a lease starts with none
+            remembered = _usable(memory.load(store_name(settings), identity.node_id))
         text, network, stale = await _find_network(store, remembered, health)
         interface = await _choose_interface(netlink, selection, network)
-        socks = open_sockets(interface.address, network.port, config.workers)
+        socks = open_sockets(interface.address, network.port, settings.workers)
         for sock in socks:
             stack.enter_context(sock)
-        env_text = _read(config.subnet_file)
-        claim = _make_claim(config, store, network, interface, identity, env_text)
+        env_text = _read(settings.subnet_file)
+        claim = _make_claim(settings, store, network, interface, identity, env_text)
         if stale is not None:
             if isinstance(store, AutoStore) and stale.api:
                 await store.choose(stale.api)
@@ -111,9 +111,9 @@ async def run(config: Config, store: Store) -> None:
             health.waits_for("a lease")
             lease = await claim.acquire()
             _log.info("lease %s, subnet %s (%s)", lease.key, lease.key.subnet, claim.origin)
-            _warn_of_a_new_subnet(config, env_text, lease.key)
+            _warn_of_a_new_subnet(settings, env_text, lease.key)
         node = Node(
-            config=config,
+            settings=settings,
             store=store,
             network=network,
             network_text=text,
@@ -128,9 +128,9 @@ async def run(config: Config, store: Store) -> None:
             claim=claim,
             netlink=netlink,
             rules=Rules(
-                _make_firewall(config, network, claim),
+                _make_firewall(settings, network, claim),
                 _previous_rules(env_text),
-                config.iptables_resync,
+                settings.iptables_resync,
             ),
             memory=memory,
             metrics=metrics,
@@ -182,7 +182,7 @@ def _usable(remembered: Remembered | None) -> Remembered | None:
 async def _find_network(
     store: Store, remembered: Remembered | None, health: Health
 ) -> tuple[str, NetworkConfig, Remembered | None]:
-    """The network config, as soon as there is a valid one: an operator may still be typing.
+    """The network settings, as soon as there is a valid one: an operator may still be typing.
 
     Its text, what it says, and `remembered` if it is from there: with a memory, a store
     that does not answer is waited for STALE_AFTER_S only.
@@ -238,7 +238,7 @@ async def _choose_interface(
 
 
 def _make_claim(
-    config: Config,
+    settings: Settings,
     store: Store,
     network: NetworkConfig,
     interface: Interface,
@@ -250,34 +250,34 @@ def _make_claim(
         config=network,
         attributes=LeaseAttributes(
             public_ip=interface.public_ip,
-            public_ipv6=config.public_ipv6 if network.pool6 is not None else None,
+            public_ipv6=settings.public_ipv6 if network.pool6 is not None else None,
         ),
         previous=subnet_env.previous_key(env_text),
-        lease_ttl_s=config.lease_ttl,
-        margin_s=config.subnet_lease_renew_margin * 60,
+        lease_ttl_s=settings.lease_ttl,
+        margin_s=settings.subnet_lease_renew_margin * 60,
         rng=random.SystemRandom(),
         identity=identity,
-        is_forced=config.force_takeover,
-        exits_when_lost=config.on_lease_lost == "exit",
+        is_forced=settings.force_takeover,
+        exits_when_lost=settings.on_lease_lost == "exit",
     )
 
 
-def _make_firewall(config: Config, network: NetworkConfig, claim: Claim) -> Firewall | None:
+def _make_firewall(settings: Settings, network: NetworkConfig, claim: Claim) -> Firewall | None:
     """The rules that are wanted, or None if none are."""
-    if not (config.ip_masq or config.iptables_forward_rules):
+    if not (settings.ip_masq or settings.iptables_forward_rules):
         return None
     key = claim.lease.key
-    settings = FirewallSettings(
+    wanted = FirewallSettings(
         network=network.network,
         subnet=key.subnet,
         network6=network.network6,
         subnet6=None if key.v6 is None else key.v6.network,
-        is_masquerading=config.ip_masq,
-        is_forwarding=config.iptables_forward_rules,
-        is_random_fully=not config.ip_masq_fully_random_disable,
-        mark=mark_of(config.instance),
+        is_masquerading=settings.ip_masq,
+        is_forwarding=settings.iptables_forward_rules,
+        is_random_fully=not settings.ip_masq_fully_random_disable,
+        mark=mark_of(settings.instance),
     )
-    return make_firewall(settings, is_nftables=network.enable_nftables)
+    return make_firewall(wanted, is_nftables=network.enable_nftables)
 
 
 def _previous_rules(env_text: str) -> Previous | None:
@@ -288,7 +288,7 @@ def _previous_rules(env_text: str) -> Previous | None:
     return Previous(network=network, subnet=key.subnet)
 
 
-def _warn_of_a_new_subnet(config: Config, env_text: str, key: LeaseKey) -> None:
+def _warn_of_a_new_subnet(settings: Settings, env_text: str, key: LeaseKey) -> None:
     """Pods and bridges made before keep the addresses of the subnet before."""
     before = subnet_env.previous_key(env_text)
     if before is not None and before.subnet != key.subnet:
@@ -297,7 +297,7 @@ def _warn_of_a_new_subnet(config: Config, env_text: str, key: LeaseKey) -> None:
             " before have addresses of the old one; restart them",
             key.subnet,
             before.subnet,
-            config.subnet_file,
+            settings.subnet_file,
         )
 
 
@@ -308,15 +308,15 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _warn_of_vain_flags(config: Config) -> None:
+def _warn_of_vain_flags(settings: Settings) -> None:
     for name in ("vmodule", "log_backtrace_at"):
-        if getattr(config, name):
+        if getattr(settings, name):
             _log.warning("--%s has no effect here: there is no klog", name)
-    if config.ignored:
+    if settings.ignored:
         _log.warning(
             "arguments from the first that is no flag on are ignored, as flannel does: %s%s",
-            " ".join(config.ignored),
+            " ".join(settings.ignored),
             "; a boolean takes its value with =, as in -ip-masq=false"
-            if config.ignored[0].lower() in ("true", "false", "0", "1")
+            if settings.ignored[0].lower() in ("true", "false", "0", "1")
             else "",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tundp.config import Config
+from tundp.settings.settings import Settings
 from tundp.store.access import EtcdAccess
 from tundp.store.auto import V2, V3, AutoStore
 from tundp.store.base import Store
@@ -12,20 +12,20 @@ from tundp.store.etcd3 import Etcd3Store
 from tundp.store.file import FileStore
 
 
-def open_store(config: Config) -> Store:
+def open_store(settings: Settings) -> Store:
     """The store; nothing is read yet. ConfigError for settings that cannot be."""
-    if config.store_path is not None:
-        return FileStore(config.store_path)
+    if settings.store_path is not None:
+        return FileStore(settings.store_path)
     access = EtcdAccess(
-        endpoints=config.etcd_endpoints,
-        prefix=config.etcd_prefix,
-        username=config.etcd_username,
-        password=config.etcd_password,
-        cafile=config.etcd_cafile,
-        certfile=config.etcd_certfile,
-        keyfile=config.etcd_keyfile,
+        endpoints=settings.etcd_endpoints,
+        prefix=settings.etcd_prefix,
+        username=settings.etcd_username,
+        password=settings.etcd_password,
+        cafile=settings.etcd_cafile,
+        certfile=settings.etcd_certfile,
+        keyfile=settings.etcd_keyfile,
     )
-    match config.etcd_api:
+    match settings.etcd_api:
         case "v2":
             return Etcd2Store(access)
         case "v3":

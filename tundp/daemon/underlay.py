@@ -9,11 +9,11 @@ import socket
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final
 
-from tundp.config import Config
 from tundp.errors import ConfigError, PlatformError
 from tundp.linux.iface import Interface, Selection, relook
 from tundp.linux.netlink import Netlink
 from tundp.linux.udp import open_udp, rebind
+from tundp.settings.settings import Settings
 from tundp.wire import overhead
 
 _log = logging.getLogger(__name__)
@@ -24,14 +24,14 @@ take one away before they give the next."""
 LOOK_S: Final = 0.2
 
 
-def selection_of(config: Config) -> Selection:
+def selection_of(settings: Settings) -> Selection:
     """What the flags ask for."""
     return Selection(
-        iface=config.iface,
-        iface_regex=config.iface_regex,
-        iface_can_reach=config.iface_can_reach,
-        public_ip=config.public_ip,
-        public_ipv6=config.public_ipv6,
+        iface=settings.iface,
+        iface_regex=settings.iface_regex,
+        iface_can_reach=settings.iface_can_reach,
+        public_ip=settings.public_ip,
+        public_ipv6=settings.public_ipv6,
     )
 
 

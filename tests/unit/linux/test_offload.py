@@ -2,12 +2,13 @@
 
 import pytest
 
-from tundp.dataplane import choose, native
-from tundp.dataplane.native import Layout
+from tundp.engine import choose
+from tundp.engine.native import engine as native
+from tundp.engine.native.engine import Layout
 from tundp.errors import Unsupported
 from tundp.linux import offload
 from tundp.linux.offload import ALL, KernelOffloads, Offload, find_offloads, udp_segment_defect
-from tundp.options import LAYOUTS, OFFLOADS
+from tundp.settings.options import LAYOUTS, OFFLOADS
 
 
 def test_config_and_kernel_side_know_the_same_names():

@@ -1,4 +1,4 @@
-"""Any list of arguments and any environment: a Config or a ConfigError, nothing else."""
+"""Any list of arguments and any environment: a Settings or a ConfigError, nothing else."""
 
 import contextlib
 import dataclasses
@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tundp.cli import print_settings
-from tundp.config import Config, load_config
 from tundp.errors import ConfigError
-from tundp.options import ETCD_APIS, LAYOUTS, OFFLOADS, OPTIONS, parse_int
+from tundp.settings.options import ETCD_APIS, LAYOUTS, OFFLOADS, OPTIONS, parse_int
+from tundp.settings.settings import Settings, load_settings
 
 SETTINGS = settings(max_examples=200, deadline=None)
 NAMES = st.sampled_from([option.name for option in OPTIONS])
@@ -40,11 +40,11 @@ GOOD = st.builds("--{}={}".format, NAMES, TEXTS)
 @example(["--public-ip=\x00", "--tun-name=\x00"], {})
 def test_load_config_raises_nothing_but_config_errors(arguments, environment):
     try:
-        config = load_config(arguments, environment)
+        config = load_settings(arguments, environment)
     except ConfigError as error:
         assert str(error)
         return
-    assert isinstance(config, Config)
+    assert isinstance(config, Settings)
     assert 1 <= config.subnet_lease_renew_margin <= 1439
     assert config.lease_ttl >= 1
     assert config.etcd_endpoints
@@ -56,9 +56,9 @@ def test_load_config_raises_nothing_but_config_errors(arguments, environment):
 def test_a_long_password_never_shows(secret):
     secret = f"s3cr3t{secret}"
     arguments = ["--etcd-username=u", "--etcd-password", secret]
-    assert secret not in load_config(arguments, {}).describe()
+    assert secret not in load_settings(arguments, {}).describe()
     try:
-        load_config([*arguments, "--v=x"], {})
+        load_settings([*arguments, "--v=x"], {})
     except ConfigError as error:
         assert secret not in str(error)
     else:
@@ -145,25 +145,25 @@ def command_lines(draw: st.DrawFn) -> list[str]:
     return arguments
 
 
-def shown(config: Config, *, with_origin: bool) -> str:
+def shown(config: Settings, *, with_origin: bool) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         print_settings(config, with_origin=with_origin)
     return output.getvalue()
 
 
-def read_back(text: str) -> Config:
+def read_back(text: str) -> Settings:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "t.toml")
         path.write_text(text, encoding="utf-8")
-        return load_config([f"--config={path}"], {})
+        return load_settings([f"--config={path}"], {})
 
 
 @settings(SETTINGS, max_examples=120)
 @given(command_lines(), st.booleans())
 @example(["--metrics-addr=:1", "--cpus=0", "--state-dir="], False)
 def test_what_is_shown_can_be_read_back(arguments, with_origin):
-    config = load_config(arguments, {})
+    config = load_settings(arguments, {})
     again = read_back(shown(config, with_origin=with_origin))
     # The password is not shown, and this one was read from a file.
     password = "***" if config.etcd_password else ""
@@ -171,12 +171,12 @@ def test_what_is_shown_can_be_read_back(arguments, with_origin):
 
 
 def test_an_ipv6_address_to_listen_on_shown_can_be_read_back():
-    config = load_config(["--metrics-addr=[::1]:9285"], {})
+    config = load_settings(["--metrics-addr=[::1]:9285"], {})
     assert read_back(shown(config, with_origin=False)).metrics_addr == ("::1", 9285)
 
 
 def test_text_beyond_16_bits_shown_can_be_read_back():
-    config = load_config(["--etcd-prefix=/\U0001f600"], {})
+    config = load_settings(["--etcd-prefix=/\U0001f600"], {})
     assert read_back(shown(config, with_origin=False)).etcd_prefix == "/\U0001f600"
 
 
@@ -184,7 +184,7 @@ def test_text_beyond_16_bits_shown_can_be_read_back():
 @given(st.text(max_size=60))
 def test_any_file_is_settings_or_a_config_error(text):
     with contextlib.suppress(ConfigError):
-        assert isinstance(read_back(text), Config)
+        assert isinstance(read_back(text), Settings)
 
 
 @settings(SETTINGS, max_examples=120)

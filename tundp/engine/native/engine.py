@@ -4,7 +4,7 @@
 written. Python makes the FIBs, publishes each by one pointer, and frees it when the
 worker has been seen with a newer one. Counters are copied out between two packets.
 
-The C code is the twin of wire/, lease/fib.py and dataplane/reference.py: tests/twin
+The C code is the twin of wire/, lease/fib.py and engine/reference.py: tests/twin
 holds them equal, and `self_test` compares them on the machine at hand.
 """
 
@@ -29,7 +29,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tundp.dataplane.base import Counters, DirectionCounters
+from tundp.engine.base import Counters, DirectionCounters
 from tundp.errors import PlatformError, Unsupported
 from tundp.lease.fib import Fib
 from tundp.linux.offload import (

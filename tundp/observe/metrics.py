@@ -21,7 +21,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
 import tundp
-from tundp.daemon.health import Check
+from tundp.observe.health import Check
 from tundp.store.claim import LeaseState
 from tundp.wire.drop import DropReason
 

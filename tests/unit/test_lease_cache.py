@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tundp.daemon import memory as memory_module
-from tundp.daemon.memory import Memory, Remembered
+from tundp.daemon import lease_cache as memory_module
+from tundp.daemon.lease_cache import Memory, Remembered
 from tundp.lease.codec import parse_key
 from tundp.lease.model import Lease, LeaseAttributes
 

@@ -73,7 +73,7 @@ class Option:
 
     @property
     def field(self) -> str:
-        """The attribute of Config."""
+        """The attribute of Settings."""
         return self.name.replace("-", "_")
 
 

@@ -18,9 +18,9 @@ from ipaddress import IPv4Network
 from typing import Final, Protocol
 
 from tundp.errors import PlatformError
-from tundp.linux import iptables, nftables
 from tundp.linux.command import find, try_all
-from tundp.linux.firewall_settings import FirewallSettings, NetworkPair, Previous, mark_of
+from tundp.linux.firewall import iptables, nftables
+from tundp.linux.firewall.settings import FirewallSettings, NetworkPair, Previous, mark_of
 
 __all__ = [
     "Firewall",

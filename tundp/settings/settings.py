@@ -1,4 +1,4 @@
-"""Flags, environment and file to one frozen Config. Every default and every check lives here.
+"""Flags, environment and file to one frozen Settings. Every default and every check lives here.
 
     flag  over  FLANNELD_* or TUNDP_* variable  over  --config file  over  default
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tundp.errors import ConfigError
-from tundp.options import (
+from tundp.settings.options import (
     ADMIN_SOCKET,
     FILE_STORE,
     OPTIONS,
@@ -33,7 +33,7 @@ from tundp.options import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Settings:
     """One daemon's settings, checked. Field names are the flags' with underscores."""
 
     etcd_endpoints: tuple[str, ...]
@@ -137,9 +137,9 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     )
 
 
-def load_config(
+def load_settings(
     arguments: Sequence[str], environment: Mapping[str, str], *, ignores_stray: bool = False
-) -> Config:
+) -> Settings:
     """The settings in force; ConfigError names the flag, variable or file line.
 
     ignores_stray: the first argument that is no flag ends the flags, as in flannel, and
@@ -170,14 +170,14 @@ def load_config(
             values[option.field] = option.default
             origins[option.name] = DEFAULT
     subnet_file: Path = values["subnet_file"]
-    config = Config(
+    settings = Settings(
         **values | {"admin_socket": values["admin_socket"] or admin_socket_of(subnet_file)},
         origins=origins,
         ignored=ignored,
     )
-    if not (config.help or config.version):
-        _check(config)
-    return config
+    if not (settings.help or settings.version):
+        _check(settings)
+    return settings
 
 
 def admin_socket_of(subnet_file: Path) -> Path:
@@ -232,17 +232,17 @@ def _from_toml(option: Option, raw: Any, origin: str) -> Any:
     return _convert(option, ",".join(texts), origin)
 
 
-def _check(config: Config) -> None:
-    if bool(config.etcd_certfile) != bool(config.etcd_keyfile):
-        missing = "--etcd-keyfile" if config.etcd_certfile else "--etcd-certfile"
+def _check(settings: Settings) -> None:
+    if bool(settings.etcd_certfile) != bool(settings.etcd_keyfile):
+        missing = "--etcd-keyfile" if settings.etcd_certfile else "--etcd-certfile"
         raise ConfigError(f"{missing} is missing: a client certificate needs both files")
-    if bool(config.etcd_username) != bool(config.etcd_password):
-        missing = "--etcd-password" if config.etcd_username else "--etcd-username"
+    if bool(settings.etcd_username) != bool(settings.etcd_password):
+        missing = "--etcd-password" if settings.etcd_username else "--etcd-username"
         raise ConfigError(f"{missing} is missing: etcd's auth needs both")
-    if not config.etcd_endpoints:
+    if not settings.etcd_endpoints:
         raise ConfigError("--etcd-endpoints is empty: give at least one URL")
     for name in ("kube-subnet-mgr", "kube-api-url", "kubeconfig-file"):
-        if getattr(config, name.replace("-", "_")):
+        if getattr(settings, name.replace("-", "_")):
             raise ConfigError(
                 f"--{name}: leases from Kubernetes are not yet in tundp; use etcd"
                 " (--etcd-endpoints), or --store=file:PATH"

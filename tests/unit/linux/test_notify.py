@@ -6,7 +6,7 @@ import tempfile
 
 import pytest
 
-from tundp.linux import sdnotify
+from tundp.linux import notify
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_path(monkeypatch, listen, short_dir, fields, expected):
     path = os.path.join(short_dir, "notify")
     sock = listen(path)
     monkeypatch.setenv("NOTIFY_SOCKET", path)
-    sdnotify.notify(*fields)
+    notify.notify(*fields)
     assert sock.recv(4096) == expected
 
 
@@ -48,7 +48,7 @@ def test_an_abstract_address(monkeypatch, listen):
     name = f"tundp-test-{os.getpid()}"
     sock = listen(f"\0{name}")
     monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
-    sdnotify.notify("STOPPING=1")
+    notify.notify("STOPPING=1")
     assert sock.recv(4096) == b"STOPPING=1"
 
 
@@ -62,13 +62,13 @@ def test_silent_without_systemd(monkeypatch, value):
     else:
         monkeypatch.setenv("NOTIFY_SOCKET", value)
     monkeypatch.setattr(socket, "socket", refuse)
-    assert sdnotify.notify("READY=1") is None
+    assert notify.notify("READY=1") is None
 
 
 def test_a_deaf_socket_is_a_warning(monkeypatch, short_dir, caplog):
     path = os.path.join(short_dir, "nobody")
     monkeypatch.setenv("NOTIFY_SOCKET", path)
-    sdnotify.notify("READY=1")
+    notify.notify("READY=1")
     (line,) = caplog.messages
     assert path in line
     assert "No such file" in line
@@ -79,7 +79,7 @@ def test_a_full_socket_does_not_block(monkeypatch, listen, short_dir, caplog):
     listen(path)
     monkeypatch.setenv("NOTIFY_SOCKET", path)
     for _ in range(10_000):
-        sdnotify.notify("STATUS=" + "x" * 1000)
+        notify.notify("STATUS=" + "x" * 1000)
         if caplog.messages:
             break
     assert "temporarily unavailable" in caplog.messages[0]

@@ -21,7 +21,7 @@ from typing import Final
 
 from tundp.errors import PlatformError
 from tundp.linux.command import find, run, try_all
-from tundp.linux.firewall_settings import FirewallSettings, NetworkPair, Overlay
+from tundp.linux.firewall.settings import FirewallSettings, NetworkPair, Overlay
 
 PACKAGE: Final = "iptables"
 KUBE_PROXY_MARK: Final = "0x4000/0x4000"

@@ -17,9 +17,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp import web
 
-from tundp.daemon.health import Check, Health
-from tundp.daemon.metrics import CONTENT_TYPE, Metrics
 from tundp.errors import PlatformError
+from tundp.observe.health import Check, Health
+from tundp.observe.metrics import CONTENT_TYPE, Metrics
 
 _log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tundp.linux.command import Finished, find, run
-from tundp.linux.firewall_settings import FirewallSettings, Overlay
+from tundp.linux.firewall.settings import FirewallSettings, Overlay
 
 PACKAGE: Final = "nftables"
 PROGRAM: Final = "nft"

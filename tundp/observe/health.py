@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tundp.linux import sdnotify
+from tundp.linux import notify
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Health:
     def waits_for(self, what: str) -> None:
         """Not ready yet, and why; systemd shows it, too."""
         self.waits = what
-        sdnotify.notify(f"STATUS=waiting for {what}")
+        notify.notify(f"STATUS=waiting for {what}")
 
     def waiting_failed(self, why: str) -> None:
         """What is waited for did not come this time."""
@@ -103,7 +103,7 @@ class Health:
     async def watch(self) -> None:
         """Look for ever, and feed systemd's watchdog while the process is alive."""
         loop = asyncio.get_running_loop()
-        watchdog_s = sdnotify.watchdog_s()
+        watchdog_s = notify.watchdog_s()
         pause_s = PULSE_S if watchdog_s is None else min(PULSE_S, watchdog_s / 4)
         fed_at = -1e9
         turns: tuple[int, ...] = ()
@@ -121,7 +121,7 @@ class Health:
             if self._stuck and not was_stuck:
                 _log.error("packet thread %s is stuck", self._stuck)
             if watchdog_s is not None and now - fed_at > watchdog_s / 3 and self.is_alive:
-                sdnotify.notify("WATCHDOG=1")
+                notify.notify("WATCHDOG=1")
                 fed_at = now
             await asyncio.sleep(pause_s)
             self._lag_s = loop.time() - now - pause_s

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
 
-from tundp.dataplane.base import Counters, DirectionCounters
+from tundp.engine.base import Counters, DirectionCounters
 from tundp.lease.fib import Fib, NextHop
 from tundp.linux import uapi, udp
 from tundp.linux.tun import Tun, TunMode

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from tundp.config import Config, load_config, unknown_variables
 from tundp.errors import ConfigError
-from tundp.options import OPTIONS, parse_bool, parse_int
+from tundp.settings.options import OPTIONS, parse_bool, parse_int
+from tundp.settings.settings import Settings, load_settings, unknown_variables
 
 
 def refusal(*arguments: str, **environment: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        load_config(arguments, environment)
+        load_settings(arguments, environment)
     return str(caught.value)
 
 
 def test_defaults():
-    assert load_config([], {}) == Config(
+    assert load_settings([], {}) == Settings(
         etcd_endpoints=("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
         etcd_prefix="/coreos.com/network",
         etcd_username="",
@@ -75,7 +75,7 @@ def test_defaults():
 
 
 def test_every_option_is_a_field_and_every_field_an_option():
-    fields = {field.name for field in dataclasses.fields(Config)} - {"origins", "ignored"}
+    fields = {field.name for field in dataclasses.fields(Settings)} - {"origins", "ignored"}
     assert {option.field for option in OPTIONS} == fields
     assert len(OPTIONS) == len(fields)
 
@@ -123,7 +123,7 @@ def test_every_option_is_a_field_and_every_field_an_option():
     ],
 )
 def test_flags(arguments, field, value, breaks):
-    assert getattr(load_config(arguments, {}), field) == value, breaks
+    assert getattr(load_settings(arguments, {}), field) == value, breaks
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_false(text):
     ],
 )
 def test_environment(variable, text, field, value):
-    assert getattr(load_config([], {variable: text}), field) == value
+    assert getattr(load_settings([], {variable: text}), field) == value
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_environment(variable, text, field, value):
     ],
 )
 def test_precedence(arguments, environment, field, value, breaks):
-    assert getattr(load_config(arguments, environment), field) == value, breaks
+    assert getattr(load_settings(arguments, environment), field) == value, breaks
 
 
 @pytest.mark.parametrize(
@@ -336,14 +336,14 @@ def test_a_password_is_in_no_message(arguments):
     ],
 )
 def test_a_password_is_not_described(arguments, environment):
-    text = load_config(arguments, environment).describe()
+    text = load_settings(arguments, environment).describe()
     assert SECRET not in text
     assert "***" in text
 
 
 def test_a_password_in_a_url_is_not_described_either():
     try:
-        config = load_config([f"--etcd-endpoints=http://root:{SECRET}@192.0.2.9:2379"], {})
+        config = load_settings([f"--etcd-endpoints=http://root:{SECRET}@192.0.2.9:2379"], {})
     except ConfigError as error:
         assert SECRET not in str(error)
     else:
@@ -351,8 +351,8 @@ def test_a_password_in_a_url_is_not_described_either():
 
 
 def test_describe_shows_what_differs():
-    assert load_config([], {}).describe() == "all defaults"
-    config = load_config(["--iface=a", "--iface=b", "-v=1", "--public-ip=192.0.2.1"], {})
+    assert load_settings([], {}).describe() == "all defaults"
+    config = load_settings(["--iface=a", "--iface=b", "-v=1", "--public-ip=192.0.2.1"], {})
     assert config.describe() == "iface=a,b public-ip=192.0.2.1 v=1"
 
 
@@ -361,12 +361,12 @@ def test_describe_shows_what_differs():
     [("etcd", None), ("file:/a/b.json", Path("/a/b.json")), ("file:rel", Path("rel"))],
 )
 def test_store_path(store, path):
-    assert load_config([f"--store={store}"], {}).store_path == path
+    assert load_settings([f"--store={store}"], {}).store_path == path
 
 
 def test_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        load_config([], {}).v = 3
+        load_settings([], {}).v = 3
 
 
 # Every flag of flannel's
@@ -430,8 +430,8 @@ def test_flannels_flags_in_every_form(name, form):
         arguments = [f"{arguments[0]}={text}"]
     more = PAIRS.get(name, [])
     field = name.replace("-", "_")
-    assert getattr(load_config([], {}), field) == default
-    config = load_config([*arguments, *more], {})
+    assert getattr(load_settings([], {}), field) == default
+    config = load_settings([*arguments, *more], {})
     assert getattr(config, field) == value
     assert config.origins[name] == f"--{name}"
 
@@ -439,7 +439,7 @@ def test_flannels_flags_in_every_form(name, form):
 @pytest.mark.parametrize("name", sorted(FLANNELS_FLAGS.keys() - {"version"}))
 def test_flannels_flags_as_variables(name):
     text, value, default = FLANNELS_FLAGS[name]
-    config = load_config(PAIRS.get(name, []), {VARIABLE_OF[name]: text})
+    config = load_settings(PAIRS.get(name, []), {VARIABLE_OF[name]: text})
     if not text:
         value = default
     assert getattr(config, name.replace("-", "_")) == value
@@ -464,12 +464,12 @@ def test_nothing_else_passes_for_flannels():
 @pytest.mark.parametrize("text", ["1", "t", "T", "true", "TRUE", "True"])
 @pytest.mark.parametrize("name", ["ip-masq", "ip-blackhole-route"])
 def test_true_on_the_command_line(name, text):
-    assert getattr(load_config([f"-{name}={text}"], {}), name.replace("-", "_")) is True
+    assert getattr(load_settings([f"-{name}={text}"], {}), name.replace("-", "_")) is True
 
 
 @pytest.mark.parametrize("text", ["0", "f", "F", "false", "FALSE", "False"])
 def test_false_on_the_command_line(text):
-    assert load_config([f"--iptables-forward-rules={text}"], {}).iptables_forward_rules is False
+    assert load_settings([f"--iptables-forward-rules={text}"], {}).iptables_forward_rules is False
 
 
 @pytest.mark.parametrize(
@@ -500,7 +500,7 @@ def test_flags_without_effect_are_taken():
         "--log_backtrace_at=a.go:7",
         "--kube-subnet-mgr=false",
     ]
-    config = load_config(arguments, {})
+    config = load_settings(arguments, {})
     assert config.kube_annotation_prefix == "a.b/c"
     assert config.set_node_network_unavailable is False
 
@@ -560,7 +560,7 @@ def test_refused_values(arguments, texts, breaks):
     ],
 )
 def test_metrics_address(text, value):
-    assert load_config([f"--metrics-addr={text}"], {}).metrics_addr == value
+    assert load_settings([f"--metrics-addr={text}"], {}).metrics_addr == value
 
 
 @pytest.mark.parametrize("text", ["::1:9285", ": 80", ":8_0", ":+80", "]127.0.0.1[:80"])
@@ -570,7 +570,7 @@ def test_what_is_no_metrics_address(text):
 
 def test_cpus_are_those_there_are():
     cpu = min(os.sched_getaffinity(0))
-    config = load_config([f"--cpus={cpu}"], {})
+    config = load_settings([f"--cpus={cpu}"], {})
     assert config.cpus == (cpu,)
     assert config.describe() == f"cpus={cpu}"
 
@@ -599,9 +599,9 @@ def test_unknown_variables_are_named():
 def file(tmp_path):
     path = tmp_path / "tundp.toml"
 
-    def write(text: str, *arguments: str, **environment: str) -> Config:
+    def write(text: str, *arguments: str, **environment: str) -> Settings:
         path.write_text(text, encoding="utf-8")
-        return load_config([f"--config={path}", *arguments], environment)
+        return load_settings([f"--config={path}", *arguments], environment)
 
     write.path = path
     return write
@@ -631,12 +631,12 @@ def test_empty_variables_do_not_hide_the_file(file):
 def test_the_file_may_be_named_by_a_variable(tmp_path):
     path = tmp_path / "a.toml"
     path.write_text("v = 3")
-    assert load_config([], {"TUNDP_CONFIG": str(path)}).v == 3
-    assert load_config([], {"FLANNELD_CONFIG": str(path)}).v == 0
+    assert load_settings([], {"TUNDP_CONFIG": str(path)}).v == 3
+    assert load_settings([], {"FLANNELD_CONFIG": str(path)}).v == 0
     other = tmp_path / "b.toml"
     other.write_text("v = 4")
-    assert load_config([f"--config={other}"], {"TUNDP_CONFIG": str(path)}).v == 4
-    assert load_config(["--config="], {}).config is None
+    assert load_settings([f"--config={other}"], {"TUNDP_CONFIG": str(path)}).v == 4
+    assert load_settings(["--config="], {}).config is None
 
 
 @pytest.mark.parametrize(
@@ -788,7 +788,7 @@ def test_a_password_in_a_file_is_not_described(file):
     ],
 )
 def test_stray_arguments_end_the_flags_as_in_flannel(arguments, iface, ignored):
-    config = load_config(arguments, {}, ignores_stray=True)
+    config = load_settings(arguments, {}, ignores_stray=True)
     assert (config.iface, config.ignored) == (iface, ignored)
 
 
@@ -798,42 +798,42 @@ def test_stray_arguments_end_the_flags_as_in_flannel(arguments, iface, ignored):
 )
 def test_wrong_flags_are_wrong_even_then(arguments, why):
     with pytest.raises(ConfigError, match=why):
-        load_config(arguments, {}, ignores_stray=True)
+        load_settings(arguments, {}, ignores_stray=True)
 
 
 # Several daemons of one host
 
 
 def test_one_daemon_has_flannels_names():
-    config = load_config([], {})
+    config = load_settings([], {})
     assert config.instance == ""
     assert config.admin_socket == Path("/run/tundp/admin.sock")
-    assert load_config(["--subnet-file=/run/flannel/subnet.env"], {}).instance == ""
+    assert load_settings(["--subnet-file=/run/flannel/subnet.env"], {}).instance == ""
 
 
 def test_another_subnet_file_is_another_instance():
-    one = load_config(["--subnet-file=/run/flannel/b.env"], {})
-    other = load_config(["--subnet-file=/run/flannel/c.env"], {})
+    one = load_settings(["--subnet-file=/run/flannel/b.env"], {})
+    other = load_settings(["--subnet-file=/run/flannel/c.env"], {})
     assert one.instance == "run-flannel-b.env"
     assert one.admin_socket == Path("/run/tundp/run-flannel-b.env.sock")
     assert other.admin_socket != one.admin_socket
-    said = load_config(["--subnet-file=/run/flannel/b.env", "--admin-socket=/s"], {})
+    said = load_settings(["--subnet-file=/run/flannel/b.env", "--admin-socket=/s"], {})
     assert said.admin_socket == Path("/s")
 
 
 def test_the_subnet_file_of_a_file_or_variable_counts_too(file):
     assert file('subnet-file = "/run/b.env"').instance == "run-b.env"
-    assert load_config([], {"FLANNELD_SUBNET_FILE": "/run/b.env"}).instance == "run-b.env"
+    assert load_settings([], {"FLANNELD_SUBNET_FILE": "/run/b.env"}).instance == "run-b.env"
 
 
 def test_a_long_subnet_file_still_makes_a_socket():
     path = f"/run/{'a' * 60}/{'b' * 60}/subnet.env"
-    socket = load_config([f"--subnet-file={path}"], {}).admin_socket
+    socket = load_settings([f"--subnet-file={path}"], {}).admin_socket
     assert len(os.fsencode(socket)) <= 107
     assert socket.name.endswith("subnet.env.sock")
 
 
 def test_what_flannel_takes_is_taken():
-    assert load_config(["--healthz-ip=localhost"], {}).healthz_ip == "127.0.0.1"
-    assert load_config(["--healthz-ip="], {}).healthz_ip == "0.0.0.0"
-    assert load_config(["--iptables-resync=100000"], {}).iptables_resync == 86400
+    assert load_settings(["--healthz-ip=localhost"], {}).healthz_ip == "127.0.0.1"
+    assert load_settings(["--healthz-ip="], {}).healthz_ip == "0.0.0.0"
+    assert load_settings(["--iptables-resync=100000"], {}).iptables_resync == 86400

@@ -1,7 +1,7 @@
 """What a node remembers on disk: its id, and the last leases it knew.
 
     <state-dir>/node-id           {"NodeID": "7c1f...", "Machine": "..."}
-    <state-dir>/last-known.json   network config, own subnet, all leases; another
+    <state-dir>/last-known.json   network settings, own subnet, all leases; another
                                   instance of the same host has its own, named after it
 
 With the leases a node that starts while etcd is away serves what it knew; flannel waits

@@ -9,10 +9,10 @@ import socket
 from collections.abc import Sequence
 from typing import Any, Final
 
-from tundp.dataplane import native
-from tundp.dataplane.base import Dataplane
-from tundp.dataplane.native import EngineSettings
-from tundp.dataplane.reference import ReferenceEngine
+from tundp.engine.base import Dataplane
+from tundp.engine.native import engine as native
+from tundp.engine.native.engine import EngineSettings
+from tundp.engine.reference import ReferenceEngine
 from tundp.errors import ConfigError, Unsupported
 from tundp.linux import probe
 from tundp.linux.offload import KernelOffloads, Offload, find_offloads

@@ -1,0 +1,1 @@
+"""What carries packets between subnets. Start reading at base.py."""

@@ -1,0 +1,1 @@
+"""The C engines: the only folder that touches tundp._native."""

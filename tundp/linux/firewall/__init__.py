@@ -1,0 +1,1 @@
+"""Flannel's firewall rules, in iptables or nftables. Start reading at choose.py."""

@@ -1,0 +1,1 @@
+"""Seeing the daemon: health checks, metrics, status."""
