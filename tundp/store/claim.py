@@ -25,7 +25,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from tundp.backoff import Backoff, Outage
-from tundp.errors import Conflict, DoubleNode, LeaseError, LeaseLost, StoreError
+from tundp.errors import Conflict, DuplicateNode, LeaseError, LeaseLost, StoreError
 from tundp.lease.allocate import Keep, Take, overlap, plan_claim
 from tundp.lease.identity import (
     Identity,
@@ -352,7 +352,7 @@ class Claim:
         """Ask the holders of other leases with our PublicIP; those of the dead go.
 
         We are about to tell everybody that this address is ours: two nodes that do leave
-        one of them without packets. DoubleNode if one is alive.
+        one of them without packets. DuplicateNode if one is alive.
         """
         kept = plan.lease.key if isinstance(plan, Keep) else None
         for lease in snapshot.leases:
@@ -370,7 +370,7 @@ class Claim:
             await self._store.delete(lease.key, revision=asked.revision)
 
     async def _unless_alive(self, lease: Lease) -> Lease:
-        """`lease` as it may be written over. DoubleNode if a live twin of ours holds it.
+        """`lease` as it may be written over. DuplicateNode if a live twin of ours holds it.
 
         A lease with our PublicIP and our node id, or with none, is ours. Any other is
         challenged first.
@@ -414,7 +414,7 @@ class Claim:
                     await asyncio.sleep(CHALLENGE_S + 1)
                 raise Conflict(f"somebody else asks after lease {lease.key}, too")
             if now.revision != asked.revision:
-                raise DoubleNode(self._double(now, holder, has_our_id=has_our_id))
+                raise DuplicateNode(self._double(now, holder, has_our_id=has_our_id))
         if not has_our_id:
             _log.warning("lease %s: node %s does not answer", lease.key, holder)
         return asked
