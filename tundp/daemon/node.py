@@ -1,7 +1,7 @@
 """A node that has its lease, and what keeps it going while the daemon runs.
 
 follow leases   the store's updates -> table -> peers -> FIB
-keep lease      renewals, and getting it back (store/claim.py)
+keep lease      renewals, and getting it back (lease/claim.py)
 keep device     the TUN made again when it was deleted
 watch kernel    what somebody took from the device put back; the underlay's address,
 MTU and state followed
@@ -33,6 +33,7 @@ from tundp.engine.native.engine import EngineSettings, Layout
 from tundp.errors import ConfigError, PlatformError, StoreError
 from tundp.files import write_atomically
 from tundp.lease import subnet_env
+from tundp.lease.claim import LeaseState
 from tundp.lease.fib import build_fib
 from tundp.lease.model import (
     Events,
@@ -52,8 +53,8 @@ from tundp.observe.health import Check
 from tundp.observe.metrics import Metrics
 from tundp.settings.settings import Settings
 from tundp.store.base import Store
-from tundp.store.claim import Claim, LeaseState
 from tundp.store.follow import follow
+from tundp.subnet.claim_driver import Claim
 from tundp.wire.encap import SourceCheck
 
 _log = logging.getLogger(__name__)
@@ -387,7 +388,7 @@ class Node:
         if isinstance(update, Snapshot) and own not in self.routes.table.leases:
             self.claim.observe(None)
         if any(change.new is None for change in changes):
-            self.claim.look_again()
+            self.claim.observe_gone_elsewhere()
 
     async def _keep_device(self) -> None:
         """Make the TUN again whenever it was deleted; the counters go on."""
@@ -475,7 +476,7 @@ class Node:
         self.underlay.interface = now
         if now.public_ip != was.public_ip:
             _log.warning("PublicIP changes from %s to %s", was.public_ip, now.public_ip)
-            self.claim.move_to(now.public_ip)
+            self.claim.offer(public_ip=now.public_ip)
         try:
             mtu = self.underlay.tun_mtu
         except ConfigError as error:

@@ -44,7 +44,7 @@ from tundp.observe.web import serve_health, serve_metrics
 from tundp.settings.settings import Settings
 from tundp.store.auto import AutoStore
 from tundp.store.base import Store
-from tundp.store.claim import Claim
+from tundp.subnet.claim_driver import Claim, ClaimSettings
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ async def run(settings: Settings, store: Store) -> None:
             )
         else:
             health.waits_for("a lease")
-            lease = await claim.acquire()
+            lease, _ = await claim.acquire()
             _log.info("lease %s, subnet %s (%s)", lease.key, lease.key.subnet, claim.origin)
             _warn_of_a_new_subnet(settings, env_text, lease.key)
         node = Node(
@@ -247,18 +247,20 @@ def _make_claim(
 ) -> Claim:
     return Claim(
         store,
-        config=network,
-        attributes=LeaseAttributes(
-            public_ip=interface.public_ip,
-            public_ipv6=settings.public_ipv6 if network.pool6 is not None else None,
+        ClaimSettings(
+            network_config=network,
+            attributes=LeaseAttributes(
+                public_ip=interface.public_ip,
+                public_ipv6=settings.public_ipv6 if network.pool6 is not None else None,
+            ),
+            previous=subnet_env.previous_key(env_text),
+            lease_ttl_s=settings.lease_ttl,
+            margin_s=settings.subnet_lease_renew_margin * 60,
+            identity=identity,
+            is_forced=settings.force_takeover,
+            exits_when_lost=settings.on_lease_lost == "exit",
         ),
-        previous=subnet_env.previous_key(env_text),
-        lease_ttl_s=settings.lease_ttl,
-        margin_s=settings.subnet_lease_renew_margin * 60,
         rng=random.SystemRandom(),
-        identity=identity,
-        is_forced=settings.force_takeover,
-        exits_when_lost=settings.on_lease_lost == "exit",
     )
 
 

@@ -21,8 +21,8 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
 import tundp
+from tundp.lease.claim import LeaseState
 from tundp.observe.health import Check
-from tundp.store.claim import LeaseState
 from tundp.wire.drop import DropReason
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
