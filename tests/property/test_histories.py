@@ -24,6 +24,7 @@ from tests.clock import Hurried
 from tundp.backoff import Backoff, Outage
 from tundp.errors import Compacted, Conflict, LeaseError, StoreUnavailable
 from tundp.lease import codec
+from tundp.lease.claim import LeaseState
 from tundp.lease.fib import row_of
 from tundp.lease.identity import CHALLENGE, HOST, NODE, Identity, challenge_in, identity_of
 from tundp.lease.model import (
@@ -42,8 +43,9 @@ from tundp.lease.network import parse_network_config
 from tundp.lease.peers import PeerTable, select_peers
 from tundp.lease.table import Change, LeaseTable
 from tundp.store.both import BothStore
-from tundp.store.claim import CHALLENGE_S, Claim, LeaseState
 from tundp.store.follow import follow
+from tundp.subnet.challenge import CHALLENGE_S
+from tundp.subnet.claim_driver import Claim, ClaimSettings
 
 SETTINGS = settings(max_examples=100, deadline=None)
 NETWORK = IPv4Network("10.5.0.0/16")
@@ -490,13 +492,15 @@ class Node:
         self.store = MemoryStore(world, rng, name)
         self.claim = Claim(
             self.store,
-            config=CONFIG,
-            attributes=LeaseAttributes(public_ip=public_ip),
-            previous=OWN,
-            lease_ttl_s=120,
-            margin_s=60,
+            ClaimSettings(
+                network_config=CONFIG,
+                attributes=LeaseAttributes(public_ip=public_ip),
+                previous=OWN,
+                lease_ttl_s=120,
+                margin_s=60,
+                identity=Identity(name),
+            ),
             rng=rng,
-            identity=Identity(name),
         )
         self.table = LeaseTable()
         self.bad: dict[str, str] = {}

@@ -33,11 +33,11 @@ from tundp.lease.network import NetworkConfig, parse_network_config
 from tundp.lease.table import LeaseTable
 from tundp.store.access import EtcdAccess
 from tundp.store.base import Store
-from tundp.store.claim import Claim
 from tundp.store.etcd2 import Etcd2Store
 from tundp.store.etcd3 import Etcd3Store
 from tundp.store.file import FileStore
 from tundp.store.follow import follow
+from tundp.subnet.claim_driver import Claim, ClaimSettings
 
 HANG_S = 60.0
 """No test body takes this long; it ends one that hangs."""
@@ -538,15 +538,21 @@ ONE_SUBNET = parse_network_config(
 
 
 def make_claim(store: Store, public_ip: str, **options: Any) -> Claim:
+    """A claim on the overlay 10.5.0.0/16; `options` are fields of ClaimSettings."""
     given: dict[str, Any] = {
-        "config": NETWORK,
+        "network_config": NETWORK,
         "attributes": attributes(public_ip),
-        "previous": None,
         "lease_ttl_s": 86400,
         "margin_s": 3600,
-        "rng": random.Random(),
+        "race_pause_s": 0.01,
     }
-    return Claim(store, **(given | options))
+    return Claim(store, ClaimSettings(**(given | options)), rng=random.Random())
+
+
+async def acquired(claim: Claim) -> Lease:
+    """The lease alone."""
+    lease, _ = await claim.acquire()
+    return lease
 
 
 class Node:
@@ -563,7 +569,7 @@ class Node:
 
     @contextlib.asynccontextmanager
     async def up(self, *, watching: bool = True) -> AsyncIterator[Lease]:
-        lease = await self.claim.acquire()
+        lease, _ = await self.claim.acquire()
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(background(self.claim.keep()))
             if watching:

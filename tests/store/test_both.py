@@ -19,11 +19,11 @@ from tests.store.support import (
     run,
 )
 from tundp.errors import ConfigNotFound, Conflict, StoreUnavailable
+from tundp.lease.claim import LeaseState
 from tundp.lease.identity import Identity
 from tundp.store.auto import SURE_AFTER, AutoStore
 from tundp.store.base import Store
 from tundp.store.both import BothStore
-from tundp.store.claim import LeaseState
 
 US, THEM = "192.0.2.1", "192.0.2.9"
 CONFIG = '{"Network": "10.5.0.0/16"}'

@@ -19,6 +19,7 @@ from tests.store.support import (
     Node,
     Runner,
     World,
+    acquired,
     attributes,
     by_key,
     eventually,
@@ -31,10 +32,9 @@ from tests.store.support import (
     steadily,
 )
 from tundp.errors import LeaseError, OutOfSubnets
+from tundp.lease.claim import LeaseState
 from tundp.lease.model import Lease
-from tundp.store import claim as claim_module
 from tundp.store.base import Store
-from tundp.store.claim import LeaseState
 
 OURS = "192.0.2.1"
 THEIRS = "192.0.2.2"
@@ -42,11 +42,6 @@ THEIRS = "192.0.2.2"
 
 def value(public_ip: str, **more: Any) -> str:
     return json.dumps({"PublicIP": public_ip, **more})
-
-
-@pytest.fixture(autouse=True)
-def short_race_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim_module, "RACE_PAUSE_S", 0.01)
 
 
 def owner(world: World, key: str) -> str | None:
@@ -58,7 +53,7 @@ def test_fresh_claim_takes_a_free_subnet_of_the_pool(world: World, run: Runner) 
     async def main() -> None:
         world.put("10.5.1.0-24", value(THEIRS))
         node = make_claim(world.open(), OURS)
-        lease = await node.acquire()
+        lease, _ = await node.acquire()
         assert str(lease.key) != "10.5.1.0-24"
         assert lease.key.is_aligned
         assert lease.key.subnet.prefixlen == 24
@@ -76,7 +71,7 @@ def test_lease_of_our_public_ip_is_used_again(world: World, run: Runner) -> None
     async def main() -> None:
         world.put("10.5.1.0-24", value(THEIRS))
         world.put("10.5.7.0-24", value(OURS, Note="kept"), ttl=100)
-        lease = await make_claim(world.open(), OURS, previous=lease_key("10.5.9.0-24")).acquire()
+        lease, _ = await make_claim(world.open(), OURS, previous=lease_key("10.5.9.0-24")).acquire()
         assert str(lease.key) == "10.5.7.0-24"
         found = world.read("10.5.7.0-24")
         assert found is not None
@@ -92,7 +87,7 @@ def test_lease_that_no_longer_fits_is_replaced(world: World, run: Runner) -> Non
         world.put("10.9.7.0-24", value(OURS), ttl=1000)
         world.put("10.5.16.0-20", value(OURS), ttl=1000)
         world.put("10.9.8.0-24", value(THEIRS), ttl=1000)
-        lease = await make_claim(world.open(), OURS).acquire()
+        lease, _ = await make_claim(world.open(), OURS).acquire()
         assert str(lease.key).startswith("10.5.")
         assert owner(world, str(lease.key)) == OURS
         # Given back: absent, or about to be.
@@ -105,7 +100,9 @@ def test_lease_that_no_longer_fits_is_replaced(world: World, run: Runner) -> Non
 
 def test_free_previous_subnet_is_taken(world: World, run: Runner) -> None:
     async def main() -> None:
-        lease = await make_claim(world.open(), OURS, previous=lease_key("10.5.42.0-24")).acquire()
+        lease, _ = await make_claim(
+            world.open(), OURS, previous=lease_key("10.5.42.0-24")
+        ).acquire()
         assert str(lease.key) == "10.5.42.0-24"
 
     run(main())
@@ -119,7 +116,9 @@ def test_held_previous_subnet_is_never_taken(world: World, held: str) -> None:
         world.put(held, value(THEIRS), ttl=1000)
         before = world.read(held)
         assert before is not None
-        lease = await make_claim(world.open(), OURS, previous=lease_key("10.5.42.0-24")).acquire()
+        lease, _ = await make_claim(
+            world.open(), OURS, previous=lease_key("10.5.42.0-24")
+        ).acquire()
         assert not lease.key.subnet.overlaps(lease_key(held).subnet)
         after = world.read(held)
         assert after is not None
@@ -130,7 +129,9 @@ def test_held_previous_subnet_is_never_taken(world: World, held: str) -> None:
 
 def test_previous_subnet_outside_the_network_is_ignored(world: World) -> None:
     async def main() -> None:
-        lease = await make_claim(world.open(), OURS, previous=lease_key("10.9.42.0-24")).acquire()
+        lease, _ = await make_claim(
+            world.open(), OURS, previous=lease_key("10.9.42.0-24")
+        ).acquire()
         assert str(lease.key).startswith("10.5.")
 
     run(main())
@@ -140,7 +141,7 @@ def test_poison_under_the_prefix_does_not_keep_a_node_out(world: World) -> None:
     async def main() -> None:
         world.put("rubbish", '"rubbish"')
         world.put("10.5.200.0-24", '"rubbish"')
-        assert str((await make_claim(world.open(), OURS).acquire()).key).startswith("10.5.")
+        assert str((await acquired(make_claim(world.open(), OURS))).key).startswith("10.5.")
         assert world.read("rubbish") == ("rubbish", None)
 
     run(main())
@@ -151,7 +152,9 @@ def test_previous_subnet_whose_lease_cannot_be_read_is_held(world: World) -> Non
 
     async def main() -> None:
         world.put("10.5.42.0-24", '"rubbish"')
-        lease = await make_claim(world.open(), OURS, previous=lease_key("10.5.42.0-24")).acquire()
+        lease, _ = await make_claim(
+            world.open(), OURS, previous=lease_key("10.5.42.0-24")
+        ).acquire()
         assert str(lease.key) != "10.5.42.0-24"
         assert world.read("10.5.42.0-24") == ("rubbish", None)
 
@@ -163,7 +166,7 @@ def test_a_key_that_cannot_be_read_is_still_not_ours_to_take(world: World) -> No
 
     async def main() -> None:
         world.put("10.5.3.0-24", '"rubbish"')
-        result = await outcome(make_claim(world.open(), OURS, config=ONE_SUBNET).acquire())
+        result = await outcome(make_claim(world.open(), OURS, network_config=ONE_SUBNET).acquire())
         assert isinstance(result, LeaseError), repr(result)
 
     run(main())
@@ -173,7 +176,7 @@ def test_out_of_subnets_is_said(world: World, run: Runner) -> None:
     async def main() -> None:
         world.put("10.5.3.0-24", value(THEIRS))
         with pytest.raises(OutOfSubnets, match=r"10\.5\.3\.0"):
-            await make_claim(world.open(), OURS, config=ONE_SUBNET).acquire()
+            await make_claim(world.open(), OURS, network_config=ONE_SUBNET).acquire()
 
     run(main())
 
@@ -186,9 +189,13 @@ def test_race_for_the_last_subnet_has_one_winner(world: World, run: Runner) -> N
             results = await asyncio.gather(
                 *(
                     outcome(
-                        make_claim(
-                            InStep(store, barrier), f"192.0.2.{who}", config=ONE_SUBNET
-                        ).acquire()
+                        acquired(
+                            make_claim(
+                                InStep(store, barrier),
+                                f"192.0.2.{who}",
+                                network_config=ONE_SUBNET,
+                            )
+                        )
                     )
                     for who, store in enumerate(stores)
                 )
@@ -210,14 +217,16 @@ def test_nodes_starting_together_all_get_different_subnets(world: World, run: Ru
         barrier = asyncio.Barrier(len(stores))
         leases = await asyncio.gather(
             *(
-                make_claim(InStep(store, barrier), f"192.0.2.{who}", config=config).acquire()
+                acquired(
+                    make_claim(InStep(store, barrier), f"192.0.2.{who}", network_config=config)
+                )
                 for who, store in enumerate(stores)
             )
         )
         assert len({lease.key for lease in leases}) == 7
         assert by_key((await stores[0].snapshot()).leases) == by_key(leases)
         with pytest.raises(OutOfSubnets):
-            await make_claim(world.open(), "192.0.2.99", config=config).acquire()
+            await make_claim(world.open(), "192.0.2.99", network_config=config).acquire()
 
     run(main())
 
@@ -239,7 +248,7 @@ def test_race_for_the_last_ipv4_subnet_of_a_dual_stack_network_has_one_winner(
                 *(
                     outcome(
                         make_claim(
-                            InStep(store, barrier), f"192.0.2.{who}", config=config
+                            InStep(store, barrier), f"192.0.2.{who}", network_config=config
                         ).acquire()
                     )
                     for who, store in enumerate(stores)
@@ -323,14 +332,11 @@ def test_renewal_keeps_what_others_keep_in_the_value(worlds: dict[str, World]) -
 
 
 @pytest.mark.parametrize("watching", [True, False], ids=["watching", "renewing"])
-def test_foreign_owner_is_never_overwritten(
-    worlds: dict[str, World], watching: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_foreign_owner_is_never_overwritten(worlds: dict[str, World], watching: bool) -> None:
     """flannel renews over whoever holds its key now, and never notices."""
-    monkeypatch.setattr(claim_module, "RETRY_S", 0.2)
 
     async def main(world: World) -> None:
-        node = Node(world.open(), OURS, lease_ttl_s=2)
+        node = Node(world.open(), OURS, lease_ttl_s=2, retry_s=0.2)
         async with node.up(watching=watching):
             key = node.key
             world.put(key, value(THEIRS, Theirs=True))
@@ -564,7 +570,7 @@ def test_stale_news_of_our_own_lease_changes_nothing(world: World) -> None:
     async def main() -> None:
         store = world.open()
         node = make_claim(store, OURS)
-        first = await node.acquire()
+        first, _ = await node.acquire()
         renewed = await store.update(first.key, attributes(OURS), 600, revision=first.revision)
         node.observe(renewed)
         node.observe(first)
@@ -589,7 +595,7 @@ def test_a_subnet_that_overlaps_another_key_is_not_regained(worlds: dict[str, Wo
             assert world.read(key) is None
             world.remove(other)
             await eventually(lambda: other not in node.follower.known())
-            node.claim.look_again()
+            node.claim.observe_gone_elsewhere()
             await eventually(lambda: owner(world, key) == OURS)
 
     run(everywhere(worlds, main))

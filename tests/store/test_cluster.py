@@ -24,6 +24,7 @@ from tests.store.support import (
     Follower,
     InStep,
     Node,
+    acquired,
     attributes,
     by_key,
     eventually,
@@ -36,10 +37,9 @@ from tests.store.support import (
 )
 from tundp.errors import Conflict, OutOfSubnets, StoreUnavailable
 from tundp.lab.etcd import PrivateCluster, PrivateEtcd
+from tundp.lease.claim import LeaseState
 from tundp.lease.model import Lease
-from tundp.store import claim as claim_module
 from tundp.store.base import Store
-from tundp.store.claim import LeaseState
 
 A, B = lease_key("10.5.1.0-24"), lease_key("10.5.2.0-24")
 ONE, TWO = attributes("192.0.2.1"), attributes("192.0.2.2")
@@ -131,12 +131,6 @@ def worlds(cluster: PrivateCluster) -> Iterator[dict[str, ClusterWorld]]:
         }
 
 
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim_module, "RACE_PAUSE_S", 0.01)
-    monkeypatch.setattr(claim_module, "RETRY_S", 0.3)
-
-
 def value(public_ip: str) -> str:
     return f'{{"PublicIP":"{public_ip}"}}'
 
@@ -168,7 +162,7 @@ def test_killed_members_cost_no_lease_and_no_event(
             owners: dict[str, dict[str, str]] = {}
             for name, world in worlds.items():
                 nodes[name] = [
-                    Node(world.open(number), f"192.0.2.{number + 1}", lease_ttl_s=4)
+                    Node(world.open(number), f"192.0.2.{number + 1}", lease_ttl_s=4, retry_s=0.3)
                     for number in range(3)
                 ]
                 for node in nodes[name]:
@@ -317,7 +311,7 @@ def test_hung_leader_is_left_by_claims_and_watches(
         async with contextlib.AsyncExitStack() as stack:
             nodes = {}
             for name, world in worlds.items():
-                nodes[name] = Node(world.open(first), "192.0.2.1", lease_ttl_s=6)
+                nodes[name] = Node(world.open(first), "192.0.2.1", lease_ttl_s=6, retry_s=0.3)
                 await stack.enter_async_context(nodes[name].up())
             os.kill(leader.pid, signal.SIGSTOP)
             await cluster.leader([member for member in cluster.members if member is not leader])
@@ -338,9 +332,13 @@ def test_race_for_the_last_subnet_through_different_members(
             results = await asyncio.gather(
                 *(
                     outcome(
-                        make_claim(
-                            InStep(store, barrier), f"192.0.2.{who}", config=ONE_SUBNET
-                        ).acquire()
+                        acquired(
+                            make_claim(
+                                InStep(store, barrier),
+                                f"192.0.2.{who}",
+                                network_config=ONE_SUBNET,
+                            )
+                        )
                     )
                     for who, store in enumerate(stores)
                 )

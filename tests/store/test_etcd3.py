@@ -36,8 +36,8 @@ from tests.store.support import (
 )
 from tundp.errors import Compacted, ConfigError, Conflict, StoreUnavailable
 from tundp.lab.etcd import PrivateEtcd
+from tundp.lease.claim import LeaseState
 from tundp.lease.model import BadEntry, Events, Gone, Lease, Put
-from tundp.store.claim import LeaseState
 
 A, B, C = (lease_key(f"10.5.{third}.0-24") for third in (1, 2, 3))
 ONE, TWO = attributes("192.0.2.1"), attributes("192.0.2.2")
@@ -313,7 +313,7 @@ def test_reservation_survives_restarts_of_its_owner(own_world: Etcd3World) -> No
 
     async def main() -> None:
         for _ in range(3):
-            lease = await make_claim(own_world.open(), "192.0.2.1").acquire()
+            lease, _ = await make_claim(own_world.open(), "192.0.2.1").acquire()
             assert str(lease.key) == "10.5.7.0-24"
             assert lease.is_reservation
             found = own_world.raw.get(own_world.path("10.5.7.0-24"))

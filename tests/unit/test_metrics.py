@@ -9,9 +9,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import tundp
 from tundp.engine.base import Counters
+from tundp.lease.claim import LeaseState
 from tundp.observe.health import Check
 from tundp.observe.metrics import CONTENT_TYPE, Metrics
-from tundp.store.claim import LeaseState
 from tundp.wire.drop import DropReason
 
 READY = [Check("event-loop", True, ""), Check("lease", True, "held")]
