@@ -15,9 +15,11 @@ import os
 import resource
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
+import tundp
 from tundp.errors import ConfigError, PlatformError, TundpError
 from tundp.settings.settings import Settings, unknown_variables
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from tundp.store.base import Store
 
 _SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What runs out for a moment; whoever failed for it tries again."""
+_PACKAGE: Final = os.path.join(os.path.dirname(tundp.__file__), "")
 _log = logging.getLogger("tundp")
 
 
@@ -116,20 +120,19 @@ async def run_until_signal(daemon: Coroutine[Any, Any, None]) -> None:
     task = asyncio.ensure_future(daemon)
     bugs: list[BaseException] = []
 
-    def give_up(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        # An exception in a callback, that is a bug of ours on the packet path. Going on
-        # would spin on the same descriptor for ever: end, and let systemd start anew.
-        error = context.get("exception") or RuntimeError(context.get("message"))
-        if isinstance(error, OSError) and error.errno in _SCARCE:
-            # The loop's own listener lacks descriptors or memory for a moment, and tries again.
-            _log.error("%s: %s", context.get("message"), error)
+    def on_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        message = context.get("message")
+        error = context.get("exception") or RuntimeError(message)
+        if not _is_bug_of_ours(context):
+            _log.warning("%s: %r", message, error)
+            _log.debug("where it was raised:", exc_info=error)
             return
         if not bugs:
-            _log.critical("bug, stopping: %s", context.get("message"), exc_info=error)
+            _log.critical("bug, stopping: %s", message, exc_info=error)
         bugs.append(error)
         task.cancel()
 
-    loop.set_exception_handler(give_up)
+    loop.set_exception_handler(on_error)
 
     def stop(signum: int) -> None:
         _log.info("%s: stopping", signal.Signals(signum).name)
@@ -145,6 +148,27 @@ async def run_until_signal(daemon: Coroutine[Any, Any, None]) -> None:
         await task
     if bugs:
         raise TundpError(f"ended by a bug: {bugs[0]!r}; please report the log above")
+
+
+def _is_bug_of_ours(context: dict[str, Any]) -> bool:
+    """Whether the event loop reports an exception of a callback of ours, as of the packet path.
+
+    Such a callback would fail again at once, on the same descriptor and for ever: the
+    process is to end, and systemd starts anew. Everything else the loop reports is over
+    already: a future or task nobody awaits any more, a library's protocol or timer (its
+    connection is lost, which is noticed where it is used), a listener short of descriptors.
+    """
+    if "handle" not in context:
+        return False
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in _SCARCE:
+        return False
+    if error is None or error.__traceback__ is None:
+        return True
+    return any(
+        frame.f_code.co_filename.startswith(_PACKAGE)
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 def leaves(group: BaseExceptionGroup[TundpError]) -> list[TundpError]:
