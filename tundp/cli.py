@@ -346,7 +346,7 @@ def _toml_text(text: str) -> str:
 
 
 def _config_check(settings: Settings, *, as_json: bool) -> int:
-    from tundp.daemon import process
+    from tundp.daemon import logs, process
     from tundp.daemon.check import check
     from tundp.show import print_findings
 
@@ -355,7 +355,7 @@ def _config_check(settings: Settings, *, as_json: bool) -> int:
     except ConfigError as error:
         print(f"tundp: {error}", file=sys.stderr)
         return EXIT_USAGE
-    process.set_up_logging(-1)
+    logs.set_up(-1, username=settings.etcd_username, password=settings.etcd_password)
     findings = asyncio.run(check(settings, store))
     if as_json:
         print(json.dumps([finding.as_dict() for finding in findings], indent=2))

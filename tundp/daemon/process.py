@@ -14,12 +14,12 @@ import logging
 import os
 import resource
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 import tundp
+from tundp.daemon import logs
 from tundp.errors import ConfigError, PlatformError, TundpError
 from tundp.settings.settings import Settings, unknown_variables
 
@@ -54,26 +54,20 @@ def serve(settings: Settings, store: Store) -> None:
     # Before logging is set up: some libraries set their own loggers when they are imported.
     from tundp.daemon.run import run
 
-    set_up_logging(settings.v)
+    unknown = logs.set_up(
+        settings.v,
+        settings.vmodule,
+        username=settings.etcd_username,
+        password=settings.etcd_password,
+    )
+    for item in unknown:
+        _log.warning("--vmodule %s has no effect: not LOGGER=LEVEL, as in tundp.store=1", item)
     for name in unknown_variables(os.environ):
         _log.warning("variable %s is set, but tundp does not know it", name)
     drop_capabilities()
     raise_file_limit()
     with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
         runner.run(run_until_signal(run(settings, store)))
-
-
-def set_up_logging(level: int) -> None:
-    """Log to stderr: errors at level -1, information at 0, debugging above."""
-    least = logging.INFO if level == 0 else logging.DEBUG if level > 0 else logging.ERROR
-    logging.basicConfig(
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
-        level=least,
-    )
-    # Libraries report each failed request at ERROR; what matters of it we say ourselves, once.
-    for library in ("etcd", "urllib3", "pyroute2", "aiohttp", "grpclib", "hpack", "h2"):
-        logging.getLogger(library).setLevel(logging.DEBUG if level >= 2 else logging.CRITICAL)
 
 
 def drop_capabilities() -> None:
