@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -497,6 +498,49 @@ def test_roles_changed_meanwhile_ask_for_a_new_login(locked: Locked) -> None:
         await store.delete(A, revision=lease.revision)
 
     run(main())
+
+
+_TALK = """
+import asyncio, logging, sys
+from tundp.daemon import logs
+from tundp.store.access import EtcdAccess
+from tundp.store.etcd3 import Etcd3Store
+
+url, prefix, user, password, is_set_up = sys.argv[1:]
+if is_set_up == "yes":
+    modules = "tundp=1,asyncio=1,grpclib=1,h2=1,hpack=1,hpack.hpack=1,hpack.table=1,urllib3=1"
+    logs.set_up(9, modules, username=user, password=password)
+else:
+    logging.basicConfig(level=logging.DEBUG)
+
+async def main():
+    store = Etcd3Store(
+        EtcdAccess(endpoints=(url,), prefix=prefix, username=user, password=password)
+    )
+    await store.snapshot()
+    await store.snapshot()
+    print(store._connection._token)
+    await store.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("is_set_up", ["yes", "no: the control, in which it is seen"])
+def test_no_token_and_no_password_in_the_log(locked: Locked, is_set_up: str) -> None:
+    access = (locked.etcd.url, locked.world.prefix, "tundp", PASSWORD)
+    done = subprocess.run(
+        [sys.executable, "-c", _TALK, *access, is_set_up],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    token = done.stdout.strip()
+    assert len(token) > 16
+    assert done.stderr
+    is_seen = token in done.stderr or PASSWORD in done.stderr
+    assert is_seen is (is_set_up != "yes")
 
 
 def test_credentials_where_nobody_asks_for_them(etcd3_world: Etcd3World) -> None:

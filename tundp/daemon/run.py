@@ -311,9 +311,8 @@ def _read(path: Path) -> str:
 
 
 def _warn_of_vain_flags(settings: Settings) -> None:
-    for name in ("vmodule", "log_backtrace_at"):
-        if getattr(settings, name):
-            _log.warning("--%s has no effect here: there is no klog", name)
+    if settings.log_backtrace_at:
+        _log.warning("--log_backtrace_at has no effect here: there is no klog")
     if settings.ignored:
         _log.warning(
             "arguments from the first that is no flag on are ignored, as flannel does: %s%s",

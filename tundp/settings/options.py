@@ -449,7 +449,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
         parse=str,
         default="",
         metavar="LIST",
-        help="klog's per-file levels; accepted, without effect",
+        help="levels of single loggers, as in tundp.store=1,grpclib=1; secrets stay hidden",
     ),
     Option(
         name="log_backtrace_at",
