@@ -15,9 +15,8 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from tests.routes import fib_of
 from tundp.engine.native import engine as native
-from tundp.lease.fib import build_fib
-from tundp.lease.peers import Peer
 from tundp.linux import uapi
 from tundp.linux.offload import ALL, KernelOffloads, Offload, set_udp_gro
 from tundp.linux.tun import Tun
@@ -28,7 +27,7 @@ from tundp.wire.encap import SourceCheck
 PORT = 8285
 TOO_MANY = 200
 OWN = IPv4Network("10.5.1.0/24")
-PEER = Peer(IPv4Network("10.5.2.0/24"), IPv4Address("192.0.2.2"))
+PEER = IPv4Address("192.0.2.2")
 DEADLINE_S = 20.0
 
 
@@ -50,13 +49,13 @@ async def node(make_lab, offloads=ALL):
         await left.configure("eth0", "192.0.2.1/24")
         await right.configure("eth0", "192.0.2.2/24")
         sock = await left.call(open_udp, IPv4Address("192.0.2.1"), PORT)
-        peer = await right.call(open_udp, PEER.address, PORT)
+        peer = await right.call(open_udp, PEER, PORT)
         peer.settimeout(DEADLINE_S)
         engine = native.NativeEngine(
             "gso",
             [sock],
             tunnel_address=OWN.network_address,
-            fib=build_fib([PEER], own_subnet=None, port=PORT, generation=1),
+            fib=fib_of(("10.5.2.0/24", PEER)),
             source_check=SourceCheck.COUNT,
             loop=asyncio.get_running_loop(),
             kernel=KernelOffloads(offloads=offloads, max_segments=TOO_MANY, missing={}),
@@ -124,7 +123,7 @@ async def test_a_refused_send_goes_singly_and_stays_so_for_a_while(make_lab, cap
             assert one.engine.counters().offload_fallbacks == 1
             supers = one.engine.counters().encap.super_out
             # A new FIB does not forget it, time does.
-            one.engine.install(build_fib([PEER], own_subnet=None, port=PORT, generation=2))
+            one.engine.install(fib_of(("10.5.2.0/24", PEER), generation=2))
             sender.sendto(b"".join(map(datagram, range(100))), ("10.5.2.2", PORT))
             for _ in range(100):
                 await asyncio.to_thread(one.peer.recv, 2048)

@@ -18,13 +18,12 @@ import pytest
 import uvloop
 from pyroute2 import netns
 
+from tests.routes import fib_of
 from tundp.engine.base import Dataplane
 from tundp.engine.choose import make_engine
 from tundp.engine.native.engine import EngineSettings, Layout
 from tundp.lab.lab import Host
 from tundp.lab.traffic import ping, transfer
-from tundp.lease.fib import build_fib
-from tundp.lease.model import Peer
 from tundp.linux import uapi
 from tundp.linux.netlink import enter_namespace
 from tundp.linux.tun import Tun
@@ -59,12 +58,7 @@ class Node:
         """Send to where the peer is now."""
         self.generation += 1
         self.engine.install(
-            build_fib(
-                [Peer(peer.subnet, peer.address)],
-                own_subnet=self.subnet,
-                port=PORT,
-                generation=self.generation,
-            )
+            fib_of((peer.subnet, peer.address), own=self.subnet, generation=self.generation)
         )
 
     async def move(self, address: str) -> None:
@@ -92,7 +86,7 @@ async def make_node(
         [sock],
         EngineSettings(layout=layout),
         tunnel_address=subnet.network_address,
-        fib=build_fib([], own_subnet=subnet, port=PORT, generation=0),
+        fib=fib_of(own=subnet, generation=0),
         source_check=SourceCheck.ENFORCE,
         loop=asyncio.get_running_loop(),
     )

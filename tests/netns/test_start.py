@@ -235,7 +235,8 @@ def test_demo_kept_goes_on_until_cleaned(no_demo):
 def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run tundp without any privilege, in this very interpreter's environment."""
     program = (
-        "import os, sys, tundp.cli, tundp.daemon.run, tundp.demo, tundp.admin, tundp.show, uvloop;"
+        "import os, sys, tundp.cli, tundp.daemon.process, tundp.daemon.run, tundp.daemon.stores;"
+        "import tundp.demo, tundp.admin, tundp.show, uvloop;"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534);"
         "sys.exit(tundp.cli.main(sys.argv[1:]))"
     )

@@ -3,7 +3,7 @@
 World     one place where leases live (an etcd prefix, or a file), with a raw way in that
           is not our code, so that what is asserted is what other programs see
 Follower  follow() and a LeaseTable: what a daemon knows
-Node      a Claim beside a Follower, wired as the daemon wires them
+make_node a node's lease plane: subnet manager and routing ledger, as in the daemon
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
+from tests.lease_plane import LeasePlane
 from tundp.backoff import Backoff, Outage
 from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.lease.network import NetworkConfig, parse_network_config
@@ -555,35 +556,9 @@ async def acquired(claim: Claim) -> Lease:
     return lease
 
 
-class Node:
-    """A claim that is kept and watched as in the daemon."""
-
-    def __init__(self, store: Store, public_ip: str, **options: Any) -> None:
-        self.claim = make_claim(store, public_ip, **options)
-        self.follower = Follower(store)
-        self.follower.on_update = self._observe
-
-    @property
-    def key(self) -> str:
-        return str(self.claim.lease.key)
-
-    @contextlib.asynccontextmanager
-    async def up(self, *, watching: bool = True) -> AsyncIterator[Lease]:
-        lease, _ = await self.claim.acquire()
-        async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(background(self.claim.keep()))
-            if watching:
-                await stack.enter_async_context(background(self.follower.run()))
-                await eventually(lambda: self.follower.updates)
-            yield lease
-
-    def _observe(self, update: Snapshot | Events, changes: Any) -> None:
-        own = self.claim.lease.key
-        for change in changes:
-            if change.key == own:
-                self.claim.observe(change.new)
-        if isinstance(update, Snapshot) and own not in self.follower.table.leases:
-            self.claim.observe(None)
+def make_node(store: Store, public_ip: str, **options: Any) -> LeasePlane:
+    """The lease plane of a node of 10.5.0.0/16; `options` are LeasePlane's."""
+    return LeasePlane(store, public_ip, **({"network_config": NETWORK} | options))
 
 
 class Forwarder:

@@ -16,7 +16,6 @@ from tests.store.support import (
     ONE_SUBNET,
     FileWorld,
     InStep,
-    Node,
     Runner,
     World,
     acquired,
@@ -26,6 +25,7 @@ from tests.store.support import (
     everywhere,
     lease_key,
     make_claim,
+    make_node,
     network,
     outcome,
     run,
@@ -291,7 +291,7 @@ def test_lease_is_renewed_well_before_it_expires(
     worlds: dict[str, World], run: Runner, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main(world: World) -> None:
-        node = Node(world.open(), OURS, lease_ttl_s=2)
+        node = make_node(world.open(), OURS, lease_ttl_s=2)
         async with node.up() as lease:
             key = lease.key
             observer = world.open()
@@ -307,9 +307,7 @@ def test_lease_is_renewed_well_before_it_expires(
             assert len(revisions) == 3
             assert all(before < after for before, after in pairwise(revisions))
             # What the watch tells of our own renewals agrees with what we hold.
-            await eventually(
-                lambda: node.follower.table.leases[key].revision == node.claim.lease.revision
-            )
+            await eventually(lambda: node.routing.leases[key].revision == node.claim.lease.revision)
             assert node.claim.state is LeaseState.HELD
             assert "lost" not in caplog.text
             assert "CONFLICT" not in caplog.text
@@ -320,7 +318,7 @@ def test_lease_is_renewed_well_before_it_expires(
 def test_renewal_keeps_what_others_keep_in_the_value(worlds: dict[str, World]) -> None:
     async def main(world: World) -> None:
         world.put("10.5.7.0-24", value(OURS, Rack="b7"), ttl=100)
-        node = Node(world.open(), OURS, lease_ttl_s=2)
+        node = make_node(world.open(), OURS, lease_ttl_s=2)
         async with node.up() as lease:
             revision = lease.revision
             await eventually(lambda: node.claim.lease.revision > revision)
@@ -336,8 +334,8 @@ def test_foreign_owner_is_never_overwritten(worlds: dict[str, World], watching: 
     """flannel renews over whoever holds its key now, and never notices."""
 
     async def main(world: World) -> None:
-        node = Node(world.open(), OURS, lease_ttl_s=2, retry_s=0.2)
-        async with node.up(watching=watching):
+        node = make_node(world.open(), OURS, lease_ttl_s=2, retry_s=0.2)
+        async with node.up(is_watching=watching):
             key = node.key
             world.put(key, value(THEIRS, Theirs=True))
             await eventually(lambda: node.claim.state is LeaseState.CONFLICT)
@@ -358,7 +356,7 @@ def test_conflict_is_resolved_as_soon_as_the_other_lease_goes(world: World, run:
     """The watch wakes the claim: nobody waits for the minute to be over."""
 
     async def main() -> None:
-        node = Node(world.open(), OURS)
+        node = make_node(world.open(), OURS)
         async with node.up():
             key = node.key
             world.put(key, value(THEIRS))
@@ -374,7 +372,7 @@ def test_conflict_is_resolved_as_soon_as_the_other_lease_goes(world: World, run:
 
 def test_conflict_ends_when_the_other_lease_expires(worlds: dict[str, World]) -> None:
     async def main(world: World) -> None:
-        node = Node(world.open(), OURS)
+        node = make_node(world.open(), OURS)
         async with node.up():
             key = node.key
             world.put(key, value(THEIRS), ttl=1)
@@ -389,7 +387,7 @@ def test_deleted_lease_is_regained_with_the_same_subnet(world: World, run: Runne
     """flannel exits with code 0, and a supervisor leaves it down."""
 
     async def main() -> None:
-        node = Node(world.open(), OURS)
+        node = make_node(world.open(), OURS)
         async with node.up():
             key = node.key
             for _ in range(3):
@@ -428,11 +426,11 @@ def test_own_write_that_the_watch_tells_of_first_is_nobody_elses(
 
     async def main() -> None:
         store = LateAnswers(world.open())
-        node = Node(store, OURS)  # type: ignore[arg-type]
+        node = make_node(store, OURS)  # type: ignore[arg-type]
         async with node.up() as first:
 
             def is_seen(lease: Lease) -> bool:
-                known = node.follower.table.leases.get(lease.key)
+                known = node.routing.leases.get(lease.key)
                 return known is not None and known.revision > first.revision
 
             store.is_due = is_seen
@@ -449,14 +447,14 @@ def test_deletion_that_overtakes_the_answer_to_our_create_is_not_forgotten(world
 
     async def main() -> None:
         store = LateAnswers(world.open())
-        node = Node(store, OURS)  # type: ignore[arg-type]
+        node = make_node(store, OURS)  # type: ignore[arg-type]
         async with node.up():
             key = node.key
             stage = "created"
 
             def is_deleted_again(lease: Lease) -> bool:
                 nonlocal stage
-                known = node.follower.table.leases.get(lease.key)
+                known = node.routing.leases.get(lease.key)
                 if stage == "created" and known is not None:
                     world.remove(key)
                     stage = "deleted"
@@ -474,8 +472,8 @@ def test_deletion_that_overtakes_the_answer_to_our_create_is_not_forgotten(world
 
 def test_deleted_lease_is_regained_at_renewal_without_a_watch(worlds: dict[str, World]) -> None:
     async def main(world: World) -> None:
-        node = Node(world.open(), OURS, lease_ttl_s=2)
-        async with node.up(watching=False):
+        node = make_node(world.open(), OURS, lease_ttl_s=2)
+        async with node.up(is_watching=False):
             key = node.key
             world.remove(key)
             await eventually(lambda: owner(world, key) == OURS, within_s=5)
@@ -487,8 +485,8 @@ def test_lease_renewed_by_hand_is_still_ours(
     worlds: dict[str, World], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main(world: World) -> None:
-        node = Node(world.open(), OURS, lease_ttl_s=2)
-        async with node.up(watching=False):
+        node = make_node(world.open(), OURS, lease_ttl_s=2)
+        async with node.up(is_watching=False):
             key = node.key
             world.put(key, value(OURS, By="hand"), ttl=60)
             revision = node.claim.lease.revision
@@ -507,7 +505,7 @@ def test_reservation_is_kept_without_expiry(worlds: dict[str, World]) -> None:
 
     async def main(world: World) -> None:
         world.put("10.5.7.0-24", value(OURS))
-        node = Node(world.open(), OURS, lease_ttl_s=2)
+        node = make_node(world.open(), OURS, lease_ttl_s=2)
         async with node.up() as lease:
             assert (str(lease.key), lease.lease_ttl_s) == ("10.5.7.0-24", None)
             assert node.claim.expires_in_s is None
@@ -519,7 +517,7 @@ def test_reservation_is_kept_without_expiry(worlds: dict[str, World]) -> None:
 
 def test_lease_made_a_reservation_while_we_run_stays_one(worlds: dict[str, World]) -> None:
     async def main(world: World) -> None:
-        node = Node(world.open(), OURS, lease_ttl_s=2)
+        node = make_node(world.open(), OURS, lease_ttl_s=2)
         async with node.up():
             key = node.key
             world.put(key, value(OURS))
@@ -550,7 +548,7 @@ def test_an_outage_while_acquiring_is_said_to_be_over(
 
 def test_conflict_is_logged_with_both_sides(world: World, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        node = Node(world.open(), OURS)
+        node = make_node(world.open(), OURS)
         async with node.up():
             world.put(node.key, value(THEIRS))
             await eventually(lambda: node.claim.state is LeaseState.CONFLICT)
@@ -584,7 +582,7 @@ def test_a_subnet_that_overlaps_another_key_is_not_regained(worlds: dict[str, Wo
     """Two keys can name one IPv4 subnet: creating ours would make two owners."""
 
     async def main(world: World) -> None:
-        node = Node(world.open(), OURS)
+        node = make_node(world.open(), OURS)
         async with node.up():
             key = node.key
             other = f"{key}&fd00:5::-64"
@@ -594,7 +592,7 @@ def test_a_subnet_that_overlaps_another_key_is_not_regained(worlds: dict[str, Wo
             assert other in node.claim.conflict
             assert world.read(key) is None
             world.remove(other)
-            await eventually(lambda: other not in node.follower.known())
+            await eventually(lambda: other not in node.known())
             node.claim.observe_gone_elsewhere()
             await eventually(lambda: owner(world, key) == OURS)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.lease_plane import LeasePlane
 from tests.store.support import (
     FREQUENT_PINGS,
     ONE_SUBNET,
@@ -23,7 +24,6 @@ from tests.store.support import (
     EtcdWorld,
     Follower,
     InStep,
-    Node,
     acquired,
     attributes,
     by_key,
@@ -32,6 +32,7 @@ from tests.store.support import (
     following,
     lease_key,
     make_claim,
+    make_node,
     outcome,
     run,
 )
@@ -140,7 +141,7 @@ def test_killed_members_cost_no_lease_and_no_event(
 ) -> None:
     """The leader, then another one: claims renew and watches run all the while."""
 
-    async def write_and_renew(world: ClusterWorld, nodes: list[Node], number: int) -> None:
+    async def write_and_renew(world: ClusterWorld, nodes: list[LeasePlane], number: int) -> None:
         revisions = [node.claim.lease.revision for node in nodes]
         for step in range(5):
             await world.put(f"10.5.{number}.0-24", value(f"198.51.100.{step}"))
@@ -148,8 +149,8 @@ def test_killed_members_cost_no_lease_and_no_event(
         for node, revision in zip(nodes, revisions, strict=True):
             await eventually(
                 lambda node=node: (
-                    node.follower.known().get(f"10.5.{number}.0-24") == "198.51.100.4"
-                    and f"10.5.{number + 100}.0-24" in node.follower.known()
+                    node.known().get(f"10.5.{number}.0-24") == "198.51.100.4"
+                    and f"10.5.{number + 100}.0-24" in node.known()
                 )
             )
             await eventually(
@@ -158,11 +159,13 @@ def test_killed_members_cost_no_lease_and_no_event(
 
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack:
-            nodes: dict[str, list[Node]] = {}
+            nodes: dict[str, list[LeasePlane]] = {}
             owners: dict[str, dict[str, str]] = {}
             for name, world in worlds.items():
                 nodes[name] = [
-                    Node(world.open(number), f"192.0.2.{number + 1}", lease_ttl_s=4, retry_s=0.3)
+                    make_node(
+                        world.open(number), f"192.0.2.{number + 1}", lease_ttl_s=4, retry_s=0.3
+                    )
                     for number in range(3)
                 ]
                 for node in nodes[name]:
@@ -183,8 +186,8 @@ def test_killed_members_cost_no_lease_and_no_event(
             for name, world in worlds.items():
                 for node in nodes[name]:
                     assert node.claim.state is LeaseState.HELD
-                    assert owners[name].items() <= node.follower.known().items()
-                    seen = [update.revision for update in node.follower.updates]
+                    assert owners[name].items() <= node.known().items()
+                    seen = [update.revision for update in node.updates]
                     assert seen == sorted(seen)
                 snapshot = by_key((await world.open().snapshot()).leases)
                 assert owners[name].items() <= snapshot.items()
@@ -298,20 +301,20 @@ def test_hung_leader_is_left_by_claims_and_watches(
         first = cluster.members.index(leader)
         other = cluster.members[first - 1]
 
-        async def in_world(world: ClusterWorld, nodes: list[Node]) -> None:
+        async def in_world(world: ClusterWorld, nodes: list[LeasePlane]) -> None:
             (node,) = nodes
             revision = node.claim.lease.revision
             await eventually(lambda: node.claim.lease.revision > revision)
             # The v2 API tells a hung watch from a quiet one only after a minute.
             if world is worlds["v3"]:
                 await asyncio.to_thread(world.at(other).put, str(B), value("192.0.2.9"))
-                await eventually(lambda: str(B) in node.follower.known())
+                await eventually(lambda: str(B) in node.known())
             assert node.claim.state is LeaseState.HELD
 
         async with contextlib.AsyncExitStack() as stack:
             nodes = {}
             for name, world in worlds.items():
-                nodes[name] = Node(world.open(first), "192.0.2.1", lease_ttl_s=6, retry_s=0.3)
+                nodes[name] = make_node(world.open(first), "192.0.2.1", lease_ttl_s=6, retry_s=0.3)
                 await stack.enter_async_context(nodes[name].up())
             os.kill(leader.pid, signal.SIGSTOP)
             await cluster.leader([member for member in cluster.members if member is not leader])

@@ -20,7 +20,6 @@ from tests.store.support import (
     PROMPT_S,
     Etcd3World,
     Follower,
-    Node,
     Runner,
     attributes,
     background,
@@ -30,6 +29,7 @@ from tests.store.support import (
     forwarder,
     lease_key,
     make_claim,
+    make_node,
     outcome,
     run,
     took_at_most,
@@ -246,7 +246,7 @@ def test_renewals_leave_one_etcd_lease(own_world: Etcd3World) -> None:
 
 def test_claim_that_is_kept_leaves_one_etcd_lease(own_world: Etcd3World) -> None:
     async def main() -> None:
-        node = Node(own_world.open(), "192.0.2.1", lease_ttl_s=2)
+        node = make_node(own_world.open(), "192.0.2.1", lease_ttl_s=2)
         async with node.up() as lease:
             await eventually(lambda: node.claim.lease.revision > lease.revision)
             own_world.remove(node.key)
@@ -366,7 +366,7 @@ def test_our_key_renewed_by_a_stock_flanneld_with_our_address_stays_ours(
     own_world: Etcd3World,
 ) -> None:
     async def main() -> None:
-        node = Node(own_world.open(), "192.0.2.1", lease_ttl_s=2)
+        node = make_node(own_world.open(), "192.0.2.1", lease_ttl_s=2)
         async with node.up():
             own_world.put(node.key, value("192.0.2.1"), ttl=86400)
             written = own_world.raw.get(own_world.path(node.key))

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.routes import fib_of
 from tundp.engine.choose import AUTO, ENGINES
 from tundp.engine.native import engine as native
-from tundp.lease.fib import build_fib
-from tundp.lease.model import Peer
 from tundp.settings.options import ENGINES as CONFIG_ENGINES
 from tundp.wire import fragment, ip
 from tundp.wire.drop import DropReason
@@ -54,15 +53,11 @@ ffi, lib = _native.ffi, _native.lib
 
 
 def make_fib():
-    return build_fib(
-        [
-            Peer(IPv4Network("10.5.1.0/24"), IPv4Address(PEER)),
-            Peer(IPv4Network("10.5.2.0/24"), IPv4Address(NARROW_PEER)),
-        ],
-        own_subnet=IPv4Network("10.5.3.0/24"),
-        own_addresses=[IPv4Address("192.0.2.1"), IPv4Address("198.51.100.1")],
-        port=8285,
-        generation=1,
+    return fib_of(
+        ("10.5.1.0/24", IPv4Address(PEER)),
+        ("10.5.2.0/24", IPv4Address(NARROW_PEER)),
+        own="10.5.3.0/24",
+        own_addresses=["192.0.2.1", "198.51.100.1"],
     )
 
 
@@ -317,6 +312,7 @@ def test_struct_sizes_are_what_numpy_thinks():
     hop = ffi.from_buffer("struct tundp_hop[]", FIB.hop_array)
     for index, mine in enumerate(FIB.hops):
         if mine is not None:
-            assert (hop[index].address, hop[index].port) == (mine.address, 8285)
+            port = 0 if mine.is_local else 8285
+            assert (hop[index].address, hop[index].port) == (mine.address, port)
             assert bool(hop[index].flags & lib.TUNDP_HOP_LOCAL) is mine.is_local
     assert struct.calcsize("=IHH") == 8

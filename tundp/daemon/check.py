@@ -19,16 +19,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from tundp.admin import fetch_status
-from tundp.daemon.lease_cache import Memory
 from tundp.daemon.underlay import selection_of
 from tundp.errors import ConfigError, OutOfSubnets, PlatformError, StoreError
 from tundp.lease import subnet_env
 from tundp.lease.allocate import Keep, plan_claim
 from tundp.lease.identity import identity_of
 from tundp.lease.model import Snapshot
-from tundp.lease.network import NetworkConfig, parse_network_config
+from tundp.lease.network import BackendConfig, NetworkConfig, parse_network_config
 from tundp.lease.table import keys_of
-from tundp.linux import capability, fallback
+from tundp.linux import capability, unreachable
 from tundp.linux.command import find
 from tundp.linux.iface import Interface, look
 from tundp.linux.netlink import Netlink
@@ -36,6 +35,7 @@ from tundp.linux.tun import require_device
 from tundp.settings.settings import Settings
 from tundp.store.auto import AutoStore
 from tundp.store.base import Store
+from tundp.subnet.lease_cache import LeaseCache
 from tundp.wire import overhead
 
 BR_NETFILTER: Final = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
@@ -100,7 +100,7 @@ async def _look(settings: Settings, store: Store) -> AsyncIterator[Finding]:
             Verdict.OK,
             "network config",
             f"{network.network}, /{pool.subnet_len} subnets from {pool.subnet_min} to"
-            f" {pool.subnet_max}, udp port {network.port}",
+            f" {pool.subnet_max}, backend {_backend(network.backend)}",
         )
         if isinstance(store, AutoStore) and store.is_ambiguous:
             yield Finding(
@@ -123,7 +123,7 @@ async def _look(settings: Settings, store: Store) -> AsyncIterator[Finding]:
             if snapshot is not None and network is not None:
                 yield _claim(settings, network, snapshot, chosen.public_ip)
             if network is not None and running is None:
-                for finding in _ports(settings, chosen.address, network.port):
+                for finding in _ports(settings, chosen.address, network.backend):
                     yield finding
         if network is not None:
             async for finding in _routes(netlink, network.network):
@@ -195,10 +195,18 @@ def _files(settings: Settings) -> list[Finding]:
     return found
 
 
-def _ports(settings: Settings, address: IPv4Address, port: int) -> list[Finding]:
+def _backend(config: BackendConfig) -> str:
+    return f"{config.name}, port {config.peer_port}" if config.peer_port else config.name
+
+
+def _ports(settings: Settings, address: IPv4Address, backend: BackendConfig) -> list[Finding]:
     """Whether what a daemon listens on is free."""
     found = []
-    wanted = [(socket.SOCK_DGRAM, str(address), port, "the overlay's udp port")]
+    wanted = []
+    if backend.peer_port:
+        wanted.append(
+            (socket.SOCK_DGRAM, str(address), backend.peer_port, "the overlay's udp port")
+        )
     if settings.healthz_port:
         wanted.append(
             (socket.SOCK_STREAM, settings.healthz_ip, settings.healthz_port, "--healthz-port")
@@ -229,7 +237,7 @@ def _claim(
     settings: Settings, network: NetworkConfig, snapshot: Snapshot, public_ip: IPv4Address
 ) -> Finding:
     """Which lease a start would take."""
-    node_id = Memory(settings.state_dir, settings.instance).known_node_id()
+    node_id = LeaseCache(settings.state_dir, settings.instance).known_node_id()
     try:
         text = settings.subnet_file.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -294,7 +302,7 @@ async def _routes(netlink: Netlink, network: IPv4Network) -> AsyncIterator[Findi
     clashes = 0
     for route in await netlink.routes():
         over = ", ".join(names.get(index, str(index)) for index in route.indexes)
-        if route.priority == fallback.METRIC and not route.is_unicast:
+        if route.priority == unreachable.METRIC and not route.is_unicast:
             continue
         is_pods = any(
             names.get(i, "").startswith(("cni", "docker", "flannel")) for i in route.indexes

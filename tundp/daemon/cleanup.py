@@ -6,14 +6,14 @@ import logging
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from tundp.daemon.lease_cache import Memory
 from tundp.daemon.lock import is_running, lock_of
 from tundp.errors import PlatformError
 from tundp.lease import subnet_env
-from tundp.linux import fallback
+from tundp.linux import unreachable
 from tundp.linux.firewall import choose as firewall
 from tundp.linux.netlink import Netlink
 from tundp.settings.settings import Settings
+from tundp.subnet.lease_cache import LeaseCache
 
 _log = logging.getLogger(__name__)
 
@@ -36,11 +36,11 @@ async def clean_up(settings: Settings, *, is_dry_run: bool) -> list[str]:
     )
     async with Netlink() as netlink:
         for route in await netlink.routes():
-            if route.is_unicast or route.priority != fallback.METRIC:
+            if route.is_unicast or route.priority != unreachable.METRIC:
                 continue
             if route.destination not in (pair or ()):
                 continue  # another instance's, or nobody's we know of
-            if is_dry_run or await fallback.remove(netlink, route.kind, route.destination):
+            if is_dry_run or await unreachable.remove(netlink, route.kind, route.destination):
                 done.append(f"route {route.kind} {route.destination}")
     if pair is None:
         _log.warning(
@@ -48,7 +48,7 @@ async def clean_up(settings: Settings, *, is_dry_run: bool) -> list[str]:
             " known, and none is removed (ip route shows them: proto 85)",
             settings.subnet_file,
         )
-    memory = Memory(settings.state_dir, settings.instance)
+    memory = LeaseCache(settings.state_dir, settings.instance)
     for path in (lock_of(settings.subnet_file), settings.subnet_file, memory.lease_file):
         if path is not None and path.exists():
             done.append(f"file {path}")
