@@ -7,13 +7,12 @@ import contextlib
 import os
 import socket
 import threading
-from ipaddress import IPv4Address
 
 import pytest
 
+from tests.packets import ipv4
 from tundp.lab.traffic import ping
 from tundp.linux import uapi
-from tundp.wire import ip
 
 ENGINES = os.environ.get("TUNDP_TEST_ENGINES", "reference;gso;gso --layout=split").split(";")
 pytestmark = pytest.mark.parametrize("engine", ENGINES)
@@ -70,13 +69,7 @@ async def test_a_flood_from_the_wire_leaves_encap_its_turns(make_overlay, until)
         flooder = await two.host.socket(socket.SOCK_DGRAM)
         trickler = await one.host.socket(socket.SOCK_DGRAM)
         # Nothing that could be merged: each costs a TUN write.
-        packet = ip.build_header(
-            payload_len=0,
-            source=int(IPv4Address(two.tunnel_address)),
-            destination=int(IPv4Address(one.tunnel_address)),
-            ip_proto=253,
-            ttl=64,
-        )
+        packet = ipv4(b"", 253, source=two.tunnel_address, destination=one.tunnel_address, frag=0)
         with flood(flooder, (one.public_ip, 8285), packet):
             await until(lambda: _is_above(one, "decap", 10_000))
             await trickles_through(one, "encap", trickler, (two.tunnel_address, 7000), until)
