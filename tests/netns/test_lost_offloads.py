@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from tests.packets import udp
 from tundp.engine.native import engine as native
 from tundp.lease.fib import build_fib
 from tundp.lease.peers import Peer
@@ -22,7 +23,6 @@ from tundp.linux import uapi
 from tundp.linux.offload import ALL, KernelOffloads, Offload, set_udp_gro
 from tundp.linux.tun import Tun
 from tundp.linux.udp import open_udp
-from tundp.wire import ip, transport
 from tundp.wire.encap import SourceCheck
 
 PORT = 8285
@@ -79,20 +79,14 @@ def datagram(number: int) -> bytes:
 
 def overlay_packet(number: int) -> bytes:
     """From a pod of the peer to our TUN's address, port 7000, all checksums right."""
-    body = datagram(number)
-    header = ip.build_header(
-        payload_len=8 + len(body),
+    return udp(
+        datagram(number),
         source=int(PEER.subnet.network_address) + 2,
         destination=int(OWN.network_address),
-        ip_proto=transport.PROTO_UDP,
-        ttl=64,
-        identification=number,
-        flags_offset=ip.FLAG_DF,
+        ident=number,
+        sport=7000,
+        dport=7000,
     )
-    packet = bytearray(header + bytes.fromhex("1b581b58") + (8 + len(body)).to_bytes(2, "big"))
-    packet += b"\0\0" + body
-    transport.finish(packet, 20, 26, transport.pseudo_sum(packet, 8 + len(body)))
-    return bytes(packet)
 
 
 async def test_a_refused_send_goes_singly_and_stays_so_for_a_while(make_lab, caplog, monkeypatch):
