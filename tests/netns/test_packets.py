@@ -14,10 +14,10 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from tests.packets import ipv4, with_ttl
 from tundp.lab.offload import set_checksum_offload
 from tundp.lab.overlay import STORE_ADDRESS
 from tundp.lab.traffic import Answer, ping, transfer
-from tundp.wire import ip
 from tundp.wire.drop import DropReason
 
 MARKER = b"\x00the capture ends here"
@@ -224,20 +224,14 @@ async def test_mtu_follows_the_underlay(make_overlay):
 async def test_garbage_from_the_wire_is_counted_by_name(make_overlay):
     async with make_overlay() as overlay:
         two = overlay.nodes[2]
-        good = ip.build_header(
-            payload_len=0,
-            source=int(overlay.nodes[1].gateway.ip),
-            destination=int(two.gateway.network.network_address),
-            ip_proto=253,
-            ttl=9,
-        )
+        good = packet(str(overlay.nodes[1].gateway.ip), two.tunnel_address, 253, b"")
         datagrams = {
             DropReason.TOO_SHORT: [b"", b"x", good[:19], b"\x60" + bytes(18)],
             DropReason.NOT_IPV4: [bytes(20), b"\x60" + bytes(59), b"\xf5" + bytes(1000)],
             DropReason.BAD_HEADER_LENGTH: [b"\x44" + good[1:], b"\x4f" + good[1:]],
             DropReason.BAD_TOTAL_LENGTH: [good[:2] + b"\x00\x15" + good[4:], b"\x45" + bytes(19)],
             DropReason.BAD_HEADER_CHECKSUM: [good[:10] + b"\xab\xcd" + good[12:]],
-            DropReason.HOP_LIMIT_EXCEEDED: [ttl_of(good, 1), ttl_of(good, 0)],
+            DropReason.HOP_LIMIT_EXCEEDED: [with_ttl(good, 1), with_ttl(good, 0)],
         }
         sender = await overlay.switch.socket(socket.SOCK_DGRAM)
         with sender:
@@ -295,13 +289,7 @@ async def test_source_check(make_overlay, check):
     # The switch is no peer. It claims to send for node1's subnet.
     async with make_overlay(f"--source-check={check}") as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
-        spoofed = ip.build_header(
-            payload_len=0,
-            source=int(one.gateway.ip),
-            destination=int(two.gateway.network.network_address),
-            ip_proto=253,
-            ttl=9,
-        )
+        spoofed = packet(str(one.gateway.ip), two.tunnel_address, 253, b"")
         sender = await overlay.switch.socket(socket.SOCK_DGRAM)
         with sender:
             sender.sendto(spoofed, (two.public_ip, 8285))
@@ -331,16 +319,7 @@ async def test_nobody_listening_and_firewalled_peers_lose_only_their_own_packets
 
 
 def packet(source: str, destination: str, protocol: int, payload: bytes) -> bytes:
-    return (
-        ip.build_header(
-            payload_len=len(payload),
-            source=int(IPv4Address(source)),
-            destination=int(IPv4Address(destination)),
-            ip_proto=protocol,
-            ttl=9,
-        )
-        + payload
-    )
+    return ipv4(payload, protocol, source=source, destination=destination, frag=0, ttl=9)
 
 
 def receive_soon(sock: socket.socket) -> bytes:
@@ -363,13 +342,6 @@ def decode(capture) -> list[dict[str, str]]:
         argv += ["-e", field]
     text = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
     return list(csv.DictReader(io.StringIO(text), delimiter=";"))
-
-
-def ttl_of(header: bytes, ttl: int) -> bytes:
-    fields = list(struct.unpack("!BBHHHBBHII", header))
-    return ip.build_header(
-        payload_len=0, source=fields[8], destination=fields[9], ip_proto=fields[6], ttl=ttl
-    )
 
 
 def unleased(overlay):
