@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from ipaddress import IPv4Address
 
 import pytest
 
+from tests.packets import ipv4
 from tundp.lab.overlay import STORE_ADDRESS
 from tundp.lab.traffic import ping
-from tundp.wire import ip
 
 ENGINES = os.environ.get("TUNDP_TEST_ENGINES", "reference;gso").split(";")
 pytestmark = pytest.mark.parametrize("engine", ENGINES)
@@ -51,14 +50,7 @@ async def start(overlay, engine: str, checks: dict[int, str]) -> None:
 def packet(source: str, destination: str) -> bytes:
     # So short a life that no kernel forwards it to somebody who would count it, too, and no
     # first fragment, about which it would say so to the source.
-    return ip.build_header(
-        payload_len=0,
-        source=int(IPv4Address(source)),
-        destination=int(IPv4Address(destination)),
-        ip_proto=253,
-        ttl=2,
-        flags_offset=9,
-    )
+    return ipv4(b"", 253, source=source, destination=destination, ttl=2, frag=9)
 
 
 async def test_what_is_not_for_us_is_told_counted_or_dropped(make_overlay, until, engine):
