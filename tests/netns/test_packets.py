@@ -14,7 +14,9 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from tests.nodes import counters, has_decapsulated
 from tests.packets import ipv4, with_ttl
+from tests.wait import DEADLINE_S, until
 from tundp.lab.offload import set_checksum_offload
 from tundp.lab.overlay import STORE_ADDRESS
 from tundp.lab.traffic import Answer, ping, transfer
@@ -30,10 +32,6 @@ async def checked_ping(host, address, **options) -> Answer:
     answer = await ping(host, address, **options)
     assert answer is not None, f"no answer from {address}"
     return answer
-
-
-async def counters(node):
-    return (await node.status())["counters"]
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
@@ -109,19 +107,24 @@ async def test_wire_is_bare_ipv4_in_udp_8285_with_valid_checksums(make_overlay, 
                 "udp port 8285",
             ]
         )
+
+        def has_begun() -> bool:
+            assert tcpdump.poll() is None, "tcpdump ended"
+            return capture.exists() and capture.stat().st_size >= 24  # the file header
+
         try:
-            while not capture.exists() or capture.stat().st_size < 24:
-                assert tcpdump.poll() is None, "tcpdump ended"
-                await asyncio.sleep(0.02)
+            await until(has_begun)
             subnets = {one.gateway.network, two.gateway.network}
             await checked_ping(one.pod, two.pod_address)
             assert (await transfer(one.pod, two.pod, two.pod_address, payload_len=300_000))[1]
             marker = await overlay.switch.socket(socket.SOCK_DGRAM)
             with marker:
                 # Again and again: tcpdump's ring may be full of the transfer at first.
-                while MARKER not in capture.read_bytes():
+                def has_marker() -> bool:
                     marker.sendto(MARKER, (one.public_ip, 8285))
-                    await asyncio.sleep(0.05)
+                    return MARKER in capture.read_bytes()
+
+                await until(has_marker, poll_s=0.05)
         finally:
             tcpdump.terminate()
             await asyncio.to_thread(tcpdump.wait)
@@ -245,8 +248,8 @@ async def test_garbage_from_the_wire_is_counted_by_name(make_overlay):
             for datagram in noise:
                 sender.sendto(datagram, (two.public_ip, 8285))
         expected = sum(len(batch) for batch in datagrams.values()) + 1 + len(noise)
-        while (counted := (await counters(two)))["decap"]["packets_in"] < expected:
-            await asyncio.sleep(0.02)
+        await until(lambda: has_decapsulated(two, expected - 1))
+        counted = await counters(two)
         assert counted["conserved"]
         assert counted["decap"]["packets_in"] == expected
         assert counted["decap"]["packets_out"] >= 1
@@ -269,8 +272,8 @@ async def test_nobody_may_send_in_our_own_name(make_overlay):
             for source in own:
                 udp = struct.pack("!HHHH", 1, 9999, 9, 0) + b"x"
                 sender.sendto(packet(source, two.tunnel_address, 17, udp), (two.public_ip, 8285))
-            while (counted := await counters(two))["decap"]["packets_in"] < len(own):
-                await asyncio.sleep(0.02)
+            await until(lambda: has_decapsulated(two, len(own) - 1))
+            counted = await counters(two)
             assert counted["decap"]["drops"] == {"martian_source": len(own)}
             with pytest.raises(BlockingIOError):
                 listener.recv(100)
@@ -279,8 +282,6 @@ async def test_nobody_may_send_in_our_own_name(make_overlay):
             sender.sendto(
                 packet("198.51.100.1", two.tunnel_address, 17, udp), (two.public_ip, 8285)
             )
-            while (await counters(two))["decap"]["packets_out"] < 1:
-                await asyncio.sleep(0.02)
             assert await asyncio.to_thread(receive_soon, listener) == b"x"
 
 
@@ -293,8 +294,8 @@ async def test_source_check(make_overlay, check):
         sender = await overlay.switch.socket(socket.SOCK_DGRAM)
         with sender:
             sender.sendto(spoofed, (two.public_ip, 8285))
-        while (counted := (await counters(two)))["decap"]["packets_in"] < 1:
-            await asyncio.sleep(0.02)
+        await until(lambda: has_decapsulated(two, 0))
+        counted = await counters(two)
         is_dropped = check == "enforce"
         assert counted["decap"]["packets_out"] == (0 if is_dropped else 1)
         assert counted["decap"]["drops"] == ({"source_mismatch": 1} if is_dropped else {})
@@ -323,7 +324,7 @@ def packet(source: str, destination: str, protocol: int, payload: bytes) -> byte
 
 
 def receive_soon(sock: socket.socket) -> bytes:
-    sock.settimeout(5)
+    sock.settimeout(DEADLINE_S)
     return sock.recv(100)
 
 
