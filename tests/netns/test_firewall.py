@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from tests.wait import DEADLINE_S, until
 from tundp.errors import PlatformError
 from tundp.lab.lab import processes_in
 from tundp.linux import command
@@ -497,7 +498,7 @@ async def test_what_replaces_nothing_needs_no_other_program(box, monkeypatch, tm
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-async def test_no_program_outlives_its_time_or_its_caller(box, tmp_path, loop, until):
+async def test_no_program_outlives_its_time_or_its_caller(box, tmp_path, loop):
     started_file = tmp_path / "started"
     endless = ["sh", "-c", f": >{started_file}; sleep 99; :"]
 
@@ -620,13 +621,13 @@ async def echo_source(client, server, address):
         listener.bind((address, 0))
         listener.setblocking(False)
         sender.sendto(b"hello", listener.getsockname())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE_S):
             _, source = await asyncio.get_running_loop().sock_recvfrom(listener, 64)
         return source[0]
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-async def test_packets_are_let_through_and_masqueraded(make_lab, until, flavour):
+async def test_packets_are_let_through_and_masqueraded(make_lab, flavour):
     """pod 10.5.7.2 -- [node] -- peer 10.5.8.2 (another node's pod), outside 192.0.2.2."""
     async with make_lab() as lab:
         node = await lab.host("node")

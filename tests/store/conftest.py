@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from urllib3 import Timeout
 
 from tests.store.support import (
     FREQUENT_PINGS,
@@ -25,7 +26,7 @@ from tests.store.support import (
     run_on,
 )
 from tundp.lab.etcd import PrivateEtcd
-from tundp.store import etcd2, etcd3
+from tundp.store import etcd2, etcd3, file
 
 _LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
@@ -104,6 +105,16 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
             _http2_min_sent_ping_interval_without_data=1.0,
         ),
     )
+
+
+@pytest.fixture
+def endless_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing ends by its own timeout: whoever waits for that waits until the test has hung."""
+    hour_s = 3600.0
+    monkeypatch.setattr(etcd2, "REQUEST_TIMEOUT_S", hour_s)
+    monkeypatch.setattr(etcd2, "_WATCH_TIMEOUT", Timeout(connect=hour_s, read=hour_s))
+    monkeypatch.setattr(etcd3, "REQUEST_TIMEOUT_S", hour_s)
+    monkeypatch.setattr(file, "_POLL_S", hour_s)
 
 
 @contextlib.contextmanager

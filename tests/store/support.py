@@ -13,7 +13,6 @@ import base64
 import contextlib
 import fcntl
 import http.client
-import inspect
 import json
 import logging
 import os
@@ -24,10 +23,11 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 from tests.lease_plane import LeasePlane
+from tests.wait import DEADLINE_S, until
 from tundp.backoff import Backoff, Outage
 from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.lease.network import NetworkConfig, parse_network_config
@@ -40,10 +40,8 @@ from tundp.store.file import FileStore
 from tundp.store.follow import follow
 from tundp.subnet.claim_driver import Claim, ClaimSettings
 
-HANG_S = 60.0
+HANG_S = 2 * DEADLINE_S
 """No test body takes this long; it ends one that hangs."""
-PROMPT_S = 1.0
-"""What is asked to happen at once happens well within this."""
 
 _opened: list[Store] = []
 """The stores that worlds have opened and nobody has closed yet."""
@@ -54,7 +52,9 @@ FREQUENT_PINGS = "--grpc-keepalive-min-time=500ms"
 Runner = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
-def run_on(loop_factory: Callable[[], asyncio.AbstractEventLoop], main: Coroutine) -> Any:
+def run_on(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], main: Coroutine[Any, Any, Any]
+) -> Any:
     """`main` on a fresh loop; an unhandled error of the loop fails it, and so does a hang."""
     unhandled: list[dict[str, Any]] = []
 
@@ -75,37 +75,9 @@ def run_on(loop_factory: Callable[[], asyncio.AbstractEventLoop], main: Coroutin
     return result
 
 
-def _said(check: Callable[[], Any]) -> str:
-    try:
-        return inspect.getsource(check)
-    except (OSError, TypeError):
-        return repr(check)
-
-
 def run(main: Coroutine[Any, Any, Any]) -> Any:
     """`main` on asyncio's own loop."""
     return run_on(asyncio.new_event_loop, main)
-
-
-async def eventually(check: Callable[[], Any], *, within_s: float = 20.0) -> Any:
-    """The first true value of `check`, which may be a coroutine function."""
-    deadline = time.monotonic() + within_s
-    while True:
-        value = check()
-        if inspect.isawaitable(value):
-            value = await value
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {within_s} s: {_said(check)}"
-        await asyncio.sleep(0.01)
-
-
-async def steadily(check: Callable[[], Any], *, for_s: float) -> None:
-    """`check` holds all the time, for so long."""
-    deadline = time.monotonic() + for_s
-    while time.monotonic() < deadline:
-        assert check(), _said(check)
-        await asyncio.sleep(0.02)
 
 
 async def everywhere(
@@ -123,13 +95,6 @@ async def everywhere(
     async with asyncio.TaskGroup() as group:
         for name, world in worlds.items():
             group.create_task(one(name, world))
-
-
-@contextlib.contextmanager
-def took_at_most(limit_s: float) -> Iterator[None]:
-    start = time.monotonic()
-    yield
-    assert time.monotonic() - start < limit_s
 
 
 def lease_key(text: str) -> LeaseKey:
@@ -155,6 +120,7 @@ class Http:
     def __init__(self, url: str) -> None:
         self.url = url
         parts = urlsplit(url)
+        assert parts.hostname is not None
         self._address = (parts.hostname, parts.port)
         self._headers: dict[str, str] = {}
         self._connection: http.client.HTTPConnection | None = None
@@ -348,20 +314,27 @@ class World(Protocol):
     def close(self) -> None: ...
 
 
-class EtcdWorld:
-    """A prefix of its own in an etcd, v2 API."""
+S = TypeVar("S", Etcd2Store, Etcd3Store)
+R = TypeVar("R", Raw, Raw3)
 
-    def __init__(self, url: str, prefix: str | None = None) -> None:
+
+class _EtcdWorld(Generic[S, R]):
+    """A prefix of its own in an etcd, through one of its APIs."""
+
+    _store: Callable[[EtcdAccess], S]
+    raw: R
+
+    def __init__(self, url: str, raw: R, prefix: str | None) -> None:
         self.url = url
         self.prefix = prefix or f"/test-{uuid.uuid4().hex[:12]}/network"
-        self.raw = Raw(url)
+        self.raw = raw
 
-    def open(self) -> Etcd2Store:
+    def open(self) -> S:
         return self.open_at(self.url)
 
-    def open_at(self, *endpoints: str, **access: Any) -> Etcd2Store:
-        access = {"prefix": self.prefix} | access
-        store = Etcd2Store(EtcdAccess(endpoints=endpoints, **access))
+    def open_at(self, *endpoints: str, **access: Any) -> S:
+        given = {"prefix": self.prefix, "endpoints": endpoints} | access
+        store = type(self)._store(EtcdAccess(**given))
         _opened.append(store)
         return store
 
@@ -376,44 +349,32 @@ class EtcdWorld:
 
     def remove(self, name: str) -> None:
         self.raw.delete(self.path(name))
-
-    def read(self, name: str) -> tuple[Any, float | None] | None:
-        node = self.raw.get(self.path(name)).get("node")
-        return None if node is None else (json.loads(node["value"]), node.get("ttl"))
 
     def close(self) -> None:
         asyncio.run(close_opened())
         self.raw.close()
 
 
-class Etcd3World:
-    """A prefix of its own in an etcd, v3 API."""
+class EtcdWorld(_EtcdWorld[Etcd2Store, Raw]):
+    """A prefix of its own in an etcd, v2 API."""
+
+    _store = Etcd2Store
 
     def __init__(self, url: str, prefix: str | None = None) -> None:
-        self.url = url
-        self.prefix = prefix or f"/test-{uuid.uuid4().hex[:12]}/network"
-        self.raw = Raw3(url)
+        super().__init__(url, Raw(url), prefix)
 
-    def open(self) -> Etcd3Store:
-        return self.open_at(self.url)
+    def read(self, name: str) -> tuple[Any, float | None] | None:
+        node = self.raw.get(self.path(name)).get("node")
+        return None if node is None else (json.loads(node["value"]), node.get("ttl"))
 
-    def open_at(self, *endpoints: str, **access: Any) -> Etcd3Store:
-        access = {"prefix": self.prefix} | access
-        store = Etcd3Store(EtcdAccess(endpoints=endpoints, **access))
-        _opened.append(store)
-        return store
 
-    def path(self, name: str) -> str:
-        return f"{self.prefix}/subnets/{name}"
+class Etcd3World(_EtcdWorld[Etcd3Store, Raw3]):
+    """A prefix of its own in an etcd, v3 API."""
 
-    def set_config(self, text: str) -> None:
-        self.raw.put(f"{self.prefix}/config", text)
+    _store = Etcd3Store
 
-    def put(self, name: str, value: str, *, ttl: int | None = None) -> None:
-        self.raw.put(self.path(name), value, ttl=ttl)
-
-    def remove(self, name: str) -> None:
-        self.raw.delete(self.path(name))
+    def __init__(self, url: str, prefix: str | None = None) -> None:
+        super().__init__(url, Raw3(url), prefix)
 
     def read(self, name: str) -> tuple[Any, float | None] | None:
         found = self.raw.get(self.path(name))
@@ -422,10 +383,6 @@ class Etcd3World:
         # A key without an etcd lease is a reservation; etcd itself would call its TTL -1.
         ttl = None if found["etcd_lease"] == "0" else self.raw.ttl_of(found["etcd_lease"])
         return json.loads(found["value"]), ttl
-
-    def close(self) -> None:
-        asyncio.run(close_opened())
-        self.raw.close()
 
 
 class FileWorld:
@@ -515,7 +472,7 @@ async def following(store: Store) -> AsyncIterator[Follower]:
     """A follower that has seen its first snapshot."""
     follower = Follower(store)
     async with background(follower.run()):
-        await eventually(lambda: follower.updates or follower.outage.is_on)
+        await until(lambda: follower.updates or follower.outage.is_on)
         yield follower
 
 
@@ -586,7 +543,7 @@ class Forwarder:
     async def cut(self) -> None:
         assert self._server is not None
         self._server.close()
-        await eventually(self._is_cut)
+        await until(self._is_cut)
 
     def hang(self) -> None:
         """From now on take connections and bytes, and pass nothing on."""

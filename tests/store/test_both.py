@@ -12,12 +12,12 @@ from tests.store.support import (
     Etcd3World,
     EtcdWorld,
     by_key,
-    eventually,
     following,
     make_claim,
     make_node,
     run,
 )
+from tests.wait import until
 from tundp.errors import ConfigNotFound, Conflict, StoreUnavailable
 from tundp.lease.claim import LeaseState
 from tundp.lease.identity import Identity
@@ -75,18 +75,18 @@ def test_one_api_away_neither_hides_peers_nor_costs_the_lease(
         async with node.up() as lease:
             key = str(lease.key)
             etcd_world.put("10.5.250.0-24", value(THEM))
-            await eventually(lambda: "10.5.250.0-24" in node.known())
+            await until(lambda: "10.5.250.0-24" in node.known())
             v2.cut()
             etcd3_world.put("10.5.251.0-24", value(THEM))
-            await eventually(lambda: "10.5.251.0-24" in node.known())
+            await until(lambda: "10.5.251.0-24" in node.known())
             # What v2 said last still counts.
             assert "10.5.250.0-24" in node.known()
-            await eventually(lambda: etcd_world.read(key) is None)  # expired there
+            await until(lambda: etcd_world.read(key) is None)  # expired there
             found = etcd3_world.read(key)
             assert found is not None, "and here, too"
             v2.mend()
-            await eventually(lambda: etcd_world.read(key) is not None)
-            await eventually(lambda: node.claim.state is LeaseState.HELD)
+            await until(lambda: etcd_world.read(key) is not None)
+            await until(lambda: node.claim.state is LeaseState.HELD)
 
     run(main())
 
@@ -100,7 +100,7 @@ def test_two_owners_of_one_subnet_are_a_conflict_and_neither_is_written_over(
         async with node.up() as lease:
             key = str(lease.key)
             etcd_world.put(key, value(THEM))
-            await eventually(lambda: node.claim.state is LeaseState.CONFLICT)
+            await until(lambda: node.claim.state is LeaseState.CONFLICT)
             # Seen as it is, and not because our own half has expired meanwhile.
             assert etcd3_world.read(key) is not None
             seen = next(one for one in (await both.snapshot()).leases if one.key == lease.key)

@@ -21,7 +21,6 @@ from tests.store.support import (
     acquired,
     attributes,
     by_key,
-    eventually,
     everywhere,
     lease_key,
     make_claim,
@@ -29,8 +28,8 @@ from tests.store.support import (
     network,
     outcome,
     run,
-    steadily,
 )
+from tests.wait import steadily, until
 from tundp.errors import LeaseError, OutOfSubnets
 from tundp.lease.claim import LeaseState
 from tundp.lease.model import Lease
@@ -92,7 +91,7 @@ def test_lease_that_no_longer_fits_is_replaced(world: World, run: Runner) -> Non
         assert owner(world, str(lease.key)) == OURS
         # Given back: absent, or about to be.
         for stale in ("10.9.7.0-24", "10.5.16.0-20"):
-            await eventually(lambda stale=stale: world.read(stale) is None, within_s=5)
+            await until(lambda stale=stale: world.read(stale) is None)
         assert owner(world, "10.9.8.0-24") == THEIRS
 
     run(main())
@@ -307,7 +306,7 @@ def test_lease_is_renewed_well_before_it_expires(
             assert len(revisions) == 3
             assert all(before < after for before, after in pairwise(revisions))
             # What the watch tells of our own renewals agrees with what we hold.
-            await eventually(lambda: node.routing.leases[key].revision == node.claim.lease.revision)
+            await until(lambda: node.routing.leases[key].revision == node.claim.lease.revision)
             assert node.claim.state is LeaseState.HELD
             assert "lost" not in caplog.text
             assert "CONFLICT" not in caplog.text
@@ -321,7 +320,7 @@ def test_renewal_keeps_what_others_keep_in_the_value(worlds: dict[str, World]) -
         node = make_node(world.open(), OURS, lease_ttl_s=2)
         async with node.up() as lease:
             revision = lease.revision
-            await eventually(lambda: node.claim.lease.revision > revision)
+            await until(lambda: node.claim.lease.revision > revision)
             found = world.read("10.5.7.0-24")
             assert found is not None
             assert found[0] == {"PublicIP": OURS, "PublicIPv6": None, "Rack": "b7"}
@@ -338,7 +337,7 @@ def test_foreign_owner_is_never_overwritten(worlds: dict[str, World], watching: 
         async with node.up(is_watching=watching):
             key = node.key
             world.put(key, value(THEIRS, Theirs=True))
-            await eventually(lambda: node.claim.state is LeaseState.CONFLICT)
+            await until(lambda: node.claim.state is LeaseState.CONFLICT)
             await steadily(
                 lambda: world.read(key) == ({"PublicIP": THEIRS, "Theirs": True}, None), for_s=0.9
             )
@@ -346,8 +345,8 @@ def test_foreign_owner_is_never_overwritten(worlds: dict[str, World], watching: 
             assert node.key == key
             # The other one goes; the subnet is ours again.
             world.remove(key)
-            await eventually(lambda: node.claim.state is LeaseState.HELD)
-            await eventually(lambda: owner(world, key) == OURS)
+            await until(lambda: node.claim.state is LeaseState.HELD)
+            await until(lambda: owner(world, key) == OURS)
 
     run(everywhere(worlds, main))
 
@@ -360,10 +359,10 @@ def test_conflict_is_resolved_as_soon_as_the_other_lease_goes(world: World, run:
         async with node.up():
             key = node.key
             world.put(key, value(THEIRS))
-            await eventually(lambda: node.claim.state is LeaseState.CONFLICT)
+            await until(lambda: node.claim.state is LeaseState.CONFLICT)
             world.remove(key)
-            await eventually(lambda: owner(world, key) == OURS, within_s=5)
-            await eventually(lambda: node.claim.state is LeaseState.HELD)
+            await until(lambda: owner(world, key) == OURS)
+            await until(lambda: node.claim.state is LeaseState.HELD)
             # A watch event of the conflict that arrives late must not bring it back.
             assert node.key == key
 
@@ -376,9 +375,9 @@ def test_conflict_ends_when_the_other_lease_expires(worlds: dict[str, World]) ->
         async with node.up():
             key = node.key
             world.put(key, value(THEIRS), ttl=1)
-            await eventually(lambda: node.claim.state is LeaseState.CONFLICT)
-            await eventually(lambda: owner(world, key) == OURS, within_s=8)
-            await eventually(lambda: node.claim.state is LeaseState.HELD)
+            await until(lambda: node.claim.state is LeaseState.CONFLICT)
+            await until(lambda: owner(world, key) == OURS)
+            await until(lambda: node.claim.state is LeaseState.HELD)
 
     run(everywhere(worlds, main))
 
@@ -392,8 +391,8 @@ def test_deleted_lease_is_regained_with_the_same_subnet(world: World, run: Runne
             key = node.key
             for _ in range(3):
                 world.remove(key)
-                await eventually(lambda: owner(world, key) == OURS, within_s=5)
-                await eventually(lambda: node.claim.state is LeaseState.HELD)
+                await until(lambda: owner(world, key) == OURS)
+                await until(lambda: node.claim.state is LeaseState.HELD)
             assert node.key == key
             assert len((await world.open().snapshot()).leases) == 1
             found = world.read(key)
@@ -415,7 +414,7 @@ class LateAnswers:
 
     async def create(self, *arguments: Any) -> Lease:
         lease = await self._store.create(*arguments)
-        await eventually(lambda: self.is_due(lease))
+        await until(lambda: self.is_due(lease))
         return lease
 
 
@@ -435,8 +434,8 @@ def test_own_write_that_the_watch_tells_of_first_is_nobody_elses(
 
             store.is_due = is_seen
             world.remove(node.key)
-            await eventually(lambda: node.claim.lease.revision > first.revision)
-            await eventually(lambda: node.claim.state is LeaseState.HELD)
+            await until(lambda: node.claim.lease.revision > first.revision)
+            await until(lambda: node.claim.state is LeaseState.HELD)
             assert "by somebody else" not in caplog.text
 
     run(main())
@@ -464,8 +463,8 @@ def test_deletion_that_overtakes_the_answer_to_our_create_is_not_forgotten(world
 
             store.is_due = is_deleted_again
             world.remove(key)
-            await eventually(lambda: stage == "answered")
-            await eventually(lambda: owner(world, key) == OURS, within_s=4)
+            await until(lambda: stage == "answered")
+            await until(lambda: owner(world, key) == OURS)
 
     run(main())
 
@@ -476,7 +475,7 @@ def test_deleted_lease_is_regained_at_renewal_without_a_watch(worlds: dict[str, 
         async with node.up(is_watching=False):
             key = node.key
             world.remove(key)
-            await eventually(lambda: owner(world, key) == OURS, within_s=5)
+            await until(lambda: owner(world, key) == OURS)
 
     run(everywhere(worlds, main))
 
@@ -490,7 +489,7 @@ def test_lease_renewed_by_hand_is_still_ours(
             key = node.key
             world.put(key, value(OURS, By="hand"), ttl=60)
             revision = node.claim.lease.revision
-            await eventually(lambda: node.claim.lease.revision > revision)
+            await until(lambda: node.claim.lease.revision > revision)
             found = world.read(key)
             assert found is not None
             assert found[0]["By"] == "hand"
@@ -521,7 +520,7 @@ def test_lease_made_a_reservation_while_we_run_stays_one(worlds: dict[str, World
         async with node.up():
             key = node.key
             world.put(key, value(OURS))
-            await eventually(lambda: node.claim.expires_in_s is None)
+            await until(lambda: node.claim.expires_in_s is None)
             await steadily(lambda: (world.read(key) or (None, 0))[1] is None, for_s=1.2)
             assert node.claim.state is LeaseState.HELD
 
@@ -538,7 +537,7 @@ def test_an_outage_while_acquiring_is_said_to_be_over(
 
     async def main() -> None:
         acquiring = asyncio.ensure_future(make_claim(file_world.open(), OURS).acquire())
-        await eventually(lambda: "retrying" in caplog.text)
+        await until(lambda: "retrying" in caplog.text)
         file_world.path.write_text(good)
         await acquiring
         assert "working again" in caplog.text
@@ -551,7 +550,7 @@ def test_conflict_is_logged_with_both_sides(world: World, caplog: pytest.LogCapt
         node = make_node(world.open(), OURS)
         async with node.up():
             world.put(node.key, value(THEIRS))
-            await eventually(lambda: node.claim.state is LeaseState.CONFLICT)
+            await until(lambda: node.claim.state is LeaseState.CONFLICT)
             message = next(
                 record.getMessage()
                 for record in caplog.records
@@ -588,12 +587,12 @@ def test_a_subnet_that_overlaps_another_key_is_not_regained(worlds: dict[str, Wo
             other = f"{key}&fd00:5::-64"
             world.put(other, value(THEIRS))
             world.remove(key)
-            await eventually(lambda: node.claim.state is LeaseState.CONFLICT)
+            await until(lambda: node.claim.state is LeaseState.CONFLICT)
             assert other in node.claim.conflict
             assert world.read(key) is None
             world.remove(other)
-            await eventually(lambda: other not in node.known())
-            node.claim.observe_gone_elsewhere()
-            await eventually(lambda: owner(world, key) == OURS)
+            await until(lambda: other not in node.known())
+            node.claim.look_again()
+            await until(lambda: owner(world, key) == OURS)
 
     run(everywhere(worlds, main))

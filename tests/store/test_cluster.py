@@ -27,7 +27,6 @@ from tests.store.support import (
     acquired,
     attributes,
     by_key,
-    eventually,
     everywhere,
     following,
     lease_key,
@@ -36,6 +35,7 @@ from tests.store.support import (
     outcome,
     run,
 )
+from tests.wait import until
 from tundp.errors import Conflict, OutOfSubnets, StoreUnavailable
 from tundp.lab.etcd import PrivateCluster, PrivateEtcd
 from tundp.lease.claim import LeaseState
@@ -147,15 +147,13 @@ def test_killed_members_cost_no_lease_and_no_event(
             await world.put(f"10.5.{number}.0-24", value(f"198.51.100.{step}"))
         await world.put(f"10.5.{number + 100}.0-24", value("198.51.100.9"))
         for node, revision in zip(nodes, revisions, strict=True):
-            await eventually(
+            await until(
                 lambda node=node: (
                     node.known().get(f"10.5.{number}.0-24") == "198.51.100.4"
                     and f"10.5.{number + 100}.0-24" in node.known()
                 )
             )
-            await eventually(
-                lambda node=node, revision=revision: node.claim.lease.revision > revision
-            )
+            await until(lambda node=node, revision=revision: node.claim.lease.revision > revision)
 
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -235,19 +233,17 @@ def test_without_a_majority_nothing_old_is_told(
             for member in cluster.members[1:]:
                 await member.stop(signal.SIGKILL)
             await everywhere(worlds, without_majority)
-            await eventually(lambda: pinned.outage.is_on)
+            await until(lambda: pinned.outage.is_on)
             for follower in (*followers.values(), pinned):
                 assert follower.known() == {str(A): "192.0.2.1"}
             await cluster.start()
             for name, world in worlds.items():
                 # One of the creates may have been done late.
                 await world.put(str(B), value("192.0.2.3"))
-                await eventually(
-                    lambda name=name: followers[name].known().get(str(B)) == "192.0.2.3"
-                )
+                await until(lambda name=name: followers[name].known().get(str(B)) == "192.0.2.3")
                 assert followers[name].known()[str(A)] == "192.0.2.1"
                 assert str(A) in by_key((await world.open().snapshot()).leases)
-            await eventually(lambda: pinned.known().get(str(B)) == "192.0.2.3")
+            await until(lambda: pinned.known().get(str(B)) == "192.0.2.3")
             assert not pinned.outage.is_on
 
     run(main())
@@ -288,7 +284,7 @@ def test_leader_back_from_suspend_tells_nothing_old(
 
         await asyncio.gather(*map(look, stores))
         for store in stores.values():
-            await eventually(lambda store=store: is_answering(store))
+            await until(lambda store=store: is_answering(store))
 
     run(main())
 
@@ -304,11 +300,11 @@ def test_hung_leader_is_left_by_claims_and_watches(
         async def in_world(world: ClusterWorld, nodes: list[LeasePlane]) -> None:
             (node,) = nodes
             revision = node.claim.lease.revision
-            await eventually(lambda: node.claim.lease.revision > revision)
+            await until(lambda: node.claim.lease.revision > revision)
             # The v2 API tells a hung watch from a quiet one only after a minute.
             if world is worlds["v3"]:
                 await asyncio.to_thread(world.at(other).put, str(B), value("192.0.2.9"))
-                await eventually(lambda: str(B) in node.known())
+                await until(lambda: str(B) in node.known())
             assert node.claim.state is LeaseState.HELD
 
         async with contextlib.AsyncExitStack() as stack:
@@ -353,7 +349,7 @@ def test_race_for_the_last_subnet_through_different_members(
                 (lease,) = (await store.snapshot()).leases
                 assert (lease.attributes, lease.revision) == (winner.attributes, winner.revision)
             await stores[0].delete(winner.key, revision=winner.revision)
-            await eventually(lambda: is_empty(stores[1]))
+            await until(lambda: is_empty(stores[1]))
 
     run(everywhere(worlds, main))
 
@@ -440,7 +436,7 @@ def test_storm_of_events_through_a_killed_member(
                         own = world.another_at(member)
                         stack.enter_context(contextlib.closing(own.raw))
                         group.create_task(asyncio.to_thread(write, own, writer))
-                await eventually(lambda: len(followers["v3"][0].updates) > 50)
+                await until(lambda: len(followers["v3"][0].updates) > 50)
                 await victim.stop(signal.SIGKILL)
                 local = worlds["v3"].at(witness)
                 assert isinstance(local, Etcd3World)
@@ -450,7 +446,7 @@ def test_storm_of_events_through_a_killed_member(
                 expected = by_key((await world.open().snapshot()).leases)
                 assert len(expected) > 80
                 for follower in followers[name]:
-                    await eventually(
+                    await until(
                         lambda follower=follower, expected=expected: follower.known() == expected
                     )
         assert not backwards

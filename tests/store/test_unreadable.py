@@ -8,6 +8,7 @@ import random
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from tests.wait import until
 from tundp.lease.claim import LeaseState
 from tundp.lease.model import LeaseAttributes, Snapshot
 from tundp.lease.network import parse_network_config
@@ -57,9 +58,7 @@ async def test_it_is_no_hot_loop_and_ends_when_the_entry_goes(tmp_path: Path) ->
         del document["leases"][str(lease.key)]
         path.write_text(json.dumps(document))
         claim.observe(None)
-        async with asyncio.timeout(5):
-            while claim.state is not LeaseState.HELD:
-                await asyncio.sleep(0.01)
+        await until(lambda: claim.state is LeaseState.HELD)
         assert claim.lease.key == lease.key
     finally:
         keeping.cancel()

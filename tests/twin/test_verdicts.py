@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.packets import ipv4
 from tests.routes import fib_of
 from tundp.engine.choose import AUTO, ENGINES
 from tundp.engine.native import engine as native
@@ -159,18 +160,17 @@ def build(
 ) -> bytes:
     payload = rng.randbytes(payload_len)
     packet = bytearray(
-        ip.build_header(
-            payload_len=payload_len,
+        ipv4(
+            payload,
+            rng.choice((1, 6, 17, 253)),
             source=rng.choice(ADDRESSES),
             destination=rng.choice(ADDRESSES),
-            ip_proto=rng.choice((1, 6, 17, 253)),
             ttl=rng.choice((0, 1, 2, 64, 255)),
             tos=rng.randrange(256),
-            identification=rng.getrandbits(16),
-            flags_offset=rng.choice((0, 0x4000, 0x2000, 0x2001, 0x0005, 0x8000, 0xFFFF)),
-            options=options,
+            ident=rng.getrandbits(16),
+            frag=rng.choice((0, 0x4000, 0x2000, 0x2001, 0x0005, 0x8000, 0xFFFF)),
+            ip_options=options,
         )
-        + payload
         + rng.randbytes(trailing)
     )
     if not fix_checksum:
@@ -243,9 +243,7 @@ anywhere = st.one_of(
 )
 @settings(max_examples=1500, deadline=None)
 def test_destination_check(destination, source, outer, ttl, check):
-    datagram = ip.build_header(
-        payload_len=8, source=source, destination=destination, ip_proto=17, ttl=ttl
-    ) + bytes(8)
+    datagram = ipv4(bytes(8), 17, source=source, destination=destination, frag=0, ttl=ttl)
     verdict = assert_same_decap(datagram, outer, check)
     # Not by asking the FIB: what `own` means is said here once more.
     is_own = IPv4Address(destination) in OWN_SUBNET or destination in OWN_ADDRESSES
@@ -277,17 +275,15 @@ def test_destination_check(destination, source, outer, ttl, check):
 def test_fragments_of_anything(options, payload_len, mtu, flags_offset):
     options = (options + bytes(-len(options) % 4))[:40]
     packet = bytearray(
-        ip.build_header(
-            payload_len=payload_len,
+        ipv4(
+            random.Random(payload_len).randbytes(payload_len),
+            17,
             source=ADDRESSES[0],
             destination=ADDRESSES[1],
-            ip_proto=17,
             ttl=9,
-            identification=77,
-            flags_offset=flags_offset,
-            options=options,
+            frag=flags_offset,
+            ip_options=options,
         )
-        + random.Random(payload_len).randbytes(payload_len)
     )
     header = ip.parse(memoryview(packet))
     assert not isinstance(header, DropReason)

@@ -30,7 +30,7 @@ from tundp.lab.lab import Host, Lab, stop_process
 
 PREFIX: Final = "/coreos.com/network"
 STORE_ADDRESS: Final = "192.0.2.254"
-READY_S: Final = 20.0
+READY_S: Final = 60.0
 
 
 @dataclass(slots=True)
