@@ -65,8 +65,8 @@ def machine() -> Iterator[Machine]:
         )
         machine.write(f"{units}/docker.service", DOCKER_UNIT)
         machine.write("usr/bin/dockerd", DOCKERD, mode=0o755)
-        machine.write("etc/default/tundp", "TUNDP_STORE=file:/var/lib/tundp/store.json\n")
-        machine.write("var/lib/tundp/store.json", lease_file("10.1.0.0/16", 8285))
+        machine.write("etc/default/tundp", "TUNDP_STORE=file:/var/lib/tundp/leases.json\n")
+        machine.write("var/lib/tundp/leases.json", lease_file("10.1.0.0/16", 8285))
         for number, name in enumerate(("blue", "green", "watched"), 2):
             store = f"/var/lib/tundp/{name}.json"
             machine.write(store[1:], lease_file(f"10.{number}.0.0/16", 8285 + number))
