@@ -4,8 +4,8 @@
 #
 # It is Debian's base system as the installer leaves it (debootstrap), with nothing of what
 # the documents install. In /srv/packages and /srv/wheels are the files that apt and pip would
-# download, at the versions of this day, so that the test needs no network. A new
-# setup/apt.txt or setup/requirements.txt builds it again.
+# download, at the versions of this day, so that the test needs no network. It is built again
+# when this file, the packages or setup/requirements.txt change.
 set -eu
 cd "$(dirname "$0")/.."
 suite=bookworm
@@ -15,7 +15,7 @@ root=$PWD/.tools/debian
 packages="git make python3 python3-pip python3-venv gcc libc6-dev python3-dev iptables nftables etcd-client"
 packages="$packages $(awk '$1 == "build" || $1 == "demo" { print $2 }' setup/apt.txt)"
 
-stamp=$(cat setup/debian.sh setup/apt.txt setup/requirements.txt | sha256sum)
+stamp=$( (echo "$packages"; cat setup/debian.sh setup/requirements.txt) | sha256sum)
 [ "$(cat "$root/srv/stamp" 2> /dev/null)" != "$stamp" ] || exit 0
 echo "debootstrap: a bare Debian $suite in .tools/debian, a minute or two"
 rm -rf "$root" "$root.new"

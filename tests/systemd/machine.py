@@ -35,7 +35,8 @@ for group in $TUNDP_TEST_CGROUPS; do echo $$ > "$group/cgroup.procs"; done
 mount -t tmpfs tmpfs writable
 mkdir writable/upper writable/work writable/root
 cp -a staged/. writable/upper/
-mount -t overlay overlay -o lowerdir="$TUNDP_TEST_ROOT",upperdir=writable/upper,workdir=writable/work writable/root
+layers="lowerdir=$TUNDP_TEST_ROOT,upperdir=writable/upper,workdir=writable/work"
+mount -t overlay overlay -o "$layers" writable/root
 exec setpriv --pdeathsig KILL systemd-nspawn -D writable/root "$@"
 """
 
