@@ -200,7 +200,7 @@ def test_a_directory_keeps_no_node_from_claiming(etcd_world: EtcdWorld) -> None:
 
     async def main() -> None:
         previous = lease_key("10.5.42.0-24")
-        lease = await make_claim(etcd_world.open(), "192.0.2.1", previous=previous).acquire()
+        lease, _ = await make_claim(etcd_world.open(), "192.0.2.1", previous=previous).acquire()
         assert lease.key != previous
 
     run(main())

@@ -144,7 +144,7 @@ async def works(world: AnyWorld, url: str, **access: str) -> None:
     store = world.open_at(url, **access)
     assert await store.network_config() == '{"Network": "10.5.0.0/16"}'
     async with following(store) as follower:
-        lease = await make_claim(store, "192.0.2.1").acquire()
+        lease, _ = await make_claim(store, "192.0.2.1").acquire()
         await until(lambda: str(lease.key) in follower.known())
         renewed = await store.update(lease.key, ONE, 600, revision=lease.revision)
         await store.delete(lease.key, revision=renewed.revision)
@@ -349,7 +349,7 @@ async def works_as_tundp(locked: Locked) -> None:
     store = locked.open()
     assert await store.network_config() == '{"Network": "10.5.0.0/16"}'
     async with following(store) as follower:
-        lease = await make_claim(store, "192.0.2.1").acquire()
+        lease, _ = await make_claim(store, "192.0.2.1").acquire()
         await until(lambda: str(lease.key) in follower.known())
         renewed = await store.update(lease.key, ONE, 600, revision=lease.revision)
         await store.delete(lease.key, revision=renewed.revision)
