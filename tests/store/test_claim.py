@@ -567,7 +567,7 @@ def test_stale_news_of_our_own_lease_changes_nothing(world: World) -> None:
     async def main() -> None:
         store = world.open()
         node = make_claim(store, OURS)
-        first = await node.acquire()
+        first, _ = await node.acquire()
         renewed = await store.update(first.key, attributes(OURS), 600, revision=first.revision)
         node.observe(renewed)
         node.observe(first)
