@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import errno
-import importlib.util
 import json
 import logging
 import os
-import resource
-import signal
 import sys
 import textwrap
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +29,6 @@ EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
-_SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _log = logging.getLogger("tundp")
 
 _DESCRIPTION: Final = """\
@@ -255,60 +249,23 @@ def _run(arguments: list[str], *, is_flanneld: bool = False) -> int:
         if settings.version:
             print(f"tundp {tundp.__version__}", file=sys.stderr)
             return EXIT_OK
-        store = _open_store(settings)
+        from tundp.daemon import process
+
+        store = process.open_store(settings)
     except ConfigError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return EXIT_USAGE
-    # Before logging is set up: some libraries set their own loggers when they are imported.
-    from tundp.daemon.run import run
-
-    _set_up_logging(settings.v)
-    for name in unknown_variables(os.environ):
-        _log.warning("variable %s is set, but tundp does not know it", name)
-    _drop_capabilities()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     code = EXIT_OK
     try:
-        with asyncio.Runner(loop_factory=_loop_factory(settings.loop)) as runner:
-            runner.run(_run_until_signal(run(settings, store)))
+        process.serve(settings, store)
     except* LeaseLost as group:
-        for leaf in _leaves(group):
+        for leaf in process.leaves(group):
             _log.error("%s: exiting with code 0, as flannel does (--on-lease-lost=exit)", leaf)
     except* TundpError as group:
-        for leaf in _leaves(group):
+        for leaf in process.leaves(group):
             _log.error("%s", leaf)
         code = EXIT_FAILED
     return code
-
-
-def _open_store(settings: Settings) -> Any:
-    """The store, and faults of its settings found while a wrong flag is still wrong usage.
-
-    TLS keys are read here, before capabilities go: they may be another user's files.
-    """
-    # One thread more per process is what numpy's library would start, for nothing.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Imported here: netlink, HTTP and numpy are half a second that --help need not wait for.
-    from tundp.daemon.stores import open_store
-
-    return open_store(settings)
-
-
-def _drop_capabilities() -> None:
-    """Keep what networking needs; a root without the rest is no root."""
-    from tundp.linux import capability
-    from tundp.linux.firewall import choose as firewall
-
-    kept = [capability.CAP_NET_ADMIN]
-    if firewall.needs_raw_sockets():
-        # It opens a raw socket to talk to the kernel.
-        kept.append(capability.CAP_NET_RAW)
-    try:
-        capability.keep_only(kept)
-    except PlatformError as error:
-        _log.warning("%s", error)
 
 
 def _config(arguments: list[str]) -> int:
@@ -389,15 +346,16 @@ def _toml_text(text: str) -> str:
 
 
 def _config_check(settings: Settings, *, as_json: bool) -> int:
+    from tundp.daemon import process
     from tundp.daemon.check import check
     from tundp.show import print_findings
 
     try:
-        store = _open_store(settings)
+        store = process.open_store(settings)
     except ConfigError as error:
         print(f"tundp: {error}", file=sys.stderr)
         return EXIT_USAGE
-    _set_up_logging(-1)
+    process.set_up_logging(-1)
     findings = asyncio.run(check(settings, store))
     if as_json:
         print(json.dumps([finding.as_dict() for finding in findings], indent=2))
@@ -444,42 +402,6 @@ def _cleanup(arguments: list[str]) -> int:
     if not lines:
         print("nothing to remove")
     return EXIT_OK
-
-
-async def _run_until_signal(daemon: Coroutine[Any, Any, None]) -> None:
-    loop = asyncio.get_running_loop()
-    task = asyncio.ensure_future(daemon)
-    bugs: list[BaseException] = []
-
-    def give_up(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        # An exception in a callback, that is a bug of ours on the packet path. Going on
-        # would spin on the same descriptor for ever: end, and let systemd start anew.
-        error = context.get("exception") or RuntimeError(context.get("message"))
-        if isinstance(error, OSError) and error.errno in _SCARCE:
-            # The loop's own listener lacks descriptors or memory for a moment, and tries again.
-            _log.error("%s: %s", context.get("message"), error)
-            return
-        if not bugs:
-            _log.critical("bug, stopping: %s", context.get("message"), exc_info=error)
-        bugs.append(error)
-        task.cancel()
-
-    loop.set_exception_handler(give_up)
-
-    def stop(signum: int) -> None:
-        _log.info("%s: stopping", signal.Signals(signum).name)
-        task.cancel()
-        # A second one kills at once, as with flannel.
-        for each in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(each)
-            signal.signal(each, signal.SIG_DFL)
-
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, stop, signum)
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-    if bugs:
-        raise TundpError(f"ended by a bug: {bugs[0]!r}; please report the log above")
 
 
 def _run_parser(program: str) -> argparse.ArgumentParser:
@@ -599,43 +521,9 @@ def _bench(parsed: argparse.Namespace) -> int:
     return EXIT_OK if asyncio.run(command.bench(settings, parsed.out)) else EXIT_FAILED
 
 
-def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    if name == "asyncio":
-        return asyncio.new_event_loop
-    if importlib.util.find_spec("uvloop") is None:
-        if name == "uvloop":
-            raise ConfigError("--loop uvloop: uvloop is not installed; use --loop=asyncio")
-        return asyncio.new_event_loop
-    import uvloop
-
-    return uvloop.new_event_loop
-
-
-def _set_up_logging(level: int) -> None:
-    least = logging.INFO if level == 0 else logging.DEBUG if level > 0 else logging.ERROR
-    logging.basicConfig(
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
-        level=least,
-    )
-    # Libraries report each failed request at ERROR; what matters of it we say ourselves, once.
-    for library in ("etcd", "urllib3", "pyroute2", "aiohttp", "grpclib", "hpack", "h2"):
-        logging.getLogger(library).setLevel(logging.DEBUG if level >= 2 else logging.CRITICAL)
-
-
 def _default_text(option: Option) -> str:
     value = option.shown_default or option.default
     if value is True:
         value = "true"
     text = ",".join(value) if isinstance(value, tuple) else str(value)
     return text.replace("%", "%%")
-
-
-def _leaves(group: BaseExceptionGroup[TundpError]) -> list[TundpError]:
-    found: list[TundpError] = []
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            found.extend(_leaves(error))
-        else:
-            found.append(error)
-    return found
