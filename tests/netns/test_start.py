@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from tundp import demo
+from tundp.choices import DemoStore
 from tundp.demo import HOSTS
 from tundp.lab.lab import leftovers
 
@@ -190,7 +191,7 @@ def test_demo_passes_and_leaves_nothing(no_demo, store):
 async def test_demo_without_etcd_says_so_and_uses_the_file(no_demo, monkeypatch):
     monkeypatch.setattr(demo, "find_etcd", lambda: None)
     out = io.StringIO()
-    settings = demo.DemoSettings(store="auto", payload_len=1 << 20, is_kept=False)
+    settings = demo.DemoSettings(store=DemoStore.AUTO, payload_len=1 << 20, is_kept=False)
     assert await demo.run_demo(settings, Console(file=out, width=200)), out.getvalue()
     assert "etcd is not installed" in out.getvalue()
     assert "all checks passed" in out.getvalue()

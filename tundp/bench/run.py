@@ -134,6 +134,9 @@ class Plan:
 class Progress:
     """What the bench tells whoever watches; does nothing by itself."""
 
+    def start(self, total: int) -> None:
+        """There will be `total` measurements, if every row can be built."""
+
     def say(self, text: str) -> None:
         """One line that stays."""
 

@@ -34,6 +34,7 @@ from tundp.linux.iface import Interface, look
 from tundp.linux.netlink import Netlink
 from tundp.linux.tun import require_device
 from tundp.settings.settings import Settings
+from tundp.settings.show import document
 from tundp.store.auto import AutoStore
 from tundp.store.base import Store
 from tundp.wire import overhead
@@ -69,16 +70,16 @@ class Finding:
         return {"verdict": self.verdict.value, "what": self.what, "detail": self.detail}
 
 
-async def check(settings: Settings, store: Store) -> list[Finding]:
-    """All findings. Closes the store."""
+async def check(settings: Settings, store: Store, *, whose: str = "given") -> list[Finding]:
+    """All findings. Closes the store. whose: in words, whose settings these are."""
     try:
-        return [finding async for finding in _look(settings, store)]
+        return [finding async for finding in _look(settings, store, whose)]
     finally:
         await store.close()
 
 
-async def _look(settings: Settings, store: Store) -> AsyncIterator[Finding]:
-    yield Finding(Verdict.OK, "settings", settings.describe())
+async def _look(settings: Settings, store: Store, whose: str) -> AsyncIterator[Finding]:
+    yield Finding(Verdict.OK, "settings", f"{whose}: {settings.describe()}")
     yield _rights()
     running = await _running(settings)
     if running is not None:
@@ -169,11 +170,20 @@ async def _running(settings: Settings) -> Finding | None:
         status = await fetch_status(settings.admin_socket)
     except PlatformError:
         return None
+    pid = f"pid {status['pid']}, {settings.admin_socket}"
+    mine = {name: each["value"] for name, each in document(settings).items()}
+    theirs = {name: each["value"] for name, each in status.get("settings", {}).items()}
+    differing = [name for name in mine if mine[name] != theirs.get(name)]
+    if not differing:
+        return Finding(
+            Verdict.OK, "daemon", f"runs with these settings ({pid}); its ports are not tried"
+        )
+    shown = ", ".join(f"{name} {theirs[name]!r}" for name in differing if name in theirs)
     return Finding(
         Verdict.WARN,
         "daemon",
-        f"one runs already (pid {status['pid']}, {settings.admin_socket}): another network of this"
-        " host needs its own --subnet-file; ports are not looked at",
+        f"one runs already ({pid}), with other settings: {shown or 'not reported'}; --running"
+        " checks those; another network of this host needs its own --subnet-file",
     )
 
 

@@ -29,7 +29,7 @@ from tundp.daemon.stores import api_of
 from tundp.daemon.underlay import Underlay
 from tundp.engine.base import Dataplane
 from tundp.engine.choose import make_engine
-from tundp.engine.native.engine import EngineSettings, Layout
+from tundp.engine.native.engine import EngineSettings
 from tundp.errors import ConfigError, PlatformError, StoreError
 from tundp.files import write_atomically
 from tundp.lease import subnet_env
@@ -46,15 +46,14 @@ from tundp.linux.device import DeviceSettings
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.netlink import Netlink
-from tundp.linux.offload import Offload
 from tundp.linux.tun import Tun
 from tundp.observe.health import Check
 from tundp.observe.metrics import Metrics
 from tundp.settings.settings import Settings
+from tundp.settings.show import document
 from tundp.store.base import Store
 from tundp.store.claim import Claim, LeaseState
 from tundp.store.follow import follow
-from tundp.wire.encap import SourceCheck
 
 _log = logging.getLogger(__name__)
 
@@ -114,17 +113,17 @@ class Node:
             network=self.network.network,
         )
         self.engine = make_engine(
-            self.settings.engine,
+            self.settings.engine.value,
             self.underlay.socks,
             EngineSettings(
-                disabled=frozenset(Offload(name) for name in self.settings.disable_offloads),
+                disabled=frozenset(self.settings.disable_offloads),
                 cpus=self.settings.cpus,
-                spin_us=self.settings.spin,
-                layout=Layout(self.settings.layout),
+                spin_us=self.settings.spin_us,
+                layout=self.settings.layout,
             ),
             tunnel_address=self.device_settings.address,
             fib=build_fib((), own_subnet=key.subnet, port=self.network.port, generation=0),
-            source_check=SourceCheck(self.settings.source_check),
+            source_check=self.settings.source_check,
             loop=asyncio.get_running_loop(),
         )
         self.routes = Routes(
@@ -273,6 +272,7 @@ class Node:
                 "age_s": self._age_s(),
             },
             "firewall": {"flavour": self.rules.flavour, "missing": self.rules.missing},
+            "settings": document(self.settings),
             "checks": [check.as_dict() for check in self.checks()],
             **self.routes.as_dict(),
             "counters": self.engine.counters().as_dict(),
@@ -557,6 +557,6 @@ class Node:
 
 def store_name(settings: Settings) -> str:
     """Which leases these are, whatever endpoint gives them: what is remembered goes by it."""
-    if settings.store_path is not None:
-        return settings.store
+    if settings.store.path is not None:
+        return str(settings.store)
     return f"etcd:{settings.etcd_prefix}"

@@ -23,6 +23,7 @@ from typing import Any, Final
 import tundp
 from tundp.admin import serve_admin
 from tundp.backoff import Backoff, Outage
+from tundp.choices import OnLeaseLost
 from tundp.daemon.lease_cache import Memory, Remembered
 from tundp.daemon.lock import only_one
 from tundp.daemon.node import STATUS_SCHEMA, Node, store_name
@@ -34,7 +35,7 @@ from tundp.lease.identity import Identity
 from tundp.lease.model import LeaseAttributes, LeaseKey
 from tundp.lease.network import NetworkConfig, parse_network_config
 from tundp.linux import capability
-from tundp.linux.firewall.choose import Firewall, FirewallSettings, Previous, make_firewall, mark_of
+from tundp.linux.firewall.choose import Firewall, FirewallSettings, Previous, make_firewall
 from tundp.linux.iface import Interface, Selection, look
 from tundp.linux.netlink import Netlink
 from tundp.linux.tun import require_device
@@ -42,6 +43,7 @@ from tundp.observe.health import Health
 from tundp.observe.metrics import Metrics
 from tundp.observe.web import serve_health, serve_metrics
 from tundp.settings.settings import Settings
+from tundp.settings.show import document
 from tundp.store.auto import AutoStore
 from tundp.store.base import Store
 from tundp.store.claim import Claim
@@ -64,10 +66,10 @@ async def run(settings: Settings, store: Store) -> None:
     _warn_of_vain_flags(settings)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
-        stack.enter_context(only_one(settings.subnet_file))
+        stack.enter_context(only_one(settings.instance))
         health = Health()
         metrics = Metrics(health.ready)
-        desk = _Desk(health)
+        desk = _Desk(health, settings)
         await stack.enter_async_context(
             serve_admin(settings.admin_socket, desk.status, metrics.render)
         )
@@ -85,7 +87,8 @@ async def run(settings: Settings, store: Store) -> None:
         identity = memory.identity()
         health.waits_for("the network config")
         remembered = None
-        if settings.on_lease_lost == "regain":  # who would exit without a lease starts with none
+        # A daemon that exits when its lease is lost does not start without one either.
+        if settings.on_lease_lost is OnLeaseLost.REGAIN:
             remembered = _usable(memory.load(store_name(settings), identity.node_id))
         text, network, stale = await _find_network(store, remembered, health)
         interface = await _choose_interface(netlink, selection, network)
@@ -130,7 +133,7 @@ async def run(settings: Settings, store: Store) -> None:
             rules=Rules(
                 _make_firewall(settings, network, claim),
                 _previous_rules(env_text),
-                settings.iptables_resync,
+                settings.iptables_resync_s,
             ),
             memory=memory,
             metrics=metrics,
@@ -154,6 +157,7 @@ class _Desk:
     """Answers the admin socket, which is there before the node is."""
 
     health: Health
+    settings: Settings
     node: Node | None = None
 
     def status(self) -> dict[str, Any]:
@@ -164,6 +168,7 @@ class _Desk:
             "version": tundp.__version__,
             "pid": os.getpid(),
             "starting": self.health.waits,
+            "settings": document(self.settings),
             "checks": [check.as_dict() for check in self.health.ready()],
             "peers": [],
         }
@@ -253,12 +258,12 @@ def _make_claim(
             public_ipv6=settings.public_ipv6 if network.pool6 is not None else None,
         ),
         previous=subnet_env.previous_key(env_text),
-        lease_ttl_s=settings.lease_ttl,
-        margin_s=settings.subnet_lease_renew_margin * 60,
+        lease_ttl_s=settings.lease_ttl_s,
+        margin_s=settings.subnet_lease_renew_margin_min * 60,
         rng=random.SystemRandom(),
         identity=identity,
         is_forced=settings.force_takeover,
-        exits_when_lost=settings.on_lease_lost == "exit",
+        exits_when_lost=settings.on_lease_lost is OnLeaseLost.EXIT,
     )
 
 
@@ -275,7 +280,7 @@ def _make_firewall(settings: Settings, network: NetworkConfig, claim: Claim) -> 
         is_masquerading=settings.ip_masq,
         is_forwarding=settings.iptables_forward_rules,
         is_random_fully=not settings.ip_masq_fully_random_disable,
-        mark=mark_of(settings.instance),
+        mark=settings.instance.chain_suffix,
     )
     return make_firewall(wanted, is_nftables=network.enable_nftables)
 
@@ -309,9 +314,8 @@ def _read(path: Path) -> str:
 
 
 def _warn_of_vain_flags(settings: Settings) -> None:
-    for name in ("vmodule", "log_backtrace_at"):
-        if getattr(settings, name):
-            _log.warning("--%s has no effect here: there is no klog", name)
+    for sentence in settings.without_effect():
+        _log.warning("%s", sentence)
     if settings.ignored:
         _log.warning(
             "arguments from the first that is no flag on are ignored, as flannel does: %s%s",
