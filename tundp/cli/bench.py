@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tundp.choices import BenchProfile, Topology
-from tundp.cli.command import Command, Given, NoOptions
+from tundp.cli.command import Command, Given, NoOptions, run_async
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, terminal
 from tundp.settings.declare import option
 from tundp.settings.parsers import parse_int, parse_list
@@ -103,7 +102,7 @@ def bench(given: Given[BenchOptions]) -> int:
 
     options = given.options
     if options.clean:
-        return asyncio.run(_clean())
+        return run_async(_clean())
     settings = BenchSettings(
         profile=options.profile.value,
         only=tuple(name for names in options.only for name in names),
@@ -114,7 +113,7 @@ def bench(given: Given[BenchOptions]) -> int:
         rows=options.row,
         has_ladder=options.ladder,
     )
-    return asyncio.run(_bench(settings, options.out))
+    return run_async(_bench(settings, options.out))
 
 
 async def _bench(settings: BenchSettings, directory: Path) -> int:

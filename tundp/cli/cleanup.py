@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
-from tundp.cli.command import DAEMON_FLAGS, Command, Given
+from tundp.cli.command import DAEMON_FLAGS, Command, Given, run_async
 from tundp.cli.output import EXIT_OK
 from tundp.settings.declare import option
 
@@ -23,7 +22,7 @@ def cleanup(given: Given[CleanupOptions]) -> int:
     from tundp.daemon.cleanup import clean_up
 
     is_dry_run = given.options.dry_run
-    lines = asyncio.run(clean_up(settings, is_dry_run=is_dry_run))
+    lines = run_async(clean_up(settings, is_dry_run=is_dry_run))
     for line in lines:
         print(f"{'would remove' if is_dry_run else 'removed'} {line}")
     if not lines:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 from tundp.errors import ConfigError
 from tundp.settings import goflags
@@ -20,6 +20,7 @@ from tundp.settings.help import flag_lines
 from tundp.settings.settings import FLAGS, Settings
 from tundp.settings.sources import resolve
 
+T = TypeVar("T")
 OptionsT = TypeVar("OptionsT")
 
 HELP: Final = next(each for each in FLAGS if each.name == "help")
@@ -85,7 +86,7 @@ class Command(Generic[OptionsT]):
     @property
     def own_flags(self) -> tuple[Flag, ...]:
         """The command's own options."""
-        return flags_of(self.options)
+        return flags_of(cast("Any", self.options))
 
     @property
     def flags(self) -> tuple[Flag, ...]:
@@ -135,7 +136,7 @@ class Command(Generic[OptionsT]):
     def flag_groups(self) -> list[tuple[str, Sequence[Flag]]]:
         """The flags help lists, under titles."""
         found: list[tuple[str, Sequence[Flag]]] = [("flags", (*self.own_flags, HELP))]
-        if self.settings != DAEMON_FLAGS:
+        if self.settings and self.settings != DAEMON_FLAGS:
             found.append(("settings of the daemon", self.settings))
         return found
 
@@ -146,10 +147,7 @@ class Command(Generic[OptionsT]):
         yield self.description
         width = shutil.get_terminal_size().columns
         for title, flags in self.flag_groups():
-            if flags:
-                yield ""
-                yield f"{title}:"
-                yield from flag_lines(flags, width)
+            yield from ("", f"{title}:", *flag_lines(flags, width))
         if self.settings == DAEMON_FLAGS:
             yield ""
             yield "and every flag of `tundp run`, by variable and --config, too: tundp run --help"
@@ -160,6 +158,13 @@ class Command(Generic[OptionsT]):
         if self.notes:
             yield ""
             yield self.notes
+
+
+def run_async(main: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine, on a loop of its own."""
+    import asyncio  # 0.04 s that --help need not wait for
+
+    return asyncio.run(main)
 
 
 def example_lines(examples: Sequence[tuple[str, str]]) -> Iterator[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tundp.cli.command import DAEMON_FLAGS, WHICH_DAEMON, Command, Given, NoOptions
+from tundp.cli.command import DAEMON_FLAGS, WHICH_DAEMON, Command, Given, NoOptions, run_async
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_error, print_json
 from tundp.errors import ConfigError, PlatformError
 from tundp.settings.declare import option
@@ -73,7 +72,7 @@ def check(given: Given[CheckOptions]) -> int:
 
     store = process.open_store(settings)
     process.set_up_logging(-1)
-    findings = asyncio.run(find(settings, store, whose=whose))
+    findings = run_async(find(settings, store, whose=whose))
     if given.options.json:
         print_json([finding.as_dict() for finding in findings])
     else:
@@ -129,7 +128,7 @@ def _running(
     from tundp.daemon.running import settings_of
 
     try:
-        status = asyncio.run(fetch_status(path))
+        status = run_async(fetch_status(path))
     except PlatformError:
         if must_answer:
             raise

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from tundp.choices import DemoStore
-from tundp.cli.command import Command, Given
+from tundp.cli.command import Command, Given, run_async
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, terminal
 from tundp.settings.declare import option
 from tundp.settings.parsers import parse_int
@@ -44,11 +43,11 @@ def demo(given: Given[DemoOptions]) -> int:
     console = terminal()
     options = given.options
     if options.clean:
-        return EXIT_OK if asyncio.run(clean_demo(console)) else EXIT_FAILED
+        return EXIT_OK if run_async(clean_demo(console)) else EXIT_FAILED
     settings = DemoSettings(
         store=options.store, payload_len=options.megabytes << 20, is_kept=options.keep
     )
-    return EXIT_OK if asyncio.run(run_demo(settings, console)) else EXIT_FAILED
+    return EXIT_OK if run_async(run_demo(settings, console)) else EXIT_FAILED
 
 
 COMMAND = Command(

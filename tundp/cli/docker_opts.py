@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tundp.cli.command import WHICH_DAEMON, Command, Given
+from tundp.cli.command import WHICH_DAEMON, Command, Given, run_async
 from tundp.cli.output import EXIT_FAILED, EXIT_OK
 from tundp.errors import ConfigError
 from tundp.settings.declare import option
@@ -105,7 +104,7 @@ def docker_opts(given: Given[DockerOptsOptions]) -> int:
         has_ip_masq=not options.no_ip_masq,
         key=options.key,
     )
-    asyncio.run(writer.write(settings, os.environ))
+    run_async(writer.write(settings, os.environ))
     return EXIT_OK
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from tundp.cli.command import WHICH_DAEMON, Command, Given
+from tundp.cli.command import WHICH_DAEMON, Command, Given, run_async
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_json
 from tundp.errors import PlatformError
 from tundp.settings.declare import option
@@ -28,7 +27,7 @@ def status(given: Given[StatusOptions]) -> int:
 
     if given.options.all:
         return _all(as_json=given.options.json)
-    answer = asyncio.run(fetch_status(given.settings().admin_socket))
+    answer = run_async(fetch_status(given.settings().admin_socket))
     if given.options.json:
         print_json(answer)
     else:
@@ -50,7 +49,7 @@ def _all(*, as_json: bool) -> int:
                 found[str(path)] = {"error": str(error)}
         return found
 
-    found = asyncio.run(ask())
+    found = run_async(ask())
     if as_json:
         print_json(found)
     else:

@@ -38,7 +38,7 @@ class Section(Enum):
     OBSERVE = "Health, metrics and status"
     LOG = "The log"
     KUBERNETES = "Kubernetes"
-    COMMAND = "The command"
+    COMMAND = "General"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

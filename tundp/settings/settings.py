@@ -58,7 +58,7 @@ class Settings:
         is_flannels=True,
         section=Section.LEASES,
         default="",
-        help="password of --etcd-username; better given as FLANNELD_ETCD_PASSWORD",
+        help="password of --etcd-username; ps(1) shows a flag to everybody, a variable or file not",
         is_secret=True,
         example="secret",
     )
@@ -301,6 +301,7 @@ class Settings:
         help='TOML file of settings, named as the flags are: ip-masq = true, iface = ["eth0"];'
         " `tundp config example` prints one",
         is_settable=False,
+        example="/etc/tundp.toml",
     )
     etcd_api: EtcdApi = flag(
         section=Section.LEASES,
