@@ -12,15 +12,16 @@ import tundp
 PACKAGE = Path(tundp.__file__).parent
 
 # Lowest first. A module may import from its own group, and from the groups named for it.
-BOTTOM = {"errors", "blocking", "backoff", "files"}
+BOTTOM = {"errors", "blocking", "backoff", "choices", "files"}
 MAY_IMPORT = {
     "errors": set(),
     "blocking": set(),
     "backoff": set(),
+    "choices": set(),
     "files": set(),
-    "wire": {"errors"},
+    "wire": {"choices", "errors"},
     "lease": {"errors"},
-    "settings": {"errors", "wire"},
+    "settings": {"choices", "errors", "wire"},
     "store": {"lease", *BOTTOM},
     "linux": BOTTOM,
     "engine": {"lease", "wire", "linux", *BOTTOM},
@@ -28,7 +29,7 @@ MAY_IMPORT = {
     "backend": {"engine", "lease", "wire", "linux", *BOTTOM},
     "observe": {"engine", "lease", "linux", "store", "wire", *BOTTOM},
     "admin": BOTTOM,
-    "show": {"wire"},
+    "show": {"choices", "wire"},
     "docker_opts": {"linux", *BOTTOM},
     "daemon": {
         "admin",
