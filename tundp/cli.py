@@ -14,9 +14,9 @@ import resource
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import tundp
 from tundp.errors import ConfigError, LeaseLost, PlatformError, TundpError
@@ -28,6 +28,11 @@ from tundp.settings.settings import (
     load_settings,
     unknown_variables,
 )
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tundp.observe.status import Status
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -134,6 +139,12 @@ def _parser() -> argparse.ArgumentParser:
         help="of the daemon to ask, instead of its --admin-socket: each network has its own",
     )
     status.add_argument("--all", action="store_true", help="every daemon of this host, a line each")
+    status.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="counters that are routine, too: why packets were written alone",
+    )
     status.add_argument("--json", action="store_true", help="print the whole answer as JSON")
     status.set_defaults(command=_status)
 
@@ -390,7 +401,7 @@ def _toml_text(text: str) -> str:
 
 def _config_check(settings: Settings, *, as_json: bool) -> int:
     from tundp.daemon.check import check
-    from tundp.show import print_findings
+    from tundp.show import finding_parts
 
     try:
         store = _open_store(settings)
@@ -402,7 +413,7 @@ def _config_check(settings: Settings, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps([finding.as_dict() for finding in findings], indent=2))
     else:
-        print_findings([finding.as_dict() for finding in findings])
+        print_parts(finding_parts(findings))
     return EXIT_FAILED if any(finding.is_failure for finding in findings) else EXIT_OK
 
 
@@ -509,53 +520,73 @@ def _run_parser(program: str) -> argparse.ArgumentParser:
 
 
 def _status(parsed: argparse.Namespace) -> int:
-    from tundp.admin import fetch_status
-    from tundp.show import print_status
+    from tundp.admin import fetch_document, read_status
+    from tundp.show import status_parts
 
     if parsed.all:
         return _status_of_all(as_json=parsed.json)
     path = parsed.admin_socket
     if parsed.subnet_file is not None:
         path = admin_socket_of(parsed.subnet_file)
-    status: dict[str, Any] = asyncio.run(fetch_status(path))
+    document = asyncio.run(fetch_document(path))
     if parsed.json:
-        print(json.dumps(status, indent=2))
+        print(json.dumps(document, indent=2))
     else:
-        print_status(status)
+        print_parts(status_parts(read_status(path, document), is_verbose=parsed.verbose))
     return EXIT_OK
 
 
 def _status_of_all(*, as_json: bool) -> int:
     """Every socket in the directory daemons put theirs; exit code 1 if one does not answer."""
-    from tundp.admin import fetch_status
-    from tundp.show import print_brief
+    from tundp.admin import fetch_document, read_status
+    from tundp.show import brief_parts
 
-    async def ask() -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    async def ask() -> dict[Path, dict[str, Any] | PlatformError]:
+        found: dict[Path, dict[str, Any] | PlatformError] = {}
         for path in sorted(RUN_DIRECTORY.glob("*.sock")):
             try:
-                found[str(path)] = await fetch_status(path)
+                found[path] = await fetch_document(path)
             except PlatformError as error:
-                found[str(path)] = {"error": str(error)}
+                found[path] = error
         return found
 
     found = asyncio.run(ask())
+    statuses: dict[str, Status | str] = {}
+    documents = {}
+    for path, answer in found.items():
+        try:
+            if isinstance(answer, PlatformError):
+                raise answer
+            documents[str(path)] = answer
+            statuses[str(path)] = read_status(path, answer)
+        except PlatformError as error:
+            statuses[str(path)] = str(error)
+            documents.setdefault(str(path), {"error": str(error)})
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(documents, indent=2))
     else:
-        print_brief(found)
-    return EXIT_FAILED if any("error" in status for status in found.values()) else EXIT_OK
+        print_parts(brief_parts(statuses))
+    return EXIT_FAILED if any(isinstance(each, str) for each in statuses.values()) else EXIT_OK
+
+
+def print_parts(parts: Iterable[RenderableType]) -> None:
+    """Print what `show` makes. It fits itself to the terminal: nothing may be cropped."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for part in parts:
+        console.print(part, crop=False)
 
 
 def _probe(parsed: argparse.Namespace) -> int:
     from tundp.engine.choose import probe_machine
-    from tundp.show import print_probe
+    from tundp.show import probe_parts
 
-    found = probe_machine()
+    report = probe_machine()
     if parsed.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(report.as_dict(), indent=2))
     else:
-        print_probe(found)
+        print_parts(probe_parts(report))
     return EXIT_OK
 
 

@@ -16,16 +16,17 @@ import logging
 import math
 import os
 import random
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import tundp
 from tundp.admin import serve_admin
 from tundp.backoff import Backoff, Outage
 from tundp.daemon.lease_cache import Memory, Remembered
 from tundp.daemon.lock import only_one
-from tundp.daemon.node import STATUS_SCHEMA, Node, store_name
+from tundp.daemon.node import Node, setting_statuses, store_name
 from tundp.daemon.rules import Rules
 from tundp.daemon.underlay import Underlay, open_sockets, selection_of
 from tundp.errors import AccessDenied, ConfigError, StoreError, StoreUnavailable
@@ -40,6 +41,7 @@ from tundp.linux.netlink import Netlink
 from tundp.linux.tun import require_device
 from tundp.observe.health import Health
 from tundp.observe.metrics import Metrics
+from tundp.observe.status import DaemonState, Status
 from tundp.observe.web import serve_health, serve_metrics
 from tundp.settings.settings import Settings
 from tundp.store.auto import AutoStore
@@ -67,7 +69,7 @@ async def run(settings: Settings, store: Store) -> None:
         stack.enter_context(only_one(settings.subnet_file))
         health = Health()
         metrics = Metrics(health.ready)
-        desk = _Desk(health)
+        desk = _Desk(health, settings)
         await stack.enter_async_context(
             serve_admin(settings.admin_socket, desk.status, metrics.render)
         )
@@ -145,7 +147,7 @@ async def run(settings: Settings, store: Store) -> None:
         await node.ensure_fallback()
         node.write_subnet_env()
         health.attend(node.engine.pulse, node.checks)
-        metrics.status = node.status
+        metrics.summary = node.summary
         await node.run()
 
 
@@ -154,19 +156,23 @@ class _Desk:
     """Answers the admin socket, which is there before the node is."""
 
     health: Health
+    settings: Settings
     node: Node | None = None
+    started_at: float = field(default_factory=time.time)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         if self.node is not None:
             return self.node.status()
-        return {
-            "schema": STATUS_SCHEMA,
-            "version": tundp.__version__,
-            "pid": os.getpid(),
-            "starting": self.health.waits,
-            "checks": [check.as_dict() for check in self.health.ready()],
-            "peers": [],
-        }
+        return Status(
+            version=tundp.__version__,
+            pid=os.getpid(),
+            state=DaemonState.STARTING,
+            waiting_for=self.health.waits,
+            started_at=self.started_at,
+            uptime_s=round(time.time() - self.started_at, 1),
+            findings=self.health.ready(),
+            settings=setting_statuses(self.settings),
+        )
 
 
 def _usable(remembered: Remembered | None) -> Remembered | None:
