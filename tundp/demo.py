@@ -40,9 +40,11 @@ from tundp.lab.lab import (
 )
 from tundp.lab.overlay import LabNode, OverlayLab, make_directory
 from tundp.lab.traffic import ping, transfer
+from tundp.layout import Line
 from tundp.lease.fib import build_fib
 from tundp.lease.model import Peer
-from tundp.show import counters_table, drop_lines
+from tundp.observe.status import CountersStatus, Status
+from tundp.show import counters_grid, drop_lines
 
 PREFIX: Final = "tundp"
 HOSTS: Final = ("switch", "node1", "node2", "pod1", "pod2")
@@ -72,7 +74,9 @@ class DemoSettings:
 class Screen(Protocol):
     """Where the demo is shown; rich's Console is one."""
 
-    def print(self, *parts: Any, end: str = "\n", soft_wrap: bool | None = None) -> None:
+    def print(
+        self, *parts: Any, end: str = "\n", soft_wrap: bool | None = None, crop: bool = True
+    ) -> None:
         """Show text with rich's markup, or a table."""
 
 
@@ -194,7 +198,7 @@ class Demo:
         self._say(
             "daemons",
             f"2 ready in {time.perf_counter() - started:.1f} s,"
-            f" engine {status['engine']} on {status['loop']}",
+            f" engine {'-' if status.engine is None else status.engine.name} on {status.loop}",
         )
 
     async def _show_leases(self) -> None:
@@ -283,33 +287,35 @@ class Demo:
 
     async def _check_conservation(self) -> None:
         statuses = await self._settled_statuses()
+        counters = []
         for node, status in zip(self._nodes, statuses, strict=True):
-            self._screen.print(f"\n[bold]node{node.number}[/] {status['subnet']}")
-            self._screen.print(counters_table(status["counters"]))
-            for line in drop_lines(status["counters"]):
-                self._screen.print(f"  {line}", soft_wrap=True)
-        counters = [status["counters"] for status in statuses]
+            assert status.counters is not None
+            counters.append(status.counters)
+            self._screen.print(f"\n[bold]node{node.number}[/] {status.subnet}")
+            self._screen.print(counters_grid(status.counters), crop=False)
+            for line in drop_lines(status.counters):
+                self._screen.print(Line(line), crop=False)
         self._check(
             "conservation",
-            all(each["conserved"] for each in counters),
+            all(each.is_conserved for each in counters),
             "every packet in came out or has a named drop, both nodes, both directions",
         )
         for source, destination in ((0, 1), (1, 0)):
             sent = _datagrams_out(counters[source])
-            received = counters[destination]["decap"]["packets_in"]
+            received = counters[destination].decap.packets_in
             self._check(
                 f"wire node{source + 1} -> node{destination + 1}",
                 sent == received,
                 f"{sent:,} datagrams sent, {received:,} received",
             )
 
-    async def _settled_statuses(self) -> list[dict[str, Any]]:
+    async def _settled_statuses(self) -> list[Status]:
         """Both daemons' status once nothing is under way: TCP may still be saying goodbye."""
         deadline = time.monotonic() + SETTLE_S
-        before: list[Any] = []
+        before: list[CountersStatus | None] = []
         while True:
             statuses = [await node.status() for node in self._nodes]
-            counters = [status["counters"] for status in statuses]
+            counters = [status.counters for status in statuses]
             if counters == before or time.monotonic() > deadline:
                 return statuses
             before = counters
@@ -358,9 +364,9 @@ def _shorten(value: str) -> str:
     return json.dumps({"PublicIP": json.loads(value)["PublicIP"]})
 
 
-def _datagrams_out(counters: dict[str, Any]) -> int:
+def _datagrams_out(counters: CountersStatus) -> int:
     """Datagrams one node sent: packets forwarded, and ICMP errors that went to a peer."""
-    return int(counters["encap"]["packets_out"]) + int(counters["icmp_to_peers"])
+    return counters.encap.packets_out + counters.totals["icmp_to_peers"]
 
 
 def _unleased(nodes: tuple[LabNode, ...]) -> IPv4Address:

@@ -276,7 +276,7 @@ async def test_probe_says_what_the_kernel_has_and_leaves_the_host_alone(make_lab
         found = json.loads(answer.stdout)
         assert found["engine"] == "gso"
         assert found["not_asked"] is None
-        there = {finding["name"]: finding["is_there"] for finding in found["findings"]}
+        there = {each["title"]: each["verdict"] == "ok" for each in found["findings"]}
         assert there["TSO from the TUN"]
         assert there["TCP super-packet to the TUN"]
         assert there["UDP super-packet to the TUN"]

@@ -26,7 +26,7 @@ async def link_of(host, name):
 
 
 async def sends_to(node, public_ip: str) -> bool:
-    return public_ip in [peer["public_ip"] for peer in (await node.status())["peers"]]
+    return public_ip in [peer["public_ip"] for peer in (await node.status_document())["peers"]]
 
 
 async def test_the_nodes_address_changes_and_the_others_follow(make_overlay, until):
@@ -55,11 +55,11 @@ async def test_the_nodes_address_changes_and_the_others_follow(make_overlay, unt
         assert one.daemon is daemon
         assert daemon.poll() is None
         assert one.gateway == subnet
-        status = await one.status()
+        status = await one.status_document()
         assert status["public_ip"] == "192.0.2.11"
-        assert status["interface"]["address"] == "192.0.2.11"
+        assert status["backend"]["interface"]["address"] == "192.0.2.11"
         assert status["lease"]["state"] == "held"
-        assert [check for check in status["checks"] if not check["ok"]] == []
+        assert [each for each in status["findings"] if each["verdict"] != "ok"] == []
 
 
 async def test_mtu_down_up_and_a_deleted_device(make_overlay, until):
@@ -70,7 +70,12 @@ async def test_mtu_down_up_and_a_deleted_device(make_overlay, until):
         async def has_mtu(overlay_mtu: int) -> bool:
             tun = await link_of(one.host, "flannel0")
             said = int(one.environment["FLANNEL_MTU"])
-            return tun.mtu == said == overlay_mtu == (await one.status())["tun"]["mtu"]
+            return (
+                tun.mtu
+                == said
+                == overlay_mtu
+                == (await one.status_document())["backend"]["device"]["mtu"]
+            )
 
         async with PingStream(two.host, one.tunnel_address) as stream:
             for mtu in (1400, 1500):
@@ -103,7 +108,7 @@ async def test_mtu_down_up_and_a_deleted_device(make_overlay, until):
         await until(lambda: answers(one.host, two.tunnel_address))
         assert one.daemon is daemon
         assert daemon.poll() is None
-        assert (await one.status())["counters"]["conserved"]
+        assert (await one.status_document())["counters"]["conserved"]
 
 
 async def received(stream, count: int) -> bool:
@@ -111,8 +116,8 @@ async def received(stream, count: int) -> bool:
 
 
 async def underlay_is(node, *, ok: bool) -> bool:
-    checks = {check["name"]: check["ok"] for check in (await node.status())["checks"]}
-    return checks["underlay"] is ok
+    findings = (await node.status_document())["findings"]
+    return {each["id"]: each["verdict"] == "ok" for each in findings}["underlay"] is ok
 
 
 async def is_another(node, index: int) -> bool:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -15,8 +14,8 @@ from tundp.errors import ConfigError
 from tundp.settings.parsers import parse_int
 from tundp.settings.settings import FLAGS as DECLARED
 from tundp.settings.settings import Settings
-from tundp.settings.show import document, toml_lines
-from tundp.settings.sources import load_settings, resolve_document
+from tundp.settings.show import reported, toml_lines
+from tundp.settings.sources import load_settings, resolve_reported
 
 SETTINGS = settings(max_examples=200, deadline=None)
 NAMES = st.sampled_from([option.name for option in DECLARED])
@@ -180,13 +179,10 @@ def test_what_is_shown_can_be_read_back(arguments, with_origin):
 @given(command_lines())
 def test_what_a_daemon_reports_can_be_read_back(arguments):
     config = load_settings(arguments, {})
-    reported = json.loads(json.dumps(document(config)))
-    values = {name: each["value"] for name, each in reported.items()}
-    origins = {name: each["origin"] for name, each in reported.items()}
-    again = resolve_document(values, origins, {}, "daemon")
+    again = resolve_reported(reported(config), config.origins, {}, "daemon")
     password = "***" if config.etcd_password else ""
     assert again == dataclasses.replace(config, etcd_password=password, config=again.config)
-    assert {**config.origins} == {**again.origins}
+    assert again.origins == config.origins
 
 
 def test_an_ipv6_address_to_listen_on_shown_can_be_read_back():

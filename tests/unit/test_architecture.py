@@ -12,13 +12,15 @@ import tundp
 PACKAGE = Path(tundp.__file__).parent
 
 # Lowest first. A module may import from its own group, and from the groups named for it.
-BOTTOM = {"errors", "blocking", "backoff", "choices", "files"}
+BOTTOM = {"errors", "blocking", "backoff", "choices", "files", "finding"}
 MAY_IMPORT = {
     "errors": set(),
     "blocking": set(),
     "backoff": set(),
     "choices": set(),
     "files": set(),
+    "finding": set(),
+    "layout": set(),
     "wire": {"choices", "errors"},
     "lease": {"errors"},
     "settings": {"choices", "errors", "wire"},
@@ -28,8 +30,8 @@ MAY_IMPORT = {
     "subnet": {"store", "lease", *BOTTOM},
     "backend": {"engine", "lease", "wire", "linux", *BOTTOM},
     "observe": {"engine", "lease", "linux", "store", "wire", *BOTTOM},
-    "admin": BOTTOM,
-    "show": {"choices", "wire"},
+    "admin": {"observe", *BOTTOM},
+    "show": {"layout", "linux", "observe", "wire", *BOTTOM},
     "docker_opts": {"linux", "settings", *BOTTOM},
     "daemon": {
         "admin",
@@ -44,9 +46,9 @@ MAY_IMPORT = {
         "wire",
         *BOTTOM,
     },
-    "lab": {"admin", "linux", "wire", *BOTTOM},
-    "bench": {"engine", "lab", "linux", "wire", *BOTTOM},
-    "demo": {"engine", "lab", "lease", "show", *BOTTOM},
+    "lab": {"admin", "linux", "observe", "wire", *BOTTOM},
+    "bench": {"engine", "lab", "layout", "linux", "observe", "wire", *BOTTOM},
+    "demo": {"engine", "lab", "layout", "lease", "observe", "show", *BOTTOM},
     "cli": {
         "admin",
         "bench",
@@ -55,6 +57,7 @@ MAY_IMPORT = {
         "demo",
         "docker_opts",
         "linux",
+        "observe",
         "settings",
         "show",
         *BOTTOM,

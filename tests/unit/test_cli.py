@@ -32,12 +32,13 @@ from tundp.cli import (
 )
 from tundp.cli.bench import BenchOptions
 from tundp.cli.program import COMMANDS, EXAMPLES, find
+from tundp.daemon.node import setting_statuses
 from tundp.daemon.running import settings_of
 from tundp.errors import ConfigError, Interrupted
+from tundp.observe.status import DaemonState, Status
 from tundp.settings import goflags
 from tundp.settings.declare import flags_of
 from tundp.settings.settings import FLAGS, SETTABLE, Settings
-from tundp.settings.show import document
 from tundp.settings.sources import load_settings
 
 SECRET = "hunter2"
@@ -392,6 +393,17 @@ def test_show_names_the_units_file_and_reads_it_when_told(capsys, monkeypatch, t
     assert main(["config", "show", f"--env-file={file}", "--running"]) == EXIT_USAGE
 
 
+def status_of(settings: Settings, pid: int = os.getpid()) -> Status:
+    return Status(
+        version="1",
+        pid=pid,
+        state=DaemonState.RUNNING,
+        started_at=0.0,
+        uptime_s=0.0,
+        settings=setting_statuses(settings),
+    )
+
+
 @pytest.fixture
 def daemon(tmp_path, monkeypatch):
     """A daemon's admin socket, answering with the settings of some flags and variables."""
@@ -401,8 +413,7 @@ def daemon(tmp_path, monkeypatch):
 
     def start(*arguments: str, **environment: str) -> str:
         settings = load_settings(arguments, environment)
-        status = {"pid": os.getpid(), "version": "1", "settings": document(settings)}
-        stack.enter_context(answering(path, status))
+        stack.enter_context(answering(path, status_of(settings)))
         return f"--admin-socket={path}"
 
     with stack:
@@ -410,7 +421,7 @@ def daemon(tmp_path, monkeypatch):
 
 
 @contextlib.contextmanager
-def answering(path: Path, status: dict[str, object]):
+def answering(path: Path, status: Status):
     """serve_admin on a loop of its own thread."""
     loop = asyncio.new_event_loop()
     started, stop = threading.Event(), asyncio.Event()
@@ -464,7 +475,7 @@ def test_a_running_daemons_password_is_read_from_where_it_has_it(tmp_path):
     file.write_text(f'etcd-username = "u"\netcd-password = "{SECRET}"\n')
 
     def asked(settings: Settings, pid: int = os.getpid(), **given: object) -> Settings:
-        return settings_of({"pid": pid, "settings": document(settings)}, given)
+        return settings_of(status_of(settings, pid), given)
 
     assert asked(load_settings([f"--config={file}"], {})).etcd_password == SECRET
     environment = {"FLANNELD_ETCD_USERNAME": "u", "FLANNELD_ETCD_PASSWORD": SECRET}
@@ -481,9 +492,9 @@ def test_a_running_daemons_password_is_read_from_where_it_has_it(tmp_path):
 
 def test_a_daemon_that_does_not_report_its_settings_is_named(capsys, tmp_path):
     path = tmp_path / "a.sock"
-    with answering(path, {"pid": 7, "version": "0.1.0"}):
+    with answering(path, dataclasses.replace(status_of(Settings()), settings={})):
         assert main(["config", "show", "--running", f"--admin-socket={path}"]) == EXIT_FAILED
-    assert "version 0.1.0) does not report its settings" in capsys.readouterr().err
+    assert "version 1) does not report its settings" in capsys.readouterr().err
 
 
 # What is loaded

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from tundp.cli.command import DAEMON_FLAGS, WHICH_DAEMON, Command, Given, NoOptions, run_async
-from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_error, print_json
+from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_error, print_json, print_parts
 from tundp.errors import ConfigError, PlatformError
 from tundp.settings.declare import option
 from tundp.settings.parsers import parse_path
@@ -68,7 +68,7 @@ def check(given: Given[CheckOptions]) -> int:
     settings, whose = _settings(given.options, given)
     from tundp.daemon import process
     from tundp.daemon.check import check as find
-    from tundp.show import print_findings
+    from tundp.show import finding_parts
 
     store = process.open_store(settings)
     process.set_up_logging(-1)
@@ -76,7 +76,7 @@ def check(given: Given[CheckOptions]) -> int:
     if given.options.json:
         print_json([finding.as_dict() for finding in findings])
     else:
-        print_findings([finding.as_dict() for finding in findings])
+        print_parts(finding_parts(findings))
     return EXIT_FAILED if any(finding.is_failure for finding in findings) else EXIT_OK
 
 
@@ -135,7 +135,7 @@ def _running(
         return None
     settings = settings_of(status, given.flags)
     more = ", and the flags given" if given.flags else ""
-    return settings, f"of the running daemon, pid {status['pid']}{more}"
+    return settings, f"of the running daemon, pid {status.pid}{more}"
 
 
 def _warn_of_unknown(environment: dict[str, str] | None) -> None:

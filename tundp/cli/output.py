@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -24,6 +25,13 @@ def print_error(text: object, program: str = "tundp") -> None:
 def print_json(value: Any) -> None:
     """A value for programs."""
     print(json.dumps(value, indent=2))
+
+
+def print_parts(parts: Iterable[RenderableType]) -> None:
+    """Print what `tundp.show` makes. It fits itself to the terminal: nothing may be cropped."""
+    console = terminal()
+    for part in parts:
+        console.print(part, crop=False)
 
 
 def terminal() -> Console:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tundp.cli.command import Command, Given
-from tundp.cli.output import EXIT_OK, print_json
+from tundp.cli.output import EXIT_OK, print_json, print_parts
 from tundp.settings.declare import option
 
 
@@ -19,13 +19,13 @@ class ProbeOptions:
 def probe(given: Given[ProbeOptions]) -> int:
     """Print what the kernel has, and which engine `auto` is here."""
     from tundp.engine.choose import probe_machine
-    from tundp.show import print_probe
+    from tundp.show import probe_parts
 
     found = probe_machine()
     if given.options.json:
-        print_json(found)
+        print_json(found.as_dict())
     else:
-        print_probe(found)
+        print_parts(probe_parts(found))
     return EXIT_OK
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tundp.cli.command import WHICH_DAEMON, Command, Given, run_async
-from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_json
+from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_json, print_parts
 from tundp.errors import PlatformError
 from tundp.settings.declare import option
 from tundp.settings.instance import RUN_DIRECTORY
+
+if TYPE_CHECKING:
+    from tundp.observe.status import Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,45 +21,56 @@ class StatusOptions:
     """What `tundp status` can be told."""
 
     all: bool = option(default=False, help="ask every daemon of this host, and print a line each")
+    verbose: bool = option(
+        default=False,
+        help="print routine counters, too, such as why packets were written alone; also -v",
+        since="0.2.0",
+    )
     json: bool = option(default=False, help="print the whole answer as JSON")
 
 
 def status(given: Given[StatusOptions]) -> int:
     """Print what the daemon answers."""
-    from tundp.admin import fetch_status
-    from tundp.show import print_status
+    from tundp.admin import fetch_document, read_status
+    from tundp.show import status_parts
 
     if given.options.all:
         return _all(as_json=given.options.json)
-    answer = run_async(fetch_status(given.settings().admin_socket))
+    path = given.settings().admin_socket
+    document = run_async(fetch_document(path))
     if given.options.json:
-        print_json(answer)
+        print_json(document)
     else:
-        print_status(answer)
+        answer = read_status(path, document)
+        print_parts(status_parts(answer, is_verbose=given.options.verbose))
     return EXIT_OK
 
 
 def _all(*, as_json: bool) -> int:
     """Every socket in the directory daemons put theirs; failed unless all of them answer."""
-    from tundp.admin import fetch_status
-    from tundp.show import print_brief
+    from tundp.admin import fetch_document, read_status
+    from tundp.show import brief_parts
 
-    async def ask() -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for path in sorted(RUN_DIRECTORY.glob("*.sock")):
-            try:
-                found[str(path)] = await fetch_status(path)
-            except PlatformError as error:
-                found[str(path)] = {"error": str(error)}
-        return found
-
-    found = run_async(ask())
+    documents: dict[str, dict[str, Any]] = {}
+    statuses: dict[str, Status | str] = {}
+    for path in sorted(RUN_DIRECTORY.glob("*.sock")):
+        try:
+            documents[str(path)] = run_async(fetch_document(path))
+            statuses[str(path)] = read_status(path, documents[str(path)])
+        except PlatformError as error:
+            documents.setdefault(str(path), {"error": str(error)})
+            statuses[str(path)] = str(error)
     if as_json:
-        print_json(found)
+        print_json(documents)
     else:
-        print_brief(found)
-    is_fine = found and not any("error" in answer for answer in found.values())
+        print_parts(brief_parts(statuses))
+    is_fine = statuses and not any(isinstance(each, str) for each in statuses.values())
     return EXIT_OK if is_fine else EXIT_FAILED
+
+
+def rewrite(arguments: Sequence[str]) -> list[str]:
+    """-v is --verbose here, as elsewhere; the daemon's -v is a level."""
+    return ["--verbose" if word == "-v" else word for word in arguments]
 
 
 COMMAND = Command(
@@ -67,6 +82,7 @@ dropped. Only root may ask.""",
     run=status,
     options=StatusOptions,
     settings=WHICH_DAEMON,
+    rewrite=rewrite,
     examples=(
         ("tundp status", "the daemon with the default --subnet-file"),
         ("tundp status --subnet-file=/run/flannel/blue.env", "the daemon of another network"),

@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import tundp
 from tundp.backoff import Backoff, Outage
@@ -32,6 +32,7 @@ from tundp.engine.choose import make_engine
 from tundp.engine.native.engine import EngineSettings
 from tundp.errors import ConfigError, PlatformError, StoreError
 from tundp.files import write_atomically
+from tundp.finding import Finding, must_hold
 from tundp.lease import subnet_env
 from tundp.lease.fib import build_fib
 from tundp.lease.model import (
@@ -39,7 +40,7 @@ from tundp.lease.model import (
     Lease,
     Snapshot,
 )
-from tundp.lease.network import NetworkConfig, parse_network_config
+from tundp.lease.network import BACKEND_UDP, NetworkConfig, parse_network_config
 from tundp.lease.table import Change as LeaseChange
 from tundp.linux import device, notify
 from tundp.linux.device import DeviceSettings
@@ -47,17 +48,25 @@ from tundp.linux.iface import Interface
 from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.netlink import Netlink
 from tundp.linux.tun import Tun
-from tundp.observe.health import Check
+from tundp.observe import collect
 from tundp.observe.metrics import Metrics
-from tundp.settings.settings import Settings
-from tundp.settings.show import document
+from tundp.observe.status import (
+    BackendStatus,
+    DaemonState,
+    DeviceStatus,
+    FirewallStatus,
+    SettingStatus,
+    Status,
+    StoreStatus,
+)
+from tundp.settings.settings import DEFAULT, Settings
+from tundp.settings.show import reported
 from tundp.store.base import Store
 from tundp.store.claim import Claim, LeaseState
 from tundp.store.follow import follow
 
 _log = logging.getLogger(__name__)
 
-STATUS_SCHEMA: Final = 1
 DEVICE_LIVES_S: Final = 10.0
 """A device that lasted so long was not part of a series of losses."""
 REPAIR_PAUSE_S: Final = 0.1
@@ -233,52 +242,56 @@ class Node:
             counters.decap.dropped,
         )
 
-    def status(self) -> dict[str, Any]:
-        """Everything `tundp status` shows."""
+    def summary(self) -> Status:
+        """See observe.collect.StatusSource."""
         lease = self.claim.lease
-        expires = self.claim.expires_in_s
-        return {
-            "schema": STATUS_SCHEMA,
-            "version": tundp.__version__,
-            "pid": os.getpid(),
-            "uptime_s": round(time.time() - self.started_at, 1),
-            "network": str(self.network.network),
-            "subnet": str(lease.key.subnet),
-            "public_ip": str(self.underlay.interface.public_ip),
-            "node_id": self.node_id,
-            "started_at": self.started_at,
-            "interface": self.underlay.as_dict(),
-            "port": self.network.port,
-            "tun": {
-                "name": "" if self.tun is None else self.tun.name,
-                "mtu": self.device_settings.mtu,
-            },
-            "engine": self.engine.name,
-            "engine_uses": self.engine.describe(),
-            "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
-            "lease": {
-                "key": str(lease.key),
-                "state": self.claim.state.value,
-                "conflict": self.claim.conflict,
-                "expires_in_s": None if expires is None else round(expires),
-                "expires_at": None if expires is None else round(time.time() + expires),
-            },
-            "store": {
-                "description": self.store.description,
-                "is_answering": self.is_synced and not self.store_outage.is_on,
-                "is_from_memory": not self.is_synced,
-                "revision": self.routes.table.revision,
-                "synced_at": self.synced_at,
-                "age_s": self._age_s(),
-            },
-            "firewall": {"flavour": self.rules.flavour, "missing": self.rules.missing},
-            "settings": document(self.settings),
-            "checks": [check.as_dict() for check in self.checks()],
-            **self.routes.as_dict(),
-            "counters": self.engine.counters().as_dict(),
-        }
+        underlay = self.underlay
+        return Status(
+            version=tundp.__version__,
+            pid=os.getpid(),
+            state=DaemonState.RUNNING,
+            started_at=self.started_at,
+            uptime_s=round(time.time() - self.started_at, 1),
+            loop=type(asyncio.get_running_loop()).__module__.partition(".")[0],
+            node_id=self.node_id,
+            network=self.network.network,
+            subnet=lease.key.subnet,
+            public_ip=underlay.interface.public_ip,
+            lease=collect.lease_status(str(lease.key), self.claim.state, self.claim),
+            store=StoreStatus(
+                description=self.store.description,
+                is_answering=self.is_synced and not self.store_outage.is_on,
+                is_from_cache=not self.is_synced,
+                revision=self.routes.table.revision,
+                synced_at=self.synced_at,
+                age_s=self._age_s(),
+            ),
+            backend=BackendStatus(
+                type=BACKEND_UDP,
+                interface=collect.interface_status(underlay.interface),
+                port=self.network.port,
+                device=DeviceStatus(
+                    name="" if self.tun is None else self.tun.name, mtu=self.device_settings.mtu
+                ),
+            ),
+            engine=collect.engine_status(self.engine),
+            firewall=FirewallStatus(flavour=self.rules.flavour, missing=self.rules.missing),
+            routing=self.routes.status(),
+            findings=self.checks(),
+            counters=collect.counters_status(self.engine.counters()),
+        )
 
-    def checks(self) -> list[Check]:
+    def status(self) -> Status:
+        """See observe.collect.StatusSource."""
+        return replace(
+            self.summary(),
+            peers=self.routes.peer_statuses(),
+            refused=self.routes.refused_statuses(),
+            bad_entries=self.routes.bad_entry_statuses(),
+            settings=setting_statuses(self.settings),
+        )
+
+    def checks(self) -> list[Finding]:
         """What must hold for pods to use the overlay."""
         claim = self.claim
         state = claim.state.value
@@ -287,29 +300,29 @@ class Node:
         age_s = self._age_s()
         twins = self.routes.twins
         return [
-            Check(
+            must_hold(
                 "lease",
                 claim.state is LeaseState.HELD and not twins,
                 claim.conflict or (f"{twins[0]} has our PublicIP, too" if twins else state),
             ),
-            Check(
+            must_hold(
                 "device",
                 self.tun is not None and self.tun_index != 0,
                 "gone" if self.tun is None or not self.tun_index else self.tun.name,
             ),
-            Check(
+            must_hold(
                 "underlay",
                 not underlay.error and link.is_up,
                 underlay.error
                 or f"{link.name} {underlay.interface.address} {'up' if link.is_up else 'is down'}",
             ),
-            Check(
+            must_hold(
                 "leases-synced",
                 self.is_synced,
                 f"{'' if self.is_synced else 'only from memory, '}age {age_s} s",
             ),
-            Check("firewall", not self.rules.missing, self.rules.missing or "in place"),
-            Check("subnet-file", not self.file_error, self.file_error or "written"),
+            must_hold("firewall", not self.rules.missing, self.rules.missing or "in place"),
+            must_hold("subnet-file", not self.file_error, self.file_error or "written"),
         ]
 
     def _age_s(self) -> int | None:
@@ -553,6 +566,14 @@ class Node:
         if self.store_outage.is_on or not self.is_synced:
             text += f", leases {self._age_s()} s old: the store does not answer"
         return text
+
+
+def setting_statuses(settings: Settings) -> dict[str, SettingStatus]:
+    """Every setting in force, passwords blanked."""
+    return {
+        name: SettingStatus(value=value, origin=settings.origins.get(name, DEFAULT))
+        for name, value in reported(settings).items()
+    }
 
 
 def store_name(settings: Settings) -> str:

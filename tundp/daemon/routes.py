@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from ipaddress import IPv4Address
-from typing import Any, Final
+from typing import Final
 
 from tundp.engine.base import Dataplane
 from tundp.lease.fib import build_fib
@@ -21,9 +21,12 @@ from tundp.lease.model import (
     Put,
     Snapshot,
 )
-from tundp.lease.network import NetworkConfig
+from tundp.lease.network import BACKEND_UDP, NetworkConfig
 from tundp.lease.peers import PeerTable, Refusal, RefusedLease
 from tundp.lease.table import Change, LeaseTable
+from tundp.observe import collect
+from tundp.observe.collect import PeerView
+from tundp.observe.status import BadEntryStatus, PeerStatus, RefusedStatus, RoutingStatus
 
 _log = logging.getLogger(__name__)
 
@@ -117,27 +120,42 @@ class Routes:
         self._published_at = loop.time()
         self._publish_cost_s = self._published_at - began
 
-    def as_dict(self) -> dict[str, Any]:
-        """What `tundp status` shows of it."""
-        peers = sorted(self.peers.peers.values(), key=lambda peer: peer.subnet)
-        return {
-            "generation": self.generation,
-            "peers": [
-                {"subnet": str(peer.subnet), "public_ip": str(peer.address)} for peer in peers
-            ],
-            "refused": [
-                {
-                    "key": str(refused.lease.key),
-                    "public_ip": str(refused.lease.attributes.public_ip),
-                    "reason": refused.refusal.name.lower(),
-                    "means": refused.refusal.value,
-                }
-                for refused in self.peers.refused
-            ],
-            "bad_entries": [
-                {"name": name, "why": why} for name, why in sorted(self.bad_entries.items())
-            ],
-        }
+    def status(self) -> RoutingStatus:
+        """What is shown of it, in numbers; the cost does not depend on the number of leases."""
+        narrow, no_gso = collect.path_counts(self._engine)
+        return RoutingStatus(
+            generation=self.generation,
+            peers=len(self.peers.peers),
+            refused=self.peers.refused_count,
+            bad_entries=len(self.bad_entries),
+            narrow_paths=narrow,
+            no_gso_paths=no_gso,
+        )
+
+    def peer_statuses(self) -> Sequence[PeerStatus]:
+        """Every peer, for `tundp status`."""
+        peers = tuple(self.peers.peers.values())
+        port = self._port
+
+        def views() -> Iterator[PeerView]:
+            for peer in peers:
+                yield PeerView(
+                    subnet=peer.subnet,
+                    public_ip=peer.address,
+                    port=port,
+                    backend_type=BACKEND_UDP,
+                )
+
+        return collect.peer_statuses(len(peers), views, self._engine)
+
+    def refused_statuses(self) -> Sequence[RefusedStatus]:
+        """Every lease that is no peer, for `tundp status`."""
+        refused = self.peers.refused
+        return collect.refused_statuses(len(refused), lambda: refused)
+
+    def bad_entry_statuses(self) -> Sequence[BadEntryStatus]:
+        """Every entry that cannot be read, for `tundp status`."""
+        return collect.bad_entry_statuses(dict(self.bad_entries))
 
     def _moved(self, gone: Sequence[Peer], come: Sequence[Peer]) -> bool:
         """Say and publish what became of peers."""

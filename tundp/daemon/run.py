@@ -16,9 +16,10 @@ import logging
 import math
 import os
 import random
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import tundp
 from tundp.admin import serve_admin
@@ -26,7 +27,7 @@ from tundp.backoff import Backoff, Outage
 from tundp.choices import OnLeaseLost
 from tundp.daemon.lease_cache import Memory, Remembered
 from tundp.daemon.lock import only_one
-from tundp.daemon.node import STATUS_SCHEMA, Node, store_name
+from tundp.daemon.node import Node, setting_statuses, store_name
 from tundp.daemon.rules import Rules
 from tundp.daemon.underlay import Underlay, open_sockets, selection_of
 from tundp.errors import AccessDenied, ConfigError, StoreError, StoreUnavailable
@@ -41,9 +42,9 @@ from tundp.linux.netlink import Netlink
 from tundp.linux.tun import require_device
 from tundp.observe.health import Health
 from tundp.observe.metrics import Metrics
+from tundp.observe.status import DaemonState, Status
 from tundp.observe.web import serve_health, serve_metrics
 from tundp.settings.settings import Settings
-from tundp.settings.show import document
 from tundp.store.auto import AutoStore
 from tundp.store.base import Store
 from tundp.store.claim import Claim
@@ -148,7 +149,7 @@ async def run(settings: Settings, store: Store) -> None:
         await node.ensure_fallback()
         node.write_subnet_env()
         health.attend(node.engine.pulse, node.checks)
-        metrics.status = node.status
+        metrics.summary = node.summary
         await node.run()
 
 
@@ -159,19 +160,21 @@ class _Desk:
     health: Health
     settings: Settings
     node: Node | None = None
+    started_at: float = field(default_factory=time.time)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         if self.node is not None:
             return self.node.status()
-        return {
-            "schema": STATUS_SCHEMA,
-            "version": tundp.__version__,
-            "pid": os.getpid(),
-            "starting": self.health.waits,
-            "settings": document(self.settings),
-            "checks": [check.as_dict() for check in self.health.ready()],
-            "peers": [],
-        }
+        return Status(
+            version=tundp.__version__,
+            pid=os.getpid(),
+            state=DaemonState.STARTING,
+            waiting_for=self.health.waits,
+            started_at=self.started_at,
+            uptime_s=round(time.time() - self.started_at, 1),
+            findings=self.health.ready(),
+            settings=setting_statuses(self.settings),
+        )
 
 
 def _usable(remembered: Remembered | None) -> Remembered | None:

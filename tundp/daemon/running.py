@@ -8,30 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from tundp.errors import ConfigError, PlatformError
+from tundp.observe.status import Status
 from tundp.settings.declare import Flag
 from tundp.settings.settings import SETTABLE, Settings
-from tundp.settings.sources import resolve_document
+from tundp.settings.sources import resolve_reported
 
 
-def settings_of(status: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
+def settings_of(status: Status, given: Mapping[str, Any]) -> Settings:
     """The daemon's settings with the flags `given` over them.
 
-    status: what the admin socket answers. PlatformError if a daemon of an older version
-    answered, which reports none. A secret is blank in the answer: it is read from where the
-    daemon has it, its environment or its file; ConfigError if that is its command line.
+    PlatformError if a daemon answered that reports none. A secret is blank in the answer: it is
+    read from where the daemon has it, its environment or its file; ConfigError if that is its
+    command line.
     """
-    reported = status.get("settings")
-    if not isinstance(reported, Mapping):
+    if not status.settings:
         raise PlatformError(
-            f"the running daemon (pid {status['pid']}, version {status.get('version')}) does not"
-            " report its settings: restart it with this version"
+            f"the running daemon (pid {status.pid}, version {status.version}) does not report its"
+            " settings: restart it with this version"
         )
-    values = {name: each["value"] for name, each in reported.items()}
-    origins = {name: each["origin"] for name, each in reported.items()}
+    values = {name: each.value for name, each in status.settings.items()}
+    origins = {name: each.origin for name, each in status.settings.items()}
     for flag in SETTABLE:
         if flag.is_secret and values.get(flag.name) and flag.name not in given:
-            values[flag.name] = _secret(flag, origins[flag.name], int(status["pid"]))
-    return resolve_document(values, origins, given, f"running daemon, pid {status['pid']}")
+            values[flag.name] = _secret(flag, origins[flag.name], status.pid)
+    return resolve_reported(values, origins, given, f"running daemon, pid {status.pid}")
 
 
 def _secret(flag: Flag, origin: str, pid: int) -> str:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any, Final
+from typing import Final
 
 from tundp.errors import ConfigError, PlatformError
 from tundp.linux.iface import Interface, Selection, relook
@@ -107,17 +107,6 @@ class Underlay:
         """Put the new sockets under the old descriptors, which engines know; the old ones go."""
         for sock, successor in zip(self.socks, fresh, strict=True):
             rebind(sock, successor)
-
-    def as_dict(self) -> dict[str, Any]:
-        """What `tundp status` shows of it."""
-        return {
-            "name": self.interface.link.name,
-            "address": str(self.interface.address),
-            "mtu": self.interface.link.mtu,
-            "why": self.interface.why,
-            "others": list(self.interface.others),
-            "warnings": list(self.interface.warnings),
-        }
 
     async def _patient_look(self) -> Interface:
         for _ in range(PATIENCE):

@@ -118,6 +118,12 @@ class PeerTable:
         ]
         return sorted([*self._refusals.values(), *duplicates], key=lambda r: _rank(r.lease))
 
+    @property
+    def refused_count(self) -> int:
+        """How many `refused` are; does not depend on how many leases there are."""
+        doubled = sum(len(self._candidates[subnet]) - 1 for subnet in self._crowded)
+        return len(self._refusals) + doubled
+
     def apply(self, changes: Iterable[Change]) -> tuple[list[Peer], list[Peer]]:
         """Take in changes of the lease table; peers that went, and peers that came."""
         touched: dict[IPv4Network, Peer | None] = {}

@@ -1,4 +1,4 @@
-"""Settings written out: as TOML, as JSON values, and as an example file with every flag."""
+"""Settings written out: as TOML, as a daemon reports them, as an example file of every flag."""
 
 from __future__ import annotations
 
@@ -18,24 +18,28 @@ _COMMENT_WIDTH: Final = 90
 def toml_lines(settings: Settings, *, with_origin: bool) -> Iterator[str]:
     """Every setting, a line each, as --config would read it; secrets blanked."""
     for flag in SETTABLE:
-        line = f"{flag.name} = {_toml(json_value(settings, flag))}"
+        line = f"{flag.name} = {_toml(_plain(settings, flag))}"
         if with_origin:
             line = f"{line:<{_ORIGIN_COLUMN}} # {settings.origins[flag.name]}"
         yield line
 
 
-def document(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Flag name to {"value", "origin"}, for JSON; secrets blanked."""
-    return {
-        flag.name: {
-            "value": json_value(settings, flag),
-            "origin": settings.origins.get(flag.name, ""),
-        }
-        for flag in SETTABLE
-    }
+def reported(settings: Settings) -> dict[str, str]:
+    """Flag name to value, as a daemon reports its settings; secrets blanked.
+
+    Values are texts as on the command line; those of repeatable flags are JSON arrays of them.
+    """
+    found = {}
+    for flag in SETTABLE:
+        value = _plain(settings, flag)
+        if flag.is_repeatable:
+            found[flag.name] = json.dumps(value, ensure_ascii=False)
+        else:
+            found[flag.name] = show(value)
+    return found
 
 
-def json_value(settings: Settings, flag: Flag) -> Any:
+def _plain(settings: Settings, flag: Flag) -> Any:
     """One setting as true, false, a number, a text, or for a repeatable flag a list of texts."""
     value = getattr(settings, flag.field)
     if flag.is_secret:
@@ -60,7 +64,7 @@ def example_lines() -> Iterator[str]:
             text = f"{flag.help} [{flag.variable}]"
             for line in textwrap.wrap(text, _COMMENT_WIDTH, break_on_hyphens=False):
                 yield f"# {line}"
-            yield f"#{flag.name} = {_toml(json_value(defaults, flag))}"
+            yield f"#{flag.name} = {_toml(_plain(defaults, flag))}"
 
 
 def _toml(value: Any) -> str:

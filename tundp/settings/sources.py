@@ -10,6 +10,7 @@ stock flanneld must start tundp.
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -70,20 +71,24 @@ def resolve(
     return _complete(values, origins, ignored)
 
 
-def resolve_document(
-    document: Mapping[str, Any], origins: Mapping[str, str], given: Mapping[str, Any], whose: str
+def resolve_reported(
+    reported: Mapping[str, str], origins: Mapping[str, str], given: Mapping[str, Any], whose: str
 ) -> Settings:
     """The settings a running daemon reported, with what was `given` over them.
 
-    document: as settings.show.document has them, secrets without value. whose: for errors.
+    reported: as settings.show.reported has them, secrets filled in. whose: for errors.
     """
     known = {each.name: each for each in SETTABLE}
-    # A daemon of another version may have flags this program does not know.
-    values = {
-        known[name].field: from_toml(known[name], raw, f"{whose}: {name}")
-        for name, raw in document.items()
-        if name in known
-    }
+    values = {}
+    for name, text in reported.items():
+        # A daemon of another version may have flags this program does not know.
+        if flag := known.get(name):
+            origin = f"{whose}: {name}"
+            values[flag.field] = (
+                tuple(goflags.convert(flag, str(item), origin) for item in json.loads(text))
+                if flag.is_repeatable
+                else goflags.convert(flag, text, origin)
+            )
     told = dict.fromkeys((each.name for each in FLAGS), DEFAULT)
     told |= {name: origin for name, origin in origins.items() if name in known}
     for each in SETTABLE:
@@ -156,11 +161,11 @@ def _read_file(path: Path, concerned: Iterable[Flag]) -> dict[str, Any]:
             hint = f"did you mean {close[0]}?" if close else "keys are named as the flags are"
             raise ConfigError(f"{path}: unknown key {name}: {hint}")
         if name in wanted:
-            values[name] = from_toml(flag, raw, f"{path}: {name}")
+            values[name] = _from_toml(flag, raw, f"{path}: {name}")
     return values
 
 
-def from_toml(flag: Flag, raw: Any, origin: str) -> Any:
+def _from_toml(flag: Flag, raw: Any, origin: str) -> Any:
     """The value of a TOML or JSON value; ConfigError names `origin`."""
     if isinstance(raw, list) and not isinstance(flag.default, tuple):
         raise ConfigError(f"{origin} is a list, but takes one value")
