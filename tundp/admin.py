@@ -103,11 +103,13 @@ async def fetch_document(path: Path) -> dict[str, Any]:
         ):
             answer: dict[str, Any] = await response.json()
             return answer
-    except PermissionError:
-        raise PlatformError(f"{path} may only be opened by root", errno.EACCES) from None
     except (OSError, ClientError, TimeoutError) as error:
         # aiohttp's texts speak of TLS; the errno says what happened.
         number = getattr(error, "errno", None)
+        if number in (errno.EACCES, errno.EPERM):
+            raise PlatformError(
+                f"only root may ask the daemon on {path}: run this as root", number
+            ) from None
         why = os.strerror(number) if number else str(error) or type(error).__name__
         raise PlatformError(
             f"no daemon answers on {path} ({why}): is tundp running, and with this --admin-socket?"

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from tundp.lab.traffic import PingStream, ping
 
 FLANNELD = str(Path(sys.executable).with_name("flanneld"))
 TUNDP = str(Path(sys.executable).with_name("tundp"))
+UNIT = Path(__file__).parents[2] / "systemd" / "tundp.service"
 GOLDEN = Path(__file__).parent / "golden"
 HEALTH = "--healthz-port=10256"
 ETH_P_ALL = 0x0003
@@ -470,6 +472,75 @@ async def cleanup_scenario(machine, before, until) -> None:
     assert not machine.path("/run/flannel/subnet.env").exists()
     again = await machine.run(TUNDP, "cleanup")
     assert (again.returncode, again.stdout) == (0, "nothing to remove\n")
+
+
+async def test_config_check_and_show_of_a_running_daemon(make_overlay):
+    """Bare commands must not speak of settings nobody runs."""
+    async with make_overlay(store="file", nodes=1) as overlay:
+        one = overlay.nodes[1]
+        which = f"--admin-socket={one.admin_socket}"
+        checked = await one.host.run(TUNDP, "config", "check", which)
+        assert checked.returncode == 0, checked.stdout
+        pid = one.daemon.pid
+        first, *others = checked.stdout.splitlines()
+        assert first.startswith(f"OK   settings: of the running daemon, pid {pid}")
+        assert f"store=file:{overlay.lease_file}" in first
+        (daemon,) = [line for line in others if " daemon: " in line]
+        assert daemon.startswith("OK   daemon: runs with these settings")
+        assert not [line for line in others if line.startswith(("WARN", "FAIL"))]
+
+        shown = await one.host.run(TUNDP, "config", "show", "--origin", which)
+        assert shown.stdout.startswith(f"# settings of the running daemon, pid {pid}")
+        assert f'store = "file:{overlay.lease_file}"' in shown.stdout
+
+        # Flags speak for themselves, and what runs is named.
+        other = await one.host.run(
+            TUNDP, "config", "check", "--json", which, f"--store=file:{overlay.lease_file}"
+        )
+        (finding,) = [each for each in json.loads(other.stdout) if each["id"] == "daemon"]
+        assert finding["verdict"] == "warn"
+        assert f"pid {pid}" in finding["evidence"]
+        assert f"admin-socket '{one.admin_socket}'" not in finding["evidence"]
+        assert f"subnet-file '{one.subnet_file}'" in finding["evidence"]
+        assert "--running" in finding["next_step"]
+
+        nobody = await one.host.run(
+            *("setpriv", "--reuid=65534", "--clear-groups", TUNDP, "status", which)
+        )
+        assert nobody.returncode == 1
+        assert f"only root may ask the daemon on {one.admin_socket}" in nobody.stderr
+
+
+async def test_config_check_names_what_the_unit_cannot_write(make_overlay):
+    async with make_overlay(store="file", nodes=1, start=False) as overlay:
+        one = overlay.nodes[1]
+        units = overlay.directory / "units"
+        units.mkdir()
+        shutil.copy(UNIT, units)
+        # The namespace's own view of the host's unit directory.
+        done = await one.host.run(
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            'mount --bind "$1" /etc/systemd/system && shift && exec "$@"',
+            "sh",
+            str(units),
+            TUNDP,
+            "config",
+            "check",
+            "--json",
+            f"--store=file:{overlay.lease_file}",
+        )
+        findings = {each["id"]: each for each in json.loads(done.stdout)}
+        assert findings["files.unit.store"]["verdict"] == "warn"
+        assert (
+            "tundp.service lets the daemon write below"
+            in (findings["files.unit.store"]["evidence"])
+        )
+        assert "/var/lib/tundp" in findings["files.unit.store"]["evidence"]
+        assert "files.unit.state-dir" not in findings
+        assert "files.unit.subnet-file" not in findings
 
 
 async def test_config_check_and_show(make_overlay):

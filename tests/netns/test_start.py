@@ -16,6 +16,7 @@ from rich.console import Console
 from tundp import demo
 from tundp.choices import DemoStore
 from tundp.demo import HOSTS
+from tundp.errors import ConfigError
 from tundp.lab.lab import leftovers
 
 
@@ -188,6 +189,15 @@ def test_demo_passes_and_leaves_nothing(no_demo, store):
     assert leftovers("tundp", HOSTS) == []
 
 
+async def test_demo_with_etcd_that_is_not_installed_is_wrong_usage(monkeypatch):
+    monkeypatch.setattr(demo, "find_etcd", lambda: None)
+    out = io.StringIO()
+    settings = demo.DemoSettings(store=DemoStore.ETCD, payload_len=1 << 20, is_kept=False)
+    with pytest.raises(ConfigError, match="--store etcd: etcd is not installed"):
+        await demo.run_demo(settings, Console(file=out))
+    assert out.getvalue() == ""
+
+
 async def test_demo_without_etcd_says_so_and_uses_the_file(no_demo, monkeypatch):
     monkeypatch.setattr(demo, "find_etcd", lambda: None)
     out = io.StringIO()
@@ -205,7 +215,7 @@ def test_demo_interrupted_leaves_nothing(no_demo, moment):
                 break
         demo.send_signal(signal.SIGINT)
         text, _ = demo.communicate(timeout=60)
-    assert demo.returncode == 1
+    assert demo.returncode == 130
     assert "interrupted; everything torn down" in text
     assert leftovers("tundp", HOSTS) == []
 

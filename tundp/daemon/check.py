@@ -22,6 +22,7 @@ from typing import Final
 from tundp.admin import fetch_status
 from tundp.daemon.lease_cache import Memory
 from tundp.daemon.underlay import selection_of
+from tundp.daemon.unit import installed_unit
 from tundp.errors import ConfigError, OutOfSubnets, PlatformError, StoreError
 from tundp.finding import Finding, Verdict
 from tundp.lease import subnet_env
@@ -126,11 +127,14 @@ async def _check_daemon(inspection: Inspection) -> AsyncIterator[Finding]:
 async def _check_files(inspection: Inspection) -> AsyncIterator[Finding]:
     """Whether the files a daemon writes can be written."""
     settings = inspection.settings
-    for flag, path in (
-        ("subnet-file", settings.subnet_file.parent),
-        ("state-dir", settings.state_dir),
-        ("admin-socket", settings.admin_socket.parent),
-    ):
+    store_file = settings.store.path
+    wanted = {
+        "subnet-file": settings.subnet_file.parent,
+        "state-dir": settings.state_dir,
+        "admin-socket": settings.admin_socket.parent,
+        "store": None if store_file is None else store_file.parent,
+    }
+    for flag, path in wanted.items():
         there = path
         while there is not None and not there.exists():
             there = there.parent
@@ -140,6 +144,20 @@ async def _check_files(inspection: Inspection) -> AsyncIterator[Finding]:
                 verdict=Verdict.FAIL,
                 title=f"--{flag}",
                 evidence=f"{there} cannot be written, or is no directory",
+            )
+    unit = installed_unit(["tundp.service", "tundp@.service"])
+    if unit is None:
+        return
+    for flag, path in wanted.items():
+        if path is not None and not unit.may_write(path.absolute()):
+            below = ", ".join(str(each) for each in unit.writable)
+            yield Finding(
+                id=f"files.unit.{flag}",
+                verdict=Verdict.WARN,
+                title=f"--{flag}",
+                evidence=f"{unit.name} lets the daemon write below {below} only, not in {path}",
+                next_step="another path, or ReadWritePaths= in a drop-in: systemctl edit"
+                f" {unit.name}",
             )
 
 
@@ -215,10 +233,12 @@ async def _check_interface(inspection: Inspection) -> AsyncIterator[Finding]:
         id="interface",
         verdict=Verdict.OK,
         evidence=f"{chosen.link.name} ({chosen.address}), advertising {chosen.public_ip},"
-        f" overlay MTU {mtu}: {chosen.why}",
+        f" overlay MTU {mtu} (chosen: {chosen.why})",
     )
     for other in chosen.others:
-        yield Finding(id="interface.other", verdict=Verdict.OK, title="not taken", evidence=other)
+        yield Finding(
+            id="interface.other", verdict=Verdict.NOTE, title="interface not taken", evidence=other
+        )
     for warning in chosen.warnings:
         yield Finding(
             id="interface.warning", verdict=Verdict.WARN, title="interface", evidence=warning
@@ -273,7 +293,7 @@ def _kept(plan: Keep, public_ip: IPv4Address, node_id: str | None) -> tuple[Verd
     if holder is None:
         return (
             Verdict.OK,
-            f"would keep {key}, written by a flannel with PublicIP {public_ip}, or by hand",
+            f"would keep {key}, found by its PublicIP {public_ip}",
         )
     if holder.node_id == node_id:
         return Verdict.OK, f"would keep {key}, ours from before"
