@@ -44,33 +44,34 @@ OVERLAY = IPv4Network("10.5.0.0/16")
 
 async def counters(node: LabNode) -> dict[str, Any]:
     """All counters of a node's daemon."""
-    found: dict[str, Any] = (await node.status())["counters"]
+    found: dict[str, Any] = (await node.status_document())["counters"]
     return found
 
 
 async def lease_is(node: LabNode, state: str) -> bool:
     """Whether the node's lease is `held`, `lost` or in `conflict`."""
-    return bool((await node.status())["lease"]["state"] == state)
+    return bool((await node.status_document())["lease"]["state"] == state)
 
 
 async def store_is(node: LabNode, *, answering: bool) -> bool:
     """Whether the node's store answers, or does not."""
-    return (await node.status())["store"]["is_answering"] is answering
+    return (await node.status_document())["store"]["is_answering"] is answering
 
 
 async def has_peer(node: LabNode, subnet: str, public_ip: str) -> bool:
     """Whether the node sends packets for this subnet to that address."""
-    return {"subnet": subnet, "public_ip": public_ip} in (await node.status())["peers"]
+    peers = (await node.status_document())["peers"]
+    return (subnet, public_ip) in [(each["subnet"], each["public_ip"]) for each in peers]
 
 
 async def has_peer_count(node: LabNode, count: int) -> bool:
     """Whether the node has exactly so many peers."""
-    return len((await node.status())["peers"]) == count
+    return len((await node.status_document())["peers"]) == count
 
 
 async def is_sending_to(node: LabNode, public_ip: str) -> bool:
     """Whether any peer of the node has this address."""
-    return public_ip in [peer["public_ip"] for peer in (await node.status())["peers"]]
+    return public_ip in [peer["public_ip"] for peer in (await node.status_document())["peers"]]
 
 
 async def has_decapsulated(node: LabNode, count: int) -> bool:
@@ -89,7 +90,7 @@ async def log_contains(log: LabNode | Path, text: str, *, times: int = 1) -> boo
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """The answer of /readyz?verbose: HTTP status, failing checks, and their details joined."""
+    """The answer of /readyz?format=json: HTTP status, failing checks, and their details joined."""
 
     status: int
     failing: list[str]
@@ -98,7 +99,7 @@ class Readiness:
 
 async def readiness(node: LabNode) -> Readiness:
     """Ask the health server on port 10256; raises OSError if there is none yet."""
-    status, body = await node.get(HEALTH_PORT, "/readyz?verbose")
+    status, body = await node.get(HEALTH_PORT, "/readyz?format=json")
     document = json.loads(body)
     details = "; ".join(check["detail"] for check in document["checks"] if not check["ok"])
     return Readiness(status, document["failing"], details)

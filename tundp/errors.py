@@ -15,7 +15,8 @@
     │   └── Conflict                           a guarded write lost: somebody else wrote first
     ├── PlatformError      (also OSError)      the kernel refused; keeps errno
     │   └── Unsupported                        the kernel, or this build, does not have it
-    └── LabError                               a demo or test lab cannot be built
+    ├── LabError                               a demo or test lab cannot be built
+    └── Interrupted                            a signal ended a demo or bench; all is torn down
 
 Bad packets are not here: they are `wire.Drop` values, because a packet from the
 wire must never unwind the stack of the loop that carries everybody else's.
@@ -90,6 +91,10 @@ class PlatformError(TundpError, OSError):
 
 class Unsupported(PlatformError):
     """This kernel, or this build, lacks what was asked for."""
+
+
+class Interrupted(TundpError):
+    """A signal ended what was asked for, and everything built for it is gone."""
 
 
 class LabError(TundpError):

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,12 +22,13 @@ import pytest
 
 from tests.nodes import answers, has_received, has_sent, log_contains
 from tests.wait import DEADLINE_S, until
-from tundp.admin import fetch_status
+from tundp.admin import fetch_document
 from tundp.lab.lab import stop_process
 from tundp.lab.traffic import PingStream, ping
 
 FLANNELD = str(Path(sys.executable).with_name("flanneld"))
 TUNDP = str(Path(sys.executable).with_name("tundp"))
+UNIT = Path(__file__).parents[2] / "systemd" / "tundp.service"
 GOLDEN = Path(__file__).parent / "golden"
 HEALTH = "--healthz-port=10256"
 ETH_P_ALL = 0x0003
@@ -88,7 +90,7 @@ async def says(node, path: str, status: int) -> bool:
 async def fails(node, *names: str) -> bool:
     """Whether /readyz is 503 for exactly these checks (200 for none), and /healthz 200."""
     is_alive = await get(node, "/healthz") == (200, "flanneld is running")
-    status, body = await get(node, "/readyz?verbose")
+    status, body = await get(node, "/readyz?format=json")
     return (
         is_alive
         and status == (503 if names else 200)
@@ -190,7 +192,10 @@ async def test_two_networks_on_one_node(make_overlay):
                 )
                 await until(lambda n=node.number, x=name: runs(machines[n], daemons[n, x], x))
         status = {at: await ask(machines[at[0]], at[1]) for at in daemons}
-        assert {status[at]["tun"]["name"] for at in daemons} == {"flannel0", "flannel1"}
+        assert {status[at]["backend"]["device"]["name"] for at in daemons} == {
+            "flannel0",
+            "flannel1",
+        }
         for at in daemons:
             await until(lambda at=at: has_peers(machines[at[0]], at[1], 1))
 
@@ -207,7 +212,7 @@ async def test_two_networks_on_one_node(make_overlay):
         assert await asyncio.to_thread(daemons[1, "blue"].wait, DEADLINE_S) == 0
         assert await works("green")
         assert await rules_about(machines[1], "10.6.") == before
-        assert (await ask(machines[1], "green"))["checks"][4]["ok"]
+        assert await rules_are_there(machines[1], "green")
         cleaned = await machines[1].run(
             TUNDP, "cleanup", "--subnet-file=/run/flannel/blue.env", "--etcd-prefix=/blue"
         )
@@ -226,14 +231,24 @@ def admin_socket(machine, name: str) -> Path:
 
 
 async def ask(machine, name: str):
-    return await fetch_status(admin_socket(machine, name))
+    return await fetch_document(admin_socket(machine, name))
 
 
 async def runs(machine, daemon, name: str) -> bool:
     assert daemon.poll() is None
     if not admin_socket(machine, name).exists():
         return False
-    return all(check["ok"] for check in (await ask(machine, name))["checks"])
+    status = await ask(machine, name)
+    return status["state"] == "running" and not failing(status)
+
+
+def failing(status) -> list[str]:
+    return [each["id"] for each in status["findings"] if each["verdict"] != "ok"]
+
+
+async def rules_are_there(machine, name: str) -> bool:
+    status = await ask(machine, name)
+    return "firewall" not in failing(status) and status["firewall"]["flavour"] != ""
 
 
 async def has_peers(machine, name: str, count: int) -> bool:
@@ -437,6 +452,75 @@ async def cleanup_scenario(machine, before) -> None:
     assert (again.returncode, again.stdout) == (0, "nothing to remove\n")
 
 
+async def test_config_check_and_show_of_a_running_daemon(make_overlay):
+    """Bare commands must not speak of settings nobody runs."""
+    async with make_overlay(store="file", nodes=1) as overlay:
+        one = overlay.nodes[1]
+        which = f"--admin-socket={one.admin_socket}"
+        checked = await one.host.run(TUNDP, "config", "check", which)
+        assert checked.returncode == 0, checked.stdout
+        pid = one.daemon.pid
+        first, *others = checked.stdout.splitlines()
+        assert first.startswith(f"OK   settings: of the running daemon, pid {pid}")
+        assert f"store=file:{overlay.lease_file}" in first
+        (daemon,) = [line for line in others if " daemon: " in line]
+        assert daemon.startswith("OK   daemon: runs with these settings")
+        assert not [line for line in others if line.startswith(("WARN", "FAIL"))]
+
+        shown = await one.host.run(TUNDP, "config", "show", "--origin", which)
+        assert shown.stdout.startswith(f"# settings of the running daemon, pid {pid}")
+        assert f'store = "file:{overlay.lease_file}"' in shown.stdout
+
+        # Flags speak for themselves, and what runs is named.
+        other = await one.host.run(
+            TUNDP, "config", "check", "--json", which, f"--store=file:{overlay.lease_file}"
+        )
+        (finding,) = [each for each in json.loads(other.stdout) if each["id"] == "daemon"]
+        assert finding["verdict"] == "warn"
+        assert f"pid {pid}" in finding["evidence"]
+        assert f"admin-socket '{one.admin_socket}'" not in finding["evidence"]
+        assert f"subnet-file '{one.subnet_file}'" in finding["evidence"]
+        assert "--running" in finding["next_step"]
+
+        nobody = await one.host.run(
+            *("setpriv", "--reuid=65534", "--clear-groups", TUNDP, "status", which)
+        )
+        assert nobody.returncode == 1
+        assert f"only root may ask the daemon on {one.admin_socket}" in nobody.stderr
+
+
+async def test_config_check_names_what_the_unit_cannot_write(make_overlay):
+    async with make_overlay(store="file", nodes=1, start=False) as overlay:
+        one = overlay.nodes[1]
+        units = overlay.directory / "units"
+        units.mkdir()
+        shutil.copy(UNIT, units)
+        # The namespace's own view of the host's unit directory.
+        done = await one.host.run(
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            'mount --bind "$1" /etc/systemd/system && shift && exec "$@"',
+            "sh",
+            str(units),
+            TUNDP,
+            "config",
+            "check",
+            "--json",
+            f"--store=file:{overlay.lease_file}",
+        )
+        findings = {each["id"]: each for each in json.loads(done.stdout)}
+        assert findings["files.unit.store"]["verdict"] == "warn"
+        assert (
+            "tundp.service lets the daemon write below"
+            in (findings["files.unit.store"]["evidence"])
+        )
+        assert "/var/lib/tundp" in findings["files.unit.store"]["evidence"]
+        assert "files.unit.state-dir" not in findings
+        assert "files.unit.subnet-file" not in findings
+
+
 async def test_config_check_and_show(make_overlay):
     async with make_overlay(store="etcd", nodes=1, start=False) as overlay:
         one = overlay.nodes[1]
@@ -445,8 +529,8 @@ async def test_config_check_and_show(make_overlay):
         async def check(*flags: str) -> tuple[int, dict[str, str], str]:
             done = await one.host.run(TUNDP, "config", "check", "--json", *flags)
             found = json.loads(done.stdout)
-            verdicts = {each["what"]: each["verdict"] for each in found}
-            details = "\n".join(each["detail"] for each in found if each["verdict"] != "ok")
+            verdicts = {each["title"]: each["verdict"] for each in found}
+            details = "\n".join(each["evidence"] for each in found if each["verdict"] != "ok")
             return done.returncode, verdicts, details
 
         before = await state_of(one.host)

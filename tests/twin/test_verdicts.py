@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from tests.packets import ipv4
 from tests.routes import fib_of
+from tundp.choices import Engine
 from tundp.engine.choose import AUTO, ENGINES
 from tundp.engine.native import engine as native
-from tundp.settings.options import ENGINES as CONFIG_ENGINES
 from tundp.wire import fragment, ip
 from tundp.wire.drop import DropReason
 from tundp.wire.encap import (
@@ -184,7 +184,7 @@ def test_tables_are_one():
     assert len(DropReason) == lib.TUNDP_DROP_COUNT
     assert [check.value for check in SourceCheck] == ["off", "count", "enforce"]
     assert (lib.TUNDP_SOURCE_OFF, lib.TUNDP_SOURCE_COUNT, lib.TUNDP_SOURCE_ENFORCE) == (0, 1, 2)
-    assert set(CONFIG_ENGINES) == {AUTO, *ENGINES}
+    assert {each.value for each in Engine} == {AUTO, *ENGINES}
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -22,6 +22,7 @@ from ipaddress import IPv4Network
 from typing import Protocol
 
 from tundp.engine.base import Dataplane
+from tundp.finding import Finding
 from tundp.lease.fib import Fib
 from tundp.lease.model import LeaseAttributes, LeaseKey, Peer
 from tundp.lease.routing import RoutingDelta
@@ -63,15 +64,6 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BackendCheck:
-    """One thing a backend needs for pods to use the overlay."""
-
-    name: str
-    is_ok: bool
-    detail: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BackendStatus:
     """What `tundp status` shows of a backend."""
 
@@ -83,8 +75,8 @@ class BackendStatus:
     """The largest inner packet, bytes: FLANNEL_MTU."""
     port: int | None
     """The UDP port on the underlay; None for a backend without one."""
-    device: str
-    """The name of its own device; empty if it has none, or if it is gone."""
+    device: str | None
+    """The name of its own device, empty while that is gone; None if it has none."""
     routes: int | None
     """How many kernel routes it keeps; None for a backend that keeps one for the network."""
 
@@ -169,7 +161,7 @@ class Backend(Protocol):
         """A snapshot for `tundp status`."""
         ...
 
-    def checks(self) -> list[BackendCheck]:
+    def checks(self) -> list[Finding]:
         """What must hold for pods to use the overlay."""
         ...
 

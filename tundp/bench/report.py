@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from tundp.bench.paths import BASELINE, NULL
-from tundp.bench.results import Check, Difference, Results, workload_named
+from tundp.bench.results import Difference, Results, status_of, workload_named
 from tundp.bench.stats import Estimate
 from tundp.errors import Unsupported
 from tundp.files import write_atomically
+from tundp.finding import Finding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,8 +248,8 @@ def _rows_table(results: Results) -> list[tuple[str, ...]]:
     return rows
 
 
-def _check_row(check: Check) -> tuple[str, ...]:
-    return check.name, check.value, check.status, check.why
+def _check_row(check: Finding) -> tuple[str, ...]:
+    return check.title, check.evidence, status_of(check), check.meaning
 
 
 def _show(cell: Estimate | None, form: str) -> str:

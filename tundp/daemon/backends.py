@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from tundp.backend.base import Backend, Given
 from tundp.backend.udp.backend import UdpBackend, UdpSettings
-from tundp.engine.native.engine import EngineSettings, Layout
+from tundp.engine.native.engine import EngineSettings
 from tundp.lease.network import BackendConfig, HostGwConfig, UdpConfig
 from tundp.linux.netlink import Netlink
-from tundp.linux.offload import Offload
 from tundp.settings.settings import Settings
-from tundp.wire.encap import SourceCheck
 
 
 def make_backend(
@@ -22,14 +20,14 @@ def make_backend(
                 config,
                 UdpSettings(
                     tun_name=settings.tun_name,
-                    engine=settings.engine,
+                    engine=settings.engine.value,
                     workers=settings.workers,
-                    source_check=SourceCheck(settings.source_check),
+                    source_check=settings.source_check,
                     engine_settings=EngineSettings(
-                        disabled=frozenset(Offload(name) for name in settings.disable_offloads),
+                        disabled=frozenset(settings.disable_offloads),
                         cpus=settings.cpus,
-                        spin_us=settings.spin,
-                        layout=Layout(settings.layout),
+                        spin_us=settings.spin_us,
+                        layout=settings.layout,
                     ),
                 ),
                 netlink=netlink,

@@ -6,7 +6,7 @@ import logging
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from tundp.daemon.lock import is_running, lock_of
+from tundp.daemon.lock import is_running
 from tundp.errors import PlatformError
 from tundp.lease import subnet_env
 from tundp.linux import unreachable
@@ -23,14 +23,14 @@ async def clean_up(settings: Settings, *, is_dry_run: bool) -> list[str]:
 
     PlatformError while its daemon runs: it would put everything back.
     """
-    if is_running(settings.subnet_file):
+    if is_running(settings.instance):
         raise PlatformError(
             f"a daemon with --subnet-file {settings.subnet_file} runs: stop it first, or give the"
             " one of the network that is stopped"
         )
     pair = _network_and_subnet(settings)
     pairs = [] if pair is None else [pair]
-    mark = firewall.mark_of(settings.instance)
+    mark = settings.instance.chain_suffix
     done = await (
         firewall.leftovers(pairs, mark) if is_dry_run else firewall.remove_all(pairs, mark)
     )
@@ -48,8 +48,8 @@ async def clean_up(settings: Settings, *, is_dry_run: bool) -> list[str]:
             " known, and none is removed (ip route shows them: proto 85)",
             settings.subnet_file,
         )
-    memory = LeaseCache(settings.state_dir, settings.instance)
-    for path in (lock_of(settings.subnet_file), settings.subnet_file, memory.lease_file):
+    cache = LeaseCache(settings.state_dir, settings.instance)
+    for path in (settings.instance.lock, settings.subnet_file, cache.lease_file):
         if path is not None and path.exists():
             done.append(f"file {path}")
             if not is_dry_run:

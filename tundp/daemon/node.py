@@ -13,20 +13,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-import tundp
 from tundp.backend.base import Backend
 from tundp.backoff import Backoff, Outage
+from tundp.daemon import report
 from tundp.daemon.firewall_keeper import FirewallKeeper
 from tundp.daemon.publish import Publisher
 from tundp.daemon.subnet_file import SubnetFile
 from tundp.daemon.underlay import Underlay
 from tundp.daemon.unreachable import ensure_unreachable
 from tundp.errors import ConfigError, PlatformError
+from tundp.finding import Finding
 from tundp.lease.claim import LeaseState
 from tundp.lease.model import Events, Snapshot
 from tundp.lease.network import NetworkConfig
@@ -35,14 +35,13 @@ from tundp.lease.subnet_env import SubnetEnv
 from tundp.linux import notify
 from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.netlink import Netlink
-from tundp.observe.health import Check
 from tundp.observe.metrics import Metrics
+from tundp.observe.status import Status
 from tundp.settings.settings import Settings
 from tundp.subnet.base import Acquired, SubnetManager
 
 _log = logging.getLogger(__name__)
 
-STATUS_SCHEMA: Final = 1
 REPAIR_PAUSE_S: Final = 0.1
 """Kernel changes come in bursts; a look this long after the first covers the rest."""
 RETRY_S: Final = 5.0
@@ -133,102 +132,17 @@ class Node:
         self.publisher.close()
         notify.notify("STOPPING=1")
 
-    def status(self) -> dict[str, Any]:
-        """Everything `tundp status` shows."""
-        lease = self.manager.state()
-        backend = self.backend.status()
-        expires = lease.expires_in_s
-        engine = self.backend.engine
-        return {
-            "schema": STATUS_SCHEMA,
-            "version": tundp.__version__,
-            "pid": os.getpid(),
-            "uptime_s": round(time.time() - self.started_at, 1),
-            "network": str(self.network_config.network),
-            "subnet": str(lease.key.subnet),
-            "public_ip": str(self.underlay.interface.public_ip),
-            "node_id": self.node_id,
-            "started_at": self.started_at,
-            "interface": {
-                "name": self.underlay.interface.link.name,
-                "address": str(self.underlay.interface.address),
-                "mtu": self.underlay.interface.link.mtu,
-                "why": self.underlay.interface.why,
-                "others": list(self.underlay.interface.others),
-                "warnings": list(self.underlay.interface.warnings),
-            },
-            "backend": backend.name,
-            "port": backend.port,
-            "tun": {"name": backend.device, "mtu": backend.mtu},
-            "engine": "" if engine is None else engine.name,
-            "engine_uses": "" if engine is None else engine.describe(),
-            "loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
-            "lease": {
-                "key": str(lease.key),
-                "state": lease.state.value,
-                "conflict": lease.conflict,
-                "expires_in_s": None if expires is None else round(expires),
-                "expires_at": None if expires is None else round(time.time() + expires),
-            },
-            "store": {
-                "description": lease.description,
-                "is_answering": lease.is_answering,
-                "is_from_memory": not lease.is_synced,
-                "revision": self.routing.revision,
-                "synced_at": lease.synced_at,
-                "age_s": lease.age_s,
-            },
-            "firewall": {"flavour": self.firewall.flavour, "missing": self.firewall.missing},
-            "checks": [check.as_dict() for check in self.checks()],
-            "generation": self.routing.generation,
-            "peers": [
-                {"subnet": str(peer.subnet), "public_ip": str(peer.endpoint.address)}
-                for peer in sorted(self.routing.peers.values(), key=lambda peer: peer.subnet)
-            ],
-            "refused": [
-                {
-                    "key": str(refused.lease.key),
-                    "public_ip": str(refused.lease.attributes.public_ip),
-                    "reason": refused.refusal.name.lower(),
-                    "means": refused.refusal.value,
-                }
-                for refused in self.routing.refused.values()
-            ],
-            "bad_entries": [
-                {"name": name, "why": bad.why}
-                for name, bad in sorted(self.routing.bad_entries.items())
-            ],
-            "counters": None if engine is None else engine.counters().as_dict(),
-        }
+    def summary(self) -> Status:
+        """See observe.collect.StatusSource."""
+        return report.summary(self)
 
-    def checks(self) -> list[Check]:
+    def status(self) -> Status:
+        """See observe.collect.StatusSource."""
+        return report.status(self)
+
+    def findings(self) -> list[Finding]:
         """What must hold for pods to use the overlay."""
-        lease = self.manager.state()
-        underlay = self.underlay
-        link = underlay.interface.link
-        duplicate = next(iter(self.routing.duplicates), None)
-        return [
-            Check(
-                "lease",
-                lease.state is LeaseState.HELD and duplicate is None,
-                lease.conflict
-                or (f"{duplicate} has our PublicIP, too" if duplicate else lease.state.value),
-            ),
-            *(Check(each.name, each.is_ok, each.detail) for each in self.backend.checks()),
-            Check(
-                "underlay",
-                not underlay.error and link.is_up,
-                underlay.error
-                or f"{link.name} {underlay.interface.address} {'up' if link.is_up else 'is down'}",
-            ),
-            Check(
-                "leases-synced",
-                lease.is_synced,
-                f"{'' if lease.is_synced else 'only from the lease cache, '}age {lease.age_s} s",
-            ),
-            Check("firewall", not self.firewall.missing, self.firewall.missing or "in place"),
-            Check("subnet-file", not self.subnet_file.error, self.subnet_file.error or "written"),
-        ]
+        return report.findings(self)
 
     async def _follow_leases(self) -> None:
         clock = asyncio.get_running_loop().time

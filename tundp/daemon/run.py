@@ -13,18 +13,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import random
-from dataclasses import dataclass, replace
-from typing import Any
+import time
+from dataclasses import dataclass, field, replace
 
 import tundp
 from tundp.admin import serve_admin
 from tundp.backend.base import Given
+from tundp.choices import OnLeaseLost
+from tundp.daemon import report
 from tundp.daemon.backends import make_backend
 from tundp.daemon.firewall_keeper import FirewallKeeper
 from tundp.daemon.lock import only_one
-from tundp.daemon.node import STATUS_SCHEMA, Node
+from tundp.daemon.node import Node
 from tundp.daemon.subnet_file import read_text
 from tundp.daemon.underlay import Underlay, selection_of
 from tundp.errors import PlatformError
@@ -33,12 +34,13 @@ from tundp.lease.identity import Identity
 from tundp.lease.model import LeaseKey
 from tundp.lease.network import NetworkConfig
 from tundp.linux import capability
-from tundp.linux.firewall.choose import Firewall, FirewallSettings, Previous, make_firewall, mark_of
+from tundp.linux.firewall.choose import Firewall, FirewallSettings, Previous, make_firewall
 from tundp.linux.iface import Interface, Selection, look
 from tundp.linux.netlink import Netlink
 from tundp.linux.tun import require_device
 from tundp.observe.health import Health
 from tundp.observe.metrics import Metrics
+from tundp.observe.status import Status
 from tundp.observe.web import serve_health, serve_metrics
 from tundp.settings.settings import Settings
 from tundp.store.base import Store
@@ -62,14 +64,14 @@ async def run(settings: Settings, store: Store) -> None:
         _log.warning("%s; the udp backend cannot start without it", error)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
-        stack.enter_context(only_one(settings.subnet_file))
+        stack.enter_context(only_one(settings.instance))
         cache = LeaseCache(settings.state_dir, settings.instance)
         identity = cache.identity()
         manager = _make_manager(settings, store, identity, cache)
         stack.push_async_callback(manager.close)
         health = Health()
         metrics = Metrics(health.ready)
-        desk = _Desk(health)
+        desk = _Desk(health, settings)
         await stack.enter_async_context(
             serve_admin(settings.admin_socket, desk.status, metrics.render)
         )
@@ -123,7 +125,7 @@ async def run(settings: Settings, store: Store) -> None:
             firewall=FirewallKeeper(
                 _make_firewall(settings, network_config, acquired.lease.key),
                 _previous_rules(env_text),
-                settings.iptables_resync,
+                settings.iptables_resync_s,
             ),
             metrics=metrics,
             node_id=identity.node_id,
@@ -132,8 +134,8 @@ async def run(settings: Settings, store: Store) -> None:
         await node.open()
         desk.node = node
         await node.firewall.set_up()
-        health.attend(backend.heartbeat, node.checks)
-        metrics.status = node.status
+        health.attend(backend.heartbeat, node.findings)
+        metrics.summary = node.summary
         await node.run()
 
 
@@ -142,19 +144,14 @@ class _Desk:
     """Answers the admin socket, which is there before the node is."""
 
     health: Health
+    settings: Settings
+    started_at: float = field(default_factory=time.time)
     node: Node | None = None
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         if self.node is not None:
             return self.node.status()
-        return {
-            "schema": STATUS_SCHEMA,
-            "version": tundp.__version__,
-            "pid": os.getpid(),
-            "starting": self.health.startup_phase,
-            "checks": [check.as_dict() for check in self.health.ready()],
-            "peers": [],
-        }
+        return report.starting(self.settings, self.health, self.started_at)
 
 
 async def _choose_interface(
@@ -179,13 +176,13 @@ async def _choose_interface(
 def _make_manager(
     settings: Settings, store: Store, identity: Identity, cache: LeaseCache
 ) -> StoreSubnetManager:
-    exits_when_lost = settings.on_lease_lost == "exit"
+    exits_when_lost = settings.on_lease_lost is OnLeaseLost.EXIT
     return StoreSubnetManager(
         store,
         identity=identity,
         lease=LeaseSettings(
-            lease_ttl_s=settings.lease_ttl,
-            margin_s=settings.subnet_lease_renew_margin * 60,
+            lease_ttl_s=settings.lease_ttl_s,
+            margin_s=settings.subnet_lease_renew_margin_min * 60,
             is_forced=settings.force_takeover,
             exits_when_lost=exits_when_lost,
         ),
@@ -201,7 +198,9 @@ def _make_manager(
 
 def _store_name(settings: Settings) -> str:
     """Which leases these are, whatever endpoint answers: what the lease cache goes by."""
-    return settings.store if settings.store_path is not None else f"etcd:{settings.etcd_prefix}"
+    if settings.store.path is not None:
+        return str(settings.store)
+    return f"etcd:{settings.etcd_prefix}"
 
 
 def _make_firewall(settings: Settings, network: NetworkConfig, key: LeaseKey) -> Firewall | None:
@@ -216,7 +215,7 @@ def _make_firewall(settings: Settings, network: NetworkConfig, key: LeaseKey) ->
         is_masquerading=settings.ip_masq,
         is_forwarding=settings.iptables_forward_rules,
         is_random_fully=not settings.ip_masq_fully_random_disable,
-        mark=mark_of(settings.instance),
+        mark=settings.instance.chain_suffix,
     )
     return make_firewall(wanted, is_nftables=network.enable_nftables)
 
@@ -243,8 +242,8 @@ def _warn_of_a_new_subnet(settings: Settings, env_text: str, key: LeaseKey) -> N
 
 
 def _warn_of_vain_flags(settings: Settings) -> None:
-    if settings.log_backtrace_at:
-        _log.warning("--log_backtrace_at has no effect here: there is no klog")
+    for sentence in settings.without_effect():
+        _log.warning("%s", sentence)
     if settings.ignored:
         _log.warning(
             "arguments from the first that is no flag on are ignored, as flannel does: %s%s",

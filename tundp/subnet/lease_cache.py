@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from tundp.errors import LeaseFormatError
 from tundp.files import write_atomically
+from tundp.instance import Instance
 from tundp.lease import codec
 from tundp.lease.identity import Identity, clean_host
 from tundp.lease.model import TTL_UNKNOWN, Lease, LeaseKey
@@ -52,22 +53,21 @@ class CachedLeases:
 class LeaseCache:
     """The files of one daemon under `directory`; None remembers nothing."""
 
-    def __init__(self, directory: Path | None, instance: str) -> None:
+    def __init__(self, directory: Path | None, instance: Instance) -> None:
         self._directory = directory
         self._instance = instance
-        self._name = f"last-known-{instance}.json" if instance else "last-known.json"
         self._is_failing = False
 
     @property
     def lease_file(self) -> Path | None:
         """Where the leases are kept."""
-        return None if self._directory is None else self._directory / self._name
+        return None if self._directory is None else self._directory / self._instance.lease_cache
 
     def known_node_id(self) -> str:
         """The id this node has on disk; empty if it has none yet. Makes none."""
         path = None if self._directory is None else self._directory / "node-id"
         node_id = _read_json(path).get("NodeID")
-        suffix = f"-{_digest(self._instance)[:4]}" if self._instance else ""
+        suffix = self._instance.node_id_suffix
         return f"{node_id}{suffix}" if isinstance(node_id, str) and node_id else ""
 
     def identity(self) -> Identity:
@@ -77,7 +77,7 @@ class LeaseCache:
         of a host is a node of its own.
         """
         host = clean_host(socket.gethostname())
-        suffix = f"-{_digest(self._instance)[:4]}" if self._instance else ""
+        suffix = self._instance.node_id_suffix
         machine = _machine()
         path = None if self._directory is None else self._directory / "node-id"
         known = _read_json(path)

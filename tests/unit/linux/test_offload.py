@@ -6,16 +6,9 @@ import pytest
 
 from tundp.engine import choose
 from tundp.engine.native import engine as native
-from tundp.engine.native.engine import Layout
 from tundp.errors import Unsupported
 from tundp.linux import offload
 from tundp.linux.offload import ALL, KernelOffloads, Offload, find_offloads, udp_segment_defect
-from tundp.settings.options import LAYOUTS, OFFLOADS
-
-
-def test_config_and_kernel_side_know_the_same_names():
-    assert tuple(each.value for each in Offload) == OFFLOADS
-    assert tuple(each.value for each in Layout) == LAYOUTS
 
 
 @pytest.mark.parametrize("each", Offload)

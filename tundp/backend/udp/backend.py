@@ -18,13 +18,14 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
-from tundp.backend.base import BackendCheck, BackendStatus, FibSink, Given
+from tundp.backend.base import BackendStatus, FibSink, Given
 from tundp.backend.udp.sockets import move_sockets, open_sockets
 from tundp.backoff import Backoff, Outage
 from tundp.engine.base import Dataplane
 from tundp.engine.choose import make_engine
 from tundp.engine.native.engine import EngineSettings
 from tundp.errors import PlatformError
+from tundp.finding import Finding, must_hold
 from tundp.lease.fib import Fib
 from tundp.lease.model import LeaseAttributes, LeaseKey, Peer
 from tundp.lease.network import UdpConfig
@@ -216,16 +217,11 @@ class UdpBackend:
             routes=None,
         )
 
-    def checks(self) -> list[BackendCheck]:
+    def checks(self) -> list[Finding]:
         """See Backend."""
         is_there = self._tun is not None and self._tun_index != 0
-        return [
-            BackendCheck(
-                name="device",
-                is_ok=is_there,
-                detail=self._tun.name if self._tun is not None and is_there else "gone",
-            )
-        ]
+        name = self._tun.name if self._tun is not None and is_there else "gone"
+        return [must_hold("device", is_there, name)]
 
     def give(self) -> Given:
         """See Backend."""
