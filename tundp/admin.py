@@ -80,11 +80,13 @@ async def fetch_status(path: Path) -> dict[str, Any]:
         ):
             answer: dict[str, Any] = await response.json()
             return answer
-    except PermissionError:
-        raise PlatformError(f"{path} may only be opened by root", errno.EACCES) from None
     except (OSError, ClientError, TimeoutError) as error:
         # aiohttp's texts speak of TLS; the errno says what happened.
         number = getattr(error, "errno", None)
+        if number == errno.EACCES:
+            raise PlatformError(
+                f"admin socket {path} may only be opened by root: run as root", number
+            ) from None
         why = os.strerror(number) if number else str(error) or type(error).__name__
         raise PlatformError(
             f"no daemon answers on {path} ({why}): is tundp running, and with this --admin-socket?"

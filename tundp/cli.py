@@ -381,9 +381,11 @@ def _cleanup(arguments: list[str]) -> int:
         "usage: tundp cleanup [--dry-run] [flags of tundp run]\n\n"
         "Removes what a stopped daemon leaves on purpose, so that nothing leaks and nothing\n"
         "breaks while it restarts: firewall rules of both flavours (flannel v0.11's for this\n"
-        "network, too), fallback routes, subnet.env, the leases it remembers. The lease itself\n"
-        "stays in the store until it expires. Give the flags the daemon was given: --subnet-file\n"
-        "and --state-dir say where to look. Refused while the daemon runs."
+        "network, too), unreachable routes, subnet.env, the lease cache, and sockets of daemons\n"
+        "that were killed. What a stock flannel uses or may have written is left and named, as\n"
+        "are the node's id and its lease, which stays in the store until it expires. Give the\n"
+        "flags the daemon was given: --subnet-file and --state-dir say where to look. Refused\n"
+        "while the daemon runs."
     )
     if {"-h", "-help", "--help"} & set(arguments):
         print(usage)
@@ -396,11 +398,13 @@ def _cleanup(arguments: list[str]) -> int:
         print(f"tundp: {error}", file=sys.stderr)
         return EXIT_USAGE
     is_dry_run = "--dry-run" in arguments
-    lines = asyncio.run(clean_up(settings, is_dry_run=is_dry_run))
-    for line in lines:
+    cleaned = asyncio.run(clean_up(settings, is_dry_run=is_dry_run))
+    for line in cleaned.removed:
         print(f"{'would remove' if is_dry_run else 'removed'} {line}")
-    if not lines:
+    if not cleaned.removed:
         print("nothing to remove")
+    for line in cleaned.left:
+        print(f"left {line}")
     return EXIT_OK
 
 

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import tundp
 from tundp.backoff import Backoff, Outage
+from tundp.daemon import lock
 from tundp.daemon.lease_cache import Memory, Remembered
 from tundp.daemon.routes import Routes
 from tundp.daemon.rules import Rules, ensure_fallback
@@ -189,6 +190,7 @@ class Node:
             )
         else:
             self.file_error = ""
+            lock.stamp(self.settings.subnet_file)
 
     def _look_at_subnet_env(self) -> None:
         """Write it again if somebody removed or changed it, or once it can be written."""
