@@ -13,66 +13,22 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 
+from tests.netns.machine import FLANNELD, TUNDP, Machine, state_of
 from tests.nodes import answers, has_received, has_sent, log_contains
 from tests.wait import DEADLINE_S, until
 from tundp.admin import fetch_document
-from tundp.lab.lab import stop_process
 from tundp.lab.traffic import PingStream, ping
 
-FLANNELD = str(Path(sys.executable).with_name("flanneld"))
-TUNDP = str(Path(sys.executable).with_name("tundp"))
 UNIT = Path(__file__).parents[2] / "systemd" / "tundp.service"
 GOLDEN = Path(__file__).parent / "golden"
 HEALTH = "--healthz-port=10256"
 ETH_P_ALL = 0x0003
-
-
-class Machine:
-    """A lab host with a /run and a /var/lib of its own: a daemon there needs no flag to keep
-    off this machine's files."""
-
-    def __init__(self, overlay, node):
-        self.node = node
-        self._overlay = overlay
-        self._holder = None
-
-    async def __aenter__(self):
-        script = "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && echo up && exec cat"
-        self._holder = await self.node.host.call(
-            subprocess.Popen,
-            ["unshare", "--mount", "sh", "-c", script],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert await asyncio.to_thread(self._holder.stdout.readline) == b"up\n"
-        return self
-
-    async def __aexit__(self, *_):
-        self._holder.stdin.close()
-        await stop_process(self._holder)
-        self._holder.stdout.close()
-
-    def path(self, name):
-        """A file of that machine, as seen from here."""
-        return Path(f"/proc/{self._holder.pid}/root{name}")
-
-    def _inside(self, argv):
-        return ["nsenter", "--mount", f"--target={self._holder.pid}", *argv]
-
-    async def run(self, *argv, **environment):
-        return await self.node.host.run(*self._inside(argv), environment=environment)
-
-    async def start(self, *argv, log=None, **environment):
-        path = log or self.node.log_path
-        with path.open("ab") as file:
-            return await self.node.host.popen(self._inside(argv), log=file, environment=environment)
 
 
 async def get(node, path: str) -> tuple[int, str]:
@@ -357,15 +313,6 @@ class Sink:
         return self.leaked
 
 
-async def state_of(host) -> dict[str, str]:
-    """What a daemon may change of a host, in words."""
-    found = {}
-    for command in ("nft list ruleset", "ip -4 route show table all", "ip -o -4 addr", "ip rule"):
-        done = await host.run(*command.split())
-        found[command] = re.sub(r"valid_lft \d+sec|preferred_lft \d+sec", "", done.stdout)
-    return found
-
-
 async def test_nothing_leaks_and_cleanup_leaves_nothing(make_overlay):
     async with make_overlay(store="etcd", start=False) as overlay:
         one = overlay.nodes[1]
@@ -448,8 +395,15 @@ async def cleanup_scenario(machine, before) -> None:
     assert done.stdout == dry.stdout.replace("would remove", "removed")
     assert await state_of(one.host) == before
     assert not machine.path("/run/flannel/subnet.env").exists()
+    assert not machine.path("/var/lib/tundp/last-known.json").exists()
+    assert re.search(
+        r"left lease 10\.5\.\d+\.0-24: in etcd until [-\d]+ [:\d]+ at the latest; .*"
+        r"etcdctl del /coreos\.com/network/subnets/10\.5\.\d+\.0-24\n",
+        done.stdout,
+    )
     again = await machine.run(TUNDP, "cleanup")
-    assert (again.returncode, again.stdout) == (0, "nothing to remove\n")
+    node_id = "left file /var/lib/tundp/node-id: the next start is the same node\n"
+    assert (again.returncode, again.stdout) == (0, f"nothing to remove\n{node_id}")
 
 
 async def test_config_check_and_show_of_a_running_daemon(make_overlay):

@@ -70,7 +70,7 @@ class Node:
     started_at: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
-        self.subnet_file = SubnetFile(self.settings.subnet_file)
+        self.subnet_file = SubnetFile(self.settings.instance)
         self.routing = Routing(
             network=self.network_config.network,
             backend=self.network_config.backend,

@@ -26,6 +26,7 @@ from tundp.daemon.backends import make_backend
 from tundp.daemon.firewall_keeper import FirewallKeeper
 from tundp.daemon.lock import only_one
 from tundp.daemon.node import Node
+from tundp.daemon.stores import store_name
 from tundp.daemon.subnet_file import read_text
 from tundp.daemon.underlay import Underlay, selection_of
 from tundp.errors import PlatformError
@@ -188,19 +189,12 @@ def _make_manager(
         ),
         cache=CacheSettings(
             cache=cache,
-            store_name=_store_name(settings),
+            store_name=store_name(settings),
             # Whoever would exit without a lease starts with none.
             is_start_allowed=not exits_when_lost,
         ),
         rng=random.SystemRandom(),
     )
-
-
-def _store_name(settings: Settings) -> str:
-    """Which leases these are, whatever endpoint answers: what the lease cache goes by."""
-    if settings.store.path is not None:
-        return str(settings.store)
-    return f"etcd:{settings.etcd_prefix}"
 
 
 def _make_firewall(settings: Settings, network: NetworkConfig, key: LeaseKey) -> Firewall | None:

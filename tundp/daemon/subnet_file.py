@@ -9,7 +9,9 @@ import logging
 import os
 from pathlib import Path
 
+from tundp.daemon import lock
 from tundp.files import write_atomically
+from tundp.instance import Instance
 from tundp.lease import subnet_env
 from tundp.lease.subnet_env import SubnetEnv
 
@@ -17,10 +19,11 @@ _log = logging.getLogger(__name__)
 
 
 class SubnetFile:
-    """The file at `path`. `error` says why it cannot be written; empty when it is right."""
+    """An instance's file. `error` says why it cannot be written; empty when it is right."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, instance: Instance) -> None:
+        self.path = instance.subnet_file
+        self._instance = instance
         self.error = "not written yet"
         self._text = ""
         """What the file must hold."""
@@ -54,6 +57,7 @@ class SubnetFile:
             )
         else:
             self.error = ""
+            lock.stamp(self._instance)
 
 
 def read_text(path: Path) -> str:
