@@ -144,7 +144,7 @@ THEM = {NODE: "beef", HOST: "kube9"}
     [
         (OUR_IP, {NODE: "7c1f", HOST: "kube1"}, US, Ours(is_signed=True), "the usual one"),
         (OUR_IP, {}, US, Ours(is_signed=False), "by hand, or a stock flanneld of this host"),
-        (OUR_IP, CLONE, US, Ours(is_signed=False), "the host was renamed"),
+        (OUR_IP, CLONE, US, Ours(is_signed=True), "a clone with another name, or ours renamed"),
         (FORMER_IP, {NODE: "7c1f", HOST: "kube1"}, US, Ours(is_signed=True), "we have moved"),
         (FORMER_IP, {}, US, Other("192.0.2.2"), "the address is somebody else's by now"),
         (FORMER_IP, THEM, US, Other("node beef (host kube9) at 192.0.2.2"), "signed by it"),
