@@ -411,7 +411,7 @@ class ClaimMachine:
             is_expiry_unknown
             or self._offer_written != self._offer
             or challenge_in(lease) is not None
-            # Another node could take an unsigned lease for its own. One that bears our identity is
+            # Another node could take an unsigned lease for its own. One that bears our node id is
             # not written again, whoever wrote it: a clone would write it again, too, for ever.
             or not (isinstance(holder, Ours) and holder.is_signed)
         )

@@ -86,7 +86,7 @@ class Ours:
     """The lease is this node's."""
 
     is_signed: bool
-    """Whether it bears our identity; without it another node with our PublicIP may take it."""
+    """Whether it bears our node id; without it another node with our PublicIP may take it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,5 +119,5 @@ def holder_of(
             return Other(f"node {writer} at {writer_ip}")
         has_our_id = True
     if writer_ip == public_ip or (has_our_id and writer_ip in former_ips):
-        return Ours(is_signed=identity is None or writer == identity)
+        return Ours(is_signed=identity is None or has_our_id)
     return Other(str(writer_ip))
