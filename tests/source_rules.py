@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -43,7 +44,7 @@ _CFFI_NAMES = {"ffi", "lib", "_ffi", "_lib", "CData"}
 def imports_of(source: str) -> set[str]:
     """Every module imported, and `module.name` for every name; relative imports as `.x`."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(_parsed(source)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -68,7 +69,7 @@ def printing(source: str) -> list[str]:
     A use of a console counts like a use of `print`: `anything.print(...)`. Naming a type in an
     annotation does not.
     """
-    tree = ast.parse(source)
+    tree = _parsed(source)
     aliases = _aliases(tree)
     skipped = {id(node) for top in _annotations(tree) for node in ast.walk(top)}
     found = []
@@ -91,7 +92,7 @@ def printing(source: str) -> list[str]:
 def cffi_uses(source: str) -> list[str]:
     """Where `source` touches cffi's objects: an `ffi`, a `lib`, or an extension module."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(_parsed(source)):
         name = node.id if isinstance(node, ast.Name) else None
         name = node.attr if isinstance(node, ast.Attribute) else name
         if name in _CFFI_NAMES:
@@ -112,7 +113,7 @@ class Length:
 def python_functions(source: str) -> Iterator[Length]:
     """Every function of a Python source: no blank lines, comments, docstrings or tables in it."""
     code = _code_lines(source)
-    for qualified, node in _functions(ast.parse(source), ""):
+    for qualified, node in _functions(_parsed(source), ""):
         assert node.end_lineno is not None
         lines = code & set(range(node.lineno, node.end_lineno + 1))
         for inner in ast.walk(node):
@@ -152,11 +153,16 @@ def is_too_long_a_file(source: str) -> bool:
     return len(lines) > MAX_FILE_LINES and WHY_ONE_ROOM not in _head(source)
 
 
+@functools.cache
+def _parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
 def _head(source: str) -> str:
     """The docstring of a Python module, or the first comment of a C source."""
     if source.lstrip().startswith("/*"):
         return source[: source.find("*/")]
-    return ast.get_docstring(ast.parse(source)) or ""
+    return ast.get_docstring(_parsed(source)) or ""
 
 
 def _functions(
