@@ -18,8 +18,8 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
-import uvloop
 
+from tests.loops import LOOPS, run_on
 from tests.wait import DEADLINE_S, until
 from tundp.errors import PlatformError
 from tundp.lab.lab import processes_in
@@ -44,7 +44,6 @@ BARE = {
 }
 BACK_ENDS = ["iptables", "iptables-legacy"]
 FLAVOURS = [*BACK_ENDS, "nftables"]
-LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 def settings(**changes):
@@ -67,11 +66,7 @@ class Box:
     async def do(self, function, *arguments, loop="asyncio"):
         """Await `function(*arguments)` on a loop of its own inside the namespace."""
 
-        def inside():
-            with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-                return runner.run(function(*arguments))
-
-        return await self.host.call(inside)
+        return await self.host.call(lambda: run_on(LOOPS[loop], function(*arguments)))
 
     async def sh(self, script):
         """Run a shell script inside; its standard output."""

@@ -9,16 +9,15 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import IPv4Interface
-from typing import Any
 
 import pytest
-import uvloop
 from pyroute2 import netns
 
+from tests.loops import LOOPS, run_on
 from tests.nodes import PORT, EngineNode, engine_node, must_run
-from tests.wait import until
+from tests.wait import DEADLINE_S, until
 from tundp.engine.base import Dataplane
 from tundp.engine.native.engine import EngineSettings, Layout
 from tundp.lab.lab import Host
@@ -27,9 +26,7 @@ from tundp.linux import uapi
 from tundp.linux.netlink import enter_namespace
 from tundp.wire.drop import DropReason
 
-DEADLINE_S = 20.0
 ENGINES = ["reference", "simple", "mmsg", "gso"]
-LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 @contextlib.asynccontextmanager
@@ -52,11 +49,6 @@ async def pair(make_lab, engine: str, layout: Layout = Layout.SHARED, *, is_atta
             if is_attached:
                 node.engine.attach(node.tun)
         yield left, right
-
-
-def run_on(loop: str, test: Coroutine[Any, Any, None]) -> None:
-    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-        runner.run(test)
 
 
 async def call_and_answer(caller: EngineNode, callee: EngineNode) -> None:
@@ -109,7 +101,7 @@ def test_packets_flow_again_from_the_new_address(make_lab, engine, loop):
                 assert left.sock.getsockopt(socket.IPPROTO_UDP, uapi.UDP_GRO)
                 assert after["decap"]["super_in"] > before["decap"]["super_in"] > 0
 
-    run_on(loop, test())
+    run_on(LOOPS[loop], test())
 
 
 @pytest.mark.parametrize("engine", ["reference", "gso"])
@@ -237,7 +229,7 @@ def test_a_full_socket_is_replaced(make_lab, engine, loop):
             assert (dropped == 0) is (engine == "reference")
             assert counters.encap.dropped == dropped
 
-    run_on(loop, test())
+    run_on(LOOPS[loop], test())
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 from urllib3 import Timeout
 
+from tests.loops import LOOPS
 from tests.store.support import (
     FREQUENT_PINGS,
     Etcd3World,
@@ -23,18 +23,16 @@ from tests.store.support import (
     FileWorld,
     Runner,
     World,
-    run_on,
+    run_closing,
 )
 from tundp.lab.etcd import PrivateEtcd
 from tundp.store import etcd2, etcd3, file
 
-_LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
-
-@pytest.fixture(params=sorted(_LOOPS))
+@pytest.fixture(params=sorted(LOOPS))
 def run(request: pytest.FixtureRequest) -> Runner:
     """Runs a coroutine, once on each loop the daemon may use."""
-    return functools.partial(run_on, _LOOPS[request.param])
+    return functools.partial(run_closing, LOOPS[request.param])
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 from tests.lease_plane import LeasePlane
+from tests.loops import LoopFactory, run_on
 from tests.wait import DEADLINE_S, until
 from tundp.backoff import Backoff, Outage
 from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
@@ -49,19 +50,14 @@ _opened: list[Store] = []
 FREQUENT_PINGS = "--grpc-keepalive-min-time=500ms"
 """For an etcd under `short_timeouts`, which would send a client that pings so often away."""
 
+T = TypeVar("T")
 Runner = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
-def run_on(
-    loop_factory: Callable[[], asyncio.AbstractEventLoop], main: Coroutine[Any, Any, Any]
-) -> Any:
-    """`main` on a fresh loop; an unhandled error of the loop fails it, and so does a hang."""
-    unhandled: list[dict[str, Any]] = []
+def run_closing(loop_factory: LoopFactory, main: Coroutine[Any, Any, T]) -> T:
+    """`main` on a fresh loop, and the stores it opened closed on it; a hang fails."""
 
-    async def guarded() -> Any:
-        asyncio.get_running_loop().set_exception_handler(
-            lambda _, context: unhandled.append(context)
-        )
+    async def closing() -> T:
         try:
             async with asyncio.timeout(HANG_S):
                 return await main
@@ -69,15 +65,12 @@ def run_on(
             # Where it was used: a connection belongs to its loop.
             await close_opened()
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        result = runner.run(guarded())
-    assert not unhandled, unhandled
-    return result
+    return run_on(loop_factory, closing())
 
 
-def run(main: Coroutine[Any, Any, Any]) -> Any:
+def run(main: Coroutine[Any, Any, T]) -> T:
     """`main` on asyncio's own loop."""
-    return run_on(asyncio.new_event_loop, main)
+    return run_closing(asyncio.new_event_loop, main)
 
 
 async def everywhere(
