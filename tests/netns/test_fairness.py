@@ -42,7 +42,7 @@ def flood(sock: socket.socket, address: tuple[str, int], datagram: bytes):
 
 
 async def counters(node):
-    return (await node.status_document())["counters"]
+    return (await node.status_json())["counters"]
 
 
 async def run(host, command: str) -> None:

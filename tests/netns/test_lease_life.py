@@ -43,7 +43,7 @@ def node_id(value: str) -> str:
 
 
 async def lease_is(node, state: str) -> bool:
-    return (await node.status_document())["lease"]["state"] == state
+    return (await node.status_json())["lease"]["state"] == state
 
 
 async def log_says(node, text: str) -> bool:
@@ -51,7 +51,7 @@ async def log_says(node, text: str) -> bool:
 
 
 async def has_peer(node, subnet: str, public_ip: str) -> bool:
-    peers = (await node.status_document())["peers"]
+    peers = (await node.status_json())["peers"]
     return (subnet, public_ip) in [(each["subnet"], each["public_ip"]) for each in peers]
 
 
@@ -179,7 +179,7 @@ async def test_a_node_that_slept_past_its_ttl_never_takes_its_subnet_back(make_o
         assert f"lease {key} CONFLICT: node {node_id(held)}" in one.log_path.read_text()
         assert "conflict" in (await told(one)).lower()
         # What it knew still gets its packets; answers go to who has the subnet now.
-        before = (await three.status_document())["counters"]["decap"]["packets_out"]
+        before = (await three.status_json())["counters"]["decap"]["packets_out"]
         async with PingStream(one.host, three.tunnel_address) as stream:
             await until(lambda: delivered(three, before + 20))
         assert stream.sent >= 20
@@ -202,7 +202,7 @@ async def no_longer(overlay, key: str) -> bool:
 
 
 async def delivered(node, count: int) -> bool:
-    return (await node.status_document())["counters"]["decap"]["packets_out"] >= count
+    return (await node.status_json())["counters"]["decap"]["packets_out"] >= count
 
 
 async def test_a_reservation_survives_restarts(make_overlay, until):
@@ -213,7 +213,7 @@ async def test_a_reservation_survives_restarts(make_overlay, until):
             await overlay.start_daemon(one)
             await overlay.wait_ready([one])
             assert str(one.gateway) == "10.5.77.1/24"
-            lease = (await one.status_document())["lease"]
+            lease = (await one.status_json())["lease"]
             assert (lease["state"], lease["expires_in_s"]) == ("held", None)
             assert await one.stop_daemon() == 0
             assert await etcd_lease_of(overlay, "10.5.77.0-24") == 0
@@ -256,7 +256,7 @@ async def test_two_nodes_with_one_public_ip(make_overlay, until):
         await until(lambda: lease_is(one, "conflict"))
         assert await fails(one, "lease")
         second = (await overlay.read_leases())[key]
-        assert node_id(second) == (await two.status_document())["node_id"] != node_id(first)
+        assert node_id(second) == (await two.status_json())["node_id"] != node_id(first)
 
         # A dead one is not waited for longer than a challenge lasts.
         await one.stop_daemon(signal.SIGKILL)
@@ -381,7 +381,7 @@ async def check_stale(one, two, until) -> None:
     assert (await one.get(10256, "/healthz"))[0] == 200
     assert await has_peer(one, str(two.gateway.network), two.public_ip)
     await until(lambda: answers(two.host, one.tunnel_address))
-    store = (await one.status_document())["store"]
+    store = (await one.status_json())["store"]
     assert store["is_from_cache"]
     assert not store["is_answering"]
     assert "from disk" in await told(one)
@@ -393,7 +393,7 @@ async def silent_etcd(make_overlay, until, silence) -> None:
     async with make_overlay("--lease-ttl=30", store="etcd") as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         key = key_of(one)
-        expiry = (await one.status_document())["lease"]["expires_at"]
+        expiry = (await one.status_json())["lease"]["expires_at"]
         lines = one.log_path.read_text().count("\n")
         to_one = PingStream(two.host, one.tunnel_address)
         async with to_one, PingStream(one.host, two.tunnel_address) as to_two:
@@ -411,19 +411,17 @@ async def silent_etcd(make_overlay, until, silence) -> None:
         )
         assert to_one.lost == to_two.lost == 0
         assert await lease_is(one, "held")
-        assert (
-            node_id((await overlay.read_leases())[key]) == (await one.status_document())["node_id"]
-        )
+        assert node_id((await overlay.read_leases())[key]) == (await one.status_json())["node_id"]
         said = one.log_path.read_text().splitlines()[lines:]
         assert len(said) < 20, said
 
 
 async def answering(node, *, is_so: bool) -> bool:
-    return (await node.status_document())["store"]["is_answering"] is is_so
+    return (await node.status_json())["store"]["is_answering"] is is_so
 
 
 async def expires_after(node, unix_time: float) -> bool:
-    return (await node.status_document())["lease"]["expires_at"] > unix_time
+    return (await node.status_json())["lease"]["expires_at"] > unix_time
 
 
 async def test_a_peer_of_the_last_moment_is_remembered_too(make_overlay, until):
@@ -566,7 +564,7 @@ async def test_auto_takes_the_api_with_the_config(make_overlay, until):
         for prefix, apis in homes.items():
             one, taken = nodes[prefix], apis[-1]
             await overlay.wait_ready([one])
-            store = (await one.status_document())["store"]["description"]
+            store = (await one.status_json())["store"]["description"]
             assert store.startswith(f"etcd {taken} at ")
             for api in ("v2", "v3"):
                 found = await overlay.etcd.read_all(f"/{prefix}/subnets/", api=api)

@@ -51,7 +51,7 @@ class Stream:
 
 
 async def counters(node):
-    return (await node.status_document())["counters"]
+    return (await node.status_json())["counters"]
 
 
 async def answers(host, address) -> bool:
@@ -86,7 +86,7 @@ async def test_route_moves_while_traffic_flows(make_overlay, until):
                 overlay, lambda leases: leases["10.5.254.0-24"].update(PublicIP=three.public_ip)
             )
             await until(lambda: received_more_than(three, before["decap"]["packets_in"] + 2000))
-        status = await one.status_document()
+        status = await one.status_json()
         assert status["counters"]["conserved"]
         assert status["counters"]["encap"]["drops"] == {}
 
@@ -148,11 +148,11 @@ async def test_bad_leases_are_named_and_hurt_nobody(make_overlay, until):
         edit_leases(overlay, lambda leases: leases.update(bad))
 
         async def all_named() -> bool:
-            status = await one.status_document()
+            status = await one.status_json()
             return len(status["refused"]) + len(status["bad_entries"]) == len(bad)
 
         await until(all_named)
-        status = await one.status_document()
+        status = await one.status_json()
         assert {each["key"]: each["reason"] for each in status["refused"]} == {
             "10.5.240.0-24": "no_public_ip",
             "10.5.241.0-24": "own_public_ip",
@@ -187,19 +187,17 @@ async def test_a_lease_value_that_is_a_bomb_kills_nobody(make_overlay, until):
             await overlay.write_etcd(f"subnets/{name}", value)
 
         async def all_named() -> bool:
-            named = {each["name"] for each in (await one.status_document())["bad_entries"]}
+            named = {each["name"] for each in (await one.status_json())["bad_entries"]}
             return len(named) == len(bombs)
 
         await until(all_named)
         assert await answers(one.host, two.tunnel_address)
-        assert [peer["public_ip"] for peer in (await one.status_document())["peers"]] == [
-            two.public_ip
-        ]
+        assert [peer["public_ip"] for peer in (await one.status_json())["peers"]] == [two.public_ip]
         await overlay.delete_etcd("subnets/10.5.250.0-24")
         await overlay.delete_etcd("subnets/10.5.249.0-024")
 
         async def two_less() -> bool:
-            return len((await one.status_document())["bad_entries"]) == len(bombs) - 2
+            return len((await one.status_json())["bad_entries"]) == len(bombs) - 2
 
         await until(two_less)
 
@@ -314,9 +312,7 @@ async def test_etcd_dies_under_traffic_and_no_packet_is_lost(make_overlay, until
             await asyncio.sleep(0.01)
         await until(lambda: store_is(one, answering=False))
         assert received == sent
-        assert [peer["public_ip"] for peer in (await one.status_document())["peers"]] == [
-            two.public_ip
-        ]
+        assert [peer["public_ip"] for peer in (await one.status_json())["peers"]] == [two.public_ip]
         await overlay.etcd.start()
         await overlay.write_etcd("subnets/10.5.250.0-24", '{"PublicIP":"192.0.2.200"}')
         await until(lambda: has_peer(one, "10.5.250.0/24", "192.0.2.200"))
@@ -347,7 +343,7 @@ async def test_lease_value_in_etcd_is_flannels(make_overlay):
         one = overlay.nodes[1]
         key = str(one.gateway.network).replace("/", "-")
         # The stock fields first, byte for byte; what follows no flannel looks at.
-        node_id = (await one.status_document())["node_id"]
+        node_id = (await one.status_json())["node_id"]
         assert await overlay.read_leases() == {
             key: '{"PublicIP":"192.0.2.1","PublicIPv6":null,'
             f'"TundpNode":"{node_id}","TundpHost":"{socket.gethostname()}"}}'
@@ -444,7 +440,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 async def has_peer(node, subnet: str, public_ip: str) -> bool:
-    peers = (await node.status_document())["peers"]
+    peers = (await node.status_json())["peers"]
     return (subnet, public_ip) in [(each["subnet"], each["public_ip"]) for each in peers]
 
 
@@ -453,7 +449,7 @@ async def has_no_peers(node) -> bool:
 
 
 async def has_peer_count(node, count: int) -> bool:
-    return len((await node.status_document())["peers"]) == count
+    return len((await node.status_json())["peers"]) == count
 
 
 async def received_more_than(node, count: int) -> bool:
@@ -461,11 +457,11 @@ async def received_more_than(node, count: int) -> bool:
 
 
 async def lease_state_is(node, state: str) -> bool:
-    return (await node.status_document())["lease"]["state"] == state
+    return (await node.status_json())["lease"]["state"] == state
 
 
 async def store_is(node, *, answering: bool) -> bool:
-    return (await node.status_document())["store"]["is_answering"] is answering
+    return (await node.status_json())["store"]["is_answering"] is answering
 
 
 async def log_says(node, text: str) -> bool:

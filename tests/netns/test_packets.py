@@ -33,7 +33,7 @@ async def checked_ping(host, address, **options) -> Answer:
 
 
 async def counters(node):
-    return (await node.status_document())["counters"]
+    return (await node.status_json())["counters"]
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
@@ -41,7 +41,7 @@ async def test_host_ping_costs_two_hops_and_pod_ping_four(make_overlay, loop):
     # flannel decrements at both ends: 64 leaves, 62 arrives; two kernels forwarding cost two more.
     async with make_overlay(f"--loop={loop}", pods=True) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
-        assert (await one.status_document())["loop"] == loop
+        assert (await one.status_json())["loop"] == loop
         answer = await checked_ping(one.host, two.tunnel_address)
         assert answer.is_echo_reply
         assert answer.ttl == 62

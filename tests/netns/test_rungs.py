@@ -20,7 +20,7 @@ NAMES = [offload.value for offload in Offload]
 
 
 async def counters(node):
-    return (await node.status_document())["counters"]
+    return (await node.status_json())["counters"]
 
 
 def send_super_packets(sock: socket.socket, address: str, datagrams: list[bytes]) -> None:
@@ -80,7 +80,7 @@ async def test_an_offload_switched_off_is_not_used_and_not_missed(make_overlay, 
         await check_everything(overlay)
         off = without.split(",")
         for node in overlay.nodes.values():
-            uses = (await node.status_document())["engine"]["uses"]
+            uses = (await node.status_json())["engine"]["uses"]
             assert f"without {without.replace(',', ', ')}: switched off" in uses
             counted = await counters(node)
             is_off = {
@@ -115,7 +115,7 @@ async def test_every_layout_carries_everything(make_overlay, flags):
 async def test_super_packets_are_what_moves_by_default(make_overlay):
     async with make_overlay(pods=True) as overlay:
         await check_everything(overlay)
-        status = await overlay.nodes[1].status_document()
+        status = await overlay.nodes[1].status_json()
         assert status["engine"]["name"] == "gso"
         for direction in ("encap", "decap"):
             counted = status["counters"][direction]
@@ -128,7 +128,7 @@ async def test_super_packets_are_what_moves_by_default(make_overlay):
 async def test_threads_have_names_and_cpus(make_overlay):
     cpu = min(os.sched_getaffinity(0))
     async with make_overlay(f"--cpus={cpu}", "--layout=split", nodes=1) as overlay:
-        pid = (await overlay.nodes[1].status_document())["pid"]
+        pid = (await overlay.nodes[1].status_json())["pid"]
         found = {}
         for thread in os.listdir(f"/proc/{pid}/task"):
             name = Path(f"/proc/{pid}/task/{thread}/comm").read_text(encoding="utf-8").strip()

@@ -33,7 +33,7 @@ table ip nat {
 
 
 async def counters(node):
-    return (await node.status_document())["counters"]
+    return (await node.status_json())["counters"]
 
 
 async def run(host, *argv: str) -> None:

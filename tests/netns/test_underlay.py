@@ -26,7 +26,7 @@ async def link_of(host, name):
 
 
 async def sends_to(node, public_ip: str) -> bool:
-    return public_ip in [peer["public_ip"] for peer in (await node.status_document())["peers"]]
+    return public_ip in [peer["public_ip"] for peer in (await node.status_json())["peers"]]
 
 
 async def test_the_nodes_address_changes_and_the_others_follow(make_overlay, until):
@@ -55,7 +55,7 @@ async def test_the_nodes_address_changes_and_the_others_follow(make_overlay, unt
         assert one.daemon is daemon
         assert daemon.poll() is None
         assert one.gateway == subnet
-        status = await one.status_document()
+        status = await one.status_json()
         assert status["public_ip"] == "192.0.2.11"
         assert status["backend"]["interface"]["address"] == "192.0.2.11"
         assert status["lease"]["state"] == "held"
@@ -74,7 +74,7 @@ async def test_mtu_down_up_and_a_deleted_device(make_overlay, until):
                 tun.mtu
                 == said
                 == overlay_mtu
-                == (await one.status_document())["backend"]["device"]["mtu"]
+                == (await one.status_json())["backend"]["device"]["mtu"]
             )
 
         async with PingStream(two.host, one.tunnel_address) as stream:
@@ -108,7 +108,7 @@ async def test_mtu_down_up_and_a_deleted_device(make_overlay, until):
         await until(lambda: answers(one.host, two.tunnel_address))
         assert one.daemon is daemon
         assert daemon.poll() is None
-        assert (await one.status_document())["counters"]["conserved"]
+        assert (await one.status_json())["counters"]["conserved"]
 
 
 async def received(stream, count: int) -> bool:
@@ -116,7 +116,7 @@ async def received(stream, count: int) -> bool:
 
 
 async def underlay_is(node, *, ok: bool) -> bool:
-    findings = (await node.status_document())["findings"]
+    findings = (await node.status_json())["findings"]
     return {each["id"]: each["verdict"] == "ok" for each in findings}["underlay"] is ok
 
 
