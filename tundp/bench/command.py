@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from tundp.bench.report import print_difference, print_report, write_reports
+from tundp.bench.report import difference_parts, report_parts, write_reports
 from tundp.bench.results import Results, diff, load
 from tundp.bench.run import BenchSettings, Progress, clean_bench, make_plan, run_bench
 from tundp.errors import ConfigError
@@ -53,7 +53,8 @@ async def bench(settings: BenchSettings, directory: Path) -> bool:
     finally:
         if kept and kept[0].samples:
             results = kept[0]
-            print_report(results, console)
+            for part in report_parts(results):
+                console.print(part, crop=False)
             for text in write_reports(results, directory):
                 console.print(text, markup=False)
             console.print(f"{directory}/report.html  report.md  results.json", soft_wrap=True)
@@ -67,9 +68,8 @@ def compare(before: Path, after: Path) -> bool:
     console = Console(highlight=False)
     for path, each in zip((before, after), results, strict=True):
         console.print(f"{path}: {each.headline}", markup=False, soft_wrap=True)
-    print_difference(differences, console)
-    if not differences:
-        console.print("nothing in common to compare")
+    for part in difference_parts(differences):
+        console.print(part, crop=False)
     is_sound = not any(each.reds or each.is_partial for each in results)
     is_worse = any(each.verdict in ("worse", "gone") for each in differences)
     return bool(differences) and is_sound and not is_worse
