@@ -82,6 +82,7 @@ UDP = Status(
     backend=BackendStatus(
         type="udp",
         interface=INTERFACE,
+        mtu=1472,
         port=8285,
         device=DeviceStatus(name="flannel0", mtu=1472),
     ),
@@ -164,7 +165,7 @@ UDP = Status(
 )
 HOST_GW = replace(
     UDP,
-    backend=BackendStatus(type="host-gw", interface=INTERFACE),
+    backend=BackendStatus(type="host-gw", interface=INTERFACE, mtu=1500, routes=1),
     engine=None,
     counters=None,
     peers=(

@@ -121,7 +121,7 @@ async def _bench(settings: BenchSettings, directory: Path) -> int:
     from rich.progress import Progress as Bar
 
     from tundp.bench.command import measure
-    from tundp.bench.report import print_report, write_reports
+    from tundp.bench.report import report_parts, write_reports
     from tundp.bench.run import Progress
 
     class BarProgress(Progress):
@@ -142,7 +142,8 @@ async def _bench(settings: BenchSettings, directory: Path) -> int:
         task = bar.add_task("starting", total=None)
         measured = await measure(settings, directory, BarProgress())
     if measured.results is not None:
-        print_report(measured.results, console)
+        for part in report_parts(measured.results):
+            console.print(part, crop=False)
         for text in write_reports(measured.results, directory):
             console.print(text, markup=False)
         console.print(f"{directory}/report.html  report.md  {RESULTS}", soft_wrap=True)
@@ -161,7 +162,7 @@ async def _clean() -> int:
 
 def diff(given: Given[NoOptions]) -> int:
     """Print what changed beyond noise; failed unless both are comparable and nothing got worse."""
-    from tundp.bench.report import print_difference
+    from tundp.bench.report import difference_parts
     from tundp.bench.results import diff as compare
     from tundp.bench.results import load
 
@@ -171,7 +172,8 @@ def diff(given: Given[NoOptions]) -> int:
     console = terminal()
     for path, each in zip(paths, (before, after), strict=True):
         console.print(f"{path}: {each.headline}", markup=False, soft_wrap=True)
-    print_difference(differences, console)
+    for part in difference_parts(differences):
+        console.print(part, crop=False)
     if not differences:
         console.print("nothing in common to compare")
     is_sound = not any(each.reds or each.is_partial for each in (before, after))

@@ -142,8 +142,8 @@ def _control(status: Status) -> Iterator[Any]:
         yield InfoMetricFamily(
             "tundp_backend", "What carries packets.", value={"type": backend.type}
         )
-        if backend.device is not None:
-            yield _gauge("tundp_mtu_bytes", "MTU of the TUN.", backend.device.mtu)
+        if backend.mtu is not None:
+            yield _gauge("tundp_mtu_bytes", "Largest inner packet.", backend.mtu)
     if (engine := status.engine) is not None:
         yield _offloads(engine)
 

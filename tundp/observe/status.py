@@ -126,7 +126,7 @@ class BackendStatus:
     type: str
     """As leases spell it in BackendType: `udp`, `host-gw`."""
     interface: InterfaceStatus
-    mtu: int
+    mtu: int | None = None
     """Bytes of the largest inner packet: FLANNEL_MTU of subnet.env."""
     port: int | None = None
     """UDP port of this node; null for a backend without one."""
