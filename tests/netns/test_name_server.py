@@ -127,7 +127,7 @@ async def test_silent_name_server_and_a_lost_connection(make_overlay, until, tmp
                 async def is_answering() -> bool:
                     if one.daemon.poll() is not None:
                         raise AssertionError(f"the daemon ended: {one.log_tail()}")
-                    status = await one.status()
+                    status = await one.status_document()
                     return status["lease"]["state"] == "held" and status["store"]["is_answering"]
 
                 await until(is_answering)

@@ -15,19 +15,19 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Final
 
-from tundp.daemon.lease_cache import Memory, Remembered
-from tundp.daemon.lock import is_running, is_stamped, lock_of
-from tundp.daemon.node import store_name
+from tundp.daemon.lock import is_running, is_stamped
 from tundp.daemon.owners import Owner, find_owners, identity
+from tundp.daemon.stores import store_name
 from tundp.errors import ConfigError, PlatformError
+from tundp.instance import RUN_DIRECTORY
 from tundp.lease import subnet_env
 from tundp.lease.network import DEFAULT_PORT, parse_network_config
-from tundp.linux import capability, fallback
+from tundp.linux import capability, unreachable
 from tundp.linux.firewall import choose as firewall
 from tundp.linux.netlink import Netlink
 from tundp.linux.processes import processes, udp_sockets
-from tundp.settings.options import RUN_DIRECTORY
 from tundp.settings.settings import Settings
+from tundp.subnet.lease_cache import CachedLeases, LeaseCache
 
 Pair = tuple[IPv4Network, IPv4Network]
 """Network and subnet."""
@@ -51,7 +51,7 @@ async def clean_up(settings: Settings, *, is_dry_run: bool) -> Cleaned:
     capability.require(capability.CAP_NET_ADMIN, "firewall rules and routes to remove")
     admin_socket = settings.admin_socket
     is_answering = admin_socket.is_socket() and not _is_stale(admin_socket)
-    if is_answering or is_running(settings.subnet_file):
+    if is_answering or is_running(settings.instance):
         raise PlatformError(
             f"a daemon with --subnet-file {settings.subnet_file} runs: stop it first, or give the"
             " one of the network that is stopped"
@@ -66,8 +66,8 @@ async def clean_up(settings: Settings, *, is_dry_run: bool) -> Cleaned:
 
 
 async def _inspect(settings: Settings, *, is_dry_run: bool) -> _Cleaner:
-    memory = Memory(settings.state_dir, settings.instance)
-    cached = memory.load(store_name(settings), memory.known_node_id())
+    cache = LeaseCache(settings.state_dir, settings.instance)
+    cached = cache.load(store_name(settings), cache.known_node_id())
     async with Netlink() as netlink:
         links = await netlink.links()
     network, port = _network_of(cached)
@@ -81,7 +81,7 @@ async def _inspect(settings: Settings, *, is_dry_run: bool) -> _Cleaner:
     return _Cleaner(
         settings=settings,
         is_dry_run=is_dry_run,
-        memory=memory,
+        cache=cache,
         cached=cached,
         owners=owners,
         env_pair=_pair_of(text),
@@ -93,8 +93,8 @@ async def _inspect(settings: Settings, *, is_dry_run: bool) -> _Cleaner:
 class _Cleaner:
     settings: Settings
     is_dry_run: bool
-    memory: Memory
-    cached: Remembered | None
+    cache: LeaseCache
+    cached: CachedLeases | None
     owners: list[Owner]
     env_pair: Pair | None
     """Of subnet.env, whoever wrote it."""
@@ -103,7 +103,7 @@ class _Cleaner:
 
     async def remove_rules(self) -> None:
         """Chains of this instance's; those of flannel's own name only if nobody uses them."""
-        mark = firewall.mark_of(self.settings.instance)
+        mark = self.settings.instance.chain_suffix
         reason = self._shared_reason()
         pairs = [] if reason else self._pairs()
         if mark or not reason:
@@ -121,18 +121,18 @@ class _Cleaner:
         """Routes with our protocol number, of the networks that are known to be ours."""
         known = {prefix for pair in (self.env_pair, self.cached_pair) for prefix in pair or ()}
         async with Netlink() as netlink:
-            for route in await netlink.list_routes(protocol=fallback.PROTOCOL):
-                if route.kind == "unicast" or route.metric != fallback.METRIC:
+            for route in await netlink.list_routes(protocol=unreachable.PROTOCOL):
+                if route.kind == "unicast" or route.metric != unreachable.METRIC:
                     continue
                 line = f"route {route.kind} {route.destination}"
                 if not known:
                     self.done.left.append(
                         f"{line}: of which network, nothing tells any more; ip route del"
-                        f" {route.kind} {route.destination} proto {fallback.PROTOCOL}"
+                        f" {route.kind} {route.destination} proto {unreachable.PROTOCOL}"
                     )
                 elif route.destination not in known:
                     continue  # another instance's
-                elif self.is_dry_run or await fallback.remove(
+                elif self.is_dry_run or await unreachable.remove(
                     netlink, route.kind, route.destination
                 ):
                     self.done.removed.append(line)
@@ -147,8 +147,8 @@ class _Cleaner:
         else:
             self._remove(path)
         if not (reason and is_ours and path.exists()):
-            self._remove(lock_of(path))  # else it goes on to say whose the file is
-            self._remove(self.memory.lease_file)
+            self._remove(self.settings.instance.lock)  # else it goes on to say whose the file is
+            self._remove(self.cache.lease_file)
 
     def remove_sockets(self) -> None:
         """Admin sockets nobody listens on any more: of this daemon, and all in /run/tundp."""
@@ -159,23 +159,23 @@ class _Cleaner:
     def name_what_stays(self) -> None:
         """Say what a node keeps: its id, and its lease until it expires."""
         left = self.done.left
-        if self.memory.known_node_id() and self.settings.state_dir is not None:
+        if self.cache.known_node_id() and self.settings.state_dir is not None:
             left.append(
                 f"file {self.settings.state_dir / 'node-id'}: the next start is the same node"
             )
-        store = self.settings.store_path
+        store = self.settings.store.path
         if store is not None and store.exists():
             left.append(f"file {store}: the store, which other nodes may use")
         if self.cached is not None:
             left.append(self._lease_line(self.cached))
 
-    def _lease_line(self, cached: Remembered) -> str:
+    def _lease_line(self, cached: CachedLeases) -> str:
         name = str(cached.own_key)
-        store = self.settings.store_path
+        store = self.settings.store.path
         if store is not None:
             return f"lease {name}: in {store}"
         now = datetime.now().astimezone().timestamp()
-        until = datetime.fromtimestamp(now - cached.age_s + self.settings.lease_ttl).astimezone()
+        until = datetime.fromtimestamp(now - cached.age_s + self.settings.lease_ttl_s).astimezone()
         key = f"/{self.settings.etcd_prefix.strip('/')}/subnets/{name}"
         program = "ETCDCTL_API=2 etcdctl rm" if cached.api == "v2" else "etcdctl del"
         return (
@@ -195,7 +195,7 @@ class _Cleaner:
     def _env_reason(self) -> str:
         """Why subnet.env is not ours alone; empty if it is."""
         ours = identity(self.settings.subnet_file)
-        is_default = not self.settings.instance
+        is_default = not self.settings.instance.name
         users = [
             owner.text
             for owner in self.owners
@@ -209,7 +209,7 @@ class _Cleaner:
         path = self.settings.subnet_file
         if not path.exists():
             return ""
-        match is_stamped(path):
+        match is_stamped(self.settings.instance):
             case True:
                 return ""
             case False:
@@ -230,7 +230,7 @@ class _Cleaner:
             raise PlatformError(f"cannot remove {path}: {error.strerror}", error.errno) from None
 
 
-def _network_of(cached: Remembered | None) -> tuple[IPv4Network | None, int]:
+def _network_of(cached: CachedLeases | None) -> tuple[IPv4Network | None, int]:
     """Network and UDP port of the lease cache; flannel's default port without one."""
     if cached is not None:
         try:
@@ -238,7 +238,7 @@ def _network_of(cached: Remembered | None) -> tuple[IPv4Network | None, int]:
         except ConfigError:
             pass
         else:
-            return config.network, config.port
+            return config.network, config.backend.peer_port
     return None, DEFAULT_PORT
 
 

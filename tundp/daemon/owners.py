@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tundp.daemon.lock import lock_of
+from tundp.instance import SUBNET_FILE, Instance
 from tundp.linux.netlink import Link
 from tundp.linux.processes import Process
-from tundp.settings.options import SUBNET_FILE
 
 _LOCK: Final = re.compile(r".*/\.[^/]+\.lock")
 _TUN_NAME: Final = re.compile(r"flannel\d+")
@@ -59,7 +58,7 @@ def find_owners(
         is_port_explained |= holds_port
         who = f"{process.name} (pid {process.pid})"
         if is_tundp(process):
-            if str(lock_of(SUBNET_FILE)) in process.files:
+            if str(Instance().lock) in process.files:
                 found.append(Owner(f"{who} runs, a tundp of another file system", None))
         elif process.program.startswith("flanneld"):
             found.append(Owner(f"{who} runs", _subnet_file_of(process)))

@@ -19,9 +19,11 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 import tundp
+from tundp.choices import Loop
 from tundp.daemon import logs
 from tundp.errors import ConfigError, PlatformError, TundpError
-from tundp.settings.settings import Settings, unknown_variables
+from tundp.settings.settings import Settings
+from tundp.settings.sources import unknown_variables
 
 if TYPE_CHECKING:
     from tundp.store.base import Store
@@ -92,15 +94,12 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes the event loop of that name: asyncio, uvloop or auto.
-
-    ConfigError if it is not installed.
-    """
-    if name == "asyncio":
+def loop_factory(choice: Loop) -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes an event loop of that kind. ConfigError if it is not installed."""
+    if choice is Loop.ASYNCIO:
         return asyncio.new_event_loop
     if importlib.util.find_spec("uvloop") is None:
-        if name == "uvloop":
+        if choice is Loop.UVLOOP:
             raise ConfigError("--loop uvloop: uvloop is not installed; use --loop=asyncio")
         return asyncio.new_event_loop
     import uvloop
