@@ -828,8 +828,25 @@ UNION_STEPS = st.lists(
 )
 
 
+def _at(public_ip: str) -> LeaseAttributes:
+    return LeaseAttributes(public_ip=IPv4Address(public_ip))
+
+
 @SETTINGS
 @given(UNION_STEPS, st.integers(0, 2**32), st.booleans())
+@example(
+    # A refused write with another address must not change which lease counts as our own.
+    [
+        ("put", 0, "10.5.1.0-24", _at("192.0.2.1")),
+        ("put", 0, "10.5.1.0-24", _at("192.0.2.1")),
+        ("put", 0, "10.5.1.0-24", _at("192.0.2.1")),
+        ("create", "10.5.2.0-24", _at("192.0.2.1")),
+        ("stale update", "10.5.2.0-24", _at("192.0.2.2")),
+        ("create", "10.5.1.0-24", _at("192.0.2.1")),
+    ],
+    3,
+    True,
+)
 def test_both_stores_are_one(steps, seed, watched):
     async def main() -> None:
         rng = random.Random(seed)

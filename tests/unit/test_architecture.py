@@ -93,7 +93,6 @@ LONG_FILES_TODAY = {
     "settings/options.py",
     "store/claim.py",
     "store/etcd2.py",
-    "store/etcd3.py",
     "native/src/worker.c",
 }
 
