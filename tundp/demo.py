@@ -43,8 +43,9 @@ from tundp.lab.lab import (
 from tundp.lab.overlay import LabNode, OverlayLab, make_directory
 from tundp.lab.traffic import ping, transfer
 from tundp.layout import Line
-from tundp.lease.fib import build_fib
-from tundp.lease.model import Peer
+from tundp.lease.fib import FIRST_HOP_ID, build_fib
+from tundp.lease.model import Endpoint, Peer
+from tundp.lease.network import DEFAULT_PORT
 from tundp.observe.status import CountersStatus, Status
 from tundp.show import counters_grid, drop_lines
 
@@ -219,9 +220,14 @@ class Demo:
     def _check_native(self) -> None:
         first, second = self._nodes
         fib = build_fib(
-            [Peer(second.gateway.network, IPv4Address(second.public_ip))],
+            [
+                Peer(
+                    subnet=second.gateway.network,
+                    endpoint=Endpoint(IPv4Address(second.public_ip), DEFAULT_PORT),
+                    hop_id=FIRST_HOP_ID,
+                )
+            ],
             own_subnet=first.gateway.network,
-            port=8285,
             generation=1,
         )
         try:

@@ -23,8 +23,8 @@ from typing import Final
 
 from tundp.errors import ConfigError, PlatformError
 from tundp.files import write_atomically
+from tundp.instance import SUBNET_FILE
 from tundp.linux.netlink import Netlink, Route
-from tundp.settings.instance import SUBNET_FILE
 
 _log = logging.getLogger(__name__)
 

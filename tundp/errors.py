@@ -4,7 +4,7 @@
     ├── ConfigError        (also ValueError)   a flag, variable, file or network config is wrong
     ├── LeaseError                             a lease cannot be had
     │   ├── LeaseFormatError (also ValueError) one lease key or value cannot be read
-    │   ├── DoubleNode                         a live node has our PublicIP or our node id
+    │   ├── DuplicateNode                      a live node has our PublicIP or our node id
     │   ├── LeaseLost                          ours is gone, and --on-lease-lost=exit
     │   └── OutOfSubnets                       every subnet of the network is leased
     ├── StoreError                             the lease store said no
@@ -45,7 +45,7 @@ class LeaseFormatError(LeaseError, ValueError):
     """One lease key or value cannot be read; its neighbours are unaffected."""
 
 
-class DoubleNode(LeaseError):
+class DuplicateNode(LeaseError):
     """Another node with our PublicIP, or our node id, is alive; the message names both."""
 
 

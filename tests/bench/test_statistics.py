@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
+import re
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console, RenderableType
 
 from tundp.bench import stats, validity
 from tundp.bench.paths import BASELINE, LADDER, NULL
-from tundp.bench.report import to_html, to_markdown
+from tundp.bench.report import difference_parts, report_parts, to_html, to_markdown
 from tundp.bench.results import Results, Row, Sample, derive, diff, load
 from tundp.bench.run import BenchSettings, make_plan
 from tundp.bench.stats import Estimate
@@ -283,6 +292,84 @@ def test_reports_print_na_where_nothing_was_measured_and_escape_markup():
     assert "<svg></svg>" in page
     for outside in ("http://", "https://", "<script", "src="):
         assert outside not in page
+
+
+NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=60)
+
+
+def printed(parts: Iterable[RenderableType], *, is_terminal: bool) -> str:
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=is_terminal, color_system=None)
+    for part in parts:
+        console.print(part, crop=False)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+@hypothesis.settings(deadline=None, max_examples=10)
+@given(name=NAMES, gbps=st.floats(0.001, 2.0**63), losses=st.floats(0, 1))
+def test_no_figure_and_no_row_of_a_report_is_cut(is_terminal, name, gbps, losses):
+    found = results()
+    found.rows.append(Row(lab="wire", name=name, label=name, is_encrypted=False, why_not=None))
+    found.samples += [
+        replace(sample(name, number, gbps, loss=losses), workload=workload)
+        for workload in ("tcp1", "udp1400")
+        for number in range(5)
+    ]
+    text = printed(report_parts(found), is_terminal=is_terminal)
+    assert "…" not in text
+    for workload in ("TCP", "UDP 1400"):
+        assert workload in text
+    lines = [line.split() for line in text.splitlines() if line.split()[:1] == [name]]
+    assert len(lines) >= 2
+    assert any(f"{gbps:,.2f}" in line for line in lines)
+    after = copy.deepcopy(found)
+    after.samples = [replace(each, values=each.values | {"gbps": 1.0}) for each in after.samples]
+    text = printed(difference_parts(diff(found, after)), is_terminal=is_terminal)
+    assert "…" not in text
+    for metric in ("gbps", "cpu_s_per_gb", "cpu_ns_per_packet"):
+        assert [line for line in text.splitlines() if {name, metric} <= set(line.split())]
+
+
+def test_a_brief_report_fits_eighty_columns():
+    text = printed(report_parts(results()), is_terminal=True)
+    assert max(map(len, text.splitlines())) <= 80
+    for head in ("path", "Gbit/s", "vs VXLAN", "CPU s/GB"):
+        assert head in text
+
+
+def test_nothing_to_compare_is_said():
+    assert printed(difference_parts([]), is_terminal=False) == "nothing in common to compare\n"
+
+
+def test_columns_of_text_begin_and_columns_of_figures_end_in_line():
+    found = results()
+    found.checks = [
+        Finding(id="load", title="load", evidence="0.10", verdict=Verdict.OK, meaning="a reason")
+    ]
+    page = to_html(found, [])
+    assert "<th>why</th>" in page
+    assert "<td>a reason</td>" in page
+    assert '<th class="figure">Gbit/s</th>' in page
+    assert re.search(r'<td class="figure">2\.00x \[2\.00, 2\.00\]</td>', page)
+    assert page.count("<table>") == page.count("<div class=scroll><table>") > 3
+    assert page.count("<caption>") == page.count("<table>")
+
+
+def test_a_report_of_another_day_is_read(tmp_path):
+    found = results()
+    found.checks = [
+        Finding(id="load", title="load", evidence="0.1", verdict=Verdict.FAIL, meaning="why")
+    ]
+    path = tmp_path / "results.json"
+    found.save(path)
+    document = json.loads(path.read_text())
+    assert document["checks"] == [
+        {"id": "load", "name": "load", "value": "0.1", "status": "red", "why": "why"}
+    ]
+    del document["checks"][0]["id"]  # written before there was one
+    path.write_text(json.dumps(document))
+    assert load(path).checks == found.checks
 
 
 def test_rows_of_ones_own_join_whatever_else_is_asked_for():

@@ -10,17 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.nodes import counters
+from tests.wait import DEADLINE_S
 from tundp.lab.traffic import ping, transfer
 from tundp.linux import uapi
 from tundp.linux.offload import Offload
 
 PORT = 7000
-DEADLINE_S = 20.0
 NAMES = [offload.value for offload in Offload]
-
-
-async def counters(node):
-    return (await node.status_document())["counters"]
 
 
 def send_super_packets(sock: socket.socket, address: str, datagrams: list[bytes]) -> None:

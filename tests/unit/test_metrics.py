@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tundp.daemon.routes import Routes
 
 import tundp
-from tundp.daemon.routes import Routes
 from tundp.engine.base import Counters
 from tundp.finding import Finding, must_hold
+from tundp.lease.claim import LeaseState
 from tundp.lease.fib import Fib
 from tundp.lease.model import BadEntry, Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.lease.network import parse_network_config
@@ -32,7 +33,6 @@ from tundp.observe.status import (
     Status,
     StoreStatus,
 )
-from tundp.store.claim import LeaseState
 from tundp.wire.drop import DropReason
 
 READY = [must_hold("event-loop", True, ""), must_hold("lease", True, "held")]

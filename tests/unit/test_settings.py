@@ -18,8 +18,8 @@ from tundp.choices import (
     StoreKind,
 )
 from tundp.errors import ConfigError
+from tundp.instance import Instance
 from tundp.settings.declare import parse_bool
-from tundp.settings.instance import Instance
 from tundp.settings.parsers import StoreChoice, parse_int
 from tundp.settings.settings import FLAGS, Settings
 from tundp.settings.sources import load_settings, unknown_variables

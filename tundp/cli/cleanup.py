@@ -17,16 +17,18 @@ class CleanupOptions:
 
 
 def cleanup(given: Given[CleanupOptions]) -> int:
-    """Remove, and print a line for each thing removed."""
+    """Remove, and print a line for each thing removed, and for each one left."""
     settings = given.settings()
     from tundp.daemon.cleanup import clean_up
 
     is_dry_run = given.options.dry_run
-    lines = run_async(clean_up(settings, is_dry_run=is_dry_run))
-    for line in lines:
+    cleaned = run_async(clean_up(settings, is_dry_run=is_dry_run))
+    for line in cleaned.removed:
         print(f"{'would remove' if is_dry_run else 'removed'} {line}")
-    if not lines:
+    if not cleaned.removed:
         print("nothing to remove")
+    for line in cleaned.left:
+        print(f"left {line}")
     return EXIT_OK
 
 
@@ -36,9 +38,11 @@ COMMAND = Command(
     description="""\
 Remove what a stopped daemon leaves on purpose, so that nothing leaks and nothing breaks
 while it restarts: firewall rules of both flavours (flannel v0.11's for this network, too),
-unreachable and blackhole routes, subnet.env, the lease cache. The lease itself stays in
-the store until it expires. Give the flags the daemon was given: --subnet-file and
---state-dir tell where to look. Refused while the daemon runs. Needs root.""",
+unreachable and blackhole routes, subnet.env, the lease cache, and sockets of daemons that
+were killed. What a stock flannel uses or may have written is left and named, as are the
+node's id and its lease, which stays in the store until it expires. Give the flags the
+daemon was given: --subnet-file and --state-dir tell where to look. Refused while the
+daemon runs. Needs root.""",
     run=cleanup,
     options=CleanupOptions,
     settings=DAEMON_FLAGS,

@@ -66,12 +66,12 @@ def show(given: Given[ShowOptions]) -> int:
 def check(given: Given[CheckOptions]) -> int:
     """Print what a start depends on; failed if anything would fail."""
     settings, whose = _settings(given.options, given)
-    from tundp.daemon import process
+    from tundp.daemon import logs, process
     from tundp.daemon.check import check as find
     from tundp.show import finding_parts
 
     store = process.open_store(settings)
-    process.set_up_logging(-1)
+    logs.set_up(-1, username=settings.etcd_username, password=settings.etcd_password)
     findings = run_async(find(settings, store, whose=whose))
     if given.options.json:
         print_json([finding.as_dict() for finding in findings])

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from tundp.cli.command import WHICH_DAEMON, Command, Given, run_async
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_json, print_parts
 from tundp.errors import PlatformError
+from tundp.instance import RUN_DIRECTORY
 from tundp.settings.declare import option
-from tundp.settings.instance import RUN_DIRECTORY
 
 if TYPE_CHECKING:
     from tundp.observe.status import Status

@@ -20,7 +20,6 @@ from types import MappingProxyType
 from typing import Final
 
 from tundp.admin import fetch_status
-from tundp.daemon.lease_cache import Memory
 from tundp.daemon.underlay import selection_of
 from tundp.daemon.unit import installed_unit
 from tundp.errors import ConfigError, OutOfSubnets, PlatformError, StoreError
@@ -29,9 +28,9 @@ from tundp.lease import subnet_env
 from tundp.lease.allocate import Keep, plan_claim
 from tundp.lease.identity import identity_of
 from tundp.lease.model import Snapshot
-from tundp.lease.network import NetworkConfig, parse_network_config
+from tundp.lease.network import BackendConfig, NetworkConfig, parse_network_config
 from tundp.lease.table import keys_of
-from tundp.linux import capability, fallback
+from tundp.linux import capability, unreachable
 from tundp.linux.command import find
 from tundp.linux.iface import Interface, look
 from tundp.linux.netlink import Netlink
@@ -40,6 +39,7 @@ from tundp.settings.settings import Settings
 from tundp.settings.show import reported
 from tundp.store.auto import AutoStore
 from tundp.store.base import Store
+from tundp.subnet.lease_cache import LeaseCache
 from tundp.wire import overhead
 
 BR_NETFILTER: Final = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
@@ -179,7 +179,7 @@ async def _check_store(inspection: Inspection) -> AsyncIterator[Finding]:
         verdict=Verdict.OK,
         title="network config",
         evidence=f"{config.network}, /{pool.subnet_len} subnets from {pool.subnet_min} to"
-        f" {pool.subnet_max}, udp port {config.port}",
+        f" {pool.subnet_max}, backend {_backend(config.backend)}",
     )
     if isinstance(store, AutoStore) and store.is_ambiguous:
         yield Finding(
@@ -192,6 +192,10 @@ async def _check_store(inspection: Inspection) -> AsyncIterator[Finding]:
         )
     for finding in _lease_findings(store, snapshot):
         yield finding
+
+
+def _backend(config: BackendConfig) -> str:
+    return f"{config.name}, port {config.peer_port}" if config.peer_port else config.name
 
 
 def _lease_findings(store: Store, snapshot: Snapshot) -> Iterator[Finding]:
@@ -251,7 +255,7 @@ async def _check_lease(inspection: Inspection) -> AsyncIterator[Finding]:
     snapshot, interface = inspection.snapshot, inspection.interface
     if config is None or snapshot is None or interface is None:
         return
-    node_id = Memory(settings.state_dir, settings.instance).known_node_id()
+    node_id = LeaseCache(settings.state_dir, settings.instance).known_node_id()
     try:
         text = settings.subnet_file.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -313,7 +317,9 @@ async def _check_ports(inspection: Inspection) -> AsyncIterator[Finding]:
     )
     if config is None or chosen is None or inspection.is_running:
         return
-    wanted = [(socket.SOCK_DGRAM, str(chosen.address), config.port, "the overlay's udp port")]
+    wanted = []
+    if port := config.backend.peer_port:
+        wanted.append((socket.SOCK_DGRAM, str(chosen.address), port, "the overlay's udp port"))
     if settings.healthz_port:
         wanted.append(
             (socket.SOCK_STREAM, settings.healthz_ip, settings.healthz_port, "--healthz-port")
@@ -352,7 +358,7 @@ async def _check_routes(inspection: Inspection) -> AsyncIterator[Finding]:
     is_clear = True
     for route in await inspection.netlink.routes():
         over = ", ".join(names.get(index, str(index)) for index in route.indexes)
-        if route.priority == fallback.METRIC and not route.is_unicast:
+        if route.priority == unreachable.METRIC and not route.is_unicast:
             continue
         is_pods = any(
             names.get(i, "").startswith(("cni", "docker", "flannel")) for i in route.indexes

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from tundp.errors import PlatformError
-from tundp.settings.instance import Instance
+from tundp.instance import Instance
 
 
 @contextlib.contextmanager
@@ -51,6 +53,35 @@ def is_running(instance: Instance) -> bool:
         return not _take(lock)
     finally:
         os.close(lock)
+
+
+def stamp(instance: Instance) -> None:
+    """Record in the lock file that subnet.env, as it is now, was written by tundp.
+
+    Whoever writes it anew makes another file (a rename), or another time of change.
+    """
+    with contextlib.suppress(OSError):
+        text = json.dumps({"wrote": _fingerprint(instance.subnet_file)}) + "\n"
+        lock = os.open(instance.lock, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.pwrite(lock, text.encode("ascii"), 0)
+            os.ftruncate(lock, len(text))
+        finally:
+            os.close(lock)
+
+
+def is_stamped(instance: Instance) -> bool | None:
+    """Whether tundp wrote subnet.env as it is now; None if there is no stamp to tell."""
+    try:
+        wrote = json.loads(instance.lock.read_text(encoding="ascii"))["wrote"]
+        return bool(wrote == _fingerprint(instance.subnet_file))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _fingerprint(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_ino, status.st_mtime_ns, status.st_size]
 
 
 def _take(lock: int) -> bool:

@@ -14,11 +14,13 @@ import logging
 import os
 import resource
 import signal
-import sys
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
+import tundp
 from tundp.choices import Loop
+from tundp.daemon import logs
 from tundp.errors import ConfigError, PlatformError, TundpError
 from tundp.settings.settings import Settings
 from tundp.settings.sources import unknown_variables
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from tundp.store.base import Store
 
 _SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What runs out for a moment; whoever failed for it tries again."""
+_PACKAGE: Final = os.path.join(os.path.dirname(tundp.__file__), "")
 _log = logging.getLogger("tundp")
 
 
@@ -52,26 +56,20 @@ def serve(settings: Settings, store: Store) -> None:
     # Before logging is set up: some libraries set their own loggers when they are imported.
     from tundp.daemon.run import run
 
-    set_up_logging(settings.v)
+    unknown = logs.set_up(
+        settings.v,
+        settings.vmodule,
+        username=settings.etcd_username,
+        password=settings.etcd_password,
+    )
+    for item in unknown:
+        _log.warning("--vmodule %s has no effect: not LOGGER=LEVEL, as in tundp.store=1", item)
     for name in unknown_variables(os.environ):
         _log.warning("variable %s is set, but tundp does not know it", name)
     drop_capabilities()
     raise_file_limit()
     with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
         runner.run(run_until_signal(run(settings, store)))
-
-
-def set_up_logging(level: int) -> None:
-    """Log to stderr: errors at level -1, information at 0, debugging above."""
-    least = logging.INFO if level == 0 else logging.DEBUG if level > 0 else logging.ERROR
-    logging.basicConfig(
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
-        level=least,
-    )
-    # Libraries report each failed request at ERROR; what matters of it we say ourselves, once.
-    for library in ("etcd", "urllib3", "pyroute2", "aiohttp", "grpclib", "hpack", "h2"):
-        logging.getLogger(library).setLevel(logging.DEBUG if level >= 2 else logging.CRITICAL)
 
 
 def drop_capabilities() -> None:
@@ -115,20 +113,19 @@ async def run_until_signal(daemon: Coroutine[Any, Any, None]) -> None:
     task = asyncio.ensure_future(daemon)
     bugs: list[BaseException] = []
 
-    def give_up(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        # An exception in a callback, that is a bug of ours on the packet path. Going on
-        # would spin on the same descriptor for ever: end, and let systemd start anew.
-        error = context.get("exception") or RuntimeError(context.get("message"))
-        if isinstance(error, OSError) and error.errno in _SCARCE:
-            # The loop's own listener lacks descriptors or memory for a moment, and tries again.
-            _log.error("%s: %s", context.get("message"), error)
+    def on_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        message = context.get("message")
+        error = context.get("exception") or RuntimeError(message)
+        if not _is_bug_of_ours(context):
+            _log.warning("%s: %r", message, error)
+            _log.debug("where it was raised:", exc_info=error)
             return
         if not bugs:
-            _log.critical("bug, stopping: %s", context.get("message"), exc_info=error)
+            _log.critical("bug, stopping: %s", message, exc_info=error)
         bugs.append(error)
         task.cancel()
 
-    loop.set_exception_handler(give_up)
+    loop.set_exception_handler(on_error)
 
     def stop(signum: int) -> None:
         _log.info("%s: stopping", signal.Signals(signum).name)
@@ -144,6 +141,27 @@ async def run_until_signal(daemon: Coroutine[Any, Any, None]) -> None:
         await task
     if bugs:
         raise TundpError(f"ended by a bug: {bugs[0]!r}; please report the log above")
+
+
+def _is_bug_of_ours(context: dict[str, Any]) -> bool:
+    """Whether the event loop reports an exception of a callback of ours, as of the packet path.
+
+    Such a callback would fail again at once, on the same descriptor and for ever: the
+    process is to end, and systemd starts anew. Everything else the loop reports is over
+    already: a future or task nobody awaits any more, a library's protocol or timer (its
+    connection is lost, which is noticed where it is used), a listener short of descriptors.
+    """
+    if "handle" not in context:
+        return False
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in _SCARCE:
+        return False
+    if error is None or error.__traceback__ is None:
+        return True
+    return any(
+        frame.f_code.co_filename.startswith(_PACKAGE)
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 def leaves(group: BaseExceptionGroup[TundpError]) -> list[TundpError]:

@@ -48,3 +48,10 @@ def api_of(store: Store) -> str:
             return V3
         case _:
             return ""
+
+
+def store_name(settings: Settings) -> str:
+    """Which leases these are, whatever endpoint answers: what the lease cache goes by."""
+    if settings.store.path is not None:
+        return str(settings.store)
+    return f"etcd:{settings.etcd_prefix}"

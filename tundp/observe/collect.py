@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol, runtime_checkable
 
 from tundp.engine.base import Counters
-from tundp.lease.peers import RefusedLease
+from tundp.lease.routing import RefusedLease
 from tundp.linux.iface import Interface
 from tundp.observe.status import (
     BadEntryStatus,

@@ -33,20 +33,30 @@ class Health:
     def __init__(self) -> None:
         self._pulse: Callable[[], tuple[int, ...]] = tuple
         self._node_checks: Callable[[], list[Finding]] | None = None
-        self.waits = "its turn"
-        """What a start waits for, and why."""
+        self._waits = "its turn"
+        self._why: Callable[[], str] = str
         self._lag_s = 0.0
         self._stuck: list[int] = []
         self._turned_at = 0.0
 
-    def waits_for(self, what: str) -> None:
-        """Not ready yet, and why; systemd shows it, too."""
-        self.waits = what
+    @property
+    def startup_phase(self) -> str:
+        """What start-up is blocked on, and why if that is known; for status and readyz."""
+        why = self._why()
+        return f"{self._waits}: {why}" if why else self._waits
+
+    def waits_for(self, what: str, why: Callable[[], str] | None = None) -> None:
+        """Start-up is blocked on `what`; `why`, when asked, says what it has met so far.
+
+        systemd shows it, too.
+        """
+        self._waits = what
+        self._why = why or str
         notify.notify(f"STATUS=waiting for {what}")
 
     def waiting_failed(self, why: str) -> None:
         """What is waited for did not come this time."""
-        self.waits = f"{self.waits.partition(': ')[0]}: {why}"
+        self._why = lambda: why
 
     def attend(
         self, pulse: Callable[[], tuple[int, ...]], checks: Callable[[], list[Finding]]
@@ -74,7 +84,7 @@ class Health:
     def ready(self) -> list[Finding]:
         """What must hold for pods to use the overlay; `alive` included."""
         if self._node_checks is None:
-            return [*self.alive(), must_hold("start", False, f"waiting for {self.waits}")]
+            return [*self.alive(), must_hold("start", False, f"waiting for {self.startup_phase}")]
         return [*self.alive(), *self._node_checks()]
 
     @property

@@ -24,9 +24,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 
 import tundp
 from tundp.finding import Finding, failures
+from tundp.lease.claim import LeaseState
 from tundp.observe.counters import about
 from tundp.observe.status import CountersStatus, EngineStatus, Status
-from tundp.store.claim import LeaseState
 from tundp.wire.drop import DropReason
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST

@@ -126,8 +126,12 @@ class BackendStatus:
     type: str
     """As leases spell it in BackendType: `udp`, `host-gw`."""
     interface: InterfaceStatus
+    mtu: int
+    """Bytes of the largest inner packet: FLANNEL_MTU of subnet.env."""
     port: int | None = None
     """UDP port of this node; null for a backend without one."""
+    routes: int | None = None
+    """Kernel routes to peers it keeps; null for a backend that needs but one."""
     device: DeviceStatus | None = None
     """Null for a backend that sends by the interface itself."""
 

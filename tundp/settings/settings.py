@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from tundp.choices import Engine, EtcdApi, Layout, Loop, Offload, OnLeaseLost, SourceCheck
+from tundp.instance import SUBNET_FILE, Instance
 from tundp.settings import parsers
 from tundp.settings.declare import Flag, Section, flag, flags_of, show
-from tundp.settings.instance import SUBNET_FILE, Instance
 from tundp.settings.parsers import Listen, StoreChoice
 
 DEFAULT: Final = "default"
@@ -267,8 +267,7 @@ class Settings:
         section=Section.LOG,
         default="",
         metavar="LIST",
-        help="klog's levels by file; accepted, without effect",
-        no_effect=_NO_KLOG,
+        help="levels of single loggers, as in tundp.store=1,grpclib=1; secrets stay hidden",
     )
     log_backtrace_at: str = flag(
         "log_backtrace_at",

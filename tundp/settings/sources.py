@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from tundp.errors import ConfigError
+from tundp.instance import Instance
 from tundp.settings import goflags
 from tundp.settings.declare import Flag
-from tundp.settings.instance import Instance
 from tundp.settings.parsers import parse_path
 from tundp.settings.settings import DEFAULT, FLAGS, SETTABLE, Settings
 

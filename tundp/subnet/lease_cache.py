@@ -25,10 +25,10 @@ from typing import Any, Final
 
 from tundp.errors import LeaseFormatError
 from tundp.files import write_atomically
+from tundp.instance import Instance
 from tundp.lease import codec
 from tundp.lease.identity import Identity, clean_host
 from tundp.lease.model import TTL_UNKNOWN, Lease, LeaseKey
-from tundp.settings.instance import Instance
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _MACHINE_ID: Final = Path("/etc/machine-id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Remembered:
+class CachedLeases:
     """The overlay as it was last known, `age_s` seconds ago."""
 
     store: str
@@ -50,7 +50,7 @@ class Remembered:
     age_s: float
 
 
-class Memory:
+class LeaseCache:
     """The files of one daemon under `directory`; None remembers nothing."""
 
     def __init__(self, directory: Path | None, instance: Instance) -> None:
@@ -92,7 +92,7 @@ class Memory:
             self._write(path, json.dumps({"NodeID": node_id, "Machine": machine}) + "\n")
         return Identity(node_id + suffix, host)
 
-    def load(self, store: str, node_id: str) -> Remembered | None:
+    def load(self, store: str, node_id: str) -> CachedLeases | None:
         """What this node knew of `store`, or None. A clone's memory is its original's."""
         document = _read_json(self.lease_file)
         if document.get("schema") != SCHEMA or document.get("store") != store:
@@ -109,7 +109,7 @@ class Memory:
                 )
                 for name, value in document["leases"].items()
             )
-            return Remembered(
+            return CachedLeases(
                 store=store,
                 api=str(document["api"]),
                 network_config=str(document["network_config"]),
