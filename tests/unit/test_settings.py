@@ -310,17 +310,6 @@ def test_a_bad_variable_is_named(variable, text, why):
     assert why in message
 
 
-def test_every_variable_is_flannels_or_ours():
-    ours = {"disable-offloads", "workers", "layout", "cpus", "spin"}
-    ours |= {"config", "etcd-api", "on-lease-lost", "force-takeover", "state-dir"}
-    ours |= {"fallback-route", "metrics-addr"}
-    ours |= {"store", "engine", "loop", "source-check", "tun-name", "lease-ttl", "admin-socket"}
-    for option in FLAGS:
-        prefix = "TUNDP_" if option.name in ours else "FLANNELD_"
-        expected = prefix + option.name.replace("-", "_").upper()
-        assert option.variable == ("" if option.name in ("help", "version") else expected)
-
-
 # Secrets
 
 
@@ -474,6 +463,13 @@ def test_flannels_booleans_are_ours():
 def test_nothing_else_passes_for_flannels():
     flannels = {option.name for option in FLAGS if option.is_flannels}
     assert flannels == FLANNELS_FLAGS.keys() | {"help"}
+
+
+def test_every_variable_is_flannels_or_ours():
+    for option in FLAGS:
+        prefix = "FLANNELD_" if option.name in FLANNELS_FLAGS else "TUNDP_"
+        expected = prefix + option.name.replace("-", "_").upper()
+        assert option.variable == ("" if option.name in ("help", "version") else expected)
 
 
 @pytest.mark.parametrize("text", ["1", "t", "T", "true", "TRUE", "True"])

@@ -212,9 +212,7 @@ def test_a_golden_document_fits_the_schema(name):
 
 
 def test_the_schema_file_is_current():
-    assert schema.PATH.read_text(encoding="utf-8") == schema.text(), (
-        "python -m tundp.observe.schema > tundp/observe/status.schema.json"
-    )
+    assert schema.PATH.read_text(encoding="utf-8") == schema.text(), "python -m tundp.cli.docs"
 
 
 def test_the_schema_describes_what_the_golden_documents_hold():

@@ -1,7 +1,7 @@
 """What a running daemon says of itself: the answer of the admin socket, typed.
 
 `to_json` and `from_json` are the wire format, `status.schema.json` beside this file describes
-it (`python -m tundp.observe.schema` writes that). STATUS_SCHEMA goes up when a member changes
+it (`python -m tundp.cli.docs` writes that). STATUS_SCHEMA goes up when a member changes
 meaning, changes type or goes; new members come without notice, and readers pass over those
 they do not know.
 """
