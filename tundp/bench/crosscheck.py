@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from tundp.bench import generators
-from tundp.bench.paths import BenchPath, Ground
+from tundp.bench.paths import READY_S, BenchPath, Ground
 from tundp.bench.results import Check, Results
 from tundp.bench.workloads import PORT
-from tundp.lab.lab import stop_process
+from tundp.lab.lab import finish, stop_process
 
 PACKET_CALLS: Final = frozenset(
     {"read", "readv", "write", "sendto", "recvmsg", "sendmmsg", "recvmmsg", "poll", "ppoll"}
@@ -56,7 +56,7 @@ async def count_syscalls(lab_kind: str, path: BenchPath, ground: Ground) -> Chec
     )
     try:
         assert strace.stderr is not None
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(READY_S):
             said = (await strace.stderr.readline()).decode()
         if "attached" not in said:
             return Check(
@@ -67,7 +67,7 @@ async def count_syscalls(lab_kind: str, path: BenchPath, ground: Ground) -> Chec
             )
         before = await ground.counters()
         for generator in (receiver, sender):
-            await asyncio.to_thread(generator.start)
+            await finish(asyncio.to_thread(generator.start))
         await asyncio.sleep(TRACE_S)
         after = await ground.counters()
     finally:
