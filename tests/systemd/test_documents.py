@@ -111,7 +111,9 @@ def machine() -> Iterator[Machine]:
         files = subprocess.run(
             ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True
         )
-        for name in filter(None, files.stdout.split("\0")):
+        for name in files.stdout.split("\0"):
+            if not (REPOSITORY / name).is_file():
+                continue  # deleted, and not yet committed
             target = machine.staged / "root/tundp" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, target, follow_symlinks=False)
