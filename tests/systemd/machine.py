@@ -8,15 +8,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import tundp
+from tests.wait import DEADLINE_S, until_sync
 
-DEADLINE_S = 20.0
 TARGET = "tundp-test.target"
 PYTHON = sorted({sys.prefix, sys.base_prefix, str(Path(tundp.__file__).parents[1])})
 """Python, its packages and the checkout: what must be visible, wherever it is mounted."""
@@ -118,12 +117,11 @@ class Machine:
         return self.run("journalctl", "--no-pager", "-o", "cat", "-u", unit, is_checked=False)
 
     def until(self, condition: Callable[[], object]) -> None:
-        """Wait for it; the deadline only stops a hang."""
-        deadline = time.monotonic() + DEADLINE_S
-        while not condition():
-            if time.monotonic() > deadline:
-                pytest.fail(f"never became true: {condition}\n{self.log()}")
-            time.sleep(0.02)
+        """Wait for it; a failure shows the machine's log."""
+        try:
+            until_sync(condition)
+        except AssertionError as error:
+            pytest.fail(f"{error}\n{self.log()}")
 
     def log(self) -> str:
         """What there is to say about a failure: the journal, or why there is none."""

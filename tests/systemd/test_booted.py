@@ -146,7 +146,7 @@ def test_the_sandbox_is_in_nothings_way(tundp):
     before = tundp.journal("tundp.service")
     tundp.run("systemctl", "restart", "tundp")
     status = json.loads(tundp.run(f"{sys.prefix}/bin/tundp", "status", "--json"))
-    assert status["engine"] != "reference"
+    assert status["engine"]["name"] != "reference"
     # Answered by the engine, out of the TUN: nobody has that subnet.
     other = "10.1.1.1" if status["subnet"] != "10.1.1.0/24" else "10.1.2.1"
     assert "Unreachable" in tundp.run("ping", "-c1", "-W5", other, is_checked=False)

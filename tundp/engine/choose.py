@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import socket
@@ -16,10 +15,10 @@ from tundp.engine.reference import ReferenceEngine
 from tundp.errors import ConfigError, Unsupported
 from tundp.linux import probe
 from tundp.linux.offload import KernelOffloads, Offload, find_offloads
+from tundp.linux.probe import ProbeReport
 
 _log = logging.getLogger(__name__)
 
-PROBE_SCHEMA: Final = 1
 AUTO: Final = "auto"
 REFERENCE: Final = "reference"
 SUPER: Final = "gso"
@@ -40,7 +39,7 @@ def best_engine(kernel: KernelOffloads) -> tuple[str, str]:
     return BATCHED, "no super-packets here"
 
 
-def probe_machine() -> dict[str, Any]:
+def probe_machine() -> ProbeReport:
     """What `tundp probe` shows. Moves this process to a namespace of its own, for good."""
     why_not = probe.enter_private_namespace()
     kernel = find_offloads()
@@ -51,20 +50,19 @@ def probe_machine() -> dict[str, Any]:
         build = f"ABI {native.ABI}"
     except Unsupported as error:
         variants, build = [], str(error)
-    return {
-        "schema": PROBE_SCHEMA,
-        "kernel": os.uname().release,
-        "machine": os.uname().machine,
-        "cpus": len(os.sched_getaffinity(0)),
-        "native": build,
-        "sums": variants,
-        "findings": [dataclasses.asdict(finding) for finding in findings],
-        "not_asked": why_not,
-        "engine": engine,
-        "why": why,
-        "offloads": [each.value for each in Offload if each in kernel.offloads],
-        "missing": {each.value: text for each, text in kernel.missing.items()},
-    }
+    return ProbeReport(
+        kernel=os.uname().release,
+        machine=os.uname().machine,
+        cpus=len(os.sched_getaffinity(0)),
+        native=build,
+        sums=tuple(variants),
+        findings=tuple(findings),
+        not_asked=why_not,
+        engine=engine,
+        why=why,
+        offloads=tuple(each.value for each in Offload if each in kernel.offloads),
+        missing={each.value: text for each, text in kernel.missing.items()},
+    )
 
 
 def make_engine(

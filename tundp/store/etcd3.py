@@ -27,6 +27,7 @@ from grpclib.client import Channel, StreamStreamMethod, UnaryUnaryMethod
 from grpclib.config import Configuration
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+from grpclib.protocol import H2Protocol
 
 from tundp.errors import (
     AccessDenied,
@@ -61,6 +62,7 @@ from tundp.store.access import (
     tls_context,
 )
 from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
+from tundp.store.names import Names
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -298,6 +300,44 @@ class Etcd3Store:
             await watch.close()
 
 
+class _Channel(Channel):
+    """A grpclib channel whose endpoint's name is looked up by `names`, not by the event loop."""
+
+    def __init__(self, endpoint: Endpoint, tls: ssl.SSLContext | None, names: Names) -> None:
+        super().__init__(endpoint.host.strip("[]"), endpoint.port, ssl=tls, config=_CONFIG)
+        self._endpoint = endpoint
+        self._names = names
+
+    async def _create_connection(self) -> H2Protocol:
+        """Connect to the first address of the endpoint that answers; called by grpclib.
+
+        Each address gets an equal part of what is left of REQUEST_TIMEOUT_S.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + REQUEST_TIMEOUT_S
+        addresses = await self._names.addresses(self._host, REQUEST_TIMEOUT_S)
+        failures: list[Exception] = []
+        for number, address in enumerate(addresses):
+            left_s = (deadline - loop.time()) / (len(addresses) - number)
+            try:
+                async with asyncio.timeout(left_s):
+                    _, protocol = await loop.create_connection(
+                        self._protocol_factory,
+                        address,
+                        self._port,
+                        ssl=self._ssl,
+                        server_hostname=self._host if self._ssl else None,
+                    )
+            except (OSError, TimeoutError) as error:
+                failures.append(error)
+            else:
+                return protocol
+        reasons = [_why(failure, self._endpoint) for failure in failures]
+        if len(set(reasons)) == 1:
+            raise failures[0]
+        raise OSError(", ".join(map("{}: {}".format, addresses, reasons)))
+
+
 class _Connection:
     """One HTTP/2 connection to one endpoint at a time, and the list to go through."""
 
@@ -310,6 +350,7 @@ class _Connection:
         self._lock: asyncio.Lock | None = None
         self._token = ""
         self._is_logged_in = False
+        self._names = Names()
         self.urls = ",".join(endpoint.url for endpoint in self._endpoints)
 
     async def call(
@@ -377,10 +418,14 @@ class _Connection:
 
     def reconnect(self) -> None:
         """Have a new connection to the same endpoint; what waits on the old one fails."""
-        self.close()
+        self._disconnect()
 
     def close(self) -> None:
-        """Close the connection; whatever waits on it fails."""
+        """Close the connection for good."""
+        self._disconnect()
+        self._names.close()
+
+    def _disconnect(self) -> None:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -395,12 +440,8 @@ class _Connection:
                     async with asyncio.timeout(REQUEST_TIMEOUT_S):
                         await self._log_in(self._channel, endpoint)
                 return self._channel
-            channel = Channel(
-                endpoint.host.strip("[]"),
-                endpoint.port,
-                ssl=self._tls if endpoint.scheme == "https" else None,
-                config=_CONFIG,
-            )
+            tls = self._tls if endpoint.scheme == "https" else None
+            channel = _Channel(endpoint, tls, self._names)
             try:
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
                     await channel.__connect__()

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
+from tundp.choices import SourceCheck as SourceCheck
 from tundp.wire import fragment, icmp, ip
 from tundp.wire.drop import DropReason
 
@@ -35,17 +35,6 @@ class Hop(Protocol):
 
 
 HopT = TypeVar("HopT", bound=Hop)
-
-
-class SourceCheck(Enum):
-    """What to do with a datagram whose addresses do not fit the leases.
-
-    Its outer source shall own the inner source, its inner destination shall be ours.
-    """
-
-    OFF = "off"
-    COUNT = "count"
-    ENFORCE = "enforce"
 
 
 @dataclass(frozen=True, slots=True)

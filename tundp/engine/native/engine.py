@@ -22,20 +22,20 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum, unique
 from ipaddress import IPv4Address
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from tundp.choices import Layout as Layout
+from tundp.choices import Offload, SourceCheck
 from tundp.engine.base import Counters, DirectionCounters
 from tundp.errors import PlatformError, Unsupported
 from tundp.lease.fib import Fib
 from tundp.linux.offload import (
     SAFE_SEGMENTS,
     KernelOffloads,
-    Offload,
     find_offloads,
     set_udp_gro,
 )
@@ -44,7 +44,6 @@ from tundp.wire import checksum, ip, transport, vnet
 from tundp.wire import segment as wire_segment
 from tundp.wire.coalesce import Coalescer, Miss, Written
 from tundp.wire.drop import DropReason
-from tundp.wire.encap import SourceCheck
 from tundp.wire.vnet import VnetHeader
 
 _log = logging.getLogger(__name__)
@@ -284,16 +283,6 @@ class NativeFib:
 
 def _ascending(ffi: Any, addresses: frozenset[int]) -> Any:
     return ffi.from_buffer("uint32_t[]", np.array(sorted(addresses), np.uint32))
-
-
-@unique
-class Layout(Enum):
-    """Which threads there are for each queue of the TUN."""
-
-    SHARED = "shared"
-    """One for both directions."""
-    SPLIT = "split"
-    """One for each direction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from tundp.errors import LeaseFormatError
 from tundp.files import write_atomically
+from tundp.instance import Instance
 from tundp.lease import codec
 from tundp.lease.identity import Identity, clean_host
 from tundp.lease.model import TTL_UNKNOWN, Lease, LeaseKey
@@ -36,7 +37,7 @@ _MACHINE_ID: Final = Path("/etc/machine-id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Remembered:
+class CachedLeases:
     """The overlay as it was last known, `age_s` seconds ago."""
 
     store: str
@@ -49,25 +50,24 @@ class Remembered:
     age_s: float
 
 
-class Memory:
+class LeaseCache:
     """The files of one daemon under `directory`; None remembers nothing."""
 
-    def __init__(self, directory: Path | None, instance: str) -> None:
+    def __init__(self, directory: Path | None, instance: Instance) -> None:
         self._directory = directory
         self._instance = instance
-        self._name = f"last-known-{instance}.json" if instance else "last-known.json"
         self._is_failing = False
 
     @property
     def lease_file(self) -> Path | None:
         """Where the leases are kept."""
-        return None if self._directory is None else self._directory / self._name
+        return None if self._directory is None else self._directory / self._instance.lease_cache
 
     def known_node_id(self) -> str:
         """The id this node has on disk; empty if it has none yet. Makes none."""
         path = None if self._directory is None else self._directory / "node-id"
         node_id = _read_json(path).get("NodeID")
-        suffix = f"-{_digest(self._instance)[:4]}" if self._instance else ""
+        suffix = self._instance.node_id_suffix
         return f"{node_id}{suffix}" if isinstance(node_id, str) and node_id else ""
 
     def identity(self) -> Identity:
@@ -77,7 +77,7 @@ class Memory:
         of a host is a node of its own.
         """
         host = clean_host(socket.gethostname())
-        suffix = f"-{_digest(self._instance)[:4]}" if self._instance else ""
+        suffix = self._instance.node_id_suffix
         machine = _machine()
         path = None if self._directory is None else self._directory / "node-id"
         known = _read_json(path)
@@ -92,7 +92,7 @@ class Memory:
             self._write(path, json.dumps({"NodeID": node_id, "Machine": machine}) + "\n")
         return Identity(node_id + suffix, host)
 
-    def load(self, store: str, node_id: str) -> Remembered | None:
+    def load(self, store: str, node_id: str) -> CachedLeases | None:
         """What this node knew of `store`, or None. A clone's memory is its original's."""
         document = _read_json(self.lease_file)
         if document.get("schema") != SCHEMA or document.get("store") != store:
@@ -109,7 +109,7 @@ class Memory:
                 )
                 for name, value in document["leases"].items()
             )
-            return Remembered(
+            return CachedLeases(
                 store=store,
                 api=str(document["api"]),
                 network_config=str(document["network_config"]),

@@ -13,7 +13,8 @@ from ipaddress import IPv4Network
 from typing import Final
 
 from tundp.errors import PlatformError
-from tundp.linux.netlink import RT_TABLE_MAIN, Netlink
+from tundp.linux.netlink import Netlink
+from tundp.linux.uapi import RT_TABLE_MAIN
 
 METRIC: Final = 4096
 PROTOCOL: Final = 85

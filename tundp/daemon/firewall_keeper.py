@@ -1,20 +1,14 @@
-"""What protects the overlay's packets outside of it: firewall rules and fallback routes, kept."""
+"""The firewall's rules while the daemon runs: made, watched, put back."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Iterator
-from ipaddress import IPv4Network
 from typing import Final
 
 from tundp.backoff import Backoff, Outage
 from tundp.errors import PlatformError
-from tundp.linux import fallback
 from tundp.linux.firewall.choose import Firewall, Previous, needs_raw_sockets, watch_ruleset
-from tundp.linux.netlink import Netlink
-from tundp.settings.settings import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +16,7 @@ RULES_LOOK_S: Final = 60.0
 """Between looks at rules whose every change the kernel reports."""
 
 
-class Rules:
+class FirewallKeeper:
     """The firewall's rules. None wanted: there is nothing to do, and nothing missing."""
 
     def __init__(self, firewall: Firewall | None, previous: Previous | None, resync_s: int) -> None:
@@ -79,23 +73,3 @@ class Rules:
                 # Many change at once; and two who disagree must not spin.
                 await asyncio.sleep(1.0)
                 await changed(float(period_s))
-
-
-async def ensure_fallback(
-    netlink: Netlink, settings: Settings, *, network: IPv4Network, subnet: IPv4Network
-) -> None:
-    """Routes that catch what the device would carry, for as long as it is away."""
-    if settings.fallback_route:
-        with _tolerated("the fallback route"):
-            await fallback.ensure(netlink, fallback.UNREACHABLE, network)
-    if settings.ip_blackhole_route:
-        with _tolerated("the blackhole route"):
-            await fallback.ensure(netlink, fallback.BLACKHOLE, subnet)
-
-
-@contextlib.contextmanager
-def _tolerated(what: str) -> Iterator[None]:
-    try:
-        yield
-    except PlatformError as error:
-        _log.warning("%s: %s", what, error)

@@ -1,0 +1,26 @@
+"""Prints the JSON Schema of the status, for the file `PATH` beside this one.
+
+python -m tundp.observe.schema > tundp/observe/status.schema.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Final
+
+from tundp.observe.codec import json_schema
+from tundp.observe.status import STATUS_SCHEMA, Status
+
+PATH: Final = Path(__file__).with_name("status.schema.json")
+
+
+def text() -> str:
+    """What the file must hold."""
+    title = f"tundp status, schema {STATUS_SCHEMA}"
+    return json.dumps(json_schema(Status, title=title), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(text())
