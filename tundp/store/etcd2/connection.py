@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 import ssl
 import threading
@@ -34,7 +33,6 @@ from tundp.errors import (
     AccessDenied,
     Compacted,
     ConfigError,
-    StoreUnavailable,
 )
 from tundp.store.access import (
     CERTIFICATE_HINT,
@@ -44,8 +42,8 @@ from tundp.store.access import (
     parse_endpoints,
     tls_context,
 )
+from tundp.store.endpoints import Endpoints
 
-_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 WATCH_TIMEOUT_S: Final = 15.0
@@ -139,13 +137,14 @@ class Connection:
         self,
         access: EtcdAccess,
         client_type: Callable[[Endpoint, EtcdAccess, ssl.SSLContext], Any],
-        name: str,
+        what: str,
     ) -> None:
         self._access = access
         self._client_type = client_type
         self._tls = tls_context(access)
-        self._endpoints = list(parse_endpoints(access.endpoints))
-        self._thread = BlockingThread(name)
+        self._endpoints = Endpoints(parse_endpoints(access.endpoints), what)
+        self.urls = self._endpoints.urls
+        self._thread = BlockingThread(what)
         self._client: Any = None
         self._is_stale = False
         self._calls: set[threading.Event] = set()
@@ -189,9 +188,9 @@ class Connection:
     def _try_endpoints(
         self, operation: Callable[[Any], T], abandoned: threading.Event, *, once: bool
     ) -> T:
-        failures = []
-        for _ in range(len(self._endpoints)):
-            endpoint = self._endpoints[0]
+        attempts = self._endpoints.attempts(once=once)
+        while attempts.may_go_on:
+            endpoint = self._endpoints.current
             if self._is_stale:
                 self._is_stale = False
                 self._drop_client()
@@ -203,27 +202,30 @@ class Connection:
             try:
                 result = operation(self._client)
             except _PASSED_ON:
+                self._endpoints.answered(endpoint)
                 raise
             except etcd.EtcdInsufficientPermissions as error:
                 raise AccessDenied(
                     f"etcd at {endpoint.url} denies access ({error}):"
                     " check --etcd-username, --etcd-password and the role's permissions"
                 ) from None
-            except Compacted:
+            except Compacted as error:
                 # Perhaps this member lags behind the one that gave the snapshot.
+                self._endpoints.failed(endpoint, str(error))
                 self._rotate()
                 raise
             except (etcd.EtcdException, HTTPError, OSError, ValueError) as error:
-                failures.append(f"{endpoint.url}: {_why(error, endpoint)}")
+                attempts.failed(
+                    endpoint, _why(error, endpoint), may_have_run=not _never_sent(error)
+                )
                 self._rotate()
-                if once and not _never_sent(error):
-                    break
             else:
+                self._endpoints.answered(endpoint)
                 if abandoned.is_set():
                     # The interruption came too late for this call; it must not hit the next.
                     self._drop_client()
                 return result
-        raise StoreUnavailable(f"etcd does not answer: {'; '.join(failures)}")
+        raise attempts.error()
 
     def _drop_client(self) -> None:
         if self._client is not None:
@@ -232,7 +234,7 @@ class Connection:
 
     def _rotate(self) -> None:
         self._drop_client()
-        self._endpoints.append(self._endpoints.pop(0))
+        self._endpoints.rotate()
 
 
 _CLOSED_ON_US: Final = ("EOF", "reset by peer", "Connection aborted", "closed connection")

@@ -31,7 +31,6 @@ from tundp.lease.model import (
 from tundp.store.access import (
     EtcdAccess,
     clean_prefix,
-    parse_endpoints,
 )
 from tundp.store.etcd2.connection import Client, Connection, WatchClient, check_credentials
 
@@ -46,14 +45,13 @@ class Etcd2Store:
         if self._prefix == "/":
             self._prefix = ""
         check_credentials(access)
-        self._requests = Connection(access, Client, "etcd-requests")
-        self._watch = Connection(access, WatchClient, "etcd-watch")
-        self._endpoint_texts = ",".join(e.url for e in parse_endpoints(access.endpoints))
+        self._requests = Connection(access, Client, "etcd v2")
+        self._watch = Connection(access, WatchClient, "etcd v2 watch")
 
     @property
     def description(self) -> str:
         """Where the leases live, for people."""
-        return f"etcd v2 at {self._endpoint_texts}{self._prefix}"
+        return f"etcd v2 at {self._requests.urls}{self._prefix}"
 
     async def network_config(self) -> str:
         """See Store."""
