@@ -92,7 +92,6 @@ LONG_FILES_TODAY = {
     "linux/iface.py",
     "settings/options.py",
     "store/claim.py",
-    "store/etcd2.py",
     "native/src/worker.c",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from grpclib.client import Channel, StreamStreamMethod
+from grpclib.client import StreamStreamMethod
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
@@ -16,7 +16,7 @@ from tundp.errors import (
 from tundp.store.access import (
     REQUEST_TIMEOUT_S,
 )
-from tundp.store.etcd3.connection import SERVICE, Connection
+from tundp.store.etcd3.connection import SERVICE, Connection, EtcdChannel
 from tundp.store.etcd3.words import FAILURES, NO_USER, words
 from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
 
@@ -61,7 +61,7 @@ class Watch:
         except Exception as error:  # noqa: BLE001  (whoever waits gets it, a bug of ours, too)
             self._queue.put_nowait(error)
 
-    async def _pump(self, channel: Channel, metadata: dict[str, str]) -> None:
+    async def _pump(self, channel: EtcdChannel, metadata: dict[str, str]) -> None:
         method = StreamStreamMethod(
             channel, f"{SERVICE}Watch/Watch", rpc.WatchRequest, rpc.WatchResponse
         )
@@ -84,10 +84,12 @@ class Watch:
                         self._queue.put_nowait(answer)
             except FAILURES as error:
                 # Not on to the next endpoint from here: a snapshot comes first.
-                self._connection.lost(channel)
-                raise StoreUnavailable(f"the watch broke: {words(error)}") from None
-        self._connection.lost(channel)
-        raise StoreUnavailable("the watch was ended by etcd")
+                why = f"the watch broke: {words(error)}"
+                self._connection.lost(channel, why)
+                raise StoreUnavailable(why) from None
+        why = "the watch was ended by etcd"
+        self._connection.lost(channel, why)
+        raise StoreUnavailable(why)
 
     def _check_created(self, answer: rpc.WatchResponse) -> None:
         self._check(answer)

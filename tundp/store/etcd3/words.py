@@ -31,6 +31,15 @@ NO_USER: Final = "user name is empty"
 """What etcd says to a request without a token once auth is on."""
 
 
+_UNTOUCHED: Final = frozenset({Status.UNAUTHENTICATED, Status.PERMISSION_DENIED})
+"""Refusals after which nothing was done for certain."""
+
+
+def is_untouched(error: BaseException) -> bool:
+    """Whether the request was refused before anything was done."""
+    return isinstance(error, GRPCError) and error.status in _UNTOUCHED
+
+
 def wants_login(error: GRPCError) -> bool:
     """Whether the request had no token, or one etcd does not know (any more)."""
     return error.status is Status.UNAUTHENTICATED or NO_USER in (error.message or "")

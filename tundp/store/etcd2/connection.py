@@ -1,4 +1,4 @@
-"""Leases in etcd over its v2 API, through python-etcd.
+"""python-etcd made to serve: clients without retries, an interruptible watch, endpoints in turn.
 
 python-etcd blocks, so each client lives on a thread of its own, one for requests and
 one for the watch. Its defects that matter here, and what is done about them:
@@ -6,7 +6,7 @@ one for the watch. Its defects that matter here, and what is done about them:
 - it retries (also a PUT whose answer was lost): urllib3's retries are switched off
 - its own failover drains the list of endpoints, crashes, and is not thread-safe:
   every client has one endpoint, and going to the next one is done here
-- a blocked watch cannot be cancelled: `_WatchClient` keeps the response in flight, and
+- a blocked watch cannot be cancelled: `WatchClient` keeps the response in flight, and
   cancelling shuts its socket down
 - a watch that waits for an index the store has not reached yet (data wiped, restored)
   would sleep through every event until then: the answer's headers come at once, and
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 import ssl
 import threading
@@ -34,213 +33,26 @@ from tundp.errors import (
     AccessDenied,
     Compacted,
     ConfigError,
-    ConfigNotFound,
-    Conflict,
-    LeaseFormatError,
-    StoreError,
-    StoreUnavailable,
-)
-from tundp.lease import codec
-from tundp.lease.model import (
-    BadEntry,
-    BadEntryGone,
-    Events,
-    Gone,
-    Lease,
-    LeaseAttributes,
-    LeaseEvent,
-    LeaseKey,
-    Put,
-    Snapshot,
 )
 from tundp.store.access import (
     CERTIFICATE_HINT,
     REQUEST_TIMEOUT_S,
     Endpoint,
     EtcdAccess,
-    clean_prefix,
     parse_endpoints,
     tls_context,
 )
+from tundp.store.endpoints import Endpoints
 
-_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 WATCH_TIMEOUT_S: Final = 15.0
 """A quiet watch is asked again this often. A server that hangs is noticed after one to two
 such times: first its silence looks like quiet, then not even headers come."""
-_WATCH_TIMEOUT: Final = Timeout(connect=REQUEST_TIMEOUT_S, read=WATCH_TIMEOUT_S)
-_REMOVALS: Final = frozenset({"delete", "expire", "compareAndDelete"})
+WATCH_TIMEOUT: Final = Timeout(connect=REQUEST_TIMEOUT_S, read=WATCH_TIMEOUT_S)
 
 
-class Etcd2Store:
-    """The Store over etcd's v2 API (etcd 2.x, or 3.0 to 3.5 with --enable-v2)."""
-
-    def __init__(self, access: EtcdAccess) -> None:
-        self._prefix = "/" + clean_prefix(access.prefix).removeprefix("/")
-        if self._prefix == "/":
-            self._prefix = ""
-        _check_credentials(access)
-        self._requests = _Connection(access, _Client, "etcd-requests")
-        self._watch = _Connection(access, _WatchClient, "etcd-watch")
-        self._endpoint_texts = ",".join(e.url for e in parse_endpoints(access.endpoints))
-
-    @property
-    def description(self) -> str:
-        """Where the leases live, for people."""
-        return f"etcd v2 at {self._endpoint_texts}{self._prefix}"
-
-    async def network_config(self) -> str:
-        """See Store."""
-        path = f"{self._prefix}/config"
-        try:
-            result = await self._requests.call(lambda client: client.read(path, quorum=True))
-        except etcd.EtcdKeyNotFound:
-            raise ConfigNotFound(
-                f"no network config at {path}; write one with: ETCDCTL_API=2"
-                f""" etcdctl set {path} '{{"Network": "10.5.0.0/16"}}'"""
-            ) from None
-        if result.dir or result.value is None:
-            raise ConfigNotFound(f"{path} is a directory, not the network config")
-        return str(result.value)
-
-    async def snapshot(self) -> Snapshot:
-        """See Store."""
-        try:
-            result = await self._requests.call(
-                lambda client: client.read(self._subnets, quorum=True, recursive=True, sorted=True)
-            )
-        except etcd.EtcdKeyNotFound as error:
-            return Snapshot((), _index_of(error))
-        # On a thread: thousands of leases take a while, and the loop has others to serve.
-        return await asyncio.to_thread(self._to_snapshot, result)
-
-    async def wait(self, after: int) -> Events:
-        """See Store. One event at a time, as the v2 API gives them."""
-        result = await self._watch.call(lambda client: client.next_event(self._subnets, after))
-        if result is None:
-            return Events((), after)
-        return Events(self._to_events(result), result.modifiedIndex)
-
-    async def create(
-        self, key: LeaseKey, attributes: LeaseAttributes, lease_ttl_s: int | None
-    ) -> Lease:
-        """See Store. Not repeated on another endpoint: the first may have done it."""
-        return await self._write(key, attributes, lease_ttl_s, prevExist=False)
-
-    async def update(
-        self,
-        key: LeaseKey,
-        attributes: LeaseAttributes,
-        lease_ttl_s: int | None,
-        *,
-        revision: int,
-    ) -> Lease:
-        """See Store."""
-        return await self._write(key, attributes, lease_ttl_s, prevIndex=revision)
-
-    async def delete(self, key: LeaseKey, *, revision: int) -> None:
-        """See Store.
-
-        Not etcd's own compare-and-delete: flannel v0.11 takes its event for a lease with
-        an empty value, and its watch sticks. The guard is a write of the same value with
-        a TTL of a second; should we end before the plain delete, expiry does its work.
-        """
-        path = self._path(key)
-
-        def take_out(client: Any) -> None:
-            value = client.read(path, quorum=True).value
-            client.write(path, value, ttl=1, prevIndex=revision)
-            with contextlib.suppress(etcd.EtcdKeyNotFound):
-                client.delete(path)
-
-        try:
-            await self._requests.call(take_out, once=True)
-        except (etcd.EtcdCompareFailed, etcd.EtcdKeyNotFound) as error:
-            raise Conflict(f"{path} was changed by somebody else: {error}") from None
-
-    def reconnect(self) -> None:
-        """See Store. A request under way ends by its own timeout."""
-        self._requests.reconnect()
-        self._watch.reconnect()
-
-    async def close(self) -> None:
-        """See Store."""
-        self._requests.close()
-        self._watch.close()
-
-    def _to_snapshot(self, result: etcd.EtcdResult) -> Snapshot:
-        # Direct children only: what lies deeper is no lease, whatever its last part looks like.
-        children = result._children  # noqa: SLF001  (python-etcd offers only all leaves)
-        entries = [self._decode(etcd.EtcdResult(None, raw)) for raw in children]
-        leases = tuple(entry for entry in entries if isinstance(entry, Lease))
-        bad = tuple(entry for entry in entries if isinstance(entry, BadEntry))
-        return Snapshot(leases, result.etcd_index, bad)
-
-    @property
-    def _subnets(self) -> str:
-        return f"{self._prefix}/subnets"
-
-    def _path(self, key: LeaseKey) -> str:
-        # & is legal in a URL path; nothing else a key prints could end one.
-        return f"{self._subnets}/{key}"
-
-    def _decode(self, node: etcd.EtcdResult) -> Lease | BadEntry:
-        name = self._name_of(node)
-        if node.dir:
-            return BadEntry(name, "a directory, where only leases belong")
-        try:
-            return Lease(
-                key=codec.parse_key(name),
-                attributes=codec.parse_value(node.value or ""),
-                revision=node.modifiedIndex,
-                lease_ttl_s=node.ttl,
-            )
-        except LeaseFormatError as error:
-            return BadEntry(name, str(error))
-
-    def _to_events(self, result: etcd.EtcdResult) -> tuple[LeaseEvent, ...]:
-        if result.action not in _REMOVALS:
-            entry = self._decode(result)
-            return (Put(entry) if isinstance(entry, Lease) else entry,)
-        if result.dir:
-            # The whole directory went at once: which leases it held only a snapshot tells.
-            raise Compacted(f"directory {result.key} was removed")
-        name = self._name_of(result)
-        if "/" in name:
-            # Inside a directory, which itself is the bad entry.
-            return ()
-        try:
-            return (Gone(codec.parse_key(name)),)
-        except LeaseFormatError:
-            return (BadEntryGone(name),)
-
-    def _name_of(self, node: etcd.EtcdResult) -> str:
-        # What lies in a directory below is no lease, whatever its last part looks like.
-        return str(node.key).removeprefix(f"{self._subnets}/")
-
-    async def _write(
-        self, key: LeaseKey, attributes: LeaseAttributes, lease_ttl_s: int | None, **guard: Any
-    ) -> Lease:
-        path = self._path(key)
-        value = codec.encode_value(attributes)
-        # An empty ttl removes an expiry the key may have; None would leave the field out.
-        ttl = "" if lease_ttl_s is None else lease_ttl_s
-        try:
-            result = await self._requests.call(
-                lambda client: client.write(path, value, ttl=ttl, **guard), once=True
-            )
-        except (etcd.EtcdAlreadyExist, etcd.EtcdCompareFailed, etcd.EtcdKeyNotFound) as error:
-            raise Conflict(f"{path} was written by somebody else: {error}") from None
-        return Lease(
-            key=key,
-            attributes=attributes,
-            revision=result.modifiedIndex,
-            lease_ttl_s=lease_ttl_s,
-        )
-
-
-class _Client(etcd.Client):  # type: ignore[misc]
+class Client(etcd.Client):  # type: ignore[misc]
     """python-etcd with one endpoint and no retries of its own."""
 
     def __init__(self, endpoint: Endpoint, access: EtcdAccess, tls: ssl.SSLContext) -> None:
@@ -259,7 +71,7 @@ class _Client(etcd.Client):  # type: ignore[misc]
             self.http.connection_pool_kw["ssl_context"] = tls
 
 
-class _WatchClient(_Client):
+class WatchClient(Client):
     """A client whose blocked watch can be ended from another thread."""
 
     def __init__(self, endpoint: Endpoint, access: EtcdAccess, tls: ssl.SSLContext) -> None:
@@ -274,7 +86,7 @@ class _WatchClient(_Client):
         self._waits_after = after
         try:
             return self.read(
-                path, wait=True, recursive=True, waitIndex=after + 1, timeout=_WATCH_TIMEOUT
+                path, wait=True, recursive=True, waitIndex=after + 1, timeout=WATCH_TIMEOUT
             )
         except etcd.EtcdWatchTimedOut:
             if self._in_flight is None:
@@ -318,20 +130,21 @@ class _WatchClient(_Client):
             )
 
 
-class _Connection:
+class Connection:
     """One thread, one client, and the list of endpoints to go through."""
 
     def __init__(
         self,
         access: EtcdAccess,
         client_type: Callable[[Endpoint, EtcdAccess, ssl.SSLContext], Any],
-        name: str,
+        what: str,
     ) -> None:
         self._access = access
         self._client_type = client_type
         self._tls = tls_context(access)
-        self._endpoints = list(parse_endpoints(access.endpoints))
-        self._thread = BlockingThread(name)
+        self._endpoints = Endpoints(parse_endpoints(access.endpoints), what)
+        self.urls = self._endpoints.urls
+        self._thread = BlockingThread(what)
         self._client: Any = None
         self._is_stale = False
         self._calls: set[threading.Event] = set()
@@ -356,7 +169,7 @@ class _Connection:
         """Make a new client for the next call; a watch in progress ends at once."""
         self._is_stale = True
         client = self._client
-        if isinstance(client, _WatchClient):
+        if isinstance(client, WatchClient):
             client.interrupt()
 
     def close(self) -> None:
@@ -369,15 +182,15 @@ class _Connection:
         # Order matters: `_try_endpoints` looks at the event after it has set `_client`.
         abandoned.set()
         client = self._client
-        if isinstance(client, _WatchClient):
+        if isinstance(client, WatchClient):
             client.interrupt()
 
     def _try_endpoints(
         self, operation: Callable[[Any], T], abandoned: threading.Event, *, once: bool
     ) -> T:
-        failures = []
-        for _ in range(len(self._endpoints)):
-            endpoint = self._endpoints[0]
+        attempts = self._endpoints.attempts(once=once)
+        while attempts.may_go_on:
+            endpoint = self._endpoints.current
             if self._is_stale:
                 self._is_stale = False
                 self._drop_client()
@@ -389,27 +202,30 @@ class _Connection:
             try:
                 result = operation(self._client)
             except _PASSED_ON:
+                self._endpoints.answered(endpoint)
                 raise
             except etcd.EtcdInsufficientPermissions as error:
                 raise AccessDenied(
                     f"etcd at {endpoint.url} denies access ({error}):"
                     " check --etcd-username, --etcd-password and the role's permissions"
                 ) from None
-            except Compacted:
+            except Compacted as error:
                 # Perhaps this member lags behind the one that gave the snapshot.
+                self._endpoints.failed(endpoint, str(error))
                 self._rotate()
                 raise
             except (etcd.EtcdException, HTTPError, OSError, ValueError) as error:
-                failures.append(f"{endpoint.url}: {_why(error, endpoint)}")
+                attempts.failed(
+                    endpoint, _why(error, endpoint), may_have_run=not _never_sent(error)
+                )
                 self._rotate()
-                if once and not _never_sent(error):
-                    break
             else:
+                self._endpoints.answered(endpoint)
                 if abandoned.is_set():
                     # The interruption came too late for this call; it must not hit the next.
                     self._drop_client()
                 return result
-        raise StoreUnavailable(f"etcd does not answer: {'; '.join(failures)}")
+        raise attempts.error()
 
     def _drop_client(self) -> None:
         if self._client is not None:
@@ -418,7 +234,7 @@ class _Connection:
 
     def _rotate(self) -> None:
         self._drop_client()
-        self._endpoints.append(self._endpoints.pop(0))
+        self._endpoints.rotate()
 
 
 _CLOSED_ON_US: Final = ("EOF", "reset by peer", "Connection aborted", "closed connection")
@@ -437,14 +253,8 @@ _HISTORY_LOST: Final = (
 """Ends of a watch after which only a snapshot tells what there is."""
 
 
-def _index_of(error: etcd.EtcdKeyNotFound) -> int:
-    index = (error.payload or {}).get("index")
-    if not isinstance(index, int):
-        raise StoreError(f"etcd answered 'key not found' without an index: {error}")
-    return index
-
-
-def _check_credentials(access: EtcdAccess) -> None:
+def check_credentials(access: EtcdAccess) -> None:
+    """ConfigError for a user or password that HTTP basic authentication cannot carry."""
     for flag, text in (("username", access.username), ("password", access.password)):
         try:
             text.encode("latin-1")
