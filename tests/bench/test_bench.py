@@ -307,8 +307,8 @@ def test_interrupted_bench_keeps_what_it_has_and_tears_down(tmp_path):
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 1
-    assert "interrupted; everything torn down" in text
+    assert process.returncode == 130
+    assert "interrupted; everything torn down, what was measured is kept" in text
     found = load(out / "results.json")
     assert found.is_partial
     assert found.samples
@@ -357,7 +357,7 @@ def test_ended_at_the_frame_look_leaves_nothing(tmp_path, signum):
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 1, text
+    assert process.returncode == 130, text
     assert "Traceback" not in text
     assert left_behind() == []
 
@@ -365,12 +365,12 @@ def test_ended_at_the_frame_look_leaves_nothing(tmp_path, signum):
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
-        (["--only=nonsense"], 1, "no such row, workload or lab"),
-        (["--out=/proc/nothing"], 1, "--out /proc/nothing"),
+        (["--only=nonsense"], 2, "no such row, workload or lab"),
+        (["--out=/proc/nothing"], 2, "--out /proc/nothing"),
         (["--rounds=0"], 2, "at least 1"),
         (["--seconds=-1"], 2, "seconds above 0"),
-        (["diff", "one.json"], 2, "usage"),
-        (["diff", "/no/a.json", "/no/b.json"], 1, "/no/a.json"),
+        (["diff", "one.json"], 2, "B is missing: usage"),
+        (["diff", "/no/a.json", "/no/b.json"], 2, "/no/a.json"),
     ],
 )
 def test_bad_input_is_named(arguments, code, expected):
