@@ -26,6 +26,8 @@ from tundp.observe.status import Status
 
 STATUS_PATH: Final = "/v1/status"
 METRICS_PATH: Final = "/v1/metrics"
+ANSWER_S: Final = 30.0
+"""Deadline for a daemon's answer: one with 65,000 peers takes seconds on a busy machine."""
 _PROBE_S: Final = 1.0
 
 
@@ -36,7 +38,7 @@ async def serve_admin(
     """Answer on `path` until the block ends; a stale socket of a dead daemon is replaced."""
 
     async def answer(_: web.Request) -> web.Response:
-        # Tens of thousands of peers take a second, which the event loop has not.
+        # With tens of thousands of peers this takes a second, which the event loop cannot spare.
         text = await asyncio.to_thread(_document, status())
         return web.Response(text=text, content_type="application/json")
 
@@ -97,13 +99,13 @@ async def fetch_document(path: Path) -> dict[str, Any]:
     try:
         async with (
             ClientSession(
-                connector=UnixConnector(str(path)), timeout=ClientTimeout(total=5)
+                connector=UnixConnector(str(path)), timeout=ClientTimeout(total=ANSWER_S)
             ) as session,
             session.get(f"http://tundp{STATUS_PATH}") as response,
         ):
             answer: dict[str, Any] = await response.json()
             return answer
-    except (OSError, ClientError, TimeoutError) as error:
+    except (OSError, ClientError, TimeoutError, ValueError) as error:
         # aiohttp's texts speak of TLS; the errno says what happened.
         number = getattr(error, "errno", None)
         if number in (errno.EACCES, errno.EPERM):
@@ -117,7 +119,16 @@ async def fetch_document(path: Path) -> dict[str, Any]:
 
 
 def _document(status: Status) -> str:
-    return json.dumps(status.to_json())
+    """The answer, encoded a peer at a time: one long call would keep the loop from running."""
+    members = []
+    for name, value in status.to_json().items():
+        text = (
+            f"[{', '.join(map(json.dumps, value))}]"
+            if isinstance(value, list)
+            else json.dumps(value)
+        )
+        members.append(f"{json.dumps(name)}: {text}")
+    return f"{{{', '.join(members)}}}"
 
 
 def _make_room(path: Path) -> None:
