@@ -1,9 +1,9 @@
-"""The admin socket: a running daemon answers questions about itself in JSON over HTTP.
+"""The admin socket: HTTP on a unix socket only root may open, server and client.
 
-`GET /v1/status` on a unix socket only root may open. `tundp status` asks it; so can
-curl --unix-socket. The schema number in the answer changes when a field changes meaning
-or goes; new fields come without notice. `GET /v1/metrics` is Prometheus text, served here
-whatever the flags.
+GET /v1/status    observe.status.Status as JSON, which `tundp status` shows
+GET /v1/metrics   Prometheus text, whatever the flags
+
+curl --unix-socket asks it as well.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ async def serve_admin(
 
 
 async def fetch_status(path: Path) -> Status:
-    """What the daemon behind `path` says of itself.
+    """The status of the daemon behind `path`.
 
     PlatformError if none answers, or one whose answer this version cannot read.
     """
@@ -132,14 +132,14 @@ def _document(status: Status) -> str:
 
 
 def _make_room(path: Path) -> None:
-    """Remove the socket of a daemon that is no more; refuse to remove anything else."""
+    """Remove the socket of a dead daemon. PlatformError if it is alive, or no socket."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if not path.exists():
         return
     if not path.is_socket():
-        raise PlatformError(f"{path} is there and no socket: name another --admin-socket")
+        raise PlatformError(f"{path} exists and is no socket: name another --admin-socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # A daemon that is stopped accepts nothing, but is one.
+        # A daemon stopped by a signal does not answer, but is alive.
         probe.settimeout(_PROBE_S)
         try:
             probe.connect(str(path))
