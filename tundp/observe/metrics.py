@@ -56,7 +56,7 @@ class Metrics:
         return bytes(generate_latest(self._registry))
 
     def describe(self) -> list[Any]:
-        """See prometheus_client: nothing needs to be collected to register."""
+        """The names are not known before they are collected. See prometheus_client."""
         return []
 
     def collect(self) -> Iterator[Any]:

@@ -431,7 +431,7 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         """The document the admin socket answers with; makes what is lazy."""
-        return {name: codec.to_json(getattr(self, name)) for name in self.__slots__}
+        return codec.to_json(self)
 
     @classmethod
     def from_json(cls, document: Any) -> Status:
