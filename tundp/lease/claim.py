@@ -264,6 +264,9 @@ class ClaimMachine:
             self.step = before
         elif before is Step.REGAIN:
             self.step = Step.LOOK
+        if self.step is Step.IDLE:
+            # What failed will not be tried again, so it is over.
+            self._worked()
 
     def _observe_unreadable(self, given: Unreadable, now: float) -> None:
         """Repeated by every update of the watch while it lasts: only the first one counts."""
