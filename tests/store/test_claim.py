@@ -592,7 +592,6 @@ def test_a_subnet_that_overlaps_another_key_is_not_regained(worlds: dict[str, Wo
             assert world.read(key) is None
             world.remove(other)
             await until(lambda: other not in node.known())
-            node.claim.look_again()
             await until(lambda: owner(world, key) == OURS)
 
     run(everywhere(worlds, main))
