@@ -37,7 +37,7 @@ flannel writes renewals without a guard (a node back from suspend takes its subn
 whoever got it since) and exits with code 0 when its lease is gone.
 
 Pure: no clock, no I/O, no randomness. Times are monotonic seconds of the caller's clock.
-Longer than other files because table, rules and transitions are checked against each other.
+Why one room: table, rules and transitions are read and checked against each other.
 """
 
 from __future__ import annotations
