@@ -229,7 +229,7 @@ class Claim:
         plan = plan_claim(
             snapshot.leases,
             unreadable=keys_of(snapshot.bad),
-            config=settings.network_config,
+            network_config=settings.network_config,
             public_ip=offer.public_ip,
             node_id="" if settings.identity is None else settings.identity.node_id,
             previous=settings.previous,
