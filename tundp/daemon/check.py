@@ -273,7 +273,7 @@ async def _check_lease(inspection: Inspection) -> AsyncIterator[Finding]:
         plan = plan_claim(
             snapshot.leases,
             unreadable=keys_of(snapshot.bad),
-            config=config,
+            network_config=config,
             public_ip=public_ip,
             node_id=node_id,
             previous=previous,
