@@ -18,7 +18,7 @@ packages="$packages $(awk '$1 == "build" || $1 == "demo" { print $2 }' setup/apt
 stamp=$( (echo "$packages"; cat setup/debian.sh setup/requirements.txt) | sha256sum)
 [ "$(cat "$root/srv/stamp" 2> /dev/null)" != "$stamp" ] || exit 0
 echo "debootstrap: a bare Debian $suite in .tools/debian, a minute or two"
-rm -rf "$root" "$root.new"
+rm -rf "$root.new"
 mkdir -p "$root.new/srv/packages" "$root.new/srv/wheels"
 log=$(mktemp)
 # The network is needed for this only; names are resolved, and servers trusted, as out here.
@@ -72,4 +72,5 @@ rm -rf "$root.new"/var/cache/apt/archives/*.deb "$root.new"/var/lib/apt/lists/*
 in_root "$root.new" apt-get update -qq
 finish
 printf '%s\n' "$stamp" > "$root.new/srv/stamp"
+rm -rf "$root"
 mv "$root.new" "$root"

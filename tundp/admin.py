@@ -1,9 +1,9 @@
-"""The admin socket: a running daemon answers questions about itself in JSON over HTTP.
+"""The admin socket: HTTP on a unix socket only root may open, server and client.
 
-`GET /v1/status` on a unix socket only root may open. `tundp status` asks it; so can
-curl --unix-socket. The schema number in the answer changes when a field changes meaning
-or goes; new fields come without notice. `GET /v1/metrics` is Prometheus text, served here
-whatever the flags.
+GET /v1/status    observe.status.Status as JSON, which `tundp status` shows
+GET /v1/metrics   Prometheus text, whatever the flags
+
+curl --unix-socket asks it as well.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from tundp.observe.status import Status
 
 STATUS_PATH: Final = "/v1/status"
 METRICS_PATH: Final = "/v1/metrics"
+ANSWER_S: Final = 30.0
+"""Deadline for a daemon's answer: one with 65,000 peers takes seconds on a busy machine."""
 _PROBE_S: Final = 1.0
 
 
@@ -36,7 +38,7 @@ async def serve_admin(
     """Answer on `path` until the block ends; a stale socket of a dead daemon is replaced."""
 
     async def answer(_: web.Request) -> web.Response:
-        # Tens of thousands of peers take a second, which the event loop has not.
+        # With tens of thousands of peers this takes a second, which the event loop cannot spare.
         text = await asyncio.to_thread(_document, status())
         return web.Response(text=text, content_type="application/json")
 
@@ -75,7 +77,7 @@ async def serve_admin(
 
 
 async def fetch_status(path: Path) -> Status:
-    """What the daemon behind `path` says of itself.
+    """The status of the daemon behind `path`.
 
     PlatformError if none answers, or one whose answer this version cannot read.
     """
@@ -97,13 +99,13 @@ async def fetch_document(path: Path) -> dict[str, Any]:
     try:
         async with (
             ClientSession(
-                connector=UnixConnector(str(path)), timeout=ClientTimeout(total=5)
+                connector=UnixConnector(str(path)), timeout=ClientTimeout(total=ANSWER_S)
             ) as session,
             session.get(f"http://tundp{STATUS_PATH}") as response,
         ):
             answer: dict[str, Any] = await response.json()
             return answer
-    except (OSError, ClientError, TimeoutError) as error:
+    except (OSError, ClientError, TimeoutError, ValueError) as error:
         # aiohttp's texts speak of TLS; the errno says what happened.
         number = getattr(error, "errno", None)
         if number in (errno.EACCES, errno.EPERM):
@@ -117,18 +119,27 @@ async def fetch_document(path: Path) -> dict[str, Any]:
 
 
 def _document(status: Status) -> str:
-    return json.dumps(status.to_json())
+    """The answer, encoded a peer at a time: one long call would keep the loop from running."""
+    members = []
+    for name, value in status.to_json().items():
+        text = (
+            f"[{', '.join(map(json.dumps, value))}]"
+            if isinstance(value, list)
+            else json.dumps(value)
+        )
+        members.append(f"{json.dumps(name)}: {text}")
+    return f"{{{', '.join(members)}}}"
 
 
 def _make_room(path: Path) -> None:
-    """Remove the socket of a daemon that is no more; refuse to remove anything else."""
+    """Remove the socket of a dead daemon. PlatformError if it is alive, or no socket."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if not path.exists():
         return
     if not path.is_socket():
-        raise PlatformError(f"{path} is there and no socket: name another --admin-socket")
+        raise PlatformError(f"{path} exists and is no socket: name another --admin-socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # A daemon that is stopped accepts nothing, but is one.
+        # A daemon stopped by a signal does not answer, but is alive.
         probe.settimeout(_PROBE_S)
         try:
             probe.connect(str(path))

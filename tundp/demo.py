@@ -16,13 +16,15 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from shutil import which
-from typing import Any, Final, Protocol
+from typing import Final
 
 from rich import box
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -72,17 +74,12 @@ class DemoSettings:
     """Leave the lab running at the end."""
 
 
-class Screen(Protocol):
-    """Where the demo is shown; rich's Console is one."""
-
-    def print(
-        self, *parts: Any, end: str = "\n", soft_wrap: bool | None = None, crop: bool = True
-    ) -> None:
-        """Show text with rich's markup, or a table."""
+Show = Callable[[RenderableType], None]
+"""Shows a text with rich's markup, a line of it, or a table."""
 
 
-async def run_demo(settings: DemoSettings, screen: Screen) -> bool:
-    """Build, check, show on `screen`, tear down. Whether every check passed.
+async def run_demo(settings: DemoSettings, show: Show) -> bool:
+    """Build, check, show each step, tear down. Whether every check passed.
 
     ConfigError or LabError if it cannot start, Interrupted after a signal.
     """
@@ -99,36 +96,34 @@ async def run_demo(settings: DemoSettings, screen: Screen) -> bool:
     try:
         STATE.write_text(json.dumps({"directory": str(directory)}), encoding="utf-8")
         async with interruptible(), lab:
-            demo = Demo(settings, OverlayLab(lab, directory), screen)
+            demo = Demo(settings, OverlayLab(lab, directory), show)
             try:
                 passed = await demo.run()
             except TundpError as error:
-                screen.print(f"\n[red]{escape(str(error))}[/]")
+                show(f"\n[red]{escape(str(error))}[/]")
                 passed = False
             if settings.is_kept and passed:
                 lab.is_kept = True
                 demo.print_ways_to_look_around()
                 return passed
-            screen.print("\ntearing down ... ", end="")
-        screen.print("done, nothing left behind")
+            show("\ntearing down ...")
+        show("torn down, nothing left behind")
     except asyncio.CancelledError:
         raise Interrupted("interrupted; everything torn down") from None
     finally:
         if not lab.is_kept:
             shutil.rmtree(directory, ignore_errors=True)
             STATE.unlink(missing_ok=True)
-    screen.print(
-        "[bold green]all checks passed[/]" if passed else "[bold red]some checks failed[/]"
-    )
+    show("[bold green]all checks passed[/]" if passed else "[bold red]some checks failed[/]")
     return passed
 
 
-async def clean_demo(screen: Screen) -> bool:
+async def clean_demo(show: Show) -> bool:
     """Remove what a kept or killed demo left: processes, namespaces, files. True if all went."""
     _require_root()
     left = leftovers(PREFIX, HOSTS)
     if not left and not STATE.exists():
-        screen.print("there is no demo to remove")
+        show("there is no demo to remove")
         return True
     pids = [pid for name in left for pid in processes_in(name) if _is_ours(pid)]
     for pid in pids:
@@ -144,17 +139,17 @@ async def clean_demo(screen: Screen) -> bool:
         directory = json.loads(STATE.read_text(encoding="utf-8"))["directory"]
         shutil.rmtree(directory, ignore_errors=True)
         STATE.unlink()
-    screen.print("the demo is gone")
+    show("the demo is gone")
     return not leftovers(PREFIX, HOSTS)
 
 
 class Demo:
     """One run. The steps are in `run`, in order."""
 
-    def __init__(self, settings: DemoSettings, overlay: OverlayLab, screen: Screen) -> None:
+    def __init__(self, settings: DemoSettings, overlay: OverlayLab, show: Show) -> None:
         self._settings = settings
         self._overlay = overlay
-        self._screen = screen
+        self._show = show
         self._has_failed = False
 
     async def run(self) -> bool:
@@ -176,8 +171,8 @@ class Demo:
     async def _build(self) -> None:
         store = self._settings.store
         uses_etcd = store is not DemoStore.FILE and find_etcd() is not None
-        self._screen.print("[bold]tundp demo[/]: two nodes, two pods, one overlay\n")
-        self._screen.print(_PICTURE.format(store="etcd" if uses_etcd else ""))
+        self._show("[bold]tundp demo[/]: two nodes, two pods, one overlay\n")
+        self._show(_PICTURE.format(store="etcd" if uses_etcd else ""))
         await self._overlay.build()
         if uses_etcd:
             await self._overlay.start_etcd(NETWORK, is_kept=self._settings.is_kept)
@@ -219,7 +214,7 @@ class Demo:
                 f"pod{node.number} {node.pod_address}",
                 env["FLANNEL_MTU"],
             )
-        self._screen.print(table)
+        self._show(table)
         self._check("leases", len(leases) == len(self._nodes), f"{len(leases)} in the store")
 
     def _check_native(self) -> None:
@@ -297,10 +292,10 @@ class Demo:
         for node, status in zip(self._nodes, statuses, strict=True):
             assert status.counters is not None
             counters.append(status.counters)
-            self._screen.print(f"\n[bold]node{node.number}[/] {status.subnet}")
-            self._screen.print(counters_grid(status.counters), crop=False)
+            self._show(f"\n[bold]node{node.number}[/] {status.subnet}")
+            self._show(counters_grid(status.counters))
             for line in drop_lines(status.counters):
-                self._screen.print(Line(line), crop=False)
+                self._show(Line(line))
         self._check(
             "conservation",
             all(each.is_conserved for each in counters),
@@ -340,19 +335,19 @@ class Demo:
             f"cat {first.log_path}",
             f"{tundp} demo --clean",
         ]
-        self._screen.print("\n[bold]everything keeps running[/]; look around with:\n")
+        self._show("\n[bold]everything keeps running[/]; look around with:\n")
         for command in commands:
             missing = [tool for tool in _TOOLS if f" {tool} " in command and not which(tool)]
             hint = f"   [dim](needs {missing[0]}, which is not installed)[/]" if missing else ""
-            self._screen.print(f"  {command}{hint}", soft_wrap=True)
+            self._show(f"  {command}{hint}")
 
     def _check(self, what: str, is_ok: bool, text: str) -> None:  # noqa: FBT001
         mark = "[green]ok  [/]" if is_ok else "[red]FAIL[/]"
         self._has_failed = self._has_failed or not is_ok
-        self._screen.print(f"{mark} [bold]{what}[/]: {text}", soft_wrap=True)
+        self._show(f"{mark} [bold]{what}[/]: {text}")
 
     def _say(self, what: str, text: str) -> None:
-        self._screen.print(f"     [bold]{what}[/]: {text}", soft_wrap=True)
+        self._show(f"     [bold]{what}[/]: {text}")
 
 
 def _own_command() -> str:

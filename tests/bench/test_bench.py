@@ -13,12 +13,14 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pyroute2 import netns
 
 from tests.wait import DEADLINE_S, until, until_sync
-from tundp.bench import generators, machine, paths
+from tundp.bench import generators, machine, paths, workloads
 from tundp.bench.generators import Generator
 from tundp.bench.results import load
 from tundp.bench.run import PREFIX, BenchSettings, Progress, clean_bench, run_bench
@@ -116,6 +118,36 @@ async def test_requests_are_matched_with_their_own_answers():
         samples = asks.samples_ns[: asks.counted().samples]
         assert samples.min() > 1000
         assert asks.counted().lost == 0
+
+    await with_two_hosts(check)
+
+
+async def test_traffic_interrupted_before_it_began_is_stopped_all_the_same():
+    async def check(left, right):
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(max_workers=1))
+        is_free = threading.Event()
+        occupant = loop.run_in_executor(None, is_free.wait)  # the start waits for its thread
+        traffic = generators.answerer(right, "192.0.2.2", PORT, is_stream=False, size=16)
+        is_waiting = asyncio.Event()
+
+        def wanted():
+            yield traffic
+            raise AssertionError("it was interrupted before")
+
+        async def use() -> None:
+            loop.call_soon(is_waiting.set)
+            async with workloads._running(wanted()):
+                pass
+
+        using = asyncio.create_task(use())
+        await is_waiting.wait()
+        using.cancel()
+        is_free.set()
+        with pytest.raises(asyncio.CancelledError):
+            await using
+        await occupant
+        assert not traffic._thread.is_alive()
 
     await with_two_hosts(check)
 
@@ -275,8 +307,8 @@ def test_interrupted_bench_keeps_what_it_has_and_tears_down(tmp_path):
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 1
-    assert "interrupted; everything torn down" in text
+    assert process.returncode == 130
+    assert "interrupted; everything torn down, what was measured is kept" in text
     found = load(out / "results.json")
     assert found.is_partial
     assert found.samples
@@ -325,7 +357,7 @@ def test_ended_at_the_frame_look_leaves_nothing(tmp_path, signum):
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 1, text
+    assert process.returncode == 130, text
     assert "Traceback" not in text
     assert left_behind() == []
 
@@ -333,12 +365,12 @@ def test_ended_at_the_frame_look_leaves_nothing(tmp_path, signum):
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
-        (["--only=nonsense"], 1, "no such row, workload or lab"),
-        (["--out=/proc/nothing"], 1, "--out /proc/nothing"),
+        (["--only=nonsense"], 2, "no such row, workload or lab"),
+        (["--out=/proc/nothing"], 2, "--out /proc/nothing"),
         (["--rounds=0"], 2, "at least 1"),
         (["--seconds=-1"], 2, "seconds above 0"),
-        (["diff", "one.json"], 2, "usage"),
-        (["diff", "/no/a.json", "/no/b.json"], 1, "/no/a.json"),
+        (["diff", "one.json"], 2, "B is missing: usage"),
+        (["diff", "/no/a.json", "/no/b.json"], 2, "/no/a.json"),
     ],
 )
 def test_bad_input_is_named(arguments, code, expected):

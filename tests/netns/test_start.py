@@ -195,7 +195,7 @@ async def test_demo_with_etcd_that_is_not_installed_is_wrong_usage(monkeypatch):
     out = io.StringIO()
     settings = demo.DemoSettings(store=DemoStore.ETCD, payload_len=1 << 20, is_kept=False)
     with pytest.raises(ConfigError, match="--store etcd: etcd is not installed"):
-        await demo.run_demo(settings, Console(file=out))
+        await demo.run_demo(settings, Console(file=out).print)
     assert out.getvalue() == ""
 
 
@@ -203,7 +203,7 @@ async def test_demo_without_etcd_says_so_and_uses_the_file(no_demo, monkeypatch)
     monkeypatch.setattr(demo, "find_etcd", lambda: None)
     out = io.StringIO()
     settings = demo.DemoSettings(store=DemoStore.AUTO, payload_len=1 << 20, is_kept=False)
-    assert await demo.run_demo(settings, Console(file=out, width=200)), out.getvalue()
+    assert await demo.run_demo(settings, Console(file=out, width=200).print), out.getvalue()
     assert "etcd is not installed" in out.getvalue()
     assert "all checks passed" in out.getvalue()
 

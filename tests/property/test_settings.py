@@ -9,8 +9,9 @@ from pathlib import Path
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tundp.choices import EtcdApi, Layout, Offload
+from tundp.choices import Offload
 from tundp.errors import ConfigError
+from tundp.settings.declare import Flag
 from tundp.settings.parsers import parse_int
 from tundp.settings.settings import FLAGS as DECLARED
 from tundp.settings.settings import Settings
@@ -108,25 +109,19 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "healthz-port": st.integers(0, 65535).map(oct),
     "net-config-path": PATHS,
     "v": st.integers(-(2**63), 2**63 - 1).map(str),
-    "etcd-api": st.sampled_from([each.value for each in EtcdApi]),
-    "on-lease-lost": st.sampled_from(["regain", "exit"]),
     "state-dir": st.just("") | PATHS,
     "metrics-addr": st.just("")
     | st.builds("{}:{}".format, st.ip_addresses(v=4), st.integers(1, 65535))
     | st.integers(1, 65535).map(":{}".format),
     "store": st.just("etcd") | WORDS.filter(bool).map("file:{}".format),
-    "engine": st.sampled_from(["auto", "gso", "mmsg", "simple", "reference"]),
     "disable-offloads": st.lists(st.sampled_from([each.value for each in Offload]), max_size=3).map(
         ",".join
     ),
     "workers": st.integers(1, 64).map(str),
-    "layout": st.sampled_from([each.value for each in Layout]),
     "cpus": st.lists(st.sampled_from(sorted(os.sched_getaffinity(0))), max_size=3).map(
         lambda numbers: ",".join(map(str, numbers))
     ),
     "spin": st.integers(0, 1000).map(str),
-    "loop": st.sampled_from(["auto", "uvloop", "asyncio"]),
-    "source-check": st.sampled_from(["off", "count", "enforce"]),
     "tun-name": st.from_regex(r"[A-Za-z0-9_-]{1,8}(%d)?", fullmatch=True),
     "lease-ttl": st.integers(1, 2**40).map(str),
     "admin-socket": PATHS,
@@ -140,11 +135,20 @@ SETTABLE = [
 ]
 
 
+def texts_of(flag: Flag) -> st.SearchStrategy[str]:
+    """What can be given for a flag with no more rules than its declaration tells."""
+    if flag.choices:
+        return st.sampled_from(flag.choices)
+    if flag.is_boolean:
+        return BOOLEANS
+    return st.integers(1, 64).map(str) if isinstance(flag.default, int) else WORDS
+
+
 @st.composite
 def command_lines(draw: st.DrawFn) -> list[str]:
     arguments = []
     for option in draw(st.lists(st.sampled_from(SETTABLE), unique=True, max_size=8)):
-        texts = VALUES.get(option.name, BOOLEANS if option.is_boolean else WORDS)
+        texts = VALUES[option.name] if option.name in VALUES else texts_of(option)
         for _ in range(draw(st.integers(1, 3)) if option.is_repeatable else 1):
             arguments += [f"--{option.name}={draw(texts)}"]
     for one, other in (("etcd-username", "etcd-password"), ("etcd-certfile", "etcd-keyfile")):

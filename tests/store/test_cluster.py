@@ -83,16 +83,19 @@ class ClusterWorld:
         return await self._insist("read", name)
 
     async def _insist(self, method: str, *arguments: Any, **options: Any) -> Any:
-        # On a thread: etcd may take its time, and the stores under test must not wait for us.
-        for _ in range(40):
+        async def answer() -> tuple[Any, ...]:
+            """In a tuple, which is true whatever is in it."""
             for member, world in self._at.items():
                 if not member.is_running:
                     continue
+                # On a thread: the stores under test must not wait for us.
                 with contextlib.suppress(OSError, AssertionError, KeyError, ValueError):
-                    return await asyncio.to_thread(getattr(world, method), *arguments, **options)
+                    return (await asyncio.to_thread(getattr(world, method), *arguments, **options),)
                 world.raw.close()
-            await asyncio.sleep(0.05)
-        raise AssertionError(f"{method} {arguments}: no member of the cluster does it")
+            return ()
+
+        (found,) = await until(answer, f"a member of the cluster that can {method} {arguments}")
+        return found
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from tundp.cli import (
 )
 from tundp.cli.bench import BenchOptions
 from tundp.cli.program import COMMANDS, EXAMPLES, find
-from tundp.daemon.node import setting_statuses
+from tundp.daemon.report import setting_statuses
 from tundp.daemon.running import settings_of
 from tundp.errors import ConfigError, Interrupted
 from tundp.observe.status import DaemonState, Status

@@ -138,7 +138,7 @@ def completed(shell: str, *words: str) -> set[str]:
         (["tundp", "completion", ""], {"bash", "zsh", "fish"}),
         (["flanneld", "--iface-c"], {"--iface-can-reach"}),
     ],
-    ids=lambda value: " ".join(value),
+    ids=lambda value: " ".join(sorted(value) if isinstance(value, set) else value),
 )
 def test_bash_completes(line, expected):
     found = completed(shells.bash(COMMANDS), *line)

@@ -17,11 +17,11 @@ from aiohttp import ClientSession
 from tests.clock import Hurried
 from tundp.errors import PlatformError
 from tundp.finding import Finding, must_hold
-from tundp.observe.health import LAG_MAX_S, PULSE_S, STUCK_S, Health
+from tundp.observe.health import HEARTBEAT_S, LAG_MAX_S, STUCK_S, Health
 from tundp.observe.metrics import CONTENT_TYPE, Metrics
 from tundp.observe.web import CONNECTIONS, serve_health, serve_metrics
 
-PULSE_MISSES = round(STUCK_S / PULSE_S)
+HEARTBEAT_MISSES = round(STUCK_S / HEARTBEAT_S)
 """Looks in a row that find a thread where it was, before it counts as stuck."""
 FINE = [must_hold("lease", True, "held")]
 BAD = [must_hold("lease", False, "192.0.2.9 holds it now"), must_hold("device", True, "flannel0")]
@@ -62,7 +62,7 @@ def of(health: Health, name: str) -> Finding:
 
 async def looks(count: int) -> None:
     """Until so many more looks were taken, and a little."""
-    await asyncio.sleep(count * PULSE_S + PULSE_S / 4)
+    await asyncio.sleep(count * HEARTBEAT_S + HEARTBEAT_S / 4)
 
 
 # Packet threads
@@ -77,14 +77,14 @@ def test_turning_threads_are_alive():
             await looks(1)
             assert health.is_alive
             assert health.is_ready
-        assert of(health, "packet-threads").evidence == "all turning"
+        assert of(health, "packet-threads").evidence == "all running"
 
     hurried(main)
 
 
 def test_a_stuck_thread_is_found_after_so_many_looks_and_recovers(caplog):
     turning = [(n, n) for n in range(5)]
-    stuck = [(4 + n, 4) for n in range(1, PULSE_MISSES + 3)]
+    stuck = [(4 + n, 4) for n in range(1, HEARTBEAT_MISSES + 3)]
     again = [(20 + n, 5 + n) for n in range(20)]
     threads = Threads(*turning, *stuck, *again)
 
@@ -92,10 +92,10 @@ def test_a_stuck_thread_is_found_after_so_many_looks_and_recovers(caplog):
         health.attend(threads.pulse, lambda: FINE)
         seen = []
         for number in range(len(turning) + len(stuck) + 5):
-            await asyncio.sleep(PULSE_S if number else PULSE_S * 1.25)
+            await asyncio.sleep(HEARTBEAT_S if number else HEARTBEAT_S * 1.25)
             seen.append(health.is_alive)
         # The first line of the script is where they were before the first look.
-        found = len(turning) - 1 + PULSE_MISSES - 1
+        found = len(turning) - 1 + HEARTBEAT_MISSES - 1
         recovered = len(turning) - 1 + len(stuck)
         assert seen == [not found <= number < recovered for number in range(len(seen))]
 
@@ -110,10 +110,10 @@ def test_which_thread_is_stuck_and_for_how_long():
 
     async def main(health: Health, _: Hurried) -> None:
         health.attend(lambda: (next(count), 5, next(count), 6), lambda: FINE)
-        await looks(PULSE_MISSES + 1)
+        await looks(HEARTBEAT_MISSES + 1)
         check = of(health, "packet-threads")
         assert check.is_failure
-        assert check.evidence == f"thread 1, 3 has not moved for {STUCK_S:.0f} s or more"
+        assert check.evidence == f"thread 1, 3 has made no iteration for {STUCK_S:.0f} s or more"
         assert not health.is_ready
         assert not of(health, "event-loop").is_failure
 
@@ -142,7 +142,7 @@ def test_what_is_not_stuck(script, breaks):
 
 
 def test_threads_that_take_turns_at_being_late_are_not_stuck():
-    """No one thread is where it was for PULSE_MISSES looks."""
+    """No one thread is where it was for HEARTBEAT_MISSES looks."""
     script = [(number // 2, (number + 1) // 2) for number in range(20)]
     threads = Threads(*script)
 
@@ -162,7 +162,7 @@ def test_a_loop_that_is_late_is_not_alive_and_recovers():
     async def main(health: Health, loop: Hurried) -> None:
         await looks(3)
         assert not of(health, "event-loop").is_failure
-        loop.now += LAG_MAX_S + PULSE_S + 0.5  # what a callback that blocks does to the clock
+        loop.now += LAG_MAX_S + HEARTBEAT_S + 0.5  # what a callback that blocks does to the clock
         check = of(health, "event-loop")
         assert check.is_failure
         assert "late by" in check.evidence
@@ -192,7 +192,7 @@ def test_ready_says_what_it_waits_for():
     async def main(health: Health, _: Hurried) -> None:
         assert not health.is_ready
         assert health.is_alive
-        assert must_hold("start", False, "waiting for its turn") in health.ready()
+        assert must_hold("start", False, "waiting for start-up to begin") in health.ready()
         health.waits_for("a lease")
         assert must_hold("start", False, "waiting for a lease") in health.ready()
         checks = list(BAD)
@@ -291,7 +291,7 @@ def test_a_stuck_thread_starves_the_watchdog(systemd):
         health.attend(pulse, lambda: FINE)
         assert await fed(systemd, loop, for_s=60)
         moving = False
-        await looks(PULSE_MISSES + 1)
+        await looks(HEARTBEAT_MISSES + 1)
         systemd()
         assert await fed(systemd, loop, for_s=60) == []
         moving = True
@@ -335,7 +335,7 @@ def test_a_watchdog_in_a_hurry_calls_no_thread_stuck_early(monkeypatch, systemd)
     loops: list[Hurried] = []
 
     def pulse() -> tuple[int, ...]:
-        return (int(loops[0].time() / (PULSE_S * 0.9)),)
+        return (int(loops[0].time() / (HEARTBEAT_S * 0.9)),)
 
     async def main(health: Health, loop: Hurried) -> None:
         loops.append(loop)

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tundp.daemon.routes import Routes
 
 import tundp
+from tundp.daemon.report import routing_status
 from tundp.engine.base import Counters
 from tundp.finding import Finding, must_hold
 from tundp.lease.claim import LeaseState
-from tundp.lease.fib import Fib
 from tundp.lease.model import BadEntry, Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.lease.network import parse_network_config
+from tundp.lease.routing import Routing
 from tundp.observe import collect
 from tundp.observe.metrics import CONTENT_TYPE, Metrics
 from tundp.observe.status import (
@@ -51,6 +51,7 @@ STORE = StoreStatus(
 ROUTING = RoutingStatus(generation=3, peers=1, refused=0, bad_entries=0)
 INTERFACE = InterfaceStatus(name="eth0", address=IPv4Address("192.0.2.1"), mtu=1500, why="")
 BACKEND = BackendStatus(
+    mtu=1472,
     type="udp",
     interface=INTERFACE,
     port=8285,
@@ -217,9 +218,6 @@ class Engine:
     def __init__(self) -> None:
         self.peers_asked = 0
 
-    def install(self, fib: Fib) -> None:
-        pass
-
     def describe(self) -> str:
         return ""
 
@@ -235,15 +233,15 @@ class Engine:
         return {}
 
 
-def routes_with(count: int, engine: Engine) -> Routes:
+def routing_of(count: int) -> Routing:
     """So many peers, as many leases that are none, and as many unreadable entries."""
     network = parse_network_config('{"Network": "10.0.0.0/8", "SubnetLen": 28}', "test")
     own = LeaseKey(IPv4Interface("10.255.0.0/28"))
-    routes = Routes(
-        engine,  # type: ignore[arg-type]  # what is asked of it here it has
-        network=network,
+    routing = Routing(
+        network=network.network,
+        backend=network.backend,
         own_key=own,
-        public_ip=IPv4Address("192.0.2.1"),
+        own_addresses=[IPv4Address("192.0.2.1")],
     )
     subnets = IPv4Network("10.0.0.0/9").subnets(new_prefix=28)
     leases = []
@@ -258,8 +256,8 @@ def routes_with(count: int, engine: Engine) -> Routes:
             )
         )
     bad = tuple(BadEntry(f"x{number}", "y") for number in range(count))
-    routes.take_in(Snapshot(tuple(leases), 1, bad))
-    return routes
+    routing.apply(Snapshot(tuple(leases), 1, bad))
+    return routing
 
 
 def calls_of(function: Callable[[], object]) -> int:
@@ -282,9 +280,11 @@ async def test_a_scrape_costs_the_same_whatever_the_number_of_peers():
     costs = {}
     for count in (10, 3000):
         engine = Engine()
-        routes = routes_with(count, engine)
+        routing = routing_of(count)
         metrics = Metrics(lambda: READY)
-        metrics.summary = lambda routes=routes: status(routing=routes.status())
+        metrics.summary = lambda routing=routing, engine=engine: status(
+            routing=routing_status(routing, engine)
+        )
         metrics.render()  # what is made once is made now
         costs[count] = calls_of(metrics.render)
         found = scraped(metrics)
@@ -293,7 +293,6 @@ async def test_a_scrape_costs_the_same_whatever_the_number_of_peers():
         assert value(found, "tundp_bad_entries") == count
         assert value(found, "tundp_narrow_paths") == 3
         assert engine.peers_asked == 0
-        routes.close()
     # The process's own metrics (open files and such) make for some calls more or less.
     assert abs(costs[3000] - costs[10]) < 1000, costs
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -310,17 +311,6 @@ def test_a_bad_variable_is_named(variable, text, why):
     assert why in message
 
 
-def test_every_variable_is_flannels_or_ours():
-    ours = {"disable-offloads", "workers", "layout", "cpus", "spin"}
-    ours |= {"config", "etcd-api", "on-lease-lost", "force-takeover", "state-dir"}
-    ours |= {"fallback-route", "metrics-addr"}
-    ours |= {"store", "engine", "loop", "source-check", "tun-name", "lease-ttl", "admin-socket"}
-    for option in FLAGS:
-        prefix = "TUNDP_" if option.name in ours else "FLANNELD_"
-        expected = prefix + option.name.replace("-", "_").upper()
-        assert option.variable == ("" if option.name in ("help", "version") else expected)
-
-
 # Secrets
 
 
@@ -476,6 +466,13 @@ def test_nothing_else_passes_for_flannels():
     assert flannels == FLANNELS_FLAGS.keys() | {"help"}
 
 
+def test_every_variable_is_flannels_or_ours():
+    for option in FLAGS:
+        prefix = "FLANNELD_" if option.name in FLANNELS_FLAGS else "TUNDP_"
+        expected = prefix + option.name.replace("-", "_").upper()
+        assert option.variable == ("" if option.name in ("help", "version") else expected)
+
+
 @pytest.mark.parametrize("text", ["1", "t", "T", "true", "TRUE", "True"])
 @pytest.mark.parametrize("name", ["ip-masq", "ip-blackhole-route"])
 def test_true_on_the_command_line(name, text):
@@ -518,6 +515,24 @@ def test_flags_without_effect_are_taken():
     config = load_settings(arguments, {})
     assert config.kube_annotation_prefix == "a.b/c"
     assert config.set_node_network_unavailable is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "names"),
+    [
+        ([], {}, []),
+        (["--ip-masq", "--kube-subnet-mgr=false"], {}, []),
+        (["--kube-annotation-prefix=a.b/c"], {}, ["kube-annotation-prefix"]),
+        (["--set-node-network-unavailable=false"], {}, ["set-node-network-unavailable"]),
+        ([], {"FLANNELD_NET_CONFIG_PATH": "/n"}, ["net-config-path"]),
+        (["--log_backtrace_at=a.go:7"], {}, ["log_backtrace_at"]),
+    ],
+)
+def test_flags_without_effect_are_named(arguments, environment, names):
+    sentences = load_settings(arguments, environment).without_effect()
+    assert [sentence.split()[0] for sentence in sentences] == [f"--{name}" for name in names]
+    for sentence in sentences:
+        assert re.fullmatch(r"--\S+ has no effect: .+", sentence)
 
 
 @pytest.mark.parametrize("name", ["listen", "remote", "use-multi-cluster-cidr"])

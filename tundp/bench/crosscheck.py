@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from tundp.bench import generators
-from tundp.bench.paths import BenchPath, Ground
+from tundp.bench.paths import READY_S, BenchPath, Ground
 from tundp.bench.results import Results
 from tundp.bench.workloads import PORT
 from tundp.finding import Finding, Verdict
-from tundp.lab.lab import stop_process
+from tundp.lab.lab import finish, stop_process
 
 PACKET_CALLS: Final = frozenset(
     {"read", "readv", "write", "sendto", "recvmsg", "sendmmsg", "recvmmsg", "poll", "ppoll"}
@@ -57,7 +57,7 @@ async def count_syscalls(lab_kind: str, path: BenchPath, ground: Ground) -> Find
     )
     try:
         assert strace.stderr is not None
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(READY_S):
             said = (await strace.stderr.readline()).decode()
         if "attached" not in said:
             return Finding(
@@ -69,7 +69,7 @@ async def count_syscalls(lab_kind: str, path: BenchPath, ground: Ground) -> Find
             )
         before = await ground.counters()
         for generator in (receiver, sender):
-            await asyncio.to_thread(generator.start)
+            await finish(asyncio.to_thread(generator.start))
         await asyncio.sleep(TRACE_S)
         after = await ground.counters()
     finally:

@@ -359,7 +359,10 @@ async def _lab(
                         grounds.append((path, ground))
                     except _ROW_FAILURES as error:
                         why_not = f"cannot be built: {error}"
-                if why_not is not None:
+                is_news = all(
+                    (row.name, row.why_not) != (path.name, why_not) for row in results.rows
+                )
+                if why_not is not None and is_news:
                     progress.say(f"{lab_kind}: no {path.name}: {why_not}")
                 results.rows.append(
                     Row(

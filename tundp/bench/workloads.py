@@ -321,7 +321,8 @@ async def _running(wanted: Iterator[Generator]) -> AsyncIterator[list[Generator]
     try:
         for generator in wanted:
             running.append(generator)
-            await asyncio.to_thread(generator.start)
+            # To its end: what is half started cannot be stopped.
+            await finish(asyncio.to_thread(generator.start))
         yield running
     finally:
         for generator in running:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tundp.choices import DemoStore
 from tundp.cli.command import Command, Given, run_async
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, terminal
 from tundp.settings.declare import option
 from tundp.settings.parsers import parse_int
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 def _megabytes(text: str) -> int:
@@ -41,13 +45,17 @@ def demo(given: Given[DemoOptions]) -> int:
     from tundp.demo import DemoSettings, clean_demo, run_demo
 
     console = terminal()
+
+    def show(part: RenderableType) -> None:
+        console.print(part, crop=False, soft_wrap=isinstance(part, str))
+
     options = given.options
     if options.clean:
-        return EXIT_OK if run_async(clean_demo(console)) else EXIT_FAILED
+        return EXIT_OK if run_async(clean_demo(show)) else EXIT_FAILED
     settings = DemoSettings(
         store=options.store, payload_len=options.megabytes << 20, is_kept=options.keep
     )
-    return EXIT_OK if run_async(run_demo(settings, console)) else EXIT_FAILED
+    return EXIT_OK if run_async(run_demo(settings, show)) else EXIT_FAILED
 
 
 COMMAND = Command(

@@ -3,8 +3,8 @@
     python -m tundp.cli.docs              write them all below the current directory
     python -m tundp.cli.docs --check      say which are not current; exit code 1 if any is not
 
-systemd/tundp-default, docs/reference.md and docs/man/ are made here and kept in the repository;
-a test holds them current.
+systemd/tundp-default, docs/reference.md, docs/man/ and the status's JSON Schema are made here and
+kept in the repository; tests hold them current.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tundp.cli.command import DAEMON_FLAGS, Command
 from tundp.cli.output import EXIT_FAILED, EXIT_OK
 from tundp.cli.program import COMMANDS, DESCRIPTION, EXAMPLES, NOTES
 from tundp.cli.run import FLANNELD
+from tundp.observe import schema
 from tundp.settings.declare import Flag, Section, show
 from tundp.settings.help import describe
 from tundp.settings.settings import FLAGS, Settings
@@ -50,6 +51,7 @@ def documents() -> dict[str, str]:
         "docs/reference.md": reference(),
         "docs/man/tundp.8": overview_page(),
         "docs/man/tundp.toml.5": file_page(),
+        "tundp/observe/status.schema.json": schema.text(),
     }
     for command in (*COMMANDS, FLANNELD):
         name = command.full_name.replace(" ", "-")

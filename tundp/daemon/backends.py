@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tundp.backend.base import Backend, Given
+from tundp.backend.hostgw import HostGwBackend
 from tundp.backend.udp.backend import UdpBackend, UdpSettings
 from tundp.engine.native.engine import EngineSettings
 from tundp.lease.network import BackendConfig, HostGwConfig, UdpConfig
@@ -35,4 +36,4 @@ def make_backend(
             )
         case HostGwConfig():
             given.close()
-            raise NotImplementedError
+            return HostGwBackend(config, netlink=netlink)

@@ -28,7 +28,12 @@ from tundp.lease import subnet_env
 from tundp.lease.allocate import Keep, plan_claim
 from tundp.lease.identity import identity_of
 from tundp.lease.model import Snapshot
-from tundp.lease.network import BackendConfig, NetworkConfig, parse_network_config
+from tundp.lease.network import (
+    BackendConfig,
+    HostGwConfig,
+    NetworkConfig,
+    parse_network_config,
+)
 from tundp.lease.table import keys_of
 from tundp.linux import capability, unreachable
 from tundp.linux.command import find
@@ -230,7 +235,8 @@ async def _check_interface(inspection: Inspection) -> AsyncIterator[Finding]:
     except (ConfigError, PlatformError) as error:
         yield Finding(id="interface", verdict=Verdict.FAIL, evidence=str(error))
         return
-    mtu = overhead.tun_mtu(chosen.link.mtu, chosen.link.name)
+    is_direct = config is not None and isinstance(config.backend, HostGwConfig)
+    mtu = chosen.link.mtu if is_direct else overhead.tun_mtu(chosen.link.mtu, chosen.link.name)
     yield Finding(
         id="interface",
         verdict=Verdict.OK,
@@ -304,6 +310,60 @@ def _kept(plan: Keep, public_ip: IPv4Address, node_id: str | None) -> tuple[Verd
         f"{key} with our PublicIP {public_ip} is of node {holder}: a start asks whether that is"
         " alive, and fails if it is",
     )
+
+
+async def _check_gateways(inspection: Inspection) -> AsyncIterator[Finding]:
+    """Whether the host-gw backend's peers are neighbours on the interface."""
+    config, snapshot, chosen = (
+        inspection.network_config,
+        inspection.snapshot,
+        inspection.interface,
+    )
+    if config is None or snapshot is None or chosen is None:
+        return
+    if not isinstance(config.backend, HostGwConfig):
+        return
+    if chosen.public_ip != chosen.address:
+        yield Finding(
+            id="gateways.public-ip",
+            verdict=Verdict.FAIL,
+            title="host-gw",
+            evidence=f"the PublicIP {chosen.public_ip} is not the address {chosen.address} of"
+            f" {chosen.link.name}, which other nodes would send to",
+            next_step="leave --public-ip out, or use the udp backend",
+        )
+    networks = [
+        address.interface.network
+        for address in await inspection.netlink.addresses()
+        if address.index == chosen.link.index
+    ]
+    peers = [
+        lease
+        for lease in snapshot.leases
+        if lease.attributes.backend_type.lower() in config.backend.lease_types
+        and lease.attributes.public_ip != chosen.public_ip
+    ]
+    far = [
+        lease
+        for lease in peers
+        if not any(lease.attributes.public_ip in network for network in networks)
+    ]
+    for lease in far:
+        yield Finding(
+            id="gateways.far",
+            verdict=Verdict.WARN,
+            title="host-gw",
+            evidence=f"{lease.key} at {lease.attributes.public_ip} is on no network of"
+            f" {chosen.link.name}: no route can lead there",
+            next_step="host-gw needs all nodes on one layer-2 network; udp does not",
+        )
+    if not far:
+        yield Finding(
+            id="gateways",
+            verdict=Verdict.OK,
+            title="host-gw",
+            evidence=f"{len(peers)} other nodes, all on networks of {chosen.link.name}",
+        )
 
 
 async def _check_ports(inspection: Inspection) -> AsyncIterator[Finding]:
@@ -412,6 +472,7 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "store": _check_store,
         "interface": _check_interface,
         "lease": _check_lease,
+        "gateways": _check_gateways,
         "ports": _check_ports,
         "routes": _check_routes,
         "br_netfilter": _check_br_netfilter,

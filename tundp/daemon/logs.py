@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import logging
 import re
-import sys
 from typing import Final
 
 OWN: Final = "tundp"
@@ -74,7 +73,7 @@ def set_up(level: int, modules: str = "", *, username: str = "", password: str =
     modules: `name=level,...` of single loggers and those below them, of libraries too.
     """
     basic = base64.b64encode(f"{username}:{password}".encode("latin-1", "replace")).decode()
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter((password, basic) if password else ()))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger(OWN).setLevel(_severity(level))

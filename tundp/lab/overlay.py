@@ -94,7 +94,7 @@ class LabNode:
         """What its daemon says of itself."""
         return await fetch_status(self.admin_socket)
 
-    async def status_json(self) -> dict[str, Any]:
+    async def status_document(self) -> dict[str, Any]:
         """The same as the daemon sent it."""
         return await fetch_document(self.admin_socket)
 

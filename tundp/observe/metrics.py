@@ -56,7 +56,7 @@ class Metrics:
         return bytes(generate_latest(self._registry))
 
     def describe(self) -> list[Any]:
-        """See prometheus_client: nothing needs to be collected to register."""
+        """The names are not known before they are collected. See prometheus_client."""
         return []
 
     def collect(self) -> Iterator[Any]:
@@ -142,8 +142,8 @@ def _control(status: Status) -> Iterator[Any]:
         yield InfoMetricFamily(
             "tundp_backend", "What carries packets.", value={"type": backend.type}
         )
-        if backend.device is not None:
-            yield _gauge("tundp_mtu_bytes", "MTU of the TUN.", backend.device.mtu)
+        if backend.mtu is not None:
+            yield _gauge("tundp_mtu_bytes", "Largest inner packet.", backend.mtu)
     if (engine := status.engine) is not None:
         yield _offloads(engine)
 

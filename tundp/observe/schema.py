@@ -1,12 +1,11 @@
-"""Prints the JSON Schema of the status, for the file `PATH` beside this one.
+"""The JSON Schema of the status, for the file `PATH` beside this one.
 
-python -m tundp.observe.schema > tundp/observe/status.schema.json
+`python -m tundp.cli.docs` writes it.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +19,3 @@ def text() -> str:
     """What the file must hold."""
     title = f"tundp status, schema {STATUS_SCHEMA}"
     return json.dumps(json_schema(Status, title=title), indent=2) + "\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(text())

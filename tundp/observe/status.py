@@ -1,7 +1,7 @@
 """What a running daemon says of itself: the answer of the admin socket, typed.
 
 `to_json` and `from_json` are the wire format, `status.schema.json` beside this file describes
-it (`python -m tundp.observe.schema` writes that). STATUS_SCHEMA goes up when a member changes
+it (`python -m tundp.cli.docs` writes that). STATUS_SCHEMA goes up when a member changes
 meaning, changes type or goes; new members come without notice, and readers pass over those
 they do not know.
 """
@@ -126,7 +126,7 @@ class BackendStatus:
     type: str
     """As leases spell it in BackendType: `udp`, `host-gw`."""
     interface: InterfaceStatus
-    mtu: int
+    mtu: int | None = None
     """Bytes of the largest inner packet: FLANNEL_MTU of subnet.env."""
     port: int | None = None
     """UDP port of this node; null for a backend without one."""
@@ -431,7 +431,7 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         """The document the admin socket answers with; makes what is lazy."""
-        return {name: codec.to_json(getattr(self, name)) for name in self.__slots__}
+        return codec.to_json(self)
 
     @classmethod
     def from_json(cls, document: Any) -> Status:

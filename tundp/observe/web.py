@@ -113,8 +113,9 @@ async def _serve(app: web.Application, ip: str, port: int, flag: str) -> AsyncIt
         assert handlers is not None
 
         def accept() -> asyncio.Protocol:
-            # Whoever opens connections and is silent must not take the descriptors of the
-            # overlay: the oldest go first, and a probe always gets its answer.
+            # Idle connections must not use up the daemon's descriptors: the oldest are closed
+            # first, so that a probe is always answered. aiohttp (3.11 to 3.14) keeps its
+            # handlers in the order they were made.
             for idle in handlers.connections[: 1 - CONNECTIONS]:
                 idle.force_close()
             return handlers()

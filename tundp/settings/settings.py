@@ -1,8 +1,9 @@
 """The daemon's settings, one declaration each: Flannel's flags first, then tundp's own.
 
 Every default, unit and check of a single value is here; what several say together is checked
-by settings/sources.py. See settings/declare.py for what follows from a declaration. This file is
-one table, longer than files should be: that all flags stand in one place is its point.
+by settings/sources.py. See settings/declare.py for what follows from a declaration.
+
+Why one room: it is one table, and that all flags stand in one place is its point.
 """
 
 from __future__ import annotations

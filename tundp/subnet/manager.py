@@ -175,6 +175,8 @@ class StoreSubnetManager:
         progress.waits_for("a lease", lambda: claim.waiting_for)
         lease, snapshot = await claim.acquire()
         self._has_own_lease = True
+        # The store itself was heard, though its watch has not begun.
+        self._is_synced, self._synced_at = True, time.time()
         return Acquired(lease=lease, snapshot=snapshot, origin=claim.origin)
 
     async def updates(self) -> AsyncIterator[Snapshot | Events]:
