@@ -173,7 +173,7 @@ def test_subnet_of_two_nodes_is_a_warning_while_it_is_so(
                 f"subnet 10.5.1.0/24 is leased to {THEM} in etcd v2 and to {US} in v3"
             )
         assert sum("is leased to" in message for message in caplog.messages) == 1
-        etcd3_world.delete(key)
+        etcd3_world.remove(key)
         await store.snapshot()
         assert store.warnings == ()
         await store.close()
