@@ -24,7 +24,7 @@ from tests.wait import DEADLINE_S, until
 from tundp.errors import PlatformError
 from tundp.lab.lab import processes_in
 from tundp.linux import command
-from tundp.linux.firewall import choose as firewall
+from tundp.linux.firewall import watch
 from tundp.linux.firewall.choose import (
     FirewallSettings,
     Previous,
@@ -583,7 +583,7 @@ async def test_repairing_waits_for_a_change_and_then_mends(box):
 
 
 async def test_without_the_socket_only_time_passes(box, monkeypatch):
-    monkeypatch.setattr(firewall, "NETLINK_NETFILTER", 31)  # no such protocol
+    monkeypatch.setattr(watch.uapi, "NETLINK_NETFILTER", 31)  # no such protocol
 
     async def watch():
         async with watch_ruleset() as changed:
