@@ -93,7 +93,7 @@ class Firewall:
     async def _remove_other(self, pairs: list[NetworkPair]) -> list[str]:
         if self.name == nftables.Nftables.name:
             return await iptables.remove(pairs, mark=self._settings.mark)
-        return await nftables.remove()
+        return await nftables.remove(mark=self._settings.mark)
 
 
 def make_firewall(
