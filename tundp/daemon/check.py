@@ -42,7 +42,6 @@ from tundp.linux.netlink import Netlink
 from tundp.linux.tun import require_device
 from tundp.settings.settings import Settings
 from tundp.settings.show import reported
-from tundp.store.auto import AutoStore
 from tundp.store.base import Store
 from tundp.subnet.lease_cache import LeaseCache
 from tundp.wire import overhead
@@ -186,14 +185,13 @@ async def _check_store(inspection: Inspection) -> AsyncIterator[Finding]:
         evidence=f"{config.network}, /{pool.subnet_len} subnets from {pool.subnet_min} to"
         f" {pool.subnet_max}, backend {_backend(config.backend)}",
     )
-    if isinstance(store, AutoStore) and store.is_ambiguous:
+    for warning in store.warnings:
         yield Finding(
-            id="store.two-configs",
+            id=f"store.{warning.id}",
             verdict=Verdict.WARN,
-            title="network config",
-            evidence="there is one in etcd v3 and one in v2: v3 counts, and the nodes in v2 stay"
-            " unseen",
-            next_step="--etcd-api=v2 or both, or delete the one nobody uses",
+            title="store",
+            evidence=warning.evidence,
+            next_step=warning.next_step,
         )
     for finding in _lease_findings(store, snapshot):
         yield finding
