@@ -26,7 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tundp.engine.native import engine as native
+from tundp.engine.native.self_test import self_test
 from tundp.errors import LabError, TundpError, Unsupported
 from tundp.lab.etcd import find_etcd
 from tundp.lab.lab import (
@@ -219,7 +219,7 @@ class Demo:
             generation=1,
         )
         try:
-            compared = native.self_test(fib)
+            compared = self_test(fib)
         except Unsupported as error:
             self._say("C module", str(error))
             return

@@ -9,7 +9,8 @@ from ipaddress import IPv4Address, IPv4Network
 
 import numpy as np
 
-from tundp.engine.native import engine as native
+from tundp.engine.native import twins
+from tundp.engine.native.fib import NativeFib
 from tundp.lease.fib import Fib, build_fib
 from tundp.lease.model import Peer
 from tundp.wire import checksum, ip
@@ -43,7 +44,7 @@ def main() -> None:
     compare(
         "checksum of 1448 bytes",
         [
-            ("native", lambda: native.ones_complement_sum(memoryview(data)[:1448]), 1),
+            ("native", lambda: twins.ones_complement_sum(memoryview(data)[:1448]), 1),
             ("Python", lambda: checksum.ones_complement_sum(memoryview(data)[:1448]), 1),
         ],
     )
@@ -51,8 +52,8 @@ def main() -> None:
     compare(
         "sum of 64,000 bytes, the payload of a super-packet",
         [
-            (name, (lambda number=number: native.variant_sum(number, whole)), 1)
-            for number, name in enumerate(native.sums_variants())
+            (name, (lambda number=number: twins.variant_sum(number, whole)), 1)
+            for number, name in enumerate(twins.sums_variants())
         ],
     )
 
@@ -81,7 +82,7 @@ def lookup_case(fib: Fib) -> Callable[[], object]:
 def native_lookup_case(fib: Fib) -> Callable[[], object]:
     routes = int(np.count_nonzero(fib.table))
     addresses = (0x0A000005 + np.arange(65536) * 7919 % routes * 256).astype(np.uint32)
-    reader = native.NativeFib(fib)
+    reader = NativeFib(fib)
     assert reader.indexes(addresses).all()
     return lambda: reader.indexes(addresses)
 

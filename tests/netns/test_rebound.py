@@ -18,9 +18,10 @@ import pytest
 import uvloop
 from pyroute2 import netns
 
+from tundp.choices import Layout
 from tundp.engine.base import Dataplane
 from tundp.engine.choose import make_engine
-from tundp.engine.native.engine import EngineSettings, Layout
+from tundp.engine.native.engine import EngineSettings
 from tundp.lab.lab import Host
 from tundp.lab.traffic import ping, transfer
 from tundp.lease.fib import build_fib

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tundp.engine.native.self_test import self_test
 
-from tundp.engine.native import engine as native
+from tundp.engine.native import twins
+from tundp.engine.native.fib import NativeFib
 from tundp.errors import PlatformError
 from tundp.lease.fib import build_fib
 from tundp.lease.model import Peer
@@ -22,7 +24,7 @@ def test_sum_of_every_length_at_every_alignment(offset):
     noise = random.Random(offset).randbytes(1600)
     for length in (*range(130), 1447, 1448, 1449, 1472, 1500):
         data = memoryview(noise)[offset : offset + length]
-        assert native.ones_complement_sum(data) == checksum.ones_complement_sum(data)
+        assert twins.ones_complement_sum(data) == checksum.ones_complement_sum(data)
 
 
 @pytest.mark.parametrize(
@@ -41,18 +43,18 @@ def test_sum_of_every_length_at_every_alignment(offset):
     ids=lambda data: f"{len(data)}:{data[:2].hex()}",
 )
 def test_sum_at_the_edges(data):
-    assert native.ones_complement_sum(data) == checksum.ones_complement_sum(data)
+    assert twins.ones_complement_sum(data) == checksum.ones_complement_sum(data)
 
 
 @given(st.binary(max_size=300))
 @settings(max_examples=300, deadline=None)
 def test_sum_of_anything(data):
-    assert native.ones_complement_sum(data) == checksum.ones_complement_sum(data)
+    assert twins.ones_complement_sum(data) == checksum.ones_complement_sum(data)
 
 
 def test_ttl_patch_of_every_checksum():
     for value in range(0x10000):
-        assert native.after_ttl_decrement(value) == checksum.after_ttl_decrement(value)
+        assert twins.after_ttl_decrement(value) == checksum.after_ttl_decrement(value)
 
 
 subnets = st.builds(
@@ -78,7 +80,7 @@ def test_routes_of_any_table(networks, has_own, rng):
     ]
     addresses = np.array([*edges, *(rng.getrandbits(32) for _ in range(50))], np.uint32)
     expected = [fib.index(int(address)) for address in addresses]
-    assert native.NativeFib(fib).indexes(addresses).tolist() == expected
+    assert NativeFib(fib).indexes(addresses).tolist() == expected
 
 
 def test_c_reads_the_memory_python_built():
@@ -88,7 +90,7 @@ def test_c_reads_the_memory_python_built():
         port=8285,
         generation=1,
     )
-    reader = native.NativeFib(fib)
+    reader = NativeFib(fib)
     address = int(reader._ffi.cast("uintptr_t", reader.struct.table))
     assert address == fib.table.ctypes.data
 
@@ -113,7 +115,7 @@ def test_a_table_that_would_be_read_outside_is_refused(field, value):
         port=8285,
         generation=1,
     )
-    reader = native.NativeFib(fib)
+    reader = NativeFib(fib)
     assert reader._lib.tundp_fib_check(reader.struct) == 0
     setattr(reader.struct, field, value)
     assert reader._lib.tundp_fib_check(reader.struct) != 0
@@ -136,12 +138,12 @@ def test_a_chunk_that_points_backwards_or_outside_is_refused(target):
     table[chunk_slots[0]] = 0x80000000 | target
     fib.table = table
     with pytest.raises(PlatformError, match="generation 1"):
-        native.NativeFib(fib)
+        NativeFib(fib)
 
 
 def test_self_test_notices_a_difference(monkeypatch):
     fib = build_fib([], own_subnet=None, port=8285, generation=1)
-    assert native.self_test(fib) > 65536
+    assert self_test(fib) > 65536
     monkeypatch.setattr(checksum, "after_ttl_decrement", lambda value: value)
     with pytest.raises(PlatformError, match="disagree"):
-        native.self_test(fib)
+        self_test(fib)

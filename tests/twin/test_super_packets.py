@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tundp.engine.native import engine as native
+from tundp.engine.native import library, twins
 from tundp.wire import checksum, ip
 from tundp.wire import segment as wire_segment
 from tundp.wire.coalesce import MAX_ITEMS, Coalescer, Miss, Written
@@ -22,7 +22,7 @@ DF, MF = 0x4000, 0x2000
 TIMESTAMPS = bytes.fromhex("0101080a0000000700000008")
 ROUTER_ALERT = b"\x94\x04\x00\x00"
 
-_native = native.require()
+_native = library.require()
 ffi, lib = _native.ffi, _native.lib
 
 
@@ -132,13 +132,13 @@ def assert_same_segments(header: VnetHeader, packet: bytes) -> list[bytes] | Dro
     expected = wire_segment.segment(header, memoryview(packet))
     if not isinstance(expected, DropReason):
         expected = [bytes(one) for one in expected]
-    assert native.segment(header, packet) == expected
+    assert twins.segment(header, packet) == expected
     lowered = expected
     if not isinstance(expected, DropReason) and header.kind != 0:
         if packet[8] == 0:
             return expected  # nobody lowers that
         lowered = [lower_ttl(one) for one in expected]
-    assert native.segment(header, packet, lowers_ttl=True) == lowered
+    assert twins.segment(header, packet, lowers_ttl=True) == lowered
     return expected
 
 
@@ -155,7 +155,7 @@ def assert_same_writes(packets: list[bytes], **how) -> tuple[list[Written], list
     for packet in packets:
         merger.add(packet)
     merger.flush()
-    written, misses = native.coalesce(packets, **how)
+    written, misses = twins.coalesce(packets, **how)
     assert written == merger.written
     assert misses == merger.misses
     return written, misses
@@ -165,12 +165,12 @@ def assert_same_writes(packets: list[bytes], **how) -> tuple[list[Written], list
 
 
 def test_there_is_a_variant_for_every_cpu():
-    names = native.sums_variants()
+    names = twins.sums_variants()
     assert names[-1] == "portable"
     assert len(set(names)) == len(names)
 
 
-VARIANTS = pytest.mark.parametrize("variant", range(len(native.sums_variants())))
+VARIANTS = pytest.mark.parametrize("variant", range(len(twins.sums_variants())))
 LENGTHS = range(2101)
 
 
@@ -198,8 +198,8 @@ def test_sums_of_every_length_at_every_alignment(variant):
         view = memoryview(noise)[offset:]
         for length in LENGTHS:
             data = view[:length]
-            assert native.variant_sum(variant, data) == sums[length], (offset, length)
-            assert native.variant_copy(variant, data) == (data, sums[length]), (offset, length)
+            assert twins.variant_sum(variant, data) == sums[length], (offset, length)
+            assert twins.variant_copy(variant, data) == (data, sums[length]), (offset, length)
 
 
 @VARIANTS
@@ -208,16 +208,16 @@ def test_sums_of_one_byte_repeated(variant, byte):
     data = memoryview(bytes((byte,)) * 65535)
     for length in (*range(300), 1447, 1448, 9000, 32768, 65534, 65535):
         expected = add_up(data[:length])
-        assert native.variant_sum(variant, data[:length]) == expected
-        assert native.variant_copy(variant, data[:length]) == (data[:length], expected)
+        assert twins.variant_sum(variant, data[:length]) == expected
+        assert twins.variant_copy(variant, data[:length]) == (data[:length], expected)
 
 
 @VARIANTS
 @pytest.mark.parametrize("length", [65533, 65534, 65535])
 def test_sums_of_the_longest(variant, length):
     data = random.Random(length).randbytes(length)
-    assert native.variant_sum(variant, data) == add_up(data)
-    assert native.variant_copy(variant, data) == (data, add_up(data))
+    assert twins.variant_sum(variant, data) == add_up(data)
+    assert twins.variant_copy(variant, data) == (data, add_up(data))
 
 
 @VARIANTS
@@ -227,8 +227,8 @@ def test_one_bit_anywhere_is_in_the_sum(variant):
             data = bytearray(length)
             data[at] = 1
             expected = 1 if at % 2 else 0x100
-            assert native.variant_sum(variant, data) == expected, (length, at)
-            assert native.variant_copy(variant, data) == (data, expected), (length, at)
+            assert twins.variant_sum(variant, data) == expected, (length, at)
+            assert twins.variant_copy(variant, data) == (data, expected), (length, at)
 
 
 @VARIANTS

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tundp.engine.choose import AUTO, ENGINES
-from tundp.engine.native import engine as native
+from tundp.engine.native import library
+from tundp.engine.native.fib import NativeFib, PathFacts
 from tundp.lease.fib import build_fib
 from tundp.lease.model import Peer
 from tundp.settings.options import ENGINES as CONFIG_ENGINES
@@ -49,7 +50,7 @@ ADDRESSES = [
     )
 ]
 
-_native = native.require()
+_native = library.require()
 ffi, lib = _native.ffi, _native.lib
 
 
@@ -67,7 +68,7 @@ def make_fib():
 
 
 FIB = make_fib()
-NATIVE_FIB = native.NativeFib(FIB, {NARROW_PEER: native.PathFacts(NARROW, is_single=False)})
+NATIVE_FIB = NativeFib(FIB, {NARROW_PEER: PathFacts(NARROW, is_single=False)})
 VERDICT = ffi.new("struct tundp_verdict *")
 
 

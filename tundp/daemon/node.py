@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import tundp
 from tundp.backoff import Backoff, Outage
+from tundp.choices import Layout
 from tundp.daemon.lease_cache import Memory, Remembered
 from tundp.daemon.routes import Routes
 from tundp.daemon.rules import Rules, ensure_fallback
@@ -29,7 +30,7 @@ from tundp.daemon.stores import api_of
 from tundp.daemon.underlay import Underlay
 from tundp.engine.base import Dataplane
 from tundp.engine.choose import make_engine
-from tundp.engine.native.engine import EngineSettings, Layout
+from tundp.engine.native.engine import EngineSettings
 from tundp.errors import ConfigError, PlatformError, StoreError
 from tundp.files import write_atomically
 from tundp.lease import subnet_env

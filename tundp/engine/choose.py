@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from tundp.engine.base import Dataplane
-from tundp.engine.native import engine as native
-from tundp.engine.native.engine import EngineSettings
+from tundp.engine.native import library, twins
+from tundp.engine.native.engine import RUNS, EngineSettings, NativeEngine
 from tundp.engine.reference import ReferenceEngine
 from tundp.errors import ConfigError, Unsupported
 from tundp.linux import probe
@@ -25,14 +25,14 @@ REFERENCE: Final = "reference"
 SUPER: Final = "gso"
 BATCHED: Final = "mmsg"
 
-ENGINES: Final = (*native.RUNS, REFERENCE)
+ENGINES: Final = (*RUNS, REFERENCE)
 """Every engine there is, fastest first."""
 
 
 def best_engine(kernel: KernelOffloads) -> tuple[str, str]:
     """The engine for what this kernel has, and why that one."""
     try:
-        native.require()
+        library.require()
     except Unsupported as error:
         return REFERENCE, f"slow: {error}"
     if kernel.offloads:
@@ -47,8 +47,8 @@ def probe_machine() -> dict[str, Any]:
     engine, why = best_engine(kernel)
     findings = probe.probe(kernel, may_make_device=why_not is None)
     try:
-        variants = native.sums_variants()
-        build = f"ABI {native.ABI}"
+        variants = twins.sums_variants()
+        build = f"ABI {library.ABI}"
     except Unsupported as error:
         variants, build = [], str(error)
     return {
@@ -85,7 +85,7 @@ def make_engine(
     if name == REFERENCE:
         engine = ReferenceEngine(socks[0], **world)
     else:
-        engine = native.NativeEngine(name, socks, settings=settings, kernel=kernel, **world)
+        engine = NativeEngine(name, socks, settings=settings, kernel=kernel, **world)
     _log.log(
         logging.WARNING if name == REFERENCE and why != "asked for" else logging.INFO,
         "engine %s (%s): %s",

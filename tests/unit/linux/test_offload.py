@@ -2,9 +2,9 @@
 
 import pytest
 
+from tundp.choices import Layout
 from tundp.engine import choose
-from tundp.engine.native import engine as native
-from tundp.engine.native.engine import Layout
+from tundp.engine.native import library
 from tundp.errors import Unsupported
 from tundp.linux import offload
 from tundp.linux.offload import ALL, KernelOffloads, Offload, find_offloads, udp_segment_defect
@@ -74,7 +74,7 @@ def test_auto_takes_super_packets_else_batches_else_python(monkeypatch):
     def missing():
         raise Unsupported("the native module is not built")
 
-    monkeypatch.setattr(native, "require", missing)
+    monkeypatch.setattr(library, "require", missing)
     name, why = choose.best_engine(kernel(*ALL))
     assert name == "reference"
     assert "not built" in why
