@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tundp.wire.drop import MEANINGS, DropReason
+from tundp.wire.drop import DropReason
 
 
 def print_status(status: dict[str, Any], console: Console | None = None) -> None:
@@ -134,7 +134,7 @@ def _mean(packets: int, calls: int) -> str:
 
 def drop_lines(counters: dict[str, Any]) -> list[str]:
     """Each reason that occurred: how often, what it means, what to look at."""
-    meanings = {reason.label: MEANINGS[reason] for reason in DropReason}
+    meanings = {reason.label: reason for reason in DropReason}
     lines = []
     for direction in ("encap", "decap"):
         for label, count in counters[direction]["drops"].items():

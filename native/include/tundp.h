@@ -10,62 +10,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "tundp_tables.h"
+
 /* cdef-begin */
 
 /* Raised whenever a struct or a meaning below changes; Python refuses another number. */
 #define TUNDP_ABI 4
 
 #define TUNDP_FIB_LEVELS 3
-#define TUNDP_REPLY_MAX 576
 #define TUNDP_BUFFER_LEN 65536
-#define TUNDP_VNET_LEN 10
 #define TUNDP_SUMS_MAX 3
-#define TUNDP_ERRNO_COUNT 134
 #define TUNDP_NAME_LEN 16
-
-/* wire/drop.py has the meanings; the numbers are the same. */
-enum tundp_drop {
-	TUNDP_DROP_TOO_SHORT = 0,
-	TUNDP_DROP_NOT_IPV4 = 1,
-	TUNDP_DROP_BAD_HEADER_LENGTH = 2,
-	TUNDP_DROP_BAD_TOTAL_LENGTH = 3,
-	TUNDP_DROP_BAD_HEADER_CHECKSUM = 4,
-	TUNDP_DROP_NO_ROUTE = 5,
-	TUNDP_DROP_OWN_SUBNET = 6,
-	TUNDP_DROP_HOP_LIMIT_EXCEEDED = 7,
-	TUNDP_DROP_TOO_BIG = 8,
-	TUNDP_DROP_SOURCE_MISMATCH = 9,
-	TUNDP_DROP_MARTIAN_SOURCE = 10,
-	TUNDP_DROP_SEND_FORBIDDEN = 11,
-	TUNDP_DROP_SEND_UNREACHABLE = 12,
-	TUNDP_DROP_SEND_NO_BUFFER = 13,
-	TUNDP_DROP_SEND_FAILED = 14,
-	TUNDP_DROP_TUN_DOWN = 15,
-	TUNDP_DROP_TUN_GONE = 16,
-	TUNDP_DROP_TUN_REJECTED = 17,
-	TUNDP_DROP_TUN_FAILED = 18,
-	TUNDP_DROP_BAD_VNET_HEADER = 19,
-	TUNDP_DROP_DESTINATION_MISMATCH = 20,
-};
-#define TUNDP_DROP_COUNT 21
-
-/* wire/coalesce.py's Miss. */
-enum tundp_miss {
-	TUNDP_MISS_OFF = 0,
-	TUNDP_MISS_NOT_TRANSPORT = 1,
-	TUNDP_MISS_FRAGMENT = 2,
-	TUNDP_MISS_IP_OPTIONS = 3,
-	TUNDP_MISS_BAD_TRANSPORT = 4,
-	TUNDP_MISS_TCP_FLAGS = 5,
-	TUNDP_MISS_NO_PAYLOAD = 6,
-	TUNDP_MISS_NO_CHECKSUM = 7,
-	TUNDP_MISS_BAD_CHECKSUM = 8,
-	TUNDP_MISS_HEADER_DIFFERS = 9,
-	TUNDP_MISS_SIZE = 10,
-	TUNDP_MISS_SEQUENCE = 11,
-	TUNDP_MISS_FULL = 12,
-};
-#define TUNDP_MISS_COUNT 13
 
 /* What a worker may use: bits, for `offloads` and `offloads_lost`. */
 enum tundp_offload {
@@ -103,12 +58,6 @@ enum tundp_verdict_kind {
 	TUNDP_DELIVER = 1, /* decap: write `len` bytes of the packet to the TUN */
 	TUNDP_REPLY = 2,   /* drop for `reason`, and send `reply` back */
 	TUNDP_DROP = 3,    /* drop for `reason`, in silence */
-};
-
-enum tundp_source_check {
-	TUNDP_SOURCE_OFF = 0,
-	TUNDP_SOURCE_COUNT = 1,
-	TUNDP_SOURCE_ENFORCE = 2,
 };
 
 #define TUNDP_HOP_LOCAL 1
@@ -156,40 +105,6 @@ struct tundp_verdict {
 	uint32_t destination_matches; /* likewise */
 	uint32_t reply_len;
 	uint8_t reply[TUNDP_REPLY_MAX];
-};
-
-struct tundp_direction {
-	uint64_t packets_in;
-	uint64_t bytes_in;
-	uint64_t packets_out;
-	uint64_t bytes_out;
-	uint64_t reads;     /* TUN reads, or receives, that brought something */
-	uint64_t writes;    /* sends, or TUN writes, that took something */
-	uint64_t super_in;  /* reads that brought more than one packet */
-	uint64_t super_out; /* writes that took more than one packet */
-	uint64_t drops[TUNDP_DROP_COUNT];
-};
-
-/* engine/base.py's Counters, field by field. */
-struct tundp_counters {
-	struct tundp_direction encap;
-	struct tundp_direction decap;
-	uint64_t fragments_out;
-	uint64_t icmp_to_tun;
-	uint64_t icmp_to_peers;
-	uint64_t icmp_rate_limited;
-	uint64_t icmp_undeliverable;
-	uint64_t source_mismatches;
-	uint64_t destination_mismatches;
-	uint64_t socket_overflows;
-	uint64_t send_waits;
-	uint64_t syscalls;
-	uint64_t wakeups;
-	uint64_t spins;             /* times the worker polled before it slept */
-	uint64_t spin_hits;         /* times that paid off */
-	uint64_t offload_fallbacks; /* super-packets refused and sent again as single packets */
-	uint64_t coalesce_misses[TUNDP_MISS_COUNT];
-	uint64_t errnos[TUNDP_ERRNO_COUNT]; /* refusals by errno; the last one is for all above */
 };
 
 struct tundp_batch;

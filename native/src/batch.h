@@ -10,7 +10,6 @@
 #include "worker.h"
 
 enum {
-	MAX_DATAGRAM_LEN = 65507,
 	MAX_RUNS = 64,
 	RECEIVE_SLOTS = 32,      /* datagrams of one receive */
 	SUPER_RECEIVE_SLOTS = 8, /* with UDP_GRO each may be 64 KiB */
@@ -76,8 +75,8 @@ struct tundp_batch {
 	uint8_t item_buffers[COALESCE_BUFFERS][COALESCE_BUFFER_LEN];
 };
 
-/* encap.c's and decap.c's turns: what one call may do is bounded. True when there may be
- * more to do at once, false when the descriptor had nothing left. */
+/* One iteration of a direction (batch_encap.c, batch_decap.c): what one call may do is bounded.
+ * True when there may be more to do at once, false when the descriptor had nothing left. */
 bool batch_encap_turn(struct tundp_batch *batch);
 bool batch_decap_turn(struct tundp_batch *batch);
 

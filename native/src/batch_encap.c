@@ -240,7 +240,7 @@ static void append(struct tundp_batch *batch, uint32_t hop, uint32_t len, uint64
 				     .bytes_in = bytes_in };
 	}
 	batch->arena_len += len;
-	run->is_closed = len < run->segment_len || run->len + run->segment_len > MAX_DATAGRAM_LEN ||
+	run->is_closed = len < run->segment_len || run->len + run->segment_len > TUNDP_MAX_DATAGRAM_LEN ||
 			 run->count >= worker->max_segments ||
 			 !batch_has(batch, TUNDP_OFFLOAD_UDP_SEGMENT) ||
 			 __atomic_load_n(&batch->fib->single[hop], __ATOMIC_RELAXED);
@@ -281,7 +281,7 @@ static void take(struct tundp_batch *batch, const struct tundp_vnet *vnet, const
 		worker_count_drop(worker, &worker->counters.encap, &tally, reason);
 		return;
 	}
-	room = (segmenter->gso_size ? segmenter->gso_size : len) + HEADERS_MAX;
+	room = (segmenter->gso_size ? segmenter->gso_size : len) + TUNDP_HEADERS_MAX;
 	worker_count_read(&worker->counters.encap, segmenter->count);
 	out = make_room(batch, room);
 	made = segment_next(segmenter, out);

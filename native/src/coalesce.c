@@ -150,7 +150,7 @@ static enum tundp_miss why_not(const struct coalescer *coalescer, const struct c
 	if (!(load_be16(packet + IP_OFF_FLAGS) & IP_FLAG_DF) &&
 	    load_be16(packet + IP_OFF_ID) != item->next_id)
 		return TUNDP_MISS_SEQUENCE;
-	if (item->count == (is_tcp ? COALESCE_MAX_TCP_SEGMENTS : coalescer->max_udp_segments) ||
+	if (item->count == (is_tcp ? TUNDP_COALESCE_TCP_SEGMENTS : coalescer->max_udp_segments) ||
 	    item->len + payload_len > IP_MAX_LEN)
 		return TUNDP_MISS_FULL;
 	return TUNDP_MISS_COUNT;
@@ -234,7 +234,7 @@ static void add(struct coalescer *coalescer, uint8_t *packet, size_t len, size_t
 	item->header_len = (uint16_t)header_len;
 	item->ip_proto = packet[IP_OFF_PROTO];
 	coalescer->item_count++;
-	if (coalescer->item_count > COALESCE_MAX_ITEMS)
+	if (coalescer->item_count > TUNDP_COALESCE_ITEMS)
 		close_item(coalescer, &coalescer->items[0]);
 }
 

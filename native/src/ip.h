@@ -11,7 +11,6 @@
 
 enum {
 	IP_MIN_HEADER_LEN = 20,
-	IP_MIN_MTU = 68, /* RFC 791 3.2 */
 	IP_PROTO_ICMP = 1,
 	IP_OFF_TOTAL_LEN = 2,
 	IP_OFF_FLAGS = 6,

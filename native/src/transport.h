@@ -24,8 +24,6 @@ enum {
 	UDP_HEADER_LEN = 8,
 	UDP_OFF_LEN = 4,
 	UDP_OFF_CHECKSUM = 6,
-	/* IPv4 with all its options, TCP with all of its. */
-	HEADERS_MAX = 120,
 };
 
 /* The pseudo-header of a packet that begins with its IPv4 header, as a partial sum. */

@@ -16,10 +16,6 @@
 #include "worker.h"
 
 enum {
-	ICMP_RATE_PER_S = 1000,
-	ICMP_BURST = 50,
-	OVERHEAD = 28,
-	MAX_DATAGRAM_LEN = 65507,
 	DISCARD_PORT = 9,
 	WAITS_MAX = 64,
 };
@@ -42,20 +38,10 @@ uint32_t worker_send_reason(struct tundp_worker *worker, int error)
 {
 	count_errno(worker, error);
 	switch (error) {
-	case EPERM:
-	case EACCES:
-		return TUNDP_DROP_SEND_FORBIDDEN;
-	case ENETUNREACH:
-	case EHOSTUNREACH:
-	case ENETDOWN:
-	case EADDRNOTAVAIL:
-		return TUNDP_DROP_SEND_UNREACHABLE;
-	case EAGAIN:
-	case ENOBUFS:
-	case ENOMEM:
-		return TUNDP_DROP_SEND_NO_BUFFER;
-	case EMSGSIZE:
-		return TUNDP_DROP_TOO_BIG;
+#define REASON(number, reason)                                                           \
+	case number:                                                                     \
+		return reason;
+		TUNDP_SEND_REASONS(REASON)
 	default:
 		return TUNDP_DROP_SEND_FAILED;
 	}
@@ -65,13 +51,8 @@ uint32_t worker_tun_reason(struct tundp_worker *worker, int error)
 {
 	count_errno(worker, error);
 	switch (error) {
-	case EIO:
-		return TUNDP_DROP_TUN_DOWN;
-	case EBADFD:
-	case EBADF:
-		return TUNDP_DROP_TUN_GONE;
-	case EINVAL:
-		return TUNDP_DROP_TUN_REJECTED;
+		TUNDP_TUN_REASONS(REASON)
+#undef REASON
 	default:
 		return TUNDP_DROP_TUN_FAILED;
 	}
@@ -123,8 +104,8 @@ static uint64_t now_ns(void)
 
 int tundp_may_reply(struct tundp_worker *worker, uint64_t at_ns)
 {
-	const uint64_t cost_ns = NS_PER_S / ICMP_RATE_PER_S;
-	const uint64_t burst_ns = cost_ns * ICMP_BURST;
+	const uint64_t cost_ns = NS_PER_S / TUNDP_ICMP_RATE_PER_S;
+	const uint64_t burst_ns = cost_ns * TUNDP_ICMP_BURST;
 
 	if (at_ns > worker->icmp_at_ns) {
 		uint64_t passed = at_ns - worker->icmp_at_ns;
@@ -239,11 +220,11 @@ static void learn_path_mtu(struct tundp_worker *worker, const struct tundp_fib *
 		end.sin_port = htons(DISCARD_PORT);
 		if (connect(probe, (const struct sockaddr *)&end, sizeof(end)) == 0 &&
 		    getsockopt(probe, IPPROTO_IP, IP_MTU, &mtu, &len) == 0) {
-			mtu -= OVERHEAD;
-			if (mtu > MAX_DATAGRAM_LEN)
-				mtu = MAX_DATAGRAM_LEN;
-			if (mtu < IP_MIN_MTU)
-				mtu = IP_MIN_MTU;
+			mtu -= TUNDP_OVERHEAD;
+			if (mtu > TUNDP_MAX_DATAGRAM_LEN)
+				mtu = TUNDP_MAX_DATAGRAM_LEN;
+			if (mtu < TUNDP_IP_MIN_MTU)
+				mtu = TUNDP_IP_MIN_MTU;
 			__atomic_store_n(&fib->inner_mtu[hop], (uint16_t)mtu, __ATOMIC_RELAXED);
 			worker_notify(worker);
 		}
@@ -415,9 +396,6 @@ int worker_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib,
 }
 
 static_assert(sizeof(struct tundp_hop) == 8, "lease/fib.py's HOP_DTYPE");
-static_assert(TUNDP_DROP_DESTINATION_MISMATCH + 1 == TUNDP_DROP_COUNT,
-	      "the last reason counts them");
-
 void tundp_worker_init(struct tundp_worker *worker)
 {
 	memset(worker, 0, sizeof(*worker));
@@ -428,7 +406,7 @@ void tundp_worker_init(struct tundp_worker *worker)
 	worker->directions = TUNDP_ENCAP | TUNDP_DECAP;
 	worker->max_segments = 1;
 	worker->max_udp_segments = 1;
-	worker->icmp_credit_ns = NS_PER_S / ICMP_RATE_PER_S * ICMP_BURST;
+	worker->icmp_credit_ns = NS_PER_S / TUNDP_ICMP_RATE_PER_S * TUNDP_ICMP_BURST;
 }
 
 void tundp_worker_install(struct tundp_worker *worker, const struct tundp_fib *fib)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tundp.engine.native.self_test import self_test
 
 from tundp.engine.native import twins
 from tundp.engine.native.fib import NativeFib
+from tundp.engine.native.self_test import self_test
 from tundp.errors import PlatformError
 from tundp.lease.fib import build_fib
 from tundp.lease.model import Peer

@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 import tundp
-from tundp.engine.base import Counters
+from tundp.engine.counters import Counters
 from tundp.observe.health import Check
 from tundp.observe.metrics import CONTENT_TYPE, Metrics
 from tundp.store.claim import LeaseState

@@ -29,12 +29,12 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
 
-from tundp.engine.base import Counters, DirectionCounters
+from tundp.engine.counters import Counters, DirectionCounters
 from tundp.lease.fib import Fib, NextHop
 from tundp.linux import uapi, udp
 from tundp.linux.tun import Tun, TunMode
 from tundp.wire import ip, overhead
-from tundp.wire.drop import DropReason
+from tundp.wire.drop import DropReason, send_reason, tun_reason
 from tundp.wire.encap import (
     Deliver,
     Drop,
@@ -44,39 +44,18 @@ from tundp.wire.encap import (
     decapsulate,
     encapsulate,
 )
-from tundp.wire.ratelimit import TokenBucket
+from tundp.wire.ratelimit import ICMP_BURST, ICMP_RATE_PER_S, TokenBucket
 
 _log = logging.getLogger(__name__)
 
 BUDGET: Final = 64
 """Packets per callback and direction before the loop gets control again."""
 BUFFER_LEN: Final = 65536
-ICMP_RATE_PER_S: Final = 1000
-ICMP_BURST: Final = 50
-"""As Linux's own icmp_msgs_per_sec and icmp_msgs_burst."""
 PATH_MTU_S: Final = 600.0
 """A learnt path MTU is forgotten after ten minutes (RFC 1191 section 6.3)."""
 _UNLIMITED: Final = 0xFFFF
 _OVERFLOW: Final = struct.Struct("=I")
 _ANCILLARY_LEN: Final = socket.CMSG_SPACE(_OVERFLOW.size)
-
-_SEND_REASONS: Final = {
-    errno.EPERM: DropReason.SEND_FORBIDDEN,
-    errno.EACCES: DropReason.SEND_FORBIDDEN,
-    errno.ENETUNREACH: DropReason.SEND_UNREACHABLE,
-    errno.EHOSTUNREACH: DropReason.SEND_UNREACHABLE,
-    errno.ENETDOWN: DropReason.SEND_UNREACHABLE,
-    errno.EADDRNOTAVAIL: DropReason.SEND_UNREACHABLE,
-    errno.ENOBUFS: DropReason.SEND_NO_BUFFER,
-    errno.ENOMEM: DropReason.SEND_NO_BUFFER,
-    errno.EMSGSIZE: DropReason.TOO_BIG,
-}
-_TUN_REASONS: Final = {
-    errno.EIO: DropReason.TUN_DOWN,
-    errno.EBADFD: DropReason.TUN_GONE,
-    errno.EBADF: DropReason.TUN_GONE,
-    errno.EINVAL: DropReason.TUN_REJECTED,
-}
 
 
 @dataclass(slots=True)
@@ -224,7 +203,7 @@ class ReferenceEngine:
         match verdict:
             case Forward():
                 if refused:
-                    counters.drops[_SEND_REASONS.get(refused, DropReason.SEND_FAILED)] += 1
+                    counters.drops[send_reason(refused)] += 1
             case Reply(reason, answer):
                 counters.drops[reason] += 1
                 self._reply_to_tun(answer)
@@ -286,7 +265,7 @@ class ReferenceEngine:
             except BlockingIOError:
                 return
             except OSError as error:
-                reason = _SEND_REASONS.get(error.errno or 0, DropReason.SEND_FAILED)
+                reason = send_reason(error.errno)
                 self._counters.encap.drops[reason] += 1
                 break
             unsent.packets.pop(0)
@@ -364,7 +343,7 @@ class ReferenceEngine:
         try:
             os.write(self._tun.fd, packet)
         except OSError as error:
-            counters.drops[_TUN_REASONS.get(error.errno or 0, DropReason.TUN_FAILED)] += 1
+            counters.drops[tun_reason(error.errno)] += 1
             _log.debug("TUN write of %s: %s", bytes(packet[: ip.MIN_HEADER_LEN]).hex(), error)
             self._on_tun_error(error)
             return

@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 NS_PER_S: Final = 1_000_000_000
+ICMP_RATE_PER_S: Final = 1000
+"""ICMP errors of one node in the long run, as Linux's icmp_msgs_per_sec."""
+ICMP_BURST: Final = 50
+"""ICMP errors of one node at once, as Linux's icmp_msgs_burst."""
 
 
 class TokenBucket:

@@ -11,7 +11,6 @@ holds them equal, and `self_test` compares them on the machine at hand.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import errno
 import logging
 import os
@@ -22,7 +21,7 @@ from ipaddress import IPv4Address
 from typing import Any, Final
 
 from tundp.choices import Layout, Offload, SourceCheck
-from tundp.engine.base import Counters, DirectionCounters
+from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, Counters
 from tundp.engine.native.fib import NOTHING, NativeFib, PathFacts
 from tundp.engine.native.library import require
 from tundp.engine.native.twins import sums_variants
@@ -314,33 +313,13 @@ class NativeEngine:
         self._tun_lost.set()
 
 
-_SHARED_COUNTERS: Final = (
-    "fragments_out",
-    "icmp_to_tun",
-    "icmp_to_peers",
-    "icmp_rate_limited",
-    "icmp_undeliverable",
-    "source_mismatches",
-    "destination_mismatches",
-    "socket_overflows",
-    "send_waits",
-    "syscalls",
-    "wakeups",
-    "spins",
-    "spin_hits",
-    "offload_fallbacks",
-)
-_DIRECTION_COUNTERS: Final = tuple(
-    field.name for field in dataclasses.fields(DirectionCounters) if field.name != "drops"
-)
-
-
 def _add_counters(total: Counters, counted: Any) -> None:
-    for name in _SHARED_COUNTERS:
-        setattr(total, name, getattr(total, name) + getattr(counted, name))
+    for spec in COUNTERS:
+        setattr(total, spec.name, getattr(total, spec.name) + getattr(counted, spec.name))
     for direction, source in ((total.encap, counted.encap), (total.decap, counted.decap)):
-        for name in _DIRECTION_COUNTERS:
-            setattr(direction, name, getattr(direction, name) + getattr(source, name))
+        for spec in DIRECTION_COUNTERS:
+            value = getattr(direction, spec.name) + getattr(source, spec.name)
+            setattr(direction, spec.name, value)
         for reason in DropReason:
             direction.drops[reason] += source.drops[reason]
     for miss in Miss:

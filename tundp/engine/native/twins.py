@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from tundp.engine.native.library import require
-from tundp.wire import vnet
+from tundp.wire import transport, vnet
 from tundp.wire.coalesce import Miss, Written
-from tundp.wire.drop import DropReason
+from tundp.wire.drop import REASONS, DropReason
 from tundp.wire.vnet import VnetHeader
 
-_HEADERS_MAX: Final = 120
-"""IPv4 and TCP headers with all their options."""
 _RECORD: Final = struct.Struct("=II")
 
 
@@ -64,7 +62,7 @@ def segment(
     native = require()
     vnet = native.ffi.new("struct tundp_vnet *", header._asdict())
     most = len(packet) // max(header.gso_size, 1) + 2
-    out = bytearray(len(packet) + most * _HEADERS_MAX)
+    out = bytearray(len(packet) + most * transport.HEADERS_MAX)
     lens = native.ffi.new("uint32_t[]", most)
     count = native.lib.tundp_segment(
         vnet,
@@ -77,7 +75,7 @@ def segment(
         most,
     )
     if count < 0:
-        return DropReason(-1 - count)
+        return REASONS[int(-1 - count)]
     found, at = [], 0
     for number in range(count):
         found.append(bytes(out[at : at + lens[number]]))
