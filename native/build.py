@@ -19,18 +19,20 @@ HEADERS = ("tundp_tables.h", "tundp.h")
 SOURCES = [
     f"native/src/{name}.c"
     for name in (
-        "checksum",
         "batch",
         "batch_decap",
         "batch_encap",
+        "checksum",
         "coalesce",
-        "encap",
+        "count",
         "fib",
         "fragment",
         "icmp",
+        "publish",
         "segment",
         "simple",
-        "worker",
+        "single",
+        "verdict",
     )
 ]
 

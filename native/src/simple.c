@@ -1,5 +1,5 @@
 /* The engine `simple`: what flannel's own proxy does, one packet a system call, so that the
- * difference to batched engines can be measured. Its packet rules are everybody's (worker.c).
+ * difference to batched engines can be measured. Its packet rules are everybody's (single.c).
  *
  * After a wakeup both descriptors are read in turn until neither has anything; the control
  * descriptor is looked at every BURST packets, where flannel's starves. */

@@ -1,13 +1,9 @@
-/* One worker's handling of one packet, each direction, and what Python and a running worker
- * say to each other. Python twin of the packet part: tundp/engine/reference.py. */
+/* One packet's way through a worker, each direction. Python twin: tundp/engine/reference.py. */
 #include <arpa/inet.h>
-#include <assert.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -26,73 +22,6 @@ static const uint64_t NS_PER_S = 1000000000u;
 #ifndef IP_MTU
 #define IP_MTU 14
 #endif
-
-static void count_errno(struct tundp_worker *worker, int error)
-{
-	if (error <= 0 || error >= TUNDP_ERRNO_COUNT)
-		error = TUNDP_ERRNO_COUNT - 1;
-	worker->counters.errnos[error]++;
-}
-
-uint32_t worker_send_reason(struct tundp_worker *worker, int error)
-{
-	count_errno(worker, error);
-	switch (error) {
-#define REASON(number, reason)                                                           \
-	case number:                                                                     \
-		return reason;
-		TUNDP_SEND_REASONS(REASON)
-	default:
-		return TUNDP_DROP_SEND_FAILED;
-	}
-}
-
-uint32_t worker_tun_reason(struct tundp_worker *worker, int error)
-{
-	count_errno(worker, error);
-	switch (error) {
-		TUNDP_TUN_REASONS(REASON)
-#undef REASON
-	default:
-		return TUNDP_DROP_TUN_FAILED;
-	}
-}
-
-static void begin(struct tundp_worker *worker)
-{
-	__atomic_store_n(&worker->sequence, worker->sequence + 1, __ATOMIC_RELAXED);
-	__atomic_thread_fence(__ATOMIC_RELEASE);
-}
-
-static void end(struct tundp_worker *worker)
-{
-	__atomic_store_n(&worker->sequence, worker->sequence + 1, __ATOMIC_RELEASE);
-}
-
-/* Nobody else writes it, so that it needs no locked addition. */
-static void beat(struct tundp_worker *worker)
-{
-	__atomic_store_n(&worker->beats, worker->beats + 1, __ATOMIC_RELAXED);
-}
-
-const struct tundp_fib *worker_fib(struct tundp_worker *worker)
-{
-	const struct tundp_fib *fib = __atomic_load_n(&worker->fib, __ATOMIC_ACQUIRE);
-
-	beat(worker);
-	__atomic_store_n(&worker->seen, fib->generation, __ATOMIC_RELEASE);
-	return fib;
-}
-
-void worker_begin(const struct tundp_worker *worker)
-{
-	(void)prctl(PR_SET_NAME, worker->name);
-}
-
-bool worker_is_stopped(const struct tundp_worker *worker)
-{
-	return __atomic_load_n(&worker->stop, __ATOMIC_ACQUIRE);
-}
 
 static uint64_t now_ns(void)
 {
@@ -232,23 +161,6 @@ static void learn_path_mtu(struct tundp_worker *worker, const struct tundp_fib *
 	close(probe);
 }
 
-void worker_notify(struct tundp_worker *worker)
-{
-	if (worker->notify_fd < 0)
-		return;
-	worker->counters.syscalls++;
-	(void)eventfd_write(worker->notify_fd, 1);
-}
-
-void worker_drain_control(struct tundp_worker *worker)
-{
-	eventfd_t value;
-
-	beat(worker);
-	worker->counters.syscalls++;
-	(void)eventfd_read(worker->control_fd, &value);
-}
-
 int worker_write_tun(struct tundp_worker *worker, const uint8_t *data, size_t len)
 {
 	ssize_t written;
@@ -272,45 +184,6 @@ void worker_reply_to_tun(struct tundp_worker *worker)
 		worker->counters.icmp_undeliverable++;
 	else
 		worker->counters.icmp_to_tun++;
-}
-
-void worker_count_read(struct tundp_direction *direction, uint64_t packets)
-{
-	direction->reads++;
-	direction->super_in += packets > 1;
-}
-
-void worker_count_out(struct tundp_worker *worker, struct tundp_direction *direction,
-		      const struct tally *tally)
-{
-	begin(worker);
-	direction->packets_in += tally->packets;
-	direction->bytes_in += tally->bytes_in;
-	direction->packets_out += tally->packets;
-	direction->bytes_out += tally->bytes_out;
-	direction->writes++;
-	direction->super_out += tally->packets > 1;
-	end(worker);
-}
-
-void worker_count_drop(struct tundp_worker *worker, struct tundp_direction *direction,
-		       const struct tally *tally, uint32_t reason)
-{
-	begin(worker);
-	direction->packets_in += tally->packets;
-	direction->bytes_in += tally->bytes_in;
-	direction->drops[reason] += tally->packets;
-	end(worker);
-}
-
-void worker_count_overflows(struct tundp_worker *worker, const struct cmsghdr *control)
-{
-	uint32_t drops;
-
-	if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SO_RXQ_OVFL)
-		return;
-	memcpy(&drops, CMSG_DATA(control), sizeof(drops));
-	worker->counters.socket_overflows = worker->overflows_before + drops;
 }
 
 void worker_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, uint8_t *packet,
@@ -393,65 +266,4 @@ int worker_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib,
 	if (verdict->kind == TUNDP_REPLY)
 		worker_reply_to_peer(worker, fib);
 	return 0;
-}
-
-static_assert(sizeof(struct tundp_hop) == 8, "lease/fib.py's HOP_DTYPE");
-void tundp_worker_init(struct tundp_worker *worker)
-{
-	memset(worker, 0, sizeof(*worker));
-	worker->tun_fd = -1;
-	worker->udp_fd = -1;
-	worker->control_fd = -1;
-	worker->notify_fd = -1;
-	worker->directions = TUNDP_ENCAP | TUNDP_DECAP;
-	worker->max_segments = 1;
-	worker->max_udp_segments = 1;
-	worker->icmp_credit_ns = NS_PER_S / TUNDP_ICMP_RATE_PER_S * TUNDP_ICMP_BURST;
-}
-
-void tundp_worker_install(struct tundp_worker *worker, const struct tundp_fib *fib)
-{
-	__atomic_store_n(&worker->fib, fib, __ATOMIC_RELEASE);
-	(void)eventfd_write(worker->control_fd, 1);
-}
-
-void tundp_worker_stop(struct tundp_worker *worker)
-{
-	__atomic_store_n(&worker->stop, 1, __ATOMIC_RELEASE);
-	(void)eventfd_write(worker->control_fd, 1);
-}
-
-uint32_t tundp_worker_lost(const struct tundp_worker *worker)
-{
-	return __atomic_load_n(&worker->offloads_lost, __ATOMIC_RELAXED);
-}
-
-void tundp_worker_restore(struct tundp_worker *worker)
-{
-	__atomic_store_n(&worker->offloads_lost, 0, __ATOMIC_RELAXED);
-}
-
-uint64_t tundp_worker_seen(const struct tundp_worker *worker)
-{
-	return __atomic_load_n(&worker->seen, __ATOMIC_ACQUIRE);
-}
-
-uint64_t tundp_worker_beat(struct tundp_worker *worker)
-{
-	(void)eventfd_write(worker->control_fd, 1);
-	return __atomic_load_n(&worker->beats, __ATOMIC_RELAXED);
-}
-
-void tundp_worker_counters(const struct tundp_worker *worker, struct tundp_counters *counters)
-{
-	/* A sequence lock, held for a few additions at a time: this ends at once. */
-	for (;;) {
-		uint64_t before = __atomic_load_n(&worker->sequence, __ATOMIC_ACQUIRE);
-
-		memcpy(counters, &worker->counters, sizeof(*counters));
-		__atomic_thread_fence(__ATOMIC_ACQUIRE);
-		if (!(before & 1) &&
-		    before == __atomic_load_n(&worker->sequence, __ATOMIC_RELAXED))
-			return;
-	}
 }
