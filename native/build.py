@@ -15,7 +15,7 @@ sys.path.insert(0, str(HERE))
 
 import tables  # noqa: E402
 
-HEADERS = ("tundp_tables.h", "tundp.h")
+HEADERS = ("tundp_tables.h", "tundp.h", "tundp_twins.h")
 SOURCES = [
     f"native/src/{name}.c"
     for name in (
@@ -32,6 +32,7 @@ SOURCES = [
         "segment",
         "simple",
         "single",
+        "twins",
         "verdict",
     )
 ]
@@ -48,7 +49,7 @@ ffi = FFI()
 ffi.cdef(declarations())
 ffi.set_source(
     "tundp._native",
-    '#include "tundp.h"',
+    '#include "tundp_twins.h"',
     sources=SOURCES,
     include_dirs=["native/include", "native/src"],
     extra_compile_args=["-std=c11", "-D_GNU_SOURCE", "-O3", "-fvisibility=hidden"],

@@ -9,12 +9,13 @@ from ipaddress import IPv4Address, IPv4Network
 
 import numpy as np
 
+from tundp.choices import SourceCheck
 from tundp.engine.native import twins
 from tundp.engine.native.fib import NativeFib
 from tundp.lease.fib import Fib, build_fib
 from tundp.lease.model import Peer
 from tundp.wire import checksum, ip
-from tundp.wire.encap import SourceCheck, decapsulate, encapsulate
+from tundp.wire.encap import decapsulate, encapsulate
 
 ROUNDS = 9
 TARGET_S = 0.05
@@ -98,7 +99,7 @@ def packet_cases() -> list[Case]:
     def encap() -> object:
         packet[:20] = header
         return encapsulate(
-            packet, lookup=fib.lookup, path_mtu=lambda hop: 65535, tunnel_address=0x0A000900
+            packet, lookup=fib.lookup, path_mtu=lambda hop: 65535, tun_address=0x0A000900
         )
 
     def decap() -> object:
@@ -109,7 +110,7 @@ def packet_cases() -> list[Case]:
             is_ours=fib.is_own,
             admits=fib.admits,
             source_check=SourceCheck.COUNT,
-            tunnel_address=0x0A000900,
+            tun_address=0x0A000900,
         )
 
     def parse() -> object:

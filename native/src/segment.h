@@ -3,6 +3,7 @@
 #define TUNDP_SEGMENT_H
 
 #include "transport.h"
+#include "tundp_twins.h"
 
 /* A read being taken apart; borrows the read's bytes until the last `segment_next`. */
 struct segmenter {

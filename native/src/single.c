@@ -1,269 +1,316 @@
 /* One packet's way through a worker, each direction. Python twin: tundp/engine/reference.py. */
+#include "single.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
-#include <poll.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
+#include "fib.h"
 #include "ip.h"
-#include "worker.h"
+#include "publish.h"
 
-enum {
-	DISCARD_PORT = 9,
-	WAITS_MAX = 64,
-};
-
-static const uint64_t NS_PER_S = 1000000000u;
+enum { DISCARD_PORT = 9 };
 
 /* linux/in.h; absent from some libc headers. */
 #ifndef IP_MTU
 #define IP_MTU 14
 #endif
 
-static uint64_t now_ns(void)
+/* The generic cell rate algorithm: the bucket is full again at *full_at_ns, and each token moves
+ * that by one token's time, at most a burst's time ahead. */
+int tundp_may_reply(uint64_t *full_at_ns, uint64_t now_ns)
 {
-	struct timespec now;
+	const uint64_t cost_ns = 1000000000u / TUNDP_ICMP_RATE_PER_S;
+	uint64_t before = __atomic_load_n(full_at_ns, __ATOMIC_RELAXED);
 
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
-}
+	for (;;) {
+		const uint64_t after = (before > now_ns ? before : now_ns) + cost_ns;
 
-int tundp_may_reply(struct tundp_worker *worker, uint64_t at_ns)
-{
-	const uint64_t cost_ns = NS_PER_S / TUNDP_ICMP_RATE_PER_S;
-	const uint64_t burst_ns = cost_ns * TUNDP_ICMP_BURST;
-
-	if (at_ns > worker->icmp_at_ns) {
-		uint64_t passed = at_ns - worker->icmp_at_ns;
-
-		if (worker->icmp_at_ns == 0 || passed > burst_ns - worker->icmp_credit_ns)
-			worker->icmp_credit_ns = burst_ns;
-		else
-			worker->icmp_credit_ns += passed;
+		if (after - now_ns > cost_ns * TUNDP_ICMP_BURST)
+			return 0;
+		if (__atomic_compare_exchange_n(full_at_ns, &before, after, 0, __ATOMIC_RELAXED,
+						__ATOMIC_RELAXED))
+			return 1;
 	}
-	worker->icmp_at_ns = at_ns;
-	if (worker->icmp_credit_ns < cost_ns)
-		return 0;
-	worker->icmp_credit_ns -= cost_ns;
-	return 1;
 }
 
 static bool may_reply(struct tundp_worker *worker)
 {
-	if (tundp_may_reply(worker, now_ns()))
+	if (tundp_may_reply(worker->config.icmp_full_at_ns, clock_now_ns()))
 		return true;
 	worker->counters.icmp_rate_limited++;
 	return false;
 }
 
-bool worker_wait_writable(struct tundp_worker *worker)
-{
-	struct pollfd fds[2] = {
-		{ .fd = worker->udp_fd, .events = POLLOUT },
-		{ .fd = worker->control_fd, .events = POLLIN },
-	};
-
-	worker->counters.send_waits++;
-	while (!worker_is_stopped(worker)) {
-		worker->counters.syscalls++;
-		if (poll(fds, 2, -1) < 0 && errno != EINTR)
-			return false;
-		if (fds[0].revents)
-			return true;
-		if (fds[1].revents & POLLIN && !worker_is_stopped(worker))
-			worker_drain_control(worker); /* A new FIB: taken up with the next burst. */
-	}
-	return false;
-}
-
-/* 0, or the errno of a refusal. EAGAIN only if it may not wait. */
-static int send_one(struct tundp_worker *worker, const struct tundp_hop *hop,
-		    const uint8_t *packet, size_t len, bool may_wait)
+/* 0, or the errno of a refusal. */
+static int send_datagram(struct tundp_worker *worker, const struct tundp_hop *endpoint,
+			 const uint8_t *data, size_t len)
 {
 	const struct sockaddr_in to = {
 		.sin_family = AF_INET,
-		.sin_port = htons(hop->port),
-		.sin_addr.s_addr = htonl(hop->address),
+		.sin_port = htons(endpoint->port),
+		.sin_addr.s_addr = htonl(endpoint->address),
 	};
+	ssize_t sent;
 
-	for (int waits = 0;; waits++) {
+	do {
 		worker->counters.syscalls++;
-		if (sendto(worker->udp_fd, packet, len, MSG_DONTWAIT, (const struct sockaddr *)&to,
-			   sizeof(to)) >= 0)
-			return 0;
-		if (errno == EINTR)
-			continue;
-		/* Refused so often by a socket with room, it is no lack of room. */
-		if (errno != EAGAIN || !may_wait || waits == WAITS_MAX)
-			return errno;
-		if (!worker_wait_writable(worker))
-			return ENOBUFS;
-	}
+		sent = sendto(worker->config.udp_fd, data, len, MSG_DONTWAIT,
+			      (const struct sockaddr *)&to, sizeof(to));
+	} while (sent < 0 && errno == EINTR);
+	return sent < 0 ? errno : 0;
 }
 
-/* Sends what a forward verdict says; 0 or the errno of a refusal. */
-static int forward(struct tundp_worker *worker, const struct tundp_fib *fib,
-		   const struct tundp_verdict *verdict, const uint8_t *packet, bool may_wait,
-		   uint64_t *bytes_out)
+/* Sends what is left of a packet: 0, or the errno of a refusal. */
+static int send_rest(struct tundp_worker *worker, struct outgoing *outgoing)
 {
-	const struct tundp_hop *hop = &fib->hops[verdict->hop];
-	uint64_t count = 0;
-	size_t taken = 0, piece, len;
+	size_t piece, len;
 	int error;
 
-	*bytes_out = verdict->len;
-	if (!verdict->fragment_mtu)
-		return send_one(worker, hop, packet, verdict->len, may_wait);
-	*bytes_out = 0;
-	while ((piece = tundp_fragment(packet, verdict->fragment_mtu, taken,
-				       worker->fragment_buffer, &len))) {
-		error = send_one(worker, hop, worker->fragment_buffer, len, may_wait);
+	if (!outgoing->fragment_mtu) {
+		outgoing->bytes_out = outgoing->len;
+		return send_datagram(worker, &outgoing->to.endpoint, outgoing->packet,
+				     outgoing->len);
+	}
+	while ((piece = tundp_fragment(outgoing->packet, outgoing->fragment_mtu, outgoing->taken,
+				       worker->piece, &len))) {
+		error = send_datagram(worker, &outgoing->to.endpoint, worker->piece, len);
 		if (error)
 			return error;
-		taken += piece;
-		*bytes_out += len;
-		count++;
+		outgoing->taken += piece;
+		outgoing->bytes_out += len;
+		outgoing->fragment_count++;
 	}
-	worker->counters.fragments_out += count;
+	worker->counters.fragments_out += outgoing->fragment_count;
 	return 0;
 }
 
-/* What the kernel knows of the path to a hop becomes the hop's limit. Connecting sends
- * nothing: it looks the route up, learnt exceptions included. Python forgets it again. */
-static void learn_path_mtu(struct tundp_worker *worker, const struct tundp_fib *fib, uint32_t hop)
+/* The MTU of the path to an endpoint as the kernel knows it, less our headers; 0 unknown.
+ * Connecting sends nothing: it looks the route up, learnt exceptions included. */
+static uint16_t ask_inner_mtu(struct tundp_worker *worker, const struct tundp_hop *endpoint)
 {
 	struct sockaddr_in end = { .sin_family = AF_INET };
 	int probe = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	socklen_t len = sizeof(int);
-	int mtu;
+	int mtu = 0;
 
 	worker->counters.syscalls += 5;
 	if (probe < 0)
-		return;
-	end.sin_addr.s_addr = htonl(worker->address);
+		return 0;
+	end.sin_addr.s_addr = htonl(worker->config.address);
 	if (bind(probe, (const struct sockaddr *)&end, sizeof(end)) == 0) {
-		end.sin_addr.s_addr = htonl(fib->hops[hop].address);
+		end.sin_addr.s_addr = htonl(endpoint->address);
 		end.sin_port = htons(DISCARD_PORT);
-		if (connect(probe, (const struct sockaddr *)&end, sizeof(end)) == 0 &&
-		    getsockopt(probe, IPPROTO_IP, IP_MTU, &mtu, &len) == 0) {
-			mtu -= TUNDP_OVERHEAD;
-			if (mtu > TUNDP_MAX_DATAGRAM_LEN)
-				mtu = TUNDP_MAX_DATAGRAM_LEN;
-			if (mtu < TUNDP_IP_MIN_MTU)
-				mtu = TUNDP_IP_MIN_MTU;
-			__atomic_store_n(&fib->inner_mtu[hop], (uint16_t)mtu, __ATOMIC_RELAXED);
-			worker_notify(worker);
-		}
+		if (connect(probe, (const struct sockaddr *)&end, sizeof(end)) ||
+		    getsockopt(probe, IPPROTO_IP, IP_MTU, &mtu, &len))
+			mtu = 0;
 	}
 	close(probe);
+	if (!mtu)
+		return 0;
+	mtu -= TUNDP_OVERHEAD;
+	if (mtu > TUNDP_MAX_DATAGRAM_LEN)
+		mtu = TUNDP_MAX_DATAGRAM_LEN;
+	return (uint16_t)(mtu < TUNDP_IP_MIN_MTU ? TUNDP_IP_MIN_MTU : mtu);
 }
 
-int worker_write_tun(struct tundp_worker *worker, const uint8_t *data, size_t len)
+/* What the kernel knows of the path to a hop becomes the hop's limit, which Python forgets again
+ * after a while. Returns the limit, 0 if there is none. */
+static uint16_t learn_inner_mtu(struct tundp_worker *worker, const struct tundp_fib *fib,
+				const struct destination *to)
+{
+	uint16_t *limit = &fib->paths[to->hop].inner_mtu;
+	const uint16_t mtu = ask_inner_mtu(worker, &to->endpoint);
+
+	/* The endpoint may have moved while the packet waited: then nothing is learnt of it. */
+	if (!fib_is_hop(fib, to->hop, &to->endpoint))
+		return mtu;
+	if (!mtu)
+		return __atomic_load_n(limit, __ATOMIC_RELAXED);
+	__atomic_store_n(limit, mtu, __ATOMIC_RELAXED);
+	publish_news(worker);
+	return mtu;
+}
+
+static void drop(struct tundp_worker *worker, const struct outgoing *outgoing, uint32_t reason,
+		 const struct subject *subject)
+{
+	const struct tally tally = { .packets = 1, .bytes_in = outgoing->bytes_in };
+
+	count_dropped(worker, &worker->counters.encap, &tally, reason, subject);
+}
+
+/* Decides a packet once more that the path refused as too big. True if it may be sent again. */
+static bool narrow(struct tundp_worker *worker, const struct tundp_fib *fib,
+		   struct outgoing *outgoing, const struct subject *subject)
+{
+	const uint16_t mtu = learn_inner_mtu(worker, fib, &outgoing->to);
+	struct tundp_verdict verdict;
+
+	outgoing->is_narrowed = true;
+	tundp_narrow(&worker->config.policy, outgoing->packet, outgoing->to.hop, mtu, &verdict);
+	if (verdict.kind == TUNDP_FORWARD) {
+		outgoing->fragment_mtu = verdict.fragment_mtu;
+		outgoing->taken = 0;
+		outgoing->bytes_out = 0;
+		outgoing->fragment_count = 0;
+		return true;
+	}
+	drop(worker, outgoing, verdict.reason, subject);
+	if (verdict.kind == TUNDP_REPLY)
+		single_reply_to_tun(worker, &verdict);
+	return false;
+}
+
+bool single_forward(struct tundp_worker *worker, const struct tundp_fib *fib,
+		    struct outgoing *outgoing)
+{
+	struct subject subject = { .packet = outgoing->packet,
+				   .len = outgoing->len,
+				   .hop = outgoing->to.hop };
+
+	for (;;) {
+		subject.error = send_rest(worker, outgoing);
+		if (!subject.error) {
+			const struct tally tally = { .packets = 1,
+						     .bytes_in = outgoing->bytes_in,
+						     .bytes_out = outgoing->bytes_out };
+
+			count_sent(worker, &tally, &subject);
+			return true;
+		}
+		/* Refused so often by a socket with room, it is no lack of room. */
+		if (subject.error == EAGAIN && ++outgoing->refusals < SEND_REFUSALS_MAX) {
+			worker->counters.send_waits++;
+			return false;
+		}
+		if (subject.error != EMSGSIZE || outgoing->is_narrowed) {
+			drop(worker, outgoing, count_send_refusal(worker, &subject), &subject);
+			return true;
+		}
+		/* This teaches us the path MTU, and the packet gets the verdict it should have
+		 * had. What the second try brings, stands. */
+		(void)count_send_refusal(worker, &subject);
+		if (!narrow(worker, fib, outgoing, &subject))
+			return true;
+	}
+}
+
+void single_abandon(struct tundp_worker *worker, const struct outgoing *outgoing)
+{
+	const struct subject subject = { .packet = outgoing->packet,
+					 .len = outgoing->len,
+					 .hop = outgoing->to.hop };
+
+	drop(worker, outgoing, TUNDP_DROP_SEND_NO_BUFFER, &subject);
+}
+
+bool single_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, uint8_t *packet,
+			size_t len, struct outgoing *outgoing)
+{
+	const struct tally tally = { .packets = 1, .bytes_in = len };
+	struct tundp_verdict verdict;
+
+	tundp_encapsulate(fib, &worker->config.policy, packet, len, &verdict);
+	if (verdict.kind != TUNDP_FORWARD) {
+		const struct subject subject = { .packet = packet, .len = len, .hop = verdict.hop };
+
+		count_dropped(worker, &worker->counters.encap, &tally, verdict.reason, &subject);
+		if (verdict.kind == TUNDP_REPLY)
+			single_reply_to_tun(worker, &verdict);
+		return true;
+	}
+	*outgoing = (struct outgoing){
+		.to = { .endpoint = fib->hops[verdict.hop], .hop = verdict.hop },
+		.packet = packet,
+		.len = verdict.len,
+		.fragment_mtu = verdict.fragment_mtu,
+		.bytes_in = len,
+	};
+	return single_forward(worker, fib, outgoing);
+}
+
+int single_write_tun(struct tundp_worker *worker, const uint8_t *data, size_t len)
 {
 	ssize_t written;
 
 	do {
 		worker->counters.syscalls++;
-		written = write(worker->tun_fd, data, len);
+		written = write(worker->config.tun_fd, data, len);
 	} while (written < 0 && errno == EINTR);
 	return written < 0 ? errno : 0;
 }
 
-void worker_reply_to_tun(struct tundp_worker *worker)
+void single_reply_to_tun(struct tundp_worker *worker, const struct tundp_verdict *verdict)
 {
-	const size_t room = worker->offloads & TUNDP_OFFLOAD_VNET_HEADER ? TUNDP_VNET_LEN : 0;
+	const size_t vnet_len =
+		worker->config.offloads & TUNDP_OFFLOAD_VNET_HEADER ? TUNDP_VNET_LEN : 0;
 	uint8_t whole[TUNDP_VNET_LEN + TUNDP_REPLY_MAX] = { 0 };
 
 	if (!may_reply(worker))
 		return;
-	memcpy(whole + room, worker->verdict.reply, worker->verdict.reply_len);
-	if (worker_write_tun(worker, whole, room + worker->verdict.reply_len))
+	memcpy(whole + vnet_len, verdict->reply, verdict->reply_len);
+	if (single_write_tun(worker, whole, vnet_len + verdict->reply_len))
 		worker->counters.icmp_undeliverable++;
 	else
 		worker->counters.icmp_to_tun++;
 }
 
-void worker_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, uint8_t *packet,
-			size_t len)
-{
-	struct tundp_verdict *verdict = &worker->verdict;
-	struct tundp_direction *direction = &worker->counters.encap;
-	struct tally tally = { .packets = 1, .bytes_in = len };
-	uint8_t original[IP_MIN_HEADER_LEN];
-	int error = 0;
-
-	memcpy(original, packet, sizeof(original));
-	tundp_encapsulate(fib, &worker->rules, packet, len, verdict);
-	if (verdict->kind == TUNDP_FORWARD)
-		error = forward(worker, fib, verdict, packet, true, &tally.bytes_out);
-	if (error == EMSGSIZE) {
-		/* This teaches us the path MTU; the packet, put back as it was, then gets the
-		 * verdict it should have had. What the second try says, stands. */
-		learn_path_mtu(worker, fib, verdict->hop);
-		memcpy(packet, original, sizeof(original));
-		tundp_encapsulate(fib, &worker->rules, packet, len, verdict);
-		error = 0;
-		if (verdict->kind == TUNDP_FORWARD)
-			error = forward(worker, fib, verdict, packet, true, &tally.bytes_out);
-	}
-	if (verdict->kind == TUNDP_FORWARD) {
-		if (error)
-			worker_count_drop(worker, direction, &tally,
-					  worker_send_reason(worker, error));
-		else
-			worker_count_out(worker, direction, &tally);
-		return;
-	}
-	worker_count_drop(worker, direction, &tally, verdict->reason);
-	if (verdict->kind == TUNDP_REPLY)
-		worker_reply_to_tun(worker);
-}
-
 /* An ICMP error about a peer's packet goes to whoever holds the packet's source. It never
  * waits: receiving must not stand still for it. */
-void worker_reply_to_peer(struct tundp_worker *worker, const struct tundp_fib *fib)
+void single_reply_to_peer(struct tundp_worker *worker, const struct tundp_fib *fib,
+			  const struct tundp_verdict *verdict)
 {
-	struct tundp_verdict *verdict = &worker->verdict;
+	struct tundp_verdict way;
 	uint8_t reply[TUNDP_REPLY_MAX];
-	uint32_t len = verdict->reply_len;
-	uint64_t bytes_out;
 
 	if (!may_reply(worker))
 		return;
-	memcpy(reply, verdict->reply, len);
-	tundp_encapsulate(fib, &worker->rules, reply, len, verdict);
-	if (verdict->kind == TUNDP_FORWARD &&
-	    forward(worker, fib, verdict, reply, false, &bytes_out) == 0)
-		worker->counters.icmp_to_peers++;
-	else
-		worker->counters.icmp_undeliverable++;
+	memcpy(reply, verdict->reply, verdict->reply_len);
+	tundp_encapsulate(fib, &worker->config.policy, reply, verdict->reply_len, &way);
+	if (way.kind == TUNDP_FORWARD) {
+		struct outgoing outgoing = {
+			.to = { .endpoint = fib->hops[way.hop], .hop = way.hop },
+			.packet = reply,
+			.len = way.len,
+			.fragment_mtu = way.fragment_mtu,
+		};
+
+		if (send_rest(worker, &outgoing) == 0) {
+			worker->counters.icmp_to_peers++;
+			return;
+		}
+	}
+	worker->counters.icmp_undeliverable++;
 }
 
-int worker_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, size_t len,
-		       uint32_t outer_source)
+int single_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib,
+		       uint8_t *datagram, const struct subject *subject)
 {
-	struct tundp_verdict *verdict = &worker->verdict;
 	struct tundp_direction *direction = &worker->counters.decap;
-	struct tally tally = { .packets = 1, .bytes_in = len };
-	int error;
+	struct tally tally = { .packets = 1, .bytes_in = subject->len };
+	struct subject written = *subject;
+	struct tundp_verdict verdict;
 
-	tundp_decapsulate(fib, &worker->rules, worker->udp_buffer, len, outer_source, verdict);
-	if (verdict->kind == TUNDP_DELIVER) {
-		worker_count_mismatches(worker, verdict);
-		tally.bytes_out = verdict->len;
-		error = worker_write_tun(worker, worker->udp_buffer, verdict->len);
-		if (error)
-			worker_count_drop(worker, direction, &tally,
-					  worker_tun_reason(worker, error));
-		else
-			worker_count_out(worker, direction, &tally);
-		return error == EBADFD ? -EBADFD : 0;
+	tundp_decapsulate(fib, &worker->config.policy, datagram, subject->len, subject->outer,
+			  &verdict);
+	if (verdict.kind != TUNDP_DELIVER) {
+		count_dropped(worker, direction, &tally, verdict.reason, subject);
+		if (verdict.kind == TUNDP_REPLY)
+			single_reply_to_peer(worker, fib, &verdict);
+		return 0;
 	}
-	worker_count_drop(worker, direction, &tally, verdict->reason);
-	if (verdict->kind == TUNDP_REPLY)
-		worker_reply_to_peer(worker, fib);
-	return 0;
+	count_mismatches(worker, &verdict, subject);
+	tally.bytes_out = verdict.len;
+	written.len = verdict.len;
+	written.error = single_write_tun(worker, datagram, verdict.len);
+	if (written.error)
+		count_dropped(worker, direction, &tally, count_tun_refusal(worker, &written),
+			      &written);
+	else
+		count_delivered(worker, &tally, &written);
+	return written.error == EBADFD ? -EBADFD : 0;
 }

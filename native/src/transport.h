@@ -1,9 +1,8 @@
-/* TCP and UDP as splitting and merging see them. Python twin: tundp/wire/transport.py. */
+/* TCP and UDP headers as segmentation and coalescing need them. Python twin: tundp/wire/transport.py. */
 #ifndef TUNDP_TRANSPORT_H
 #define TUNDP_TRANSPORT_H
 
 #include "ip.h"
-#include "sums.h"
 
 enum {
 	PROTO_TCP = 6,

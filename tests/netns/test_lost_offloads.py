@@ -15,7 +15,10 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from tundp.engine.native import engine as native
+from tundp.choices import Engine, SourceCheck
+from tundp.engine.base import PATH_STATE_S, EngineContext
+from tundp.engine.native.engine import REFUSED, NativeEngine
+from tundp.engine.native.hops import NO_GSO_ORIGIN
 from tundp.lease.fib import build_fib
 from tundp.lease.peers import Peer
 from tundp.linux import uapi
@@ -23,7 +26,7 @@ from tundp.linux.offload import ALL, KernelOffloads, Offload, set_udp_gro
 from tundp.linux.tun import Tun
 from tundp.linux.udp import open_udp
 from tundp.wire import ip, transport
-from tundp.wire.encap import SourceCheck
+from tundp.wire.policy import Policy
 
 PORT = 8285
 TOO_MANY = 200
@@ -36,7 +39,7 @@ DEADLINE_S = 20.0
 class Node:
     """One engine in this process, its TUN on a lab host; the peer is a bare socket."""
 
-    engine: native.NativeEngine
+    engine: NativeEngine
     tun: Tun
     host: object
     peer: socket.socket
@@ -52,13 +55,14 @@ async def node(make_lab, offloads=ALL):
         sock = await left.call(open_udp, IPv4Address("192.0.2.1"), PORT)
         peer = await right.call(open_udp, PEER.address, PORT)
         peer.settimeout(DEADLINE_S)
-        engine = native.NativeEngine(
-            "gso",
+        engine = NativeEngine(
+            Engine.GSO,
             [sock],
-            tunnel_address=OWN.network_address,
-            fib=build_fib([PEER], own_subnet=None, port=PORT, generation=1),
-            source_check=SourceCheck.COUNT,
-            loop=asyncio.get_running_loop(),
+            EngineContext(
+                fib=build_fib([PEER], own_subnet=None, port=PORT, generation=1),
+                policy=Policy(tun_address=int(OWN.network_address), source_check=SourceCheck.COUNT),
+                loop=asyncio.get_running_loop(),
+            ),
             kernel=KernelOffloads(offloads=offloads, max_segments=TOO_MANY, missing={}),
         )
         tun = await left.call(Tun, "flannel%d", engine.tun_mode)
@@ -123,6 +127,10 @@ async def test_a_refused_send_goes_singly_and_stays_so_for_a_while(make_lab, cap
                 assert packet[28:] == datagram(each)
             assert one.engine.counters().offload_fallbacks == 1
             supers = one.engine.counters().encap.super_out
+            ((hop_id, path),) = one.engine.path_states().items()
+            assert (path.inner_mtu, path.no_gso, path.origin) == (None, True, NO_GSO_ORIGIN)
+            hop = one.engine.hop_counters([hop_id])[hop_id]
+            assert (hop.packets_out, hop.last_errno) == (356, "EINVAL")
             # A new FIB does not forget it, time does.
             one.engine.install(build_fib([PEER], own_subnet=None, port=PORT, generation=2))
             sender.sendto(b"".join(map(datagram, range(100))), ("10.5.2.2", PORT))
@@ -130,14 +138,13 @@ async def test_a_refused_send_goes_singly_and_stays_so_for_a_while(make_lab, cap
                 await asyncio.to_thread(one.peer.recv, 2048)
             assert one.engine.counters().encap.super_out == supers
             now = asyncio.get_running_loop().time()
-            monkeypatch.setattr(
-                asyncio.get_running_loop(), "time", lambda: now + native.LEARNT_S + 1
-            )
-            one.engine._forget()
+            monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now + PATH_STATE_S + 1)
+            one.engine._expire()
             sender.sendto(b"".join(map(datagram, range(100))), ("10.5.2.2", PORT))
             for _ in range(100):
                 await asyncio.to_thread(one.peer.recv, 2048)
             assert one.engine.counters().encap.super_out == supers + 1
+            assert one.engine.path_states() == {}
 
 
 async def test_a_refused_tun_write_goes_singly_and_stays_so_for_a_while(
@@ -165,6 +172,9 @@ async def test_a_refused_tun_write_goes_singly_and_stays_so_for_a_while(
             assert counted.errnos == {"EINVAL": 1}
             assert counted.offload_fallbacks == 1
             assert caplog.text.count("udp-coalesce is off for 10 minutes") == 1
+            assert Offload.UDP_COALESCE not in one.engine.offloads().in_use
+            assert one.engine.offloads().disabled[Offload.UDP_COALESCE].reason == REFUSED
+            assert f"without udp-coalesce: {REFUSED}" in one.engine.describe()
             # The 56 behind the first 200 were merged already, and few enough.
             assert counted.decap.super_out == 1
             one.peer.sendto(b"".join(map(overlay_packet, range(100))), ("192.0.2.1", PORT))
@@ -172,14 +182,13 @@ async def test_a_refused_tun_write_goes_singly_and_stays_so_for_a_while(
                 assert await asyncio.to_thread(receiver.recv, 2048) == datagram(each)
             assert one.engine.counters().decap.super_out == 1
             now = asyncio.get_running_loop().time()
-            monkeypatch.setattr(
-                asyncio.get_running_loop(), "time", lambda: now + native.LEARNT_S + 1
-            )
-            one.engine._forget()
+            monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now + PATH_STATE_S + 1)
+            one.engine._expire()
             one.peer.sendto(b"".join(map(overlay_packet, range(100))), ("192.0.2.1", PORT))
             for each in range(100):
                 assert await asyncio.to_thread(receiver.recv, 2048) == datagram(each)
             assert one.engine.counters().decap.super_out == 2
+            assert Offload.UDP_COALESCE in one.engine.offloads().in_use
 
 
 @pytest.mark.parametrize("is_on", [True, False])

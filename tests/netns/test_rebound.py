@@ -18,8 +18,8 @@ import pytest
 import uvloop
 from pyroute2 import netns
 
-from tundp.choices import Layout
-from tundp.engine.base import Dataplane
+from tundp.choices import Engine, Layout, SourceCheck
+from tundp.engine.base import Dataplane, EngineContext
 from tundp.engine.choose import make_engine
 from tundp.engine.native.engine import EngineSettings
 from tundp.lab.lab import Host
@@ -31,7 +31,7 @@ from tundp.linux.netlink import enter_namespace
 from tundp.linux.tun import Tun
 from tundp.linux.udp import open_udp, rebind
 from tundp.wire.drop import DropReason
-from tundp.wire.encap import SourceCheck
+from tundp.wire.policy import Policy
 
 PORT = 8285
 DEADLINE_S = 20.0
@@ -89,13 +89,16 @@ async def make_node(
     await host.configure("eth0", f"{address}/24")
     sock = stack.enter_context(await host.call(open_udp, address, PORT))
     engine = make_engine(
-        name,
+        Engine(name),
         [sock],
         EngineSettings(layout=layout),
-        tunnel_address=subnet.network_address,
-        fib=build_fib([], own_subnet=subnet, port=PORT, generation=0),
-        source_check=SourceCheck.ENFORCE,
-        loop=asyncio.get_running_loop(),
+        EngineContext(
+            fib=build_fib([], own_subnet=subnet, port=PORT, generation=0),
+            policy=Policy(
+                tun_address=int(subnet.network_address), source_check=SourceCheck.ENFORCE
+            ),
+            loop=asyncio.get_running_loop(),
+        ),
     )
     tun = await host.call(Tun, "flannel%d", engine.tun_mode)
     stack.callback(tun.close)
@@ -292,7 +295,7 @@ def test_a_full_socket_is_replaced(make_lab, until, engine, loop):
 
                 await until(is_full)
                 # Waiting is not being stuck.
-                await until(has_a_pulse(left.engine))
+                await until(has_a_heartbeat(left.engine))
                 sent = left.engine.counters().encap.packets_out
                 await left.move("192.0.2.11")
                 right.follow(left)
@@ -324,18 +327,18 @@ def test_a_full_socket_is_replaced(make_lab, until, engine, loop):
         ("gso", Layout.SPLIT, 2),
     ],
 )
-async def test_each_thread_has_a_pulse_while_it_runs(make_lab, until, engine, layout, threads):
+async def test_each_thread_has_a_heartbeat_while_it_runs(make_lab, until, engine, layout, threads):
     async with pair(make_lab, engine, layout) as (left, _):
-        assert len(left.engine.pulse()) == threads
+        assert len(left.engine.heartbeat()) == threads
         for _ in range(3):  # idle as they are
-            await until(has_a_pulse(left.engine))
+            await until(has_a_heartbeat(left.engine))
         left.engine.detach()
-        assert left.engine.pulse() == ()
+        assert left.engine.heartbeat() == ()
         left.engine.attach(left.tun)
-        assert len(left.engine.pulse()) == threads
+        assert len(left.engine.heartbeat()) == threads
 
 
-async def test_a_stuck_thread_has_no_pulse(make_lab, until):
+async def test_a_stuck_thread_has_no_heartbeat(make_lab, until):
     async with pair(make_lab, "simple", is_attached=False) as (left, right):
         # What no engine must do: wait for the TUN alone.
         os.set_blocking(left.tun.fd, True)
@@ -344,27 +347,27 @@ async def test_a_stuck_thread_has_no_pulse(make_lab, until):
             left.engine.attach(left.tun)
 
             async def has_begun() -> bool:
-                return left.engine.pulse() == (1,)
+                return left.engine.heartbeat() == (1,)
 
             await until(has_begun)
             for _ in range(20):
                 await asyncio.sleep(0.01)
-                assert left.engine.pulse() == (1,)
+                assert left.engine.heartbeat() == (1,)
         finally:
             os.set_blocking(left.tun.fd, False)
             waker.sendto(b"x", (right.tunnel_address, 7000))
             waker.close()
-        await until(has_a_pulse(left.engine))
+        await until(has_a_heartbeat(left.engine))
 
 
-def has_a_pulse(engine: Dataplane) -> Callable[[], Awaitable[bool]]:
-    """Whether all its threads have made a turn since this was called."""
-    before = engine.pulse()
+def has_a_heartbeat(engine: Dataplane) -> Callable[[], Awaitable[bool]]:
+    """Whether all its threads have made an iteration since this was called."""
+    before = engine.heartbeat()
 
     async def have_moved() -> bool:
-        now = engine.pulse()
+        now = engine.heartbeat()
         assert len(now) == len(before)
-        return all(turn > last for turn, last in zip(now, before, strict=True))
+        return all(count > last for count, last in zip(now, before, strict=True))
 
     return have_moved
 

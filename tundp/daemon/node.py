@@ -22,13 +22,13 @@ from typing import Any, Final
 
 import tundp
 from tundp.backoff import Backoff, Outage
-from tundp.choices import Layout
+from tundp.choices import Engine, Layout, Offload, SourceCheck
 from tundp.daemon.lease_cache import Memory, Remembered
 from tundp.daemon.routes import Routes
 from tundp.daemon.rules import Rules, ensure_fallback
 from tundp.daemon.stores import api_of
 from tundp.daemon.underlay import Underlay
-from tundp.engine.base import Dataplane
+from tundp.engine.base import Dataplane, EngineContext
 from tundp.engine.choose import make_engine
 from tundp.engine.native.engine import EngineSettings
 from tundp.errors import ConfigError, PlatformError, StoreError
@@ -47,7 +47,6 @@ from tundp.linux.device import DeviceSettings
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.netlink import Netlink
-from tundp.linux.offload import Offload
 from tundp.linux.tun import Tun
 from tundp.observe.health import Check
 from tundp.observe.metrics import Metrics
@@ -55,7 +54,7 @@ from tundp.settings.settings import Settings
 from tundp.store.base import Store
 from tundp.store.claim import Claim, LeaseState
 from tundp.store.follow import follow
-from tundp.wire.encap import SourceCheck
+from tundp.wire.policy import Policy
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +114,7 @@ class Node:
             network=self.network.network,
         )
         self.engine = make_engine(
-            self.settings.engine,
+            Engine(self.settings.engine),
             self.underlay.socks,
             EngineSettings(
                 disabled=frozenset(Offload(name) for name in self.settings.disable_offloads),
@@ -123,10 +122,14 @@ class Node:
                 spin_us=self.settings.spin,
                 layout=Layout(self.settings.layout),
             ),
-            tunnel_address=self.device_settings.address,
-            fib=build_fib((), own_subnet=key.subnet, port=self.network.port, generation=0),
-            source_check=SourceCheck(self.settings.source_check),
-            loop=asyncio.get_running_loop(),
+            EngineContext(
+                fib=build_fib((), own_subnet=key.subnet, port=self.network.port, generation=0),
+                policy=Policy(
+                    tun_address=int(self.device_settings.address),
+                    source_check=SourceCheck(self.settings.source_check),
+                ),
+                loop=asyncio.get_running_loop(),
+            ),
         )
         self.routes = Routes(
             self.engine,
@@ -397,7 +400,7 @@ class Node:
         clock = asyncio.get_running_loop().time
         while True:
             started = clock()
-            await self.engine.tun_lost()
+            await self.engine.tun_gone()
             self.tun_index = 0
             if clock() - started > DEVICE_LIVES_S:
                 backoff.reset()

@@ -144,7 +144,7 @@ async def run(settings: Settings, store: Store) -> None:
         await node.rules.set_up()
         await node.ensure_fallback()
         node.write_subnet_env()
-        health.attend(node.engine.pulse, node.checks)
+        health.attend(node.engine.heartbeat, node.checks)
         metrics.status = node.status
         await node.run()
 

@@ -176,3 +176,25 @@ COUNTERS: Final = _specs(Counters)
 """The counters that are one number, in the order of the class."""
 DIRECTION_COUNTERS: Final = _specs(DirectionCounters)
 """Likewise those of one direction; `drops` is counted by DropReason beside them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HopCounters:
+    """What an engine has counted of one next hop since its id was assigned."""
+
+    packets_out: int = 0
+    """Packets sent to it: its share of encap.packets_out."""
+    bytes_out: int = 0
+    packets_in: int = 0
+    """Packets received from it, whatever became of them: its share of decap.packets_in."""
+    bytes_in: int = 0
+    drops: int = 0
+    """Packets to it or from it that were dropped, for whatever reason."""
+    last_heard: float | None = None
+    """Unix time of the last datagram from it, exact to some milliseconds; None never."""
+    last_errno: str | None = None
+    """Name of the errno of the last send to it the kernel refused; None never."""
+
+
+HOP_SUMS: Final = ("packets_out", "bytes_out", "packets_in", "bytes_in", "drops")
+"""Those of HopCounters that are numbers to add up."""

@@ -63,6 +63,7 @@ class Fib:
         "hop_array",
         "own_addresses",
         "peer_array",
+        "peer_hops",
         "strides",
         "table",
     )
@@ -94,6 +95,9 @@ class Fib:
         is_peer = hop_array["flags"][1:] & HOP_LOCAL == 0
         self.peer_array = np.unique(hop_array["address"][1:][is_peer]).astype(np.uint32)
         """Addresses of all peers (host order), ascending."""
+        first = len(hop_array) - len(self.peer_array)
+        self.peer_hops = np.arange(first, len(hop_array), dtype=np.uint32)
+        """The hop id of each address in `peer_array`."""
         self._peer_set: frozenset[int] | None = None
 
     @property

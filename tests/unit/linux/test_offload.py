@@ -2,7 +2,7 @@
 
 import pytest
 
-from tundp.choices import Layout
+from tundp.choices import Engine, Layout
 from tundp.engine import choose
 from tundp.engine.native import library
 from tundp.errors import Unsupported
@@ -67,14 +67,14 @@ def kernel(*offloads):
 
 
 def test_auto_takes_super_packets_else_batches_else_python(monkeypatch):
-    assert choose.best_engine(kernel(*ALL))[0] == "gso"
-    assert choose.best_engine(kernel(Offload.UDP_GRO))[0] == "gso"
-    assert choose.best_engine(kernel())[0] == "mmsg"
+    assert choose.best_engine(kernel(*ALL))[0] is Engine.GSO
+    assert choose.best_engine(kernel(Offload.UDP_GRO))[0] is Engine.GSO
+    assert choose.best_engine(kernel())[0] is Engine.MMSG
 
     def missing():
         raise Unsupported("the native module is not built")
 
     monkeypatch.setattr(library, "require", missing)
     name, why = choose.best_engine(kernel(*ALL))
-    assert name == "reference"
+    assert name is Engine.REFERENCE
     assert "not built" in why

@@ -1,11 +1,11 @@
 """The C engines `gso`, `mmsg` and `simple`: loops on threads of their own, the GIL released.
 
-`NativeEngine` runs a C loop on a thread of its own, GIL released, until its eventfd is
-written. Python makes the FIBs, publishes each by one pointer, and frees it when the
-worker has been seen with a newer one. Counters are copied out between two packets.
+`NativeEngine` runs a C loop on a thread of its own until its eventfd is written. Python makes
+the FIBs, publishes each by one pointer, and frees it when every worker has been seen with a
+newer one. Counters are copied out between two packets.
 
-The C code is the twin of wire/, lease/fib.py and engine/reference.py: tests/twin
-holds them equal, and `self_test` compares them on the machine at hand.
+The C code is the twin of wire/, lease/fib.py and engine/reference.py: tests/twin and
+tests/engine hold them equal, and `self_test` compares them on the machine at hand.
 """
 
 from __future__ import annotations
@@ -15,17 +15,28 @@ import errno
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any, Final
 
-from tundp.choices import Layout, Offload, SourceCheck
-from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, Counters
-from tundp.engine.native.fib import NOTHING, NativeFib, PathFacts
+from tundp.choices import Engine, Layout, Offload, SourceCheck
+from tundp.engine.base import (
+    PATH_STATE_S,
+    DisabledOffload,
+    EngineContext,
+    HopsAssigned,
+    OffloadState,
+    PathState,
+)
+from tundp.engine.changes import changed_hops
+from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, Counters, HopCounters
+from tundp.engine.native.fib import NativeFib
+from tundp.engine.native.hops import HopMemory, PathStates
 from tundp.engine.native.library import require
 from tundp.engine.native.twins import sums_variants
-from tundp.engine.native.worker import Worker
+from tundp.engine.native.worker import Worker, WorkerSetup
 from tundp.lease.fib import Fib
 from tundp.linux.offload import SAFE_SEGMENTS, KernelOffloads, find_offloads, set_udp_gro
 from tundp.linux.tun import Tun, TunMode
@@ -34,22 +45,21 @@ from tundp.wire.drop import DropReason
 
 _log = logging.getLogger(__name__)
 
-LEARNT_S: Final = 600.0
-"""What a path or the TUN refused is tried again after ten minutes (RFC 1191 section 6.3)."""
-_FORGET_S: Final = 60.0
-RUNS: Final[Mapping[str, str]] = {
-    "gso": "tundp_batch_run",
-    "mmsg": "tundp_batch_run",
-    "simple": "tundp_simple_run",
-}
-"""Each engine's name and its loop in the extension, fastest first."""
+_EXPIRE_S: Final = 60.0
 _NEED_VNET_HEADER: Final = (
     Offload.TUN_TSO,
     Offload.TUN_USO,
     Offload.TCP_COALESCE,
     Offload.UDP_COALESCE,
 )
-_SOURCE_CHECKS: Final = {SourceCheck.OFF: 0, SourceCheck.COUNT: 1, SourceCheck.ENFORCE: 2}
+_BITS: Final = (
+    Offload.UDP_SEGMENT,
+    Offload.TCP_COALESCE,
+    Offload.UDP_COALESCE,
+    Offload.UDP_GRO,
+)
+"""Offloads a worker has a bit of enum tundp_offload for."""
+REFUSED: Final = "the TUN refused a super-packet (EINVAL)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +76,7 @@ class EngineSettings:
 
 
 class NativeEngine:
-    """See the module; see Dataplane for the contract. `name` picks the C loop from RUNS.
+    """See the module; see Dataplane for the contract. `engine` picks the C loop.
 
     One worker per socket and direction set; worker k of the TUN's queue k. With several
     sockets each peer's datagrams stay with one of them (SO_REUSEPORT), and the kernel
@@ -75,69 +85,68 @@ class NativeEngine:
 
     def __init__(
         self,
-        name: str,
+        engine: Engine,
         socks: Sequence[socket.socket],
-        *,
-        tunnel_address: IPv4Address,
-        fib: Fib,
-        source_check: SourceCheck,
-        loop: asyncio.AbstractEventLoop,
+        context: EngineContext,
         settings: EngineSettings | None = None,
         kernel: KernelOffloads | None = None,
     ) -> None:
         """kernel: what find_offloads said, if it was asked already."""
         native = require()
-        self.name = name
+        self.name = engine.value
+        self._engine = engine
         self._ffi = native.ffi
         self._lib = native.lib
-        self._loop = loop
+        self._loop = context.loop
+        self._policy = context.policy
         self._settings = settings or EngineSettings()
         self._socks = tuple(socks)
-        self._tun_lost = asyncio.Event()
+        self._tun_gone = asyncio.Event()
         self._notify_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._kernel = kernel if name == "gso" else None
-        if name == "gso" and kernel is None:
+        self._kernel = kernel if engine is Engine.GSO else None
+        if engine is Engine.GSO and kernel is None:
             self._kernel = find_offloads(self._settings.disabled)
-        self._workers = self._make_workers(native)
-        for worker in self._workers:
-            worker.struct.notify_fd = self._notify_fd
-            worker.struct.address = int(self._address())
-            worker.struct.rules.tunnel_address = int(tunnel_address)
-            worker.struct.rules.source_check = _SOURCE_CHECKS[source_check]
-            worker.struct.spin_ns = self._settings.spin_us * 1000
+        directions = self._directions()
+        self._hops = HopMemory(len(socks) * len(directions))
+        self._path_states = PathStates(self._hops.paths, PATH_STATE_S)
+        self._icmp_budget = native.ffi.new("uint64_t *")
+        self._workers = self._make_workers(directions)
         for sock in self._socks:
-            set_udp_gro(sock, is_on=self._uses(Offload.UDP_GRO))
+            set_udp_gro(sock, is_on=self._has(Offload.UDP_GRO))
         self._fibs: list[NativeFib] = []
-        self._learnt: dict[int, tuple[PathFacts, float]] = {}
-        self._lost = 0
-        self._lost_at = 0.0
-        self._forget_timer = loop.call_later(_FORGET_S, self._forget)
-        loop.add_reader(self._notify_fd, self._on_notify)
-        self.install(fib)
+        started = time.time()
+        self._missing = {
+            offload: DisabledOffload(reason, started)
+            for offload, reason in (self._kernel.missing if self._kernel else {}).items()
+        }
+        self._ungranted: dict[Offload, DisabledOffload] = {}
+        self._refused: dict[Offload, DisabledOffload] = {}
+        self._restore_at = 0.0
+        self._expire_timer = self._loop.call_later(_EXPIRE_S, self._expire)
+        self._loop.add_reader(self._notify_fd, self._on_notify)
+        self.install(context.fib)
 
     @property
     def tun_mode(self) -> TunMode:
         """See Dataplane."""
         return TunMode(
-            has_vnet_header=any(self._uses(offload) for offload in _NEED_VNET_HEADER),
-            wants_tso=self._uses(Offload.TUN_TSO),
-            wants_uso=self._uses(Offload.TUN_USO),
+            has_vnet_header=any(self._has(offload) for offload in _NEED_VNET_HEADER),
+            wants_tso=self._has(Offload.TUN_TSO),
+            wants_uso=self._has(Offload.TUN_USO),
             queues=len(self._socks),
         )
 
     def attach(self, tun: Tun) -> None:
         """See Dataplane."""
         self.detach()
-        self._tun_lost.clear()
+        self._tun_gone.clear()
+        self._ungranted = self._ungranted_by(tun)
         cpus = self._settings.cpus
         for number, worker in enumerate(self._workers):
-            worker.struct.tun_fd = tun.fds[worker.queue]
-            worker.struct.offloads = self._offload_bits(tun)
-            if self._kernel is not None:
-                worker.struct.max_segments = self._kernel.max_segments
-                worker.struct.max_udp_segments = max(self._kernel.max_segments, SAFE_SEGMENTS)
+            name = f"tundp-{self.name}-{number}"
+            worker.configure(tun_fd=tun.fds[worker.queue], name=name.encode(), **self._values(tun))
             worker.start(
-                f"tundp-{self.name}-{number}",
+                name,
                 cpus[number % len(cpus)] if cpus else None,
                 lambda code: self._loop.call_soon_threadsafe(self._on_end, tun.name, code),
             )
@@ -147,36 +156,38 @@ class NativeEngine:
         for worker in self._workers:
             worker.stop()
 
-    def install(self, fib: Fib) -> None:
+    def install(self, fib: Fib, delta: HopsAssigned | None = None) -> None:
         """See Dataplane. FIBs every worker has left behind are freed here."""
-        self._remember()
-        native_fib = NativeFib(
-            fib, {address: facts for address, (facts, _) in self._learnt.items()}
-        )
-        for worker in self._workers:
-            self._lib.tundp_worker_install(worker.struct, native_fib.struct)
-        # Without a thread nobody holds an old one, and nobody would ever be seen with a new.
-        running = [worker for worker in self._workers if worker.is_running]
-        seen = min(
-            (self._lib.tundp_worker_seen(worker.struct) for worker in running),
-            default=fib.generation,
-        )
-        self._fibs = [kept for kept in self._fibs if kept.fib.generation >= seen]
+        self._take_in_path_states()
+        before = self._fibs[-1].fib if self._fibs else None
+        assigned = changed_hops(before, fib) if delta is None else delta.hops_assigned
+        self._hops.reassign(assigned)
+        self._path_states.forget(assigned)
+        native_fib = NativeFib(fib, self._hops.paths)
         self._fibs.append(native_fib)
+        for worker in self._workers:
+            worker.install(native_fib.struct)
+        seen = self.seen()
+        self._fibs = [kept for kept in self._fibs if kept.fib.generation >= seen]
+
+    def seen(self) -> int:
+        """See Dataplane. Without a thread no FIB but the installed one is in use."""
+        installed = self._fibs[-1].fib.generation
+        running = (worker.seen() for worker in self._workers if worker.is_running)
+        return min(running, default=installed)
 
     def rebound(self) -> None:
         """See Dataplane. Threads keep nothing of a socket: each run makes its own epoll set."""
         for sock in self._socks:
-            set_udp_gro(sock, is_on=self._uses(Offload.UDP_GRO))
+            set_udp_gro(sock, is_on=self._has(Offload.UDP_GRO))
         for worker in self._workers:
-            worker.rebound(self._address())
-        self._learnt.clear()
-        for native_fib in self._fibs:
-            native_fib.forget_all()
+            worker.rebound()
+        self._path_states.take_in(self._hop_count(), self._loop.time())
+        self._path_states.forget()
 
-    async def tun_lost(self) -> None:
+    async def tun_gone(self) -> None:
         """See Dataplane."""
-        await self._tun_lost.wait()
+        await self._tun_gone.wait()
 
     def counters(self) -> Counters:
         """See Dataplane."""
@@ -187,130 +198,176 @@ class NativeEngine:
             _add_counters(total, counted)
         return total
 
+    def hop_counters(self, hop_ids: Sequence[int] | None = None) -> Mapping[int, HopCounters]:
+        """See Dataplane."""
+        return self._hops.counters(hop_ids, self._hop_count())
+
+    def offloads(self) -> OffloadState:
+        """See Dataplane."""
+        if self._kernel is None:
+            return OffloadState()
+        disabled = self._refused | self._ungranted | self._missing
+        return OffloadState(
+            in_use=tuple(offload for offload in Offload if offload not in disabled),
+            disabled={each: disabled[each] for each in Offload if each in disabled},
+        )
+
+    def path_states(self) -> Mapping[int, PathState]:
+        """See Dataplane."""
+        self._take_in_path_states()
+        return self._path_states.states()
+
     def describe(self) -> str:
         """See Dataplane."""
         if self._kernel is None:
-            return "one packet at a time" if self.name == "simple" else "batches, no offloads"
-        used = [o.value for o in Offload if o in self._kernel.offloads]
-        text = f"{', '.join(used) or 'no offloads'}; sums {sums_variants()[0]}"
-        if self._uses(Offload.UDP_SEGMENT):
+            is_simple = self._engine is Engine.SIMPLE
+            return "one packet at a time" if is_simple else "batches, no offloads"
+        state = self.offloads()
+        used = ", ".join(offload.value for offload in state.in_use)
+        text = f"{used or 'no offloads'}; sums {sums_variants()[0]}"
+        if Offload.UDP_SEGMENT in state.in_use:
             text += f"; up to {self._kernel.max_segments} datagrams a send"
-        for why in dict.fromkeys(self._kernel.missing.values()):
-            names = [o.value for o in Offload if self._kernel.missing.get(o) == why]
-            text += f"; without {', '.join(names)}: {why}"
+        for reason in dict.fromkeys(each.reason for each in state.disabled.values()):
+            names = [o.value for o, why in state.disabled.items() if why.reason == reason]
+            text += f"; without {', '.join(names)}: {reason}"
         return text
 
-    def pulse(self) -> tuple[int, ...]:
+    def heartbeat(self) -> tuple[int, ...]:
         """See Dataplane."""
-        return tuple(worker.beat() for worker in self._workers if worker.is_running)
+        return tuple(worker.heartbeat() for worker in self._workers if worker.is_running)
 
     def stop(self) -> None:
         """See Dataplane."""
-        self._forget_timer.cancel()
+        self._expire_timer.cancel()
         self._loop.remove_reader(self._notify_fd)
         for worker in self._workers:
             worker.close()
         os.close(self._notify_fd)
 
-    def _make_workers(self, native: Any) -> tuple[Worker, ...]:
-        run = getattr(native.lib, RUNS[self.name])
-        both = native.lib.TUNDP_ENCAP | native.lib.TUNDP_DECAP
-        directions = [both]
-        if self.name != "simple" and self._settings.layout is Layout.SPLIT:
-            directions = [native.lib.TUNDP_ENCAP, native.lib.TUNDP_DECAP]
-        workers = []
+    def _directions(self) -> tuple[int, ...]:
+        """The direction set of each worker of a queue."""
+        encap, decap = self._lib.TUNDP_ENCAP, self._lib.TUNDP_DECAP
+        if self._engine is not Engine.SIMPLE and self._settings.layout is Layout.SPLIT:
+            return (encap, decap)
+        return (encap | decap,)
+
+    def _make_workers(self, directions: tuple[int, ...]) -> tuple[Worker, ...]:
+        workers: list[Worker] = []
         for queue, sock in enumerate(self._socks):
             for direction in directions:
-                worker = Worker(native, run, sock, queue)
-                worker.struct.directions = direction
-                if self.name != "simple":
-                    worker.allocate_batch()
-                workers.append(worker)
+                setup = WorkerSetup(
+                    engine=self._engine,
+                    queue=queue,
+                    udp_fd=sock.fileno(),
+                    notify_fd=self._notify_fd,
+                    directions=direction,
+                    hop_counters=self._hops.counters_of(len(workers)),
+                    icmp_budget=self._icmp_budget,
+                )
+                workers.append(Worker(setup))
         return tuple(workers)
 
-    def _address(self) -> IPv4Address:
-        return IPv4Address(self._socks[0].getsockname()[0])
+    def _values(self, tun: Tun) -> dict[str, Any]:
+        """What attaching to a TUN configures, as fields of struct tundp_worker_config."""
+        values = {
+            "address": int(IPv4Address(self._socks[0].getsockname()[0])),
+            "offloads": self._offload_bits(tun),
+            "spin_ns": self._settings.spin_us * 1000,
+            "policy": {
+                "tun_address": self._policy.tun_address,
+                "source_check": list(SourceCheck).index(self._policy.source_check),
+            },
+        }
+        if self._kernel is not None:
+            values["max_segments"] = self._kernel.max_segments
+            values["max_udp_segments"] = max(self._kernel.max_segments, SAFE_SEGMENTS)
+        return values
 
-    def _uses(self, offload: Offload) -> bool:
+    def _hop_count(self) -> int:
+        return len(self._fibs[-1].fib.hop_array)
+
+    def _has(self, offload: Offload) -> bool:
+        """Whether the kernel has an offload, and the settings allow it."""
         return self._kernel is not None and offload in self._kernel.offloads
 
+    def _ungranted_by(self, tun: Tun) -> dict[Offload, DisabledOffload]:
+        """What the kernel did not grant when the TUN was opened."""
+        is_granted = {
+            Offload.TUN_TSO: (tun.has_tso, "the kernel does not grant TSO on the TUN"),
+            Offload.TUN_USO: (tun.has_uso, "the kernel does not grant USO on the TUN"),
+            Offload.UDP_COALESCE: (tun.knows_uso, "the TUN takes no UDP super-packets"),
+        }
+        return {
+            offload: DisabledOffload(reason, time.time())
+            for offload, (is_there, reason) in is_granted.items()
+            if self._has(offload) and not is_there
+        }
+
+    def _bit(self, offload: Offload) -> int:
+        return int(getattr(self._lib, f"TUNDP_OFFLOAD_{offload.name}"))
+
     def _offload_bits(self, tun: Tun) -> int:
-        lib = self._lib
         if self._kernel is None:
             return 0
-        is_granted = {
-            lib.TUNDP_OFFLOAD_VNET_HEADER: tun.has_vnet_header,
-            lib.TUNDP_OFFLOAD_UDP_SEGMENT: self._uses(Offload.UDP_SEGMENT),
-            lib.TUNDP_OFFLOAD_UDP_GRO: self._uses(Offload.UDP_GRO),
-            lib.TUNDP_OFFLOAD_TCP_COALESCE: self._uses(Offload.TCP_COALESCE),
-            lib.TUNDP_OFFLOAD_UDP_COALESCE: self._uses(Offload.UDP_COALESCE) and tun.knows_uso,
-        }
-        return sum(bit for bit, is_there in is_granted.items() if is_there)
+        ruled_out = self._ungranted.keys() | self._missing.keys()
+        bits = sum(self._bit(offload) for offload in _BITS if offload not in ruled_out)
+        return bits | (self._lib.TUNDP_OFFLOAD_VNET_HEADER if tun.has_vnet_header else 0)
 
     def _on_notify(self) -> None:
         os.eventfd_read(self._notify_fd)
-        self._remember()
-        lost = 0
+        self._take_in_path_states()
+        refused = 0
         for worker in self._workers:
-            lost |= self._lib.tundp_worker_lost(worker.struct)
-        for offload, bit in (
-            (Offload.TCP_COALESCE, self._lib.TUNDP_OFFLOAD_TCP_COALESCE),
-            (Offload.UDP_COALESCE, self._lib.TUNDP_OFFLOAD_UDP_COALESCE),
-        ):
-            if lost & ~self._lost & bit:
+            refused |= worker.disabled()
+        for offload in _BITS:
+            if refused & self._bit(offload) and offload not in self._refused:
                 _log.warning(
-                    "the TUN refused a super-packet (EINVAL): %s is off for %.0f minutes;"
-                    " nothing was lost, its packets were written one by one",
+                    "%s: %s is off for %.0f minutes; nothing was lost, its packets were"
+                    " written one by one",
+                    REFUSED,
                     offload.value,
-                    LEARNT_S / 60,
+                    PATH_STATE_S / 60,
                 )
-                self._lost_at = self._loop.time()
-        self._lost = lost
+                self._refused[offload] = DisabledOffload(REFUSED, time.time())
+                self._restore_at = self._loop.time() + PATH_STATE_S
 
-    def _remember(self) -> None:
-        """Take up what workers have learnt of paths, and say it once."""
+    def _take_in_path_states(self) -> None:
+        """Read what workers have learnt of paths, and log it once."""
         if not self._fibs:
             return
-        expires_at = self._loop.time() + LEARNT_S
-        for address, facts in self._fibs[-1].learnt().items():
-            before = self._learnt[address][0] if address in self._learnt else NOTHING
-            if facts.inner_mtu != before.inner_mtu:
-                _log.info(
-                    "path to %s: inner packets up to %d", IPv4Address(address), facts.inner_mtu
-                )
-            if facts.is_single and not before.is_single:
+        news = self._path_states.take_in(self._hop_count(), self._loop.time())
+        for hop_id, state, before in news:
+            address = IPv4Address(int(self._fibs[-1].fib.hop_array["address"][hop_id]))
+            if state.inner_mtu != (before.inner_mtu if before else None):
+                _log.info("path to %s: inner packets up to %s", address, state.inner_mtu)
+            if state.no_gso and not (before and before.no_gso):
                 _log.warning(
                     "the path to %s takes no UDP_SEGMENT: datagrams go one by one for %.0f"
                     " minutes; nothing was lost, the refused ones were sent again",
-                    IPv4Address(address),
-                    LEARNT_S / 60,
+                    address,
+                    PATH_STATE_S / 60,
                 )
-            if facts != before:
-                self._learnt[address] = (facts, expires_at)
 
-    def _forget(self) -> None:
+    def _expire(self) -> None:
         """Try again at full size, and with every offload, what was learnt long ago."""
-        self._forget_timer = self._loop.call_later(_FORGET_S, self._forget)
-        self._remember()
+        self._expire_timer = self._loop.call_later(_EXPIRE_S, self._expire)
+        self._take_in_path_states()
         now = self._loop.time()
-        for address, (_, expires_at) in list(self._learnt.items()):
-            if now >= expires_at:
-                del self._learnt[address]
-                self._fibs[-1].forget(address)
-        if self._lost and now >= self._lost_at + LEARNT_S:
-            self._lost = 0
+        self._path_states.expire(now)
+        if self._refused and now >= self._restore_at:
             for worker in self._workers:
-                self._lib.tundp_worker_restore(worker.struct)
+                worker.restore()
+            self._refused.clear()
 
     def _on_end(self, tun_name: str, code: int) -> None:
-        if self._tun_lost.is_set():
+        if self._tun_gone.is_set():
             return  # another worker's news
         if code == errno.EBADFD:
             _log.warning("TUN device %s is gone", tun_name)
         else:
             _log.error("engine %s ended: %s; starting again", self.name, os.strerror(code))
         self.detach()
-        self._tun_lost.set()
+        self._tun_gone.set()
 
 
 def _add_counters(total: Counters, counted: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from tundp.errors import Unsupported
 
-ABI: Final = 4
+ABI: Final = 5
 
 try:
     from tundp import _native

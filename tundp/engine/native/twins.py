@@ -26,6 +26,11 @@ def after_ttl_decrement(header_checksum: int) -> int:
     return int(require().lib.tundp_checksum_after_ttl_decrement(header_checksum))
 
 
+def before_ttl_decrement(header_checksum: int) -> int:
+    """As wire.checksum.before_ttl_decrement."""
+    return int(require().lib.tundp_checksum_before_ttl_decrement(header_checksum))
+
+
 def sums_variants() -> list[str]:
     """The checksum variants this CPU has, by name; engines use the first."""
     native = require()
@@ -95,13 +100,20 @@ def coalesce(
     room = bytearray(b"".join(bytes(vnet.LEN) + packet for packet in packets))
     out = bytearray(len(room) + 8 * len(packets))
     misses = native.ffi.new("uint64_t[]", len(Miss))
+    lens = native.ffi.new("uint32_t[]", [len(packet) for packet in packets])
+    batch = native.ffi.new(
+        "struct tundp_coalesce_input *",
+        {
+            "packets": native.ffi.from_buffer("uint8_t[]", room),
+            "lens": lens,
+            "count": len(packets),
+            "is_tcp_on": is_tcp_on,
+            "is_udp_on": is_udp_on,
+            "max_udp_segments": max_udp_segments,
+        },
+    )
     used = native.lib.tundp_coalesce(
-        native.ffi.from_buffer("uint8_t[]", room),
-        native.ffi.new("uint32_t[]", [len(packet) for packet in packets]),
-        len(packets),
-        is_tcp_on,
-        is_udp_on,
-        max_udp_segments,
+        batch,
         native.ffi.new("uint8_t[]", native.lib.TUNDP_COALESCE_SCRATCH),
         native.ffi.from_buffer("uint8_t[]", out),
         len(out),
