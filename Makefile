@@ -39,6 +39,7 @@ demo: root build
 test: root build
 	@setup/apt.sh test
 	@ETCD_REQUIRED=1 setup/etcd.sh
+	@setup/debian.sh
 	@$(PY) -m pytest -q -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: build

@@ -8,14 +8,17 @@ import os
 
 import pytest
 
+from tests.loops import run_on
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run `async def` tests, leaving nothing on the loop behind."""
+    """Run `async def` tests on a fresh asyncio loop each; see tests/loops.py."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
-    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    asyncio.run(pyfuncitem.obj(**arguments))
+    names = inspect.signature(pyfuncitem.obj).parameters
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    run_on(asyncio.new_event_loop, pyfuncitem.obj(**arguments))
     return True
 
 

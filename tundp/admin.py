@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +21,8 @@ from typing import Any, Final
 from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector, web
 
 from tundp.errors import PlatformError
+from tundp.observe.codec import Malformed
+from tundp.observe.status import Status
 
 STATUS_PATH: Final = "/v1/status"
 METRICS_PATH: Final = "/v1/metrics"
@@ -28,12 +31,14 @@ _PROBE_S: Final = 1.0
 
 @contextlib.asynccontextmanager
 async def serve_admin(
-    path: Path, status: Callable[[], dict[str, Any]], metrics: Callable[[], bytes]
+    path: Path, status: Callable[[], Status], metrics: Callable[[], bytes]
 ) -> AsyncIterator[None]:
     """Answer on `path` until the block ends; a stale socket of a dead daemon is replaced."""
 
     async def answer(_: web.Request) -> web.Response:
-        return web.json_response(status())
+        # Tens of thousands of peers take a second, which the event loop has not.
+        text = await asyncio.to_thread(_document, status())
+        return web.Response(text=text, content_type="application/json")
 
     async def answer_metrics(_: web.Request) -> web.Response:
         return web.Response(body=metrics(), content_type="text/plain", charset="utf-8")
@@ -69,8 +74,26 @@ async def serve_admin(
             path.unlink(missing_ok=True)
 
 
-async def fetch_status(path: Path) -> dict[str, Any]:
-    """What the daemon behind `path` says of itself; PlatformError if none answers."""
+async def fetch_status(path: Path) -> Status:
+    """What the daemon behind `path` says of itself.
+
+    PlatformError if none answers, or one whose answer this version cannot read.
+    """
+    return read_status(path, await fetch_document(path))
+
+
+def read_status(path: Path, document: dict[str, Any]) -> Status:
+    """The answer of the daemon behind `path`; PlatformError if it cannot be read."""
+    try:
+        return Status.from_json(document)
+    except Malformed as error:
+        raise PlatformError(
+            f"{path}: {error}; restart the daemon, or see what it says with tundp status --json"
+        ) from None
+
+
+async def fetch_document(path: Path) -> dict[str, Any]:
+    """The same as the daemon sent it, members this version does not know included."""
     try:
         async with (
             ClientSession(
@@ -80,15 +103,21 @@ async def fetch_status(path: Path) -> dict[str, Any]:
         ):
             answer: dict[str, Any] = await response.json()
             return answer
-    except PermissionError:
-        raise PlatformError(f"{path} may only be opened by root", errno.EACCES) from None
     except (OSError, ClientError, TimeoutError) as error:
         # aiohttp's texts speak of TLS; the errno says what happened.
         number = getattr(error, "errno", None)
+        if number in (errno.EACCES, errno.EPERM):
+            raise PlatformError(
+                f"only root may ask the daemon on {path}: run this as root", number
+            ) from None
         why = os.strerror(number) if number else str(error) or type(error).__name__
         raise PlatformError(
             f"no daemon answers on {path} ({why}): is tundp running, and with this --admin-socket?"
         ) from None
+
+
+def _document(status: Status) -> str:
+    return json.dumps(status.to_json())
 
 
 def _make_room(path: Path) -> None:

@@ -107,3 +107,72 @@ _OFFLOAD_MEANINGS: Final = {
         without="one TUN write per packet",
     ),
 }
+
+
+@unique
+class EtcdApi(Enum):
+    """Which API of etcd holds the leases."""
+
+    AUTO = "auto"
+    """The one that has the network config; v3 if both have."""
+    V2 = "v2"
+    V3 = "v3"
+    BOTH = "both"
+    """Registered in either, for a cluster of old and new flannels."""
+
+
+@unique
+class OnLeaseLost(Enum):
+    """What a daemon does when its lease is lost."""
+
+    REGAIN = "regain"
+    """Keeps forwarding and gets the same subnet back."""
+    EXIT = "exit"
+    """Exits with code 0, as flannel does."""
+
+
+@unique
+class Loop(Enum):
+    """Which event loop the daemon runs on."""
+
+    AUTO = "auto"
+    """uvloop where it is installed."""
+    UVLOOP = "uvloop"
+    ASYNCIO = "asyncio"
+
+
+@unique
+class StoreKind(Enum):
+    """What kind of store the leases live in."""
+
+    ETCD = "etcd"
+    FILE = "file"
+
+
+@unique
+class DemoStore(Enum):
+    """Where the leases of `tundp demo` live."""
+
+    AUTO = "auto"
+    """etcd where it is installed."""
+    ETCD = "etcd"
+    FILE = "file"
+
+
+@unique
+class BenchProfile(Enum):
+    """How much `tundp bench` measures."""
+
+    QUICK = "quick"
+    DEFAULT = "default"
+    FULL = "full"
+
+
+@unique
+class Topology(Enum):
+    """Where the traffic of `tundp bench` begins and ends."""
+
+    HOST = "host"
+    """On the nodes."""
+    PODS = "pods"
+    """In pods, behind bridges."""

@@ -12,8 +12,8 @@ import numpy as np
 from tundp.choices import SourceCheck
 from tundp.engine.native import twins
 from tundp.engine.native.fib import NativeFib
-from tundp.lease.fib import Fib, build_fib
-from tundp.lease.model import Peer
+from tundp.lease.fib import FIRST_HOP_ID, Fib, build_fib
+from tundp.lease.model import Endpoint, Peer
 from tundp.wire import checksum, ip
 from tundp.wire.encap import decapsulate, encapsulate
 
@@ -61,10 +61,14 @@ def main() -> None:
 
 def fib_of(count: int) -> Fib:
     peers = [
-        Peer(IPv4Network((0x0A000000 + number * 256, 24)), IPv4Address(0xC6120000 + number))
+        Peer(
+            subnet=IPv4Network((0x0A000000 + number * 256, 24)),
+            endpoint=Endpoint(IPv4Address(0xC6120000 + number), 8285),
+            hop_id=FIRST_HOP_ID + number,
+        )
         for number in range(count)
     ]
-    return build_fib(peers, own_subnet=None, port=8285, generation=1)
+    return build_fib(peers, own_subnet=None, generation=1)
 
 
 def lookup_case(fib: Fib) -> Callable[[], object]:

@@ -13,16 +13,19 @@ import stat
 import struct
 import subprocess
 import sys
-import time
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pyroute2 import netns
 
-from tundp.bench import generators, machine, paths
+from tests.wait import DEADLINE_S, until, until_sync
+from tundp.bench import generators, machine, paths, workloads
 from tundp.bench.generators import Generator
 from tundp.bench.results import load
 from tundp.bench.run import PREFIX, BenchSettings, Progress, clean_bench, run_bench
 from tundp.errors import LabError
+from tundp.finding import Verdict
 from tundp.lab.lab import Lab
 
 PORT = 5999
@@ -50,13 +53,6 @@ async def with_two_hosts(check) -> None:
         await check(left, right)
 
 
-async def eventually(condition) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
-
-
 async def test_stream_receiver_sees_one_wrong_byte():
     data = generators.pattern()
     good = bytes(generators.require().ffi.buffer(data, 70_000)[:])
@@ -73,7 +69,7 @@ async def test_stream_receiver_sees_one_wrong_byte():
                 if wrong_at is not None:
                     stream[wrong_at] ^= 1
                 await asyncio.to_thread(sender.sendall, stream)
-            await eventually(lambda receiver=receiver: receiver.counted().bytes == 4 * 65521)
+            await until(lambda receiver=receiver: receiver.counted().bytes == 4 * 65521)
             assert receiver.counted().corrupt == expected
             receiver.stop()
 
@@ -100,7 +96,7 @@ async def test_datagram_receiver_tells_corrupt_double_late_and_reordered_apart()
         with sender:
             for each in sent:
                 sender.sendto(each, ("192.0.2.2", PORT))
-        await eventually(lambda: receiver.counted().messages == 5)
+        await until(lambda: receiver.counted().messages == 5)
         counted = receiver.counted()
         receiver.stop()
         assert counted.corrupt == 3  # a flipped bit, no header, and cut right behind it
@@ -116,7 +112,7 @@ async def test_requests_are_matched_with_their_own_answers():
     async def check(left, right):
         answers = generators.answerer(right, "192.0.2.2", PORT, is_stream=False, size=16).start()
         asks = generators.requester(left, "192.0.2.2", PORT, is_stream=False, size=16).start()
-        await eventually(lambda: asks.counted().samples > 100)
+        await until(lambda: asks.counted().samples > 100)
         asks.stop()
         answers.stop()
         samples = asks.samples_ns[: asks.counted().samples]
@@ -126,11 +122,58 @@ async def test_requests_are_matched_with_their_own_answers():
     await with_two_hosts(check)
 
 
-async def test_accounting_finds_a_known_burner():
-    burnt, used = await machine.check_accounting(0.4)
+async def test_traffic_interrupted_before_it_began_is_stopped_all_the_same():
+    async def check(left, right):
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(max_workers=1))
+        is_free = threading.Event()
+        occupant = loop.run_in_executor(None, is_free.wait)  # the start waits for its thread
+        traffic = generators.answerer(right, "192.0.2.2", PORT, is_stream=False, size=16)
+        is_waiting = asyncio.Event()
+
+        def wanted():
+            yield traffic
+            raise AssertionError("it was interrupted before")
+
+        async def use() -> None:
+            loop.call_soon(is_waiting.set)
+            async with workloads._running(wanted()):
+                pass
+
+        using = asyncio.create_task(use())
+        await is_waiting.wait()
+        using.cancel()
+        is_free.set()
+        with pytest.raises(asyncio.CancelledError):
+            await using
+        await occupant
+        assert not traffic._thread.is_alive()
+
+    await with_two_hosts(check)
+
+
+async def test_cpu_accounting_counts_a_known_burner():
+    before = machine.read_cpu()
+    burnt = await asyncio.to_thread(machine.burn, 0.4)
+    used = machine.read_cpu().since(before)
     assert burnt >= 0.4
-    # Other work on the machine may add; a blind counter or a wrong unit would be far off.
-    assert 0.5 * burnt < used < 3 * burnt
+    # Other work may add all that there is; a blind counter or a wrong unit would be far off.
+    assert 0.5 * burnt < used.busy < 1.5 * os.cpu_count() * used.at
+
+
+async def test_cpu_accounting_takes_off_what_the_machine_does_on_its_own(monkeypatch):
+    # 3 CPU seconds in 2 s of nothing, then 5.5 in 3 s: 1 more than the machine's own 4.5.
+    reads = iter([(10.0, 100.0), (13.0, 102.0), (13.0, 102.0), (18.5, 105.0)])
+
+    def read_cpu() -> machine.CpuTimes:
+        busy, at = next(reads)
+        return machine.CpuTimes(
+            user=busy, system=0.0, softirq=0.0, steal=0.0, context_switches=0, at=at
+        )
+
+    monkeypatch.setattr(machine, "read_cpu", read_cpu)
+    monkeypatch.setattr(machine, "burn", lambda seconds: seconds)
+    assert await machine.check_accounting(0.01) == (0.01, pytest.approx(1.0))
 
 
 async def test_bench_runs_verifies_and_leaves_nothing():
@@ -151,12 +194,12 @@ async def test_bench_runs_verifies_and_leaves_nothing():
         )
         assert found.cell(lab, "simple", "tcp1", "syscalls_per_packet").median >= 4
         assert found.cell(lab, "vxlan", "tcp1", "syscalls_per_packet") is None
-    status = {check.name: check.status for check in found.checks}
-    assert status["payloads"] == "ok"
-    assert status["frames wire veth"] == "ok"
-    assert status["frames virtual veth"] == "note"  # super-packets, as the lab promises
-    assert status["syscalls wire simple"] == "ok"
-    assert status["IP fragments wire"] == "ok"
+    status = {check.title: check.verdict for check in found.checks}
+    assert status["payloads"] is Verdict.OK
+    assert status["frames wire veth"] is Verdict.OK
+    assert status["frames virtual veth"] is Verdict.NOTE  # super-packets, as the lab promises
+    assert status["syscalls wire simple"] is Verdict.OK
+    assert status["IP fragments wire"] is Verdict.OK
 
 
 async def test_every_workload_and_pods_work():
@@ -216,7 +259,7 @@ async def test_a_row_that_fails_takes_no_other_along(tmp_path):
 
 async def test_two_benches_at_once_are_one_too_many():
     first = asyncio.create_task(small_bench("veth", "tcp_rr", "virtual"))
-    await asyncio.sleep(0.3)
+    await until(left_behind, "the first bench's namespaces")
     with pytest.raises(LabError, match="another tundp bench is running"):
         await small_bench("veth", "tcp_rr", "virtual")
     with pytest.raises(LabError, match="another tundp bench is running"):
@@ -239,6 +282,16 @@ def bench_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "tundp", "bench", *arguments]
 
 
+def has_result(process, out) -> bool:
+    assert process.poll() is None, process.stdout.read()
+    return (out / "results.json").exists()
+
+
+def is_looking_at_frames(process) -> bool:
+    assert process.poll() is None, process.stdout.read()
+    return any(name.endswith("w-veth-r") for name in left_behind())
+
+
 def test_interrupted_bench_keeps_what_it_has_and_tears_down(tmp_path):
     out = tmp_path / "report"
     process = subprocess.Popen(
@@ -248,13 +301,9 @@ def test_interrupted_bench_keeps_what_it_has_and_tears_down(tmp_path):
         text=True,
     )
     try:
-        deadline = time.monotonic() + 60
-        while not (out / "results.json").exists():
-            assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until_sync(lambda: has_result(process, out))
         process.send_signal(signal.SIGINT)
-        text, _ = process.communicate(timeout=60)
+        text, _ = process.communicate(timeout=DEADLINE_S)
     finally:
         process.kill()
         process.wait()
@@ -275,7 +324,6 @@ def test_command_writes_reports_and_diff_reads_them(tmp_path):
         ),
         capture_output=True,
         text=True,
-        timeout=100,
     )
     assert (out / "report.html").exists(), answer.stdout + answer.stderr
     page = (out / "report.html").read_text()
@@ -303,13 +351,9 @@ def test_ended_at_the_frame_look_leaves_nothing(tmp_path, signum):
         text=True,
     )
     try:
-        deadline = time.monotonic() + 30
-        while not any(name.endswith("w-veth-r") for name in left_behind()):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until_sync(lambda: is_looking_at_frames(process))
         process.send_signal(signum)
-        text, _ = process.communicate(timeout=30)
+        text, _ = process.communicate(timeout=DEADLINE_S)
     finally:
         process.kill()
         process.wait()

@@ -6,13 +6,11 @@ pod1 -- cni0 [node1] eth0 -- port1 [switch br0] port2 -- eth0 [node2] cni0 -- po
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import os
 import shutil
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -21,7 +19,6 @@ from tundp.lab.lab import Lab
 from tundp.lab.overlay import OverlayLab, make_directory
 
 NETWORK = {"Network": "10.5.0.0/16"}
-DEADLINE_S = 20.0
 _numbers = itertools.count(1)
 
 MakeOverlay = Callable[..., contextlib.AbstractAsyncContextManager[OverlayLab]]
@@ -83,16 +80,3 @@ def make_overlay(make_lab: Callable[[], Lab], engine: str) -> MakeOverlay:
             shutil.rmtree(directory, ignore_errors=True)
 
     return make
-
-
-@pytest.fixture
-def until() -> Callable[[Callable[[], Awaitable[bool]]], Awaitable[None]]:
-    """Wait for a condition; the deadline only stops a hang."""
-
-    async def wait(condition: Callable[[], Awaitable[bool]]) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not await condition():
-            assert time.monotonic() < deadline, f"never became true: {condition}"
-            await asyncio.sleep(0.02)
-
-    return wait

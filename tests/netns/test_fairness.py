@@ -7,13 +7,13 @@ import contextlib
 import os
 import socket
 import threading
-from ipaddress import IPv4Address
 
 import pytest
 
-from tundp.lab.traffic import ping
+from tests.nodes import answers, counters, must_run
+from tests.packets import ipv4
+from tests.wait import until
 from tundp.linux import uapi
-from tundp.wire import ip
 
 ENGINES = os.environ.get("TUNDP_TEST_ENGINES", "reference;gso;gso --layout=split").split(";")
 pytestmark = pytest.mark.parametrize("engine", ENGINES)
@@ -41,16 +41,7 @@ def flood(sock: socket.socket, address: tuple[str, int], datagram: bytes):
         sock.close()
 
 
-async def counters(node):
-    return (await node.status())["counters"]
-
-
-async def run(host, command: str) -> None:
-    process = await host.popen(command.split())
-    assert await asyncio.to_thread(process.wait, 20) == 0, command
-
-
-async def trickles_through(node, direction: str, sock: socket.socket, address, until) -> None:
+async def trickles_through(node, direction: str, sock: socket.socket, address) -> None:
     """Single datagrams are taken by `direction` while the flood goes on."""
     before = (await counters(node))[direction]["packets_in"]
 
@@ -64,40 +55,34 @@ async def trickles_through(node, direction: str, sock: socket.socket, address, u
         await until(taken)
 
 
-async def test_a_flood_from_the_wire_leaves_encap_its_turns(make_overlay, until):
+async def test_a_flood_from_the_wire_leaves_encap_its_turns(make_overlay):
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         flooder = await two.host.socket(socket.SOCK_DGRAM)
         trickler = await one.host.socket(socket.SOCK_DGRAM)
         # Nothing that could be merged: each costs a TUN write.
-        packet = ip.build_header(
-            payload_len=0,
-            source=int(IPv4Address(two.tunnel_address)),
-            destination=int(IPv4Address(one.tunnel_address)),
-            ip_proto=253,
-            ttl=64,
-        )
+        packet = ipv4(b"", 253, source=two.tunnel_address, destination=one.tunnel_address, frag=0)
         with flood(flooder, (one.public_ip, 8285), packet):
             await until(lambda: _is_above(one, "decap", 10_000))
-            await trickles_through(one, "encap", trickler, (two.tunnel_address, 7000), until)
+            await trickles_through(one, "encap", trickler, (two.tunnel_address, 7000))
 
 
-async def test_a_flood_from_the_tun_leaves_decap_its_turns(make_overlay, until):
+async def test_a_flood_from_the_tun_leaves_decap_its_turns(make_overlay):
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         flooder = await one.host.socket(socket.SOCK_DGRAM)
         trickler = await two.host.socket(socket.SOCK_DGRAM)
         with flood(flooder, (two.tunnel_address, 7000), b"x" * 10):
             await until(lambda: _is_above(one, "encap", 10_000))
-            await trickles_through(one, "decap", trickler, (one.public_ip, 8285), until)
+            await trickles_through(one, "decap", trickler, (one.public_ip, 8285))
 
 
-async def test_a_slow_uplink_stops_neither_decap_nor_routes(make_overlay, until):
+async def test_a_slow_uplink_stops_neither_decap_nor_routes(make_overlay):
     async with make_overlay(pods=True) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         # 4 Mbit/s with a long queue: the send buffer fills, and stays full.
         shape = "rate 4mbit burst 32kb limit 64mb"
-        await run(one.host, f"tc qdisc add dev eth0 root tbf {shape}")
+        await must_run(one.host, *f"tc qdisc add dev eth0 root tbf {shape}".split())
         flooder = await one.host.socket(socket.SOCK_DGRAM)
         trickler = await two.host.socket(socket.SOCK_DGRAM)
         with flood(flooder, (two.tunnel_address, 7000), b"x" * 500):
@@ -106,13 +91,10 @@ async def test_a_slow_uplink_stops_neither_decap_nor_routes(make_overlay, until)
                 return (await counters(one))["send_waits"] > 0
 
             await until(waits)
-            await trickles_through(one, "decap", trickler, (one.public_ip, 8285), until)
-        await run(one.host, "tc qdisc del dev eth0 root")
+            await trickles_through(one, "decap", trickler, (one.public_ip, 8285))
+        await must_run(one.host, "tc", "qdisc", "del", "dev", "eth0", "root")
 
-        async def answers() -> bool:
-            return await ping(one.pod, two.pod_address, timeout_s=1) is not None
-
-        await until(answers)
+        await until(lambda: answers(one.pod, two.pod_address))
         counted = await counters(one)
         assert counted["conserved"]
 

@@ -18,8 +18,9 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
-import uvloop
 
+from tests.loops import LOOPS, run_on
+from tests.wait import DEADLINE_S, until
 from tundp.errors import PlatformError
 from tundp.lab.lab import processes_in
 from tundp.linux import command
@@ -43,7 +44,6 @@ BARE = {
 }
 BACK_ENDS = ["iptables", "iptables-legacy"]
 FLAVOURS = [*BACK_ENDS, "nftables"]
-LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 def settings(**changes):
@@ -66,11 +66,7 @@ class Box:
     async def do(self, function, *arguments, loop="asyncio"):
         """Await `function(*arguments)` on a loop of its own inside the namespace."""
 
-        def inside():
-            with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-                return runner.run(function(*arguments))
-
-        return await self.host.call(inside)
+        return await self.host.call(lambda: run_on(LOOPS[loop], function(*arguments)))
 
     async def sh(self, script):
         """Run a shell script inside; its standard output."""
@@ -497,7 +493,7 @@ async def test_what_replaces_nothing_needs_no_other_program(box, monkeypatch, tm
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-async def test_no_program_outlives_its_time_or_its_caller(box, tmp_path, loop, until):
+async def test_no_program_outlives_its_time_or_its_caller(box, tmp_path, loop):
     started_file = tmp_path / "started"
     endless = ["sh", "-c", f": >{started_file}; sleep 99; :"]
 
@@ -620,13 +616,13 @@ async def echo_source(client, server, address):
         listener.bind((address, 0))
         listener.setblocking(False)
         sender.sendto(b"hello", listener.getsockname())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE_S):
             _, source = await asyncio.get_running_loop().sock_recvfrom(listener, 64)
         return source[0]
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-async def test_packets_are_let_through_and_masqueraded(make_lab, until, flavour):
+async def test_packets_are_let_through_and_masqueraded(make_lab, flavour):
     """pod 10.5.7.2 -- [node] -- peer 10.5.8.2 (another node's pod), outside 192.0.2.2."""
     async with make_lab() as lab:
         node = await lab.host("node")

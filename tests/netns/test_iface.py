@@ -14,8 +14,8 @@ import errno
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
-import uvloop
 
+from tests.loops import LOOPS, run_on
 from tundp.errors import ConfigError, PlatformError
 from tundp.linux.iface import Selection, look, relook
 from tundp.linux.netlink import RouteLookup
@@ -423,4 +423,4 @@ def test_many_lookers_at_once_under_uvloop(make_case):
             answers = await asyncio.gather(*(case.look(selection) for _ in range(5)))
             assert [found(answer) for answer in answers] == [("eth0", "192.0.2.1")] * 5
 
-    uvloop.run(main())
+    run_on(LOOPS["uvloop"], main())

@@ -19,7 +19,18 @@ import sys
 import time
 import urllib.request
 
-from tundp.lab.traffic import PingStream, ping
+from tests.nodes import (
+    answers,
+    fails,
+    has_peer,
+    has_received,
+    is_ready,
+    lease_is,
+    log_contains,
+    readiness,
+)
+from tests.wait import DEADLINE_S, until
+from tundp.lab.traffic import PingStream
 
 HEALTH = "--healthz-port=10256"
 METRICS = "--metrics-addr=127.0.0.1:9285"
@@ -42,47 +53,6 @@ def node_id(value: str) -> str:
     return json.loads(value)["TundpNode"]
 
 
-async def lease_is(node, state: str) -> bool:
-    return (await node.status())["lease"]["state"] == state
-
-
-async def log_says(node, text: str) -> bool:
-    return node.log_path.exists() and text in node.log_path.read_text()
-
-
-async def has_peer(node, subnet: str, public_ip: str) -> bool:
-    return {"subnet": subnet, "public_ip": public_ip} in (await node.status())["peers"]
-
-
-async def answers(host, address) -> bool:
-    try:
-        answer = await ping(host, address, timeout_s=0.5)
-    except OSError:  # no route at all, for the moment
-        return False
-    return answer is not None and answer.is_echo_reply
-
-
-async def received(stream, count: int) -> bool:
-    return stream.received >= count
-
-
-async def ready(node) -> tuple[int, list[str], str]:
-    """What /readyz says: status, failing checks, and the details of those."""
-    status, body = await node.get(10256, "/readyz?verbose")
-    document = json.loads(body)
-    details = "; ".join(check["detail"] for check in document["checks"] if not check["ok"])
-    return status, document["failing"], details
-
-
-async def is_ready(node) -> bool:
-    return (await ready(node))[0] == 200
-
-
-async def fails(node, *names: str) -> bool:
-    """Whether /readyz is 503 for exactly these checks, and for nothing else."""
-    return (await ready(node))[:2] == (503, list(names))
-
-
 async def told(node) -> str:
     """What `tundp status` prints."""
     finished = await node.host.run(
@@ -94,7 +64,7 @@ async def told(node) -> str:
 
 async def exit_code(node) -> int:
     """Of a daemon that ends by itself."""
-    return await asyncio.to_thread(node.daemon.wait, 15)
+    return await asyncio.to_thread(node.daemon.wait, DEADLINE_S)
 
 
 async def held_in_store(overlay, key: str) -> bool:
@@ -145,7 +115,7 @@ async def hung(overlay, node):
         os.kill(overlay.etcd.pid, signal.SIGCONT)
 
 
-async def test_a_node_that_slept_past_its_ttl_never_takes_its_subnet_back(make_overlay, until):
+async def test_a_node_that_slept_past_its_ttl_never_takes_its_subnet_back(make_overlay):
     # Room for two: three has one of them, the other goes from one to two.
     async with make_overlay(store="etcd", nodes=3, start=False, network=pool(1, 2)) as overlay:
         one, two, three = (overlay.nodes[n] for n in (1, 2, 3))
@@ -168,7 +138,7 @@ async def test_a_node_that_slept_past_its_ttl_never_takes_its_subnet_back(make_o
 
         # A loop that stood still is not alive; it takes a second to say that it turns.
         await until(lambda: fails(one, "lease"))
-        assert two.public_ip in (await ready(one))[2]
+        assert two.public_ip in (await readiness(one)).details
         assert (await one.get(10256, "/readyz"))[1] == "flanneld is not ready yet"
         assert await one.get(10256, "/healthz") == (200, "flanneld is running")
         _, metrics = await one.get(9285, "/metrics")
@@ -178,7 +148,7 @@ async def test_a_node_that_slept_past_its_ttl_never_takes_its_subnet_back(make_o
         assert f"lease {key} CONFLICT: node {node_id(held)}" in one.log_path.read_text()
         assert "conflict" in (await told(one)).lower()
         # What it knew still gets its packets; answers go to who has the subnet now.
-        before = (await three.status())["counters"]["decap"]["packets_out"]
+        before = (await three.status_document())["counters"]["decap"]["packets_out"]
         async with PingStream(one.host, three.tunnel_address) as stream:
             await until(lambda: delivered(three, before + 20))
         assert stream.sent >= 20
@@ -201,10 +171,10 @@ async def no_longer(overlay, key: str) -> bool:
 
 
 async def delivered(node, count: int) -> bool:
-    return (await node.status())["counters"]["decap"]["packets_out"] >= count
+    return (await node.status_document())["counters"]["decap"]["packets_out"] >= count
 
 
-async def test_a_reservation_survives_restarts(make_overlay, until):
+async def test_a_reservation_survives_restarts(make_overlay):
     async with make_overlay(store="etcd", nodes=1, start=False) as overlay:
         one = overlay.nodes[1]
         await overlay.write_etcd("subnets/10.5.77.0-24", f'{{"PublicIP":"{one.public_ip}"}}')
@@ -212,14 +182,14 @@ async def test_a_reservation_survives_restarts(make_overlay, until):
             await overlay.start_daemon(one)
             await overlay.wait_ready([one])
             assert str(one.gateway) == "10.5.77.1/24"
-            lease = (await one.status())["lease"]
+            lease = (await one.status_document())["lease"]
             assert (lease["state"], lease["expires_in_s"]) == ("held", None)
             assert await one.stop_daemon() == 0
             assert await etcd_lease_of(overlay, "10.5.77.0-24") == 0
         assert list(await overlay.read_leases()) == ["10.5.77.0-24"]
 
 
-async def test_two_nodes_with_one_public_ip(make_overlay, until):
+async def test_two_nodes_with_one_public_ip(make_overlay):
     async with make_overlay(store="etcd", start=False) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         await overlay.start_daemon(one, HEALTH)
@@ -255,7 +225,7 @@ async def test_two_nodes_with_one_public_ip(make_overlay, until):
         await until(lambda: lease_is(one, "conflict"))
         assert await fails(one, "lease")
         second = (await overlay.read_leases())[key]
-        assert node_id(second) == (await two.status())["node_id"] != node_id(first)
+        assert node_id(second) == (await two.status_document())["node_id"] != node_id(first)
 
         # A dead one is not waited for longer than a challenge lasts.
         await one.stop_daemon(signal.SIGKILL)
@@ -272,7 +242,7 @@ async def test_two_nodes_with_one_public_ip(make_overlay, until):
         assert await lease_is(one, "held")
 
 
-async def test_a_stock_flannelds_lease_and_a_new_address(make_overlay, until):
+async def test_a_stock_flannelds_lease_and_a_new_address(make_overlay):
     async with make_overlay(store="etcd", nodes=1, start=False) as overlay:
         one = overlay.nodes[1]
         stock = f'{{"PublicIP":"{one.public_ip}","PublicIPv6":null}}'
@@ -299,15 +269,15 @@ async def test_a_stock_flannelds_lease_and_a_new_address(make_overlay, until):
         assert str(one.gateway) == "10.5.33.1/24"
 
 
-async def test_etcd_away_at_a_start_or_silent(make_overlay, until):
+async def test_etcd_away_at_a_start_or_silent(make_overlay):
     """Three labs at a time: nearly all of it is waiting for what has to be noticed."""
     async with asyncio.TaskGroup() as group:
-        group.create_task(restart_without_etcd(make_overlay, until))
-        group.create_task(silent_etcd(make_overlay, until, cut_off))
-        group.create_task(silent_etcd(make_overlay, until, hung))
+        group.create_task(restart_without_etcd(make_overlay))
+        group.create_task(silent_etcd(make_overlay, cut_off))
+        group.create_task(silent_etcd(make_overlay, hung))
 
 
-async def restart_without_etcd(make_overlay, until) -> None:
+async def restart_without_etcd(make_overlay) -> None:
     """Memory serves at once, and what is new comes with etcd; without memory it waits."""
     async with make_overlay(store="etcd", nodes=3, start=False) as overlay:
         one, two, three = (overlay.nodes[n] for n in (1, 2, 3))
@@ -328,7 +298,7 @@ async def restart_without_etcd(make_overlay, until) -> None:
         await one.wait_for_peers(2)
         await until(lambda: answers(one.host, two.tunnel_address))
         print(f"etcd refuses: first ping {time.monotonic() - began:.1f} s after the start")
-        await check_stale(one, two, until)
+        await check_stale(one, two)
         assert one.gateway == subnet
         await until(lambda: is_waiting(three))
         await overlay.etcd.start()
@@ -348,7 +318,7 @@ async def restart_without_etcd(make_overlay, until) -> None:
             await one.wait_for_peers(2)
             await until(lambda: answers(one.host, two.tunnel_address))
             print(f"etcd silent: first ping {time.monotonic() - began:.1f} s after the start")
-            await check_stale(one, two, until)
+            await check_stale(one, two)
             assert await has_peer(one, "10.5.250.0/24", "192.0.2.200")
             await overlay.write_etcd("subnets/10.5.250.0-24", f'{{"PublicIP":"{three.public_ip}"}}')
         began = time.monotonic()
@@ -365,34 +335,34 @@ async def remembers(node, key: str) -> bool:
 
 async def is_waiting(node) -> bool:
     with contextlib.suppress(OSError):
-        status, failing, why = await ready(node)
-        says_why = why.startswith("waiting for the network config: ")
-        return (status, failing, says_why) == (503, ["start"], True)
+        found = await readiness(node)
+        is_about_config = found.details.startswith("waiting for the network config: ")
+        return (found.status, found.failing, is_about_config) == (503, ["start"], True)
     return False
 
 
-async def check_stale(one, two, until) -> None:
+async def check_stale(one, two) -> None:
     """`one` runs on what it remembers, and says so wherever it is asked."""
-    status, failing, why = await ready(one)
-    assert status == 503
-    assert failing == ["lease", "leases-synced"]
-    assert "only from memory, age " in why
+    found = await readiness(one)
+    assert found.status == 503
+    assert found.failing == ["lease", "leases-synced"]
+    assert "only from memory, age " in found.details
     assert (await one.get(10256, "/healthz"))[0] == 200
     assert await has_peer(one, str(two.gateway.network), two.public_ip)
     await until(lambda: answers(two.host, one.tunnel_address))
-    store = (await one.status())["store"]
-    assert store["is_from_memory"]
+    store = (await one.status_document())["store"]
+    assert store["is_from_cache"]
     assert not store["is_answering"]
     assert "from disk" in await told(one)
 
 
-async def silent_etcd(make_overlay, until, silence) -> None:
+async def silent_etcd(make_overlay, silence) -> None:
     """No packet is lost, little is said, and the lease is renewed when it is over."""
     # Renewed every 10 s, so that one renewal falls into the silence.
     async with make_overlay("--lease-ttl=30", store="etcd") as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         key = key_of(one)
-        expiry = (await one.status())["lease"]["expires_at"]
+        expiry = (await one.status_document())["lease"]["expires_at"]
         lines = one.log_path.read_text().count("\n")
         to_one = PingStream(two.host, one.tunnel_address)
         async with to_one, PingStream(one.host, two.tunnel_address) as to_two:
@@ -400,7 +370,7 @@ async def silent_etcd(make_overlay, until, silence) -> None:
             async with silence(overlay, one):
                 await until(lambda: answering(one, is_so=False))
                 noticed = time.monotonic() - began
-                await until(lambda: log_says(one, "claim: lease: "))
+                await until(lambda: log_contains(one, "claim: lease: "))
             began = time.monotonic()
             await until(lambda: answering(one, is_so=True))
             await until(lambda: expires_after(one, expiry + 5))
@@ -410,20 +380,22 @@ async def silent_etcd(make_overlay, until, silence) -> None:
         )
         assert to_one.lost == to_two.lost == 0
         assert await lease_is(one, "held")
-        assert node_id((await overlay.read_leases())[key]) == (await one.status())["node_id"]
+        assert (
+            node_id((await overlay.read_leases())[key]) == (await one.status_document())["node_id"]
+        )
         said = one.log_path.read_text().splitlines()[lines:]
         assert len(said) < 20, said
 
 
 async def answering(node, *, is_so: bool) -> bool:
-    return (await node.status())["store"]["is_answering"] is is_so
+    return (await node.status_document())["store"]["is_answering"] is is_so
 
 
 async def expires_after(node, unix_time: float) -> bool:
-    return (await node.status())["lease"]["expires_at"] > unix_time
+    return (await node.status_document())["lease"]["expires_at"] > unix_time
 
 
-async def test_a_peer_of_the_last_moment_is_remembered_too(make_overlay, until):
+async def test_a_peer_of_the_last_moment_is_remembered_too(make_overlay):
     async with make_overlay(store="etcd", nodes=1) as overlay:
         one = overlay.nodes[1]
         await until(lambda: remembers(one, key_of(one)))
@@ -433,14 +405,14 @@ async def test_a_peer_of_the_last_moment_is_remembered_too(make_overlay, until):
         assert await remembers(one, "10.5.250.0-24")
 
 
-async def test_etcd_wiped_under_traffic(make_overlay, until):
+async def test_etcd_wiped_under_traffic(make_overlay):
     async with make_overlay(store="etcd") as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         before = sorted(await overlay.read_leases())
         config = json.dumps({"Network": "10.5.0.0/16"})
         to_one = PingStream(two.host, one.tunnel_address, pause_s=0.002)
         async with to_one, PingStream(one.host, two.tunnel_address, pause_s=0.002) as to_two:
-            await until(lambda: received(to_one, 20))
+            await until(lambda: has_received(to_one, 20))
             await overlay.etcd.stop()
             overlay.etcd.wipe()
             await overlay.etcd.start()
@@ -453,7 +425,7 @@ async def test_etcd_wiped_under_traffic(make_overlay, until):
             await until(lambda: has_peer(one, str(two.gateway.network), two.public_ip))
             await until(lambda: has_peer(two, str(one.gateway.network), one.public_ip))
             now = to_one.received
-            await until(lambda: received(to_one, now + 20))
+            await until(lambda: has_received(to_one, now + 20))
         print(f"wiped: {to_one}; {to_two}")
         assert sorted(await overlay.read_leases()) == before
         assert to_one.lost == to_two.lost == 0
@@ -463,7 +435,7 @@ async def in_store(overlay, node) -> bool:
     return await held_in_store(overlay, key_of(node))
 
 
-async def test_a_deleted_lease_is_regained_or_ends_the_daemon(make_overlay, until):
+async def test_a_deleted_lease_is_regained_or_ends_the_daemon(make_overlay):
     async with make_overlay(store="etcd", start=False) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         await overlay.start_daemon(one)
@@ -471,15 +443,14 @@ async def test_a_deleted_lease_is_regained_or_ends_the_daemon(make_overlay, unti
         await overlay.wait_ready()
         key = key_of(one)
         async with PingStream(one.host, two.tunnel_address, pause_s=0.002) as stream:
-            await until(lambda: received(stream, 5))
+            await until(lambda: has_received(stream, 5))
             began = time.monotonic()
             await overlay.delete_etcd(f"subnets/{key}")
-            while not await held_in_store(overlay, key):
-                pass
+            await until(lambda: held_in_store(overlay, key), poll_s=0.001)
             print(f"deleted lease regained after {(time.monotonic() - began) * 1000:.0f} ms")
             await until(lambda: has_peer(two, str(one.gateway.network), one.public_ip))
             now = stream.received
-            await until(lambda: received(stream, now + 5))
+            await until(lambda: has_received(stream, now + 5))
         print(f"deleted lease: {stream}")
         assert await lease_is(one, "held")
         assert "it was deleted or has expired; trying to get the same subnet again" in (
@@ -491,12 +462,11 @@ async def test_a_deleted_lease_is_regained_or_ends_the_daemon(make_overlay, unti
         assert f"lease {key_of(two)} is lost: exiting with code 0, as flannel does" in (
             two.log_path.read_text()
         )
-        await asyncio.sleep(0)
         assert list(await overlay.read_leases()) == [key]
         assert "flannel0" not in {link.name for link in await two.host.netlink.links()}
 
 
-async def test_both_apis_of_etcd(make_overlay, until):
+async def test_both_apis_of_etcd(make_overlay):
     async with make_overlay(store="etcd", nodes=3, start=False, network=pool(1, 3)) as overlay:
         both, old, new = (overlay.nodes[n] for n in (1, 2, 3))
         await overlay.write_etcd("config", json.dumps(pool(1, 3)), api="v2")
@@ -552,7 +522,7 @@ async def is_in(overlay, key: str, api: str) -> bool:
     return key in await overlay.read_leases(api=api)
 
 
-async def test_auto_takes_the_api_with_the_config(make_overlay, until):
+async def test_auto_takes_the_api_with_the_config(make_overlay):
     async with make_overlay(store="etcd", nodes=3, start=False) as overlay:
         homes = {"v2": ["v2"], "v3": ["v3"], "both": ["v2", "v3"]}
         nodes = dict(zip(homes, overlay.nodes.values(), strict=True))
@@ -563,7 +533,7 @@ async def test_auto_takes_the_api_with_the_config(make_overlay, until):
         for prefix, apis in homes.items():
             one, taken = nodes[prefix], apis[-1]
             await overlay.wait_ready([one])
-            store = (await one.status())["store"]["description"]
+            store = (await one.status_document())["store"]["description"]
             assert store.startswith(f"etcd {taken} at ")
             for api in ("v2", "v3"):
                 found = await overlay.etcd.read_all(f"/{prefix}/subnets/", api=api)

@@ -10,73 +10,25 @@ import asyncio
 import contextlib
 import json
 import re
+import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 
-from tundp.admin import fetch_status
-from tundp.lab.lab import stop_process
+from tests.netns.machine import FLANNELD, TUNDP, Machine, state_of
+from tests.nodes import answers, has_received, has_sent, log_contains
+from tests.wait import DEADLINE_S, until
+from tundp.admin import fetch_document
 from tundp.lab.traffic import PingStream, ping
 
-FLANNELD = str(Path(sys.executable).with_name("flanneld"))
-TUNDP = str(Path(sys.executable).with_name("tundp"))
+UNIT = Path(__file__).parents[2] / "systemd" / "tundp.service"
 GOLDEN = Path(__file__).parent / "golden"
 HEALTH = "--healthz-port=10256"
 ETH_P_ALL = 0x0003
-
-
-class Machine:
-    """A lab host with a /run and a /var/lib of its own: a daemon there needs no flag to keep
-    off this machine's files."""
-
-    def __init__(self, overlay, node):
-        self.node = node
-        self._overlay = overlay
-        self._holder = None
-
-    async def __aenter__(self):
-        script = "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && echo up && exec cat"
-        self._holder = await self.node.host.call(
-            subprocess.Popen,
-            ["unshare", "--mount", "sh", "-c", script],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert await asyncio.to_thread(self._holder.stdout.readline) == b"up\n"
-        return self
-
-    async def __aexit__(self, *_):
-        self._holder.stdin.close()
-        await stop_process(self._holder)
-        self._holder.stdout.close()
-
-    def path(self, name):
-        """A file of that machine, as seen from here."""
-        return Path(f"/proc/{self._holder.pid}/root{name}")
-
-    def _inside(self, argv):
-        return ["nsenter", "--mount", f"--target={self._holder.pid}", *argv]
-
-    async def run(self, *argv, **environment):
-        return await self.node.host.run(*self._inside(argv), environment=environment)
-
-    async def start(self, *argv, log=None, **environment):
-        path = log or self.node.log_path
-        with path.open("ab") as file:
-            return await self.node.host.popen(self._inside(argv), log=file, environment=environment)
-
-
-async def answers(host, address) -> bool:
-    try:
-        answer = await ping(host, address, timeout_s=0.3)
-    except OSError:  # no route at all, for the moment
-        return False
-    return answer is not None and answer.is_echo_reply
 
 
 async def get(node, path: str) -> tuple[int, str]:
@@ -94,7 +46,7 @@ async def says(node, path: str, status: int) -> bool:
 async def fails(node, *names: str) -> bool:
     """Whether /readyz is 503 for exactly these checks (200 for none), and /healthz 200."""
     is_alive = await get(node, "/healthz") == (200, "flanneld is running")
-    status, body = await get(node, "/readyz?verbose")
+    status, body = await get(node, "/readyz?format=json")
     return (
         is_alive
         and status == (503 if names else 200)
@@ -102,11 +54,7 @@ async def fails(node, *names: str) -> bool:
     )
 
 
-async def log_says(path: Path, text: str) -> bool:
-    return path.exists() and text in path.read_text()
-
-
-async def test_a_stock_command_line(make_overlay, until):
+async def test_a_stock_command_line(make_overlay):
     network = {"Network": "10.5.0.0/16", "SubnetMin": "10.5.7.0", "SubnetMax": "10.5.7.0"}
     async with make_overlay(store="etcd", nodes=1, start=False, network=network) as overlay:
         one = overlay.nodes[1]
@@ -132,7 +80,7 @@ async def test_a_stock_command_line(make_overlay, until):
                 assert rules.stdout == (GOLDEN / f"iptables-{wanted}.txt").read_text()
             assert "ignored, as flannel does: stray -no-such-flag" in one.log_path.read_text()
             daemon.terminate()
-            assert await asyncio.to_thread(daemon.wait, 10) == 0
+            assert await asyncio.to_thread(daemon.wait, DEADLINE_S) == 0
             assert env.exists()
 
             secret = await machine.start(
@@ -143,9 +91,9 @@ async def test_a_stock_command_line(make_overlay, until):
                 FLANNELD_ETCD_USERNAME="root",
                 FLANNELD_ETCD_PASSWORD="hunter2",
             )
-            await until(lambda: log_says(one.log_path, "waiting for the network config"))
+            await until(lambda: log_contains(one.log_path, "waiting for the network config"))
             secret.terminate()
-            assert await asyncio.to_thread(secret.wait, 10) == 0
+            assert await asyncio.to_thread(secret.wait, DEADLINE_S) == 0
             assert "hunter2" not in one.log_path.read_text()
             assert "etcd-password=***" in one.log_path.read_text()
 
@@ -173,7 +121,7 @@ def test_flags_of_flanneld(flags, code, stderr):
     assert "Traceback" not in finished.stderr
 
 
-async def test_two_networks_on_one_node(make_overlay, until):
+async def test_two_networks_on_one_node(make_overlay):
     async with (
         make_overlay(store="etcd", start=False) as overlay,
         contextlib.AsyncExitStack() as stack,
@@ -200,7 +148,10 @@ async def test_two_networks_on_one_node(make_overlay, until):
                 )
                 await until(lambda n=node.number, x=name: runs(machines[n], daemons[n, x], x))
         status = {at: await ask(machines[at[0]], at[1]) for at in daemons}
-        assert {status[at]["tun"]["name"] for at in daemons} == {"flannel0", "flannel1"}
+        assert {status[at]["backend"]["device"]["name"] for at in daemons} == {
+            "flannel0",
+            "flannel1",
+        }
         for at in daemons:
             await until(lambda at=at: has_peers(machines[at[0]], at[1], 1))
 
@@ -214,10 +165,10 @@ async def test_two_networks_on_one_node(make_overlay, until):
         assert len(before) >= 6
 
         daemons[1, "blue"].terminate()
-        assert await asyncio.to_thread(daemons[1, "blue"].wait, 10) == 0
+        assert await asyncio.to_thread(daemons[1, "blue"].wait, DEADLINE_S) == 0
         assert await works("green")
         assert await rules_about(machines[1], "10.6.") == before
-        assert (await ask(machines[1], "green"))["checks"][4]["ok"]
+        assert await rules_are_there(machines[1], "green")
         cleaned = await machines[1].run(
             TUNDP, "cleanup", "--subnet-file=/run/flannel/blue.env", "--etcd-prefix=/blue"
         )
@@ -236,14 +187,24 @@ def admin_socket(machine, name: str) -> Path:
 
 
 async def ask(machine, name: str):
-    return await fetch_status(admin_socket(machine, name))
+    return await fetch_document(admin_socket(machine, name))
 
 
 async def runs(machine, daemon, name: str) -> bool:
     assert daemon.poll() is None
     if not admin_socket(machine, name).exists():
         return False
-    return all(check["ok"] for check in (await ask(machine, name))["checks"])
+    status = await ask(machine, name)
+    return status["state"] == "running" and not failing(status)
+
+
+def failing(status) -> list[str]:
+    return [each["id"] for each in status["findings"] if each["verdict"] != "ok"]
+
+
+async def rules_are_there(machine, name: str) -> bool:
+    status = await ask(machine, name)
+    return "firewall" not in failing(status) and status["firewall"]["flavour"] != ""
 
 
 async def has_peers(machine, name: str, count: int) -> bool:
@@ -255,7 +216,7 @@ async def rules_about(machine, text: str) -> list[str]:
     return [line for line in saved.stdout.splitlines() if line.startswith("-A") and text in line]
 
 
-async def test_readyz_names_what_is_wrong_and_nothing_else(make_overlay, until):
+async def test_readyz_names_what_is_wrong_and_nothing_else(make_overlay):
     async with make_overlay(store="etcd", start=False) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         await overlay.start_daemon(two)
@@ -279,7 +240,7 @@ async def test_readyz_names_what_is_wrong_and_nothing_else(make_overlay, until):
             began = time.monotonic()
             for table, chain in (("filter", "FLANNEL-FWD"), ("nat", "FLANNEL-POSTRTG")):
                 await machine.run("iptables", "-t", table, "-F", chain)
-            await until(lambda: log_says(one.log_path, "firewall rules were gone; put back"))
+            await until(lambda: log_contains(one.log_path, "firewall rules were gone; put back"))
             await until(lambda: has_rules(machine, "FLANNEL-FWD", "FLANNEL-POSTRTG"))
             print(f"flushed rules are back after {time.monotonic() - began:.1f} s")
             binary = await machine.run("readlink", "-f", "/usr/sbin/iptables")
@@ -293,7 +254,7 @@ async def test_readyz_names_what_is_wrong_and_nothing_else(make_overlay, until):
 
             # device: back at once, unless its route is somebody else's meanwhile.
             await one.host.run("ip", "link", "del", "flannel0")
-            await until(lambda: log_says_twice(one.log_path, "device flannel0: address"))
+            await until(lambda: log_contains(one.log_path, "device flannel0: address", times=2))
             await until(lambda: fails(one))
             await one.host.run("ip", "route", "replace", "10.5.0.0/16", "dev", "eth0")
             await one.host.run("ip", "link", "del", "flannel0")
@@ -307,7 +268,7 @@ async def test_readyz_names_what_is_wrong_and_nothing_else(make_overlay, until):
             await until(lambda: fails(one))
 
             one.daemon.terminate()
-            assert await asyncio.to_thread(one.daemon.wait, 10) == 0
+            assert await asyncio.to_thread(one.daemon.wait, DEADLINE_S) == 0
             one.daemon = await machine.start(
                 FLANNELD,
                 f"-etcd-endpoints={overlay.etcd.url}",
@@ -334,10 +295,6 @@ async def has_rules(machine, *chains: str) -> bool:
     return all(f"-A {chain} " in saved for chain in chains)
 
 
-async def log_says_twice(path: Path, text: str) -> bool:
-    return path.read_text().count(text) >= 2
-
-
 class Sink:
     """Whatever a node sends to its default gateway, counted if it is the overlay's."""
 
@@ -356,16 +313,7 @@ class Sink:
         return self.leaked
 
 
-async def state_of(host) -> dict[str, str]:
-    """What a daemon may change of a host, in words."""
-    found = {}
-    for command in ("nft list ruleset", "ip -4 route show table all", "ip -o -4 addr", "ip rule"):
-        done = await host.run(*command.split())
-        found[command] = re.sub(r"valid_lft \d+sec|preferred_lft \d+sec", "", done.stdout)
-    return found
-
-
-async def test_nothing_leaks_and_cleanup_leaves_nothing(make_overlay, until):
+async def test_nothing_leaks_and_cleanup_leaves_nothing(make_overlay):
     async with make_overlay(store="etcd", start=False) as overlay:
         one = overlay.nodes[1]
         outside = await overlay.lab.host("sink")
@@ -389,11 +337,11 @@ async def test_nothing_leaks_and_cleanup_leaves_nothing(make_overlay, until):
                 nat = ("-t", "nat", "-A", "POSTROUTING", "-s", "203.0.113.0/24", "-j", "ACCEPT")
                 await one.host.run("iptables", *nat)
                 before = await state_of(one.host)
-                await leak_scenario(overlay, machine, sink, until)
-                await cleanup_scenario(machine, before, until)
+                await leak_scenario(overlay, machine, sink)
+                await cleanup_scenario(machine, before)
 
 
-async def leak_scenario(overlay, machine, sink, until) -> None:
+async def leak_scenario(overlay, machine, sink) -> None:
     one, two = overlay.nodes[1], overlay.nodes[2]
     flags = [f"-etcd-endpoints={overlay.etcd.url}", "-iface=eth0", "-ip-masq", HEALTH]
     flags += ["--ip-blackhole-route"]
@@ -405,7 +353,7 @@ async def leak_scenario(overlay, machine, sink, until) -> None:
     sink.count()
     sink.leaked = 0
     async with PingStream(one.host, two.tunnel_address, pause_s=0.002) as stream:
-        await until(lambda: received(stream, 50))
+        await until(lambda: has_received(stream, 50))
         daemon.kill()
         await asyncio.to_thread(daemon.wait)
         sent = stream.sent
@@ -416,20 +364,12 @@ async def leak_scenario(overlay, machine, sink, until) -> None:
         assert "dev flannel0" not in route
         await machine.start(FLANNELD, *flags)
         got = stream.received
-        await until(lambda: received(stream, got + 50))
+        await until(lambda: has_received(stream, got + 50))
     print(f"kill -9 and a restart by hand: {stream}; {sink.count()} packets leaked")
     assert sink.count() == 0
 
 
-async def received(stream, count: int) -> bool:
-    return stream.received >= count
-
-
-async def has_sent(stream, count: int) -> bool:
-    return stream.sent >= count
-
-
-async def cleanup_scenario(machine, before, until) -> None:
+async def cleanup_scenario(machine, before) -> None:
     one = machine.node
     await until(lambda: says(one, "/readyz", 200))
     refused = await machine.run(TUNDP, "cleanup")
@@ -440,7 +380,7 @@ async def cleanup_scenario(machine, before, until) -> None:
     assert await says(one, "/readyz", 200)
     daemon = one.host.processes[-1]
     daemon.terminate()
-    assert await asyncio.to_thread(daemon.wait, 10) == 0
+    assert await asyncio.to_thread(daemon.wait, DEADLINE_S) == 0
 
     stopped = await state_of(one.host)
     assert stopped != before
@@ -455,8 +395,84 @@ async def cleanup_scenario(machine, before, until) -> None:
     assert done.stdout == dry.stdout.replace("would remove", "removed")
     assert await state_of(one.host) == before
     assert not machine.path("/run/flannel/subnet.env").exists()
+    assert not machine.path("/var/lib/tundp/last-known.json").exists()
+    assert re.search(
+        r"left lease 10\.5\.\d+\.0-24: in etcd until [-\d]+ [:\d]+ at the latest; .*"
+        r"etcdctl del /coreos\.com/network/subnets/10\.5\.\d+\.0-24\n",
+        done.stdout,
+    )
     again = await machine.run(TUNDP, "cleanup")
-    assert (again.returncode, again.stdout) == (0, "nothing to remove\n")
+    node_id = "left file /var/lib/tundp/node-id: the next start is the same node\n"
+    assert (again.returncode, again.stdout) == (0, f"nothing to remove\n{node_id}")
+
+
+async def test_config_check_and_show_of_a_running_daemon(make_overlay):
+    """Bare commands must not speak of settings nobody runs."""
+    async with make_overlay(store="file", nodes=1) as overlay:
+        one = overlay.nodes[1]
+        which = f"--admin-socket={one.admin_socket}"
+        checked = await one.host.run(TUNDP, "config", "check", which)
+        assert checked.returncode == 0, checked.stdout
+        pid = one.daemon.pid
+        first, *others = checked.stdout.splitlines()
+        assert first.startswith(f"OK   settings: of the running daemon, pid {pid}")
+        assert f"store=file:{overlay.lease_file}" in first
+        (daemon,) = [line for line in others if " daemon: " in line]
+        assert daemon.startswith("OK   daemon: runs with these settings")
+        assert not [line for line in others if line.startswith(("WARN", "FAIL"))]
+
+        shown = await one.host.run(TUNDP, "config", "show", "--origin", which)
+        assert shown.stdout.startswith(f"# settings of the running daemon, pid {pid}")
+        assert f'store = "file:{overlay.lease_file}"' in shown.stdout
+
+        # Flags speak for themselves, and what runs is named.
+        other = await one.host.run(
+            TUNDP, "config", "check", "--json", which, f"--store=file:{overlay.lease_file}"
+        )
+        (finding,) = [each for each in json.loads(other.stdout) if each["id"] == "daemon"]
+        assert finding["verdict"] == "warn"
+        assert f"pid {pid}" in finding["evidence"]
+        assert f"admin-socket '{one.admin_socket}'" not in finding["evidence"]
+        assert f"subnet-file '{one.subnet_file}'" in finding["evidence"]
+        assert "--running" in finding["next_step"]
+
+        nobody = await one.host.run(
+            *("setpriv", "--reuid=65534", "--clear-groups", TUNDP, "status", which)
+        )
+        assert nobody.returncode == 1
+        assert f"only root may ask the daemon on {one.admin_socket}" in nobody.stderr
+
+
+async def test_config_check_names_what_the_unit_cannot_write(make_overlay):
+    async with make_overlay(store="file", nodes=1, start=False) as overlay:
+        one = overlay.nodes[1]
+        units = overlay.directory / "units"
+        units.mkdir()
+        shutil.copy(UNIT, units)
+        # The namespace's own view of the host's unit directory.
+        done = await one.host.run(
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            'mount --bind "$1" /etc/systemd/system && shift && exec "$@"',
+            "sh",
+            str(units),
+            TUNDP,
+            "config",
+            "check",
+            "--json",
+            f"--store=file:{overlay.lease_file}",
+        )
+        findings = {each["id"]: each for each in json.loads(done.stdout)}
+        assert findings["files.unit.store"]["verdict"] == "warn"
+        assert (
+            "tundp.service lets the daemon write below"
+            in (findings["files.unit.store"]["evidence"])
+        )
+        assert "/var/lib/tundp" in findings["files.unit.store"]["evidence"]
+        assert "files.unit.state-dir" not in findings
+        assert "files.unit.subnet-file" not in findings
 
 
 async def test_config_check_and_show(make_overlay):
@@ -467,8 +483,8 @@ async def test_config_check_and_show(make_overlay):
         async def check(*flags: str) -> tuple[int, dict[str, str], str]:
             done = await one.host.run(TUNDP, "config", "check", "--json", *flags)
             found = json.loads(done.stdout)
-            verdicts = {each["what"]: each["verdict"] for each in found}
-            details = "\n".join(each["detail"] for each in found if each["verdict"] != "ok")
+            verdicts = {each["title"]: each["verdict"] for each in found}
+            details = "\n".join(each["evidence"] for each in found if each["verdict"] != "ok")
             return done.returncode, verdicts, details
 
         before = await state_of(one.host)

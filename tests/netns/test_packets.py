@@ -14,10 +14,12 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from tests.nodes import counters, has_decapsulated
+from tests.packets import ipv4, with_ttl
+from tests.wait import DEADLINE_S, until
 from tundp.lab.offload import set_checksum_offload
 from tundp.lab.overlay import STORE_ADDRESS
 from tundp.lab.traffic import Answer, ping, transfer
-from tundp.wire import ip
 from tundp.wire.drop import DropReason
 
 MARKER = b"\x00the capture ends here"
@@ -32,16 +34,12 @@ async def checked_ping(host, address, **options) -> Answer:
     return answer
 
 
-async def counters(node):
-    return (await node.status())["counters"]
-
-
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 async def test_host_ping_costs_two_hops_and_pod_ping_four(make_overlay, loop):
     # flannel decrements at both ends: 64 leaves, 62 arrives; two kernels forwarding cost two more.
     async with make_overlay(f"--loop={loop}", pods=True) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
-        assert (await one.status())["loop"] == loop
+        assert (await one.status_document())["loop"] == loop
         answer = await checked_ping(one.host, two.tunnel_address)
         assert answer.is_echo_reply
         assert answer.ttl == 62
@@ -109,19 +107,24 @@ async def test_wire_is_bare_ipv4_in_udp_8285_with_valid_checksums(make_overlay, 
                 "udp port 8285",
             ]
         )
+
+        def has_begun() -> bool:
+            assert tcpdump.poll() is None, "tcpdump ended"
+            return capture.exists() and capture.stat().st_size >= 24  # the file header
+
         try:
-            while not capture.exists() or capture.stat().st_size < 24:
-                assert tcpdump.poll() is None, "tcpdump ended"
-                await asyncio.sleep(0.02)
+            await until(has_begun)
             subnets = {one.gateway.network, two.gateway.network}
             await checked_ping(one.pod, two.pod_address)
             assert (await transfer(one.pod, two.pod, two.pod_address, payload_len=300_000))[1]
             marker = await overlay.switch.socket(socket.SOCK_DGRAM)
             with marker:
                 # Again and again: tcpdump's ring may be full of the transfer at first.
-                while MARKER not in capture.read_bytes():
+                def has_marker() -> bool:
                     marker.sendto(MARKER, (one.public_ip, 8285))
-                    await asyncio.sleep(0.05)
+                    return MARKER in capture.read_bytes()
+
+                await until(has_marker, poll_s=0.05)
         finally:
             tcpdump.terminate()
             await asyncio.to_thread(tcpdump.wait)
@@ -224,20 +227,14 @@ async def test_mtu_follows_the_underlay(make_overlay):
 async def test_garbage_from_the_wire_is_counted_by_name(make_overlay):
     async with make_overlay() as overlay:
         two = overlay.nodes[2]
-        good = ip.build_header(
-            payload_len=0,
-            source=int(overlay.nodes[1].gateway.ip),
-            destination=int(two.gateway.network.network_address),
-            ip_proto=253,
-            ttl=9,
-        )
+        good = packet(str(overlay.nodes[1].gateway.ip), two.tunnel_address, 253, b"")
         datagrams = {
             DropReason.TOO_SHORT: [b"", b"x", good[:19], b"\x60" + bytes(18)],
             DropReason.NOT_IPV4: [bytes(20), b"\x60" + bytes(59), b"\xf5" + bytes(1000)],
             DropReason.BAD_HEADER_LENGTH: [b"\x44" + good[1:], b"\x4f" + good[1:]],
             DropReason.BAD_TOTAL_LENGTH: [good[:2] + b"\x00\x15" + good[4:], b"\x45" + bytes(19)],
             DropReason.BAD_HEADER_CHECKSUM: [good[:10] + b"\xab\xcd" + good[12:]],
-            DropReason.HOP_LIMIT_EXCEEDED: [ttl_of(good, 1), ttl_of(good, 0)],
+            DropReason.HOP_LIMIT_EXCEEDED: [with_ttl(good, 1), with_ttl(good, 0)],
         }
         sender = await overlay.switch.socket(socket.SOCK_DGRAM)
         with sender:
@@ -251,8 +248,8 @@ async def test_garbage_from_the_wire_is_counted_by_name(make_overlay):
             for datagram in noise:
                 sender.sendto(datagram, (two.public_ip, 8285))
         expected = sum(len(batch) for batch in datagrams.values()) + 1 + len(noise)
-        while (counted := (await counters(two)))["decap"]["packets_in"] < expected:
-            await asyncio.sleep(0.02)
+        await until(lambda: has_decapsulated(two, expected - 1))
+        counted = await counters(two)
         assert counted["conserved"]
         assert counted["decap"]["packets_in"] == expected
         assert counted["decap"]["packets_out"] >= 1
@@ -275,8 +272,8 @@ async def test_nobody_may_send_in_our_own_name(make_overlay):
             for source in own:
                 udp = struct.pack("!HHHH", 1, 9999, 9, 0) + b"x"
                 sender.sendto(packet(source, two.tunnel_address, 17, udp), (two.public_ip, 8285))
-            while (counted := await counters(two))["decap"]["packets_in"] < len(own):
-                await asyncio.sleep(0.02)
+            await until(lambda: has_decapsulated(two, len(own) - 1))
+            counted = await counters(two)
             assert counted["decap"]["drops"] == {"martian_source": len(own)}
             with pytest.raises(BlockingIOError):
                 listener.recv(100)
@@ -285,8 +282,6 @@ async def test_nobody_may_send_in_our_own_name(make_overlay):
             sender.sendto(
                 packet("198.51.100.1", two.tunnel_address, 17, udp), (two.public_ip, 8285)
             )
-            while (await counters(two))["decap"]["packets_out"] < 1:
-                await asyncio.sleep(0.02)
             assert await asyncio.to_thread(receive_soon, listener) == b"x"
 
 
@@ -295,18 +290,12 @@ async def test_source_check(make_overlay, check):
     # The switch is no peer. It claims to send for node1's subnet.
     async with make_overlay(f"--source-check={check}") as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
-        spoofed = ip.build_header(
-            payload_len=0,
-            source=int(one.gateway.ip),
-            destination=int(two.gateway.network.network_address),
-            ip_proto=253,
-            ttl=9,
-        )
+        spoofed = packet(str(one.gateway.ip), two.tunnel_address, 253, b"")
         sender = await overlay.switch.socket(socket.SOCK_DGRAM)
         with sender:
             sender.sendto(spoofed, (two.public_ip, 8285))
-        while (counted := (await counters(two)))["decap"]["packets_in"] < 1:
-            await asyncio.sleep(0.02)
+        await until(lambda: has_decapsulated(two, 0))
+        counted = await counters(two)
         is_dropped = check == "enforce"
         assert counted["decap"]["packets_out"] == (0 if is_dropped else 1)
         assert counted["decap"]["drops"] == ({"source_mismatch": 1} if is_dropped else {})
@@ -331,20 +320,11 @@ async def test_nobody_listening_and_firewalled_peers_lose_only_their_own_packets
 
 
 def packet(source: str, destination: str, protocol: int, payload: bytes) -> bytes:
-    return (
-        ip.build_header(
-            payload_len=len(payload),
-            source=int(IPv4Address(source)),
-            destination=int(IPv4Address(destination)),
-            ip_proto=protocol,
-            ttl=9,
-        )
-        + payload
-    )
+    return ipv4(payload, protocol, source=source, destination=destination, frag=0, ttl=9)
 
 
 def receive_soon(sock: socket.socket) -> bytes:
-    sock.settimeout(5)
+    sock.settimeout(DEADLINE_S)
     return sock.recv(100)
 
 
@@ -363,13 +343,6 @@ def decode(capture) -> list[dict[str, str]]:
         argv += ["-e", field]
     text = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
     return list(csv.DictReader(io.StringIO(text), delimiter=";"))
-
-
-def ttl_of(header: bytes, ttl: int) -> bytes:
-    fields = list(struct.unpack("!BBHHHBBHII", header))
-    return ip.build_header(
-        payload_len=0, source=fields[8], destination=fields[9], ip_proto=fields[6], ttl=ttl
-    )
 
 
 def unleased(overlay):

@@ -9,107 +9,25 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from ipaddress import IPv4Interface
 
 import pytest
-import uvloop
 from pyroute2 import netns
 
-from tundp.choices import Engine, Layout, SourceCheck
-from tundp.engine.base import Dataplane, EngineContext
-from tundp.engine.choose import make_engine
+from tests.loops import LOOPS, run_on
+from tests.nodes import PORT, EngineNode, engine_node, must_run
+from tests.wait import DEADLINE_S, until
+from tundp.choices import Layout
+from tundp.engine.base import Dataplane
 from tundp.engine.native.engine import EngineSettings
 from tundp.lab.lab import Host
 from tundp.lab.traffic import ping, transfer
-from tundp.lease.fib import build_fib
-from tundp.lease.model import Peer
 from tundp.linux import uapi
 from tundp.linux.netlink import enter_namespace
-from tundp.linux.tun import Tun
-from tundp.linux.udp import open_udp, rebind
 from tundp.wire.drop import DropReason
-from tundp.wire.policy import Policy
 
-PORT = 8285
-DEADLINE_S = 20.0
-NETWORK = IPv4Network("10.5.0.0/16")
 ENGINES = ["reference", "simple", "mmsg", "gso"]
-LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-
-
-@dataclass(slots=True, kw_only=True)
-class Node:
-    """One engine in this process, its TUN and its socket on a lab host."""
-
-    host: Host
-    subnet: IPv4Network
-    address: IPv4Address
-    sock: socket.socket
-    engine: Dataplane
-    tun: Tun
-    generation: int = field(default=0)
-
-    @property
-    def tunnel_address(self) -> str:
-        return str(self.subnet.network_address)
-
-    def follow(self, peer: Node) -> None:
-        """Send to where the peer is now."""
-        self.generation += 1
-        self.engine.install(
-            build_fib(
-                [Peer(peer.subnet, peer.address)],
-                own_subnet=self.subnet,
-                port=PORT,
-                generation=self.generation,
-            )
-        )
-
-    async def move(self, address: str) -> None:
-        """As the daemon does it when its address changed."""
-        self.address = IPv4Address(address)
-        new = await self.host.call(open_udp, self.address, PORT)
-        self.engine.detach()
-        rebind(self.sock, new)
-        self.engine.rebound()
-        self.engine.attach(self.tun)
-
-    def count(self, name: str) -> int:
-        return int(self.engine.counters().as_dict()[name])
-
-
-async def make_node(
-    stack: contextlib.AsyncExitStack, host: Host, name: str, number: int, layout: Layout
-) -> Node:
-    subnet = IPv4Network(f"10.5.{number}.0/24")
-    address = IPv4Address(f"192.0.2.{number}")
-    await host.configure("eth0", f"{address}/24")
-    sock = stack.enter_context(await host.call(open_udp, address, PORT))
-    engine = make_engine(
-        Engine(name),
-        [sock],
-        EngineSettings(layout=layout),
-        EngineContext(
-            fib=build_fib([], own_subnet=subnet, port=PORT, generation=0),
-            policy=Policy(
-                tun_address=int(subnet.network_address), source_check=SourceCheck.ENFORCE
-            ),
-            loop=asyncio.get_running_loop(),
-        ),
-    )
-    tun = await host.call(Tun, "flannel%d", engine.tun_mode)
-    stack.callback(tun.close)
-    stack.callback(engine.stop)
-    await host.sysctl(f"ipv6/conf/{tun.name}/disable_ipv6", 1)
-    return Node(host=host, subnet=subnet, address=address, sock=sock, engine=engine, tun=tun)
-
-
-async def raise_tun(node: Node) -> None:
-    await node.host.configure(node.tun.name, f"{node.tunnel_address}/32", mtu=1472)
-    await node.host.netlink.ensure_route(await node.host.index(node.tun.name), NETWORK)
 
 
 @contextlib.asynccontextmanager
@@ -117,8 +35,9 @@ async def pair(make_lab, engine: str, layout: Layout = Layout.SHARED, *, is_atta
     async with make_lab() as lab, contextlib.AsyncExitStack() as stack:
         hosts = [await lab.host("left"), await lab.host("right")]
         await lab.cable(hosts[0], "eth0", hosts[1], "eth0")
+        settings = EngineSettings(layout=layout)
         nodes = [
-            await make_node(stack, host, engine, number, layout)
+            await stack.enter_async_context(engine_node(host, engine, number, settings=settings))
             for number, host in enumerate(hosts, 1)
         ]
         left, right = nodes
@@ -128,44 +47,36 @@ async def pair(make_lab, engine: str, layout: Layout = Layout.SHARED, *, is_atta
         left.follow(right)
         right.follow(left)
         for node in nodes:
-            await raise_tun(node)
             if is_attached:
                 node.engine.attach(node.tun)
         yield left, right
 
 
-def run_on(loop: str, test: Coroutine[Any, Any, None]) -> None:
-    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-        runner.run(test)
-
-
-async def call_and_answer(caller: Node, callee: Node) -> None:
+async def call_and_answer(caller: EngineNode, callee: EngineNode) -> None:
     """One datagram there and one back; not `ping`, which uvloop cannot do."""
     listener = await callee.host.socket(socket.SOCK_DGRAM)
     sock = await caller.host.socket(socket.SOCK_DGRAM)
     with listener, sock:
         for each in (listener, sock):
             each.settimeout(DEADLINE_S)
-        listener.bind((callee.tunnel_address, 0))
+        listener.bind((callee.tun_address, 0))
         sock.sendto(b"call", listener.getsockname())
         call, address = await asyncio.to_thread(listener.recvfrom, 100)
         listener.sendto(b"answer", address)
         assert (call, await asyncio.to_thread(sock.recv, 100)) == (b"call", b"answer")
 
 
-async def exchange(left: Node, right: Node) -> None:
+async def exchange(left: EngineNode, right: EngineNode) -> None:
     """Packets both ways, as single ones and as bulk."""
     for one, other in ((left, right), (right, left)):
         await call_and_answer(one, other)
-        _, is_equal = await transfer(
-            one.host, other.host, other.tunnel_address, payload_len=1 << 20
-        )
+        _, is_equal = await transfer(one.host, other.host, other.tun_address, payload_len=1 << 20)
         assert is_equal
 
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_packets_flow_again_from_the_new_address(make_lab, until, engine, loop):
+def test_packets_flow_again_from_the_new_address(make_lab, engine, loop):
     async def test() -> None:
         async with pair(make_lab, engine) as (left, right):
             await exchange(left, right)
@@ -191,14 +102,14 @@ def test_packets_flow_again_from_the_new_address(make_lab, until, engine, loop):
                 assert left.sock.getsockopt(socket.IPPROTO_UDP, uapi.UDP_GRO)
                 assert after["decap"]["super_in"] > before["decap"]["super_in"] > 0
 
-    run_on(loop, test())
+    run_on(LOOPS[loop], test())
 
 
 @pytest.mark.parametrize("engine", ["reference", "gso"])
 async def test_a_transfer_survives_one_move_after_the_other(make_lab, engine):
     async with pair(make_lab, engine) as (left, right):
         sending = asyncio.create_task(
-            transfer(left.host, right.host, right.tunnel_address, payload_len=4 << 20)
+            transfer(left.host, right.host, right.tun_address, payload_len=4 << 20)
         )
         for address in ("192.0.2.11", "192.0.2.1") * 3:
             await left.move(address)
@@ -217,17 +128,17 @@ async def test_what_was_learnt_of_paths_is_forgotten(make_lab, engine):
         with inside(left.host):
             left.engine.attach(left.tun)
             await left.host.netlink.call("narrow the path", "route", "add", **path)
-            assert await ping(left.host, right.tunnel_address, size=1400) is not None
+            assert await ping(left.host, right.tun_address, size=1400) is not None
             await left.host.netlink.call("widen the path", "route", "del", **path)
             # Learnt is learnt, for ten minutes.
-            assert await ping(left.host, right.tunnel_address, size=1400) is not None
+            assert await ping(left.host, right.tun_address, size=1400) is not None
             assert left.count("fragments_out") == 4
             await left.move("192.0.2.11")
             right.follow(left)
-            assert await ping(left.host, right.tunnel_address, size=1400) is not None
+            assert await ping(left.host, right.tun_address, size=1400) is not None
             # Nor does the next FIB remember.
             left.follow(right)
-            assert await ping(left.host, right.tunnel_address, size=1400) is not None
+            assert await ping(left.host, right.tun_address, size=1400) is not None
             assert left.count("fragments_out") == 4
 
 
@@ -244,7 +155,7 @@ def inside(host: Host) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("engine", ["reference", "gso"])
-async def test_overflows_of_both_sockets_add_up(make_lab, until, engine):
+async def test_overflows_of_both_sockets_add_up(make_lab, engine):
     burst = 200
 
     async with pair(make_lab, engine) as (left, right):
@@ -252,11 +163,17 @@ async def test_overflows_of_both_sockets_add_up(make_lab, until, engine):
         sender = await right.host.socket(socket.SOCK_DGRAM)
         sent = 0
 
-        async def is_accounted_for() -> bool:
+        def are_accounted_for() -> bool:
+            nonlocal sent
             counters = left.engine.counters()
-            return counters.decap.packets_in + counters.socket_overflows == sent
+            if counters.decap.packets_in + counters.socket_overflows == sent:
+                return True
+            # The next datagram tells what was lost before it, unless it is lost itself.
+            sender.sendto(b"x", (address, PORT))
+            sent += 1
+            return False
 
-        async def is_any_taken() -> bool:
+        def is_any_taken() -> bool:
             return left.engine.counters().decap.packets_in > taken
 
         with sender:
@@ -269,27 +186,25 @@ async def test_overflows_of_both_sockets_add_up(make_lab, until, engine):
                     sender.sendto(b"x" * 500, (address, PORT))
                 left.engine.attach(left.tun)
                 await until(is_any_taken)
-                # The next datagram tells what was lost before it.
-                sender.sendto(b"x", (address, PORT))
-                sent += burst + 1
-                await until(is_accounted_for)
+                sent += burst
+                await until(are_accounted_for)
         assert left.count("socket_overflows") > burst
 
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_full_socket_is_replaced(make_lab, until, engine, loop):
+def test_a_full_socket_is_replaced(make_lab, engine, loop):
     async def test() -> None:
         async with pair(make_lab, engine) as (left, right):
             # A snail of an uplink: the send buffer fills, and stays full.
             shape = "rate 8kbit burst 1600 limit 10mb"
-            await run(left.host, f"tc qdisc add dev eth0 root tbf {shape}")
+            await must_run(left.host, *f"tc qdisc add dev eth0 root tbf {shape}".split())
             left.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-            datagram, somebody = b"x" * 1000, (right.tunnel_address, 7000)
+            datagram, somebody = b"x" * 1000, (right.tun_address, 7000)
             flooder = await left.host.socket(socket.SOCK_DGRAM)
             with flooder:
 
-                async def is_full() -> bool:
+                def is_full() -> bool:
                     flooder.sendto(datagram, somebody)
                     return left.count("send_waits") > 0
 
@@ -303,11 +218,11 @@ def test_a_full_socket_is_replaced(make_lab, until, engine, loop):
                 # The reference engine keeps what waited; a C thread drops it when it ends.
                 sent += 2 if engine == "reference" else 1
 
-                async def is_sent() -> bool:
+                def is_sent() -> bool:
                     return left.engine.counters().encap.packets_out >= sent
 
                 await until(is_sent)
-            await run(left.host, "tc qdisc del dev eth0 root")
+            await must_run(left.host, "tc", "qdisc", "del", "dev", "eth0", "root")
             await call_and_answer(left, right)
             counters = left.engine.counters()
             assert counters.is_conserved
@@ -315,7 +230,7 @@ def test_a_full_socket_is_replaced(make_lab, until, engine, loop):
             assert (dropped == 0) is (engine == "reference")
             assert counters.encap.dropped == dropped
 
-    run_on(loop, test())
+    run_on(LOOPS[loop], test())
 
 
 @pytest.mark.parametrize(
@@ -327,7 +242,7 @@ def test_a_full_socket_is_replaced(make_lab, until, engine, loop):
         ("gso", Layout.SPLIT, 2),
     ],
 )
-async def test_each_thread_has_a_heartbeat_while_it_runs(make_lab, until, engine, layout, threads):
+async def test_each_thread_has_a_heartbeat_while_it_runs(make_lab, engine, layout, threads):
     async with pair(make_lab, engine, layout) as (left, _):
         assert len(left.engine.heartbeat()) == threads
         for _ in range(3):  # idle as they are
@@ -338,7 +253,7 @@ async def test_each_thread_has_a_heartbeat_while_it_runs(make_lab, until, engine
         assert len(left.engine.heartbeat()) == threads
 
 
-async def test_a_stuck_thread_has_no_heartbeat(make_lab, until):
+async def test_a_stuck_thread_has_no_heartbeat(make_lab):
     async with pair(make_lab, "simple", is_attached=False) as (left, right):
         # What no engine must do: wait for the TUN alone.
         os.set_blocking(left.tun.fd, True)
@@ -355,7 +270,7 @@ async def test_a_stuck_thread_has_no_heartbeat(make_lab, until):
                 assert left.engine.heartbeat() == (1,)
         finally:
             os.set_blocking(left.tun.fd, False)
-            waker.sendto(b"x", (right.tunnel_address, 7000))
+            waker.sendto(b"x", (right.tun_address, 7000))
             waker.close()
         await until(has_a_heartbeat(left.engine))
 
@@ -370,8 +285,3 @@ def has_a_heartbeat(engine: Dataplane) -> Callable[[], Awaitable[bool]]:
         return all(count > last for count, last in zip(now, before, strict=True))
 
     return have_moved
-
-
-async def run(host: Host, command: str) -> None:
-    process = await host.popen(command.split())
-    assert await asyncio.to_thread(process.wait, 20) == 0, command

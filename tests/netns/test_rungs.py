@@ -10,17 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.nodes import counters
+from tests.wait import DEADLINE_S
 from tundp.lab.traffic import ping, transfer
 from tundp.linux import uapi
 from tundp.linux.offload import Offload
 
 PORT = 7000
-DEADLINE_S = 20.0
 NAMES = [offload.value for offload in Offload]
-
-
-async def counters(node):
-    return (await node.status())["counters"]
 
 
 def send_super_packets(sock: socket.socket, address: str, datagrams: list[bytes]) -> None:
@@ -80,7 +77,7 @@ async def test_an_offload_switched_off_is_not_used_and_not_missed(make_overlay, 
         await check_everything(overlay)
         off = without.split(",")
         for node in overlay.nodes.values():
-            uses = (await node.status())["engine_uses"]
+            uses = (await node.status_document())["engine"]["uses"]
             assert f"without {without.replace(',', ', ')}: switched off" in uses
             counted = await counters(node)
             is_off = {
@@ -115,8 +112,8 @@ async def test_every_layout_carries_everything(make_overlay, flags):
 async def test_super_packets_are_what_moves_by_default(make_overlay):
     async with make_overlay(pods=True) as overlay:
         await check_everything(overlay)
-        status = await overlay.nodes[1].status()
-        assert status["engine"] == "gso"
+        status = await overlay.nodes[1].status_document()
+        assert status["engine"]["name"] == "gso"
         for direction in ("encap", "decap"):
             counted = status["counters"][direction]
             assert counted["super_in"] > 0
@@ -128,7 +125,7 @@ async def test_super_packets_are_what_moves_by_default(make_overlay):
 async def test_threads_have_names_and_cpus(make_overlay):
     cpu = min(os.sched_getaffinity(0))
     async with make_overlay(f"--cpus={cpu}", "--layout=split", nodes=1) as overlay:
-        pid = (await overlay.nodes[1].status())["pid"]
+        pid = (await overlay.nodes[1].status_document())["pid"]
         found = {}
         for thread in os.listdir(f"/proc/{pid}/task"):
             name = Path(f"/proc/{pid}/task/{thread}/comm").read_text(encoding="utf-8").strip()

@@ -6,16 +6,16 @@ and as any host on the underlay has them, and a node behind a router that masque
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
-from ipaddress import IPv4Address
 
 import pytest
 
+from tests.nodes import counters, must_run
+from tests.packets import ipv4
+from tests.wait import until
 from tundp.lab.overlay import STORE_ADDRESS
 from tundp.lab.traffic import ping
-from tundp.wire import ip
 
 ENGINES = os.environ.get("TUNDP_TEST_ENGINES", "reference;gso").split(";")
 pytestmark = pytest.mark.parametrize("engine", ENGINES)
@@ -32,15 +32,6 @@ table ip nat {
 """
 
 
-async def counters(node):
-    return (await node.status())["counters"]
-
-
-async def run(host, *argv: str) -> None:
-    process = await host.popen(argv)
-    assert await asyncio.to_thread(process.wait, 20) == 0, argv
-
-
 async def start(overlay, engine: str, checks: dict[int, str]) -> None:
     for number, node in overlay.nodes.items():
         check = [f"--source-check={checks[number]}"] if number in checks else []
@@ -51,17 +42,10 @@ async def start(overlay, engine: str, checks: dict[int, str]) -> None:
 def packet(source: str, destination: str) -> bytes:
     # So short a life that no kernel forwards it to somebody who would count it, too, and no
     # first fragment, about which it would say so to the source.
-    return ip.build_header(
-        payload_len=0,
-        source=int(IPv4Address(source)),
-        destination=int(IPv4Address(destination)),
-        ip_proto=253,
-        ttl=2,
-        flags_offset=9,
-    )
+    return ipv4(b"", 253, source=source, destination=destination, ttl=2, frag=9)
 
 
-async def test_what_is_not_for_us_is_told_counted_or_dropped(make_overlay, until, engine):
+async def test_what_is_not_for_us_is_told_counted_or_dropped(make_overlay, engine):
     checks = {1: "off", 2: "count", 3: "enforce"}
     async with make_overlay(nodes=3, start=False) as overlay:
         await start(overlay, engine, checks)
@@ -160,7 +144,7 @@ async def put_behind_nat(overlay, node) -> None:
     await switch.sysctl("ipv4/ip_forward", 1)
     rules = overlay.directory / "nat.nft"
     rules.write_text(MASQUERADE)
-    await run(switch, "nft", "-f", str(rules))
+    await must_run(switch, "nft", "-f", str(rules))
     for other in overlay.nodes.values():
         if other is not node:
             await other.host.route("198.51.100.0/24", via=STORE_ADDRESS)

@@ -13,15 +13,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.wait import DEADLINE_S, until
 from tundp import demo
+from tundp.choices import DemoStore
 from tundp.demo import HOSTS
+from tundp.errors import ConfigError
 from tundp.lab.lab import leftovers
 
 
 async def failing_start(overlay, node, *flags: str) -> tuple[int, str]:
     """Start a daemon that cannot run; its exit code and log."""
     await overlay.start_daemon(node, *flags)
-    code = await asyncio.to_thread(node.daemon.wait, 15)
+    code = await asyncio.to_thread(node.daemon.wait, DEADLINE_S)
     return code, overlay.log_tail(node)
 
 
@@ -33,7 +36,7 @@ async def test_no_default_route_and_no_iface(make_overlay):
         argv += [f"--subnet-file={one.subnet_file}", f"--admin-socket={one.admin_socket}"]
         with one.log_path.open("wb") as log:
             process = await one.host.popen(argv, log=log)
-        assert await asyncio.to_thread(process.wait, 15) == 1
+        assert await asyncio.to_thread(process.wait, DEADLINE_S) == 1
         text = overlay.log_tail(one)
         assert "unable to find default route" in text
         assert "eth0 192.0.2.1/24" in text
@@ -87,7 +90,7 @@ async def test_admin_socket_in_use_is_refused_and_a_stale_one_replaced(make_over
     async with make_overlay(nodes=2) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         two.daemon.terminate()
-        await asyncio.to_thread(two.daemon.wait, 10)
+        await asyncio.to_thread(two.daemon.wait, DEADLINE_S)
         code, text = await failing_start(overlay, two, f"--admin-socket={one.admin_socket}")
         assert code == 1
         assert "--admin-socket" in text
@@ -96,7 +99,7 @@ async def test_admin_socket_in_use_is_refused_and_a_stale_one_replaced(make_over
         await overlay.start_daemon(two)
         await overlay.wait_ready()
         two.daemon.kill()
-        await asyncio.to_thread(two.daemon.wait, 10)
+        await asyncio.to_thread(two.daemon.wait, DEADLINE_S)
         assert two.admin_socket.exists()
         await overlay.start_daemon(two)
         await overlay.wait_ready()
@@ -132,7 +135,7 @@ async def test_unwritable_subnet_file_is_a_warning(make_overlay, tmp_path):
         assert f"cannot write {blocker}/subnet.env" in overlay.log_tail(one)
 
 
-async def test_sigterm_while_waiting_for_the_store(make_overlay, until):
+async def test_sigterm_while_waiting_for_the_store(make_overlay):
     async with make_overlay(nodes=1, start=False) as overlay:
         one = overlay.nodes[1]
         overlay.lease_file.unlink()
@@ -143,17 +146,17 @@ async def test_sigterm_while_waiting_for_the_store(make_overlay, until):
 
         await until(is_waiting)
         one.daemon.terminate()
-        assert await asyncio.to_thread(one.daemon.wait, 5) == 0
+        assert await asyncio.to_thread(one.daemon.wait, DEADLINE_S) == 0
 
 
-async def test_second_signal_kills_at_once(make_overlay, until):
+async def test_second_signal_kills_at_once(make_overlay):
     async with make_overlay(nodes=1) as overlay:
         one = overlay.nodes[1]
         one.daemon.send_signal(signal.SIGSTOP)
         one.daemon.terminate()
         one.daemon.send_signal(signal.SIGINT)
         one.daemon.send_signal(signal.SIGCONT)
-        code = await asyncio.to_thread(one.daemon.wait, 5)
+        code = await asyncio.to_thread(one.daemon.wait, DEADLINE_S)
         assert code in (0, -signal.SIGINT, -signal.SIGTERM)
 
 
@@ -187,11 +190,20 @@ def test_demo_passes_and_leaves_nothing(no_demo, store):
     assert leftovers("tundp", HOSTS) == []
 
 
+async def test_demo_with_etcd_that_is_not_installed_is_wrong_usage(monkeypatch):
+    monkeypatch.setattr(demo, "find_etcd", lambda: None)
+    out = io.StringIO()
+    settings = demo.DemoSettings(store=DemoStore.ETCD, payload_len=1 << 20, is_kept=False)
+    with pytest.raises(ConfigError, match="--store etcd: etcd is not installed"):
+        await demo.run_demo(settings, Console(file=out).print)
+    assert out.getvalue() == ""
+
+
 async def test_demo_without_etcd_says_so_and_uses_the_file(no_demo, monkeypatch):
     monkeypatch.setattr(demo, "find_etcd", lambda: None)
     out = io.StringIO()
-    settings = demo.DemoSettings(store="auto", payload_len=1 << 20, is_kept=False)
-    assert await demo.run_demo(settings, Console(file=out, width=200)), out.getvalue()
+    settings = demo.DemoSettings(store=DemoStore.AUTO, payload_len=1 << 20, is_kept=False)
+    assert await demo.run_demo(settings, Console(file=out, width=200).print), out.getvalue()
     assert "etcd is not installed" in out.getvalue()
     assert "all checks passed" in out.getvalue()
 
@@ -204,7 +216,7 @@ def test_demo_interrupted_leaves_nothing(no_demo, moment):
                 break
         demo.send_signal(signal.SIGINT)
         text, _ = demo.communicate(timeout=60)
-    assert demo.returncode == 1
+    assert demo.returncode == 130
     assert "interrupted; everything torn down" in text
     assert leftovers("tundp", HOSTS) == []
 
@@ -235,7 +247,8 @@ def test_demo_kept_goes_on_until_cleaned(no_demo):
 def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run tundp without any privilege, in this very interpreter's environment."""
     program = (
-        "import os, sys, tundp.cli, tundp.daemon.run, tundp.demo, tundp.admin, tundp.show, uvloop;"
+        "import os, sys, tundp.cli, tundp.daemon.process, tundp.daemon.run, tundp.daemon.stores;"
+        "import tundp.demo, tundp.admin, tundp.show, uvloop;"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534);"
         "sys.exit(tundp.cli.main(sys.argv[1:]))"
     )
@@ -275,7 +288,7 @@ async def test_probe_says_what_the_kernel_has_and_leaves_the_host_alone(make_lab
         found = json.loads(answer.stdout)
         assert found["engine"] == "gso"
         assert found["not_asked"] is None
-        there = {finding["name"]: finding["is_there"] for finding in found["findings"]}
+        there = {each["title"]: each["verdict"] == "ok" for each in found["findings"]}
         assert there["TSO from the TUN"]
         assert there["TCP super-packet to the TUN"]
         assert there["UDP super-packet to the TUN"]
@@ -283,7 +296,7 @@ async def test_probe_says_what_the_kernel_has_and_leaves_the_host_alone(make_lab
         assert await host.netlink.links() == before
 
 
-async def test_subnet_env_that_is_removed_or_changed_is_written_again(make_overlay, until):
+async def test_subnet_env_that_is_removed_or_changed_is_written_again(make_overlay):
     async with make_overlay(nodes=1) as overlay:
         one = overlay.nodes[1]
         text = one.subnet_file.read_text()

@@ -10,40 +10,26 @@ from __future__ import annotations
 import asyncio
 import json
 
-from tundp.lab.traffic import PingStream, ping
+from tests.nodes import answers, has_received, is_sending_to, link_of
+from tests.wait import until
+from tundp.lab.traffic import PingStream
 
 
-async def answers(host, address) -> bool:
-    try:
-        answer = await ping(host, address, timeout_s=0.3)
-    except OSError:  # no route at all, for the moment
-        return False
-    return answer is not None and answer.is_echo_reply
-
-
-async def link_of(host, name):
-    return next((link for link in await host.netlink.links() if link.name == name), None)
-
-
-async def sends_to(node, public_ip: str) -> bool:
-    return public_ip in [peer["public_ip"] for peer in (await node.status())["peers"]]
-
-
-async def test_the_nodes_address_changes_and_the_others_follow(make_overlay, until):
+async def test_the_nodes_address_changes_and_the_others_follow(make_overlay):
     async with make_overlay(store="etcd") as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         subnet, daemon = one.gateway, one.daemon
         to_one = PingStream(two.host, one.tunnel_address)
         to_two = PingStream(one.host, two.tunnel_address)
         async with to_one, to_two:
-            await until(lambda: received(to_one, 20))
+            await until(lambda: has_received(to_one, 20))
             # As a DHCP client with a new lease: the old one goes, the new one comes.
             await one.host.run("ip", "addr", "del", "192.0.2.1/24", "dev", "eth0")
             await one.host.run("ip", "addr", "add", "192.0.2.11/24", "dev", "eth0")
-            await until(lambda: sends_to(two, "192.0.2.11"))
+            await until(lambda: is_sending_to(two, "192.0.2.11"))
             before = to_one.received, to_two.received
-            await until(lambda: received(to_one, before[0] + 20))
-            await until(lambda: received(to_two, before[1] + 20))
+            await until(lambda: has_received(to_one, before[0] + 20))
+            await until(lambda: has_received(to_two, before[1] + 20))
         print(f"address replaced: to it {to_one}; from it {to_two}")
         # Requests on a connection from the old address are answered by nobody: the new one
         # must be told on a new connection, not when those have timed out.
@@ -55,14 +41,14 @@ async def test_the_nodes_address_changes_and_the_others_follow(make_overlay, unt
         assert one.daemon is daemon
         assert daemon.poll() is None
         assert one.gateway == subnet
-        status = await one.status()
+        status = await one.status_document()
         assert status["public_ip"] == "192.0.2.11"
-        assert status["interface"]["address"] == "192.0.2.11"
+        assert status["backend"]["interface"]["address"] == "192.0.2.11"
         assert status["lease"]["state"] == "held"
-        assert [check for check in status["checks"] if not check["ok"]] == []
+        assert [each for each in status["findings"] if each["verdict"] != "ok"] == []
 
 
-async def test_mtu_down_up_and_a_deleted_device(make_overlay, until):
+async def test_mtu_down_up_and_a_deleted_device(make_overlay):
     async with make_overlay(store="etcd") as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         daemon = one.daemon
@@ -70,7 +56,12 @@ async def test_mtu_down_up_and_a_deleted_device(make_overlay, until):
         async def has_mtu(overlay_mtu: int) -> bool:
             tun = await link_of(one.host, "flannel0")
             said = int(one.environment["FLANNEL_MTU"])
-            return tun.mtu == said == overlay_mtu == (await one.status())["tun"]["mtu"]
+            return (
+                tun.mtu
+                == said
+                == overlay_mtu
+                == (await one.status_document())["backend"]["device"]["mtu"]
+            )
 
         async with PingStream(two.host, one.tunnel_address) as stream:
             for mtu in (1400, 1500):
@@ -80,39 +71,35 @@ async def test_mtu_down_up_and_a_deleted_device(make_overlay, until):
         assert stream.lost == 0
 
         async with PingStream(two.host, one.tunnel_address) as stream:
-            await until(lambda: received(stream, 20))
+            await until(lambda: has_received(stream, 20))
             await one.host.run("ip", "link", "set", "eth0", "down")
             await until(lambda: underlay_is(one, ok=False))
             await asyncio.sleep(1.0)  # how long it is away, not how long we wait for something
             before = stream.received
             await one.host.run("ip", "link", "set", "eth0", "up")
             await until(lambda: underlay_is(one, ok=True))
-            await until(lambda: received(stream, before + 20))
+            await until(lambda: has_received(stream, before + 20))
         print(f"eth0 down for a second: {stream}")
 
         async with PingStream(two.host, one.tunnel_address) as stream:
-            await until(lambda: received(stream, 20))
+            await until(lambda: has_received(stream, 20))
             await one.host.run("ip", "link", "set", "eth0", "down")
             tun = await link_of(one.host, "flannel0")
             await one.host.run("ip", "link", "del", "flannel0")
             await until(lambda: is_another(one, tun.index))
             before = stream.received
             await one.host.run("ip", "link", "set", "eth0", "up")
-            await until(lambda: received(stream, before + 20))
+            await until(lambda: has_received(stream, before + 20))
         print(f"eth0 down and the TUN deleted meanwhile: {stream}")
         await until(lambda: answers(one.host, two.tunnel_address))
         assert one.daemon is daemon
         assert daemon.poll() is None
-        assert (await one.status())["counters"]["conserved"]
-
-
-async def received(stream, count: int) -> bool:
-    return stream.received >= count
+        assert (await one.status_document())["counters"]["conserved"]
 
 
 async def underlay_is(node, *, ok: bool) -> bool:
-    checks = {check["name"]: check["ok"] for check in (await node.status())["checks"]}
-    return checks["underlay"] is ok
+    findings = (await node.status_document())["findings"]
+    return {each["id"]: each["verdict"] == "ok" for each in findings}["underlay"] is ok
 
 
 async def is_another(node, index: int) -> bool:
@@ -120,7 +107,7 @@ async def is_another(node, index: int) -> bool:
     return link is not None and link.index != index and link.is_up
 
 
-async def test_an_mtu_no_overlay_fits_in_ends_nothing(make_overlay, until):
+async def test_an_mtu_no_overlay_fits_in_ends_nothing(make_overlay):
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         index = await one.host.index("eth0")

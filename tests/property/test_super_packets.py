@@ -1,103 +1,35 @@
 """Split and merged, merged and split: the same packets again; any bytes: no exception."""
 
-import struct
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.packets import (
+    ACK,
+    CWR,
+    DF,
+    ECE,
+    FIN,
+    MF,
+    PSH,
+    ROUTER_ALERT,
+    TIMESTAMPS,
+    finished,
+    header_len,
+    headers_len,
+    ipv4,
+    is_sound,
+    pseudo,
+    slow_sum,
+    stored,
+    tcp,
+    udp,
+)
 from tundp.wire import ip, segment
 from tundp.wire.coalesce import Coalescer, Written
 from tundp.wire.drop import DropReason
 from tundp.wire.vnet import VnetHeader
 
 SETTINGS = settings(max_examples=120, deadline=None)
-FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
-DF, MF = 0x4000, 0x2000
-TIMESTAMPS = bytes.fromhex("0101080a0000000700000008")
-ROUTER_ALERT = b"\x94\x04\x00\x00"
-
-
-def slow_sum(data: bytes) -> int:
-    if len(data) % 2:
-        data += b"\x00"
-    total = sum(word for (word,) in struct.iter_unpack("!H", data))
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
-
-
-def header_len(packet: bytes) -> int:
-    return (packet[0] & 15) * 4
-
-
-def headers_len(packet: bytes) -> int:
-    """Of IPv4 and transport."""
-    start = header_len(packet)
-    return start + ((packet[start + 12] >> 4) * 4 if packet[9] == 6 else 8)
-
-
-def ipv4(
-    body: bytes,
-    ip_proto: int,
-    *,
-    tos: int = 0,
-    ident: int = 0,
-    frag: int = DF,
-    ttl: int = 64,
-    ip_options: bytes = b"",
-    source: int = 0xC0000201,
-    destination: int = 0xC6336402,
-) -> bytes:
-    length = 20 + len(ip_options)
-    ends = struct.pack("!II", source, destination)
-    head = struct.pack(
-        "!BBHHHBBH", 0x40 + length // 4, tos, length + len(body), ident, frag, ttl, ip_proto, 0
-    )
-    value = ~slow_sum(head + ends + ip_options) & 0xFFFF
-    return head[:10] + value.to_bytes(2, "big") + ends + ip_options + body
-
-
-def pseudo(packet: bytes) -> int:
-    return slow_sum(
-        packet[12:20] + struct.pack("!BBH", 0, packet[9], len(packet) - header_len(packet))
-    )
-
-
-def stored(packet: bytes, value: int) -> bytes:
-    at = header_len(packet) + (16 if packet[9] == 6 else 6)
-    return packet[:at] + value.to_bytes(2, "big") + packet[at + 2 :]
-
-
-def finished(packet: bytes) -> bytes:
-    blank = stored(packet, 0)[header_len(packet) :]
-    value = ~slow_sum(pseudo(packet).to_bytes(2, "big") + blank) & 0xFFFF
-    return stored(packet, 0xFFFF if value == 0 and packet[9] == 17 else value)
-
-
-def tcp(payload: bytes, seq: int, flags: int, options: bytes = b"", *, sport: int = 1, **fields):
-    words = 5 + len(options) // 4
-    head = struct.pack("!HHIIBBHHH", sport, 2, seq, 7, words << 4, flags, 512, 0, 0)
-    return finished(ipv4(head + options + payload, 6, **fields))
-
-
-def udp(payload: bytes, *, sport: int = 1, **fields):
-    return finished(
-        ipv4(struct.pack("!HHHH", sport, 2, 8 + len(payload), 0) + payload, 17, **fields)
-    )
-
-
-def is_sound(packet: bytes) -> bool:
-    """Whether every length and checksum of an unfragmented TCP or UDP packet is right."""
-    start = header_len(packet)
-    whole = pseudo(packet).to_bytes(2, "big") + packet[start:]
-    return (
-        int.from_bytes(packet[2:4], "big") == len(packet)
-        and slow_sum(packet[:start]) == 0xFFFF
-        and slow_sum(whole) == 0xFFFF
-        and (
-            packet[9] == 6 or int.from_bytes(packet[start + 4 : start + 6], "big") == len(whole) - 2
-        )
-    )
 
 
 def merge(packets: list[bytes], **how) -> Coalescer:

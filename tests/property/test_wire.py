@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.packets import MF, header_len, ipv4, slow_sum
 from tundp.wire import fragment, ip
 from tundp.wire.drop import DropReason
 from tundp.wire.encap import Deliver, Drop, Forward, Reply, SourceCheck, decapsulate, encapsulate
@@ -18,20 +19,6 @@ TUNNEL = 0x0A050100
 @dataclass(frozen=True)
 class Hop:
     is_local: bool
-
-
-def slow_sum(data: bytes) -> int:
-    if len(data) % 2:
-        data += b"\x00"
-    total = 0
-    for (word,) in struct.iter_unpack("!H", data):
-        total += word
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
-
-
-def header_len(packet: bytes) -> int:
-    return (packet[0] & 15) * 4
 
 
 @st.composite
@@ -222,18 +209,15 @@ def test_decapsulate_gives_one_consistent_verdict_for_any_bytes(
 )
 @example(payload=b"x" * 9, options=b"\x01" * 40, mtu=68, offset=0, more=False)
 def test_fragments_reassemble(payload, options, mtu, offset, more):
-    packet = (
-        ip.build_header(
-            payload_len=len(payload),
-            source=0x0A050102,
-            destination=0x0A050202,
-            ip_proto=17,
-            ttl=9,
-            identification=77,
-            flags_offset=offset | (ip.FLAG_MF if more else 0),
-            options=options,
-        )
-        + payload
+    packet = ipv4(
+        payload,
+        17,
+        source=0x0A050102,
+        destination=0x0A050202,
+        ttl=9,
+        ident=77,
+        frag=offset | (MF if more else 0),
+        ip_options=options,
     )
     header = ip.parse(memoryview(packet))
     assert not isinstance(header, DropReason)
@@ -246,7 +230,7 @@ def test_fragments_reassemble(payload, options, mtu, offset, more):
         assert parsed.total_len == len(piece) <= mtu
         assert parsed.fragment_offset * 8 == offset * 8 + len(data)
         last = number == len(pieces) - 1
-        assert bool(parsed.flags_offset & ip.FLAG_MF) is (more or not last)
+        assert bool(parsed.flags_offset & MF) is (more or not last)
         assert last or (len(piece) - parsed.header_len) % 8 == 0
         assert (parsed.source, parsed.destination) == (header.source, header.destination)
         assert (parsed.identification, parsed.ttl, parsed.ip_proto) == (77, 9, 17)

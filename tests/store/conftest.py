@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
+from urllib3 import Timeout
 
+from tests.loops import LOOPS
 from tests.store.support import (
     FREQUENT_PINGS,
     Etcd3World,
@@ -22,18 +23,17 @@ from tests.store.support import (
     FileWorld,
     Runner,
     World,
-    run_on,
+    run_closing,
 )
 from tundp.lab.etcd import PrivateEtcd
-from tundp.store import etcd2, etcd3
+from tundp.store import etcd2, file
+from tundp.store.etcd3 import connection, watch
 
-_LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
-
-@pytest.fixture(params=sorted(_LOOPS))
+@pytest.fixture(params=sorted(LOOPS))
 def run(request: pytest.FixtureRequest) -> Runner:
     """Runs a coroutine, once on each loop the daemon may use."""
-    return functools.partial(run_on, _LOOPS[request.param])
+    return functools.partial(run_closing, LOOPS[request.param])
 
 
 @pytest.fixture(scope="session")
@@ -93,17 +93,29 @@ def worlds(
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second each, not five and twelve; pings of a watch every second."""
     monkeypatch.setattr(etcd2, "REQUEST_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(etcd3, "REQUEST_TIMEOUT_S", 1.0)
+    for module in (connection, watch):
+        monkeypatch.setattr(module, "REQUEST_TIMEOUT_S", 1.0)
     monkeypatch.setattr(
-        etcd3,
-        "_CONFIG",
+        connection,
+        "CONFIG",
         replace(
-            etcd3._CONFIG,
+            connection.CONFIG,
             _keepalive_time=1.0,
             _keepalive_timeout=1.0,
             _http2_min_sent_ping_interval_without_data=1.0,
         ),
     )
+
+
+@pytest.fixture
+def endless_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing ends by its own timeout: whoever waits for that waits until the test has hung."""
+    hour_s = 3600.0
+    monkeypatch.setattr(etcd2, "REQUEST_TIMEOUT_S", hour_s)
+    monkeypatch.setattr(etcd2, "_WATCH_TIMEOUT", Timeout(connect=hour_s, read=hour_s))
+    for module in (connection, watch):
+        monkeypatch.setattr(module, "REQUEST_TIMEOUT_S", hour_s)
+    monkeypatch.setattr(file, "_POLL_S", hour_s)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 World     one place where leases live (an etcd prefix, or a file), with a raw way in that
           is not our code, so that what is asserted is what other programs see
 Follower  follow() and a LeaseTable: what a daemon knows
-Node      a Claim beside a Follower, wired as the daemon wires them
+make_node a node's lease plane: subnet manager and routing ledger, as in the daemon
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import base64
 import contextlib
 import fcntl
 import http.client
-import inspect
 import json
 import logging
 import os
@@ -24,25 +23,26 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
+from tests.lease_plane import LeasePlane
+from tests.loops import LoopFactory, run_on
+from tests.wait import DEADLINE_S, until
 from tundp.backoff import Backoff, Outage
 from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.lease.network import NetworkConfig, parse_network_config
 from tundp.lease.table import LeaseTable
 from tundp.store.access import EtcdAccess
 from tundp.store.base import Store
-from tundp.store.claim import Claim
 from tundp.store.etcd2 import Etcd2Store
 from tundp.store.etcd3 import Etcd3Store
 from tundp.store.file import FileStore
 from tundp.store.follow import follow
+from tundp.subnet.claim_driver import Claim, ClaimSettings
 
-HANG_S = 60.0
+HANG_S = 2 * DEADLINE_S
 """No test body takes this long; it ends one that hangs."""
-PROMPT_S = 1.0
-"""What is asked to happen at once happens well within this."""
 
 _opened: list[Store] = []
 """The stores that worlds have opened and nobody has closed yet."""
@@ -50,17 +50,14 @@ _opened: list[Store] = []
 FREQUENT_PINGS = "--grpc-keepalive-min-time=500ms"
 """For an etcd under `short_timeouts`, which would send a client that pings so often away."""
 
+T = TypeVar("T")
 Runner = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
-def run_on(loop_factory: Callable[[], asyncio.AbstractEventLoop], main: Coroutine) -> Any:
-    """`main` on a fresh loop; an unhandled error of the loop fails it, and so does a hang."""
-    unhandled: list[dict[str, Any]] = []
+def run_closing(loop_factory: LoopFactory, main: Coroutine[Any, Any, T]) -> T:
+    """`main` on a fresh loop, and the stores it opened closed on it; a hang fails."""
 
-    async def guarded() -> Any:
-        asyncio.get_running_loop().set_exception_handler(
-            lambda _, context: unhandled.append(context)
-        )
+    async def closing() -> T:
         try:
             async with asyncio.timeout(HANG_S):
                 return await main
@@ -68,43 +65,12 @@ def run_on(loop_factory: Callable[[], asyncio.AbstractEventLoop], main: Coroutin
             # Where it was used: a connection belongs to its loop.
             await close_opened()
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        result = runner.run(guarded())
-    assert not unhandled, unhandled
-    return result
+    return run_on(loop_factory, closing())
 
 
-def _said(check: Callable[[], Any]) -> str:
-    try:
-        return inspect.getsource(check)
-    except (OSError, TypeError):
-        return repr(check)
-
-
-def run(main: Coroutine[Any, Any, Any]) -> Any:
+def run(main: Coroutine[Any, Any, T]) -> T:
     """`main` on asyncio's own loop."""
-    return run_on(asyncio.new_event_loop, main)
-
-
-async def eventually(check: Callable[[], Any], *, within_s: float = 20.0) -> Any:
-    """The first true value of `check`, which may be a coroutine function."""
-    deadline = time.monotonic() + within_s
-    while True:
-        value = check()
-        if inspect.isawaitable(value):
-            value = await value
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {within_s} s: {_said(check)}"
-        await asyncio.sleep(0.01)
-
-
-async def steadily(check: Callable[[], Any], *, for_s: float) -> None:
-    """`check` holds all the time, for so long."""
-    deadline = time.monotonic() + for_s
-    while time.monotonic() < deadline:
-        assert check(), _said(check)
-        await asyncio.sleep(0.02)
+    return run_closing(asyncio.new_event_loop, main)
 
 
 async def everywhere(
@@ -122,13 +88,6 @@ async def everywhere(
     async with asyncio.TaskGroup() as group:
         for name, world in worlds.items():
             group.create_task(one(name, world))
-
-
-@contextlib.contextmanager
-def took_at_most(limit_s: float) -> Iterator[None]:
-    start = time.monotonic()
-    yield
-    assert time.monotonic() - start < limit_s
 
 
 def lease_key(text: str) -> LeaseKey:
@@ -154,6 +113,7 @@ class Http:
     def __init__(self, url: str) -> None:
         self.url = url
         parts = urlsplit(url)
+        assert parts.hostname is not None
         self._address = (parts.hostname, parts.port)
         self._headers: dict[str, str] = {}
         self._connection: http.client.HTTPConnection | None = None
@@ -347,20 +307,27 @@ class World(Protocol):
     def close(self) -> None: ...
 
 
-class EtcdWorld:
-    """A prefix of its own in an etcd, v2 API."""
+S = TypeVar("S", Etcd2Store, Etcd3Store)
+R = TypeVar("R", Raw, Raw3)
 
-    def __init__(self, url: str, prefix: str | None = None) -> None:
+
+class _EtcdWorld(Generic[S, R]):
+    """A prefix of its own in an etcd, through one of its APIs."""
+
+    _store: Callable[[EtcdAccess], S]
+    raw: R
+
+    def __init__(self, url: str, raw: R, prefix: str | None) -> None:
         self.url = url
         self.prefix = prefix or f"/test-{uuid.uuid4().hex[:12]}/network"
-        self.raw = Raw(url)
+        self.raw = raw
 
-    def open(self) -> Etcd2Store:
+    def open(self) -> S:
         return self.open_at(self.url)
 
-    def open_at(self, *endpoints: str, **access: Any) -> Etcd2Store:
-        access = {"prefix": self.prefix} | access
-        store = Etcd2Store(EtcdAccess(endpoints=endpoints, **access))
+    def open_at(self, *endpoints: str, **access: Any) -> S:
+        given = {"prefix": self.prefix, "endpoints": endpoints} | access
+        store = type(self)._store(EtcdAccess(**given))
         _opened.append(store)
         return store
 
@@ -375,44 +342,32 @@ class EtcdWorld:
 
     def remove(self, name: str) -> None:
         self.raw.delete(self.path(name))
-
-    def read(self, name: str) -> tuple[Any, float | None] | None:
-        node = self.raw.get(self.path(name)).get("node")
-        return None if node is None else (json.loads(node["value"]), node.get("ttl"))
 
     def close(self) -> None:
         asyncio.run(close_opened())
         self.raw.close()
 
 
-class Etcd3World:
-    """A prefix of its own in an etcd, v3 API."""
+class EtcdWorld(_EtcdWorld[Etcd2Store, Raw]):
+    """A prefix of its own in an etcd, v2 API."""
+
+    _store = Etcd2Store
 
     def __init__(self, url: str, prefix: str | None = None) -> None:
-        self.url = url
-        self.prefix = prefix or f"/test-{uuid.uuid4().hex[:12]}/network"
-        self.raw = Raw3(url)
+        super().__init__(url, Raw(url), prefix)
 
-    def open(self) -> Etcd3Store:
-        return self.open_at(self.url)
+    def read(self, name: str) -> tuple[Any, float | None] | None:
+        node = self.raw.get(self.path(name)).get("node")
+        return None if node is None else (json.loads(node["value"]), node.get("ttl"))
 
-    def open_at(self, *endpoints: str, **access: Any) -> Etcd3Store:
-        access = {"prefix": self.prefix} | access
-        store = Etcd3Store(EtcdAccess(endpoints=endpoints, **access))
-        _opened.append(store)
-        return store
 
-    def path(self, name: str) -> str:
-        return f"{self.prefix}/subnets/{name}"
+class Etcd3World(_EtcdWorld[Etcd3Store, Raw3]):
+    """A prefix of its own in an etcd, v3 API."""
 
-    def set_config(self, text: str) -> None:
-        self.raw.put(f"{self.prefix}/config", text)
+    _store = Etcd3Store
 
-    def put(self, name: str, value: str, *, ttl: int | None = None) -> None:
-        self.raw.put(self.path(name), value, ttl=ttl)
-
-    def remove(self, name: str) -> None:
-        self.raw.delete(self.path(name))
+    def __init__(self, url: str, prefix: str | None = None) -> None:
+        super().__init__(url, Raw3(url), prefix)
 
     def read(self, name: str) -> tuple[Any, float | None] | None:
         found = self.raw.get(self.path(name))
@@ -421,10 +376,6 @@ class Etcd3World:
         # A key without an etcd lease is a reservation; etcd itself would call its TTL -1.
         ttl = None if found["etcd_lease"] == "0" else self.raw.ttl_of(found["etcd_lease"])
         return json.loads(found["value"]), ttl
-
-    def close(self) -> None:
-        asyncio.run(close_opened())
-        self.raw.close()
 
 
 class FileWorld:
@@ -514,7 +465,7 @@ async def following(store: Store) -> AsyncIterator[Follower]:
     """A follower that has seen its first snapshot."""
     follower = Follower(store)
     async with background(follower.run()):
-        await eventually(lambda: follower.updates or follower.outage.is_on)
+        await until(lambda: follower.updates or follower.outage.is_on)
         yield follower
 
 
@@ -538,46 +489,26 @@ ONE_SUBNET = parse_network_config(
 
 
 def make_claim(store: Store, public_ip: str, **options: Any) -> Claim:
+    """A claim on the overlay 10.5.0.0/16; `options` are fields of ClaimSettings."""
     given: dict[str, Any] = {
-        "config": NETWORK,
+        "network_config": NETWORK,
         "attributes": attributes(public_ip),
-        "previous": None,
         "lease_ttl_s": 86400,
         "margin_s": 3600,
-        "rng": random.Random(),
+        "race_pause_s": 0.01,
     }
-    return Claim(store, **(given | options))
+    return Claim(store, ClaimSettings(**(given | options)), rng=random.Random())
 
 
-class Node:
-    """A claim that is kept and watched as in the daemon."""
+async def acquired(claim: Claim) -> Lease:
+    """The lease alone."""
+    lease, _ = await claim.acquire()
+    return lease
 
-    def __init__(self, store: Store, public_ip: str, **options: Any) -> None:
-        self.claim = make_claim(store, public_ip, **options)
-        self.follower = Follower(store)
-        self.follower.on_update = self._observe
 
-    @property
-    def key(self) -> str:
-        return str(self.claim.lease.key)
-
-    @contextlib.asynccontextmanager
-    async def up(self, *, watching: bool = True) -> AsyncIterator[Lease]:
-        lease = await self.claim.acquire()
-        async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(background(self.claim.keep()))
-            if watching:
-                await stack.enter_async_context(background(self.follower.run()))
-                await eventually(lambda: self.follower.updates)
-            yield lease
-
-    def _observe(self, update: Snapshot | Events, changes: Any) -> None:
-        own = self.claim.lease.key
-        for change in changes:
-            if change.key == own:
-                self.claim.observe(change.new)
-        if isinstance(update, Snapshot) and own not in self.follower.table.leases:
-            self.claim.observe(None)
+def make_node(store: Store, public_ip: str, **options: Any) -> LeasePlane:
+    """The lease plane of a node of 10.5.0.0/16; `options` are LeasePlane's."""
+    return LeasePlane(store, public_ip, **({"network_config": NETWORK} | options))
 
 
 class Forwarder:
@@ -605,7 +536,7 @@ class Forwarder:
     async def cut(self) -> None:
         assert self._server is not None
         self._server.close()
-        await eventually(self._is_cut)
+        await until(self._is_cut)
 
     def hang(self) -> None:
         """From now on take connections and bytes, and pass nothing on."""

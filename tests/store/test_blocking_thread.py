@@ -11,7 +11,8 @@ from typing import NoReturn
 
 import pytest
 
-from tests.store.support import PROMPT_S, Runner, eventually, took_at_most
+from tests.store.support import Runner
+from tests.wait import DEADLINE_S, until
 from tundp.blocking import BlockingThread
 
 
@@ -57,11 +58,10 @@ def test_exceptions_come_out_where_the_call_is_awaited(run: Runner, error: BaseE
 
     async def main() -> None:
         thread = BlockingThread("test")
-        async with asyncio.timeout(PROMPT_S):
-            with pytest.raises((type(error), RuntimeError)) as caught:
-                await thread.run(fail)
-            assert error in (caught.value, caught.value.__cause__)
-            assert await thread.run(lambda: "still there") == "still there"
+        with pytest.raises((type(error), RuntimeError)) as caught:
+            await thread.run(fail)
+        assert error in (caught.value, caught.value.__cause__)
+        assert await thread.run(lambda: "still there") == "still there"
         thread.close()
 
     run(main())
@@ -74,15 +74,14 @@ def test_cancelled_wait_ends_at_once_and_the_call_is_finished(run: Runner) -> No
 
         def stuck() -> None:
             started.set()
-            go.wait(30)
+            go.wait(DEADLINE_S)
             done.set()
 
         waiting = asyncio.ensure_future(thread.run(stuck))
-        await eventually(started.is_set)
-        with took_at_most(PROMPT_S):
-            waiting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await waiting
+        await until(started.is_set)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
         assert not done.is_set()
         after = asyncio.ensure_future(thread.run(lambda: done.is_set()))
         go.set()
@@ -119,7 +118,7 @@ def test_error_of_an_abandoned_call_is_silent(
         go = threading.Event()
 
         def fail() -> NoReturn:
-            go.wait(30)
+            go.wait(DEADLINE_S)
             raise CustomError
 
         waiting = asyncio.ensure_future(thread.run(fail))
@@ -144,9 +143,7 @@ def test_close_lets_calls_finish_and_ends_the_thread(run: Runner) -> None:
         thread.close()
         await asyncio.gather(*calls)
         assert made == [0, 1, 2]
-        await eventually(
-            lambda: "test-close" not in {found.name for found in threading.enumerate()}
-        )
+        await until(lambda: "test-close" not in {found.name for found in threading.enumerate()})
 
     run(main())
 

@@ -11,19 +11,19 @@ import pytest
 from tests.store.support import (
     Etcd3World,
     EtcdWorld,
-    Node,
     by_key,
-    eventually,
     following,
     make_claim,
+    make_node,
     run,
 )
+from tests.wait import until
 from tundp.errors import ConfigNotFound, Conflict, StoreUnavailable
+from tundp.lease.claim import LeaseState
 from tundp.lease.identity import Identity
 from tundp.store.auto import SURE_AFTER, AutoStore
 from tundp.store.base import Store
 from tundp.store.both import BothStore
-from tundp.store.claim import LeaseState
 
 US, THEM = "192.0.2.1", "192.0.2.9"
 CONFIG = '{"Network": "10.5.0.0/16"}'
@@ -71,22 +71,22 @@ def test_one_api_away_neither_hides_peers_nor_costs_the_lease(
     async def main() -> None:
         v2 = Cut(etcd_world.open())
         both = BothStore(v2, etcd3_world.open())  # type: ignore[arg-type]
-        node = Node(both, US, lease_ttl_s=4)
+        node = make_node(both, US, lease_ttl_s=4)
         async with node.up() as lease:
             key = str(lease.key)
             etcd_world.put("10.5.250.0-24", value(THEM))
-            await eventually(lambda: "10.5.250.0-24" in node.follower.known())
+            await until(lambda: "10.5.250.0-24" in node.known())
             v2.cut()
             etcd3_world.put("10.5.251.0-24", value(THEM))
-            await eventually(lambda: "10.5.251.0-24" in node.follower.known())
+            await until(lambda: "10.5.251.0-24" in node.known())
             # What v2 said last still counts.
-            assert "10.5.250.0-24" in node.follower.known()
-            await eventually(lambda: etcd_world.read(key) is None)  # expired there
+            assert "10.5.250.0-24" in node.known()
+            await until(lambda: etcd_world.read(key) is None)  # expired there
             found = etcd3_world.read(key)
             assert found is not None, "and here, too"
             v2.mend()
-            await eventually(lambda: etcd_world.read(key) is not None)
-            await eventually(lambda: node.claim.state is LeaseState.HELD)
+            await until(lambda: etcd_world.read(key) is not None)
+            await until(lambda: node.claim.state is LeaseState.HELD)
 
     run(main())
 
@@ -96,11 +96,11 @@ def test_two_owners_of_one_subnet_are_a_conflict_and_neither_is_written_over(
 ) -> None:
     async def main() -> None:
         both = BothStore(etcd_world.open(), etcd3_world.open())
-        node = Node(both, US, lease_ttl_s=4)
+        node = make_node(both, US, lease_ttl_s=4)
         async with node.up() as lease:
             key = str(lease.key)
             etcd_world.put(key, value(THEM))
-            await eventually(lambda: node.claim.state is LeaseState.CONFLICT)
+            await until(lambda: node.claim.state is LeaseState.CONFLICT)
             # Seen as it is, and not because our own half has expired meanwhile.
             assert etcd3_world.read(key) is not None
             seen = next(one for one in (await both.snapshot()).leases if one.key == lease.key)
@@ -122,8 +122,8 @@ def test_clones_do_not_write_against_each_other(
     async def main() -> None:
         same = Identity("7c1f", "clone")
         async with (
-            Node(etcd3_world.open(), US, identity=same).up() as one,
-            Node(etcd3_world.open(), US, identity=same).up() as two,
+            make_node(etcd3_world.open(), US, identity=same).up() as one,
+            make_node(etcd3_world.open(), US, identity=same).up() as two,
         ):
             assert one.key == two.key
             before = (await etcd3_world.open().snapshot()).revision
@@ -143,7 +143,7 @@ def test_a_live_node_with_our_address_under_another_key_is_asked(
     """We have a lease from before; somebody else has the address we are given now."""
 
     async def main() -> None:
-        first = Node(etcd3_world.open(), US, identity=Identity("aaaa", "one"))
+        first = make_node(etcd3_world.open(), US, identity=Identity("aaaa", "one"))
         second = make_claim(etcd3_world.open(), THEM, identity=Identity("bbbb", "two"))
         await second.acquire()
         async with first.up():

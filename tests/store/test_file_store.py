@@ -18,18 +18,16 @@ from typing import Any
 import pytest
 
 from tests.store.support import (
-    PROMPT_S,
     FileWorld,
     Runner,
     attributes,
     by_key,
-    eventually,
     following,
     lease_key,
     outcome,
     run,
-    took_at_most,
 )
+from tests.wait import until
 from tundp.errors import ConfigNotFound, Conflict, StoreUnavailable
 from tundp.store import file as file_module
 from tundp.store.file import FileStore
@@ -38,30 +36,37 @@ A, B = lease_key("10.5.1.0-24"), lease_key("10.5.2.0-24")
 ONE, TWO = attributes("192.0.2.1"), attributes("192.0.2.2")
 
 
-def test_two_stores_on_one_file_see_each_other(file_world: FileWorld, run: Runner) -> None:
+@pytest.fixture
+def only_inotify(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The poll of once a second comes too late for any test."""
+    monkeypatch.setattr(file_module, "_POLL_S", 3600.0)
+
+
+def test_two_stores_on_one_file_see_each_other(
+    file_world: FileWorld, run: Runner, only_inotify: None
+) -> None:
     async def main() -> None:
         ours, theirs = file_world.open(), file_world.open()
         for number in range(5):
             snapshot = await ours.snapshot()
             waiting = asyncio.ensure_future(outcome(ours.wait(snapshot.revision)))
             await asyncio.sleep(0.02)
-            with took_at_most(0.5):
-                # inotify, not the poll of once a second.
-                created = await theirs.create(lease_key(f"10.5.{number}.0-24"), ONE, 600)
-                news = await waiting
+            created = await theirs.create(lease_key(f"10.5.{number}.0-24"), ONE, 600)
+            news = await waiting
             assert len(news.leases) == number + 1
             assert news.revision >= created.revision
 
     run(main())
 
 
-def test_a_change_between_snapshot_and_wait_is_not_missed(file_world: FileWorld) -> None:
+def test_a_change_between_snapshot_and_wait_is_not_missed(
+    file_world: FileWorld, only_inotify: None
+) -> None:
     async def main() -> None:
         ours, theirs = file_world.open(), file_world.open()
         snapshot = await ours.snapshot()
         await theirs.create(A, ONE, 600)
-        with took_at_most(PROMPT_S):
-            assert by_key((await ours.wait(snapshot.revision)).leases) == {str(A): "192.0.2.1"}
+        assert by_key((await ours.wait(snapshot.revision)).leases) == {str(A): "192.0.2.1"}
 
     run(main())
 
@@ -221,10 +226,10 @@ def test_followers_keep_their_peers_through_garbage(file_world: FileWorld, run: 
         async with following(file_world.open()) as follower:
             good = file_world.path.read_text()
             file_world.path.write_text(good[: len(good) // 2])
-            await eventually(lambda: follower.outage.is_on)
+            await until(lambda: follower.outage.is_on)
             assert follower.known() == {str(A): "192.0.2.1"}
             file_world.path.write_text(good.replace("192.0.2.1", "192.0.2.3"))
-            await eventually(lambda: follower.known() == {str(A): "192.0.2.3"})
+            await until(lambda: follower.known() == {str(A): "192.0.2.3"})
             assert not follower.outage.is_on
 
     run(main())
@@ -256,7 +261,7 @@ def test_missing_directory_is_a_store_error_and_recovers(tmp_path: Path, run: Ru
         async with following(store) as follower:
             path.parent.mkdir()
             path.write_text('{"leases": {"10.5.1.0-24": {"PublicIP": "192.0.2.1"}}}')
-            await eventually(lambda: follower.known() == {str(A): "192.0.2.1"})
+            await until(lambda: follower.known() == {str(A): "192.0.2.1"})
         await store.close()
 
     run(main())
@@ -268,10 +273,10 @@ def test_file_removed_while_followed_comes_back(file_world: FileWorld, run: Runn
         async with following(file_world.open()) as follower:
             text = file_world.path.read_text()
             file_world.path.unlink()
-            await eventually(lambda: follower.outage.is_on)
+            await until(lambda: follower.outage.is_on)
             assert follower.known() == {str(A): "192.0.2.1"}
             file_world.path.write_text(text.replace("192.0.2.1", "192.0.2.2"))
-            await eventually(lambda: follower.known() == {str(A): "192.0.2.2"})
+            await until(lambda: follower.known() == {str(A): "192.0.2.2"})
 
     run(main())
 
@@ -416,7 +421,7 @@ def test_lock_held_for_ever_is_named(
         fd = os.open(f"{file_world.path}.lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            with took_at_most(PROMPT_S), pytest.raises(StoreUnavailable, match=r"json\.lock"):
+            with pytest.raises(StoreUnavailable, match=r"json\.lock"):
                 await store.create(A, ONE, 60)
             assert (await store.snapshot()).leases == ()
         finally:
@@ -481,3 +486,39 @@ def test_waits_leave_no_descriptors_behind(file_world: FileWorld, run: Runner) -
         assert len(os.listdir("/proc/self/fd")) <= before
 
     run(main())
+
+
+READ_ONLY = """
+import asyncio, sys
+from pathlib import Path
+from tests.store.support import attributes, lease_key
+from tundp.errors import StoreUnavailable
+from tundp.store.file import FileStore
+async def main():
+    store = FileStore(Path(sys.argv[1]))
+    try:
+        await store.create(lease_key("10.5.1.0-24"), attributes("192.0.2.1"), 60)
+    except StoreUnavailable as error:
+        print(error)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_a_read_only_file_system_is_explained(tmp_path: Path) -> None:
+    """As below ProtectSystem=strict, where the same path can be written from a root shell."""
+    (tmp_path / "leases.json").write_text('{"config": {"Network": "10.5.0.0/16"}}')
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "sh", "-c"),
+            'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"',
+            *("sh", tmp_path, sys.executable, "-c", READ_ONLY, tmp_path / "leases.json"),
+        ],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"cannot write {tmp_path}/leases.json: Read-only file system here" in done.stdout
+    assert "/var/lib/tundp" in done.stdout
+    assert "ReadWritePaths=" in done.stdout

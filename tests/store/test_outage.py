@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import socket
-import time
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -17,28 +16,26 @@ import pytest
 from urllib3 import Timeout
 
 from tests.store.support import (
-    PROMPT_S,
     Etcd3World,
     EtcdWorld,
     Runner,
     attributes,
     background,
     by_key,
-    eventually,
     following,
     forwarder,
     lease_key,
     make_claim,
     outcome,
     run,
-    took_at_most,
 )
+from tests.wait import until
 from tundp.errors import Compacted, StoreUnavailable
 from tundp.lab.etcd import PrivateEtcd, free_port
+from tundp.lease.claim import LeaseState
 from tundp.lease.model import Lease
 from tundp.store import etcd2
-from tundp.store.access import REQUEST_TIMEOUT_S, EtcdAccess
-from tundp.store.claim import LeaseState
+from tundp.store.access import EtcdAccess
 
 A, B = lease_key("10.5.1.0-24"), lease_key("10.5.2.0-24")
 ONE, TWO = attributes("192.0.2.1"), attributes("192.0.2.2")
@@ -93,16 +90,16 @@ def test_stopped_etcd_is_named_and_works_again(
                 store.update(A, TWO, 600, revision=created.revision),
                 store.delete(A, revision=created.revision),
             ):
-                with took_at_most(PROMPT_S), pytest.raises(StoreUnavailable) as caught:
+                with pytest.raises(StoreUnavailable) as caught:
                     await call
                 assert etcd.url in str(caught.value)
                 assert "connection refused" in str(caught.value)
-            await eventually(lambda: follower.outage.is_on)
+            await until(lambda: follower.outage.is_on)
             assert follower.known() == {str(A): "192.0.2.1"}
             await etcd.start()
             assert by_key((await store.snapshot()).leases) == {str(A): "192.0.2.1"}
             await store.create(B, TWO, 600)
-            await eventually(lambda: str(B) in follower.known())
+            await until(lambda: str(B) in follower.known())
             assert not follower.outage.is_on
 
     run(main())
@@ -118,12 +115,12 @@ def test_changes_during_an_outage_are_seen_after_it(etcd: PrivateEtcd, own_world
             following(own_world.open_at(proxy.url)) as follower,
         ):
             await proxy.cut()
-            await eventually(lambda: follower.outage.is_on)
+            await until(lambda: follower.outage.is_on)
             own_world.put(str(A), '{"PublicIP":"192.0.2.3"}')
             own_world.put(str(B), '{"PublicIP":"192.0.2.2"}')
             await proxy.mend()
             expected = {str(A): "192.0.2.3", str(B): "192.0.2.2"}
-            await eventually(lambda: follower.known() == expected)
+            await until(lambda: follower.known() == expected)
 
     run(main())
 
@@ -143,10 +140,10 @@ def test_wiped_etcd_is_noticed_and_not_slept_through(
             await etcd.stop()
             etcd.wipe()
             await etcd.start()
-            with took_at_most(5), pytest.raises(Compacted):
+            with pytest.raises(Compacted):
                 await store.wait(revision)
             own_world.put(str(B), '{"PublicIP":"192.0.2.2"}')
-            await eventually(lambda: follower.known() == {str(B): "192.0.2.2"})
+            await until(lambda: follower.known() == {str(B): "192.0.2.2"})
 
     run(main())
 
@@ -161,7 +158,7 @@ def test_wiped_and_refilled_etcd_is_read_anew(
         async with following(own_world.open()) as follower:
             assert follower.known() == {str(A): "192.0.2.1"}
             await etcd.stop()
-            await eventually(lambda: follower.outage.is_on)
+            await until(lambda: follower.outage.is_on)
             etcd.wipe()
             # Refilled before any of us can reach it, by way of another port.
             port, etcd._port = etcd._port, free_port()
@@ -173,10 +170,10 @@ def test_wiped_and_refilled_etcd_is_read_anew(
             await etcd.stop()
             etcd._port = port
             await etcd.start()
-            await eventually(lambda: not follower.outage.is_on)
+            await until(lambda: not follower.outage.is_on)
             own_world.put("10.5.3.0-24", '{"PublicIP":"192.0.2.3"}')
             expected = {str(B): "192.0.2.29", "10.5.3.0-24": "192.0.2.3"}
-            await eventually(lambda: "10.5.3.0-24" in follower.known())
+            await until(lambda: "10.5.3.0-24" in follower.known())
             assert follower.known() == expected
 
     run(main())
@@ -201,27 +198,28 @@ def test_etcd_restored_from_a_backup_is_read_anew(etcd: PrivateEtcd, own_world: 
             await etcd.stop()
             etcd.restore()
             await etcd.start()
-            with took_at_most(5), pytest.raises(Compacted):
+            with pytest.raises(Compacted):
                 await store.wait(revision)
             restored = {str(A): "192.0.2.1", str(B): "192.0.2.2"}
-            await eventually(lambda: follower.known() == restored)
+            await until(lambda: follower.known() == restored)
             own_world.put(str(A), '{"PublicIP":"192.0.2.3"}')
-            await eventually(lambda: follower.known()[str(A)] == "192.0.2.3")
+            await until(lambda: follower.known()[str(A)] == "192.0.2.3")
 
     run(main())
 
 
-def test_killed_etcd_fails_calls_at_once(etcd: PrivateEtcd, own_world: AnyWorld) -> None:
+def test_killed_etcd_fails_calls_at_once(
+    etcd: PrivateEtcd, own_world: AnyWorld, endless_waits: None
+) -> None:
     async def main() -> None:
         store = own_world.open()
         revision = (await store.snapshot()).revision
         async with background(outcome(store.wait(revision))) as waiting:
             await asyncio.sleep(0.1)
-            with took_at_most(PROMPT_S):
-                await etcd.stop(signal.SIGKILL)
-                await eventually(waiting.done)
-                assert isinstance(waiting.result(), StoreUnavailable)
-                assert isinstance(await outcome(store.snapshot()), StoreUnavailable)
+            await etcd.stop(signal.SIGKILL)
+            for result in (await waiting, await outcome(store.snapshot())):
+                assert isinstance(result, StoreUnavailable), repr(result)
+                assert "timed out" not in str(result)
         await etcd.start()
         assert (await store.snapshot()).leases == ()
 
@@ -238,19 +236,17 @@ def test_stuck_etcd_fails_calls_in_time(
         revision = (await reader.snapshot()).revision
         os.kill(etcd.pid, signal.SIGSTOP)
         async with background(watcher.wait(revision)) as waiting:
-            with took_at_most(1.0 + PROMPT_S):
-                results = await asyncio.gather(
-                    outcome(reader.snapshot()), outcome(writer.create(A, ONE, 600))
-                )
+            results = await asyncio.gather(
+                outcome(reader.snapshot()), outcome(writer.create(A, ONE, 600))
+            )
             for result in results:
                 assert isinstance(result, StoreUnavailable), repr(result)
                 assert f"{etcd.url}: timed out" in str(result)
-            with took_at_most(PROMPT_S):
-                waiting.cancel()
-                await asyncio.wait([waiting])
+            waiting.cancel()
+            await asyncio.wait([waiting])
         os.kill(etcd.pid, signal.SIGCONT)
         # The create may have been done late: acquiring looks, and finds or makes it.
-        lease = await make_claim(writer, "192.0.2.1", previous=A).acquire()
+        lease, _ = await make_claim(writer, "192.0.2.1", previous=A).acquire()
         assert by_key((await reader.snapshot()).leases) == {str(lease.key): "192.0.2.1"}
         assert lease.key == A
 
@@ -258,22 +254,17 @@ def test_stuck_etcd_fails_calls_in_time(
 
 
 def test_stuck_etcd_does_not_hold_up_the_end_of_the_loop(
-    etcd: PrivateEtcd, own_world: AnyWorld
+    etcd: PrivateEtcd, own_world: AnyWorld, endless_waits: None
 ) -> None:
-    left_at = 0.0
-
     async def main() -> None:
-        nonlocal left_at
         store = own_world.open()
         await store.snapshot()
         os.kill(etcd.pid, signal.SIGSTOP)
         call = asyncio.ensure_future(store.snapshot())
         await asyncio.sleep(0.1)
         call.cancel()
-        left_at = time.monotonic()
 
     run(main())
-    assert time.monotonic() - left_at < PROMPT_S
 
 
 def test_hung_endpoint_is_left_for_the_next(shared_world: AnyWorld, short_timeouts: None) -> None:
@@ -284,8 +275,7 @@ def test_hung_endpoint_is_left_for_the_next(shared_world: AnyWorld, short_timeou
             store = shared_world.open_at(proxy.url, shared_world.url)
             lease = await store.create(A, ONE, 600)
             proxy.hang()
-            with took_at_most(2 + PROMPT_S):
-                assert by_key((await store.snapshot()).leases) == {str(A): "192.0.2.1"}
+            assert by_key((await store.snapshot()).leases) == {str(A): "192.0.2.1"}
             writer = shared_world.open_at(proxy.url, shared_world.url)
             result = await outcome(writer.update(A, TWO, 600, revision=lease.revision))
             if not isinstance(result, Lease):
@@ -306,12 +296,12 @@ def test_watch_on_an_etcd_that_hangs_is_noticed(
         own_world.put(str(A), '{"PublicIP":"192.0.2.1"}')
         async with following(own_world.open()) as follower:
             os.kill(etcd.pid, signal.SIGSTOP)
-            await eventually(lambda: follower.outage.is_on, within_s=4)
+            await until(lambda: follower.outage.is_on)
             assert follower.known() == {str(A): "192.0.2.1"}
             os.kill(etcd.pid, signal.SIGCONT)
             own_world.put(str(B), '{"PublicIP":"192.0.2.2"}')
-            await eventually(lambda: str(B) in follower.known())
-            await eventually(lambda: not follower.outage.is_on)
+            await until(lambda: str(B) in follower.known())
+            await until(lambda: not follower.outage.is_on)
 
     run(main())
 
@@ -328,9 +318,9 @@ def test_watch_through_an_endpoint_that_hangs_moves_to_the_next(
         ):
             proxy.hang()
             shared_world.put(str(A), '{"PublicIP":"192.0.2.1"}')
-            await eventually(lambda: str(A) in follower.known(), within_s=4)
+            await until(lambda: str(A) in follower.known())
             shared_world.put(str(B), '{"PublicIP":"192.0.2.2"}')
-            await eventually(lambda: str(B) in follower.known())
+            await until(lambda: str(B) in follower.known())
 
     run(main())
 
@@ -347,7 +337,7 @@ def test_dead_first_endpoint_is_passed_over(
         assert by_key((await store.snapshot()).leases) == {str(A): "192.0.2.1"}
         async with following(shared_world.open_at(dead_url, shared_world.url)) as follower:
             shared_world.put(str(B), '{"PublicIP":"192.0.2.2"}')
-            await eventually(lambda: str(B) in follower.known())
+            await until(lambda: str(B) in follower.known())
 
     run(main())
 
@@ -386,7 +376,7 @@ def test_ipv6_endpoint(
         await store.create(A, ONE, 600)
         async with following(store) as follower:
             ipv6_world.put(str(B), '{"PublicIP":"192.0.2.2"}')
-            await eventually(lambda: str(B) in follower.known())
+            await until(lambda: str(B) in follower.known())
         assert ipv6_world.url in store.description
 
     with contextlib.closing(ipv6_world):
@@ -410,9 +400,10 @@ def test_unreachable_endpoints_are_named_with_the_reason(
 def test_https_to_a_plain_etcd_is_unavailable(shared_world: AnyWorld) -> None:
     async def main() -> None:
         url = shared_world.url.replace("http://", "https://")
-        with took_at_most(REQUEST_TIMEOUT_S), pytest.raises(StoreUnavailable) as caught:
+        with pytest.raises(StoreUnavailable) as caught:
             await shared_world.open_at(url).snapshot()
         assert url in str(caught.value)
+        assert "timed out" not in str(caught.value)
 
     run(main())
 
@@ -442,7 +433,7 @@ def test_claim_finds_the_lease_whose_answer_was_lost(shared_world: AnyWorld) -> 
         async with forwarder(shared_world.url) as proxy:
             proxy.answers_to_lose = 1
             claim = make_claim(shared_world.open_at(proxy.url), "192.0.2.1")
-            lease = await claim.acquire()
+            lease, _ = await claim.acquire()
             assert proxy.lost == 1
             assert claim.state is LeaseState.HELD
             snapshot = await shared_world.open().snapshot()
@@ -458,10 +449,10 @@ def test_renewal_whose_answer_is_lost_keeps_the_lease(
     async def main() -> None:
         async with forwarder(shared_world.url) as proxy:
             claim = make_claim(shared_world.open_at(proxy.url), "192.0.2.1", lease_ttl_s=2)
-            lease = await claim.acquire()
+            lease, _ = await claim.acquire()
             proxy.answers_to_lose = 1
             async with background(claim.keep()):
-                await eventually(lambda: proxy.lost and claim.lease.revision > lease.revision)
+                await until(lambda: proxy.lost and claim.lease.revision > lease.revision)
             assert claim.state is LeaseState.HELD
             assert claim.lease.key == lease.key
             assert " lost: " not in caplog.text

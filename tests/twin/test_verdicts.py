@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.packets import ipv4
+from tests.routes import fib_of
 from tundp.engine.native import library
 from tundp.engine.native.fib import NativeFib
-from tundp.lease.fib import build_fib
-from tundp.lease.model import Peer
 from tundp.wire import fragment, ip
 from tundp.wire.drop import DropReason
 from tundp.wire.encap import (
@@ -54,15 +54,11 @@ ffi, lib = _native.ffi, _native.lib
 
 
 def make_fib():
-    return build_fib(
-        [
-            Peer(IPv4Network("10.5.1.0/24"), IPv4Address(PEER)),
-            Peer(IPv4Network("10.5.2.0/24"), IPv4Address(NARROW_PEER)),
-        ],
-        own_subnet=IPv4Network("10.5.3.0/24"),
-        own_addresses=[IPv4Address("192.0.2.1"), IPv4Address("198.51.100.1")],
-        port=8285,
-        generation=1,
+    return fib_of(
+        ("10.5.1.0/24", IPv4Address(PEER)),
+        ("10.5.2.0/24", IPv4Address(NARROW_PEER)),
+        own="10.5.3.0/24",
+        own_addresses=["192.0.2.1", "198.51.100.1"],
     )
 
 
@@ -166,18 +162,17 @@ def build(
 ) -> bytes:
     payload = rng.randbytes(payload_len)
     packet = bytearray(
-        ip.build_header(
-            payload_len=payload_len,
+        ipv4(
+            payload,
+            rng.choice((1, 6, 17, 253)),
             source=rng.choice(ADDRESSES),
             destination=rng.choice(ADDRESSES),
-            ip_proto=rng.choice((1, 6, 17, 253)),
             ttl=rng.choice((0, 1, 2, 64, 255)),
             tos=rng.randrange(256),
-            identification=rng.getrandbits(16),
-            flags_offset=rng.choice((0, 0x4000, 0x2000, 0x2001, 0x0005, 0x8000, 0xFFFF)),
-            options=options,
+            ident=rng.getrandbits(16),
+            frag=rng.choice((0, 0x4000, 0x2000, 0x2001, 0x0005, 0x8000, 0xFFFF)),
+            ip_options=options,
         )
-        + payload
         + rng.randbytes(trailing)
     )
     if not fix_checksum:
@@ -249,9 +244,7 @@ anywhere = st.one_of(
 )
 @settings(max_examples=1500, deadline=None)
 def test_destination_check(destination, source, outer, ttl, check):
-    datagram = ip.build_header(
-        payload_len=8, source=source, destination=destination, ip_proto=17, ttl=ttl
-    ) + bytes(8)
+    datagram = ipv4(bytes(8), 17, source=source, destination=destination, frag=0, ttl=ttl)
     verdict = assert_same_decap(datagram, outer, check)
     # Not by asking the FIB: what `own` means is said here once more.
     is_own = IPv4Address(destination) in OWN_SUBNET or destination in OWN_ADDRESSES
@@ -283,17 +276,15 @@ def test_destination_check(destination, source, outer, ttl, check):
 def test_fragments_of_anything(options, payload_len, mtu, flags_offset):
     options = (options + bytes(-len(options) % 4))[:40]
     packet = bytearray(
-        ip.build_header(
-            payload_len=payload_len,
+        ipv4(
+            random.Random(payload_len).randbytes(payload_len),
+            17,
             source=ADDRESSES[0],
             destination=ADDRESSES[1],
-            ip_proto=17,
             ttl=9,
-            identification=77,
-            flags_offset=flags_offset,
-            options=options,
+            frag=flags_offset,
+            ip_options=options,
         )
-        + random.Random(payload_len).randbytes(payload_len)
     )
     header = ip.parse(memoryview(packet))
     assert not isinstance(header, DropReason)
@@ -317,6 +308,7 @@ def test_struct_sizes_are_what_numpy_thinks():
     hop = ffi.from_buffer("struct tundp_hop[]", FIB.hop_array)
     for index, mine in enumerate(FIB.hops):
         if mine is not None:
-            assert (hop[index].address, hop[index].port) == (mine.address, 8285)
+            port = 0 if mine.is_local else 8285
+            assert (hop[index].address, hop[index].port) == (mine.address, port)
             assert bool(hop[index].flags & lib.TUNDP_HOP_LOCAL) is mine.is_local
     assert struct.calcsize("=IHH") == 8

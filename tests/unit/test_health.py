@@ -16,14 +16,15 @@ from aiohttp import ClientSession
 
 from tests.clock import Hurried
 from tundp.errors import PlatformError
-from tundp.observe.health import LAG_MAX_S, PULSE_S, STUCK_S, Check, Health
+from tundp.finding import Finding, must_hold
+from tundp.observe.health import LAG_MAX_S, PULSE_S, STUCK_S, Health
 from tundp.observe.metrics import CONTENT_TYPE, Metrics
 from tundp.observe.web import CONNECTIONS, serve_health, serve_metrics
 
 PULSE_MISSES = round(STUCK_S / PULSE_S)
 """Looks in a row that find a thread where it was, before it counts as stuck."""
-FINE = [Check("lease", True, "held")]
-BAD = [Check("lease", False, "192.0.2.9 holds it now"), Check("device", True, "flannel0")]
+FINE = [must_hold("lease", True, "held")]
+BAD = [must_hold("lease", False, "192.0.2.9 holds it now"), must_hold("device", True, "flannel0")]
 
 
 def hurried(main: Callable[[Health, Hurried], Coroutine[Any, Any, None]]) -> None:
@@ -54,8 +55,8 @@ class Threads:
         return self._script.pop(0) if len(self._script) > 1 else self._script[0]
 
 
-def of(health: Health, name: str) -> Check:
-    (check,) = (check for check in health.alive() if check.name == name)
+def of(health: Health, name: str) -> Finding:
+    (check,) = (check for check in health.alive() if check.id == name)
     return check
 
 
@@ -76,7 +77,7 @@ def test_turning_threads_are_alive():
             await looks(1)
             assert health.is_alive
             assert health.is_ready
-        assert of(health, "packet-threads").detail == "all turning"
+        assert of(health, "packet-threads").evidence == "all turning"
 
     hurried(main)
 
@@ -111,10 +112,10 @@ def test_which_thread_is_stuck_and_for_how_long():
         health.attend(lambda: (next(count), 5, next(count), 6), lambda: FINE)
         await looks(PULSE_MISSES + 1)
         check = of(health, "packet-threads")
-        assert not check.is_ok
-        assert check.detail == f"thread 1, 3 has not moved for {STUCK_S:.0f} s or more"
+        assert check.is_failure
+        assert check.evidence == f"thread 1, 3 has not moved for {STUCK_S:.0f} s or more"
         assert not health.is_ready
-        assert of(health, "event-loop").is_ok
+        assert not of(health, "event-loop").is_failure
 
     hurried(main)
 
@@ -149,7 +150,7 @@ def test_threads_that_take_turns_at_being_late_are_not_stuck():
         health.attend(threads.pulse, lambda: FINE)
         for _ in range(len(script) // 2):
             await looks(1)
-            assert health.is_alive, of(health, "packet-threads").detail
+            assert health.is_alive, of(health, "packet-threads").evidence
 
     hurried(main)
 
@@ -160,11 +161,11 @@ def test_threads_that_take_turns_at_being_late_are_not_stuck():
 def test_a_loop_that_is_late_is_not_alive_and_recovers():
     async def main(health: Health, loop: Hurried) -> None:
         await looks(3)
-        assert of(health, "event-loop").is_ok
+        assert not of(health, "event-loop").is_failure
         loop.now += LAG_MAX_S + PULSE_S + 0.5  # what a callback that blocks does to the clock
         check = of(health, "event-loop")
-        assert not check.is_ok
-        assert "late by" in check.detail
+        assert check.is_failure
+        assert "late by" in check.evidence
         assert not health.is_alive
         await looks(2)
         assert health.is_alive
@@ -191,13 +192,13 @@ def test_ready_says_what_it_waits_for():
     async def main(health: Health, _: Hurried) -> None:
         assert not health.is_ready
         assert health.is_alive
-        assert Check("start", False, "waiting for its turn") in health.ready()
+        assert must_hold("start", False, "waiting for its turn") in health.ready()
         health.waits_for("a lease")
-        assert Check("start", False, "waiting for a lease") in health.ready()
+        assert must_hold("start", False, "waiting for a lease") in health.ready()
         checks = list(BAD)
         health.attend(lambda: (), lambda: checks)
         assert not health.is_ready
-        assert [check.name for check in health.ready()] == [
+        assert [check.id for check in health.ready()] == [
             "event-loop",
             "packet-threads",
             "lease",
@@ -359,17 +360,17 @@ def free_port() -> int:
 class Sham(Health):
     """Health whose two verdicts are given."""
 
-    def __init__(self, alive: list[Check], checks: list[Check]) -> None:
+    def __init__(self, alive: list[Finding], checks: list[Finding]) -> None:
         super().__init__()
         self._given = alive
         self.attend(lambda: (), lambda: checks)
 
-    def alive(self) -> list[Check]:
+    def alive(self) -> list[Finding]:
         return self._given
 
 
-ALIVE = [Check("event-loop", True, "late by 0 ms")]
-DEAD = [Check("event-loop", False, "late by 5000 ms")]
+ALIVE = [must_hold("event-loop", True, "late by 0 ms")]
+DEAD = [must_hold("event-loop", False, "late by 5000 ms")]
 
 
 @pytest.mark.parametrize(
@@ -401,30 +402,64 @@ async def test_answers(health, path, status, body):
             assert response.content_type == "text/plain"
 
 
-async def test_verbose_names_every_check():
+async def test_verbose_is_a_line_a_check():
+    checks = [*BAD, must_hold("firewall", False, "rules\nare gone", next_step="look at nft")]
     port = free_port()
-    url = f"http://127.0.0.1:{port}/readyz?verbose"
     async with (
-        serve_health("127.0.0.1", port, Sham(ALIVE, BAD)),
+        serve_health("127.0.0.1", port, Sham(ALIVE, checks)),
         ClientSession() as session,
     ):
-        for asked in (url, f"{url}=", f"{url}=1"):
-            async with session.get(asked) as response:
+        for query in ("verbose", "verbose=", "verbose=1"):
+            async with session.get(f"http://127.0.0.1:{port}/readyz?{query}") as response:
                 assert response.status == 503
-                assert response.content_type == "application/json"
-                assert await response.json() == {
-                    "ok": False,
-                    "status": "flanneld is not ready yet",
-                    "failing": ["lease"],
-                    "checks": [
-                        {"name": "event-loop", "ok": True, "detail": "late by 0 ms"},
-                        {"name": "lease", "ok": False, "detail": "192.0.2.9 holds it now"},
-                        {"name": "device", "ok": True, "detail": "flannel0"},
-                    ],
-                }
+                assert response.content_type == "text/plain"
+                assert await response.text() == (
+                    "[+]event-loop ok: late by 0 ms\n"
+                    "[-]lease failed: 192.0.2.9 holds it now\n"
+                    "[+]device ok: flannel0\n"
+                    "[-]firewall failed: rules are gone; look at nft\n"
+                    "flanneld is not ready yet\n"
+                )
         async with session.get(f"http://127.0.0.1:{port}/healthz?verbose") as response:
             assert response.status == 200
-            assert (await response.json())["failing"] == []
+            assert await response.text() == (
+                "[+]event-loop ok: late by 0 ms\nflanneld is running\n"
+            )
+
+
+@pytest.mark.parametrize(
+    ("query", "accept"),
+    [
+        ("?format=json", "*/*"),
+        ("?verbose&format=json", "*/*"),
+        ("", "application/json"),
+        ("?verbose", "text/html, application/json;q=0.9"),
+    ],
+)
+async def test_json_names_every_check(query, accept):
+    port = free_port()
+    async with (
+        serve_health("127.0.0.1", port, Sham(ALIVE, BAD)),
+        ClientSession(headers={"Accept": accept}) as session,
+        session.get(f"http://127.0.0.1:{port}/readyz{query}") as response,
+    ):
+        assert response.status == 503
+        assert response.content_type == "application/json"
+        assert await response.json() == {
+            "ok": False,
+            "status": "flanneld is not ready yet",
+            "failing": ["lease"],
+            "checks": [
+                {"name": "event-loop", "ok": True, "detail": "late by 0 ms", "next_step": ""},
+                {
+                    "name": "lease",
+                    "ok": False,
+                    "detail": "192.0.2.9 holds it now",
+                    "next_step": "",
+                },
+                {"name": "device", "ok": True, "detail": "flannel0", "next_step": ""},
+            ],
+        }
 
 
 async def test_answers_follow_the_node():

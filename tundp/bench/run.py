@@ -47,9 +47,10 @@ from tundp.bench.paths import (
     host_names,
     ladder,
 )
-from tundp.bench.results import Check, Results, Row, Sample
+from tundp.bench.results import Results, Row, Sample
 from tundp.bench.workloads import WORKLOADS, Workload, read_snmp
 from tundp.errors import ConfigError, LabError, TundpError
+from tundp.finding import Finding, Verdict
 from tundp.lab.lab import Lab, leftovers, processes_in, remove_namespace
 from tundp.linux import uapi
 
@@ -134,6 +135,9 @@ class Plan:
 class Progress:
     """What the bench tells whoever watches; does nothing by itself."""
 
+    def start(self, total: int) -> None:
+        """There will be `total` measurements, if every row can be built."""
+
     def say(self, text: str) -> None:
         """One line that stays."""
 
@@ -214,7 +218,7 @@ async def _run_plan(
         results.checks += await validity.checks_before()
         results.checks.append(validity.check_rounds(plan.rounds))
         for check in results.checks:
-            progress.say(f"{check.name}: {check.value} ({check.status})")
+            progress.say(f"{check.title}: {check.evidence} ({check.verdict.value})")
         for lab_kind in plan.labs:
             await _run_lab(lab_kind, plan, results, progress, keep)
         results.is_partial = False
@@ -322,11 +326,12 @@ async def _measure(
         values = await workload.measure(ground, warmup_s=plan.warmup_s, seconds=plan.seconds)
     except _ROW_FAILURES as error:
         results.checks.append(
-            Check(
-                name=f"run {number + 1} of {lab_kind} {workload.name} {path.name}",
-                value=f"failed: {error}",
-                status="red",
-                why="a row without all its rounds is compared with luck",
+            Finding(
+                id="run",
+                title=f"run {number + 1} of {lab_kind} {workload.name} {path.name}",
+                evidence=f"failed: {error}",
+                verdict=Verdict.FAIL,
+                meaning="a row without all its rounds is compared with luck",
             )
         )
         return
@@ -386,7 +391,7 @@ def _fail_row(
     ]
 
 
-async def _look_at_frames(lab_kind: str, path: BenchPath, ground: Ground) -> Check:
+async def _look_at_frames(lab_kind: str, path: BenchPath, ground: Ground) -> Finding:
     """Run TCP for a moment and see how large the frames are that leave either node."""
     sizes: Counter[int] = Counter()
     missed = 0
@@ -410,8 +415,8 @@ async def _look_at_frames(lab_kind: str, path: BenchPath, ground: Ground) -> Che
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     check = validity.check_frames(sizes, missed, f"{lab_kind} {path.name}")
-    if lab_kind != "wire" and check.status == "red" and sizes:
-        return dataclasses.replace(check, status="note", why="super-packets pass whole")
+    if lab_kind != "wire" and check.verdict is Verdict.FAIL and sizes:
+        return dataclasses.replace(check, verdict=Verdict.NOTE, meaning="super-packets pass whole")
     return check
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tundp.choices import EtcdApi
 from tundp.settings.settings import Settings
 from tundp.store.access import EtcdAccess
 from tundp.store.auto import V2, V3, AutoStore
@@ -14,8 +15,8 @@ from tundp.store.file import FileStore
 
 def open_store(settings: Settings) -> Store:
     """The store; nothing is read yet. ConfigError for settings that cannot be."""
-    if settings.store_path is not None:
-        return FileStore(settings.store_path)
+    if settings.store.path is not None:
+        return FileStore(settings.store.path)
     access = EtcdAccess(
         endpoints=settings.etcd_endpoints,
         prefix=settings.etcd_prefix,
@@ -26,13 +27,13 @@ def open_store(settings: Settings) -> Store:
         keyfile=settings.etcd_keyfile,
     )
     match settings.etcd_api:
-        case "v2":
+        case EtcdApi.V2:
             return Etcd2Store(access)
-        case "v3":
+        case EtcdApi.V3:
             return Etcd3Store(access)
-        case "both":
+        case EtcdApi.BOTH:
             return BothStore(Etcd2Store(access), Etcd3Store(access))
-        case _:
+        case EtcdApi.AUTO:
             return AutoStore(Etcd2Store(access), Etcd3Store(access))
 
 
@@ -47,3 +48,10 @@ def api_of(store: Store) -> str:
             return V3
         case _:
             return ""
+
+
+def store_name(settings: Settings) -> str:
+    """Which leases these are, whatever endpoint answers: what the lease cache goes by."""
+    if settings.store.path is not None:
+        return str(settings.store)
+    return f"etcd:{settings.etcd_prefix}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import socket
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from tundp.choices import Engine, Offload
 from tundp.engine.base import Dataplane, EngineContext
@@ -17,10 +16,10 @@ from tundp.engine.reference import ReferenceEngine
 from tundp.errors import ConfigError, Unsupported
 from tundp.linux import probe
 from tundp.linux.offload import KernelOffloads, find_offloads
+from tundp.linux.probe import ProbeReport
 
 _log = logging.getLogger(__name__)
 
-PROBE_SCHEMA: Final = 1
 ENGINES: Final = tuple(each.value for each in Engine if each is not Engine.AUTO)
 """Names of every engine there is, fastest first."""
 _MANY_WORKERS: Final = (Engine.GSO, Engine.MMSG)
@@ -37,7 +36,7 @@ def best_engine(kernel: KernelOffloads) -> tuple[Engine, str]:
     return Engine.MMSG, "no super-packets here"
 
 
-def probe_machine() -> dict[str, Any]:
+def probe_machine() -> ProbeReport:
     """What `tundp probe` shows. Moves this process to a namespace of its own, for good."""
     why_not = probe.enter_private_namespace()
     kernel = find_offloads()
@@ -48,20 +47,19 @@ def probe_machine() -> dict[str, Any]:
         build = f"ABI {library.ABI}"
     except Unsupported as error:
         variants, build = [], str(error)
-    return {
-        "schema": PROBE_SCHEMA,
-        "kernel": os.uname().release,
-        "machine": os.uname().machine,
-        "cpus": len(os.sched_getaffinity(0)),
-        "native": build,
-        "sums": variants,
-        "findings": [dataclasses.asdict(finding) for finding in findings],
-        "not_asked": why_not,
-        "engine": engine.value,
-        "why": why,
-        "offloads": [each.value for each in Offload if each in kernel.offloads],
-        "missing": {each.value: text for each, text in kernel.missing.items()},
-    }
+    return ProbeReport(
+        kernel=os.uname().release,
+        machine=os.uname().machine,
+        cpus=len(os.sched_getaffinity(0)),
+        native=build,
+        sums=tuple(variants),
+        findings=tuple(findings),
+        not_asked=why_not,
+        engine=engine.value,
+        why=why,
+        offloads=tuple(each.value for each in Offload if each in kernel.offloads),
+        missing={each.value: text for each, text in kernel.missing.items()},
+    )
 
 
 def make_engine(
@@ -87,8 +85,9 @@ def make_engine(
         engine = ReferenceEngine(socks[0], context)
     else:
         engine = NativeEngine(name, socks, context, settings, kernel)
+    is_makeshift = name is Engine.REFERENCE and why != "asked for"
     _log.log(
-        logging.WARNING if name is Engine.REFERENCE and why != "asked for" else logging.INFO,
+        logging.WARNING if is_makeshift else logging.INFO,
         "engine %s (%s): %s",
         name.value,
         why,

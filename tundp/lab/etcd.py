@@ -29,7 +29,7 @@ from tundp.lab.lab import Host, stop_process
 
 T = TypeVar("T")
 
-READY_S: Final = 20.0
+READY_S: Final = 60.0
 
 
 def find_etcd() -> str | None:

@@ -34,7 +34,7 @@ T = TypeVar("T")
 NETNS_DIR: Final = Path("/run/netns")
 STOP_S: Final = 5.0
 """How long a process may take over SIGTERM before it is killed."""
-RUN_S: Final = 30.0
+RUN_S: Final = 60.0
 """How long a command may take."""
 
 

@@ -21,7 +21,7 @@ _ECHO_REQUEST: Final = 8
 _ECHO_REPLY: Final = 0
 _ICMP_HEADER: Final = struct.Struct("!BBHHH")
 _BLOCK_LEN: Final = 1 << 18
-_LAST_ANSWERS_S: Final = 0.5
+_LAST_ANSWERS_S: Final = 3.0
 """A stream that ends waits so long for answers still under way."""
 
 
@@ -54,7 +54,7 @@ async def ping(
     *,
     size: int = 56,
     ttl: int = 64,
-    timeout_s: float = 2.0,
+    timeout_s: float = 5.0,
     dont_fragment: bool = False,
 ) -> Answer | None:
     """Send one echo request of `size` payload bytes; its answer or the ICMP error about it."""

@@ -18,7 +18,9 @@ judged by its PublicIP.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
 from typing import Final
 
 from tundp.lease.model import Lease, LeaseAttributes
@@ -77,3 +79,45 @@ def signed(
 def challenged(attributes: LeaseAttributes, challenge: str) -> LeaseAttributes:
     """The same value, with a challenge in it."""
     return replace(attributes, extra={**attributes.extra, CHALLENGE: challenge})
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """The lease is this node's."""
+
+    is_signed: bool
+    """Whether it bears our node id; without it another node with our PublicIP may take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """The lease is another node's."""
+
+    who: str
+    """That node, for people: its identity if it has one, and its PublicIP."""
+
+
+def holder_of(
+    lease: Lease,
+    *,
+    public_ip: IPv4Address,
+    identity: Identity | None,
+    former_ips: Collection[IPv4Address] = (),
+) -> Ours | Other:
+    """Whose `lease` is, as seen by the node with this PublicIP and identity.
+
+    A node id decides where both sides have one: another id is another node, whatever the
+    address. A lease with our id must also bear our PublicIP or one we had (`former_ips`), else
+    a clone of this machine wrote it. Without an id (stock flanneld, or by hand) the PublicIP
+    decides, as in flannel.
+    """
+    writer = identity_of(lease)
+    writer_ip = lease.attributes.public_ip
+    has_our_id = False
+    if identity is not None and writer is not None:
+        if writer.node_id != identity.node_id:
+            return Other(f"node {writer} at {writer_ip}")
+        has_our_id = True
+    if writer_ip == public_ip or (has_our_id and writer_ip in former_ips):
+        return Ours(is_signed=identity is None or has_our_id)
+    return Other(str(writer_ip))

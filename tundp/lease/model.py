@@ -3,7 +3,8 @@
 network   the whole overlay prefix          10.5.0.0/16
 subnet    one host's slice of it            10.5.52.0/24
 lease     the claim on a subnet             10.5.52.0-24 -> {"PublicIP": "192.0.2.7"}
-peer      a lease that packets may go to    10.5.52.0/24 -> 192.0.2.7
+endpoint  a peer's underlay address, port   192.0.2.7:8285
+peer      a lease that packets may go to    10.5.52.0/24 -> 192.0.2.7:8285
 """
 
 from __future__ import annotations
@@ -134,8 +135,29 @@ class Events:
 
 
 @dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a peer takes datagrams on the underlay: address and UDP port.
+
+    The port is 0 for a backend that has none (host-gw: the endpoint is a gateway).
+    """
+
+    address: IPv4Address
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.port}" if self.port else str(self.address)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """Packets for `subnet` go to `address`; the port is our own (leases carry none)."""
+    """A lease that packets may be sent to: the next hop of every packet for `subnet`."""
 
     subnet: IPv4Network
-    address: IPv4Address
+    endpoint: Endpoint
+    hop_id: int
+    """Number of the endpoint, the same for every subnet that leads to it and for as long as
+    any does (lease/routing.py): the index into the FIB's hops and every per-hop array."""
+    backend_type: str = ""
+    """The lease's BackendType, as the store spells it."""
+    backend_data: Any = None
+    """The lease's BackendData, decoded JSON."""

@@ -22,7 +22,8 @@ from typing import Final
 
 from tundp.errors import ConfigError, PlatformError
 from tundp.linux.goregex import compile_go_regex
-from tundp.linux.netlink import RT_SCOPE_HOST, Address, Link, Netlink, Route, RouteLookup
+from tundp.linux.netlink import Address, Link, Netlink, Route, RouteLookup
+from tundp.linux.uapi import RT_SCOPE_HOST
 
 _DEFAULT: Final = IPv4Network("0.0.0.0/0")
 _BROADCAST: Final = IPv4Address("255.255.255.255")

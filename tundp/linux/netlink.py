@@ -13,7 +13,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any, Final, TypeVar
@@ -21,13 +21,13 @@ from typing import Any, Final, TypeVar
 from pyroute2 import AsyncIPRoute, NetlinkError, netns
 from pyroute2.netlink.rtnl import rt_type
 
+from tundp.blocking import BlockingThread
 from tundp.errors import PlatformError
+from tundp.linux.route_table import RouteEntry, RouteFailure, RouteTable
+from tundp.linux.uapi import RT_TABLE_MAIN, RTPROT_BOOT
 
 T = TypeVar("T")
 
-RT_TABLE_MAIN: Final = 254
-RTPROT_BOOT: Final = 3
-RT_SCOPE_HOST: Final = 254
 IFF_UP: Final = 0x1
 IFF_LOOPBACK: Final = 0x8
 IFA_F_TEMPORARY: Final = 0x01
@@ -119,6 +119,8 @@ class Netlink:
         self._route: AsyncIPRoute | None = None
         # The kernel takes one dump at a time from a socket, and answers EBUSY to another.
         self._turn = asyncio.Lock()
+        self._table: RouteTable | None = None
+        self._table_thread = BlockingThread("netlink-routes")
 
     async def __aenter__(self) -> Netlink:
         await self.start()
@@ -136,6 +138,10 @@ class Netlink:
 
     async def stop(self) -> None:
         """Close everything; harmless if it was never started."""
+        if self._table is not None:
+            await self._table_thread.run(self._table.close)
+            self._table = None
+        self._table_thread.close()
         if self._thread.is_alive():
             await self._run(self._close())
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -157,6 +163,26 @@ class Netlink:
             "list routes", lambda r: r.get_routes(family=2, table=RT_TABLE_MAIN)
         )
         return [_to_route(m) for m in messages]
+
+    async def change_routes(
+        self,
+        *,
+        delete: Iterable[RouteEntry] = (),
+        replace: Iterable[RouteEntry] = (),
+        add: Iterable[RouteEntry] = (),
+    ) -> list[RouteFailure]:
+        """Change thousands of IPv4 routes; see RouteTable.change."""
+        return await self._table_thread.run(
+            lambda: self._open_table().change(delete=delete, replace=replace, add=add)
+        )
+
+    async def list_routes(
+        self, *, index: int = 0, protocol: int = 0, table: int = RT_TABLE_MAIN
+    ) -> list[RouteEntry]:
+        """IPv4 routes of one table, of one link or protocol if given; see RouteTable.entries."""
+        return await self._table_thread.run(
+            lambda: self._open_table().entries(index=index, protocol=protocol, table=table)
+        )
 
     async def route_to(self, address: IPv4Address) -> RouteLookup:
         """Ask which way a packet to `address` goes. PlatformError says why it goes nowhere."""
@@ -299,6 +325,14 @@ class Netlink:
         if self._namespace is not None:
             enter_namespace(self._namespace)
         self._loop.run_forever()
+
+    def _open_table(self) -> RouteTable:
+        """On the thread of the route table, which is moved into the namespace first."""
+        if self._table is None:
+            if self._namespace is not None:
+                enter_namespace(self._namespace)
+            self._table = RouteTable()
+        return self._table
 
     async def _open(self) -> None:
         self._route = await AsyncIPRoute().__aenter__()

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from tundp.finding import Finding, failures, must_hold
 from tundp.linux import notify
 
 _log = logging.getLogger(__name__)
@@ -27,53 +27,50 @@ LAG_MAX_S: Final = 1.0
 """A loop that is so late is not alive: packets flow, but nothing follows the leases."""
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that must hold."""
-
-    name: str
-    is_ok: bool
-    detail: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"name": self.name, "ok": self.is_ok, "detail": self.detail}
-
-
 class Health:
     """Keeps looking at the loop and the packet threads; asks the node for the rest."""
 
     def __init__(self) -> None:
         self._pulse: Callable[[], tuple[int, ...]] = tuple
-        self._node_checks: Callable[[], list[Check]] | None = None
-        self.waits = "its turn"
-        """What a start waits for, and why."""
+        self._node_checks: Callable[[], list[Finding]] | None = None
+        self._waits = "its turn"
+        self._why: Callable[[], str] = str
         self._lag_s = 0.0
         self._stuck: list[int] = []
         self._turned_at = 0.0
 
-    def waits_for(self, what: str) -> None:
-        """Not ready yet, and why; systemd shows it, too."""
-        self.waits = what
+    @property
+    def startup_phase(self) -> str:
+        """What start-up is blocked on, and why if that is known; for status and readyz."""
+        why = self._why()
+        return f"{self._waits}: {why}" if why else self._waits
+
+    def waits_for(self, what: str, why: Callable[[], str] | None = None) -> None:
+        """Start-up is blocked on `what`; `why`, when asked, says what it has met so far.
+
+        systemd shows it, too.
+        """
+        self._waits = what
+        self._why = why or str
         notify.notify(f"STATUS=waiting for {what}")
 
     def waiting_failed(self, why: str) -> None:
         """What is waited for did not come this time."""
-        self.waits = f"{self.waits.partition(': ')[0]}: {why}"
+        self._why = lambda: why
 
     def attend(
-        self, pulse: Callable[[], tuple[int, ...]], checks: Callable[[], list[Check]]
+        self, pulse: Callable[[], tuple[int, ...]], checks: Callable[[], list[Finding]]
     ) -> None:
         """From now on there is a node: its packet threads, and what it checks of itself."""
         self._pulse = pulse
         self._node_checks = checks
 
-    def alive(self) -> list[Check]:
+    def alive(self) -> list[Finding]:
         """What must hold for the process to be worth keeping."""
         lag_s = self._lag_s
         if self._turned_at:
             lag_s = max(lag_s, asyncio.get_running_loop().time() - self._turned_at - PULSE_S)
-        loop = Check(
+        loop = must_hold(
             "event-loop",
             lag_s < LAG_MAX_S,
             f"late by {max(0.0, lag_s) * 1000:.0f} ms",
@@ -82,23 +79,23 @@ class Health:
         if self._stuck:
             numbers = ", ".join(str(number) for number in self._stuck)
             detail = f"thread {numbers} has not moved for {STUCK_S:.0f} s or more"
-        return [loop, Check("packet-threads", not self._stuck, detail)]
+        return [loop, must_hold("packet-threads", not self._stuck, detail)]
 
-    def ready(self) -> list[Check]:
+    def ready(self) -> list[Finding]:
         """What must hold for pods to use the overlay; `alive` included."""
         if self._node_checks is None:
-            return [*self.alive(), Check("start", False, f"waiting for {self.waits}")]
+            return [*self.alive(), must_hold("start", False, f"waiting for {self.startup_phase}")]
         return [*self.alive(), *self._node_checks()]
 
     @property
     def is_alive(self) -> bool:
         """Whether `alive` holds."""
-        return all(check.is_ok for check in self.alive())
+        return not failures(self.alive())
 
     @property
     def is_ready(self) -> bool:
         """Whether `ready` holds."""
-        return all(check.is_ok for check in self.ready())
+        return not failures(self.ready())
 
     async def watch(self) -> None:
         """Look for ever, and feed systemd's watchdog while the process is alive."""

@@ -1,8 +1,9 @@
 """What is served over TCP: flannel's /healthz and /readyz, and Prometheus metrics.
 
-/healthz   200 `flanneld is running`, 503 `flanneld is not running` naming the check
+/healthz   200 `flanneld is running`, 503 `flanneld is not running` if a check fails
 /readyz    200 `flanneld is ready`, 503 `flanneld is not ready yet`
-           with ?verbose JSON: every check, its state and a word why
+           both with ?verbose: a line a check, as Kubernetes' own, with what was seen
+           both with ?format=json or `Accept: application/json`: the same as JSON
 /metrics   on --metrics-addr
 """
 
@@ -14,11 +15,13 @@ import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 from aiohttp import web
 
 from tundp.errors import PlatformError
-from tundp.observe.health import Check, Health
+from tundp.finding import Finding, failures
+from tundp.observe.health import Health
 from tundp.observe.metrics import CONTENT_TYPE, Metrics
 
 _log = logging.getLogger(__name__)
@@ -54,24 +57,48 @@ async def serve_metrics(address: tuple[str, int] | None, metrics: Metrics) -> As
 
 
 def _answer(
-    look: Callable[[], list[Check]], words: tuple[str, str]
+    checks: Callable[[], list[Finding]], words: tuple[str, str]
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def answer(request: web.Request) -> web.Response:
-        checks = look()
-        is_ok = all(check.is_ok for check in checks)
-        status = 200 if is_ok else 503
-        text = words[0] if is_ok else words[1]
-        if "verbose" in request.query:
+        findings = checks()
+        failing = failures(findings)
+        status = 503 if failing else 200
+        text = words[1] if failing else words[0]
+        if _wants_json(request):
             body = {
-                "ok": is_ok,
+                "ok": not failing,
                 "status": text,
-                "failing": [check.name for check in checks if not check.is_ok],
-                "checks": [check.as_dict() for check in checks],
+                "failing": [finding.id for finding in failing],
+                "checks": [_as_check(finding) for finding in findings],
             }
             return web.json_response(body, status=status)
+        if "verbose" in request.query:
+            text = "\n".join([*map(_as_line, findings), text, ""])
         return web.Response(text=text, status=status)
 
     return answer
+
+
+def _wants_json(request: web.Request) -> bool:
+    accepted = request.headers.get("Accept", "")
+    return request.query.get("format") == "json" or "application/json" in accepted
+
+
+def _as_line(finding: Finding) -> str:
+    """A check as Kubernetes' /readyz?verbose has it, and what was seen: `[+]lease ok: held`."""
+    mark, word = ("[-]", "failed") if finding.is_failure else ("[+]", "ok")
+    seen = "; ".join(filter(None, (finding.evidence, finding.next_step)))
+    return f"{mark}{finding.id} {word}: {' '.join(seen.split())}"
+
+
+def _as_check(finding: Finding) -> dict[str, Any]:
+    """A finding under the names this answer has always had."""
+    return {
+        "name": finding.id,
+        "ok": not finding.is_failure,
+        "detail": finding.evidence,
+        "next_step": finding.next_step,
+    }
 
 
 @contextlib.asynccontextmanager

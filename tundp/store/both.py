@@ -162,7 +162,8 @@ class BothStore:
         self._watched: _View | None = None
         self._latest: _View | None = None
         self._own: LeaseAttributes | None = None
-        """What we wrote last: whose a lease is that the two tell differently."""
+        """What we wrote last: which of two differing leases of a subnet is ours."""
+        self._own_changed = asyncio.Event()
 
     @property
     def description(self) -> str:
@@ -217,11 +218,12 @@ class BothStore:
         if view is not self._watched:
             await self._stop_watching()
             self._watched = view
+        changed = asyncio.ensure_future(self._own_changed.wait())
         try:
             done: set[Any] = set()
             while not done:
                 done, _ = await asyncio.wait(
-                    [side.wait() for side in view],
+                    [*(side.wait() for side in view), changed],
                     timeout=AWAY_LOOK_S,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
@@ -232,6 +234,9 @@ class BothStore:
         except BaseException:
             await self._stop_watching()
             raise
+        finally:
+            changed.cancel()
+        self._own_changed.clear()
         return self._give(view)
 
     async def create(
@@ -277,7 +282,6 @@ class BothStore:
         before: tuple[int | None, int | None],
     ) -> Lease:
         self._refuse_contested(key)
-        self._own = attributes
         written: list[Lease | None] = []
         away: StoreUnavailable | None = None
         for number, (store, at) in enumerate(zip(self._stores, before, strict=True)):
@@ -292,12 +296,14 @@ class BothStore:
                         await self._stores[0].delete(key, revision=written[0].revision)
                 raise
             except StoreUnavailable as error:
+                self._wrote(attributes)  # it may have been
                 if before == (None, None):
                     raise  # a new lease needs both
                 # The other one must not lose its lease, too.
                 away = error
                 written.append(None)
                 continue
+            self._wrote(attributes)
             written.append(lease)
             if self._watched is not None:
                 self._watched[number].wrote(lease)
@@ -316,6 +322,12 @@ class BothStore:
             revision=self._version(key, (revisions[0], revisions[1])),
             lease_ttl_s=min((ttl for ttl in ttls if ttl is not None), default=None),
         )
+
+    def _wrote(self, attributes: LeaseAttributes) -> None:
+        """Remember what is ours. A watch must see which of two leases that makes ours now."""
+        if self._own != attributes:
+            self._own = attributes
+            self._own_changed.set()
 
     def _refuse_contested(self, key: LeaseKey) -> None:
         """Conflict if the two stores have given `key` to two nodes: one of them is not us."""

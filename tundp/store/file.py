@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -191,7 +192,13 @@ class FileStore:
                 write_atomically(self._path, text, mode=_mode_of(self._path))
                 return result
         except OSError as error:
-            raise StoreUnavailable(f"cannot write {self._path}: {error.strerror}") from None
+            why = error.strerror or str(error)
+            if error.errno == errno.EROFS:
+                why += (
+                    " here; a systemd unit with ProtectSystem=strict lets tundp write below"
+                    " /var/lib/tundp only, or needs ReadWritePaths= for it"
+                )
+            raise StoreUnavailable(f"cannot write {self._path}: {why}") from None
 
     def _snapshot(self) -> tuple[Snapshot, _State]:
         # The stamp comes first: a change in between wakes the next wait, at worst once too often.

@@ -15,8 +15,11 @@ from tundp.lease.identity import (
     HOST,
     NODE,
     Identity,
+    Other,
+    Ours,
     challenge_in,
     challenged,
+    holder_of,
     identity_of,
     signed,
 )
@@ -129,3 +132,36 @@ def test_answering_a_challenge_is_a_change():
 )
 def test_text_for_people(identity, text):
     assert str(identity) == text
+
+
+OUR_IP, FORMER_IP, THEIR_IP = (IPv4Address(f"192.0.2.{n}") for n in (1, 2, 9))
+CLONE = {NODE: "7c1f", HOST: "clone"}
+THEM = {NODE: "beef", HOST: "kube9"}
+
+
+@pytest.mark.parametrize(
+    ("ip", "extra", "identity", "expected", "breaks"),
+    [
+        (OUR_IP, {NODE: "7c1f", HOST: "kube1"}, US, Ours(is_signed=True), "the usual one"),
+        (OUR_IP, {}, US, Ours(is_signed=False), "by hand, or a stock flanneld of this host"),
+        (OUR_IP, CLONE, US, Ours(is_signed=True), "a clone with another name, or ours renamed"),
+        (FORMER_IP, {NODE: "7c1f", HOST: "kube1"}, US, Ours(is_signed=True), "we have moved"),
+        (FORMER_IP, {}, US, Other("192.0.2.2"), "the address is somebody else's by now"),
+        (FORMER_IP, THEM, US, Other("node beef (host kube9) at 192.0.2.2"), "signed by it"),
+        (OUR_IP, THEM, US, Other("node beef (host kube9) at 192.0.2.1"), "a duplicate"),
+        (THEIR_IP, CLONE, US, Other("192.0.2.9"), "a clone"),
+        (THEIR_IP, THEM, US, Other("node beef (host kube9) at 192.0.2.9"), "another node"),
+        (THEIR_IP, {}, US, Other("192.0.2.9"), "a stock flanneld"),
+        (OUR_IP, THEM, None, Ours(is_signed=True), "without identity the address decides"),
+        (FORMER_IP, {}, None, Other("192.0.2.2"), "without identity a former one does not"),
+        (THEIR_IP, {}, None, Other("192.0.2.9"), "a stock flanneld"),
+    ],
+)
+def test_holder_of(ip, extra, identity, expected, breaks):
+    found = holder_of(
+        lease(LeaseAttributes(public_ip=ip, extra=extra)),
+        public_ip=OUR_IP,
+        identity=identity,
+        former_ips={FORMER_IP},
+    )
+    assert found == expected, breaks

@@ -6,7 +6,14 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 import pytest
 
 from tundp.errors import ConfigError
-from tundp.lease.network import FLANNEL_BACKENDS, NetworkConfig, SubnetPool, parse_network_config
+from tundp.lease.network import (
+    FLANNEL_BACKENDS,
+    HostGwConfig,
+    NetworkConfig,
+    SubnetPool,
+    UdpConfig,
+    parse_network_config,
+)
 
 ORIGIN = "/coreos.com/network/config"
 
@@ -42,7 +49,7 @@ def test_the_least_config():
             subnet_max=IPv4Address("10.5.255.0"),
         ),
         pool6=None,
-        port=8285,
+        backend=UdpConfig(port=8285),
         enable_nftables=False,
     )
     assert config.network == IPv4Network("10.5.0.0/16")
@@ -160,7 +167,7 @@ def test_keys_in_any_case_last_duplicate_wins_unknown_ignored(text):
     assert config.network == IPv4Network("10.5.0.0/16")
     assert config.pool.subnet_len == 26
     assert config.pool.subnet_min == IPv4Address("10.5.1.0")
-    assert config.port == 9000
+    assert config.backend == UdpConfig(port=9000)
 
 
 TOO_MANY = "must be able to accommodate at least four subnets"
@@ -429,7 +436,7 @@ def test_enable_nftables(value, expected):
     ],
 )
 def test_backend(backend, port, breaks):
-    assert parse(v4(Backend=backend)).port == port, breaks
+    assert parse(v4(Backend=backend)).backend == UdpConfig(port=port), breaks
 
 
 @pytest.mark.parametrize(
@@ -467,16 +474,23 @@ def test_backend_refused(backend, text):
     assert text in refusal(v4(Backend=backend))
 
 
-@pytest.mark.parametrize("name", [*sorted(FLANNEL_BACKENDS), "VXLAN", "Host-GW"])
+@pytest.mark.parametrize("name", ["host-gw", "Host-GW", "HOST-GW"])
+def test_host_gw_is_a_backend_without_parameters(name):
+    backend = parse(v4(Backend={"Type": name, "Port": "none of its business"})).backend
+    assert backend == HostGwConfig()
+    assert (backend.name, backend.lease_type) == ("host-gw", "host-gw")
+
+
+@pytest.mark.parametrize("name", [*sorted(FLANNEL_BACKENDS), "VXLAN"])
 def test_flannels_other_backends_are_refused_as_such(name):
     message = refusal(v4(Backend={"Type": name}))
     assert repr(name) in message
-    assert "tundp is the udp backend" in message
+    assert "tundp does not have it" in message
 
 
 def test_flannels_backends_are_the_registered_ones():
     assert sorted(FLANNEL_BACKENDS) == sorted(
-        ["vxlan", "host-gw", "alloc", "extension", "ipip", "ipsec", "wireguard", "tencent-vpc"]
+        ["vxlan", "alloc", "extension", "ipip", "ipsec", "wireguard", "tencent-vpc"]
     )
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from tundp.errors import ConfigError
 from tundp.linux.iface import Host, Interface, compile_go_regex, select_interface
-from tundp.linux.netlink import RT_SCOPE_HOST, Address, Link, Route, RouteLookup
+from tundp.linux.netlink import Address, Link, Route, RouteLookup
+from tundp.linux.uapi import RT_SCOPE_HOST
 
 
 def link(

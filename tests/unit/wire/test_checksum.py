@@ -5,18 +5,8 @@ import struct
 
 import pytest
 
+from tests.packets import slow_sum
 from tundp.wire import checksum
-
-
-def slow_sum(data: bytes) -> int:
-    """RFC 1071 section 4.1, word by word, the carry folded back at every step."""
-    if len(data) % 2:
-        data += b"\x00"
-    total = 0
-    for (word,) in struct.iter_unpack("!H", data):
-        total += word
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
 
 
 def test_rfc_1071_example():

@@ -4,97 +4,31 @@ import struct
 
 import pytest
 
+from tests.packets import (
+    ACK,
+    CWR,
+    DESTINATION,
+    DF,
+    ECE,
+    FIN,
+    MF,
+    PSH,
+    ROUTER_ALERT,
+    RST,
+    SOURCE,
+    SYN,
+    TIMESTAMPS,
+    URG,
+    counted,
+    ipv4,
+    slow_sum,
+    stored,
+    super_packet,
+    tcp,
+    udp,
+)
 from tundp.wire.coalesce import MAX_ITEMS, Coalescer, Miss, Written
 from tundp.wire.vnet import VnetHeader
-
-FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
-DF, MF = 0x4000, 0x2000
-TIMESTAMPS = bytes.fromhex("0101080a0000000700000008")
-ROUTER_ALERT = b"\x94\x04\x00\x00"
-SOURCE, DESTINATION = 0xC0000201, 0xC6336402  # 192.0.2.1 and 198.51.100.2
-
-
-def slow_sum(data: bytes) -> int:
-    if len(data) % 2:
-        data += b"\x00"
-    total = 0
-    for (word,) in struct.iter_unpack("!H", data):
-        total += word
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
-
-
-def ipv4(
-    body: bytes,
-    ip_proto: int,
-    *,
-    tos: int = 0,
-    ident: int = 0x1234,
-    frag: int = DF,
-    ttl: int = 64,
-    ip_options: bytes = b"",
-    source: int = SOURCE,
-    destination: int = DESTINATION,
-) -> bytes:
-    """A packet with whatever transport `body` is."""
-    length = 20 + len(ip_options)
-    ends = struct.pack("!II", source, destination)
-    head = struct.pack(
-        "!BBHHHBBH", 0x40 + length // 4, tos, length + len(body), ident, frag, ttl, ip_proto, 0
-    )
-    value = ~slow_sum(head + ends + ip_options) & 0xFFFF
-    return head[:10] + value.to_bytes(2, "big") + ends + ip_options + body
-
-
-def pseudo(packet: bytes) -> int:
-    start = (packet[0] & 15) * 4
-    return slow_sum(packet[12:20] + struct.pack("!BBH", 0, packet[9], len(packet) - start))
-
-
-def stored(packet: bytes, value: int) -> bytes:
-    """The packet with `value` in its transport checksum field."""
-    at = (packet[0] & 15) * 4 + (16 if packet[9] == 6 else 6)
-    return packet[:at] + value.to_bytes(2, "big") + packet[at + 2 :]
-
-
-def finished(packet: bytes) -> bytes:
-    start = (packet[0] & 15) * 4
-    blank = stored(packet, 0)
-    value = ~slow_sum(pseudo(packet).to_bytes(2, "big") + blank[start:]) & 0xFFFF
-    return stored(packet, 0xFFFF if value == 0 and packet[9] == 17 else value)
-
-
-def tcp(
-    payload: bytes,
-    seq: int = 1000,
-    flags: int = ACK,
-    *,
-    sport: int = 5201,
-    dport: int = 443,
-    ack: int = 0x0A0B0C0D,
-    reserved: int = 0,
-    window: int = 512,
-    urgent: int = 0,
-    options: bytes = b"",
-    **fields,
-) -> bytes:
-    words = 5 + len(options) // 4
-    head = struct.pack(
-        "!HHIIBBHHH", sport, dport, seq, ack, words << 4 | reserved, flags, window, 0, urgent
-    )
-    return finished(ipv4(head + options + payload, 6, **fields))
-
-
-def udp(
-    payload: bytes, *, sport: int = 5201, dport: int = 443, length: int | None = None, **fields
-) -> bytes:
-    head = struct.pack("!HHHH", sport, dport, 8 + len(payload) if length is None else length, 0)
-    return finished(ipv4(head + payload, 17, **fields))
-
-
-def super_packet(packet: bytes) -> bytes:
-    """What a TUN is handed: the pseudo-header's sum where the checksum goes."""
-    return stored(packet, pseudo(packet))
 
 
 def alone(packet: bytes) -> Written:
@@ -119,11 +53,6 @@ def merge(*packets: bytes, **settings) -> tuple[list[Written], dict[Miss, int]]:
     merger.flush()
     assert sum(one.count for one in merger.written) == len(packets)
     return merger.written, {miss: n for miss, n in zip(Miss, merger.misses, strict=True) if n}
-
-
-def counted(length: int) -> bytes:
-    """Bytes in which every shift shows."""
-    return b"".join(struct.pack("!H", n * 257 & 0xFFFF) for n in range(length // 2 + 1))[:length]
 
 
 DATA = counted(300)

@@ -1,17 +1,12 @@
 """Fragmenting an inner packet; scapy reads the pieces, a few lines put them together again."""
 
-import struct
-
 import pytest
 from scapy.layers.inet import IP
 
+from tests.packets import ROUTER_ALERT, counted, ipv4
 from tundp.wire import fragment, ip
 from tundp.wire.drop import DropReason
 
-SOURCE = 0x0A050202
-DESTINATION = 0x0A050303
-
-ROUTER_ALERT = b"\x94\x04\x00\x00"  # option 148: copied
 RECORD_ROUTE = b"\x07\x07\x04\x00\x00\x00\x00"  # option 7: first fragment only
 LOOSE_ROUTE = b"\x83\x07\x04\x0a\x05\x01\x01"  # option 131: copied
 NOP = b"\x01"
@@ -26,19 +21,14 @@ def whole(
     ttl: int = 63,
     identification: int = 0x7788,
 ) -> bytes:
-    return (
-        ip.build_header(
-            payload_len=len(payload),
-            source=SOURCE,
-            destination=DESTINATION,
-            ip_proto=17,
-            ttl=ttl,
-            tos=0x2E,
-            identification=identification,
-            flags_offset=flags_offset,
-            options=options,
-        )
-        + payload
+    return ipv4(
+        payload,
+        17,
+        ttl=ttl,
+        tos=0x2E,
+        ident=identification,
+        frag=flags_offset,
+        ip_options=options,
     )
 
 
@@ -46,11 +36,6 @@ def cut(packet: bytes, mtu: int) -> list[bytes]:
     header = ip.parse(memoryview(packet))
     assert not isinstance(header, DropReason)
     return fragment.fragment(memoryview(packet), header, mtu)
-
-
-def counted(length: int) -> bytes:
-    """Bytes in which every shift shows."""
-    return b"".join(struct.pack("!H", n) for n in range(length // 2 + 1))[:length]
 
 
 def reassemble(pieces: list[bytes]) -> tuple[bytes, int]:
@@ -90,7 +75,7 @@ def test_fields_of_the_pieces():
     assert [str(piece.flags) for piece in pieces] == ["MF", "MF", ""]
     assert [piece.frag for piece in pieces] == [0, 6, 12]
     for piece in pieces:
-        assert (piece.src, piece.dst, piece.proto) == ("10.5.2.2", "10.5.3.3", 17)
+        assert (piece.src, piece.dst, piece.proto) == ("192.0.2.1", "198.51.100.2", 17)
         assert (piece.id, piece.tos, piece.ttl) == (0x7788, 0x2E, 63)
 
 

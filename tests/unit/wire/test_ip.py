@@ -1,11 +1,10 @@
 """Reading, patching and building IPv4 headers."""
 
-import struct
-
 import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Raw
 
+from tests.packets import with_header_checksum
 from tundp.wire import ip
 from tundp.wire.drop import DropReason
 
@@ -18,18 +17,9 @@ def packet(payload: bytes = b"payload!", **fields) -> bytearray:
     return bytearray(bytes(IP(src="10.5.2.2", dst="10.5.3.3", proto=17, **fields) / Raw(payload)))
 
 
-def slow_checksum(data: bytes) -> int:
-    total = sum(word for (word,) in struct.iter_unpack("!H", data))
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
 def resum(data: bytearray) -> bytearray:
     """Give the header as it stands a right checksum."""
-    length = (data[0] & 15) * 4
-    data[10:12] = b"\x00\x00"
-    data[10:12] = slow_checksum(bytes(data[:length])).to_bytes(2, "big")
+    data[:] = with_header_checksum(data)
     return data
 
 

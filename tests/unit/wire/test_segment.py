@@ -1,98 +1,37 @@
 """What one read of the TUN stands for. The packets expected are built here, field by field."""
 
-import struct
-
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.packet import Raw
 
+from tests.packets import (
+    ACK,
+    CWR,
+    DF,
+    ECE,
+    FIN,
+    MF,
+    PSH,
+    ROUTER_ALERT,
+    RST,
+    SYN,
+    TIMESTAMPS,
+    URG,
+    checksum_at,
+    counted,
+    finished,
+    ipv4,
+    pseudo,
+    slow_sum,
+    stored,
+    super_packet,
+    tcp,
+    udp,
+)
 from tundp.wire import segment as wire_segment
 from tundp.wire import vnet
 from tundp.wire.drop import DropReason
 from tundp.wire.vnet import VnetHeader
-
-FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
-DF, MF = 0x4000, 0x2000
-TIMESTAMPS = bytes.fromhex("0101080a0000000700000008")
-ROUTER_ALERT = b"\x94\x04\x00\x00"
-
-
-def slow_sum(data: bytes) -> int:
-    if len(data) % 2:
-        data += b"\x00"
-    total = 0
-    for (word,) in struct.iter_unpack("!H", data):
-        total += word
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
-
-
-def ipv4(
-    body: bytes,
-    ip_proto: int,
-    *,
-    tos: int = 0,
-    ident: int = 0x1234,
-    frag: int = DF,
-    ttl: int = 64,
-    ip_options: bytes = b"",
-) -> bytes:
-    """A packet with whatever transport `body` is."""
-    length = 20 + len(ip_options)
-    ends = b"\xc0\x00\x02\x01\xc6\x33\x64\x02"  # 192.0.2.1 to 198.51.100.2
-    head = struct.pack(
-        "!BBHHHBBH", 0x40 + length // 4, tos, length + len(body), ident, frag, ttl, ip_proto, 0
-    )
-    value = ~slow_sum(head + ends + ip_options) & 0xFFFF
-    return head[:10] + value.to_bytes(2, "big") + ends + ip_options + body
-
-
-def pseudo(packet: bytes) -> int:
-    start = (packet[0] & 15) * 4
-    return slow_sum(packet[12:20] + struct.pack("!BBH", 0, packet[9], len(packet) - start))
-
-
-def checksum_at(packet: bytes) -> int:
-    return (packet[0] & 15) * 4 + (16 if packet[9] == 6 else 6)
-
-
-def stored(packet: bytes, value: int) -> bytes:
-    """The packet with `value` in its transport checksum field."""
-    at = checksum_at(packet)
-    return packet[:at] + value.to_bytes(2, "big") + packet[at + 2 :]
-
-
-def finished(packet: bytes) -> bytes:
-    start = (packet[0] & 15) * 4
-    blank = stored(packet, 0)
-    value = ~slow_sum(pseudo(packet).to_bytes(2, "big") + blank[start:]) & 0xFFFF
-    return stored(packet, 0xFFFF if value == 0 and packet[9] == 17 else value)
-
-
-def tcp(
-    payload: bytes,
-    *,
-    seq: int = 1000,
-    ack: int = 0x0A0B0C0D,
-    flags: int = ACK,
-    window: int = 512,
-    urgent: int = 0,
-    options: bytes = b"",
-    **fields,
-) -> bytes:
-    words = 5 + len(options) // 4
-    head = struct.pack("!HHIIBBHHH", 5201, 443, seq, ack, words << 4, flags, window, 0, urgent)
-    return finished(ipv4(head + options + payload, 6, **fields))
-
-
-def udp(payload: bytes, **fields) -> bytes:
-    head = struct.pack("!HHHH", 5201, 443, 8 + len(payload), 0)
-    return finished(ipv4(head + payload, 17, **fields))
-
-
-def super_packet(packet: bytes) -> bytes:
-    """The same, as a TUN hands it over: the pseudo-header's sum where the checksum goes."""
-    return stored(packet, pseudo(packet))
 
 
 def vnet_for(packet: bytes, gso_size: int, /, **fields) -> VnetHeader:
@@ -109,11 +48,6 @@ def cut(packet: bytes, gso_size: int, **fields) -> list[bytes] | DropReason:
 def cut_raw(packet: bytes, header: VnetHeader) -> list[bytes] | DropReason:
     made = wire_segment.segment(header, memoryview(packet))
     return made if isinstance(made, DropReason) else [bytes(one) for one in made]
-
-
-def counted(length: int) -> bytes:
-    """Bytes in which every shift shows."""
-    return b"".join(struct.pack("!H", n * 257 & 0xFFFF) for n in range(length // 2 + 1))[:length]
 
 
 def test_a_tcp_super_packet_field_by_field():

@@ -6,17 +6,8 @@ import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.packet import Raw
 
+from tests.packets import slow_sum
 from tundp.wire import transport
-
-
-def slow_sum(data: bytes) -> int:
-    if len(data) % 2:
-        data += b"\x00"
-    total = 0
-    for (word,) in struct.iter_unpack("!H", data):
-        total += word
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
 
 
 def by_scapy(transport_header, payload: bytes = b"", **fields) -> bytes:

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 from tundp.errors import PlatformError
 from tundp.linux.command import find, try_all
 from tundp.linux.firewall import iptables, nftables
-from tundp.linux.firewall.settings import FirewallSettings, NetworkPair, Previous, mark_of
+from tundp.linux.firewall.settings import FirewallSettings, NetworkPair, Previous
 
 __all__ = [
     "Firewall",
@@ -28,7 +28,6 @@ __all__ = [
     "Previous",
     "leftovers",
     "make_firewall",
-    "mark_of",
     "needs_raw_sockets",
     "remove_all",
     "watch_ruleset",
