@@ -88,12 +88,10 @@ LONG_FILES_TODAY = {
     "bench/paths.py",
     "cli.py",
     "daemon/node.py",
-    "engine/native/engine.py",
     "linux/iface.py",
     "settings/options.py",
     "store/claim.py",
     "store/etcd2.py",
-    "native/src/worker.c",
 }
 
 
