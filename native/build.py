@@ -32,6 +32,7 @@ SOURCES = [
         "segment",
         "simple",
         "single",
+        "train",
         "twins",
         "verdict",
     )

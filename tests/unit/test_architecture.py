@@ -1,4 +1,4 @@
-"""Holds the house of docs/architecture.md: who may import whom, who prints, and how long a room is."""
+"""Holds the house of docs/architecture.md: who may import whom, who prints, how long a room is."""
 
 from __future__ import annotations
 
