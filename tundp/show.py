@@ -26,7 +26,7 @@ from tundp.observe.status import (
     Status,
     StoreStatus,
 )
-from tundp.wire.drop import MEANINGS, DropReason
+from tundp.wire.drop import DropReason
 
 _COLOURS: Final = {
     Verdict.OK: "green",
@@ -74,7 +74,7 @@ def brief_parts(found: Mapping[str, Status | str]) -> Iterator[RenderableType]:
 
 
 def peers_grid(status: Status) -> Grid:
-    """One line a peer: those that should answer and do not first, then by subnet."""
+    """One line a peer: those that were sent packets and never answered first, then by subnet."""
     columns = (
         Column(head="peer subnet"),
         Column(head="at"),
@@ -86,7 +86,7 @@ def peers_grid(status: Status) -> Grid:
         Column(head="last error", spare=4),
     )
     now = status.started_at + status.uptime_s
-    peers = sorted(status.peers, key=lambda peer: not _is_trouble(peer))
+    peers = sorted(status.peers, key=lambda peer: not peer.is_silent)
     rows = [_peer_row(peer, now) for peer in peers]
     if not rows:
         rows = [["none yet", *[""] * (len(columns) - 1)]]
@@ -115,7 +115,7 @@ def counters_grid(counters: CountersStatus) -> Grid:
 
 def drop_lines(counters: CountersStatus, *, is_verbose: bool = False) -> list[Text]:
     """Each reason that occurred: how often, what it means, what to do next."""
-    meanings = {reason.label: MEANINGS[reason] for reason in DropReason}
+    meanings = {reason.label: reason for reason in DropReason}
     lines = []
     for direction, counted in counters.directions:
         for label, count in counted.drops.items():
@@ -206,10 +206,14 @@ def _place(status: Status) -> str:
 
 def _backend(backend: BackendStatus) -> str:
     device = backend.device
-    on = "" if device is None else f" on {device.name or 'no device'} (MTU {device.mtu})"
+    if device is not None:
+        on = f" on {device.name or 'no device'} (MTU {device.mtu})"
+    else:
+        on = "" if backend.mtu is None else f" (MTU {backend.mtu})"
     port = "" if backend.port is None else f":{backend.port}"
     interface = backend.interface
-    return f"{on}, {backend.type} {interface.address}{port} via {interface.name}"
+    routes = "" if backend.routes is None else f", {backend.routes} routes"
+    return f"{on}, {backend.type} {interface.address}{port} via {interface.name}{routes}"
 
 
 def _readiness(status: Status) -> str:
@@ -281,10 +285,6 @@ def _peer_row(peer: PeerStatus, now: float) -> list[Cell]:
     narrow = "" if path is None or path.inner_mtu is None else str(path.inner_mtu)
     error = "" if traffic is None else traffic.last_errno or ""
     return [*row, narrow, "udp-segment" if path is not None and path.no_gso else "", error]
-
-
-def _is_trouble(peer: PeerStatus) -> bool:
-    return peer.is_silent or (peer.traffic is not None and peer.traffic.last_errno is not None)
 
 
 def _age(seconds: float) -> str:

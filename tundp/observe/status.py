@@ -202,7 +202,10 @@ class PathStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerTraffic:
-    """What was exchanged with one peer; bytes are those of inner packets."""
+    """What was exchanged with one peer's endpoint; bytes are those of inner packets.
+
+    Peers at the same endpoint have these figures in common.
+    """
 
     packets_out: int
     bytes_out: int

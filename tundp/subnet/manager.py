@@ -223,7 +223,7 @@ class StoreSubnetManager:
 
     def offer(self, offer: LeaseAttributes) -> None:
         """See SubnetManager."""
-        self.claim.offer(public_ip=offer.public_ip, backend_data=offer.backend_data)
+        self.claim.offer(offer)
 
     def reconnect(self) -> None:
         """See SubnetManager."""
