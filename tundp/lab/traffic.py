@@ -65,8 +65,9 @@ async def ping(
     with sock:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
-        # IP_PMTUDISC_PROBE sets DF and ignores what the kernel knows of the path (in.h).
-        sock.setsockopt(socket.IPPROTO_IP, 10, 3 if dont_fragment else 0)
+        # PROBE sets DF and ignores what the kernel knows of the path.
+        discovery = uapi.IP_PMTUDISC_PROBE if dont_fragment else uapi.IP_PMTUDISC_DONT
+        sock.setsockopt(socket.IPPROTO_IP, uapi.IP_MTU_DISCOVER, discovery)
         identifier = random.getrandbits(16)
         sent_at = time.perf_counter()
         await loop.sock_sendto(sock, _echo_request(identifier, size), (destination, 0))

@@ -23,17 +23,11 @@ from pyroute2.netlink.rtnl import rt_type
 
 from tundp.blocking import BlockingThread
 from tundp.errors import PlatformError
+from tundp.linux import uapi
 from tundp.linux.route_table import RouteEntry, RouteFailure, RouteTable
-from tundp.linux.uapi import RT_TABLE_MAIN, RTPROT_BOOT
 
 T = TypeVar("T")
 
-IFF_UP: Final = 0x1
-IFF_LOOPBACK: Final = 0x8
-IFA_F_TEMPORARY: Final = 0x01
-IFA_F_DEPRECATED: Final = 0x20
-IFA_F_PERMANENT: Final = 0x80
-_SCOPE_GLOBAL: Final = 0
 _NO_WAY: Final = {
     errno.ENETUNREACH: "the host has no route that leads there (ip route)",
     errno.EHOSTUNREACH: 'an "unreachable" route covers it (ip route)',
@@ -41,8 +35,7 @@ _NO_WAY: Final = {
     errno.EINVAL: 'a "blackhole" route covers it (ip route)',
 }
 """What a refused route lookup means, by errno (fib_props in net/ipv4/fib_semantics.c)."""
-_RTMGRP: Final = 0x1 | 0x10 | 0x40
-"""rtnetlink.h groups: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE."""
+_RTMGRP: Final = uapi.RTMGRP_LINK | uapi.RTMGRP_IPV4_IFADDR | uapi.RTMGRP_IPV4_ROUTE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +153,7 @@ class Netlink:
     async def routes(self) -> list[Route]:
         """The IPv4 routes of the main table, in the kernel's order."""
         messages = await self._dump(
-            "list routes", lambda r: r.get_routes(family=2, table=RT_TABLE_MAIN)
+            "list routes", lambda r: r.get_routes(family=2, table=uapi.RT_TABLE_MAIN)
         )
         return [_to_route(m) for m in messages]
 
@@ -177,7 +170,7 @@ class Netlink:
         )
 
     async def list_routes(
-        self, *, index: int = 0, protocol: int = 0, table: int = RT_TABLE_MAIN
+        self, *, index: int = 0, protocol: int = 0, table: int = uapi.RT_TABLE_MAIN
     ) -> list[RouteEntry]:
         """IPv4 routes of one table, of one link or protocol if given; see RouteTable.entries."""
         return await self._table_thread.run(
@@ -233,9 +226,9 @@ class Netlink:
                 "add",
                 dst=str(destination),
                 oif=index,
-                table=RT_TABLE_MAIN,
-                proto=RTPROT_BOOT,
-                scope=_SCOPE_GLOBAL,
+                table=uapi.RT_TABLE_MAIN,
+                proto=uapi.RTPROT_BOOT,
+                scope=uapi.RT_SCOPE_UNIVERSE,
             )
         except PlatformError as error:
             if error.errno != errno.EEXIST:
@@ -399,8 +392,8 @@ def _to_link(message: Any) -> Link:
         index=message["index"],
         name=message.get("ifname"),
         mtu=message.get("mtu") or 0,
-        is_up=bool(message["flags"] & IFF_UP),
-        is_loopback=bool(message["flags"] & IFF_LOOPBACK),
+        is_up=bool(message["flags"] & uapi.IFF_UP),
+        is_loopback=bool(message["flags"] & uapi.IFF_LOOPBACK),
         kind=message.get(("linkinfo", "kind")),
     )
 
@@ -412,9 +405,9 @@ def _to_address(message: Any) -> Address:
     return Address(
         index=message["index"],
         interface=IPv4Interface(f"{local}/{message['prefixlen']}"),
-        is_permanent=bool(flags & IFA_F_PERMANENT),
-        is_deprecated=bool(flags & IFA_F_DEPRECATED),
-        is_temporary=bool(flags & IFA_F_TEMPORARY),
+        is_permanent=bool(flags & uapi.IFA_F_PERMANENT),
+        is_deprecated=bool(flags & uapi.IFA_F_DEPRECATED),
+        is_temporary=bool(flags & uapi.IFA_F_TEMPORARY),
         scope=message["scope"],
     )
 
