@@ -7,7 +7,8 @@ PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-NATIVE := setup.py $(wildcard native/*.py native/*/*.h native/*/*.c)
+TABLES := tundp/choices.py tundp/engine/counters.py $(wildcard tundp/wire/*.py)
+NATIVE := setup.py $(TABLES) $(wildcard native/*.py native/*/*.h native/*/*.c)
 
 .DEFAULT_GOAL := help
 .PHONY: help root build demo test check bench micro scale fuzz cross rungs format clean

@@ -22,7 +22,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from tundp.backoff import Backoff, Outage
-from tundp.engine.native.engine import NativeFib
+from tundp.engine.native.fib import NativeFib
 from tundp.lab.etcd import PrivateEtcd
 from tundp.lab.lab import Lab
 from tundp.lab.overlay import OverlayLab, make_directory

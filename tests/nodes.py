@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.routes import peer as make_peer
-from tundp.engine.base import Dataplane
+from tundp.choices import Engine, SourceCheck
+from tundp.engine.base import Dataplane, EngineContext
 from tundp.engine.choose import make_engine
 from tundp.engine.native.engine import EngineSettings, NativeEngine
 from tundp.lab.lab import Host
@@ -32,7 +33,7 @@ from tundp.linux.netlink import Link
 from tundp.linux.offload import KernelOffloads
 from tundp.linux.tun import Tun
 from tundp.linux.udp import open_udp, rebind
-from tundp.wire.encap import SourceCheck
+from tundp.wire.policy import Policy
 
 PORT = 8285
 HEALTH_PORT = 10256
@@ -218,17 +219,16 @@ async def engine_node(
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(await host.call(open_udp, address, PORT))
         devices = stack.enter_context(contextlib.ExitStack())
-        world: dict[str, Any] = {
-            "tunnel_address": subnet.network_address,
-            "fib": _fib(peers, subnet, 0),
-            "source_check": source_check,
-            "loop": asyncio.get_running_loop(),
-        }
+        context = EngineContext(
+            fib=_fib(peers, subnet, 0),
+            policy=Policy(tun_address=int(subnet.network_address), source_check=source_check),
+            loop=asyncio.get_running_loop(),
+        )
         made: Dataplane
         if kernel is None:
-            made = make_engine(engine, [sock], settings or EngineSettings(), **world)
+            made = make_engine(Engine(engine), [sock], settings or EngineSettings(), context)
         else:
-            made = NativeEngine(engine, [sock], kernel=kernel, **world)
+            made = NativeEngine(Engine(engine), [sock], context, kernel=kernel)
         stack.callback(made.stop)  # before its TUN is closed
         tun = await host.call(Tun, "flannel%d", made.tun_mode)
         devices.callback(tun.close)

@@ -29,7 +29,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tundp.choices import DemoStore
-from tundp.engine.native import engine as native
+from tundp.engine.native.self_test import self_test
 from tundp.errors import ConfigError, Interrupted, LabError, TundpError, Unsupported
 from tundp.lab.etcd import find_etcd
 from tundp.lab.lab import (
@@ -231,7 +231,7 @@ class Demo:
             generation=1,
         )
         try:
-            compared = native.self_test(fib)
+            compared = self_test(fib)
         except Unsupported as error:
             self._say("C module", str(error))
             return

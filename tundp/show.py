@@ -26,7 +26,7 @@ from tundp.observe.status import (
     Status,
     StoreStatus,
 )
-from tundp.wire.drop import MEANINGS, DropReason
+from tundp.wire.drop import DropReason
 
 _COLOURS: Final = {
     Verdict.OK: "green",
@@ -115,7 +115,7 @@ def counters_grid(counters: CountersStatus) -> Grid:
 
 def drop_lines(counters: CountersStatus, *, is_verbose: bool = False) -> list[Text]:
     """Each reason that occurred: how often, what it means, what to do next."""
-    meanings = {reason.label: MEANINGS[reason] for reason in DropReason}
+    meanings = {reason.label: reason for reason in DropReason}
     lines = []
     for direction, counted in counters.directions:
         for label, count in counted.drops.items():

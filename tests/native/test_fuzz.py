@@ -23,7 +23,7 @@ TARGETS = sorted(path.stem for path in FUZZ.glob("fuzz_*.c"))
 # line that others get by without.
 PLANTED = {
     "fuzz_encapsulate": ("icmp.c", "quote_len > header->total_len", "quote_len > 0xfffe"),
-    "fuzz_decapsulate": ("encap.c", "fib_is_own(fib, header.source)", "false"),
+    "fuzz_decapsulate": ("verdict.c", "fib_is_own(fib, header.source)", "false"),
     "fuzz_fragment": ("fragment.c", "taken / 8", "taken / 16"),
     "fuzz_segment": ("segment.c", "segmenter->id++", "(void)0"),
     "fuzz_coalesce": ("coalesce.c", "payload_len > item->gso_size", "false"),
@@ -79,8 +79,9 @@ def planted(tmp_path_factory):
 def test_target(runs, target):
     ran = runs[target]
     assert (ran.returncode, ran.stderr) == (0, "")
-    # More than the corpus was run.
-    assert int(ran.stdout.split(" runs")[0].split()[-1]) > 500
+    # More than the corpus was run, however busy the machine is.
+    inputs = int(ran.stdout.split(" inputs")[0].split()[-1])
+    assert int(ran.stdout.split(" runs")[0].split()[-1]) > inputs
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.routes import fib_of
-from tundp.engine.native import engine as native
+from tundp.engine.native import twins
+from tundp.engine.native.fib import NativeFib
+from tundp.engine.native.self_test import self_test
 from tundp.errors import PlatformError
 from tundp.wire import checksum
 
@@ -21,7 +23,7 @@ def test_sum_of_every_length_at_every_alignment(offset):
     noise = random.Random(offset).randbytes(1600)
     for length in (*range(130), 1447, 1448, 1449, 1472, 1500):
         data = memoryview(noise)[offset : offset + length]
-        assert native.ones_complement_sum(data) == checksum.ones_complement_sum(data)
+        assert twins.ones_complement_sum(data) == checksum.ones_complement_sum(data)
 
 
 @pytest.mark.parametrize(
@@ -40,18 +42,18 @@ def test_sum_of_every_length_at_every_alignment(offset):
     ids=lambda data: f"{len(data)}:{data[:2].hex()}",
 )
 def test_sum_at_the_edges(data):
-    assert native.ones_complement_sum(data) == checksum.ones_complement_sum(data)
+    assert twins.ones_complement_sum(data) == checksum.ones_complement_sum(data)
 
 
 @given(st.binary(max_size=300))
 @settings(max_examples=300, deadline=None)
 def test_sum_of_anything(data):
-    assert native.ones_complement_sum(data) == checksum.ones_complement_sum(data)
+    assert twins.ones_complement_sum(data) == checksum.ones_complement_sum(data)
 
 
 def test_ttl_patch_of_every_checksum():
     for value in range(0x10000):
-        assert native.after_ttl_decrement(value) == checksum.after_ttl_decrement(value)
+        assert twins.after_ttl_decrement(value) == checksum.after_ttl_decrement(value)
 
 
 subnets = st.builds(
@@ -76,12 +78,12 @@ def test_routes_of_any_table(networks, has_own, rng):
     ]
     addresses = np.array([*edges, *(rng.getrandbits(32) for _ in range(50))], np.uint32)
     expected = [fib.index(int(address)) for address in addresses]
-    assert native.NativeFib(fib).indexes(addresses).tolist() == expected
+    assert NativeFib(fib).indexes(addresses).tolist() == expected
 
 
 def test_c_reads_the_memory_python_built():
     fib = fib_of(("10.5.2.0/24", "192.0.2.2"))
-    reader = native.NativeFib(fib)
+    reader = NativeFib(fib)
     address = int(reader._ffi.cast("uintptr_t", reader.struct.table))
     assert address == fib.table.ctypes.data
 
@@ -98,7 +100,7 @@ def test_c_reads_the_memory_python_built():
 )
 def test_a_table_that_would_be_read_outside_is_refused(field, value):
     fib = fib_of(("10.5.0.0/24", "192.0.2.2"), ("10.5.255.0/24", "192.0.2.3"))
-    reader = native.NativeFib(fib)
+    reader = NativeFib(fib)
     assert reader._lib.tundp_fib_check(reader.struct) == 0
     setattr(reader.struct, field, value)
     assert reader._lib.tundp_fib_check(reader.struct) != 0
@@ -113,12 +115,12 @@ def test_a_chunk_that_points_backwards_or_outside_is_refused(target):
     table[chunk_slots[0]] = 0x80000000 | target
     fib.table = table
     with pytest.raises(PlatformError, match="generation 1"):
-        native.NativeFib(fib)
+        NativeFib(fib)
 
 
 def test_self_test_notices_a_difference(monkeypatch):
     fib = fib_of()
-    assert native.self_test(fib) > 65536
+    assert self_test(fib) > 65536
     monkeypatch.setattr(checksum, "after_ttl_decrement", lambda value: value)
     with pytest.raises(PlatformError, match="disagree"):
-        native.self_test(fib)
+        self_test(fib)

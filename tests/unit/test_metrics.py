@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import tundp
 from tundp.daemon.report import routing_status
-from tundp.engine.base import Counters
+from tundp.engine.counters import Counters
 from tundp.finding import Finding, must_hold
 from tundp.lease.claim import LeaseState
 from tundp.lease.model import BadEntry, Lease, LeaseAttributes, LeaseKey, Snapshot

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tundp.engine.base import Counters
+from tundp.engine.counters import Counters
 from tundp.finding import Finding, Verdict
 from tundp.observe import collect, schema
 from tundp.observe.codec import Malformed

@@ -154,7 +154,7 @@ class Backend(Protocol):
         ...
 
     def heartbeat(self) -> tuple[int, ...]:
-        """Iteration count of each packet thread; () without one. See Dataplane.pulse."""
+        """Iteration count of each packet thread; () without one. See Dataplane.heartbeat."""
         ...
 
     def status(self) -> BackendStatus:

@@ -21,7 +21,7 @@ def make_backend(
                 config,
                 UdpSettings(
                     tun_name=settings.tun_name,
-                    engine=settings.engine.value,
+                    engine=settings.engine,
                     workers=settings.workers,
                     source_check=settings.source_check,
                     engine_settings=EngineSettings(

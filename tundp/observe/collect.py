@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol, runtime_checkable
 
-from tundp.engine.base import Counters
+from tundp.engine.counters import Counters
 from tundp.lease.routing import RefusedLease
 from tundp.linux.iface import Interface
 from tundp.observe.status import (

@@ -21,7 +21,8 @@ from typing import Final
 from tundp.backend.base import BackendStatus, FibSink, Given
 from tundp.backend.udp.sockets import move_sockets, open_sockets
 from tundp.backoff import Backoff, Outage
-from tundp.engine.base import Dataplane
+from tundp.choices import Engine, SourceCheck
+from tundp.engine.base import Dataplane, EngineContext
 from tundp.engine.choose import make_engine
 from tundp.engine.native.engine import EngineSettings
 from tundp.errors import PlatformError
@@ -29,7 +30,6 @@ from tundp.finding import Finding, must_hold
 from tundp.lease.fib import Fib
 from tundp.lease.model import LeaseAttributes, LeaseKey, Peer
 from tundp.lease.network import UdpConfig
-from tundp.lease.routing import RoutingDelta
 from tundp.linux import device
 from tundp.linux.device import DeviceSettings
 from tundp.linux.iface import Interface
@@ -37,7 +37,7 @@ from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.netlink import Netlink
 from tundp.linux.tun import Tun, require_device
 from tundp.wire import overhead
-from tundp.wire.encap import SourceCheck
+from tundp.wire.policy import Policy
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class UdpSettings:
 
     tun_name: str
     """Name of the TUN device; `%d` in it becomes the lowest free number."""
-    engine: str
+    engine: Engine
     workers: int
     """Sockets, and queues of the TUN device."""
     source_check: SourceCheck
@@ -141,16 +141,20 @@ class UdpBackend:
             self._settings.engine,
             self._socks,
             self._settings.engine_settings,
-            tunnel_address=self._device.address,
-            fib=fib,
-            source_check=self._settings.source_check,
-            loop=asyncio.get_running_loop(),
+            EngineContext(
+                fib=fib,
+                policy=Policy(
+                    tun_address=int(self._device.address),
+                    source_check=self._settings.source_check,
+                ),
+                loop=asyncio.get_running_loop(),
+            ),
         )
         await self._open_device()
 
     def sinks(self) -> Sequence[FibSink]:
         """See Backend."""
-        return (_EngineSink(self.engine),)
+        return (self.engine,)
 
     async def run(self) -> None:
         """See Backend: makes the TUN device again whenever it was deleted; counters go on."""
@@ -159,7 +163,7 @@ class UdpBackend:
         clock = asyncio.get_running_loop().time
         while True:
             started = clock()
-            await self.engine.tun_lost()
+            await self.engine.tun_gone()
             self._tun_index = 0
             if clock() - started > DEVICE_LIVES_S:
                 backoff.reset()
@@ -204,7 +208,7 @@ class UdpBackend:
 
     def heartbeat(self) -> tuple[int, ...]:
         """See Backend."""
-        return () if self._engine is None else self._engine.pulse()
+        return () if self._engine is None else self._engine.heartbeat()
 
     def status(self) -> BackendStatus:
         """See Backend."""
@@ -291,19 +295,6 @@ class UdpBackend:
             if self._tun is not None and self._tun_index:
                 self._engine.attach(self._tun)
         _log.warning("underlay address is %s on %s now: sockets moved", now.address, now.link.name)
-
-
-class _EngineSink:
-    """An engine as a consumer of FIBs."""
-
-    def __init__(self, engine: Dataplane) -> None:
-        self._engine = engine
-
-    def install(self, fib: Fib, delta: RoutingDelta) -> None:
-        self._engine.install(fib)
-
-    def seen(self) -> int:
-        return 0
 
 
 def _mtu_of(interface: Interface) -> int:
