@@ -29,13 +29,24 @@ METRICS_PATH: Final = "/v1/metrics"
 ANSWER_S: Final = 30.0
 """Deadline for a daemon's answer: one with 65,000 peers takes seconds on a busy machine."""
 _PROBE_S: Final = 1.0
+_BACKLOG: Final = 128
 
 
 @contextlib.asynccontextmanager
 async def serve_admin(
-    path: Path, status: Callable[[], Status], metrics: Callable[[], bytes]
+    path: Path,
+    status: Callable[[], Status],
+    metrics: Callable[[], bytes],
+    *,
+    sock: socket.socket | None = None,
 ) -> AsyncIterator[None]:
-    """Answer on `path` until the block ends; a stale socket of a dead daemon is replaced."""
+    """Answer on `path` until the block ends, then remove it.
+
+    sock: the listening socket, if it is open already; owned from here on.
+    """
+    if sock is None:
+        sock = await asyncio.to_thread(open_admin_socket, path)
+    made = _identity(path)
 
     async def answer(_: web.Request) -> web.Response:
         # With tens of thousands of peers this takes a second, which the event loop cannot spare.
@@ -51,29 +62,41 @@ async def serve_admin(
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await asyncio.to_thread(_make_room, path)
+        await web.SockSite(runner, sock).start()
+        yield
+    finally:
+        await runner.cleanup()
+        sock.close()
+        if _identity(path) == made:
+            path.unlink(missing_ok=True)
+
+
+def open_admin_socket(path: Path) -> socket.socket:
+    """A listening unix socket at `path` that only root may connect to; blocks up to a second.
+
+    A stale socket of a dead daemon is replaced. PlatformError if a daemon has it, if it is no
+    socket, or if the directory cannot be written.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        _make_room(path)
         previous = os.umask(0o177)
         try:
-            await web.UnixSite(runner, str(path)).start()
+            sock.bind(str(path))
         finally:
             os.umask(previous)
-        made = _identity(path)
+        sock.listen(_BACKLOG)
     except PlatformError:
-        await runner.cleanup()
+        sock.close()
         raise
     except OSError as error:
-        await runner.cleanup()
+        sock.close()
         raise PlatformError(
             f"cannot listen on admin socket {path}: {error.strerror or error};"
             " name another with --admin-socket",
             error.errno,
         ) from None
-    try:
-        yield
-    finally:
-        await runner.cleanup()
-        if _identity(path) == made:
-            path.unlink(missing_ok=True)
+    return sock
 
 
 async def fetch_status(path: Path) -> Status:

@@ -23,8 +23,7 @@ from tests.loops import LOOPS, run_on
 from tests.wait import DEADLINE_S, until
 from tundp.errors import PlatformError
 from tundp.lab.lab import processes_in
-from tundp.linux import command
-from tundp.linux.firewall import choose as firewall
+from tundp.linux import command, uapi
 from tundp.linux.firewall.choose import (
     FirewallSettings,
     Previous,
@@ -210,6 +209,21 @@ async def test_nftables_replaces_iptables(box, binary):
         for name, table in itertools.product((binary, six), BARE):
             assert await at.sh(f"{name} -t {table} -S") == BARE[table]
         assert await at.sh("nft list table ip flannel-ipv4") == golden("nft-both")
+
+
+@pytest.mark.parametrize("binary", BACK_ENDS)
+async def test_another_instance_keeps_its_rules_of_the_other_flavour(box, binary):
+    async with box() as at:
+        for first, second in (("nftables", binary), (binary, "nftables")):
+            await at.do(make(first).set_up, None)
+            before = await at.sh(f"nft list ruleset; {binary}-save")
+            await at.do(make(second, mark="deadbeef", network=OTHER_N, subnet=OTHER_S).set_up, None)
+            after = await at.sh(f"nft list ruleset; {binary}-save")
+            ours = [line for line in before.splitlines() if "10.5." in line]
+            assert len(ours) >= 6
+            assert [line for line in after.splitlines() if "10.5." in line] == ours
+            await at.do(remove_all, [(N, S)])
+            await at.do(remove_all, [], "deadbeef")
 
 
 def v011(binary, network, subnet, random=" --random-fully"):
@@ -583,7 +597,7 @@ async def test_repairing_waits_for_a_change_and_then_mends(box):
 
 
 async def test_without_the_socket_only_time_passes(box, monkeypatch):
-    monkeypatch.setattr(firewall, "NETLINK_NETFILTER", 31)  # no such protocol
+    monkeypatch.setattr(uapi, "NETLINK_NETFILTER", 31)  # no such protocol
 
     async def watch():
         async with watch_ruleset() as changed:

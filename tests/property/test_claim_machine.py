@@ -338,11 +338,14 @@ class World:
     def settle(self) -> None:
         """Nobody else does anything any more. Only after failures time has to pass."""
         self.drain()
-        while self.is_failing and not self.has_ended:
-            self.advance(RETRY_S)
-            self.drain()
+        for _ in range(3):
+            if self.is_failing and not self.has_ended:
+                assert self.machine.step is not Step.IDLE, "failures, and nothing to try again"
+                self.advance(RETRY_S)
+                self.drain()
         if self.has_ended:
             return
+        assert not self.is_failing
         machine, value = self.machine, self.value
         is_ours = (
             value is not None

@@ -189,6 +189,9 @@ class World:
 class MemoryStore:
     """One node's way to a World: it takes time, and it can be cut."""
 
+    api = ""
+    warnings = ()
+
     def __init__(self, world: World, rng: random.Random, who: str = "", *, hurry: bool = False):
         self._world = world
         self._rng = rng
@@ -200,6 +203,9 @@ class MemoryStore:
     @property
     def description(self) -> str:
         return "memory"
+
+    async def choose_api(self, api: str) -> None:
+        """There is none."""
 
     async def network_config(self) -> str:
         return '{"Network": "10.5.0.0/16"}'

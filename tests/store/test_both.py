@@ -44,7 +44,7 @@ class Cut:
 
     def __getattr__(self, name: str) -> Any:
         inner = getattr(self._store, name)
-        if name in ("close", "description", "reconnect"):
+        if name in ("api", "close", "description", "reconnect", "warnings"):
             return inner
 
         async def call(*arguments: Any, **options: Any) -> Any:
@@ -156,6 +156,31 @@ def test_a_live_node_with_our_address_under_another_key_is_asked(
     run(main())
 
 
+def test_subnet_of_two_nodes_is_a_warning_while_it_is_so(
+    etcd_world: EtcdWorld, etcd3_world: Etcd3World, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = "10.5.1.0-24"
+    etcd_world.put(key, value(THEM))
+    etcd3_world.put(key, value(US))
+
+    async def main() -> None:
+        store = BothStore(etcd_world.open(), etcd3_world.open())
+        for _ in range(2):
+            await store.snapshot()
+            (warning,) = store.warnings
+            assert warning.id == "contested"
+            assert warning.evidence == (
+                f"subnet 10.5.1.0/24 is leased to {THEM} in etcd v2 and to {US} in v3"
+            )
+        assert sum("is leased to" in message for message in caplog.messages) == 1
+        etcd3_world.remove(key)
+        await store.snapshot()
+        assert store.warnings == ()
+        await store.close()
+
+    run(main())
+
+
 def test_auto_waits_for_v3_before_it_settles_for_v2(
     etcd_world: EtcdWorld, etcd3_world: Etcd3World
 ) -> None:
@@ -170,7 +195,8 @@ def test_auto_waits_for_v3_before_it_settles_for_v2(
             await auto.network_config()
         v3.mend()
         assert await auto.network_config() == CONFIG
-        assert (auto.api, auto.is_ambiguous) == ("v3", True)
+        assert auto.api == "v3"
+        assert [warning.id for warning in auto.warnings] == ["two-configs"]
         await auto.close()
 
     run(main())
@@ -206,7 +232,7 @@ def test_auto_that_was_told_nothing_looks_when_asked(etcd3_world: Etcd3World) ->
 
     async def main() -> None:
         auto = AutoStore(Empty(etcd3_world.open()), etcd3_world.open())  # type: ignore[arg-type]
-        await auto.choose("rubbish")
+        await auto.choose_api("rubbish")
         assert by_key((await auto.snapshot()).leases) == {"10.5.1.0-24": THEM}
         assert auto.api == "v3"
         await auto.close()

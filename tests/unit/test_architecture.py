@@ -89,7 +89,6 @@ LONG_FILES_TODAY = {
     "cli.py",
     "daemon/node.py",
     "engine/native/engine.py",
-    "linux/iface.py",
     "settings/options.py",
     "store/claim.py",
     "native/src/worker.c",

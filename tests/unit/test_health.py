@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -19,7 +20,7 @@ from tundp.errors import PlatformError
 from tundp.finding import Finding, must_hold
 from tundp.observe.health import HEARTBEAT_S, LAG_MAX_S, STUCK_S, Health
 from tundp.observe.metrics import CONTENT_TYPE, Metrics
-from tundp.observe.web import CONNECTIONS, serve_health, serve_metrics
+from tundp.observe.web import CONNECTIONS, open_listener, serve_health, serve_metrics
 
 HEARTBEAT_MISSES = round(STUCK_S / HEARTBEAT_S)
 """Looks in a row that find a thread where it was, before it counts as stuck."""
@@ -392,7 +393,7 @@ DEAD = [must_hold("event-loop", False, "late by 5000 ms")]
 async def test_answers(health, path, status, body):
     port = free_port()
     async with (
-        serve_health("127.0.0.1", port, health),
+        serve_health(listener(port), health),
         ClientSession() as session,
         session.get(f"http://127.0.0.1:{port}{path}") as response,
     ):
@@ -406,7 +407,7 @@ async def test_verbose_is_a_line_a_check():
     checks = [*BAD, must_hold("firewall", False, "rules\nare gone", next_step="look at nft")]
     port = free_port()
     async with (
-        serve_health("127.0.0.1", port, Sham(ALIVE, checks)),
+        serve_health(listener(port), Sham(ALIVE, checks)),
         ClientSession() as session,
     ):
         for query in ("verbose", "verbose=", "verbose=1"):
@@ -439,7 +440,7 @@ async def test_verbose_is_a_line_a_check():
 async def test_json_names_every_check(query, accept):
     port = free_port()
     async with (
-        serve_health("127.0.0.1", port, Sham(ALIVE, BAD)),
+        serve_health(listener(port), Sham(ALIVE, BAD)),
         ClientSession(headers={"Accept": accept}) as session,
         session.get(f"http://127.0.0.1:{port}/readyz{query}") as response,
     ):
@@ -466,7 +467,7 @@ async def test_answers_follow_the_node():
     port = free_port()
     checks = list(BAD)
     async with (
-        serve_health("127.0.0.1", port, Sham(ALIVE, checks)),
+        serve_health(listener(port), Sham(ALIVE, checks)),
         ClientSession() as session,
     ):
         for is_ok, status in ((False, 503), (True, 200), (False, 503)):
@@ -479,7 +480,7 @@ async def test_metrics_are_served():
     port = free_port()
     metrics = Metrics(lambda: FINE)
     async with (
-        serve_metrics(("127.0.0.1", port), metrics),
+        serve_metrics(listener(port), metrics),
         ClientSession() as session,
         session.get(f"http://127.0.0.1:{port}/metrics") as response,
     ):
@@ -490,45 +491,41 @@ async def test_metrics_are_served():
 
 async def test_off_is_off():
     before = os.listdir("/proc/self/fd")
-    async with serve_health("127.0.0.1", 0, Health()), serve_metrics(None, Metrics(lambda: FINE)):
+    async with serve_health(None, Health()), serve_metrics(None, Metrics(lambda: FINE)):
         assert os.listdir("/proc/self/fd") == before, "a socket was opened"
 
 
-@pytest.mark.parametrize("flag", ["--healthz-port", "--metrics-addr"])
-async def test_a_port_in_use_names_the_flag(flag):
+def listener(port: int) -> socket.socket:
+    return open_listener("127.0.0.1", port, "--flag")
+
+
+def test_a_port_in_use_names_the_flag():
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
         port = sock.getsockname()[1]
-        serve = (
-            serve_health("127.0.0.1", port, Health())
-            if flag == "--healthz-port"
-            else serve_metrics(("127.0.0.1", port), Metrics(lambda: FINE))
-        )
         with pytest.raises(PlatformError) as caught:
-            async with serve:
-                raise AssertionError("it listens")
+            open_listener("127.0.0.1", port, "--metrics-addr")
     assert f"cannot listen on 127.0.0.1:{port}" in str(caught.value)
-    assert flag in str(caught.value)
-    assert caught.value.errno is not None
+    assert "--metrics-addr" in str(caught.value)
+    assert caught.value.errno == errno.EADDRINUSE
 
 
-async def test_an_address_that_is_not_here_names_the_flag():
+def test_an_address_that_is_not_here_names_the_flag():
     with pytest.raises(PlatformError, match="--healthz-ip"):
-        async with serve_health("192.0.2.77", free_port(), Health()):
-            raise AssertionError("it listens")
+        open_listener("192.0.2.77", free_port(), "--healthz-ip and --healthz-port")
 
 
 async def test_the_port_is_free_again_afterwards():
     port = free_port()
     for _ in range(2):
-        async with serve_health("127.0.0.1", port, Health()):
+        async with serve_health(listener(port), Health()):
             pass
 
 
 async def test_silent_connections_do_not_keep_a_probe_from_its_answer():
     port = free_port()
-    async with serve_health("127.0.0.1", port, Health()):
+    async with serve_health(listener(port), Health()):
         idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CONNECTIONS + 20)]
         async with (
             ClientSession() as session,

@@ -17,15 +17,13 @@ import random
 import time
 from dataclasses import dataclass, field, replace
 
-import tundp
 from tundp.admin import serve_admin
-from tundp.backend.base import Given
 from tundp.choices import OnLeaseLost
 from tundp.daemon import report
 from tundp.daemon.backends import make_backend
 from tundp.daemon.firewall_keeper import FirewallKeeper
-from tundp.daemon.lock import only_one
 from tundp.daemon.node import Node
+from tundp.daemon.resources import Resources
 from tundp.daemon.stores import store_name
 from tundp.daemon.subnet_file import read_text
 from tundp.daemon.underlay import Underlay, selection_of
@@ -34,7 +32,6 @@ from tundp.lease import subnet_env
 from tundp.lease.identity import Identity
 from tundp.lease.model import LeaseKey
 from tundp.lease.network import NetworkConfig
-from tundp.linux import capability
 from tundp.linux.firewall.choose import Firewall, FirewallSettings, Previous, make_firewall
 from tundp.linux.iface import Interface, Selection, look
 from tundp.linux.netlink import Netlink
@@ -51,13 +48,11 @@ from tundp.subnet.manager import CacheSettings, LeaseSettings, StoreSubnetManage
 _log = logging.getLogger(__name__)
 
 
-async def run(settings: Settings, store: Store) -> None:
+async def run(settings: Settings, store: Store, resources: Resources) -> None:
     """Be a node of the overlay until cancelled. Raises TundpError when it cannot be one.
 
-    The store is closed on the way out.
+    The store and the resources are closed on the way out.
     """
-    _log.info("tundp %s starting: %s", tundp.__version__, settings.describe())
-    capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
     _warn_of_vain_flags(settings)
     try:
         require_device()
@@ -65,7 +60,7 @@ async def run(settings: Settings, store: Store) -> None:
         _log.warning("%s; the udp backend cannot start without it", error)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
-        stack.enter_context(only_one(settings.instance))
+        stack.callback(resources.close)
         cache = LeaseCache(settings.state_dir, settings.instance)
         identity = cache.identity()
         manager = _make_manager(settings, store, identity, cache)
@@ -74,12 +69,10 @@ async def run(settings: Settings, store: Store) -> None:
         metrics = Metrics(health.ready)
         desk = _Desk(health, settings)
         await stack.enter_async_context(
-            serve_admin(settings.admin_socket, desk.status, metrics.render)
+            serve_admin(settings.admin_socket, desk.status, metrics.render, sock=resources.admin)
         )
-        await stack.enter_async_context(
-            serve_health(settings.healthz_ip, settings.healthz_port, health)
-        )
-        await stack.enter_async_context(serve_metrics(settings.metrics_addr, metrics))
+        await stack.enter_async_context(serve_health(resources.health, health))
+        await stack.enter_async_context(serve_metrics(resources.metrics, metrics))
         watch = asyncio.ensure_future(health.watch())
         stack.callback(watch.cancel)
         netlink = await stack.enter_async_context(Netlink())
@@ -95,7 +88,7 @@ async def run(settings: Settings, store: Store) -> None:
             manager.description,
         )
         interface = await _choose_interface(netlink, selection, network_config)
-        backend = make_backend(network_config.backend, settings, netlink, Given())
+        backend = make_backend(network_config.backend, settings, netlink, resources.take_backend())
         stack.callback(backend.close)
         offer = replace(
             backend.offer(interface),

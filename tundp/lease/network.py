@@ -1,8 +1,7 @@
-"""The network config: the JSON an operator puts under `<prefix>/config`.
+"""The network config: the JSON an operator stores under `<prefix>/config`.
 
-Parsed as flannel's Go code parses it and validated in flannel's order, with flannel's
-words; behind each stand the key, its value and the rule, so that the message alone is
-enough to mend the config.
+Parsed as flannel's Go code parses it and validated in flannel's order. Each error is flannel's
+message followed by the key, its value and the rule.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ BackendConfig = UdpConfig | HostGwConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """What one address family contributes: the spellings of its keys and its limits."""
+    """An address family: the spelling of its config keys and its limits."""
 
     prefix: str
     bits: int
@@ -180,7 +179,7 @@ def _parse(text: str) -> NetworkConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Given:
-    """One family as the text gives it; None or 0 where it says nothing."""
+    """The values of one family as decoded; None or 0 where they are absent."""
 
     network: Any
     subnet_len: int
@@ -209,7 +208,7 @@ def _read_network(fields: gojson.Fields, family: Family) -> IPv4Network | IPv6Ne
         return None
     text = gojson.expect_string(value, name)
     try:
-        # Go takes a prefix length only, Python also a netmask and an IPv6 zone.
+        # Go accepts a prefix length only, Python also a netmask and an IPv6 zone.
         if not text.rpartition("/")[2].isdecimal() or "%" in text:
             raise ValueError
         return family.network_type(text, strict=False)

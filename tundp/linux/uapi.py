@@ -39,6 +39,9 @@ SOL_NETLINK: Final = 270
 
 # linux/netlink.h
 NETLINK_ROUTE: Final = 0
+NETLINK_NETFILTER: Final = 12
+NETLINK_NO_ENOBUFS: Final = 5
+"""Since Linux 2.6.30: a full receive buffer is no error of the socket."""
 NETLINK_CAP_ACK: Final = 10
 """Since Linux 4.3: acknowledgements without the payload of the request."""
 NETLINK_EXT_ACK: Final = 11
@@ -82,3 +85,7 @@ RT_SCOPE_NOWHERE: Final = 255
 RT_TABLE_UNSPEC: Final = 0
 RT_TABLE_MAIN: Final = 254
 RTPROT_BOOT: Final = 3
+
+# linux/netfilter/nfnetlink.h
+NFNLGRP_NFTABLES: Final = 7
+"""Since Linux 3.14: told of every change of tables, chains, rules and sets."""

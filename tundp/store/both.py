@@ -46,13 +46,14 @@ from tundp.lease.model import (
 )
 from tundp.lease.network import parse_network_config
 from tundp.lease.table import LeaseTable
-from tundp.store.base import Store
+from tundp.store.base import Store, StoreWarning
 
 _log = logging.getLogger(__name__)
 
 AWAY_LOOK_S: Final = 1.0
 RENEW_NOW_S: Final = 1.0
 """Said of a lease only one of the two has: whoever holds it renews it at once."""
+_CONTESTED_STEP: Final = "stop one of the two nodes and delete its entry"
 _VIEWS: Final = 8
 """States `wait` can go on from. The claim looks beside the watch, but not so often."""
 
@@ -152,11 +153,13 @@ _View = tuple[_Side, _Side]
 class BothStore:
     """The Store over two others, v2 and v3. See Store; `wait` gives snapshots."""
 
+    api: Final = ""
+
     def __init__(self, v2: Store, v3: Store) -> None:
         self._stores = (v2, v3)
         self._count = 0
         self._versions: dict[LeaseKey, tuple[int, tuple[int | None, int | None]]] = {}
-        self._reported: set[LeaseKey] = set()
+        self._contested: dict[LeaseKey, str] = {}
         # By the revision of the snapshot it gave: the last few, since several may look.
         self._views: dict[int, _View] = {}
         self._watched: _View | None = None
@@ -169,6 +172,17 @@ class BothStore:
     def description(self) -> str:
         """Where the leases live, for people."""
         return " and ".join(store.description for store in self._stores)
+
+    @property
+    def warnings(self) -> tuple[StoreWarning, ...]:
+        """Subnets that the two give to different nodes."""
+        return tuple(
+            StoreWarning(id="contested", evidence=text, next_step=_CONTESTED_STEP)
+            for text in self._contested.values()
+        )
+
+    async def choose_api(self, api: str) -> None:
+        """See Store."""
 
     async def network_config(self) -> str:
         """See Store. Both must have one, and they must agree."""
@@ -361,6 +375,7 @@ class BothStore:
         leases = [self._merge(key, v2.get(key), v3.get(key)) for key in {**v2, **v3}]
         for key in [key for key in self._versions if key not in v2 and key not in v3]:
             del self._versions[key]
+            self._contested.pop(key, None)
         self._count += 1
         self._latest = view
         self._views[self._count] = view
@@ -379,25 +394,24 @@ class BothStore:
         assert one is not None
         if v2 is None or v3 is None:
             # Ours, it is missing in the other one: due for renewal, which puts it there.
+            self._contested.pop(key, None)
             ttl = None if one.is_reservation else RENEW_NOW_S
             return replace(one, revision=version, lease_ttl_s=ttl)
         if _holders_differ(v2, v3):
-            if key not in self._reported:
-                self._reported.add(key)
-                _log.error(
-                    "subnet %s is leased to %s in etcd v2 and to %s in v3: packets go to the"
-                    " latter; stop one of the two nodes and delete its entry",
-                    key.subnet,
-                    v2.attributes.public_ip,
-                    v3.attributes.public_ip,
-                )
+            text = (
+                f"subnet {key.subnet} is leased to {v2.attributes.public_ip} in etcd v2 and to"
+                f" {v3.attributes.public_ip} in v3"
+            )
+            if self._contested.get(key) != text:
+                self._contested[key] = text
+                _log.error("%s: packets go to the latter; %s", text, _CONTESTED_STEP)
             # Ours is no news to us: what we must see is that somebody else has it, too.
             is_ours = self._own is not None and not _holders_differ(
                 v3, replace(v3, attributes=self._own)
             )
             one = v2 if is_ours else v3
         else:
-            self._reported.discard(key)
+            self._contested.pop(key, None)
         ttls = [lease.lease_ttl_s for lease in (v2, v3) if lease.lease_ttl_s is not None]
         ttl = TTL_UNKNOWN if any(t != t for t in ttls) else min(ttls, default=None)
         return replace(one, revision=version, lease_ttl_s=ttl)

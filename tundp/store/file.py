@@ -43,6 +43,7 @@ from tundp.errors import (
 from tundp.files import write_atomically
 from tundp.lease import codec
 from tundp.lease.model import BadEntry, Lease, LeaseAttributes, LeaseKey, Snapshot
+from tundp.store.base import StoreWarning
 
 T = TypeVar("T")
 
@@ -70,6 +71,9 @@ class _State:
 class FileStore:
     """The Store in one JSON file. `now` is Unix time in seconds."""
 
+    api: Final = ""
+    warnings: Final[tuple[StoreWarning, ...]] = ()
+
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
         # Through symlinks: the file is replaced by rename, and the lock lies beside it.
         self._path = path.resolve()
@@ -81,6 +85,9 @@ class FileStore:
     def description(self) -> str:
         """Where the leases live, for people."""
         return f"lease file {self._path}"
+
+    async def choose_api(self, api: str) -> None:
+        """See Store."""
 
     async def network_config(self) -> str:
         """See Store."""

@@ -26,7 +26,6 @@ from tundp.lease.identity import Identity
 from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.lease.network import NetworkConfig, parse_network_config
 from tundp.lease.routing import OwnGone, OwnSeen, OwnUnreadable, Routing, RoutingDelta
-from tundp.store.auto import AutoStore
 from tundp.store.base import Store
 from tundp.store.follow import follow
 from tundp.subnet.base import Acquired, LeaseStatus, Progress
@@ -224,7 +223,7 @@ class StoreSubnetManager:
 
     def offer(self, offer: LeaseAttributes) -> None:
         """See SubnetManager."""
-        self.claim.offer(public_ip=offer.public_ip, backend_data=offer.backend_data)
+        self.claim.offer(offer)
 
     def reconnect(self) -> None:
         """See SubnetManager."""
@@ -276,8 +275,7 @@ class StoreSubnetManager:
 
     async def _resume(self, cached: CachedLeases, offer: LeaseAttributes) -> Acquired:
         """Go on with the cached leases: ours is LOST until the store answers."""
-        if cached.api and isinstance(self._store, AutoStore):
-            await self._store.choose(cached.api)
+        await self._store.choose_api(cached.api)
         own = [lease for lease in cached.leases if lease.key == cached.own_key]
         self.claim.resume(cached.own_key, own[0].attributes.public_ip if own else offer.public_ip)
         self._synced_at = time.time() - cached.age_s
@@ -351,7 +349,7 @@ class StoreSubnetManager:
         cache.cache.save(
             store=cache.store_name,
             node_id="" if self._identity is None else self._identity.node_id,
-            api=getattr(self._store, "api", ""),
+            api=self._store.api,
             network_config=self._network_text,
             own_key=self.claim.lease.key,
             leases=leases,

@@ -529,9 +529,9 @@ def notices(machine: ClaimMachine, *inputs: Input, now: float = NOW) -> list[str
 
 def test_a_write_by_another_with_our_identity_is_reported_once_a_minute() -> None:
     machine = after()
-    assert notices(machine, Observed(lease(12))) == ["WrittenByAnother"]
-    assert notices(machine, Observed(lease(13)), now=NOW + 59) == []
-    assert notices(machine, Observed(lease(14)), now=NOW + 60) == ["WrittenByAnother"]
+    assert notices(machine, Observed(lease(12))) == ["WrittenByAnother", "Working"]
+    assert notices(machine, Observed(lease(13)), now=NOW + 59) == ["Working"]
+    assert notices(machine, Observed(lease(14)), now=NOW + 60) == ["WrittenByAnother", "Working"]
 
 
 def test_what_may_be_our_own_write_is_not_reported_as_anothers() -> None:
@@ -557,6 +557,15 @@ def test_failures_and_their_end_are_reported() -> None:
     assert notices(machine, seen(lease(12))) == [], "not over before the write is done"
     machine.next(now=NOW + 1)
     assert notices(machine, Wrote(lease(13))) == ["Working", "StateChanged"]
+
+
+def test_a_failure_is_over_when_our_lease_shows_up_by_itself() -> None:
+    """Otherwise the next renewal, a day later, reports an outage of one day."""
+    machine = after("gone", "next", "saw nothing")
+    assert notices(machine, Observed(lease(12))) == ["WrittenByAnother", "StateChanged", "Working"]
+    machine = after("gone", "next", "saw nothing")
+    unsigned = Observed(lease(12, extra={}))
+    assert "Working" not in notices(machine, unsigned), "a renewal is still to be done"
 
 
 def test_reasons() -> None:

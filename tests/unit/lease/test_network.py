@@ -39,7 +39,7 @@ def v6(**keys: object) -> dict[str, object]:
     return v4(EnableIPv6=True, IPv6Network="2001:db8::/48") | keys
 
 
-def test_the_least_config():
+def test_minimal_config():
     config = parse(v4())
     assert config == NetworkConfig(
         pool=SubnetPool(
@@ -392,7 +392,7 @@ def test_refused_with_flannels_words_the_key_and_its_value(config, text, key, va
         ),
     ],
 )
-def test_the_first_rule_broken_is_the_one_reported(config, text, breaks):
+def test_first_broken_rule_is_reported(config, text, breaks):
     assert text in refusal(config), breaks
 
 
@@ -410,7 +410,7 @@ def test_the_first_rule_broken_is_the_one_reported(config, text, breaks):
         (v6(IPv6SubnetMin=None, IPv6SubnetMax="::"), True, "null and :: are the defaults"),
     ],
 )
-def test_families(config, has_ipv6, breaks):
+def test_enabled_families(config, has_ipv6, breaks):
     parsed = parse(config)
     assert (parsed.pool6 is not None) is has_ipv6, breaks
 

@@ -23,7 +23,6 @@ from tundp.lease.network import (
 )
 from tundp.lease.table import keys_of
 from tundp.linux.iface import look
-from tundp.store.auto import AutoStore
 from tundp.store.base import Store
 from tundp.subnet.lease_cache import LeaseCache
 from tundp.wire import overhead
@@ -52,14 +51,13 @@ async def check_store(inspection: Inspection) -> AsyncIterator[Finding]:
         evidence=f"{config.network}, /{pool.subnet_len} subnets from {pool.subnet_min} to"
         f" {pool.subnet_max}, backend {_backend(config.backend)}",
     )
-    if isinstance(store, AutoStore) and store.is_ambiguous:
+    for warning in store.warnings:
         yield Finding(
-            id="store.two-configs",
+            id=f"store.{warning.id}",
             verdict=Verdict.WARN,
-            title="network config",
-            evidence="there is one in etcd v3 and one in v2: v3 counts, and the nodes in v2 stay"
-            " unseen",
-            next_step="--etcd-api=v2 or both, or delete the one nobody uses",
+            title="store",
+            evidence=warning.evidence,
+            next_step=warning.next_step,
         )
     for finding in _lease_findings(store, snapshot):
         yield finding
@@ -139,7 +137,7 @@ async def check_lease(inspection: Inspection) -> AsyncIterator[Finding]:
         plan = plan_claim(
             snapshot.leases,
             unreadable=keys_of(snapshot.bad),
-            config=config,
+            network_config=config,
             public_ip=public_ip,
             node_id=node_id,
             previous=previous,

@@ -32,6 +32,7 @@ from tundp.store.access import (
     EtcdAccess,
     clean_prefix,
 )
+from tundp.store.base import StoreWarning
 from tundp.store.etcd2.connection import Client, Connection, WatchClient, check_credentials
 
 _REMOVALS: Final = frozenset({"delete", "expire", "compareAndDelete"})
@@ -39,6 +40,9 @@ _REMOVALS: Final = frozenset({"delete", "expire", "compareAndDelete"})
 
 class Etcd2Store:
     """The Store over etcd's v2 API (etcd 2.x, or 3.0 to 3.5 with --enable-v2)."""
+
+    api: Final = "v2"
+    warnings: Final[tuple[StoreWarning, ...]] = ()
 
     def __init__(self, access: EtcdAccess) -> None:
         self._prefix = "/" + clean_prefix(access.prefix).removeprefix("/")
@@ -52,6 +56,9 @@ class Etcd2Store:
     def description(self) -> str:
         """Where the leases live, for people."""
         return f"etcd v2 at {self._requests.urls}{self._prefix}"
+
+    async def choose_api(self, api: str) -> None:
+        """See Store."""
 
     async def network_config(self) -> str:
         """See Store."""

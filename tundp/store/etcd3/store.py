@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Final
 
 from tundp.errors import (
     ConfigNotFound,
@@ -41,6 +42,7 @@ from tundp.store.access import (
     EtcdAccess,
     clean_prefix,
 )
+from tundp.store.base import StoreWarning
 from tundp.store.etcd3.connection import Connection
 from tundp.store.etcd3.watch import Watch, after_prefix
 from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
@@ -48,6 +50,9 @@ from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
 
 class Etcd3Store:
     """The Store over etcd's v3 API (etcd 3.x)."""
+
+    api: Final = "v3"
+    warnings: Final[tuple[StoreWarning, ...]] = ()
 
     def __init__(self, access: EtcdAccess) -> None:
         self._prefix = clean_prefix(access.prefix)
@@ -61,6 +66,9 @@ class Etcd3Store:
     def description(self) -> str:
         """Where the leases live, for people."""
         return f"etcd v3 at {self._connection.urls}{self._path()}"
+
+    async def choose_api(self, api: str) -> None:
+        """See Store."""
 
     async def network_config(self) -> str:
         """See Store."""
