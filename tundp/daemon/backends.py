@@ -1,12 +1,16 @@
-"""The backend the network config asks for, made from the operator's settings."""
+"""The backend the network config asks for, and what our lease says of this node."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from tundp.backend.base import Backend, Given
 from tundp.backend.hostgw import HostGwBackend
 from tundp.backend.udp.backend import UdpBackend, UdpSettings
 from tundp.engine.native.engine import EngineSettings
-from tundp.lease.network import BackendConfig, HostGwConfig, UdpConfig
+from tundp.lease.model import LeaseAttributes
+from tundp.lease.network import BackendConfig, HostGwConfig, NetworkConfig, UdpConfig
+from tundp.linux.iface import Interface
 from tundp.linux.netlink import Netlink
 from tundp.settings.settings import Settings
 
@@ -37,3 +41,13 @@ def make_backend(
         case HostGwConfig():
             given.close()
             return HostGwBackend(config, netlink=netlink)
+
+
+def lease_offer(
+    backend: Backend, settings: Settings, network_config: NetworkConfig, interface: Interface
+) -> LeaseAttributes:
+    """All our lease shall say with this interface. ConfigError if the backend cannot use it."""
+    return replace(
+        backend.offer(interface),
+        public_ipv6=settings.public_ipv6 if network_config.pool6 is not None else None,
+    )
