@@ -337,7 +337,8 @@ class StoreSubnetManager:
                 async with asyncio.timeout(CONFIRM_S):
                     await self._is_unsaved.wait()
             if not self._is_unsaved.is_set():
-                if not self._outage.is_on:
+                # A store that was never heard has confirmed nothing, though nothing failed yet.
+                if self._is_synced and not self._outage.is_on:
                     await asyncio.to_thread(cache.cache.confirm)
                 continue
             self._is_unsaved.clear()
