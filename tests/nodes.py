@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -22,8 +22,8 @@ from typing import Any
 from tundp.engine.base import Dataplane
 from tundp.engine.choose import make_engine
 from tundp.engine.native.engine import EngineSettings, NativeEngine
-from tundp.lab.lab import Host
-from tundp.lab.overlay import LabNode
+from tundp.lab.lab import Host, Lab
+from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import PingStream, ping
 from tundp.lease.fib import Fib, build_fib
 from tundp.lease.model import Peer
@@ -32,6 +32,11 @@ from tundp.linux.offload import KernelOffloads
 from tundp.linux.tun import Tun
 from tundp.linux.udp import open_udp, rebind
 from tundp.wire.encap import SourceCheck
+
+MakeLab = Callable[[], Lab]
+"""The fixture `make_lab`: a lab with a name nobody else on the machine has."""
+MakeOverlay = Callable[..., contextlib.AbstractAsyncContextManager[OverlayLab]]
+"""The fixture `make_overlay`: flags of the daemons by position, the lab's shape by name."""
 
 PORT = 8285
 HEALTH_PORT = 10256

@@ -15,14 +15,18 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.nodes import answers, has_received, has_sent, log_contains
+from tests.nodes import MakeOverlay, answers, has_received, has_sent, log_contains
 from tests.wait import DEADLINE_S, until
 from tundp.admin import fetch_status
-from tundp.lab.lab import stop_process
+from tundp.lab.lab import Host, stop_process
+from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import PingStream, ping
 
 FLANNELD = str(Path(sys.executable).with_name("flanneld"))
@@ -36,44 +40,56 @@ class Machine:
     """A lab host with a /run and a /var/lib of its own: a daemon there needs no flag to keep
     off this machine's files."""
 
-    def __init__(self, overlay, node):
+    def __init__(self, overlay: OverlayLab, node: LabNode) -> None:
         self.node = node
         self._overlay = overlay
-        self._holder = None
+        self._started: subprocess.Popen[bytes] | None = None
 
-    async def __aenter__(self):
+    @property
+    def _holder(self) -> subprocess.Popen[bytes]:
+        """The process that keeps the mounts."""
+        assert self._started is not None, "not entered"
+        return self._started
+
+    async def __aenter__(self) -> Machine:
         script = "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && echo up && exec cat"
-        self._holder = await self.node.host.call(
-            subprocess.Popen,
+        popen: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen
+        self._started = await self.node.host.call(
+            popen,
             ["unshare", "--mount", "sh", "-c", script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
+        assert self._holder.stdout is not None
         assert await asyncio.to_thread(self._holder.stdout.readline) == b"up\n"
         return self
 
-    async def __aexit__(self, *_):
+    async def __aexit__(self, *_: Any) -> None:
+        assert self._holder.stdin is not None
         self._holder.stdin.close()
         await stop_process(self._holder)
+        assert self._holder.stdout is not None
         self._holder.stdout.close()
 
-    def path(self, name):
+    def path(self, name: str) -> Path:
         """A file of that machine, as seen from here."""
         return Path(f"/proc/{self._holder.pid}/root{name}")
 
-    def _inside(self, argv):
+    def _inside(self, argv: Sequence[str]) -> list[str]:
         return ["nsenter", "--mount", f"--target={self._holder.pid}", *argv]
 
-    async def run(self, *argv, **environment):
+    async def run(self, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return await self.node.host.run(*self._inside(argv), environment=environment)
 
-    async def start(self, *argv, log=None, **environment):
+    async def start(
+        self, *argv: str, log: Path | None = None, **environment: str
+    ) -> subprocess.Popen[bytes]:
         path = log or self.node.log_path
         with path.open("ab") as file:
             return await self.node.host.popen(self._inside(argv), log=file, environment=environment)
 
 
-async def get(node, path: str) -> tuple[int, str]:
+async def get(node: LabNode, path: str) -> tuple[int, str]:
     """What the health server says; status 0 if there is none yet."""
     try:
         return await node.get(10256, path)
@@ -81,11 +97,11 @@ async def get(node, path: str) -> tuple[int, str]:
         return 0, ""
 
 
-async def says(node, path: str, status: int) -> bool:
+async def says(node: LabNode, path: str, status: int) -> bool:
     return (await get(node, path))[0] == status
 
 
-async def fails(node, *names: str) -> bool:
+async def fails(node: LabNode, *names: str) -> bool:
     """Whether /readyz is 503 for exactly these checks (200 for none), and /healthz 200."""
     is_alive = await get(node, "/healthz") == (200, "flanneld is running")
     status, body = await get(node, "/readyz?verbose")
@@ -96,7 +112,7 @@ async def fails(node, *names: str) -> bool:
     )
 
 
-async def test_a_stock_command_line(make_overlay):
+async def test_a_stock_command_line(make_overlay: MakeOverlay) -> None:
     network = {"Network": "10.5.0.0/16", "SubnetMin": "10.5.7.0", "SubnetMax": "10.5.7.0"}
     async with make_overlay(store="etcd", nodes=1, start=False, network=network) as overlay:
         one = overlay.nodes[1]
@@ -154,7 +170,7 @@ async def test_a_stock_command_line(make_overlay):
         (["-etcd-endpoints=http://root:hunter2@192.0.2.1"], 2, "which are never logged"),
     ],
 )
-def test_flags_of_flanneld(flags, code, stderr):
+def test_flags_of_flanneld(flags: list[str], code: int, stderr: str) -> None:
     finished = subprocess.run([FLANNELD, *flags], capture_output=True, text=True, timeout=30)
     assert finished.returncode == code, finished.stderr
     assert stderr in finished.stderr
@@ -163,7 +179,7 @@ def test_flags_of_flanneld(flags, code, stderr):
     assert "Traceback" not in finished.stderr
 
 
-async def test_two_networks_on_one_node(make_overlay):
+async def test_two_networks_on_one_node(make_overlay: MakeOverlay) -> None:
     async with (
         make_overlay(store="etcd", start=False) as overlay,
         contextlib.AsyncExitStack() as stack,
@@ -188,18 +204,18 @@ async def test_two_networks_on_one_node(make_overlay):
                     f"-subnet-file=/run/flannel/{name}.env",
                     log=overlay.directory / f"{node.number}-{name}.log",
                 )
-                await until(lambda n=node.number, x=name: runs(machines[n], daemons[n, x], x))
+                await until(partial(runs, machines[node.number], daemons[node.number, name], name))
         status = {at: await ask(machines[at[0]], at[1]) for at in daemons}
         assert {status[at]["tun"]["name"] for at in daemons} == {"flannel0", "flannel1"}
         for at in daemons:
-            await until(lambda at=at: has_peers(machines[at[0]], at[1], 1))
+            await until(partial(has_peers, machines[at[0]], at[1], 1))
 
         async def works(name: str) -> bool:
             address = status[2, name]["subnet"].split("/")[0]
             return await answers(one.host, address)
 
         for name in nets:
-            await until(lambda name=name: works(name))
+            await until(partial(works, name))
         before = await rules_about(machines[1], "10.6.")
         assert len(before) >= 6
 
@@ -221,31 +237,31 @@ async def test_two_networks_on_one_node(make_overlay):
         assert "unreachable 10.6.0.0/16" in routes
 
 
-def admin_socket(machine, name: str) -> Path:
+def admin_socket(machine: Machine, name: str) -> Path:
     return machine.path(f"/run/tundp/run-flannel-{name}.env.sock")
 
 
-async def ask(machine, name: str):
+async def ask(machine: Machine, name: str) -> Any:
     return await fetch_status(admin_socket(machine, name))
 
 
-async def runs(machine, daemon, name: str) -> bool:
+async def runs(machine: Machine, daemon: subprocess.Popen[bytes], name: str) -> bool:
     assert daemon.poll() is None
     if not admin_socket(machine, name).exists():
         return False
     return all(check["ok"] for check in (await ask(machine, name))["checks"])
 
 
-async def has_peers(machine, name: str, count: int) -> bool:
+async def has_peers(machine: Machine, name: str, count: int) -> bool:
     return len((await ask(machine, name))["peers"]) == count
 
 
-async def rules_about(machine, text: str) -> list[str]:
+async def rules_about(machine: Machine, text: str) -> list[str]:
     saved = await machine.run("iptables-save")
     return [line for line in saved.stdout.splitlines() if line.startswith("-A") and text in line]
 
 
-async def test_readyz_names_what_is_wrong_and_nothing_else(make_overlay):
+async def test_readyz_names_what_is_wrong_and_nothing_else(make_overlay: MakeOverlay) -> None:
     async with make_overlay(store="etcd", start=False) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         await overlay.start_daemon(two)
@@ -309,7 +325,7 @@ async def test_readyz_names_what_is_wrong_and_nothing_else(make_overlay):
             assert "cannot write /dev/null/subnet.env" in one.log_path.read_text()
 
 
-async def alarm(overlay, action: str) -> None:
+async def alarm(overlay: OverlayLab, action: str) -> None:
     """Make etcd believe, or no longer believe, that its disk is full."""
 
     def ask() -> None:
@@ -319,7 +335,7 @@ async def alarm(overlay, action: str) -> None:
     await overlay.switch.call(ask)
 
 
-async def has_rules(machine, *chains: str) -> bool:
+async def has_rules(machine: Machine, *chains: str) -> bool:
     saved = (await machine.run("iptables-save")).stdout
     return all(f"-A {chain} " in saved for chain in chains)
 
@@ -342,7 +358,7 @@ class Sink:
         return self.leaked
 
 
-async def state_of(host) -> dict[str, str]:
+async def state_of(host: Host) -> dict[str, str]:
     """What a daemon may change of a host, in words."""
     found = {}
     for command in ("nft list ruleset", "ip -4 route show table all", "ip -o -4 addr", "ip rule"):
@@ -351,7 +367,7 @@ async def state_of(host) -> dict[str, str]:
     return found
 
 
-async def test_nothing_leaks_and_cleanup_leaves_nothing(make_overlay):
+async def test_nothing_leaks_and_cleanup_leaves_nothing(make_overlay: MakeOverlay) -> None:
     async with make_overlay(store="etcd", start=False) as overlay:
         one = overlay.nodes[1]
         outside = await overlay.lab.host("sink")
@@ -379,7 +395,7 @@ async def test_nothing_leaks_and_cleanup_leaves_nothing(make_overlay):
                 await cleanup_scenario(machine, before)
 
 
-async def leak_scenario(overlay, machine, sink) -> None:
+async def leak_scenario(overlay: OverlayLab, machine: Machine, sink: Sink) -> None:
     one, two = overlay.nodes[1], overlay.nodes[2]
     flags = [f"-etcd-endpoints={overlay.etcd.url}", "-iface=eth0", "-ip-masq", HEALTH]
     flags += ["--ip-blackhole-route"]
@@ -407,7 +423,7 @@ async def leak_scenario(overlay, machine, sink) -> None:
     assert sink.count() == 0
 
 
-async def cleanup_scenario(machine, before) -> None:
+async def cleanup_scenario(machine: Machine, before: Any) -> None:
     one = machine.node
     await until(lambda: says(one, "/readyz", 200))
     refused = await machine.run(TUNDP, "cleanup")
@@ -437,7 +453,7 @@ async def cleanup_scenario(machine, before) -> None:
     assert (again.returncode, again.stdout) == (0, "nothing to remove\n")
 
 
-async def test_config_check_and_show(make_overlay):
+async def test_config_check_and_show(make_overlay: MakeOverlay) -> None:
     async with make_overlay(store="etcd", nodes=1, start=False) as overlay:
         one = overlay.nodes[1]
         store = f"--etcd-endpoints={overlay.etcd.url}"

@@ -36,14 +36,14 @@ from tundp.lab.etcd import PrivateEtcd
 from tundp.lease.model import Events
 from tundp.store import claim as claim_module
 from tundp.store import etcd2
-from tundp.store.access import EtcdAccess, parse_endpoints
+from tundp.store.access import REQUEST_TIMEOUT_S, EtcdAccess, parse_endpoints
 from tundp.store.etcd2 import Etcd2Store
 
 A, B = lease_key("10.5.1.0-24"), lease_key("10.5.2.0-24")
 ONE, TWO = attributes("192.0.2.1"), attributes("192.0.2.2")
 HISTORY = 1000
 """Events that etcd's v2 API remembers, of all keys together."""
-TIMEOUT_S = etcd2.REQUEST_TIMEOUT_S + 2
+TIMEOUT_S = REQUEST_TIMEOUT_S + 2
 
 
 @pytest.fixture

@@ -41,17 +41,17 @@ def analyze(*arguments: str | Path, directory: Path) -> subprocess.CompletedProc
     )
 
 
-def test_none_is_forgotten():
+def test_none_is_forgotten() -> None:
     assert set(SERVICES) == set(EXPOSURE_MAX)
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_unit_is_clean(directory, name):
+def test_a_unit_is_clean(directory: Path, name: str) -> None:
     answer = analyze("verify", "--man=no", directory / name, directory=directory)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
 
 
-def test_dockers_drop_in_is_clean(directory):
+def test_dockers_drop_in_is_clean(directory: Path) -> None:
     drop_in = directory / "docker.service.d" / "tundp.conf"
     # dockerd need not be installed here: everything else about its line stays.
     text = drop_in.read_text()
@@ -61,7 +61,7 @@ def test_dockers_drop_in_is_clean(directory):
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
 
 
-def test_a_wrong_key_would_be_noticed(directory):
+def test_a_wrong_key_would_be_noticed(directory: Path) -> None:
     unit = directory / "tundp.service"
     unit.write_text(unit.read_text() + "\n[Service]\nProtectSytem=strict\n")
     answer = analyze("verify", "--man=no", unit, directory=directory)
@@ -69,7 +69,7 @@ def test_a_wrong_key_would_be_noticed(directory):
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_the_sandbox_stays_tight(directory, name):
+def test_the_sandbox_stays_tight(directory: Path, name: str) -> None:
     threshold = round(EXPOSURE_MAX[name] * 10)
     answer = analyze(
         "security",
@@ -89,7 +89,7 @@ def settings(name: str, section: str) -> list[str]:
     return [line for line in body.splitlines() if line and not line.startswith("#")]
 
 
-def test_the_template_does_the_same():
+def test_the_template_does_the_same() -> None:
     own = ("EnvironmentFile=", "ExecStart=")
     one, many = (
         [line for line in settings(name, "Service") if not line.startswith(own)]
@@ -102,18 +102,18 @@ EXAMPLE = (UNITS / "tundp-default").read_text()
 ASSIGNMENTS = dict(re.findall(r"^#([A-Z_]+)=(.*)$", EXAMPLE, re.MULTILINE))
 
 
-def test_the_example_sets_nothing():
+def test_the_example_sets_nothing() -> None:
     assert all(line.startswith("#") or not line for line in EXAMPLE.splitlines())
 
 
-def test_the_example_can_be_used():
+def test_the_example_can_be_used() -> None:
     assert not unknown_variables(ASSIGNMENTS)
     config = load_settings([], ASSIGNMENTS)
     assert config.iface == ("eth1",)
     assert config.store_path == Path("/var/lib/tundp/store.json")
 
 
-def test_the_examples_defaults_are_the_defaults():
+def test_the_examples_defaults_are_the_defaults() -> None:
     # What has no default, or the default would say nothing of how to write it.
     examples = {
         "FLANNELD_ETCD_CAFILE",
