@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+# Processes that run tests at a time; `auto` is one for each CPU.
+WORKERS ?= auto
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
@@ -38,13 +40,13 @@ demo: root build
 test: root build
 	@setup/apt.sh test
 	@ETCD_REQUIRED=1 setup/etcd.sh
-	@$(PY) -m pytest -q -n 2 --dist loadfile $(PYTEST_ARGS)
+	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 check: build
 	@$(PY) -m ruff format --check --quiet .
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m mypy --no-error-summary
-	@$(PY) -m pytest -q tests/unit tests/property tests/twin
+	@$(PY) -m pytest -q -n $(WORKERS) tests/unit tests/property tests/twin
 
 bench: root build
 	@$(PY) -m tundp bench

@@ -169,7 +169,7 @@ def test_killed_members_cost_no_lease_and_no_event(
             owners: dict[str, dict[str, str]] = {}
             for name, world in worlds.items():
                 nodes[name] = [
-                    Node(world.open(number), f"192.0.2.{number + 1}", lease_ttl_s=4)
+                    Node(world.open(number), f"192.0.2.{number + 1}", lease_ttl_s=15)
                     for number in range(3)
                 ]
                 for node in nodes[name]:
