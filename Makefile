@@ -9,7 +9,8 @@ WORKERS ?= auto
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-NATIVE := setup.py $(wildcard native/*.py native/*/*.h native/*/*.c)
+TABLES := tundp/choices.py tundp/engine/counters.py $(wildcard tundp/wire/*.py)
+NATIVE := setup.py $(TABLES) $(wildcard native/*.py native/*/*.h native/*/*.c)
 
 .DEFAULT_GOAL := help
 .PHONY: help root build demo test check bench micro scale fuzz cross rungs format clean
@@ -41,6 +42,7 @@ demo: root build
 test: root build
 	@setup/apt.sh test
 	@ETCD_REQUIRED=1 setup/etcd.sh
+	@setup/debian.sh
 	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 check: build

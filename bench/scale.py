@@ -17,21 +17,20 @@ import statistics
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from tundp.backoff import Backoff, Outage
-from tundp.engine.native.engine import NativeFib
+from tundp.engine.native.fib import NativeFib
 from tundp.lab.etcd import PrivateEtcd
 from tundp.lab.lab import Lab
 from tundp.lab.overlay import OverlayLab, make_directory
 from tundp.lab.traffic import ping
 from tundp.lease import codec
-from tundp.lease.fib import build_fib
-from tundp.lease.model import LeaseAttributes
-from tundp.lease.peers import PeerTable
-from tundp.lease.table import LeaseTable
+from tundp.lease.model import Events, LeaseAttributes, Snapshot
+from tundp.lease.network import UdpConfig
+from tundp.lease.routing import Routing
 from tundp.store.access import EtcdAccess
 from tundp.store.base import Store
 from tundp.store.etcd2 import Etcd2Store
@@ -107,29 +106,24 @@ def attributes_of(number: int, shift: int = 0) -> LeaseAttributes:
 async def measure(etcd: PrivateEtcd, count: int, api: str) -> dict[str, float]:
     store = open_store(etcd, api)
     writer = open_store(etcd, api)
-    table = LeaseTable()
-    peers = PeerTable(network=NETWORK, own_key=OWN, own_addresses=[])
+    routing = Routing(network=NETWORK, backend=UdpConfig(), own_key=OWN, own_addresses=[])
     kept = []
-    generation = 0
 
     def publish() -> None:
-        nonlocal generation
-        generation += 1
-        fib = build_fib(peers.rows, own_subnet=OWN.subnet, port=8285, generation=generation)
-        kept.append(NativeFib(fib))
+        kept.append(NativeFib(routing.fib()))
         del kept[:-2]
 
     before = requests_of(etcd, api)
     began = time.perf_counter()
     updates = follow(store, Outage(logging.getLogger("bench"), "store"), Backoff(0.1, 1.0))
-    peers.apply(table.apply(await anext(updates)))
+    routing.apply(await anext(updates))
     publish()
     sync_s = time.perf_counter() - began
     requests = requests_of(etcd, api) - before
-    assert len(peers.peers) == count, len(peers.peers)
+    assert len(routing.peers) == count, len(routing.peers)
     waits = []
-    revisions = {lease.key: lease.revision for lease in table.leases.values()}
-    async with background(updates, table, peers, publish) as arrived:
+    revisions = {lease.key: lease.revision for lease in routing.leases.values()}
+    async with following(updates, routing, publish) as arrived:
         for number in range(EVENTS):
             key = key_of(number)
             await asyncio.sleep(0.05)
@@ -153,14 +147,15 @@ async def measure(etcd: PrivateEtcd, count: int, api: str) -> dict[str, float]:
 
 
 @contextlib.asynccontextmanager
-async def background(updates, table, peers, publish) -> AsyncIterator[asyncio.Event]:
-    """Follow the store as the daemon does; the event is set after each change of routes."""
+async def following(
+    updates: AsyncIterator[Snapshot | Events], routing: Routing, publish: Callable[[], None]
+) -> AsyncIterator[asyncio.Event]:
+    """Apply updates to the ledger; the event is set after each change of routes."""
     arrived = asyncio.Event()
 
     async def watch() -> None:
         async for update in updates:
-            gone, come = peers.apply(c for c in table.apply(update) if c.moves_packets)
-            if gone or come:
+            if routing.apply(update).moves_packets:
                 publish()
                 arrived.set()
 

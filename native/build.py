@@ -1,44 +1,56 @@
 """Builds tundp._native: cffi, out-of-line API mode, limited API (one .so for 3.11 and later).
 
-The declarations are the marked region of include/tundp.h, so there is no second copy of
-them to drift. Run by setup.py; sources are relative to the project's root.
+The declarations are the marked regions of the headers in include/, so there is no second copy
+of them to drift; tables.py writes the one that comes from Python. Run by setup.py; sources
+are relative to the project's root.
 """
 
+import sys
 from pathlib import Path
 
 from cffi import FFI
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import tables  # noqa: E402
+
+HEADERS = ("tundp_tables.h", "tundp.h", "tundp_twins.h")
 SOURCES = [
     f"native/src/{name}.c"
     for name in (
-        "checksum",
         "batch",
         "batch_decap",
         "batch_encap",
+        "checksum",
         "coalesce",
-        "encap",
+        "count",
         "fib",
         "fragment",
         "icmp",
+        "publish",
         "segment",
         "simple",
-        "worker",
+        "single",
+        "train",
+        "twins",
+        "verdict",
     )
 ]
 
 
 def declarations() -> str:
-    """What lies between the markers of the public header."""
-    text = (HERE / "include" / "tundp.h").read_text(encoding="utf-8")
-    return text.split("/* cdef-begin */")[1].split("/* cdef-end */")[0]
+    """What lies between the markers of the public headers."""
+    texts = [(HERE / "include" / name).read_text(encoding="utf-8") for name in HEADERS]
+    return "".join(text.split("/* cdef-begin */")[1].split("/* cdef-end */")[0] for text in texts)
 
 
+tables.write()
 ffi = FFI()
 ffi.cdef(declarations())
 ffi.set_source(
     "tundp._native",
-    '#include "tundp.h"',
+    '#include "tundp_twins.h"',
     sources=SOURCES,
     include_dirs=["native/include", "native/src"],
     extra_compile_args=["-std=c11", "-D_GNU_SOURCE", "-O3", "-fvisibility=hidden"],

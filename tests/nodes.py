@@ -19,7 +19,9 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
-from tundp.engine.base import Dataplane
+from tests.routes import peer as make_peer
+from tundp.choices import Engine, SourceCheck
+from tundp.engine.base import Dataplane, EngineContext
 from tundp.engine.choose import make_engine
 from tundp.engine.native.engine import EngineSettings, NativeEngine
 from tundp.lab.lab import Host, Lab
@@ -31,7 +33,7 @@ from tundp.linux.netlink import Link
 from tundp.linux.offload import KernelOffloads
 from tundp.linux.tun import Tun
 from tundp.linux.udp import open_udp, rebind
-from tundp.wire.encap import SourceCheck
+from tundp.wire.policy import Policy
 
 MakeLab = Callable[[], Lab]
 """The fixture `make_lab`: a lab with a name nobody else on the machine has."""
@@ -48,33 +50,34 @@ OVERLAY = IPv4Network("10.5.0.0/16")
 
 async def counters(node: LabNode) -> dict[str, Any]:
     """All counters of a node's daemon."""
-    found: dict[str, Any] = (await node.status())["counters"]
+    found: dict[str, Any] = (await node.status_document())["counters"]
     return found
 
 
 async def lease_is(node: LabNode, state: str) -> bool:
     """Whether the node's lease is `held`, `lost` or in `conflict`."""
-    return bool((await node.status())["lease"]["state"] == state)
+    return bool((await node.status_document())["lease"]["state"] == state)
 
 
 async def store_is(node: LabNode, *, answering: bool) -> bool:
     """Whether the node's store answers, or does not."""
-    return (await node.status())["store"]["is_answering"] is answering
+    return (await node.status_document())["store"]["is_answering"] is answering
 
 
 async def has_peer(node: LabNode, subnet: str, public_ip: str) -> bool:
     """Whether the node sends packets for this subnet to that address."""
-    return {"subnet": subnet, "public_ip": public_ip} in (await node.status())["peers"]
+    peers = (await node.status_document())["peers"]
+    return (subnet, public_ip) in [(each["subnet"], each["public_ip"]) for each in peers]
 
 
 async def has_peer_count(node: LabNode, count: int) -> bool:
     """Whether the node has exactly so many peers."""
-    return len((await node.status())["peers"]) == count
+    return len((await node.status_document())["peers"]) == count
 
 
 async def is_sending_to(node: LabNode, public_ip: str) -> bool:
     """Whether any peer of the node has this address."""
-    return public_ip in [peer["public_ip"] for peer in (await node.status())["peers"]]
+    return public_ip in [peer["public_ip"] for peer in (await node.status_document())["peers"]]
 
 
 async def has_decapsulated(node: LabNode, count: int) -> bool:
@@ -93,7 +96,7 @@ async def log_contains(log: LabNode | Path, text: str, *, times: int = 1) -> boo
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """The answer of /readyz?verbose: HTTP status, failing checks, and their details joined."""
+    """The answer of /readyz?format=json: HTTP status, failing checks, and their details joined."""
 
     status: int
     failing: list[str]
@@ -102,7 +105,7 @@ class Readiness:
 
 async def readiness(node: LabNode) -> Readiness:
     """Ask the health server on port 10256; raises OSError if there is none yet."""
-    status, body = await node.get(HEALTH_PORT, "/readyz?verbose")
+    status, body = await node.get(HEALTH_PORT, "/readyz?format=json")
     document = json.loads(body)
     details = "; ".join(check["detail"] for check in document["checks"] if not check["ok"])
     return Readiness(status, document["failing"], details)
@@ -183,7 +186,7 @@ class EngineNode:
 
     def follow(self, peer: EngineNode) -> None:
         """Send to where the peer is now."""
-        self.install([Peer(peer.subnet, peer.address)])
+        self.install([make_peer(peer.subnet, peer.address)])
 
     async def move(self, address: str) -> None:
         """Replace the socket as the daemon does when its address changed."""
@@ -221,17 +224,16 @@ async def engine_node(
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(await host.call(open_udp, address, PORT))
         devices = stack.enter_context(contextlib.ExitStack())
-        world: dict[str, Any] = {
-            "tunnel_address": subnet.network_address,
-            "fib": _fib(peers, subnet, 0),
-            "source_check": source_check,
-            "loop": asyncio.get_running_loop(),
-        }
+        context = EngineContext(
+            fib=_fib(peers, subnet, 0),
+            policy=Policy(tun_address=int(subnet.network_address), source_check=source_check),
+            loop=asyncio.get_running_loop(),
+        )
         made: Dataplane
         if kernel is None:
-            made = make_engine(engine, [sock], settings or EngineSettings(), **world)
+            made = make_engine(Engine(engine), [sock], settings or EngineSettings(), context)
         else:
-            made = NativeEngine(engine, [sock], kernel=kernel, **world)
+            made = NativeEngine(Engine(engine), [sock], context, kernel=kernel)
         stack.callback(made.stop)  # before its TUN is closed
         tun = await host.call(Tun, "flannel%d", made.tun_mode)
         devices.callback(tun.close)
@@ -243,4 +245,4 @@ async def engine_node(
 
 
 def _fib(peers: Collection[Peer], own_subnet: IPv4Network, generation: int) -> Fib:
-    return build_fib(peers, own_subnet=own_subnet, port=PORT, generation=generation)
+    return build_fib(peers, own_subnet=own_subnet, generation=generation)

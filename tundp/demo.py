@@ -16,18 +16,21 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from shutil import which
-from typing import Any, Final
+from typing import Final
 
 from rich import box
-from rich.console import Console
+from rich.console import RenderableType
+from rich.markup import escape
 from rich.table import Table
 
-from tundp.engine.native import engine as native
-from tundp.errors import LabError, TundpError, Unsupported
+from tundp.choices import DemoStore
+from tundp.engine.native.self_test import self_test
+from tundp.errors import ConfigError, Interrupted, LabError, TundpError, Unsupported
 from tundp.lab.etcd import find_etcd
 from tundp.lab.lab import (
     STOP_S,
@@ -39,9 +42,12 @@ from tundp.lab.lab import (
 )
 from tundp.lab.overlay import LabNode, OverlayLab, make_directory
 from tundp.lab.traffic import ping, transfer
-from tundp.lease.fib import build_fib
-from tundp.lease.model import Peer
-from tundp.show import counters_table, drop_lines
+from tundp.layout import Line
+from tundp.lease.fib import FIRST_HOP_ID, build_fib
+from tundp.lease.model import Endpoint, Peer
+from tundp.lease.network import DEFAULT_PORT
+from tundp.observe.status import CountersStatus, Status
+from tundp.show import counters_grid, drop_lines
 
 PREFIX: Final = "tundp"
 HOSTS: Final = ("switch", "node1", "node2", "pod1", "pod2")
@@ -61,18 +67,25 @@ _PICTURE: Final = """\
 class DemoSettings:
     """What to show."""
 
-    store: str
-    """`auto`, `etcd` or `file`."""
+    store: DemoStore
     payload_len: int
     """Bytes of TCP payload to move and verify."""
     is_kept: bool
     """Leave the lab running at the end."""
 
 
-async def run_demo(settings: DemoSettings, console: Console | None = None) -> bool:
-    """Build, check, show, tear down. Whether every check passed; LabError if it cannot start."""
-    console = console or Console(highlight=False)
+Show = Callable[[RenderableType], None]
+"""Shows a text with rich's markup, a line of it, or a table."""
+
+
+async def run_demo(settings: DemoSettings, show: Show) -> bool:
+    """Build, check, show each step, tear down. Whether every check passed.
+
+    ConfigError or LabError if it cannot start, Interrupted after a signal.
+    """
     _require_root()
+    if settings.store is DemoStore.ETCD and find_etcd() is None:
+        raise ConfigError("--store etcd: etcd is not installed; use --store=file")
     left = leftovers(PREFIX, HOSTS)
     if left:
         raise LabError(
@@ -83,37 +96,34 @@ async def run_demo(settings: DemoSettings, console: Console | None = None) -> bo
     try:
         STATE.write_text(json.dumps({"directory": str(directory)}), encoding="utf-8")
         async with interruptible(), lab:
-            demo = Demo(settings, OverlayLab(lab, directory), console)
+            demo = Demo(settings, OverlayLab(lab, directory), show)
             try:
                 passed = await demo.run()
             except TundpError as error:
-                console.print(f"\n[red]{error}[/]")
+                show(f"\n[red]{escape(str(error))}[/]")
                 passed = False
             if settings.is_kept and passed:
                 lab.is_kept = True
                 demo.print_ways_to_look_around()
                 return passed
-            console.print("\ntearing down ... ", end="")
-        console.print("done, nothing left behind")
+            show("\ntearing down ...")
+        show("torn down, nothing left behind")
     except asyncio.CancelledError:
-        console.print("\ninterrupted; everything torn down")
-        return False
+        raise Interrupted("interrupted; everything torn down") from None
     finally:
         if not lab.is_kept:
             shutil.rmtree(directory, ignore_errors=True)
             STATE.unlink(missing_ok=True)
-    console.print(
-        "[bold green]all checks passed[/]" if passed else "[bold red]some checks failed[/]"
-    )
+    show("[bold green]all checks passed[/]" if passed else "[bold red]some checks failed[/]")
     return passed
 
 
-async def clean_demo() -> bool:
+async def clean_demo(show: Show) -> bool:
     """Remove what a kept or killed demo left: processes, namespaces, files. True if all went."""
     _require_root()
     left = leftovers(PREFIX, HOSTS)
     if not left and not STATE.exists():
-        Console(highlight=False).print("there is no demo to remove")
+        show("there is no demo to remove")
         return True
     pids = [pid for name in left for pid in processes_in(name) if _is_ours(pid)]
     for pid in pids:
@@ -129,17 +139,17 @@ async def clean_demo() -> bool:
         directory = json.loads(STATE.read_text(encoding="utf-8"))["directory"]
         shutil.rmtree(directory, ignore_errors=True)
         STATE.unlink()
-    Console(highlight=False).print("the demo is gone")
+    show("the demo is gone")
     return not leftovers(PREFIX, HOSTS)
 
 
 class Demo:
     """One run. The steps are in `run`, in order."""
 
-    def __init__(self, settings: DemoSettings, overlay: OverlayLab, console: Console) -> None:
+    def __init__(self, settings: DemoSettings, overlay: OverlayLab, show: Show) -> None:
         self._settings = settings
         self._overlay = overlay
-        self._console = console
+        self._show = show
         self._has_failed = False
 
     async def run(self) -> bool:
@@ -160,12 +170,9 @@ class Demo:
 
     async def _build(self) -> None:
         store = self._settings.store
-        has_etcd = find_etcd() is not None
-        if store == "etcd" and not has_etcd:
-            raise LabError("--store etcd: etcd is not installed; use --store file")
-        uses_etcd = store != "file" and has_etcd
-        self._console.print("[bold]tundp demo[/]: two nodes, two pods, one overlay\n")
-        self._console.print(_PICTURE.format(store="etcd" if uses_etcd else ""))
+        uses_etcd = store is not DemoStore.FILE and find_etcd() is not None
+        self._show("[bold]tundp demo[/]: two nodes, two pods, one overlay\n")
+        self._show(_PICTURE.format(store="etcd" if uses_etcd else ""))
         await self._overlay.build()
         if uses_etcd:
             await self._overlay.start_etcd(NETWORK, is_kept=self._settings.is_kept)
@@ -173,7 +180,7 @@ class Demo:
             self._say("store", f"private etcd at {self._overlay.etcd.url}, v3 API")
         else:
             self._overlay.write_lease_file(NETWORK)
-            why = "asked for" if store == "file" else "etcd is not installed"
+            why = "asked for" if store is DemoStore.FILE else "etcd is not installed"
             self._say("store", f"embedded lease file {self._overlay.lease_file} ({why})")
 
     async def _start_daemons(self) -> None:
@@ -187,7 +194,7 @@ class Demo:
         self._say(
             "daemons",
             f"2 ready in {time.perf_counter() - started:.1f} s,"
-            f" engine {status['engine']} on {status['loop']}",
+            f" engine {'-' if status.engine is None else status.engine.name} on {status.loop}",
         )
 
     async def _show_leases(self) -> None:
@@ -207,19 +214,24 @@ class Demo:
                 f"pod{node.number} {node.pod_address}",
                 env["FLANNEL_MTU"],
             )
-        self._console.print(table)
+        self._show(table)
         self._check("leases", len(leases) == len(self._nodes), f"{len(leases)} in the store")
 
     def _check_native(self) -> None:
         first, second = self._nodes
         fib = build_fib(
-            [Peer(second.gateway.network, IPv4Address(second.public_ip))],
+            [
+                Peer(
+                    subnet=second.gateway.network,
+                    endpoint=Endpoint(IPv4Address(second.public_ip), DEFAULT_PORT),
+                    hop_id=FIRST_HOP_ID,
+                )
+            ],
             own_subnet=first.gateway.network,
-            port=8285,
             generation=1,
         )
         try:
-            compared = native.self_test(fib)
+            compared = self_test(fib)
         except Unsupported as error:
             self._say("C module", str(error))
             return
@@ -263,13 +275,9 @@ class Demo:
         assert first.pod is not None
         assert second.pod is not None
         megabytes = self._settings.payload_len >> 20
-        with self._console.status(f"moving {megabytes} MB of TCP from pod1 to pod2 ..."):
-            seconds, is_equal = await transfer(
-                first.pod,
-                second.pod,
-                second.pod_address,
-                payload_len=self._settings.payload_len,
-            )
+        seconds, is_equal = await transfer(
+            first.pod, second.pod, second.pod_address, payload_len=self._settings.payload_len
+        )
         rate = self._settings.payload_len * 8 / seconds / 1e6
         self._check(
             "TCP pod1 -> pod2",
@@ -280,33 +288,35 @@ class Demo:
 
     async def _check_conservation(self) -> None:
         statuses = await self._settled_statuses()
+        counters = []
         for node, status in zip(self._nodes, statuses, strict=True):
-            self._console.print(f"\n[bold]node{node.number}[/] {status['subnet']}")
-            self._console.print(counters_table(status["counters"]))
-            for line in drop_lines(status["counters"]):
-                self._console.print(f"  {line}", soft_wrap=True)
-        counters = [status["counters"] for status in statuses]
+            assert status.counters is not None
+            counters.append(status.counters)
+            self._show(f"\n[bold]node{node.number}[/] {status.subnet}")
+            self._show(counters_grid(status.counters))
+            for line in drop_lines(status.counters):
+                self._show(Line(line))
         self._check(
             "conservation",
-            all(each["conserved"] for each in counters),
+            all(each.is_conserved for each in counters),
             "every packet in came out or has a named drop, both nodes, both directions",
         )
         for source, destination in ((0, 1), (1, 0)):
             sent = _datagrams_out(counters[source])
-            received = counters[destination]["decap"]["packets_in"]
+            received = counters[destination].decap.packets_in
             self._check(
                 f"wire node{source + 1} -> node{destination + 1}",
                 sent == received,
                 f"{sent:,} datagrams sent, {received:,} received",
             )
 
-    async def _settled_statuses(self) -> list[dict[str, Any]]:
+    async def _settled_statuses(self) -> list[Status]:
         """Both daemons' status once nothing is under way: TCP may still be saying goodbye."""
         deadline = time.monotonic() + SETTLE_S
-        before: list[Any] = []
+        before: list[CountersStatus | None] = []
         while True:
             statuses = [await node.status() for node in self._nodes]
-            counters = [status["counters"] for status in statuses]
+            counters = [status.counters for status in statuses]
             if counters == before or time.monotonic() > deadline:
                 return statuses
             before = counters
@@ -325,19 +335,19 @@ class Demo:
             f"cat {first.log_path}",
             f"{tundp} demo --clean",
         ]
-        self._console.print("\n[bold]everything keeps running[/]; look around with:\n")
+        self._show("\n[bold]everything keeps running[/]; look around with:\n")
         for command in commands:
             missing = [tool for tool in _TOOLS if f" {tool} " in command and not which(tool)]
             hint = f"   [dim](needs {missing[0]}, which is not installed)[/]" if missing else ""
-            self._console.print(f"  {command}{hint}", soft_wrap=True)
+            self._show(f"  {command}{hint}")
 
     def _check(self, what: str, is_ok: bool, text: str) -> None:  # noqa: FBT001
         mark = "[green]ok  [/]" if is_ok else "[red]FAIL[/]"
         self._has_failed = self._has_failed or not is_ok
-        self._console.print(f"{mark} [bold]{what}[/]: {text}", soft_wrap=True)
+        self._show(f"{mark} [bold]{what}[/]: {text}")
 
     def _say(self, what: str, text: str) -> None:
-        self._console.print(f"     [bold]{what}[/]: {text}", soft_wrap=True)
+        self._show(f"     [bold]{what}[/]: {text}")
 
 
 def _own_command() -> str:
@@ -355,9 +365,9 @@ def _shorten(value: str) -> str:
     return json.dumps({"PublicIP": json.loads(value)["PublicIP"]})
 
 
-def _datagrams_out(counters: dict[str, Any]) -> int:
+def _datagrams_out(counters: CountersStatus) -> int:
     """Datagrams one node sent: packets forwarded, and ICMP errors that went to a peer."""
-    return int(counters["encap"]["packets_out"]) + int(counters["icmp_to_peers"])
+    return counters.encap.packets_out + counters.totals["icmp_to_peers"]
 
 
 def _unleased(nodes: tuple[LabNode, ...]) -> IPv4Address:

@@ -1,23 +1,21 @@
-"""`tundp docker-opts`: subnet.env as options of dockerd, compatible with mk-docker-opts.sh.
+"""subnet.env as options of dockerd, compatible with flannel's mk-docker-opts.sh.
 
     FLANNEL_SUBNET  --bip=      the bridge's address
     FLANNEL_MTU     --mtu=
-    FLANNEL_IPMASQ  --ip-masq=  the opposite: one of the two masquerades, not both
+    FLANNEL_IPMASQ  --ip-masq=  the opposite: flannel or Docker masquerades, not both
 
-What differs from the script on purpose: `-f` needs no slash, values are escaped for the
-shell and systemd that read the file, the file is replaced in one step, a stray argument
-is an error.
+Differences from the script on purpose: values are escaped for the shell and systemd that read
+the file, and the file is replaced in one step. Its command line is read by cli/docker_opts.py.
 """
 
 from __future__ import annotations
 
-import getopt
 import logging
 import os
 import re
 import shlex
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
@@ -25,24 +23,10 @@ from typing import Final
 
 from tundp.errors import ConfigError, PlatformError
 from tundp.files import write_atomically
+from tundp.instance import SUBNET_FILE
 from tundp.linux.netlink import Netlink, Route
 
 _log = logging.getLogger(__name__)
-
-USAGE: Final = """\
-usage: tundp docker-opts [-f FILE] [-d FILE] [-i] [-c] [-m] [-k KEY]
-
-Write what subnet.env says as options of dockerd, for an EnvironmentFile= of its unit.
-
-  -f FILE  the daemon's --subnet-file (default: /run/flannel/subnet.env)
-  -d FILE  where to write (default: /run/docker_opts.env)
-  -i       one variable per option only, such as DOCKER_OPT_MTU
-  -c       the combined variable only; neither or both of -i and -c: both kinds
-  -m       leave --ip-masq out
-  -k KEY   name of the combined variable (default: DOCKER_OPTS)
-
-exit codes: 0 written; 1 wrong usage or value, or a route via a gateway has the subnet already
-"""
 
 _OPTION_PREFIX: Final = "DOCKER_OPT_"
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -52,39 +36,14 @@ _NEEDS_ESCAPE: Final = re.compile(r'(["\\`$])')
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DockerOptsSettings:
-    """What the command line said."""
+    """What to write, and where."""
 
-    subnet_file: Path = Path("/run/flannel/subnet.env")
+    subnet_file: Path = SUBNET_FILE
     docker_file: Path = Path("/run/docker_opts.env")
     is_individual: bool = False
     is_combined: bool = False
     has_ip_masq: bool = True
     key: str = "DOCKER_OPTS"
-
-
-def parse_arguments(arguments: Sequence[str]) -> DockerOptsSettings:
-    """The settings, as getopts(1) reads them. ConfigError carries the usage, for stderr."""
-    try:
-        options, rest = getopt.getopt(list(arguments), "f:d:icmk:?h", ["help"])
-    except getopt.GetoptError as error:
-        raise ConfigError(f"{error}\n\n{USAGE}") from None
-    given = dict(options)
-    if given.keys() & {"-h", "-?", "--help"}:
-        raise ConfigError(USAGE)
-    if rest:
-        raise ConfigError(f"argument {rest[0]} not expected\n\n{USAGE}")
-    defaults = DockerOptsSettings()
-    key = given.get("-k", defaults.key)
-    if _NAME.fullmatch(key) is None:
-        raise ConfigError(f"-k {key!r} is no name of a variable\n\n{USAGE}")
-    return DockerOptsSettings(
-        subnet_file=Path(given.get("-f", defaults.subnet_file)),
-        docker_file=Path(given.get("-d", defaults.docker_file)),
-        is_individual="-i" in given,
-        is_combined="-c" in given,
-        has_ip_masq="-m" not in given,
-        key=key,
-    )
 
 
 async def write(settings: DockerOptsSettings, environment: Mapping[str, str]) -> None:

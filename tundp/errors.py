@@ -4,7 +4,7 @@
     ├── ConfigError        (also ValueError)   a flag, variable, file or network config is wrong
     ├── LeaseError                             a lease cannot be had
     │   ├── LeaseFormatError (also ValueError) one lease key or value cannot be read
-    │   ├── DoubleNode                         a live node has our PublicIP or our node id
+    │   ├── DuplicateNode                      a live node has our PublicIP or our node id
     │   ├── LeaseLost                          ours is gone, and --on-lease-lost=exit
     │   └── OutOfSubnets                       every subnet of the network is leased
     ├── StoreError                             the lease store said no
@@ -15,7 +15,8 @@
     │   └── Conflict                           a guarded write lost: somebody else wrote first
     ├── PlatformError      (also OSError)      the kernel refused; keeps errno
     │   └── Unsupported                        the kernel, or this build, does not have it
-    └── LabError                               a demo or test lab cannot be built
+    ├── LabError                               a demo or test lab cannot be built
+    └── Interrupted                            a signal ended a demo or bench; all is torn down
 
 Bad packets are not here: they are `wire.Drop` values, because a packet from the
 wire must never unwind the stack of the loop that carries everybody else's.
@@ -44,7 +45,7 @@ class LeaseFormatError(LeaseError, ValueError):
     """One lease key or value cannot be read; its neighbours are unaffected."""
 
 
-class DoubleNode(LeaseError):
+class DuplicateNode(LeaseError):
     """Another node with our PublicIP, or our node id, is alive; the message names both."""
 
 
@@ -90,6 +91,10 @@ class PlatformError(TundpError, OSError):
 
 class Unsupported(PlatformError):
     """This kernel, or this build, lacks what was asked for."""
+
+
+class Interrupted(TundpError):
+    """A signal ended what was asked for, and everything built for it is gone."""
 
 
 class LabError(TundpError):

@@ -1,220 +1,300 @@
-"""Status as people read it: tables on a terminal, plain text in a pipe."""
+"""What people read of a daemon: its status, checks and probes, as lines and tables.
+
+Everything here returns renderables; the command line prints them, with `crop=False`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
-from rich import box
-from rich.console import Console, RenderableType
-from rich.markup import escape
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
-from tundp.wire.drop import MEANINGS, DropReason
+from tundp.finding import Finding, Verdict
+from tundp.layout import Cell, Column, Figure, Grid, Line
+from tundp.linux.probe import ProbeReport
+from tundp.observe.counters import BREAKDOWNS, spec_of
+from tundp.observe.status import (
+    BackendStatus,
+    CountersStatus,
+    DaemonState,
+    EngineStatus,
+    LeaseStatus,
+    PeerStatus,
+    Status,
+    StoreStatus,
+)
+from tundp.wire.drop import DropReason
+
+_COLOURS: Final = {
+    Verdict.OK: "green",
+    Verdict.NOTE: "",
+    Verdict.WARN: "yellow",
+    Verdict.FAIL: "red",
+    Verdict.UNKNOWN: "yellow",
+}
+_MARKS: Final = {
+    Verdict.OK: ("yes", "green"),
+    Verdict.UNKNOWN: ("?", "yellow"),
+}
 
 
-def print_status(status: dict[str, Any], console: Console | None = None) -> None:
+def status_parts(status: Status, *, is_verbose: bool = False) -> Iterator[RenderableType]:
     """The whole answer of the admin socket, most important first."""
-    console = console or Console(highlight=False)
-    for part in _parts(status):
-        console.print(part, soft_wrap=isinstance(part, Text))
-
-
-def _parts(status: dict[str, Any]) -> Iterator[RenderableType]:
-    if "starting" in status:
-        yield Text(f"starting, pid {status['pid']}: waiting for {status['starting']}")
+    if status.state is DaemonState.STARTING:
+        yield Line(Text(f"starting, pid {status.pid}: waiting for {status.waiting_for}"))
         return
-    yield from map(_text, _not_ready_lines(_escaped(status)))
-    yield from map(_text, _head_lines(_escaped(status)))
-    yield peers_table(status)
-    yield from map(_text, _trouble_lines(_escaped(status)))
-    yield counters_table(status["counters"])
-    yield from map(_text, drop_lines(status["counters"]))
+    for finding in status.failing:
+        yield _marked("not ready:", "red", f"{finding.title}: {_evidence(finding)}")
+    yield from map(Line, _head(status))
+    yield Text()
+    yield peers_grid(status)
+    yield from _trouble(status)
+    if status.counters is not None:
+        yield Text()
+        yield counters_grid(status.counters)
+        yield from map(Line, drop_lines(status.counters, is_verbose=is_verbose))
 
 
-def _head_lines(status: dict[str, Any]) -> Iterator[str]:
-    tun = status["tun"]
-    store = status["store"]
-    yield (
-        f"[bold]{status['subnet']}[/] of {status['network']}"
-        f" on {tun['name']} (MTU {tun['mtu']}),"
-        f" udp {status['interface']['address']}:{status['port']}"
-        f" via {status['interface']['name']}"
-    )
-    yield f"lease {status['lease']['key']} {_lease_text(status['lease'])}"
-    answering = "answering" if store["is_answering"] else "[red]not answering, peers kept[/]"
-    age = f", [red]leases {store['age_s']} s old[/]" if store["age_s"] else ""
-    memory = " (from disk)" if store["is_from_memory"] else ""
-    yield f"{store['description']} {answering}, revision {store['revision']}{age}{memory}"
-    yield f"engine {status['engine']} on {status['loop']}, pid {status['pid']}"
-    yield f"  {status['engine_uses']}"
-
-
-def _not_ready_lines(status: dict[str, Any]) -> Iterator[str]:
-    for check in status["checks"]:
-        if not check["ok"]:
-            yield f"[red]not ready:[/] {check['name']}: {check['detail']}"
-
-
-def _trouble_lines(status: dict[str, Any]) -> Iterator[str]:
-    for warning in status["interface"]["warnings"]:
-        yield f"[yellow]interface:[/] {warning}"
-    for refused in status["refused"]:
-        yield f"[yellow]no peer:[/] {refused['key']} {refused['means']}"
-    for entry in status["bad_entries"]:
-        yield f"[yellow]ignored:[/] {entry['name']}: {entry['why']}"
-
-
-def _text(markup: str) -> Text:
-    # Emoji off: a lease key such as 10.5.1.0-24&fd00:b:a::-64 is full of their codes.
-    return Text.from_markup(markup, emoji=False)
-
-
-def print_brief(found: dict[str, dict[str, Any]], console: Console | None = None) -> None:
-    """One line a daemon: `tundp status --all`."""
-    console = console or Console(highlight=False)
+def brief_parts(found: Mapping[str, Status | str]) -> Iterator[RenderableType]:
+    """One line a daemon, by its socket: its status, or why there is none."""
     if not found:
-        console.print("no daemon on this host")
+        yield Text("no daemon on this host")
     for path, status in found.items():
-        if "error" in status:
-            console.print(Text(f"{path}  {status['error']}", style="red"), soft_wrap=True)
-            continue
-        if "starting" in status:
-            console.print(f"{path}  starting: waiting for {status['starting']}", soft_wrap=True)
-            continue
-        failing = [check["name"] for check in status["checks"] if not check["ok"]]
-        line = Text(
-            f"{path}  {status['subnet']} of {status['network']} on {status['tun']['name']},"
-            f" udp {status['port']}, {len(status['peers'])} peers, pid {status['pid']}: "
-        )
-        line.append(f"not ready ({', '.join(failing)})" if failing else "ready")
-        console.print(line, soft_wrap=True)
+        if isinstance(status, str):
+            yield Line(Text(f"{path}  {status}", style="red"))
+        elif status.state is DaemonState.STARTING:
+            yield Line(Text(f"{path}  starting: waiting for {status.waiting_for}"))
+        else:
+            yield Line(Text(f"{path}  {_place(status)}, {_readiness(status)}"))
 
 
-def peers_table(status: dict[str, Any]) -> Table:
-    """One line a peer."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("peer subnet", "at"):
-        table.add_column(column)
-    for peer in status["peers"]:
-        table.add_row(Text(peer["subnet"]), Text(f"{peer['public_ip']}:{status['port']}"))
-    if not status["peers"]:
-        table.add_row("none yet", "")
-    return table
+def peers_grid(status: Status) -> Grid:
+    """One line a peer: those that were sent packets and never answered first, then by subnet."""
+    columns = (
+        Column(head="peer subnet"),
+        Column(head="at"),
+        Column(head="out", is_right=True, spare=1),
+        Column(head="in", is_right=True, spare=1),
+        Column(head="last heard", is_right=True, spare=1),
+        Column(head="path MTU", is_right=True, spare=2),
+        Column(head="without", spare=3),
+        Column(head="last error", spare=4),
+    )
+    now = status.started_at + status.uptime_s
+    peers = sorted(status.peers, key=lambda peer: not peer.is_silent)
+    rows = [_peer_row(peer, now) for peer in peers]
+    if not rows:
+        rows = [["none yet", *[""] * (len(columns) - 1)]]
+    return Grid(columns=columns, rows=rows)
 
 
-def counters_table(counters: dict[str, Any]) -> Table:
+def counters_grid(counters: CountersStatus) -> Grid:
     """Both directions, packets a read and a write, and whether every packet is accounted for."""
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("packets", no_wrap=True)
-    for column in ("in", "out", "dropped", "MB out", "/read", "/write"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("balance", no_wrap=True)
-    for name in ("encap", "decap"):
-        counted = counters[name]
-        dropped = sum(counted["drops"].values())
-        conserved = counted["packets_in"] == counted["packets_out"] + dropped
-        table.add_row(
+    heads = ("in", "out", "dropped", "MB out", "/read", "/write", "balance")
+    columns = (Column(head="packets"), *(Column(head=head, is_right=True) for head in heads))
+    rows: list[list[Cell]] = [
+        [
             name,
-            f"{counted['packets_in']:,}",
-            f"{counted['packets_out']:,}",
-            f"{dropped:,}",
-            f"{counted['bytes_out'] / 1e6:,.1f}",
-            _mean(counted["packets_in"], counted["reads"]),
-            _mean(counted["packets_out"], counted["writes"]),
-            "[green]holds[/]" if conserved else "[red]VIOLATED[/]",
-        )
-    return table
+            Figure(counted.packets_in),
+            Figure(counted.packets_out),
+            Figure(counted.dropped),
+            f"{counted.bytes_out / 1e6:,.1f}",
+            _mean(counted.packets_in, counted.reads),
+            _mean(counted.packets_out, counted.writes),
+            Text("holds", "green") if counted.is_conserved else Text("VIOLATED", "red"),
+        ]
+        for name, counted in counters.directions
+    ]
+    return Grid(columns=columns, rows=rows, turns=True)
 
 
-def _mean(packets: int, calls: int) -> str:
-    return f"{packets / calls:.1f}" if calls else "-"
-
-
-def drop_lines(counters: dict[str, Any]) -> list[str]:
-    """Each reason that occurred: how often, what it means, what to look at."""
-    meanings = {reason.label: MEANINGS[reason] for reason in DropReason}
+def drop_lines(counters: CountersStatus, *, is_verbose: bool = False) -> list[Text]:
+    """Each reason that occurred: how often, what it means, what to do next."""
+    meanings = {reason.label: reason for reason in DropReason}
     lines = []
-    for direction in ("encap", "decap"):
-        for label, count in counters[direction]["drops"].items():
-            meaning = meanings[label]
-            lines.append(
-                f"[yellow]{direction} {label}[/] {count:,}: {meaning.means}. {meaning.next_step}"
-            )
-    for name, text in (
-        ("socket_overflows", "datagrams lost because the UDP socket's buffer was full"),
-        ("source_mismatches", "datagrams delivered though their sender does not own the source"),
-        ("destination_mismatches", "datagrams delivered though their destination is not our own"),
-        ("icmp_rate_limited", "ICMP errors held back by the rate limit"),
-        ("offload_fallbacks", "super-packets the kernel refused; their packets went one by one"),
-    ):
-        if counters[name]:
-            lines.append(f"[yellow]{name}[/] {counters[name]:,}: {text}")
-    for name, text in (
-        ("errnos", "refused by the kernel"),
-        ("coalesce_misses", "written alone, not merged"),
-    ):
-        if counters[name]:
-            counted = ", ".join(f"{label} {count:,}" for label, count in counters[name].items())
-            lines.append(f"{text}: {counted}")
+    for direction, counted in counters.directions:
+        for label, count in counted.drops.items():
+            text = ""
+            if (meaning := meanings.get(label)) is not None:
+                text = f": {meaning.means}; {meaning.next_step}"
+            lines.append(Text.assemble((f"{direction} {label}", "yellow"), f" {count:,}{text}"))
+    for name, count in counters.totals.items():
+        spec = spec_of(name)
+        if count and spec is not None and spec.is_notable:
+            lines.append(Text.assemble((name, "yellow"), f" {count:,}: {spec.means}"))
+    for name, counts in counters.by_reason.items():
+        about = BREAKDOWNS.get(name)
+        if counts and (is_verbose or about is None or about.is_notable):
+            each = ", ".join(f"{label} {count:,}" for label, count in counts.items())
+            lines.append(Text(f"{name} {each}" + (f": {about.means}" if about else "")))
     return lines
 
 
-def print_probe(found: dict[str, Any], console: Console | None = None) -> None:
+def probe_parts(report: ProbeReport) -> Iterator[RenderableType]:
     """What `tundp probe` found: a line a question, then the engine it means."""
-    console = console or Console(highlight=False)
-    console.print(
-        f"Linux {found['kernel']} on {found['machine']}, {found['cpus']} CPUs;"
-        f" native module {found['native']};"
-        f" checksums by {', '.join(found['sums']) or 'Python'}",
-        soft_wrap=True,
-    )
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("", "kernel feature", "here", "since Linux", "without it"):
-        table.add_column(column)
-    for finding in found["findings"]:
-        mark = {True: "[green]yes[/]", False: "[red]no[/]", None: "?"}[finding["is_there"]]
-        table.add_row(
-            mark,
-            *(Text(finding[key]) for key in ("name", "detail", "since")),
-            Text("" if finding["is_there"] else finding["without"]),
+    yield Line(
+        Text(
+            f"Linux {report.kernel} on {report.machine}, {report.cpus} CPUs;"
+            f" native module {report.native};"
+            f" checksums by {', '.join(report.sums) or 'Python'}"
         )
-    console.print(table)
-    if found["not_asked"]:
-        console.print(f"TUN not tried: {found['not_asked']}; run as root", soft_wrap=True)
-    console.print(f"engine {found['engine']}: {found['why']}", soft_wrap=True)
-    console.print(f"  uses: {', '.join(found['offloads']) or 'no offloads'}", soft_wrap=True)
-    for name, why in found["missing"].items():
-        console.print(f"  without {name}: {why}", soft_wrap=True)
+    )
+    columns = (
+        Column(head="here"),
+        Column(head="kernel feature"),
+        Column(head="found", wraps=True),
+        Column(head="without it", wraps=True, spare=1),
+        Column(head="since Linux", spare=2),
+    )
+    rows: list[list[Cell]] = [
+        [
+            Text(*_MARKS.get(finding.verdict, ("no", "red"))),
+            finding.title,
+            finding.evidence,
+            finding.meaning,
+            finding.facts.get("since", ""),
+        ]
+        for finding in report.findings
+    ]
+    yield Text()
+    yield Grid(columns=columns, rows=rows)
+    yield Text()
+    if report.not_asked:
+        yield Line(Text(f"TUN not tried: {report.not_asked}; run as root"))
+    yield Line(Text(f"engine {report.engine}: {report.why}"))
+    yield Line(Text(f"  uses: {', '.join(report.offloads) or 'no offloads'}"))
+    for name, why in report.missing.items():
+        yield Line(Text(f"  without {name}: {why}"))
 
 
-def print_findings(findings: list[dict[str, Any]], console: Console | None = None) -> None:
+def finding_parts(findings: Iterable[Finding]) -> Iterator[RenderableType]:
     """What `tundp config check` found, a line each."""
-    console = console or Console(highlight=False)
-    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for finding in findings:
-        line = Text(f"{finding['verdict'].upper():<5}", style=colours[finding["verdict"]])
-        line.append(f"{finding['what']}: {finding['detail']}", style="default")
-        console.print(line, soft_wrap=True)
+        line = Text(f"{finding.verdict.value.upper():<5}", _COLOURS[finding.verdict])
+        line.append(f"{finding.title}: {_evidence(finding)}", "default")
+        yield Line(line, indent=5)
 
 
-def _escaped(value: Any) -> Any:
-    """`value` with every string safe from being read as rich's markup: stores hold anything."""
-    if isinstance(value, dict):
-        return {key: _escaped(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_escaped(inner) for inner in value]
-    return escape(value) if isinstance(value, str) else value
+def _evidence(finding: Finding) -> str:
+    return "; ".join(filter(None, (finding.evidence, finding.next_step)))
 
 
-def _lease_text(lease: dict[str, Any]) -> str:
-    colour = "green" if lease["state"] == "held" else "red"
-    left = lease["expires_in_s"]
+def _head(status: Status) -> Iterator[Text]:
+    place = Text(_place(status))
+    place.stylize("bold", 0, len(str(status.subnet)))
+    yield place
+    if status.lease is not None:
+        yield _lease(status.lease)
+    if status.store is not None:
+        yield _store(status.store)
+    if (engine := status.engine) is None:
+        yield Text(f"packets are carried by the kernel; daemon on {status.loop}, pid {status.pid}")
+        return
+    yield Text(f"engine {engine.name} on {status.loop}, pid {status.pid}")
+    yield Text(f"  {engine.uses}")
+    yield from _lost_offloads(engine, status.started_at + status.uptime_s)
+
+
+def _place(status: Status) -> str:
+    """Where the node stands: 10.5.1.0/24 of 10.5.0.0/16 on flannel0 (MTU 1472), udp ..."""
+    text = f"{status.subnet} of {status.network}"
+    return text if status.backend is None else text + _backend(status.backend)
+
+
+def _backend(backend: BackendStatus) -> str:
+    device = backend.device
+    if device is not None:
+        on = f" on {device.name or 'no device'} (MTU {device.mtu})"
+    else:
+        on = "" if backend.mtu is None else f" (MTU {backend.mtu})"
+    port = "" if backend.port is None else f":{backend.port}"
+    interface = backend.interface
+    routes = "" if backend.routes is None else f", {backend.routes} routes"
+    return f"{on}, {backend.type} {interface.address}{port} via {interface.name}{routes}"
+
+
+def _readiness(status: Status) -> str:
+    peers = 0 if status.routing is None else status.routing.peers
+    failing = ", ".join(finding.id for finding in status.failing)
+    text = f"{peers} peers, pid {status.pid}: "
+    return text + (f"not ready ({failing})" if failing else "ready")
+
+
+def _lease(lease: LeaseStatus) -> Text:
+    is_held = lease.state == "held"
+    left = lease.expires_in_s
     if left is None:
-        expiry = "never expires" if lease["state"] == "held" else "not confirmed by the store"
+        expiry = "never expires" if is_held else "not confirmed by the store"
     elif left < 0:
         expiry = f"expired {-left} s ago"
     else:
         expiry = f"{left // 3600}h{left // 60 % 60:02}m left"
-    return f"[{colour}]{lease['state']}[/], {expiry}"
+    return Text.assemble(
+        f"lease {lease.key} ", (lease.state, "green" if is_held else "red"), f", {expiry}"
+    )
+
+
+def _store(store: StoreStatus) -> Text:
+    text = Text(f"{store.description} ")
+    text.append(*(("answering",) if store.is_answering else ("not answering, peers kept", "red")))
+    text.append(f", revision {store.revision}")
+    if store.age_s:
+        text.append(", ").append(f"leases {store.age_s} s old", "red")
+    return text.append(" (from disk)") if store.is_from_cache else text
+
+
+def _lost_offloads(engine: EngineStatus, now: float) -> Iterator[Text]:
+    """Offloads that were in use and no longer are."""
+    for offload in engine.offloads_disabled:
+        if offload.since is not None:
+            at = time.strftime("%H:%M:%S", time.localtime(offload.since))
+            yield Text.assemble(
+                ("  disabled: ", "yellow"),
+                f"{offload.name} since {at}, {_age(now - offload.since)} ago: {offload.reason}",
+            )
+
+
+def _trouble(status: Status) -> Iterator[RenderableType]:
+    warnings = () if status.backend is None else status.backend.interface.warnings
+    for warning in warnings:
+        yield _marked("interface:", "yellow", warning)
+    for refused in status.refused:
+        yield _marked("no peer:", "yellow", f"{refused.key} {refused.means}")
+    for entry in status.bad_entries:
+        yield _marked("ignored:", "yellow", f"{entry.name}: {entry.why}")
+
+
+def _marked(mark: str, colour: str, text: str) -> Line:
+    return Line(Text.assemble((mark, colour), f" {text}"))
+
+
+def _peer_row(peer: PeerStatus, now: float) -> list[Cell]:
+    path, traffic = peer.path, peer.traffic
+    row: list[Cell] = [str(peer.subnet), peer.endpoint]
+    if traffic is None:
+        row += ["", "", ""]
+    else:
+        row += [Figure(traffic.packets_out), Figure(traffic.packets_in)]
+        if traffic.last_heard is not None:
+            row.append(_age(now - traffic.last_heard))
+        else:
+            row.append(Text("never", "red" if peer.is_silent else ""))
+    narrow = "" if path is None or path.inner_mtu is None else str(path.inner_mtu)
+    error = "" if traffic is None else traffic.last_errno or ""
+    return [*row, narrow, "udp-segment" if path is not None and path.no_gso else "", error]
+
+
+def _age(seconds: float) -> str:
+    """3 s, 5 min, 7 h, 12 d."""
+    whole = max(0, round(seconds))
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if whole >= 2 * length:
+            return f"{whole // length} {unit}"
+    return f"{whole} s"
+
+
+def _mean(packets: int, calls: int) -> str:
+    return f"{packets / calls:.1f}" if calls else "-"

@@ -10,11 +10,13 @@ from ipaddress import IPv4Address, IPv4Network
 
 import numpy as np
 
-from tundp.engine.native import engine as native
-from tundp.lease.fib import Fib, build_fib
-from tundp.lease.model import Peer
+from tundp.choices import SourceCheck
+from tundp.engine.native import twins
+from tundp.engine.native.fib import NativeFib
+from tundp.lease.fib import FIRST_HOP_ID, Fib, build_fib
+from tundp.lease.model import Endpoint, Peer
 from tundp.wire import checksum, ip
-from tundp.wire.encap import SourceCheck, decapsulate, encapsulate
+from tundp.wire.encap import decapsulate, encapsulate
 
 ROUNDS = 9
 TARGET_S = 0.05
@@ -41,7 +43,7 @@ def main() -> None:
     compare(
         "checksum of 1448 bytes",
         [
-            ("native", lambda: native.ones_complement_sum(memoryview(data)[:1448]), 1),
+            ("native", lambda: twins.ones_complement_sum(memoryview(data)[:1448]), 1),
             ("Python", lambda: checksum.ones_complement_sum(memoryview(data)[:1448]), 1),
         ],
     )
@@ -49,18 +51,22 @@ def main() -> None:
     compare(
         "sum of 64,000 bytes, the payload of a super-packet",
         [
-            (name, partial(native.variant_sum, number, whole), 1)
-            for number, name in enumerate(native.sums_variants())
+            (name, partial(twins.variant_sum, number, whole), 1)
+            for number, name in enumerate(twins.sums_variants())
         ],
     )
 
 
 def fib_of(count: int) -> Fib:
     peers = [
-        Peer(IPv4Network((0x0A000000 + number * 256, 24)), IPv4Address(0xC6120000 + number))
+        Peer(
+            subnet=IPv4Network((0x0A000000 + number * 256, 24)),
+            endpoint=Endpoint(IPv4Address(0xC6120000 + number), 8285),
+            hop_id=FIRST_HOP_ID + number,
+        )
         for number in range(count)
     ]
-    return build_fib(peers, own_subnet=None, port=8285, generation=1)
+    return build_fib(peers, own_subnet=None, generation=1)
 
 
 def lookup_case(fib: Fib) -> Callable[[], object]:
@@ -79,7 +85,7 @@ def lookup_case(fib: Fib) -> Callable[[], object]:
 def native_lookup_case(fib: Fib) -> Callable[[], object]:
     routes = int(np.count_nonzero(fib.table))
     addresses = (0x0A000005 + np.arange(65536) * 7919 % routes * 256).astype(np.uint32)
-    reader = native.NativeFib(fib)
+    reader = NativeFib(fib)
     assert reader.indexes(addresses).all()
     return lambda: reader.indexes(addresses)
 
@@ -95,7 +101,7 @@ def packet_cases() -> list[Case]:
     def encap() -> object:
         packet[:20] = header
         return encapsulate(
-            packet, lookup=fib.lookup, path_mtu=lambda hop: 65535, tunnel_address=0x0A000900
+            packet, lookup=fib.lookup, path_mtu=lambda hop: 65535, tun_address=0x0A000900
         )
 
     def decap() -> object:
@@ -106,7 +112,7 @@ def packet_cases() -> list[Case]:
             is_ours=fib.is_own,
             admits=fib.admits,
             source_check=SourceCheck.COUNT,
-            tunnel_address=0x0A000900,
+            tun_address=0x0A000900,
         )
 
     def parse() -> object:

@@ -1,4 +1,8 @@
-/* The memory of one batch engine's worker: laid out once, nothing is allocated later. */
+/* The memory of one batch engine's worker: laid out once, nothing is allocated later.
+ *
+ * Words: a *packet* is one inner packet; a *train* is packets for one hop that leave as one
+ * message (UDP_SEGMENT); the *arena* holds the packets of all trains that wait; an *iteration* is
+ * one round of the loop. */
 #ifndef TUNDP_BATCH_H
 #define TUNDP_BATCH_H
 
@@ -7,32 +11,42 @@
 
 #include "coalesce.h"
 #include "segment.h"
-#include "worker.h"
+#include "single.h"
 
 enum {
-	MAX_DATAGRAM_LEN = 65507,
-	MAX_RUNS = 64,
+	TRAINS_MAX = 64,
 	RECEIVE_SLOTS = 32,      /* datagrams of one receive */
 	SUPER_RECEIVE_SLOTS = 8, /* with UDP_GRO each may be 64 KiB */
 	HEADROOM = 16,           /* before a packet, for its vnet header */
 	RECEIVE_BUFFER_LEN = HEADROOM + 65536,
 	READ_BUFFER_LEN = HEADROOM + 65536,
 	SEND_ARENA_LEN = 256 * 1024,
-	READS_PER_TURN = 64,
+	READS_PER_ITERATION = 64,
 };
 
-/* Datagrams for one hop, back to back in the arena, each `segment_len` long but the last. It
- * may wait longer than its FIB lives. */
-struct run {
-	struct tundp_hop to;
-	uint32_t hop;
-	uint64_t generation; /* of the FIB that `hop` is an index into */
+/* Packets for one destination, back to back in the arena, each `segment_len` long but the last.
+ * It may wait longer than its FIB lives. */
+struct train {
+	struct destination to;
 	uint32_t offset;
 	uint32_t len;
 	uint32_t segment_len;
 	uint32_t count;
-	bool is_closed; /* nothing may follow in it */
+	uint32_t fragment_mtu; /* above 0: packets above it leave in fragments */
 	uint64_t bytes_in;
+	bool is_closed;      /* nothing may follow in it */
+	bool is_one_by_one;  /* its packets take single_forward: to be fragmented, or refused */
+	int refusal;         /* the errno the whole train was refused with */
+	uint32_t sent_count; /* packets that left one by one */
+};
+
+/* A TUN read that is being taken apart; its bytes are in read_buffer until `left` is 0. */
+struct reading {
+	struct segmenter segmenter;
+	uint32_t left; /* packets to come */
+	bool is_decided; /* the first packet's verdict, which is everybody's, was to forward */
+	uint32_t fragment_mtu;
+	struct destination to;
 };
 
 /* One datagram's control messages, aligned as they must be. */
@@ -45,26 +59,30 @@ union receive_control {
 	uint8_t bytes[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(uint32_t))];
 };
 
-struct tundp_batch {
+struct batch {
 	struct tundp_worker *worker;
-	const struct tundp_fib *fib; /* of this turn of the loop */
+	const struct tundp_fib *fib; /* of this iteration */
 	const struct tundp_sums *sums;
-	int tun_error;               /* EBADFD once the device is gone */
+	int tun_error; /* EBADFD once the device is gone */
 
-	/* encap: read -> segments in the arena -> runs -> sendmmsg */
-	struct run runs[MAX_RUNS];
-	uint32_t run_count;
+	/* encap: read -> packets in the arena -> trains -> sendmmsg */
+	struct train trains[TRAINS_MAX];
+	uint32_t train_count;
 	uint32_t arena_len;
-	bool is_blocked;  /* the socket was full: the runs wait, the TUN is not read */
+	bool is_blocked;   /* the socket was full: the trains wait, the TUN is not read */
 	uint32_t refusals; /* EAGAINs in a row */
-	struct segmenter segmenter;
-	struct mmsghdr send_messages[MAX_RUNS];
-	struct iovec send_iovecs[MAX_RUNS];
-	struct sockaddr_in send_to[MAX_RUNS];
-	union segment_control send_control[MAX_RUNS];
+	bool has_outgoing; /* the first train's first packet is partly on its way */
+	struct outgoing outgoing;
+	struct reading reading;
+	struct mmsghdr send_messages[TRAINS_MAX];
+	struct iovec send_iovecs[TRAINS_MAX];
+	struct sockaddr_in send_to[TRAINS_MAX];
+	union segment_control send_control[TRAINS_MAX];
 
 	/* decap: recvmmsg -> decapsulate -> coalescer -> write */
 	struct coalescer coalescer;
+	struct origin heard;       /* the last sender, and which hop that is in ... */
+	uint64_t heard_generation; /* ... this FIB */
 	struct mmsghdr receive_messages[RECEIVE_SLOTS];
 	struct iovec receive_iovecs[RECEIVE_SLOTS];
 	struct sockaddr_in receive_from[RECEIVE_SLOTS];
@@ -76,29 +94,19 @@ struct tundp_batch {
 	uint8_t item_buffers[COALESCE_BUFFERS][COALESCE_BUFFER_LEN];
 };
 
-/* encap.c's and decap.c's turns: what one call may do is bounded. True when there may be
- * more to do at once, false when the descriptor had nothing left. */
-bool batch_encap_turn(struct tundp_batch *batch);
-bool batch_decap_turn(struct tundp_batch *batch);
+/* One iteration of a direction (batch_encap.c, batch_decap.c): what one call may do is bounded.
+ * True when there may be more to do at once, false when the descriptor had nothing left. */
+bool batch_encap_iteration(struct batch *batch);
+bool batch_decap_iteration(struct batch *batch);
 
-/* Tries again to send what waits; `is_blocked` says how it went. */
-void batch_encap_resume(struct tundp_batch *batch);
+/* Tries again to send what waits, and goes on with the read that had no room; `is_blocked` is set
+ * if there is none again. */
+void batch_encap_resume(struct batch *batch);
 
-/* Counts what still waits as dropped: the worker ends. */
-void batch_encap_abandon(struct tundp_batch *batch);
+/* Counts what still waits as dropped: the worker ends, or the TUN is gone. */
+void batch_encap_abandon(struct batch *batch);
 
-void batch_encap_init(struct tundp_batch *batch);
-void batch_decap_init(struct tundp_batch *batch);
-
-/* Switches an offload off for good and tells Python. */
-void batch_lose(struct tundp_batch *batch, uint32_t offload);
-
-static inline bool batch_has(const struct tundp_batch *batch, uint32_t offload)
-{
-	const struct tundp_worker *worker = batch->worker;
-
-	return worker->offloads & ~__atomic_load_n(&worker->offloads_lost, __ATOMIC_RELAXED) &
-	       offload;
-}
+void batch_encap_init(struct batch *batch);
+void batch_decap_init(struct batch *batch);
 
 #endif

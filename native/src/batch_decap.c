@@ -6,64 +6,89 @@
 #include <errno.h>
 #include <netinet/udp.h>
 
+#include "clock.h"
+#include "fib.h"
+#include "publish.h"
+
 /* linux/udp.h; absent from some libc headers. */
 #ifndef UDP_GRO
 #define UDP_GRO 104
 #endif
 
-static void write_single(struct tundp_batch *batch, uint8_t *packet, size_t len,
-			 const struct tally *tally)
+static struct subject subject_of(const struct coalesced *coalesced, int error)
+{
+	return (struct subject){ .packet = coalesced->packet,
+				 .len = coalesced->len,
+				 .outer = coalesced->origin.outer,
+				 .hop = coalesced->origin.hop,
+				 .error = error };
+}
+
+static void drop(struct batch *batch, const struct tally *tally, uint32_t reason,
+		 const struct subject *subject)
+{
+	if (subject->error == EBADFD)
+		batch->tun_error = EBADFD;
+	count_dropped(batch->worker, &batch->worker->counters.decap, tally, reason, subject);
+}
+
+/* Writes one packet of `subject->len` bytes, with HEADROOM before it that may be written. */
+static void write_single(struct batch *batch, uint8_t *packet, const struct tally *tally,
+			 struct subject *subject)
 {
 	struct tundp_worker *worker = batch->worker;
-	struct tundp_direction *direction = &worker->counters.decap;
 	const size_t vnet_len =
-		worker->offloads & TUNDP_OFFLOAD_VNET_HEADER ? TUNDP_VNET_LEN : 0;
-	int error;
+		worker->config.offloads & TUNDP_OFFLOAD_VNET_HEADER ? TUNDP_VNET_LEN : 0;
 
 	memset(packet - vnet_len, 0, vnet_len);
-	error = worker_write_tun(worker, packet - vnet_len, vnet_len + len);
-	if (!error) {
-		worker_count_out(worker, direction, tally);
-		return;
-	}
-	if (error == EBADFD)
-		batch->tun_error = EBADFD;
-	worker_count_drop(worker, direction, tally, worker_tun_reason(worker, error));
+	subject->packet = packet;
+	subject->error = single_write_tun(worker, packet - vnet_len, vnet_len + subject->len);
+	if (subject->error)
+		drop(batch, tally, count_tun_refusal(worker, subject), subject);
+	else
+		count_delivered(worker, tally, subject);
 }
 
 /* The kernel does not take this kind of super-packet: the same packets go singly, now and
  * later. */
-static void write_again_singly(struct tundp_batch *batch, const struct coalesced *refused)
+static void write_again_singly(struct batch *batch, const struct coalesced *refused)
 {
 	struct tundp_worker *worker = batch->worker;
-	/* Not the arena: runs may wait in it. One of several packets is never 64 KiB long. */
-	uint8_t *packet = worker->fragment_buffer + HEADROOM;
+	/* Not the arena: trains may wait in it. One of several packets is never 64 KiB long. */
+	uint8_t *packet = worker->piece + HEADROOM;
+	struct tally tally = { .packets = refused->count, .bytes_in = refused->bytes_in };
+	struct subject subject = subject_of(refused, EINVAL);
 	uint64_t bytes_in = refused->bytes_in;
+	struct segmenter segmenter;
 	uint32_t reason;
 
 	worker->counters.offload_fallbacks++;
-	batch_lose(batch, refused->vnet.gso_type == TUNDP_VNET_UDP_L4 ?
-				  TUNDP_OFFLOAD_UDP_COALESCE :
-				  TUNDP_OFFLOAD_TCP_COALESCE);
-	if (!segment_begin(&batch->segmenter, batch->sums, &refused->vnet, refused->packet,
-			   refused->len, &reason))
+	publish_disable(worker, refused->vnet.gso_type == TUNDP_VNET_UDP_L4 ?
+					TUNDP_OFFLOAD_UDP_COALESCE :
+					TUNDP_OFFLOAD_TCP_COALESCE);
+	if (!segment_begin(&segmenter, batch->sums, &refused->vnet, refused->packet, refused->len,
+			   &reason)) {
+		drop(batch, &tally, TUNDP_DROP_TUN_REJECTED, &subject);
 		return;
+	}
 	for (uint32_t left = refused->count; left > 0; left--) {
-		const size_t len = segment_next(&batch->segmenter, packet);
-		struct tally tally = { .packets = 1, .bytes_in = len, .bytes_out = len };
-
+		subject.len = segment_next(&segmenter, packet);
+		tally = (struct tally){ .packets = 1,
+					.bytes_in = subject.len,
+					.bytes_out = subject.len };
 		/* Bytes cut off behind a packet's end are the last one's. */
 		if (left == 1)
 			tally.bytes_in = bytes_in;
 		bytes_in -= tally.bytes_in;
-		write_single(batch, packet, len, &tally);
+		write_single(batch, packet, &tally, &subject);
 	}
 }
 
 static void write_coalesced(void *context, const struct coalesced *coalesced)
 {
-	struct tundp_batch *batch = context;
+	struct batch *batch = context;
 	struct tundp_worker *worker = batch->worker;
+	struct subject subject = subject_of(coalesced, 0);
 	const struct tally tally = {
 		.packets = coalesced->count,
 		.bytes_in = coalesced->bytes_in,
@@ -71,40 +96,38 @@ static void write_coalesced(void *context, const struct coalesced *coalesced)
 		.bytes_out = coalesced->len + (uint64_t)(coalesced->count - 1) *
 						      coalesced->vnet.hdr_len,
 	};
-	int error;
+	uint32_t reason;
 
 	if (coalesced->count == 1) {
-		write_single(batch, coalesced->packet, coalesced->len, &tally);
+		write_single(batch, coalesced->packet, &tally, &subject);
 		return;
 	}
 	memcpy(coalesced->packet - TUNDP_VNET_LEN, &coalesced->vnet, TUNDP_VNET_LEN);
-	error = worker_write_tun(worker, coalesced->packet - TUNDP_VNET_LEN,
-				 TUNDP_VNET_LEN + coalesced->len);
-	if (!error) {
-		worker_count_out(worker, &worker->counters.decap, &tally);
+	subject.error = single_write_tun(worker, coalesced->packet - TUNDP_VNET_LEN,
+					 TUNDP_VNET_LEN + coalesced->len);
+	if (!subject.error) {
+		count_delivered(worker, &tally, &subject);
 		return;
 	}
-	if (error == EINVAL) {
-		(void)worker_tun_reason(worker, error);
+	reason = count_tun_refusal(worker, &subject);
+	if (subject.error == EINVAL)
 		write_again_singly(batch, coalesced);
-		return;
-	}
-	if (error == EBADFD)
-		batch->tun_error = EBADFD;
-	worker_count_drop(worker, &worker->counters.decap, &tally,
-			  worker_tun_reason(worker, error));
+	else
+		drop(batch, &tally, reason, &subject);
 }
 
-void batch_decap_init(struct tundp_batch *batch)
+void batch_decap_init(struct batch *batch)
 {
 	struct coalescer *coalescer = &batch->coalescer;
 
+	batch->heard_generation = 0;
+	batch->heard = (struct origin){ 0 };
 	*coalescer = (struct coalescer){
 		.sums = batch->sums,
 		.write = write_coalesced,
 		.context = batch,
 		.misses = batch->worker->counters.coalesce_misses,
-		.max_udp_segments = batch->worker->max_udp_segments,
+		.max_udp_segments = batch->worker->config.max_udp_segments,
 	};
 	for (uint32_t i = 0; i < COALESCE_BUFFERS; i++)
 		coalescer->items[i].buffer = batch->item_buffers[i];
@@ -122,15 +145,15 @@ void batch_decap_init(struct tundp_batch *batch)
 	}
 }
 
-/* What the kernel says of a receive: the size of the datagrams it put together, or `len`. */
-static size_t read_control(struct tundp_batch *batch, struct msghdr *message, size_t len)
+/* The size of the datagrams the kernel put together in a receive (UDP_GRO), or `len`. */
+static size_t read_control(struct batch *batch, struct msghdr *message, size_t len)
 {
 	size_t segment_len = len;
 
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
 		int size;
 
-		worker_count_overflows(batch->worker, c);
+		count_overflows(batch->worker, c);
 		if (c->cmsg_level != IPPROTO_UDP || c->cmsg_type != UDP_GRO)
 			continue;
 		memcpy(&size, CMSG_DATA(c), sizeof(size));
@@ -140,29 +163,75 @@ static size_t read_control(struct tundp_batch *batch, struct msghdr *message, si
 	return segment_len;
 }
 
-static void take(struct tundp_batch *batch, uint8_t *datagram, size_t len, uint32_t outer_source)
+/* One datagram, to its verdict and into the coalescer. */
+static void receive_one(struct batch *batch, uint8_t *datagram, const struct subject *subject)
 {
 	struct tundp_worker *worker = batch->worker;
-	struct tundp_verdict *verdict = &worker->verdict;
-	const struct tally tally = { .packets = 1, .bytes_in = len };
+	const struct tally tally = { .packets = 1, .bytes_in = subject->len };
+	struct tundp_verdict verdict;
 
-	tundp_decapsulate(batch->fib, &worker->rules, datagram, len, outer_source, verdict);
-	if (verdict->kind == TUNDP_DELIVER) {
-		worker_count_mismatches(worker, verdict);
-		coalesce_add(&batch->coalescer, datagram, verdict->len, len);
+	tundp_decapsulate(batch->fib, &worker->config.policy, datagram, subject->len,
+			  subject->outer, &verdict);
+	if (verdict.kind == TUNDP_DELIVER) {
+		count_mismatches(worker, &verdict, subject);
+		coalesce_add(&batch->coalescer, datagram, verdict.len, subject->len);
 		return;
 	}
-	worker_count_drop(worker, &worker->counters.decap, &tally, verdict->reason);
-	if (verdict->kind == TUNDP_REPLY)
-		worker_reply_to_peer(worker, batch->fib);
+	drop(batch, &tally, verdict.reason, subject);
+	if (verdict.kind == TUNDP_REPLY)
+		single_reply_to_peer(worker, batch->fib, &verdict);
 }
 
-bool batch_decap_turn(struct tundp_batch *batch)
+/* Which hop a message came from: the one before mostly came from there, too. */
+static struct origin find_origin(struct batch *batch, uint32_t outer)
+{
+	if (batch->heard.outer != outer || batch->heard_generation != batch->fib->generation) {
+		batch->heard.outer = outer;
+		batch->heard.hop = fib_hop_of_peer(batch->fib, outer);
+		batch->heard_generation = batch->fib->generation;
+	}
+	return batch->heard;
+}
+
+/* One message of a receive: a datagram, or several the kernel put together. */
+static void receive_message(struct batch *batch, uint32_t number, uint64_t now_ns)
 {
 	struct tundp_worker *worker = batch->worker;
-	const uint32_t slots = worker->offloads & TUNDP_OFFLOAD_UDP_GRO ? SUPER_RECEIVE_SLOTS :
-									  RECEIVE_SLOTS;
-	int count = recvmmsg(worker->udp_fd, batch->receive_messages, slots, MSG_DONTWAIT, NULL);
+	struct msghdr *message = &batch->receive_messages[number].msg_hdr;
+	const size_t len = batch->receive_messages[number].msg_len;
+	const size_t segment_len = read_control(batch, message, len);
+	const struct origin origin =
+		find_origin(batch, ntohl(batch->receive_from[number].sin_addr.s_addr));
+	uint8_t *datagram = batch->receive_buffers[number] + HEADROOM;
+	struct subject subject = {
+		.packet = datagram, .len = len, .outer = origin.outer, .hop = origin.hop
+	};
+	const uint64_t count = segment_len ? (len + segment_len - 1) / segment_len : 1;
+	size_t left = len;
+
+	message->msg_namelen = sizeof(batch->receive_from[number]);
+	message->msg_controllen = sizeof(batch->receive_control[number]);
+	batch->coalescer.origin = origin;
+	count_read(&worker->counters.decap, count);
+	count_heard(worker, count, &subject, now_ns);
+	do {
+		subject.packet = datagram;
+		subject.len = left < segment_len ? left : segment_len;
+		receive_one(batch, datagram, &subject);
+		datagram += subject.len;
+		left -= subject.len;
+	} while (left);
+}
+
+bool batch_decap_iteration(struct batch *batch)
+{
+	struct tundp_worker *worker = batch->worker;
+	const uint32_t slots = worker->config.offloads & TUNDP_OFFLOAD_UDP_GRO ?
+				       SUPER_RECEIVE_SLOTS :
+				       RECEIVE_SLOTS;
+	const int count = recvmmsg(worker->config.udp_fd, batch->receive_messages, slots,
+				   MSG_DONTWAIT, NULL);
+	uint64_t now_ns;
 
 	worker->counters.syscalls++;
 	if (count < 0) {
@@ -170,27 +239,11 @@ bool batch_decap_turn(struct tundp_batch *batch)
 		 * history, and what is behind it, epoll will say. */
 		return errno == EINTR;
 	}
-	batch->coalescer.is_tcp_on = batch_has(batch, TUNDP_OFFLOAD_TCP_COALESCE);
-	batch->coalescer.is_udp_on = batch_has(batch, TUNDP_OFFLOAD_UDP_COALESCE);
-	for (int i = 0; i < count; i++) {
-		struct msghdr *message = &batch->receive_messages[i].msg_hdr;
-		const size_t len = batch->receive_messages[i].msg_len;
-		const size_t segment_len = read_control(batch, message, len);
-		const uint32_t from = ntohl(batch->receive_from[i].sin_addr.s_addr);
-		uint8_t *datagram = batch->receive_buffers[i] + HEADROOM;
-		size_t left = len;
-
-		message->msg_namelen = sizeof(batch->receive_from[i]);
-		message->msg_controllen = sizeof(batch->receive_control[i]);
-		worker_count_read(&worker->counters.decap, len > segment_len ? 2 : 1);
-		do {
-			const size_t piece = left < segment_len ? left : segment_len;
-
-			take(batch, datagram, piece, from);
-			datagram += piece;
-			left -= piece;
-		} while (left);
-	}
+	now_ns = clock_coarse_ns();
+	batch->coalescer.is_tcp_on = publish_has(worker, TUNDP_OFFLOAD_TCP_COALESCE);
+	batch->coalescer.is_udp_on = publish_has(worker, TUNDP_OFFLOAD_UDP_COALESCE);
+	for (int i = 0; i < count; i++)
+		receive_message(batch, (uint32_t)i, now_ns);
 	coalesce_flush(&batch->coalescer);
 	return (uint32_t)count == slots;
 }

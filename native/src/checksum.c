@@ -4,10 +4,10 @@
  * loads them, and only the folded result is put into network order. Loads go through
  * memcpy, since packets are aligned to nothing. Vector variants add 32-bit words in 64-bit
  * lanes, where no carry can be lost; all of them end with the portable tail. */
-#include <arpa/inet.h>
 #include <string.h>
 
 #include "sums.h"
+#include "tundp_twins.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -212,7 +212,7 @@ static const struct tundp_sums neon = { "neon", sum_neon, copy_neon };
 
 #endif
 
-/* The variants this CPU can run, best first, portable last. */
+/* The variants this CPU can run, fastest first, portable last. */
 static size_t usable(const struct tundp_sums *found[TUNDP_SUMS_MAX])
 {
 	size_t count = 0;
@@ -230,41 +230,14 @@ static size_t usable(const struct tundp_sums *found[TUNDP_SUMS_MAX])
 	return count;
 }
 
+const struct tundp_sums *sums_variant(size_t number)
+{
+	const struct tundp_sums *found[TUNDP_SUMS_MAX];
+
+	return number < usable(found) ? found[number] : NULL;
+}
+
 const struct tundp_sums *sums_best(void)
 {
-	const struct tundp_sums *found[TUNDP_SUMS_MAX];
-
-	(void)usable(found);
-	return found[0];
-}
-
-const char *tundp_sums_name(size_t variant)
-{
-	const struct tundp_sums *found[TUNDP_SUMS_MAX];
-
-	return variant < usable(found) ? found[variant]->name : NULL;
-}
-
-uint16_t tundp_sums_run(size_t variant, uint8_t *to, const uint8_t *from, size_t len)
-{
-	const struct tundp_sums *found[TUNDP_SUMS_MAX];
-
-	if (variant >= usable(found))
-		return 0;
-	if (to)
-		return ntohs(sums_fold(found[variant]->copy(to, from, len)));
-	return ntohs(sums_fold(found[variant]->sum(from, len)));
-}
-
-uint16_t tundp_sum(const uint8_t *data, size_t len)
-{
-	return ntohs(sums_fold(sums_portable(data, len)));
-}
-
-uint16_t tundp_checksum_after_ttl_decrement(uint16_t header_checksum)
-{
-	uint32_t raised = (uint32_t)header_checksum + 0x0100u;
-
-	raised = (raised & 0xffffu) + (raised >> 16);
-	return raised == 0xffffu ? 0 : (uint16_t)raised;
+	return sums_variant(0);
 }

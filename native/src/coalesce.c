@@ -23,9 +23,11 @@ static void miss(struct coalescer *coalescer, enum tundp_miss reason)
 static void write_alone(struct coalescer *coalescer, uint8_t *packet, size_t len,
 			uint64_t bytes_in)
 {
-	const struct coalesced one = {
-		.packet = packet, .len = len, .count = 1, .bytes_in = bytes_in
-	};
+	const struct coalesced one = { .packet = packet,
+				       .len = len,
+				       .count = 1,
+				       .bytes_in = bytes_in,
+				       .origin = coalescer->origin };
 
 	coalescer->write(coalescer->context, &one);
 }
@@ -39,6 +41,7 @@ static void write_item(struct coalescer *coalescer, const struct coalesce_item *
 		.len = item->len,
 		.count = item->count,
 		.bytes_in = item->bytes_in,
+		.origin = item->origin,
 	};
 	uint8_t *packet = whole.packet;
 	size_t transport_len = item->len - IP_MIN_HEADER_LEN;
@@ -82,7 +85,8 @@ void coalesce_flush(struct coalescer *coalescer)
 	coalescer->item_count = 0;
 }
 
-/* The item of the packet's flow, newest first: the flow that spoke last speaks on. */
+/* The item of the packet's flow, newest first: consecutive packets mostly belong to the most
+ * recent flow. */
 static struct coalesce_item *find(struct coalescer *coalescer, const uint8_t *packet)
 {
 	for (uint32_t i = coalescer->item_count; i-- > 0;) {
@@ -150,7 +154,7 @@ static enum tundp_miss why_not(const struct coalescer *coalescer, const struct c
 	if (!(load_be16(packet + IP_OFF_FLAGS) & IP_FLAG_DF) &&
 	    load_be16(packet + IP_OFF_ID) != item->next_id)
 		return TUNDP_MISS_SEQUENCE;
-	if (item->count == (is_tcp ? COALESCE_MAX_TCP_SEGMENTS : coalescer->max_udp_segments) ||
+	if (item->count == (is_tcp ? TUNDP_COALESCE_TCP_SEGMENTS : coalescer->max_udp_segments) ||
 	    item->len + payload_len > IP_MAX_LEN)
 		return TUNDP_MISS_FULL;
 	return TUNDP_MISS_COUNT;
@@ -230,11 +234,12 @@ static void add(struct coalescer *coalescer, uint8_t *packet, size_t len, size_t
 	item->next_seq += (uint32_t)payload_len;
 	item->count = 1;
 	item->bytes_in = bytes_in;
+	item->origin = coalescer->origin;
 	item->next_id = (uint16_t)(load_be16(packet + IP_OFF_ID) + 1);
 	item->header_len = (uint16_t)header_len;
 	item->ip_proto = packet[IP_OFF_PROTO];
 	coalescer->item_count++;
-	if (coalescer->item_count > COALESCE_MAX_ITEMS)
+	if (coalescer->item_count > TUNDP_COALESCE_ITEMS)
 		close_item(coalescer, &coalescer->items[0]);
 }
 
@@ -294,55 +299,4 @@ void coalesce_add(struct coalescer *coalescer, uint8_t *packet, size_t len, uint
 	} else {
 		add_udp(coalescer, packet, len, bytes_in);
 	}
-}
-
-struct recorder {
-	uint8_t *out;
-	size_t room;
-	int64_t used; /* -1: out of room */
-};
-
-/* A record: u32 count, u32 length, vnet header, packet. */
-static void record(void *context, const struct coalesced *coalesced)
-{
-	struct recorder *recorder = context;
-	const uint32_t head[2] = { coalesced->count, (uint32_t)coalesced->len };
-	const size_t need = sizeof(head) + TUNDP_VNET_LEN + coalesced->len;
-	uint8_t *at;
-
-	if (recorder->used < 0 || recorder->room - (size_t)recorder->used < need) {
-		recorder->used = -1;
-		return;
-	}
-	at = recorder->out + recorder->used;
-	memcpy(at, head, sizeof(head));
-	memcpy(at + sizeof(head), &coalesced->vnet, TUNDP_VNET_LEN);
-	memcpy(at + sizeof(head) + TUNDP_VNET_LEN, coalesced->packet, coalesced->len);
-	recorder->used += (int64_t)need;
-}
-
-int64_t tundp_coalesce(uint8_t *packets, const uint32_t *lens, size_t count, int is_tcp_on,
-		       int is_udp_on, uint32_t max_udp_segments, uint8_t *scratch, uint8_t *out,
-		       size_t out_len, uint64_t *misses)
-{
-	struct recorder recorder = { .out = out, .room = out_len };
-	struct coalescer coalescer = {
-		.sums = sums_best(),
-		.write = record,
-		.context = &recorder,
-		.misses = misses,
-		.is_tcp_on = is_tcp_on,
-		.is_udp_on = is_udp_on,
-		.max_udp_segments = max_udp_segments,
-	};
-
-	for (size_t i = 0; i < COALESCE_BUFFERS; i++)
-		coalescer.items[i].buffer = scratch + i * COALESCE_BUFFER_LEN;
-	for (size_t i = 0; i < count; i++) {
-		packets += TUNDP_VNET_LEN;
-		coalesce_add(&coalescer, packets, lens[i], lens[i]);
-		packets += lens[i];
-	}
-	coalesce_flush(&coalescer);
-	return recorder.used;
 }

@@ -1,15 +1,20 @@
-/* Packets from the wire to as few TUN writes as possible. Python twin: tundp/wire/coalesce.py,
+/* Coalescing: packets from the wire to as few TUN writes as possible. Python twin: tundp/wire/coalesce.py,
  * which is the specification. */
 #ifndef TUNDP_COALESCE_H
 #define TUNDP_COALESCE_H
 
 #include "transport.h"
+#include "tundp_twins.h"
 
 enum {
-	COALESCE_MAX_ITEMS = 8,
-	COALESCE_BUFFERS = COALESCE_MAX_ITEMS + 1,
-	COALESCE_MAX_TCP_SEGMENTS = 64,
+	COALESCE_BUFFERS = TUNDP_COALESCE_ITEMS + 1,
 	COALESCE_BUFFER_LEN = TUNDP_VNET_LEN + IP_MAX_LEN + 1,
+};
+
+/* Where the packets of a message came from: the sender's address, and the hop it is. */
+struct origin {
+	uint32_t outer;
+	uint32_t hop;
 };
 
 /* One write to the TUN. `packet` has TUNDP_VNET_LEN bytes before it for the writer to use;
@@ -20,6 +25,7 @@ struct coalesced {
 	size_t len;
 	uint32_t count;    /* packets in it */
 	uint64_t bytes_in; /* what they came in with */
+	struct origin origin; /* of the first one */
 };
 
 typedef void (*coalesce_write)(void *context, const struct coalesced *coalesced);
@@ -31,6 +37,7 @@ struct coalesce_item {
 	uint32_t next_seq;
 	uint32_t count;
 	uint64_t bytes_in;
+	struct origin origin;
 	uint16_t next_id;
 	uint16_t header_len; /* both headers */
 	uint8_t ip_proto;
@@ -44,6 +51,7 @@ struct coalescer {
 	bool is_tcp_on;
 	bool is_udp_on;
 	uint32_t max_udp_segments;
+	struct origin origin; /* of the packets that are added now */
 	uint32_t item_count;
 	/* Oldest first; what is behind item_count holds the free buffers, at least one. */
 	struct coalesce_item items[COALESCE_BUFFERS];

@@ -1,4 +1,4 @@
-/* FIB checks and batch lookup. Python twin: tundp/lease/fib.py, which also builds the table
+/* Checking a FIB before it is used. Python twin: tundp/lease/fib.py, which also builds the table
  * and says how it is laid out. */
 #include <errno.h>
 
@@ -31,9 +31,15 @@ int tundp_fib_check(const struct tundp_fib *fib)
 {
 	unsigned int bits = fib->base_len;
 
-	if (!fib->table || !fib->hops || !fib->inner_mtu || !fib->single || (fib->peer_count && !fib->peers) ||
-	    (fib->own_count && !fib->own))
+	if (!fib->table || !fib->hops || !fib->paths)
 		return -EINVAL;
+	if ((fib->peer_count && (!fib->peers || !fib->peer_hops)) || (fib->own_count && !fib->own))
+		return -EINVAL;
+	if (fib->hop_count > TUNDP_HOPS_MAX)
+		return -EINVAL;
+	for (uint32_t at = 0; at < fib->peer_count; at++)
+		if (fib->peer_hops[at] >= fib->hop_count)
+			return -EINVAL;
 	if (fib->level_count < 1 || fib->level_count > TUNDP_FIB_LEVELS)
 		return -EINVAL;
 	for (unsigned int level = 0; level < fib->level_count; level++)
@@ -42,11 +48,4 @@ int tundp_fib_check(const struct tundp_fib *fib)
 	if (bits > FIB_ADDRESS_BITS || (fib->base_len == 0 && fib->stride[0] == 0))
 		return -EINVAL;
 	return check_node(fib, 0, 0);
-}
-
-void tundp_fib_lookup(const struct tundp_fib *fib, const uint32_t *addresses, size_t count,
-		      uint32_t *indexes)
-{
-	for (size_t i = 0; i < count; i++)
-		indexes[i] = fib_lookup(fib, addresses[i]);
 }

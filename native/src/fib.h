@@ -14,7 +14,7 @@ static inline uint32_t fib_low_bits(unsigned int count)
 	return count >= FIB_ADDRESS_BITS ? UINT32_MAX : (1u << count) - 1u;
 }
 
-/* Index of the next hop for an address; 0 is "no route". The FIB must be checked. */
+/* Hop id for an address; 0 is "no route". The FIB must be checked. */
 static inline uint32_t fib_lookup(const struct tundp_fib *fib, uint32_t address)
 {
 	unsigned int shift = (unsigned int)(FIB_ADDRESS_BITS - fib->base_len);
@@ -34,7 +34,8 @@ static inline uint32_t fib_lookup(const struct tundp_fib *fib, uint32_t address)
 	return 0;
 }
 
-static inline bool fib_contains(const uint32_t *ascending, uint32_t count, uint32_t address)
+/* The place of an address in an ascending array, or `count`. */
+static inline uint32_t fib_find(const uint32_t *ascending, uint32_t count, uint32_t address)
 {
 	uint32_t low = 0, high = count;
 
@@ -42,13 +43,34 @@ static inline bool fib_contains(const uint32_t *ascending, uint32_t count, uint3
 		uint32_t middle = low + (high - low) / 2;
 
 		if (ascending[middle] == address)
-			return true;
+			return middle;
 		if (ascending[middle] < address)
 			low = middle + 1;
 		else
 			high = middle;
 	}
-	return false;
+	return count;
+}
+
+static inline bool fib_contains(const uint32_t *ascending, uint32_t count, uint32_t address)
+{
+	return fib_find(ascending, count, address) != count;
+}
+
+/* Hop id of the peer with an address, or 0. */
+static inline uint32_t fib_hop_of_peer(const struct tundp_fib *fib, uint32_t address)
+{
+	const uint32_t at = fib_find(fib->peers, fib->peer_count, address);
+
+	return at == fib->peer_count ? 0 : fib->peer_hops[at];
+}
+
+/* Whether a hop id means the same endpoint in this FIB. */
+static inline bool fib_is_hop(const struct tundp_fib *fib, uint32_t hop,
+			      const struct tundp_hop *endpoint)
+{
+	return hop < fib->hop_count && fib->hops[hop].address == endpoint->address &&
+	       fib->hops[hop].port == endpoint->port;
 }
 
 /* Whether an address is this node's, or lies in its own subnet. */

@@ -1,5 +1,6 @@
 /* IPv4 fragmentation. Python twin: tundp/wire/fragment.py, which says why. */
 #include "ip.h"
+#include "tundp_twins.h"
 
 enum {
 	OPTION_END = 0,

@@ -56,7 +56,7 @@ static bool may_answer(const uint8_t *offender, const struct ip_header *header)
 }
 
 static uint32_t build(const uint8_t *offender, const struct ip_header *header,
-		      uint32_t tunnel_address, const struct error *error, uint8_t *reply)
+		      uint32_t tun_address, const struct error *error, uint8_t *reply)
 {
 	uint8_t *icmp = reply + IP_MIN_HEADER_LEN;
 	uint16_t quote_len = error->quote_len;
@@ -72,7 +72,7 @@ static uint32_t build(const uint8_t *offender, const struct ip_header *header,
 	store_be16(reply + IP_OFF_TOTAL_LEN, (uint16_t)(IP_MIN_HEADER_LEN + body_len));
 	reply[IP_OFF_TTL] = error->ttl;
 	reply[IP_OFF_PROTO] = IP_PROTO_ICMP;
-	store_be32(reply + IP_OFF_SOURCE, tunnel_address);
+	store_be32(reply + IP_OFF_SOURCE, tun_address);
 	store_be32(reply + IP_OFF_DESTINATION, header->source);
 	ip_store_checksum(reply, IP_MIN_HEADER_LEN);
 
@@ -80,12 +80,12 @@ static uint32_t build(const uint8_t *offender, const struct ip_header *header,
 	icmp[1] = error->code;
 	store_be32(icmp + 4, error->rest);
 	memcpy(icmp + ICMP_HEADER_LEN, offender, quote_len);
-	store_be16(icmp + 2, (uint16_t)~tundp_sum(icmp, body_len));
+	sums_store(icmp + 2, (uint16_t)~sums_fold(sums_portable(icmp, body_len)));
 	return IP_MIN_HEADER_LEN + body_len;
 }
 
 uint32_t icmp_net_unreachable(const uint8_t *offender, const struct ip_header *header,
-			      uint32_t tunnel_address, uint8_t *reply)
+			      uint32_t tun_address, uint8_t *reply)
 {
 	const struct error error = {
 		.type = TYPE_DEST_UNREACHABLE,
@@ -96,11 +96,11 @@ uint32_t icmp_net_unreachable(const uint8_t *offender, const struct ip_header *h
 
 	if (!may_answer(offender, header))
 		return 0;
-	return build(offender, header, tunnel_address, &error, reply);
+	return build(offender, header, tun_address, &error, reply);
 }
 
 uint32_t icmp_time_exceeded(const uint8_t *offender, const struct ip_header *header,
-			    uint32_t tunnel_address, uint8_t *reply)
+			    uint32_t tun_address, uint8_t *reply)
 {
 	const struct error error = {
 		.type = TYPE_TIME_EXCEEDED,
@@ -112,11 +112,11 @@ uint32_t icmp_time_exceeded(const uint8_t *offender, const struct ip_header *hea
 
 	if (!may_answer(offender, header))
 		return 0;
-	return build(offender, header, tunnel_address, &error, reply);
+	return build(offender, header, tun_address, &error, reply);
 }
 
 uint32_t icmp_fragmentation_needed(const uint8_t *offender, const struct ip_header *header,
-				   uint32_t tunnel_address, uint16_t mtu, uint8_t *reply)
+				   uint32_t tun_address, uint16_t mtu, uint8_t *reply)
 {
 	const struct error error = {
 		.type = TYPE_DEST_UNREACHABLE,
@@ -129,5 +129,5 @@ uint32_t icmp_fragmentation_needed(const uint8_t *offender, const struct ip_head
 
 	if (!may_answer(offender, header))
 		return 0;
-	return build(offender, header, tunnel_address, &error, reply);
+	return build(offender, header, tun_address, &error, reply);
 }

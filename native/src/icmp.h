@@ -7,10 +7,10 @@
 /* Each fills `reply` with one whole IPv4 packet about `offender` and returns its length, or
  * 0 where the RFCs forbid an answer. `header` is the offender's, already checked. */
 uint32_t icmp_net_unreachable(const uint8_t *offender, const struct ip_header *header,
-			      uint32_t tunnel_address, uint8_t *reply);
+			      uint32_t tun_address, uint8_t *reply);
 uint32_t icmp_time_exceeded(const uint8_t *offender, const struct ip_header *header,
-			    uint32_t tunnel_address, uint8_t *reply);
+			    uint32_t tun_address, uint8_t *reply);
 uint32_t icmp_fragmentation_needed(const uint8_t *offender, const struct ip_header *header,
-				   uint32_t tunnel_address, uint16_t mtu, uint8_t *reply);
+				   uint32_t tun_address, uint16_t mtu, uint8_t *reply);
 
 #endif

@@ -1,17 +1,17 @@
-/* IPv4 header: checked reading and writing of bytes that are aligned to nothing.
- * Python twin: tundp/wire/ip.py. */
+/* IPv4 header: checked reading and writing of bytes that are aligned to nothing. Header-only: it
+ * needs no other object file. Python twin: tundp/wire/ip.py. */
 #ifndef TUNDP_IP_H
 #define TUNDP_IP_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
-#include "tundp.h"
+#include "sums.h"
+#include "tundp_tables.h"
 
 enum {
 	IP_MIN_HEADER_LEN = 20,
-	IP_MIN_MTU = 68, /* RFC 791 3.2 */
 	IP_PROTO_ICMP = 1,
 	IP_OFF_TOTAL_LEN = 2,
 	IP_OFF_FLAGS = 6,
@@ -59,6 +59,19 @@ static inline void store_be32(uint8_t *at, uint32_t value)
 	store_be16(at + 2, (uint16_t)value);
 }
 
+/* Reads the header of a packet that ip_parse has accepted before. */
+static inline void ip_read(const uint8_t *packet, struct ip_header *header)
+{
+	header->header_len = (uint8_t)((packet[0] & 0x0f) * 4);
+	header->total_len = load_be16(packet + IP_OFF_TOTAL_LEN);
+	header->flags_offset = load_be16(packet + IP_OFF_FLAGS);
+	header->ttl = packet[IP_OFF_TTL];
+	header->ip_proto = packet[IP_OFF_PROTO];
+	header->checksum = load_be16(packet + IP_OFF_CHECKSUM);
+	header->source = load_be32(packet + IP_OFF_SOURCE);
+	header->destination = load_be32(packet + IP_OFF_DESTINATION);
+}
+
 /* Reads the header at `packet`, `len` bytes long, or gives the first reason not to carry
  * it in `reason`. */
 static inline bool ip_parse(const uint8_t *packet, size_t len, struct ip_header *header,
@@ -72,27 +85,20 @@ static inline bool ip_parse(const uint8_t *packet, size_t len, struct ip_header 
 		*reason = TUNDP_DROP_NOT_IPV4;
 		return false;
 	}
-	header->header_len = (uint8_t)((packet[0] & 0x0f) * 4);
+	ip_read(packet, header);
 	if (header->header_len < IP_MIN_HEADER_LEN || header->header_len > len) {
 		*reason = TUNDP_DROP_BAD_HEADER_LENGTH;
 		return false;
 	}
-	header->total_len = load_be16(packet + IP_OFF_TOTAL_LEN);
-	header->flags_offset = load_be16(packet + IP_OFF_FLAGS);
 	if (header->total_len < header->header_len || header->total_len > len ||
 	    (header->flags_offset & IP_OFFSET_MASK) * 8 + header->total_len > IP_MAX_LEN) {
 		*reason = TUNDP_DROP_BAD_TOTAL_LENGTH;
 		return false;
 	}
-	if (tundp_sum(packet, header->header_len) != 0xffff) {
+	if (sums_fold(sums_words(packet, header->header_len)) != 0xffff) {
 		*reason = TUNDP_DROP_BAD_HEADER_CHECKSUM;
 		return false;
 	}
-	header->ttl = packet[IP_OFF_TTL];
-	header->ip_proto = packet[IP_OFF_PROTO];
-	header->checksum = load_be16(packet + IP_OFF_CHECKSUM);
-	header->source = load_be32(packet + IP_OFF_SOURCE);
-	header->destination = load_be32(packet + IP_OFF_DESTINATION);
 	return true;
 }
 
@@ -108,18 +114,45 @@ static inline bool ip_is_single_host(uint32_t address)
 	return ip_is_unicast(address) && top != 0 && top != 127;
 }
 
+/* The header checksum after the TTL, the high byte of its word, is one less (RFC 1624: 0xffff is
+ * stored as 0). */
+static inline uint16_t ip_checksum_after_ttl_decrement(uint16_t checksum)
+{
+	uint32_t raised = (uint32_t)checksum + 0x0100u;
+
+	raised = (raised & 0xffffu) + (raised >> 16);
+	return raised == 0xffffu ? 0 : (uint16_t)raised;
+}
+
+/* The reverse, but that a checksum of 0xffff comes back as 0, which means the same. */
+static inline uint16_t ip_checksum_before_ttl_decrement(uint16_t checksum)
+{
+	uint32_t lowered = (uint32_t)checksum + 0xfeffu;
+
+	lowered = (lowered & 0xffffu) + (lowered >> 16);
+	return lowered == 0xffffu ? 0 : (uint16_t)lowered;
+}
+
 /* Lowers the TTL, which must be above 0, and patches the checksum. */
 static inline void ip_decrement_ttl(uint8_t *packet, const struct ip_header *header)
 {
 	packet[IP_OFF_TTL] = (uint8_t)(header->ttl - 1);
-	store_be16(packet + IP_OFF_CHECKSUM, tundp_checksum_after_ttl_decrement(header->checksum));
+	store_be16(packet + IP_OFF_CHECKSUM, ip_checksum_after_ttl_decrement(header->checksum));
+}
+
+/* Puts the TTL back that ip_decrement_ttl lowered. */
+static inline void ip_restore_ttl(uint8_t *packet, const struct ip_header *header)
+{
+	packet[IP_OFF_TTL] = (uint8_t)(header->ttl + 1);
+	store_be16(packet + IP_OFF_CHECKSUM, ip_checksum_before_ttl_decrement(header->checksum));
 }
 
 /* Stores the header checksum of `header_len` bytes at `packet`. */
 static inline void ip_store_checksum(uint8_t *packet, size_t header_len)
 {
-	store_be16(packet + IP_OFF_CHECKSUM, 0);
-	store_be16(packet + IP_OFF_CHECKSUM, (uint16_t)~tundp_sum(packet, header_len));
+	sums_store(packet + IP_OFF_CHECKSUM, 0);
+	sums_store(packet + IP_OFF_CHECKSUM,
+		   (uint16_t)~sums_fold(sums_words(packet, header_len)));
 }
 
 #endif

@@ -126,7 +126,8 @@ static size_t next_plain(struct segmenter *segmenter, uint8_t *out)
 	memcpy(out, segmenter->payload, start);
 	sum = segmenter->sums->copy(out + start, segmenter->payload + start, len - start);
 	if ((segmenter->csum_field - start) & 1) {
-		/* A field on an odd offset lends its bytes to two words: once more, by hand. */
+		/* A checksum field at an odd offset straddles two 16-bit words: recompute with
+		 * the field zeroed. */
 		sums_store(field, 0);
 		sum = sums_portable(out + start, len - start) + segmenter->seed;
 	}
@@ -177,25 +178,4 @@ size_t segment_next(struct segmenter *segmenter, uint8_t *out)
 	segmenter->id++;
 	segmenter->number++;
 	return header_len + piece;
-}
-
-int64_t tundp_segment(const struct tundp_vnet *vnet, const uint8_t *packet, size_t len,
-		      int lowers_ttl, uint8_t *out, size_t out_len, uint32_t *lens,
-		      size_t lens_count)
-{
-	struct segmenter segmenter;
-	uint32_t reason;
-	size_t used = 0;
-
-	if (!segment_begin(&segmenter, sums_best(), vnet, packet, len, &reason))
-		return -1 - (int64_t)reason;
-	if (segmenter.count > lens_count || len + (size_t)segmenter.count * HEADERS_MAX > out_len)
-		return INT64_MIN;
-	if (lowers_ttl)
-		segment_lower_ttl(&segmenter);
-	for (uint32_t i = 0; i < segmenter.count; i++) {
-		lens[i] = (uint32_t)segment_next(&segmenter, out + used);
-		used += lens[i];
-	}
-	return segmenter.count;
 }

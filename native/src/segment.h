@@ -3,6 +3,7 @@
 #define TUNDP_SEGMENT_H
 
 #include "transport.h"
+#include "tundp_twins.h"
 
 /* A read being taken apart; borrows the read's bytes until the last `segment_next`. */
 struct segmenter {
@@ -24,7 +25,7 @@ struct segmenter {
 	bool is_tcp;
 	uint64_t ip_sum;          /* fixed words of the IPv4 header */
 	uint64_t transport_sum;   /* fixed words of transport and pseudo-header */
-	uint8_t header[HEADERS_MAX];
+	uint8_t header[TUNDP_HEADERS_MAX];
 };
 
 /* Begins on `len` bytes at `packet`. True with `count` of at least 1, or false with the
@@ -33,7 +34,7 @@ bool segment_begin(struct segmenter *segmenter, const struct tundp_sums *sums,
 		   const struct tundp_vnet *vnet, const uint8_t *packet, size_t len,
 		   uint32_t *reason);
 
-/* Writes the next packet to `out`, which has room for all that is left plus HEADERS_MAX,
+/* Writes the next packet to `out`, which has room for all that is left plus TUNDP_HEADERS_MAX,
  * and returns its length. Call it `count` times. */
 size_t segment_next(struct segmenter *segmenter, uint8_t *out);
 

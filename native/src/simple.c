@@ -1,35 +1,57 @@
 /* The engine `simple`: what flannel's own proxy does, one packet a system call, so that the
- * difference to batched engines can be measured. Its packet rules are everybody's (worker.c).
+ * difference to batched engines can be measured. Its packet rules are everybody's (single.c).
  *
  * After a wakeup both descriptors are read in turn until neither has anything; the control
- * descriptor is looked at every BURST packets, where flannel's starves. */
+ * descriptor is looked at every BURST packets, where flannel's starves. While a packet waits for
+ * room in the socket the TUN is not read, and datagrams are received all the while. */
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
-#include "worker.h"
+#include "clock.h"
+#include "fib.h"
+#include "publish.h"
+#include "single.h"
 
 enum { BURST = 64 };
 
-/* 1 one packet taken, 0 none there, -EBADFD the TUN is gone. */
-static int from_tun(struct tundp_worker *worker, const struct tundp_fib *fib)
-{
-	ssize_t len = read(worker->tun_fd, worker->tun_buffer, sizeof(worker->tun_buffer));
+/* The memory of one worker. */
+struct simple {
+	struct outgoing outgoing; /* the packet in tun_buffer */
+	bool is_blocked;          /* it waits for room in the socket */
+	uint8_t tun_buffer[TUNDP_BUFFER_LEN];
+	uint8_t udp_buffer[TUNDP_BUFFER_LEN];
+};
 
+size_t tundp_simple_len(void)
+{
+	return sizeof(struct simple);
+}
+
+/* 1 one packet taken, 0 none there or to be taken, -EBADFD the TUN is gone. */
+static int from_tun(struct tundp_worker *worker, struct simple *simple,
+		    const struct tundp_fib *fib)
+{
+	ssize_t len;
+
+	if (simple->is_blocked || !(worker->config.directions & TUNDP_ENCAP))
+		return 0;
+	len = read(worker->config.tun_fd, simple->tun_buffer, sizeof(simple->tun_buffer));
 	worker->counters.syscalls++;
 	if (len < 0)
 		return errno == EBADFD ? -EBADFD : 0;
-	worker_count_read(&worker->counters.encap, 1);
-	worker_encapsulate(worker, fib, worker->tun_buffer, (size_t)len);
+	count_read(&worker->counters.encap, 1);
+	simple->is_blocked = !single_encapsulate(worker, fib, simple->tun_buffer, (size_t)len,
+						 &simple->outgoing);
 	return 1;
 }
 
-static int from_udp(struct tundp_worker *worker, const struct tundp_fib *fib)
+static int from_udp(struct tundp_worker *worker, struct simple *simple,
+		    const struct tundp_fib *fib)
 {
 	struct sockaddr_in from;
-	struct iovec buffer = { worker->udp_buffer, sizeof(worker->udp_buffer) };
+	struct iovec buffer = { simple->udp_buffer, sizeof(simple->udp_buffer) };
 	union {
 		struct cmsghdr align;
 		uint8_t bytes[CMSG_SPACE(sizeof(uint32_t))];
@@ -42,50 +64,88 @@ static int from_udp(struct tundp_worker *worker, const struct tundp_fib *fib)
 		.msg_control = &control,
 		.msg_controllen = sizeof(control),
 	};
-	ssize_t len = recvmsg(worker->udp_fd, &message, MSG_DONTWAIT);
+	struct subject subject = { .packet = simple->udp_buffer };
+	ssize_t len;
 	int error;
 
+	if (!(worker->config.directions & TUNDP_DECAP))
+		return 0;
+	len = recvmsg(worker->config.udp_fd, &message, MSG_DONTWAIT);
 	worker->counters.syscalls++;
 	if (len < 0)
 		return 0;
-	worker_count_read(&worker->counters.decap, 1);
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c))
-		worker_count_overflows(worker, c);
-	error = worker_decapsulate(worker, fib, (size_t)len, ntohl(from.sin_addr.s_addr));
+		count_overflows(worker, c);
+	subject.len = (size_t)len;
+	subject.outer = ntohl(from.sin_addr.s_addr);
+	subject.hop = fib_hop_of_peer(fib, subject.outer);
+	count_read(&worker->counters.decap, 1);
+	count_heard(worker, 1, &subject, clock_coarse_ns());
+	error = single_decapsulate(worker, fib, simple->udp_buffer, &subject);
 	return error ? error : 1;
 }
 
-int tundp_simple_run(struct tundp_worker *worker)
+/* Sleeps until there is something to do. -errno when that fails. */
+static int wait(struct tundp_worker *worker, struct simple *simple, const struct tundp_fib *fib)
 {
+	const bool is_encap = worker->config.directions & TUNDP_ENCAP;
+	const bool is_decap = worker->config.directions & TUNDP_DECAP;
 	struct pollfd fds[3] = {
-		{ .fd = worker->tun_fd, .events = POLLIN },
-		{ .fd = worker->udp_fd, .events = POLLIN },
-		{ .fd = worker->control_fd, .events = POLLIN },
+		{ .fd = worker->config.tun_fd,
+		  .events = is_encap && !simple->is_blocked ? POLLIN : 0 },
+		{ .fd = worker->config.udp_fd,
+		  .events = (short)((is_decap ? POLLIN : 0) | (simple->is_blocked ? POLLOUT : 0)) },
+		{ .fd = worker->config.control_fd, .events = POLLIN },
 	};
 
-	worker_begin(worker);
-	while (!worker_is_stopped(worker)) {
-		const struct tundp_fib *fib = worker_fib(worker);
-		int in_tun = 1, in_udp = 1;
+	worker->counters.syscalls++;
+	worker->counters.wakeups++;
+	if (poll(fds, 3, -1) < 0)
+		return errno == EINTR ? 0 : -errno;
+	if (fds[2].revents)
+		publish_drain_control(worker);
+	if (!simple->is_blocked)
+		return 0;
+	if (fds[0].revents & (POLLERR | POLLHUP)) {
+		/* The TUN is gone, reading it will say so. */
+		single_abandon(worker, &simple->outgoing);
+		simple->is_blocked = false;
+	} else if (fds[1].revents & ~POLLIN) {
+		simple->is_blocked = !single_forward(worker, fib, &simple->outgoing);
+	}
+	return 0;
+}
+
+static int serve(struct tundp_worker *worker, struct simple *simple)
+{
+	while (!publish_is_stopped(worker)) {
+		const struct tundp_fib *fib = publish_next_fib(worker);
+		int in_tun = 1, in_udp = 1, error;
 
 		for (int count = 0; (in_tun || in_udp) && count < BURST; count++) {
-			in_tun = from_tun(worker, fib);
-			in_udp = from_udp(worker, fib);
+			in_tun = from_tun(worker, simple, fib);
+			in_udp = from_udp(worker, simple, fib);
 			if (in_tun < 0 || in_udp < 0)
 				return -EBADFD;
 		}
 		if (in_tun || in_udp)
 			continue;
-		/* Whoever waited for room in the socket may have drained the control
-		 * descriptor: the flag is what counts. */
-		if (worker_is_stopped(worker))
-			break;
-		worker->counters.syscalls++;
-		worker->counters.wakeups++;
-		if (poll(fds, 3, -1) < 0 && errno != EINTR)
-			return -errno;
-		if (fds[2].revents)
-			worker_drain_control(worker);
+		error = wait(worker, simple, fib);
+		if (error)
+			return error;
 	}
 	return 0;
+}
+
+int tundp_simple_run(struct tundp_worker *worker)
+{
+	struct simple *simple = worker->config.memory;
+	int code;
+
+	publish_name_thread(worker);
+	simple->is_blocked = false;
+	code = serve(worker, simple);
+	if (simple->is_blocked)
+		single_abandon(worker, &simple->outgoing);
+	return code;
 }

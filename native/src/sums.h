@@ -1,12 +1,13 @@
-/* Sums of payload, with a vector unit where there is one. Partial sums are native-order
- * words added up in 64 bits: they add to each other, and sums_fold ends them. A part that
- * another follows must have an even length. */
+/* Partial sums for the Internet checksum (RFC 1071): native-order 16-bit words added up in 64
+ * bits. They add to each other, and sums_fold ends them. Partial sums may be added only if every
+ * part but the last has even length. Header-only but for the sums over payload, which use a
+ * vector unit where there is one (checksum.c). */
 #ifndef TUNDP_SUMS_H
 #define TUNDP_SUMS_H
 
+#include <stddef.h>
+#include <stdint.h>
 #include <string.h>
-
-#include "tundp.h"
 
 struct tundp_sums {
 	const char *name;
@@ -17,6 +18,9 @@ struct tundp_sums {
 
 /* The fastest this CPU has. */
 const struct tundp_sums *sums_best(void);
+
+/* The variant of that number, fastest first, or NULL. */
+const struct tundp_sums *sums_variant(size_t number);
 
 uint64_t sums_portable(const uint8_t *data, size_t len);
 
@@ -50,6 +54,16 @@ static inline uint64_t sums_load32(const uint8_t *at)
 
 	memcpy(&word, at, sizeof(word));
 	return word;
+}
+
+/* The sum of `len` bytes, a multiple of 4: a header's. */
+static inline uint64_t sums_words(const uint8_t *data, size_t len)
+{
+	uint64_t sum = 0;
+
+	for (size_t at = 0; at < len; at += 4)
+		sum += sums_load32(data + at);
+	return sum;
 }
 
 #endif

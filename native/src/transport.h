@@ -1,9 +1,8 @@
-/* TCP and UDP as splitting and merging see them. Python twin: tundp/wire/transport.py. */
+/* TCP and UDP headers as segmentation and coalescing need them. Python twin: tundp/wire/transport.py. */
 #ifndef TUNDP_TRANSPORT_H
 #define TUNDP_TRANSPORT_H
 
 #include "ip.h"
-#include "sums.h"
 
 enum {
 	PROTO_TCP = 6,
@@ -24,8 +23,6 @@ enum {
 	UDP_HEADER_LEN = 8,
 	UDP_OFF_LEN = 4,
 	UDP_OFF_CHECKSUM = 6,
-	/* IPv4 with all its options, TCP with all of its. */
-	HEADERS_MAX = 120,
 };
 
 /* The pseudo-header of a packet that begins with its IPv4 header, as a partial sum. */

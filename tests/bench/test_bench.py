@@ -28,6 +28,7 @@ from tundp.bench.generators import Generator
 from tundp.bench.results import load
 from tundp.bench.run import PREFIX, BenchSettings, Progress, clean_bench, run_bench
 from tundp.errors import LabError
+from tundp.finding import Verdict
 from tundp.lab.lab import Host, Lab
 
 PORT = 5999
@@ -201,12 +202,12 @@ async def test_bench_runs_verifies_and_leaves_nothing() -> None:
         )
         assert found.cell(lab, "simple", "tcp1", "syscalls_per_packet").median >= 4
         assert found.cell(lab, "vxlan", "tcp1", "syscalls_per_packet") is None
-    status = {check.name: check.status for check in found.checks}
-    assert status["payloads"] == "ok"
-    assert status["frames wire veth"] == "ok"
-    assert status["frames virtual veth"] == "note"  # super-packets, as the lab promises
-    assert status["syscalls wire simple"] == "ok"
-    assert status["IP fragments wire"] == "ok"
+    status = {check.title: check.verdict for check in found.checks}
+    assert status["payloads"] is Verdict.OK
+    assert status["frames wire veth"] is Verdict.OK
+    assert status["frames virtual veth"] is Verdict.NOTE  # super-packets, as the lab promises
+    assert status["syscalls wire simple"] is Verdict.OK
+    assert status["IP fragments wire"] is Verdict.OK
 
 
 async def test_every_workload_and_pods_work() -> None:
@@ -319,8 +320,8 @@ def test_interrupted_bench_keeps_what_it_has_and_tears_down(tmp_path: Path) -> N
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 1
-    assert "interrupted; everything torn down" in text
+    assert process.returncode == 130
+    assert "interrupted; everything torn down, what was measured is kept" in text
     found = load(out / "results.json")
     assert found.is_partial
     assert found.samples
@@ -369,7 +370,7 @@ def test_ended_at_the_frame_look_leaves_nothing(tmp_path: Path, signum: signal.S
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 1, text
+    assert process.returncode == 130, text
     assert "Traceback" not in text
     assert left_behind() == []
 
@@ -377,12 +378,12 @@ def test_ended_at_the_frame_look_leaves_nothing(tmp_path: Path, signum: signal.S
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
-        (["--only=nonsense"], 1, "no such row, workload or lab"),
-        (["--out=/proc/nothing"], 1, "--out /proc/nothing"),
+        (["--only=nonsense"], 2, "no such row, workload or lab"),
+        (["--out=/proc/nothing"], 2, "--out /proc/nothing"),
         (["--rounds=0"], 2, "at least 1"),
         (["--seconds=-1"], 2, "seconds above 0"),
-        (["diff", "one.json"], 2, "usage"),
-        (["diff", "/no/a.json", "/no/b.json"], 1, "/no/a.json"),
+        (["diff", "one.json"], 2, "B is missing: usage"),
+        (["diff", "/no/a.json", "/no/b.json"], 2, "/no/a.json"),
     ],
 )
 def test_bad_input_is_named(arguments: list[str], code: int, expected: str) -> None:

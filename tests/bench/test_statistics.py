@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
+import re
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console, RenderableType
 
 from tundp.bench import stats, validity
 from tundp.bench.paths import BASELINE, LADDER, NULL
-from tundp.bench.report import to_html, to_markdown
-from tundp.bench.results import Check, Results, Row, Sample, derive, diff, load
+from tundp.bench.report import difference_parts, report_parts, to_html, to_markdown
+from tundp.bench.results import Results, Row, Sample, derive, diff, load
 from tundp.bench.run import BenchSettings, make_plan
 from tundp.bench.stats import Estimate
 from tundp.engine.choose import ENGINES
 from tundp.errors import ConfigError
+from tundp.finding import Finding, Verdict
 from tundp.linux.offload import Offload
 
 
@@ -95,21 +105,21 @@ def test_a_win_is_claimed_only_outside_the_noise(
     assert stats.verdict(found, noise, more_is_better=more_is_better) == expected
 
 
-@pytest.mark.parametrize(("rounds", "status"), [(1, "red"), (4, "red"), (5, "ok")])
+@pytest.mark.parametrize(("rounds", "status"), [(1, "fail"), (4, "fail"), (5, "ok")])
 def test_few_rounds_claim_nothing(rounds: int, status: str) -> None:
     few = Estimate(median=9, low=8, high=10, spread=0, count=rounds)
-    assert (stats.verdict(few, 0.1, more_is_better=True) == "n/a") is (status == "red")
-    assert validity.check_rounds(rounds).status == status
+    assert (stats.verdict(few, 0.1, more_is_better=True) == "n/a") is (status == "fail")
+    assert validity.check_rounds(rounds).verdict.value == status
 
 
 def test_a_bench_without_its_baseline_is_red() -> None:
     found = results()
     found.samples = [each for each in found.samples if each.row != NULL]
-    checks = {check.name: check for check in validity.checks_after(found)}
-    assert checks["baseline"].status == "red"
+    checks = {check.title: check for check in validity.checks_after(found)}
+    assert checks["baseline"].verdict is Verdict.FAIL
     found.samples = []
-    checks = {check.name: check for check in validity.checks_after(found)}
-    assert checks["baseline"].status == "red"
+    checks = {check.title: check for check in validity.checks_after(found)}
+    assert checks["baseline"].verdict is Verdict.FAIL
 
 
 def test_newer_fields_are_passed_over_and_unknown_workloads_named(tmp_path: Path) -> None:
@@ -147,7 +157,7 @@ def test_costs_follow_from_what_was_measured_and_are_none_otherwise() -> None:
 
 def test_results_come_back_as_they_were_saved(tmp_path: Path) -> None:
     found = results()
-    found.checks = [Check(name="load", value="0.1", status="ok")]
+    found.checks = [Finding(id="load", title="load", evidence="0.1", verdict=Verdict.OK)]
     found.save(tmp_path / "results.json")
     again = load(tmp_path / "results.json")
     assert again.samples == found.samples
@@ -197,8 +207,8 @@ def test_headline_names_every_red_check_and_an_interruption() -> None:
     found = results()
     assert found.headline.startswith("comparable")
     found.checks = [
-        Check(name="steal", value="9 %", status="red"),
-        Check(name="load", value="0.1", status="ok"),
+        Finding(id="steal", title="steal", evidence="9 %", verdict=Verdict.FAIL),
+        Finding(id="load", title="load", evidence="0.1", verdict=Verdict.OK),
     ]
     assert found.headline == "NOT COMPARABLE: steal 9 %"
     found.is_partial = True
@@ -216,29 +226,31 @@ def test_headline_names_every_red_check_and_an_interruption() -> None:
 )
 def test_validity_after(values: dict[str, Any], red: str | None) -> None:
     checks = validity.checks_after(results(**values))
-    assert [check.name for check in checks if check.status == "red"] == ([red] if red else [])
+    assert [check.title for check in checks if check.verdict is Verdict.FAIL] == (
+        [red] if red else []
+    )
 
 
 def test_validity_notes_a_noisy_null_test() -> None:
     checks = validity.checks_after(results(jitter=0.5))
-    (check,) = [check for check in checks if check.name == "null test wire tcp1"]
-    assert check.status == "note"
+    (check,) = [check for check in checks if check.title == "null test wire tcp1"]
+    assert check.verdict is Verdict.NOTE
 
 
 @pytest.mark.parametrize(
     ("sizes", "status"),
-    [({1514: 100, 66: 50}, "ok"), ({1515: 1, 66: 50}, "red"), ({64000: 9}, "red"), ({}, "red")],
+    [({1514: 100, 66: 50}, "ok"), ({1515: 1, 66: 50}, "fail"), ({64000: 9}, "fail"), ({}, "fail")],
 )
 def test_frames_of_a_wire(sizes: dict[int, Any], status: str) -> None:
-    assert validity.check_frames(Counter(sizes), 0, "wire x").status == status
+    assert validity.check_frames(Counter(sizes), 0, "wire x").verdict.value == status
 
 
 def test_losses_are_red_when_fragments_were_made() -> None:
     before = {"fragments": 5, "softirq drops": 1}
     (fragments, drops) = validity.check_losses("wire", before, before)
-    assert (fragments.status, drops.status) == ("ok", "ok")
+    assert (fragments.verdict.value, drops.verdict.value) == ("ok", "ok")
     (fragments, drops) = validity.check_losses("wire", before, {"fragments": 7, "softirq drops": 2})
-    assert (fragments.status, drops.status) == ("red", "note")
+    assert (fragments.verdict.value, drops.verdict.value) == ("fail", "note")
 
 
 async def test_accounting_that_misses_a_burner_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,13 +259,13 @@ async def test_accounting_that_misses_a_burner_is_red(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(validity, "check_accounting", blind)
     checks = await validity.checks_before()
-    assert {check.name: check.status for check in checks}["CPU accounting"] == "red"
+    assert {check.title: check.verdict for check in checks}["CPU accounting"] is Verdict.FAIL
 
 
 async def test_load_before_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validity, "load_average", lambda: 3.0)
     checks = await validity.checks_before()
-    assert {check.name: check.status for check in checks}["load before"] == "red"
+    assert {check.title: check.verdict for check in checks}["load before"] is Verdict.FAIL
 
 
 def settings(*only: str, **changes: Any) -> BenchSettings:
@@ -280,7 +292,7 @@ def test_unknown_name_lists_what_there_is() -> None:
 
 def test_reports_print_na_where_nothing_was_measured_and_escape_markup() -> None:
     found = results()
-    found.checks = [Check(name="<b>", value="|", status="red", why="x")]
+    found.checks = [Finding(id="b", title="<b>", evidence="|", verdict=Verdict.FAIL, meaning="x")]
     text = to_markdown(found)
     assert "NOT COMPARABLE" in text
     assert "| n/a |" in text
@@ -290,6 +302,86 @@ def test_reports_print_na_where_nothing_was_measured_and_escape_markup() -> None
     assert "<svg></svg>" in page
     for outside in ("http://", "https://", "<script", "src="):
         assert outside not in page
+
+
+NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=60)
+
+
+def printed(parts: Iterable[RenderableType], *, is_terminal: bool) -> str:
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=is_terminal, color_system=None)
+    for part in parts:
+        console.print(part, crop=False)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+@hypothesis.settings(deadline=None, max_examples=10)
+@given(name=NAMES, gbps=st.floats(0.001, 2.0**63), losses=st.floats(0, 1))
+def test_no_figure_and_no_row_of_a_report_is_cut(
+    is_terminal: bool, name: str, gbps: float, losses: float
+) -> None:
+    found = results()
+    found.rows.append(Row(lab="wire", name=name, label=name, is_encrypted=False, why_not=None))
+    found.samples += [
+        replace(sample(name, number, gbps, loss=losses), workload=workload)
+        for workload in ("tcp1", "udp1400")
+        for number in range(5)
+    ]
+    text = printed(report_parts(found), is_terminal=is_terminal)
+    assert "…" not in text
+    for workload in ("TCP", "UDP 1400"):
+        assert workload in text
+    lines = [line.split() for line in text.splitlines() if line.split()[:1] == [name]]
+    assert len(lines) >= 2
+    assert any(f"{gbps:,.2f}" in line for line in lines)
+    after = copy.deepcopy(found)
+    after.samples = [replace(each, values=each.values | {"gbps": 1.0}) for each in after.samples]
+    text = printed(difference_parts(diff(found, after)), is_terminal=is_terminal)
+    assert "…" not in text
+    for metric in ("gbps", "cpu_s_per_gb", "cpu_ns_per_packet"):
+        assert [line for line in text.splitlines() if {name, metric} <= set(line.split())]
+
+
+def test_a_brief_report_fits_eighty_columns() -> None:
+    text = printed(report_parts(results()), is_terminal=True)
+    assert max(map(len, text.splitlines())) <= 80
+    for head in ("path", "Gbit/s", "vs VXLAN", "CPU s/GB"):
+        assert head in text
+
+
+def test_nothing_to_compare_is_said() -> None:
+    assert printed(difference_parts([]), is_terminal=False) == "nothing in common to compare\n"
+
+
+def test_columns_of_text_begin_and_columns_of_figures_end_in_line() -> None:
+    found = results()
+    found.checks = [
+        Finding(id="load", title="load", evidence="0.10", verdict=Verdict.OK, meaning="a reason")
+    ]
+    page = to_html(found, [])
+    assert "<th>why</th>" in page
+    assert "<td>a reason</td>" in page
+    assert '<th class="figure">Gbit/s</th>' in page
+    assert re.search(r'<td class="figure">2\.00x \[2\.00, 2\.00\]</td>', page)
+    assert page.count("<table>") == page.count("<div class=scroll><table>") > 3
+    assert page.count("<caption>") == page.count("<table>")
+
+
+def test_a_report_of_another_day_is_read(tmp_path: Path) -> None:
+    found = results()
+    found.checks = [
+        Finding(id="load", title="load", evidence="0.1", verdict=Verdict.FAIL, meaning="why")
+    ]
+    path = tmp_path / "results.json"
+    found.save(path)
+    document = json.loads(path.read_text())
+    assert document["checks"] == [
+        {"id": "load", "name": "load", "value": "0.1", "status": "red", "why": "why"}
+    ]
+    del document["checks"][0]["id"]  # written before there was one
+    path.write_text(json.dumps(document))
+    assert load(path).checks == found.checks
 
 
 def test_rows_of_ones_own_join_whatever_else_is_asked_for() -> None:

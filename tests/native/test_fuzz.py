@@ -23,7 +23,7 @@ TARGETS = sorted(path.stem for path in FUZZ.glob("fuzz_*.c"))
 # line that others get by without.
 PLANTED = {
     "fuzz_encapsulate": ("icmp.c", "quote_len > header->total_len", "quote_len > 0xfffe"),
-    "fuzz_decapsulate": ("encap.c", "fib_is_own(fib, header.source)", "false"),
+    "fuzz_decapsulate": ("verdict.c", "fib_is_own(fib, header.source)", "false"),
     "fuzz_fragment": ("fragment.c", "taken / 8", "taken / 16"),
     "fuzz_segment": ("segment.c", "segmenter->id++", "(void)0"),
     "fuzz_coalesce": ("coalesce.c", "payload_len > item->gso_size", "false"),
@@ -79,9 +79,9 @@ def planted(tmp_path_factory):
 def test_target(runs, target):
     ran = runs[target]
     assert (ran.returncode, ran.stderr) == (0, "")
-    # "fuzz_fib: 6 inputs, 1188165 runs, seed 1": more than the corpus was run.
-    inputs, runs_made = (int(part.split()[0]) for part in ran.stdout.split(": ")[1].split(", ")[:2])
-    assert runs_made > inputs > 0
+    # More than the corpus was run, however busy the machine is.
+    inputs = int(ran.stdout.split(" inputs")[0].split()[-1])
+    assert int(ran.stdout.split(" runs")[0].split()[-1]) > inputs
 
 
 @pytest.mark.parametrize("target", TARGETS)

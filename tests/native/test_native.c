@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tundp.h"
+#include "tundp_twins.h"
 
 static int failures;
 
@@ -98,21 +98,21 @@ static const struct tundp_hop hops[16] = {
 	[8] = { .address = 0xc0000208, .port = 8285 },
 	[9] = { .address = 0, .port = 8285, .flags = TUNDP_HOP_LOCAL },
 };
-static uint16_t inner_mtu[16];
-static uint8_t single[16];
+static struct tundp_path paths[16];
 static const uint32_t peers[] = { 0xc0000207, 0xc0000208 };
+static const uint32_t peer_hops[] = { 7, 8 };
 
 static struct tundp_fib make_fib(uint32_t *table, size_t count)
 {
 	struct tundp_fib fib = {
 		.base = 0x0a050000, .base_len = 30, .level_count = 2, .stride = { 1, 1 },
 		.table = table, .table_count = count,
-		.hops = hops, .hop_count = 16, .inner_mtu = inner_mtu, .single = single,
-		.peers = peers, .peer_count = 2, .own = peers + 1, .own_count = 1,
+		.hops = hops, .hop_count = 16, .paths = paths,
+		.peers = peers, .peer_hops = peer_hops, .peer_count = 2, .own = peers + 1, .own_count = 1,
 	};
 
 	for (size_t i = 0; i < 16; i++)
-		inner_mtu[i] = i == 8 ? 100 : 0xffff;
+		paths[i].inner_mtu = i == 8 ? 100 : 0;
 	return fib;
 }
 
@@ -189,7 +189,7 @@ static uint32_t rng(void)
  * get a valid header first, or nothing would get past the checksum. */
 static void test_any_bytes(void)
 {
-	static const struct tundp_rules rules = { .tunnel_address = 0x0a050001,
+	static const struct tundp_policy policy = { .tun_address = 0x0a050001,
 						  .source_check = TUNDP_SOURCE_COUNT };
 	uint32_t table[4] = { 7, 0x80000000u | 2, 8, 9 };
 	const struct tundp_fib fib = make_fib(table, 4);
@@ -222,13 +222,13 @@ static void test_any_bytes(void)
 			}
 		}
 		if (round & 2) {
-			tundp_encapsulate(&fib, &rules, packet, len, &verdict);
+			tundp_encapsulate(&fib, &policy, packet, len, &verdict);
 			if (verdict.kind == TUNDP_FORWARD && verdict.fragment_mtu)
 				while ((piece = tundp_fragment(packet, verdict.fragment_mtu, taken, out,
 							       &out_len)))
 					taken += piece;
 		} else {
-			tundp_decapsulate(&fib, &rules, packet, len, peers[rng() % 2], &verdict);
+			tundp_decapsulate(&fib, &policy, packet, len, peers[rng() % 2], &verdict);
 		}
 		CHECK(verdict.kind <= TUNDP_DROP);
 		seen[verdict.kind & 3]++;
@@ -274,14 +274,14 @@ static void test_destination_check(void)
 
 	for (uint32_t check = TUNDP_SOURCE_OFF; check <= TUNDP_SOURCE_ENFORCE; check++)
 		for (size_t i = 0; i < sizeof(destinations) / sizeof(destinations[0]); i++) {
-			const struct tundp_rules rules = { .source_check = check };
+			const struct tundp_policy policy = { .source_check = check };
 			const int is_own = destinations[i].is_own;
 			uint8_t packet[20] = { 0x45, 0, 0, 20, [8] = 9, [9] = 253,
 					       [12] = 10, 5, 0, 1 };
 
 			put(packet + 16, destinations[i].address, 4);
 			put(packet + 10, (uint16_t)~tundp_sum(packet, 20), 2);
-			tundp_decapsulate(&fib, &rules, packet, 20, 0xc0000207, &verdict);
+			tundp_decapsulate(&fib, &policy, packet, 20, 0xc0000207, &verdict);
 			if (check == TUNDP_SOURCE_ENFORCE && !is_own) {
 				CHECK(verdict.kind == TUNDP_DROP);
 				CHECK(verdict.reason == TUNDP_DROP_DESTINATION_MISMATCH);
@@ -409,6 +409,12 @@ static void test_super_packets(bool is_tcp)
 	uint8_t *scratch = malloc(TUNDP_COALESCE_SCRATCH);
 	uint64_t misses[TUNDP_MISS_COUNT] = { 0 };
 	uint32_t lens[PIECES], head[2];
+	const struct tundp_coalesce_input input = { .packets = packets,
+						    .lens = lens,
+						    .count = PIECES,
+						    .is_tcp_on = 1,
+						    .is_udp_on = 1,
+						    .max_udp_segments = 64 };
 	struct tundp_vnet made;
 	int64_t used;
 
@@ -432,7 +438,7 @@ static void test_super_packets(bool is_tcp)
 	free(out);
 
 	out = malloc(ROOM);
-	used = tundp_coalesce(packets, lens, PIECES, 1, 1, 64, scratch, out, ROOM, misses);
+	used = tundp_coalesce(&input, scratch, out, ROOM, misses);
 	CHECK(used == (int64_t)(sizeof(head) + TUNDP_VNET_LEN + len));
 	memcpy(head, out, sizeof(head));
 	memcpy(&made, out + sizeof(head), sizeof(made));
@@ -448,8 +454,7 @@ static void test_super_packets(bool is_tcp)
 	for (int i = 0; i < TUNDP_MISS_COUNT; i++)
 		CHECK(misses[i] == 0);
 	/* Too little room is said, not overrun. */
-	CHECK(tundp_coalesce(packets, lens, PIECES, 1, 1, 64, scratch, out, (size_t)used - 1,
-			     misses) == -1);
+	CHECK(tundp_coalesce(&input, scratch, out, (size_t)used - 1, misses) == -1);
 	free(out);
 	free(scratch);
 	free(super);

@@ -63,8 +63,8 @@ def test_sanitizers_are_awake(tmp_path):
     # One byte past the end must be seen, or the test above proves nothing.
     source = tmp_path / "past.c"
     source.write_text(
-        '#include <stdlib.h>\n#include "tundp.h"\n'
-        "int main(void) { uint8_t *p = calloc(1, 7); return tundp_sum(p, 8) == 1; }\n"
+        '#include <stdlib.h>\n#include "sums.h"\n'
+        "int main(void) { uint8_t *p = calloc(1, 7); return sums_portable(p, 8) == 1; }\n"
     )
     program = tmp_path / "past"
     subprocess.run(
@@ -75,6 +75,7 @@ def test_sanitizers_are_awake(tmp_path):
                 "-D_GNU_SOURCE",
                 "-fsanitize=address",
                 f"-I{ROOT}/native/include",
+                f"-I{ROOT}/native/src",
                 "-o",
                 str(program),
             ),

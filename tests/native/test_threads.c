@@ -1,6 +1,6 @@
 /* Workers under ThreadSanitizer: two of each engine, that share what they learn, with a socket
  * pair for a TUN and a loopback UDP socket each, while another thread publishes FIBs, forgets
- * what was learnt, reads counters, feels their pulse, and stops them. Prints what failed; exit
+ * what was learnt, reads counters, awaits their heartbeats, and stops them. Prints what failed; exit
  * code 1 then. */
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "tundp.h"
+#include "tundp_twins.h"
 
 enum {
 	PACKETS = 1500,
@@ -27,18 +27,20 @@ enum {
 	/* More than a datagram takes: the worker has to learn. */
 	BIG_LEN = 65532,
 	SPIN_NS = 20000,
+	HOPS = 2,
 };
 
 struct engine {
 	const char *name;
 	int (*run)(struct tundp_worker *worker);
+	size_t (*len)(void);
 	uint32_t offloads;
 };
 
 static const struct engine engines[] = {
-	{ "simple", tundp_simple_run, 0 },
-	{ "mmsg", tundp_batch_run, 0 },
-	{ "gso", tundp_batch_run,
+	{ "simple", tundp_simple_run, tundp_simple_len, 0 },
+	{ "mmsg", tundp_batch_run, tundp_batch_len, 0 },
+	{ "gso", tundp_batch_run, tundp_batch_len,
 	  TUNDP_OFFLOAD_VNET_HEADER | TUNDP_OFFLOAD_UDP_SEGMENT | TUNDP_OFFLOAD_TCP_COALESCE |
 		  TUNDP_OFFLOAD_UDP_COALESCE },
 };
@@ -46,16 +48,18 @@ static const struct engine engines[] = {
 /* One worker with what is around it. */
 struct lab {
 	struct tundp_worker *worker;
+	struct tundp_worker_config config;
 	const struct engine *engine;
 	int tun;                /* our end */
 	struct sockaddr_in udp; /* its address */
 	uint64_t fed;           /* packets it is to have read from the TUN, in all */
+	uint64_t sent;          /* packets its hops had counted when last read */
 	pthread_t thread;
 };
 
-static const struct tundp_hop hops[2] = { { 0 }, { .address = 0x7f000001, .port = 9 } };
-static uint16_t inner_mtu[2] = { 0xffff, 0xffff };
-static uint8_t single[2];
+static const struct tundp_hop hops[HOPS] = { { 0 }, { .address = 0x7f000001, .port = 9 } };
+static struct tundp_path paths[HOPS];
+static uint64_t icmp_full_at_ns;
 static const uint32_t table[1] = { 1 };
 static struct tundp_fib fibs[2];
 static uint64_t generation;
@@ -150,7 +154,7 @@ static void feed_udp(struct lab *lab, int number)
 
 	for (int i = 0; i < 4; i++) {
 		fill(packet, sizeof(packet), (uint32_t)(number * 4 + i) * PAYLOAD_LEN);
-		(void)sendto(lab->worker->udp_fd, packet, sizeof(packet), MSG_DONTWAIT,
+		(void)sendto(lab->worker->config.udp_fd, packet, sizeof(packet), MSG_DONTWAIT,
 			     (struct sockaddr *)&lab->udp, sizeof(lab->udp));
 	}
 }
@@ -174,12 +178,12 @@ static void publish(struct lab *labs)
 			sched_yield();
 	*next = *now;
 	next->generation = ++generation;
-	__atomic_store_n(&inner_mtu[1], 0xffff, __ATOMIC_RELAXED);
-	__atomic_store_n(&single[1], 0, __ATOMIC_RELAXED);
+	__atomic_store_n(&paths[1].inner_mtu, 0, __ATOMIC_RELAXED);
+	__atomic_store_n(&paths[1].no_gso, 0, __ATOMIC_RELAXED);
 	for (int i = 0; i < WORKERS; i++) {
 		tundp_worker_install(labs[i].worker, next);
-		if (tundp_worker_lost(labs[i].worker))
-			fail(&labs[i], "lost an offload");
+		if (tundp_worker_disabled(labs[i].worker))
+			fail(&labs[i], "disabled an offload");
 		tundp_worker_restore(labs[i].worker);
 	}
 }
@@ -191,13 +195,26 @@ static void read_counters(const struct lab *lab, struct tundp_counters *counters
 		fail(lab, "not conserved");
 }
 
-/* Idle or busy, it makes a turn when asked to. */
-static void feel_pulse(const struct lab *lab)
+/* Idle or busy, it makes an iteration when asked to. */
+static void await_heartbeat(const struct lab *lab)
 {
-	const uint64_t before = tundp_worker_beat(lab->worker);
+	const uint64_t before = tundp_worker_heartbeat(lab->worker);
 
-	while (tundp_worker_beat(lab->worker) == before)
+	while (tundp_worker_heartbeat(lab->worker) == before)
 		sched_yield();
+}
+
+/* What is counted per hop, read while it is written, never goes back. */
+static void read_hops(struct lab *lab)
+{
+	uint64_t sent = 0;
+
+	for (int hop = 0; hop < HOPS; hop++)
+		sent += __atomic_load_n(&lab->config.hop_counters[hop].packets_out,
+					__ATOMIC_RELAXED);
+	if (sent < lab->sent)
+		fail(lab, "a hop's counter went back");
+	lab->sent = sent;
 }
 
 static void finish(struct lab *lab)
@@ -209,7 +226,7 @@ static void finish(struct lab *lab)
 		drain_tun(lab);
 		read_counters(lab, &counters);
 	} while (counters.encap.packets_in < lab->fed);
-	feel_pulse(lab);
+	await_heartbeat(lab);
 	tundp_worker_stop(lab->worker);
 	pthread_join(lab->thread, &code);
 	read_counters(lab, &counters);
@@ -217,6 +234,9 @@ static void finish(struct lab *lab)
 		fail(lab, "ended with an error");
 	if (counters.encap.packets_in != lab->fed)
 		fail(lab, "read more than there was");
+	read_hops(lab);
+	if (lab->sent != counters.encap.packets_out)
+		fail(lab, "hops and directions disagree");
 	if (!counters.decap.packets_in || !counters.fragments_out)
 		fail(lab, "a direction was not tried");
 	if (lab->engine->offloads && (!counters.encap.super_in || !counters.encap.super_out))
@@ -228,14 +248,15 @@ static void round_trip(struct lab *labs)
 	struct tundp_counters counters;
 
 	for (int i = 0; i < WORKERS; i++) {
-		labs[i].worker->stop = 0;
+		if (tundp_worker_configure(labs[i].worker, &labs[i].config))
+			fail(&labs[i], "configuration refused");
 		pthread_create(&labs[i].thread, NULL, run, &labs[i]);
 	}
 	for (int number = 0; number < PACKETS; number++) {
 		if (number % (PACKETS / FIBS) == 0) {
 			publish(labs);
 			for (int i = 0; i < WORKERS; i++)
-				feel_pulse(&labs[i]);
+				await_heartbeat(&labs[i]);
 		}
 		for (int i = 0; i < WORKERS; i++) {
 			feed_tun(&labs[i], number);
@@ -243,6 +264,7 @@ static void round_trip(struct lab *labs)
 				feed_udp(&labs[i], number);
 			drain_tun(&labs[i]);
 			read_counters(&labs[i], &counters);
+			read_hops(&labs[i]);
 		}
 	}
 	for (int i = 0; i < WORKERS; i++)
@@ -263,29 +285,38 @@ static int open_lab(struct lab *lab, const struct engine *engine)
 	lab->tun = pair[1];
 	lab->udp.sin_family = AF_INET;
 	lab->udp.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	worker->tun_fd = pair[0];
-	worker->udp_fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
-	worker->control_fd = eventfd(0, EFD_NONBLOCK);
-	worker->notify_fd = eventfd(0, EFD_NONBLOCK);
-	worker->address = INADDR_LOOPBACK;
-	worker->offloads = engine->offloads;
-	worker->max_segments = worker->max_udp_segments = engine->offloads ? 64 : 1;
-	worker->spin_ns = SPIN_NS;
-	worker->batch = aligned_alloc(64, (tundp_batch_len() + 63) / 64 * 64);
-	if (!worker->batch || bind(worker->udp_fd, (struct sockaddr *)&lab->udp, len))
+	lab->config = (struct tundp_worker_config){
+		.tun_fd = pair[0],
+		.udp_fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0),
+		.control_fd = eventfd(0, EFD_NONBLOCK),
+		.notify_fd = eventfd(0, EFD_NONBLOCK),
+		.address = INADDR_LOOPBACK,
+		.directions = TUNDP_ENCAP | TUNDP_DECAP,
+		.offloads = engine->offloads,
+		.max_segments = engine->offloads ? 64 : 1,
+		.max_udp_segments = engine->offloads ? 64 : 1,
+		.spin_ns = SPIN_NS,
+		.memory = aligned_alloc(64, (engine->len() + 63) / 64 * 64),
+		.hop_counters = calloc(HOPS, sizeof(struct tundp_hop_counters)),
+		.icmp_full_at_ns = &icmp_full_at_ns,
+	};
+	if (!lab->config.memory || !lab->config.hop_counters ||
+	    bind(lab->config.udp_fd, (struct sockaddr *)&lab->udp, len) ||
+	    tundp_worker_configure(worker, &lab->config))
 		return -1;
 	tundp_worker_install(worker, &fibs[generation & 1]);
-	return getsockname(worker->udp_fd, (struct sockaddr *)&lab->udp, &len);
+	return getsockname(worker->config.udp_fd, (struct sockaddr *)&lab->udp, &len);
 }
 
 static void close_lab(struct lab *lab)
 {
 	close(lab->tun);
-	close(lab->worker->tun_fd);
-	close(lab->worker->udp_fd);
-	close(lab->worker->control_fd);
-	close(lab->worker->notify_fd);
-	free(lab->worker->batch);
+	close(lab->worker->config.tun_fd);
+	close(lab->worker->config.udp_fd);
+	close(lab->worker->config.control_fd);
+	close(lab->worker->config.notify_fd);
+	free(lab->config.memory);
+	free(lab->config.hop_counters);
 	free(lab->worker);
 }
 
@@ -293,7 +324,7 @@ int main(void)
 {
 	fibs[1] = (struct tundp_fib){
 		.base_len = 1, .level_count = 1, .table = table, .table_count = 1, .hops = hops,
-		.hop_count = 2, .inner_mtu = inner_mtu, .single = single, .generation = 1,
+		.hop_count = 2, .paths = paths, .generation = 1,
 	};
 	generation = 1;
 	if (tundp_fib_check(&fibs[1])) {

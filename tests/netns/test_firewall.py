@@ -26,8 +26,7 @@ from tests.nodes import MakeLab
 from tests.wait import DEADLINE_S, until
 from tundp.errors import PlatformError
 from tundp.lab.lab import Host, processes_in
-from tundp.linux import command
-from tundp.linux.firewall import choose as firewall
+from tundp.linux import command, uapi
 from tundp.linux.firewall.choose import (
     Firewall,
     FirewallSettings,
@@ -229,7 +228,26 @@ async def test_nftables_replaces_iptables(box: MakeBox, binary: str) -> None:
         assert await at.sh("nft list table ip flannel-ipv4") == golden("nft-both")
 
 
-def v011(binary: Any, network: Any, subnet: Any, random: Any = " --random-fully") -> Any:
+@pytest.mark.parametrize("binary", BACK_ENDS)
+async def test_another_instance_keeps_its_rules_of_the_other_flavour(
+    box: MakeBox, binary: str
+) -> None:
+    async with box() as at:
+        for first, second in (("nftables", binary), (binary, "nftables")):
+            await at.do(make(first).set_up, None)
+            before = await at.sh(f"nft list ruleset; {binary}-save")
+            await at.do(make(second, mark="deadbeef", network=OTHER_N, subnet=OTHER_S).set_up, None)
+            after = await at.sh(f"nft list ruleset; {binary}-save")
+            ours = [line for line in before.splitlines() if "10.5." in line]
+            assert len(ours) >= 6
+            assert [line for line in after.splitlines() if "10.5." in line] == ours
+            await at.do(remove_all, [(N, S)])
+            await at.do(remove_all, [], "deadbeef")
+
+
+def v011(
+    binary: str, network: IPv4Network, subnet: IPv4Network | str, random: str = " --random-fully"
+) -> str:
     """What flannel v0.11 runs."""
     nat, filter_ = f"{binary} -t nat -A POSTROUTING", f"{binary} -A FORWARD"
     return "\n".join(
@@ -610,7 +628,7 @@ async def test_repairing_waits_for_a_change_and_then_mends(box: MakeBox) -> None
 async def test_without_the_socket_only_time_passes(
     box: MakeBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(firewall, "NETLINK_NETFILTER", 31)  # no such protocol
+    monkeypatch.setattr(uapi, "NETLINK_NETFILTER", 31)  # no such protocol
 
     async def watch() -> None:
         async with watch_ruleset() as changed:

@@ -157,7 +157,7 @@ async def test_a_node_that_slept_past_its_ttl_never_takes_its_subnet_back(
         assert f"lease {key} CONFLICT: node {node_id(held)}" in one.log_path.read_text()
         assert "conflict" in (await told(one)).lower()
         # What it knew still gets its packets; answers go to who has the subnet now.
-        before = (await three.status())["counters"]["decap"]["packets_out"]
+        before = (await three.status_document())["counters"]["decap"]["packets_out"]
         async with PingStream(one.host, three.tunnel_address) as stream:
             await until(lambda: delivered(three, before + 20))
         assert stream.sent >= 20
@@ -191,7 +191,7 @@ async def test_a_reservation_survives_restarts(make_overlay: MakeOverlay) -> Non
             await overlay.start_daemon(one)
             await overlay.wait_ready([one])
             assert str(one.gateway) == "10.5.77.1/24"
-            lease = (await one.status())["lease"]
+            lease = (await one.status_document())["lease"]
             assert (lease["state"], lease["expires_in_s"]) == ("held", None)
             assert await one.stop_daemon() == 0
             assert await etcd_lease_of(overlay, "10.5.77.0-24") == 0
@@ -234,7 +234,7 @@ async def test_two_nodes_with_one_public_ip(make_overlay: MakeOverlay) -> None:
         await until(lambda: lease_is(one, "conflict"))
         assert await fails(one, "lease")
         second = (await overlay.read_leases())[key]
-        assert node_id(second) == (await two.status())["node_id"] != node_id(first)
+        assert node_id(second) == (await two.status_document())["node_id"] != node_id(first)
 
         # A dead one is not waited for longer than a challenge lasts.
         await one.stop_daemon(signal.SIGKILL)
@@ -359,8 +359,8 @@ async def check_stale(one: LabNode, two: LabNode) -> None:
     assert (await one.get(10256, "/healthz"))[0] == 200
     assert await has_peer(one, str(two.gateway.network), two.public_ip)
     await until(lambda: answers(two.host, one.tunnel_address))
-    store = (await one.status())["store"]
-    assert store["is_from_memory"]
+    store = (await one.status_document())["store"]
+    assert store["is_from_cache"]
     assert not store["is_answering"]
     assert "from disk" in await told(one)
 
@@ -371,7 +371,7 @@ async def silent_etcd(make_overlay: MakeOverlay, silence: Any) -> None:
     async with make_overlay("--lease-ttl=30", store="etcd") as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         key = key_of(one)
-        expiry = (await one.status())["lease"]["expires_at"]
+        expiry = (await one.status_document())["lease"]["expires_at"]
         lines = one.log_path.read_text().count("\n")
         to_one = PingStream(two.host, one.tunnel_address)
         async with to_one, PingStream(one.host, two.tunnel_address) as to_two:
@@ -389,17 +389,19 @@ async def silent_etcd(make_overlay: MakeOverlay, silence: Any) -> None:
         )
         assert to_one.lost == to_two.lost == 0
         assert await lease_is(one, "held")
-        assert node_id((await overlay.read_leases())[key]) == (await one.status())["node_id"]
+        assert (
+            node_id((await overlay.read_leases())[key]) == (await one.status_document())["node_id"]
+        )
         said = one.log_path.read_text().splitlines()[lines:]
         assert len(said) < 20, said
 
 
 async def answering(node: LabNode, *, is_so: bool) -> bool:
-    return (await node.status())["store"]["is_answering"] is is_so
+    return (await node.status_document())["store"]["is_answering"] is is_so
 
 
 async def expires_after(node: LabNode, unix_time: float) -> bool:
-    return bool((await node.status())["lease"]["expires_at"] > unix_time)
+    return bool((await node.status_document())["lease"]["expires_at"] > unix_time)
 
 
 async def test_a_peer_of_the_last_moment_is_remembered_too(make_overlay: MakeOverlay) -> None:
@@ -540,7 +542,7 @@ async def test_auto_takes_the_api_with_the_config(make_overlay: MakeOverlay) -> 
         for prefix, apis in homes.items():
             one, taken = nodes[prefix], apis[-1]
             await overlay.wait_ready([one])
-            store = (await one.status())["store"]["description"]
+            store = (await one.status_document())["store"]["description"]
             assert store.startswith(f"etcd {taken} at ")
             for api in ("v2", "v3"):
                 found = await overlay.etcd.read_all(f"/{prefix}/subnets/", api=api)

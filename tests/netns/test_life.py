@@ -91,7 +91,7 @@ async def test_route_moves_while_traffic_flows(make_overlay: MakeOverlay) -> Non
                 overlay, lambda leases: leases["10.5.254.0-24"].update(PublicIP=three.public_ip)
             )
             await until(lambda: has_decapsulated(three, before["decap"]["packets_in"] + 2000))
-        status = await one.status()
+        status = await one.status_document()
         assert status["counters"]["conserved"]
         assert status["counters"]["encap"]["drops"] == {}
 
@@ -156,11 +156,11 @@ async def test_bad_leases_are_named_and_hurt_nobody(make_overlay: MakeOverlay) -
         edit_leases(overlay, lambda leases: leases.update(bad))
 
         async def all_named() -> bool:
-            status = await one.status()
+            status = await one.status_document()
             return len(status["refused"]) + len(status["bad_entries"]) == len(bad)
 
         await until(all_named)
-        status = await one.status()
+        status = await one.status_document()
         assert {each["key"]: each["reason"] for each in status["refused"]} == {
             "10.5.240.0-24": "no_public_ip",
             "10.5.241.0-24": "own_public_ip",
@@ -195,17 +195,19 @@ async def test_a_lease_value_that_is_a_bomb_kills_nobody(make_overlay: MakeOverl
             await overlay.write_etcd(f"subnets/{name}", value)
 
         async def all_named() -> bool:
-            named = {each["name"] for each in (await one.status())["bad_entries"]}
+            named = {each["name"] for each in (await one.status_document())["bad_entries"]}
             return len(named) == len(bombs)
 
         await until(all_named)
         assert await answers(one.host, two.tunnel_address)
-        assert [peer["public_ip"] for peer in (await one.status())["peers"]] == [two.public_ip]
+        assert [peer["public_ip"] for peer in (await one.status_document())["peers"]] == [
+            two.public_ip
+        ]
         await overlay.delete_etcd("subnets/10.5.250.0-24")
         await overlay.delete_etcd("subnets/10.5.249.0-024")
 
         async def two_less() -> bool:
-            return len((await one.status())["bad_entries"]) == len(bombs) - 2
+            return len((await one.status_document())["bad_entries"]) == len(bombs) - 2
 
         await until(two_less)
 
@@ -326,7 +328,9 @@ async def test_etcd_dies_under_traffic_and_no_packet_is_lost(
             now = stream.sent
             await until(lambda: has_sent(stream, now + 150))
         assert stream.lost == 0, stream
-        assert [peer["public_ip"] for peer in (await one.status())["peers"]] == [two.public_ip]
+        assert [peer["public_ip"] for peer in (await one.status_document())["peers"]] == [
+            two.public_ip
+        ]
         await overlay.etcd.start()
         await overlay.write_etcd("subnets/10.5.250.0-24", '{"PublicIP":"192.0.2.200"}')
         await until(lambda: has_peer(one, "10.5.250.0/24", "192.0.2.200"))
@@ -357,7 +361,7 @@ async def test_lease_value_in_etcd_is_flannels(make_overlay: MakeOverlay) -> Non
         one = overlay.nodes[1]
         key = str(one.gateway.network).replace("/", "-")
         # The stock fields first, byte for byte; what follows no flannel looks at.
-        node_id = (await one.status())["node_id"]
+        node_id = (await one.status_document())["node_id"]
         assert await overlay.read_leases() == {
             key: '{"PublicIP":"192.0.2.1","PublicIPv6":null,'
             f'"TundpNode":"{node_id}","TundpHost":"{socket.gethostname()}"}}'

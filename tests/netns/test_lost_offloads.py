@@ -11,24 +11,25 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import Any
 
 import pytest
 
 from tests.nodes import PORT, MakeLab, engine_node
 from tests.packets import udp
+from tests.routes import peer as peer_of
 from tests.wait import DEADLINE_S, until
-from tundp.engine.native import engine as native
-from tundp.lease.model import Peer
+from tundp.choices import SourceCheck
+from tundp.engine.base import NO_GSO_ORIGIN, PATH_STATE_S
+from tundp.engine.native.engine import REFUSED
 from tundp.linux import uapi
 from tundp.linux.offload import ALL, KernelOffloads, Offload, set_udp_gro
 from tundp.linux.udp import open_udp
-from tundp.wire.encap import SourceCheck
 
 TOO_MANY = 200
 OWN = IPv4Network("10.5.1.0/24")
-PEER = Peer(IPv4Network("10.5.2.0/24"), IPv4Address("192.0.2.2"))
+PEER = peer_of("10.5.2.0/24", "192.0.2.2")
 
 
 @contextlib.asynccontextmanager
@@ -39,7 +40,7 @@ async def node(make_lab: MakeLab, offloads: Any = ALL) -> AsyncIterator[Any]:
         left, right = await lab.host("left"), await lab.host("right")
         await lab.cable(left, "eth0", right, "eth0")
         await right.configure("eth0", "192.0.2.2/24")
-        with await right.call(open_udp, PEER.address, PORT) as peer:
+        with await right.call(open_udp, PEER.endpoint.address, PORT) as peer:
             peer.settimeout(DEADLINE_S)
             async with engine_node(
                 left, "gso", 1, peers=[PEER], source_check=SourceCheck.COUNT, kernel=kernel
@@ -93,6 +94,10 @@ async def test_a_refused_send_goes_singly_and_stays_so_for_a_while(
                 assert packet[28:] == datagram(each)
             assert one.engine.counters().offload_fallbacks == 1
             supers = one.engine.counters().encap.super_out
+            ((hop_id, path),) = one.engine.path_states().items()
+            assert (path.inner_mtu, path.no_gso, path.origin) == (None, True, NO_GSO_ORIGIN)
+            hop = one.engine.hop_counters([hop_id])[hop_id]
+            assert (hop.packets_out, hop.last_errno) == (356, "EINVAL")
             # A new FIB does not forget it, time does.
             one.install([PEER])
             sender.sendto(b"".join(map(datagram, range(100))), ("10.5.2.2", PORT))
@@ -100,14 +105,13 @@ async def test_a_refused_send_goes_singly_and_stays_so_for_a_while(
                 await asyncio.to_thread(peer.recv, 2048)
             assert one.engine.counters().encap.super_out == supers
             now = asyncio.get_running_loop().time()
-            monkeypatch.setattr(
-                asyncio.get_running_loop(), "time", lambda: now + native.LEARNT_S + 1
-            )
-            one.engine._forget()
+            monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now + PATH_STATE_S + 1)
+            one.engine._expire()
             sender.sendto(b"".join(map(datagram, range(100))), ("10.5.2.2", PORT))
             for _ in range(100):
                 await asyncio.to_thread(peer.recv, 2048)
             assert one.engine.counters().encap.super_out == supers + 1
+            assert one.engine.path_states() == {}
 
 
 async def test_a_refused_tun_write_goes_singly_and_stays_so_for_a_while(
@@ -135,6 +139,9 @@ async def test_a_refused_tun_write_goes_singly_and_stays_so_for_a_while(
             assert counted.errnos == {"EINVAL": 1}
             assert counted.offload_fallbacks == 1
             assert caplog.text.count("udp-coalesce is off for 10 minutes") == 1
+            assert Offload.UDP_COALESCE not in one.engine.offloads().in_use
+            assert one.engine.offloads().disabled[Offload.UDP_COALESCE].reason == REFUSED
+            assert f"without udp-coalesce: {REFUSED}" in one.engine.describe()
             # The 56 behind the first 200 were merged already, and few enough.
             assert counted.decap.super_out == 1
             peer.sendto(b"".join(map(overlay_packet, range(100))), ("192.0.2.1", PORT))
@@ -142,14 +149,13 @@ async def test_a_refused_tun_write_goes_singly_and_stays_so_for_a_while(
                 assert await asyncio.to_thread(receiver.recv, 2048) == datagram(each)
             assert one.engine.counters().decap.super_out == 1
             now = asyncio.get_running_loop().time()
-            monkeypatch.setattr(
-                asyncio.get_running_loop(), "time", lambda: now + native.LEARNT_S + 1
-            )
-            one.engine._forget()
+            monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now + PATH_STATE_S + 1)
+            one.engine._expire()
             peer.sendto(b"".join(map(overlay_packet, range(100))), ("192.0.2.1", PORT))
             for each in range(100):
                 assert await asyncio.to_thread(receiver.recv, 2048) == datagram(each)
             assert one.engine.counters().decap.super_out == 2
+            assert Offload.UDP_COALESCE in one.engine.offloads().in_use
 
 
 @pytest.mark.parametrize("is_on", [True, False])

@@ -10,83 +10,28 @@ import asyncio
 import contextlib
 import json
 import re
+import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.netns.machine import FLANNELD, TUNDP, Machine, state_of
 from tests.nodes import MakeOverlay, answers, has_received, has_sent, log_contains
 from tests.wait import DEADLINE_S, until
-from tundp.admin import fetch_status
-from tundp.lab.lab import Host, stop_process
+from tundp.admin import fetch_document
 from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import PingStream, ping
 
-FLANNELD = str(Path(sys.executable).with_name("flanneld"))
-TUNDP = str(Path(sys.executable).with_name("tundp"))
+UNIT = Path(__file__).parents[2] / "systemd" / "tundp.service"
 GOLDEN = Path(__file__).parent / "golden"
 HEALTH = "--healthz-port=10256"
 ETH_P_ALL = 0x0003
-
-
-class Machine:
-    """A lab host with a /run and a /var/lib of its own: a daemon there needs no flag to keep
-    off this machine's files."""
-
-    def __init__(self, overlay: OverlayLab, node: LabNode) -> None:
-        self.node = node
-        self._overlay = overlay
-        self._started: subprocess.Popen[bytes] | None = None
-
-    @property
-    def _holder(self) -> subprocess.Popen[bytes]:
-        """The process that keeps the mounts."""
-        assert self._started is not None, "not entered"
-        return self._started
-
-    async def __aenter__(self) -> Machine:
-        script = "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && echo up && exec cat"
-        popen: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen
-        self._started = await self.node.host.call(
-            popen,
-            ["unshare", "--mount", "sh", "-c", script],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert self._holder.stdout is not None
-        assert await asyncio.to_thread(self._holder.stdout.readline) == b"up\n"
-        return self
-
-    async def __aexit__(self, *_: Any) -> None:
-        assert self._holder.stdin is not None
-        self._holder.stdin.close()
-        await stop_process(self._holder)
-        assert self._holder.stdout is not None
-        self._holder.stdout.close()
-
-    def path(self, name: str) -> Path:
-        """A file of that machine, as seen from here."""
-        return Path(f"/proc/{self._holder.pid}/root{name}")
-
-    def _inside(self, argv: Sequence[str]) -> list[str]:
-        return ["nsenter", "--mount", f"--target={self._holder.pid}", *argv]
-
-    async def run(self, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return await self.node.host.run(*self._inside(argv), environment=environment)
-
-    async def start(
-        self, *argv: str, log: Path | None = None, **environment: str
-    ) -> subprocess.Popen[bytes]:
-        path = log or self.node.log_path
-        with path.open("ab") as file:
-            return await self.node.host.popen(self._inside(argv), log=file, environment=environment)
 
 
 async def get(node: LabNode, path: str) -> tuple[int, str]:
@@ -104,7 +49,7 @@ async def says(node: LabNode, path: str, status: int) -> bool:
 async def fails(node: LabNode, *names: str) -> bool:
     """Whether /readyz is 503 for exactly these checks (200 for none), and /healthz 200."""
     is_alive = await get(node, "/healthz") == (200, "flanneld is running")
-    status, body = await get(node, "/readyz?verbose")
+    status, body = await get(node, "/readyz?format=json")
     return (
         is_alive
         and status == (503 if names else 200)
@@ -206,7 +151,10 @@ async def test_two_networks_on_one_node(make_overlay: MakeOverlay) -> None:
                 )
                 await until(partial(runs, machines[node.number], daemons[node.number, name], name))
         status = {at: await ask(machines[at[0]], at[1]) for at in daemons}
-        assert {status[at]["tun"]["name"] for at in daemons} == {"flannel0", "flannel1"}
+        assert {status[at]["backend"]["device"]["name"] for at in daemons} == {
+            "flannel0",
+            "flannel1",
+        }
         for at in daemons:
             await until(partial(has_peers, machines[at[0]], at[1], 1))
 
@@ -223,7 +171,7 @@ async def test_two_networks_on_one_node(make_overlay: MakeOverlay) -> None:
         assert await asyncio.to_thread(daemons[1, "blue"].wait, DEADLINE_S) == 0
         assert await works("green")
         assert await rules_about(machines[1], "10.6.") == before
-        assert (await ask(machines[1], "green"))["checks"][4]["ok"]
+        assert await rules_are_there(machines[1], "green")
         cleaned = await machines[1].run(
             TUNDP, "cleanup", "--subnet-file=/run/flannel/blue.env", "--etcd-prefix=/blue"
         )
@@ -242,14 +190,24 @@ def admin_socket(machine: Machine, name: str) -> Path:
 
 
 async def ask(machine: Machine, name: str) -> Any:
-    return await fetch_status(admin_socket(machine, name))
+    return await fetch_document(admin_socket(machine, name))
 
 
 async def runs(machine: Machine, daemon: subprocess.Popen[bytes], name: str) -> bool:
     assert daemon.poll() is None
     if not admin_socket(machine, name).exists():
         return False
-    return all(check["ok"] for check in (await ask(machine, name))["checks"])
+    status = await ask(machine, name)
+    return status["state"] == "running" and not failing(status)
+
+
+def failing(status: dict[str, Any]) -> list[str]:
+    return [each["id"] for each in status["findings"] if each["verdict"] != "ok"]
+
+
+async def rules_are_there(machine: Machine, name: str) -> bool:
+    status = await ask(machine, name)
+    return "firewall" not in failing(status) and status["firewall"]["flavour"] != ""
 
 
 async def has_peers(machine: Machine, name: str, count: int) -> bool:
@@ -358,15 +316,6 @@ class Sink:
         return self.leaked
 
 
-async def state_of(host: Host) -> dict[str, str]:
-    """What a daemon may change of a host, in words."""
-    found = {}
-    for command in ("nft list ruleset", "ip -4 route show table all", "ip -o -4 addr", "ip rule"):
-        done = await host.run(*command.split())
-        found[command] = re.sub(r"valid_lft \d+sec|preferred_lft \d+sec", "", done.stdout)
-    return found
-
-
 async def test_nothing_leaks_and_cleanup_leaves_nothing(make_overlay: MakeOverlay) -> None:
     async with make_overlay(store="etcd", start=False) as overlay:
         one = overlay.nodes[1]
@@ -449,8 +398,84 @@ async def cleanup_scenario(machine: Machine, before: Any) -> None:
     assert done.stdout == dry.stdout.replace("would remove", "removed")
     assert await state_of(one.host) == before
     assert not machine.path("/run/flannel/subnet.env").exists()
+    assert not machine.path("/var/lib/tundp/last-known.json").exists()
+    assert re.search(
+        r"left lease 10\.5\.\d+\.0-24: in etcd until [-\d]+ [:\d]+ at the latest; .*"
+        r"etcdctl del /coreos\.com/network/subnets/10\.5\.\d+\.0-24\n",
+        done.stdout,
+    )
     again = await machine.run(TUNDP, "cleanup")
-    assert (again.returncode, again.stdout) == (0, "nothing to remove\n")
+    node_id = "left file /var/lib/tundp/node-id: the next start is the same node\n"
+    assert (again.returncode, again.stdout) == (0, f"nothing to remove\n{node_id}")
+
+
+async def test_config_check_and_show_of_a_running_daemon(make_overlay: MakeOverlay) -> None:
+    """Bare commands must not speak of settings nobody runs."""
+    async with make_overlay(store="file", nodes=1) as overlay:
+        one = overlay.nodes[1]
+        which = f"--admin-socket={one.admin_socket}"
+        checked = await one.host.run(TUNDP, "config", "check", which)
+        assert checked.returncode == 0, checked.stdout
+        pid = one.daemon.pid
+        first, *others = checked.stdout.splitlines()
+        assert first.startswith(f"OK   settings: of the running daemon, pid {pid}")
+        assert f"store=file:{overlay.lease_file}" in first
+        (daemon,) = [line for line in others if " daemon: " in line]
+        assert daemon.startswith("OK   daemon: runs with these settings")
+        assert not [line for line in others if line.startswith(("WARN", "FAIL"))]
+
+        shown = await one.host.run(TUNDP, "config", "show", "--origin", which)
+        assert shown.stdout.startswith(f"# settings of the running daemon, pid {pid}")
+        assert f'store = "file:{overlay.lease_file}"' in shown.stdout
+
+        # Flags speak for themselves, and what runs is named.
+        other = await one.host.run(
+            TUNDP, "config", "check", "--json", which, f"--store=file:{overlay.lease_file}"
+        )
+        (finding,) = [each for each in json.loads(other.stdout) if each["id"] == "daemon"]
+        assert finding["verdict"] == "warn"
+        assert f"pid {pid}" in finding["evidence"]
+        assert f"admin-socket '{one.admin_socket}'" not in finding["evidence"]
+        assert f"subnet-file '{one.subnet_file}'" in finding["evidence"]
+        assert "--running" in finding["next_step"]
+
+        nobody = await one.host.run(
+            *("setpriv", "--reuid=65534", "--clear-groups", TUNDP, "status", which)
+        )
+        assert nobody.returncode == 1
+        assert f"only root may ask the daemon on {one.admin_socket}" in nobody.stderr
+
+
+async def test_config_check_names_what_the_unit_cannot_write(make_overlay: MakeOverlay) -> None:
+    async with make_overlay(store="file", nodes=1, start=False) as overlay:
+        one = overlay.nodes[1]
+        units = overlay.directory / "units"
+        units.mkdir()
+        shutil.copy(UNIT, units)
+        # The namespace's own view of the host's unit directory.
+        done = await one.host.run(
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            'mount --bind "$1" /etc/systemd/system && shift && exec "$@"',
+            "sh",
+            str(units),
+            TUNDP,
+            "config",
+            "check",
+            "--json",
+            f"--store=file:{overlay.lease_file}",
+        )
+        findings = {each["id"]: each for each in json.loads(done.stdout)}
+        assert findings["files.unit.store"]["verdict"] == "warn"
+        assert (
+            "tundp.service lets the daemon write below"
+            in (findings["files.unit.store"]["evidence"])
+        )
+        assert "/var/lib/tundp" in findings["files.unit.store"]["evidence"]
+        assert "files.unit.state-dir" not in findings
+        assert "files.unit.subnet-file" not in findings
 
 
 async def test_config_check_and_show(make_overlay: MakeOverlay) -> None:
@@ -461,8 +486,8 @@ async def test_config_check_and_show(make_overlay: MakeOverlay) -> None:
         async def check(*flags: str) -> tuple[int, dict[str, str], str]:
             done = await one.host.run(TUNDP, "config", "check", "--json", *flags)
             found = json.loads(done.stdout)
-            verdicts = {each["what"]: each["verdict"] for each in found}
-            details = "\n".join(each["detail"] for each in found if each["verdict"] != "ok")
+            verdicts = {each["title"]: each["verdict"] for each in found}
+            details = "\n".join(each["evidence"] for each in found if each["verdict"] != "ok")
             return done.returncode, verdicts, details
 
         before = await state_of(one.host)

@@ -45,7 +45,7 @@ async def test_host_ping_costs_two_hops_and_pod_ping_four(
     # flannel decrements at both ends: 64 leaves, 62 arrives; two kernels forwarding cost two more.
     async with make_overlay(f"--loop={loop}", pods=True) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
-        assert (await one.status())["loop"] == loop
+        assert (await one.status_document())["loop"] == loop
         answer = await checked_ping(one.host, two.tunnel_address)
         assert answer.is_echo_reply
         assert answer.ttl == 62

@@ -18,8 +18,9 @@ from pyroute2 import netns
 from tests.loops import LOOPS, run_on
 from tests.nodes import PORT, EngineNode, MakeLab, engine_node, must_run
 from tests.wait import DEADLINE_S, until
+from tundp.choices import Layout
 from tundp.engine.base import Dataplane
-from tundp.engine.native.engine import EngineSettings, Layout
+from tundp.engine.native.engine import EngineSettings
 from tundp.lab.lab import Host
 from tundp.lab.traffic import ping, transfer
 from tundp.linux import uapi
@@ -211,7 +212,7 @@ def test_a_full_socket_is_replaced(make_lab: MakeLab, engine: str, loop: str) ->
 
                 await until(is_full)
                 # Waiting is not being stuck.
-                await until(has_a_pulse(left.engine))
+                await until(has_a_heartbeat(left.engine))
                 sent = left.engine.counters().encap.packets_out
                 await left.move("192.0.2.11")
                 right.follow(left)
@@ -243,20 +244,20 @@ def test_a_full_socket_is_replaced(make_lab: MakeLab, engine: str, loop: str) ->
         ("gso", Layout.SPLIT, 2),
     ],
 )
-async def test_each_thread_has_a_pulse_while_it_runs(
+async def test_each_thread_has_a_heartbeat_while_it_runs(
     make_lab: MakeLab, engine: str, layout: Layout, threads: int
 ) -> None:
     async with pair(make_lab, engine, layout) as (left, _):
-        assert len(left.engine.pulse()) == threads
+        assert len(left.engine.heartbeat()) == threads
         for _ in range(3):  # idle as they are
-            await until(has_a_pulse(left.engine))
+            await until(has_a_heartbeat(left.engine))
         left.engine.detach()
-        assert left.engine.pulse() == ()
+        assert left.engine.heartbeat() == ()
         left.engine.attach(left.tun)
-        assert len(left.engine.pulse()) == threads
+        assert len(left.engine.heartbeat()) == threads
 
 
-async def test_a_stuck_thread_has_no_pulse(make_lab: MakeLab) -> None:
+async def test_a_stuck_thread_has_no_heartbeat(make_lab: MakeLab) -> None:
     async with pair(make_lab, "simple", is_attached=False) as (left, right):
         # What no engine must do: wait for the TUN alone.
         os.set_blocking(left.tun.fd, True)
@@ -265,26 +266,26 @@ async def test_a_stuck_thread_has_no_pulse(make_lab: MakeLab) -> None:
             left.engine.attach(left.tun)
 
             async def has_begun() -> bool:
-                return left.engine.pulse() == (1,)
+                return left.engine.heartbeat() == (1,)
 
             await until(has_begun)
             for _ in range(20):
                 await asyncio.sleep(0.01)
-                assert left.engine.pulse() == (1,)
+                assert left.engine.heartbeat() == (1,)
         finally:
             os.set_blocking(left.tun.fd, False)
             waker.sendto(b"x", (right.tun_address, 7000))
             waker.close()
-        await until(has_a_pulse(left.engine))
+        await until(has_a_heartbeat(left.engine))
 
 
-def has_a_pulse(engine: Dataplane) -> Callable[[], Awaitable[bool]]:
-    """Whether all its threads have made a turn since this was called."""
-    before = engine.pulse()
+def has_a_heartbeat(engine: Dataplane) -> Callable[[], Awaitable[bool]]:
+    """Whether all its threads have made an iteration since this was called."""
+    before = engine.heartbeat()
 
     async def have_moved() -> bool:
-        now = engine.pulse()
+        now = engine.heartbeat()
         assert len(now) == len(before)
-        return all(turn > last for turn, last in zip(now, before, strict=True))
+        return all(count > last for count, last in zip(now, before, strict=True))
 
     return have_moved

@@ -81,7 +81,7 @@ async def test_an_offload_switched_off_is_not_used_and_not_missed(
         await check_everything(overlay)
         off = without.split(",")
         for node in overlay.nodes.values():
-            uses = (await node.status())["engine_uses"]
+            uses = (await node.status_document())["engine"]["uses"]
             assert f"without {without.replace(',', ', ')}: switched off" in uses
             counted = await counters(node)
             is_off = {
@@ -116,8 +116,8 @@ async def test_every_layout_carries_everything(make_overlay: MakeOverlay, flags:
 async def test_super_packets_are_what_moves_by_default(make_overlay: MakeOverlay) -> None:
     async with make_overlay(pods=True) as overlay:
         await check_everything(overlay)
-        status = await overlay.nodes[1].status()
-        assert status["engine"] == "gso"
+        status = await overlay.nodes[1].status_document()
+        assert status["engine"]["name"] == "gso"
         for direction in ("encap", "decap"):
             counted = status["counters"][direction]
             assert counted["super_in"] > 0
@@ -129,7 +129,7 @@ async def test_super_packets_are_what_moves_by_default(make_overlay: MakeOverlay
 async def test_threads_have_names_and_cpus(make_overlay: MakeOverlay) -> None:
     cpu = min(os.sched_getaffinity(0))
     async with make_overlay(f"--cpus={cpu}", "--layout=split", nodes=1) as overlay:
-        pid = (await overlay.nodes[1].status())["pid"]
+        pid = (await overlay.nodes[1].status_document())["pid"]
         found = {}
         for thread in os.listdir(f"/proc/{pid}/task"):
             name = Path(f"/proc/{pid}/task/{thread}/comm").read_text(encoding="utf-8").strip()

@@ -17,7 +17,9 @@ from rich.console import Console
 from tests.nodes import MakeLab, MakeOverlay
 from tests.wait import DEADLINE_S, until
 from tundp import demo
+from tundp.choices import DemoStore
 from tundp.demo import HOSTS
+from tundp.errors import ConfigError
 from tundp.lab.lab import leftovers
 from tundp.lab.overlay import LabNode, OverlayLab
 
@@ -196,13 +198,24 @@ def test_demo_passes_and_leaves_nothing(no_demo: None, store: str) -> None:
     assert leftovers("tundp", HOSTS) == []
 
 
+async def test_demo_with_etcd_that_is_not_installed_is_wrong_usage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(demo, "find_etcd", lambda: None)
+    out = io.StringIO()
+    settings = demo.DemoSettings(store=DemoStore.ETCD, payload_len=1 << 20, is_kept=False)
+    with pytest.raises(ConfigError, match="--store etcd: etcd is not installed"):
+        await demo.run_demo(settings, Console(file=out).print)
+    assert out.getvalue() == ""
+
+
 async def test_demo_without_etcd_says_so_and_uses_the_file(
     no_demo: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "find_etcd", lambda: None)
     out = io.StringIO()
-    settings = demo.DemoSettings(store="auto", payload_len=1 << 20, is_kept=False)
-    assert await demo.run_demo(settings, Console(file=out, width=200)), out.getvalue()
+    settings = demo.DemoSettings(store=DemoStore.AUTO, payload_len=1 << 20, is_kept=False)
+    assert await demo.run_demo(settings, Console(file=out, width=200).print), out.getvalue()
     assert "etcd is not installed" in out.getvalue()
     assert "all checks passed" in out.getvalue()
 
@@ -216,7 +229,7 @@ def test_demo_interrupted_leaves_nothing(no_demo: None, moment: str) -> None:
                 break
         demo.send_signal(signal.SIGINT)
         text, _ = demo.communicate(timeout=60)
-    assert demo.returncode == 1
+    assert demo.returncode == 130
     assert "interrupted; everything torn down" in text
     assert leftovers("tundp", HOSTS) == []
 
@@ -247,7 +260,8 @@ def test_demo_kept_goes_on_until_cleaned(no_demo: None) -> None:
 def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run tundp without any privilege, in this very interpreter's environment."""
     program = (
-        "import os, sys, tundp.cli, tundp.daemon.run, tundp.demo, tundp.admin, tundp.show, uvloop;"
+        "import os, sys, tundp.cli, tundp.daemon.process, tundp.daemon.run, tundp.daemon.stores;"
+        "import tundp.demo, tundp.admin, tundp.show, uvloop;"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534);"
         "sys.exit(tundp.cli.main(sys.argv[1:]))"
     )
@@ -287,7 +301,7 @@ async def test_probe_says_what_the_kernel_has_and_leaves_the_host_alone(make_lab
         found = json.loads(answer.stdout)
         assert found["engine"] == "gso"
         assert found["not_asked"] is None
-        there = {finding["name"]: finding["is_there"] for finding in found["findings"]}
+        there = {each["title"]: each["verdict"] == "ok" for each in found["findings"]}
         assert there["TSO from the TUN"]
         assert there["TCP super-packet to the TUN"]
         assert there["UDP super-packet to the TUN"]

@@ -43,11 +43,11 @@ async def test_the_nodes_address_changes_and_the_others_follow(make_overlay: Mak
         assert one.daemon is daemon
         assert daemon.poll() is None
         assert one.gateway == subnet
-        status = await one.status()
+        status = await one.status_document()
         assert status["public_ip"] == "192.0.2.11"
-        assert status["interface"]["address"] == "192.0.2.11"
+        assert status["backend"]["interface"]["address"] == "192.0.2.11"
         assert status["lease"]["state"] == "held"
-        assert [check for check in status["checks"] if not check["ok"]] == []
+        assert [each for each in status["findings"] if each["verdict"] != "ok"] == []
 
 
 async def test_mtu_down_up_and_a_deleted_device(make_overlay: MakeOverlay) -> None:
@@ -58,8 +58,9 @@ async def test_mtu_down_up_and_a_deleted_device(make_overlay: MakeOverlay) -> No
         async def has_mtu(overlay_mtu: int) -> bool:
             tun = await link_of(one.host, "flannel0")
             said = int(one.environment["FLANNEL_MTU"])
+            device = (await one.status_document())["backend"]["device"]
             assert tun is not None
-            return tun.mtu == said == overlay_mtu == int((await one.status())["tun"]["mtu"])
+            return tun.mtu == said == overlay_mtu == int(device["mtu"])
 
         async with PingStream(two.host, one.tunnel_address) as stream:
             for mtu in (1400, 1500):
@@ -92,12 +93,12 @@ async def test_mtu_down_up_and_a_deleted_device(make_overlay: MakeOverlay) -> No
         await until(lambda: answers(one.host, two.tunnel_address))
         assert one.daemon is daemon
         assert daemon.poll() is None
-        assert (await one.status())["counters"]["conserved"]
+        assert (await one.status_document())["counters"]["conserved"]
 
 
 async def underlay_is(node: LabNode, *, ok: bool) -> bool:
-    checks = {check["name"]: check["ok"] for check in (await node.status())["checks"]}
-    return checks["underlay"] is ok
+    findings = (await node.status_document())["findings"]
+    return {each["id"]: each["verdict"] == "ok" for each in findings}["underlay"] is ok
 
 
 async def is_another(node: LabNode, index: int) -> bool:

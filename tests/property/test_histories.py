@@ -21,10 +21,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.clock import Hurried
+from tests.lease_plane import LeasePlane
+from tests.routes import verdict
 from tundp.backoff import Backoff, Outage
 from tundp.errors import Compacted, Conflict, LeaseError, StoreUnavailable
 from tundp.lease import codec
-from tundp.lease.fib import row_of
+from tundp.lease.claim import LeaseState
 from tundp.lease.identity import CHALLENGE, HOST, NODE, Identity, challenge_in, identity_of
 from tundp.lease.model import (
     BadEntry,
@@ -35,15 +37,16 @@ from tundp.lease.model import (
     LeaseAttributes,
     LeaseEvent,
     LeaseKey,
+    Peer,
     Put,
     Snapshot,
 )
 from tundp.lease.network import parse_network_config
-from tundp.lease.peers import PeerTable, select_peers
-from tundp.lease.table import Change, LeaseTable
+from tundp.lease.routing import Routing, RoutingDelta
 from tundp.store.both import BothStore
-from tundp.store.claim import CHALLENGE_S, Claim, LeaseState
 from tundp.store.follow import follow
+from tundp.subnet.challenge import CHALLENGE_S
+from tundp.subnet.claim_driver import Claim
 
 SETTINGS = settings(max_examples=100, deadline=None)
 NETWORK = IPv4Network("10.5.0.0/16")
@@ -186,6 +189,9 @@ class World:
 class MemoryStore:
     """One node's way to a World: it takes time, and it can be cut."""
 
+    api = ""
+    warnings = ()
+
     def __init__(self, world: World, rng: random.Random, who: str = "", *, hurry: bool = False):
         self._world = world
         self._rng = rng
@@ -197,6 +203,9 @@ class MemoryStore:
     @property
     def description(self) -> str:
         return "memory"
+
+    async def choose_api(self, api: str) -> None:
+        """There is none."""
 
     async def network_config(self) -> str:
         return '{"Network": "10.5.0.0/16"}'
@@ -353,46 +362,56 @@ PEER_STEPS = st.lists(
 
 
 class Follower:
-    """What Node does with updates, checked at every one."""
+    """The routing ledger fed by a store, judged after every update."""
 
     def __init__(self) -> None:
-        self.table = LeaseTable()
         self.addresses: frozenset[IPv4Address] = frozenset()
-        self.peers = PeerTable(network=NETWORK, own_key=OWN, own_addresses=self.addresses)
-        self.told: set[Any] = set()
+        self.routing = Routing(
+            network=NETWORK, backend=CONFIG.backend, own_key=OWN, own_addresses=()
+        )
+        self.peers: dict[IPv4Network, Peer] = {}
 
     async def run(self, store: Any, rng: random.Random) -> None:
         outage = Outage(logging.getLogger("tundp"), "store")
         async for update in follow(store, outage, Backoff(0.2, 5.0, rng.random)):
-            changes = self.table.apply(update)
-            moving = [change for change in changes if change.moves_packets]
-            self.tell(*self.peers.apply(moving))
+            self.apply(update)
+
+    def apply(self, update: Snapshot | Events) -> None:
+        self.check(self.routing.apply(update))
 
     def move(self, addresses: frozenset[IPv4Address]) -> None:
         self.addresses = addresses
-        self.tell(*self.peers.set_own_addresses(addresses))
+        self.check(self.routing.set_own_addresses(addresses))
 
-    def tell(self, gone: Any, come: Any) -> None:
-        """The differences alone tell the whole story, and the table agrees with itself."""
-        assert set(gone) <= self.told
-        self.told -= set(gone)
-        assert not set(come) & self.told
-        self.told |= set(come)
-        assert self.told == set(self.peers.peers.values())
-        expected = select_peers(
-            self.table.leases.values(),
+    def check(self, delta: RoutingDelta) -> None:
+        """The deltas alone tell the whole story, and the ledger agrees with a verdict over all."""
+        for peer in delta.gone:
+            assert self.peers.pop(peer.subnet) == peer
+        for old, new in delta.moved:
+            assert self.peers[old.subnet] == old
+            self.peers[new.subnet] = new
+        for peer in delta.come:
+            assert peer.subnet not in self.peers
+            self.peers[peer.subnet] = peer
+        assert self.peers == dict(self.routing.peers)
+        peers, refused = verdict(
+            self.routing.leases.values(),
             network=NETWORK,
             own_key=OWN,
-            own_addresses=sorted(self.addresses),
+            own_addresses=self.addresses,
         )
-        assert set(expected.peers) == self.told
-        assert {peer.subnet: peer for peer in expected.peers} == dict(self.peers.peers)
-        # A renewal is not passed on: revisions may be older.
-        assert [(r.lease.key, r.lease.attributes, r.refusal) for r in self.peers.refused] == [
-            (r.lease.key, r.lease.attributes, r.refusal) for r in expected.refused
-        ]
-        rows = sorted(map(tuple, self.peers.rows.tolist()))
-        assert rows == sorted(map(row_of, expected.peers))
+        assert {s: p.endpoint.address for s, p in self.peers.items()} == dict(peers)
+        assert {key: r.refusal for key, r in self.routing.refused.items()} == dict(refused)
+        hops = {peer.hop_id: peer.endpoint for peer in self.peers.values()}
+        assert len(hops) == len({peer.endpoint for peer in self.peers.values()})
+        fib = self.routing.fib()
+        self.routing.note_seen(fib.generation)
+        for hop_id, endpoint in hops.items():
+            assert fib.hop_array[hop_id]["address"] == int(endpoint.address)
+        for subnet, peer in self.peers.items():
+            longer = [s for s in (*self.peers, OWN.subnet) if s != subnet and s.subnet_of(subnet)]
+            if not any(subnet.network_address in s for s in longer):
+                assert fib.index(int(subnet.network_address)) == peer.hop_id
 
 
 @SETTINGS
@@ -427,12 +446,12 @@ def test_tables_follow_any_history(steps, seed):
             await asyncio.sleep(120)
         truth = world.leases()
         unreadable = {entry.name for entry in world.bad()}
-        for key, lease in follower.table.leases.items():
+        for key, lease in follower.routing.leases.items():
             if str(key) in unreadable:
                 assert lease.attributes in once[str(key)], "a known lease stays as it was"
             else:
                 assert lease == truth[key]
-        assert truth.keys() <= follower.table.leases.keys()
+        assert truth.keys() <= follower.routing.leases.keys()
 
     hurried(main())
 
@@ -450,26 +469,25 @@ def test_tables_follow_any_history(steps, seed):
     ),
     OWN_ADDRESSES,
 )
-def test_peer_table_is_select_peers(steps, addresses):
-    """The same without a store between: every batch, and every set of our own addresses."""
+def test_routing_ledger_without_a_store(steps, addresses):
+    """Every batch, and every set of our own addresses."""
     follower = Follower()
     follower.move(frozenset(addresses))
-    leases: dict[LeaseKey, Lease] = {}
-    for revision, step in enumerate(steps):
+    for revision, step in enumerate(steps, 1):
         if isinstance(step, set):
             follower.move(frozenset(step))
             continue
-        changes = []
+        events: list[Put | Gone] = []
         for name, attributes in step:
             key = codec.parse_key(name)
-            old, new = leases.pop(key, None), None
-            if attributes is not None:
-                new = leases[key] = Lease(
-                    key=key, attributes=attributes, revision=revision, lease_ttl_s=None
+            if attributes is None:
+                events.append(Gone(key))
+            else:
+                events.append(
+                    Put(Lease(key=key, attributes=attributes, revision=revision, lease_ttl_s=None))
                 )
-            changes.append(Change(key, old, new))
-        follower.table.apply(Snapshot(tuple(leases.values()), revision))
-        follower.tell(*follower.peers.apply(changes))
+        follower.apply(Events(tuple(events), revision))
+        follower.apply(Snapshot(tuple(follower.routing.leases.values()), revision))
 
 
 # Claims
@@ -480,7 +498,7 @@ OTHERS = LeaseAttributes(public_ip=IPv4Address("192.0.2.9"))
 
 
 class Node:
-    """A claim, and what of the daemon feeds it."""
+    """The lease plane of a node with node id `name`, over a store in memory."""
 
     def __init__(
         self, world: World, name: str, rng: random.Random, public_ip: IPv4Address = ADDRESS
@@ -488,21 +506,22 @@ class Node:
         self.name = name
         self.world = world
         self.store = MemoryStore(world, rng, name)
-        self.claim = Claim(
+        self.plane = LeasePlane(
             self.store,
-            config=CONFIG,
-            attributes=LeaseAttributes(public_ip=public_ip),
+            public_ip,
+            network_config=CONFIG,
             previous=OWN,
             lease_ttl_s=120,
             margin_s=60,
             rng=rng,
             identity=Identity(name),
         )
-        self.table = LeaseTable()
-        self.bad: dict[str, str] = {}
         self.gave_up: LeaseError | None = None
-        self._rng = rng
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def claim(self) -> Claim:
+        return self.plane.claim
 
     @property
     def is_up(self) -> bool:
@@ -528,44 +547,9 @@ class Node:
 
     async def _run(self) -> None:
         try:
-            await self.claim.acquire()
+            await self.plane.run()
         except LeaseError as error:
             self.gave_up = error
-            return
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.claim.keep())
-            group.create_task(self._follow())
-
-    async def _follow(self) -> None:
-        outage = Outage(logging.getLogger("tundp"), "store")
-        async for update in follow(self.store, outage, Backoff(0.2, 5.0, self._rng.random)):
-            self._take(update)
-
-    def _take(self, update: Snapshot | Events) -> None:
-        """As Node._follow_leases and Node._observe_own_lease do."""
-        changes = self.table.apply(update)
-        if isinstance(update, Snapshot):
-            self.bad = {entry.name: entry.why for entry in update.bad}
-        else:
-            for event in update.events:
-                match event:
-                    case BadEntry(name, why):
-                        self.bad[name] = why
-                    case BadEntryGone(name):
-                        self.bad.pop(name, None)
-                    case Put(lease):
-                        self.bad.pop(str(lease.key), None)
-                    case Gone(key):
-                        self.bad.pop(str(key), None)
-        own = self.claim.lease.key
-        if str(own) in self.bad:
-            self.claim.observe_unreadable(self.bad[str(own)])
-            return
-        for change in changes:
-            if change.key == own:
-                self.claim.observe(change.new)
-        if isinstance(update, Snapshot) and own not in self.table.leases:
-            self.claim.observe(None)
 
 
 def node_of(attributes: LeaseAttributes | None) -> str:
@@ -850,8 +834,25 @@ UNION_STEPS = st.lists(
 )
 
 
+def _at(public_ip: str) -> LeaseAttributes:
+    return LeaseAttributes(public_ip=IPv4Address(public_ip))
+
+
 @SETTINGS
 @given(UNION_STEPS, st.integers(0, 2**32), st.booleans())
+@example(
+    # A refused write with another address must not change which lease counts as our own.
+    [
+        ("put", 0, "10.5.1.0-24", _at("192.0.2.1")),
+        ("put", 0, "10.5.1.0-24", _at("192.0.2.1")),
+        ("put", 0, "10.5.1.0-24", _at("192.0.2.1")),
+        ("create", "10.5.2.0-24", _at("192.0.2.1")),
+        ("stale update", "10.5.2.0-24", _at("192.0.2.2")),
+        ("create", "10.5.1.0-24", _at("192.0.2.1")),
+    ],
+    3,
+    True,
+)
 def test_both_stores_are_one(steps, seed, watched):
     async def main() -> None:
         rng = random.Random(seed)
@@ -925,7 +926,7 @@ def test_both_stores_are_one(steps, seed, watched):
             await asyncio.sleep(30)
             leases = await look()
             if watched:
-                known = follower.table.leases
+                known = follower.routing.leases
                 unreadable = {entry.name for world in worlds for entry in world.bad()}
                 assert leases.keys() <= known.keys()
                 for key, lease in known.items():

@@ -7,9 +7,9 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.routes import fib_of
 from tundp.errors import ConfigError, LeaseFormatError
 from tundp.lease import codec, subnet_env
-from tundp.lease.fib import build_fib
 from tundp.lease.model import (
     BadEntry,
     Events,
@@ -17,7 +17,6 @@ from tundp.lease.model import (
     Lease,
     LeaseAttributes,
     LeaseKey,
-    Peer,
     Put,
     Snapshot,
 )
@@ -53,8 +52,7 @@ def subnets(draw: st.DrawFn) -> IPv4Network:
 def test_fib_is_a_longest_prefix_scan(routes, own, probes):
     if own is not None:
         routes.pop(own, None)
-    peers = [Peer(subnet, IPv4Address(0xC0000200 + n)) for subnet, n in routes.items()]
-    fib = build_fib(peers, own_subnet=own, port=8285, generation=1)
+    fib = fib_of(*((subnet, IPv4Address(0xC0000200 + n)) for subnet, n in routes.items()), own=own)
     scan = [(subnet, 0xC0000200 + n) for subnet, n in routes.items()]
     if own is not None:
         scan.append((own, None))
@@ -281,7 +279,7 @@ def test_network_config_raises_nothing_but_config_errors(text):
     except ConfigError as error:
         assert "origin" in str(error)
         return
-    assert 1 <= config.port <= 65535
+    assert config.backend.name == "host-gw" or 1 <= config.backend.peer_port <= 65535
     for pool in (config.pool, config.pool6):
         if pool is None:
             continue

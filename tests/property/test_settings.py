@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 import os
 import tempfile
 from pathlib import Path
@@ -10,13 +9,17 @@ from pathlib import Path
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tundp.cli import print_settings
+from tundp.choices import Offload
 from tundp.errors import ConfigError
-from tundp.settings.options import ETCD_APIS, LAYOUTS, OFFLOADS, OPTIONS, parse_int
-from tundp.settings.settings import Settings, load_settings
+from tundp.settings.declare import Flag
+from tundp.settings.parsers import parse_int
+from tundp.settings.settings import FLAGS as DECLARED
+from tundp.settings.settings import Settings
+from tundp.settings.show import reported, toml_lines
+from tundp.settings.sources import load_settings, resolve_reported
 
 SETTINGS = settings(max_examples=200, deadline=None)
-NAMES = st.sampled_from([option.name for option in OPTIONS])
+NAMES = st.sampled_from([option.name for option in DECLARED])
 TEXTS = st.one_of(
     st.text(max_size=12),
     st.sampled_from(["1", "0", "017", "0x1f", "true", "192.0.2.1", "file:/x", "off", "auto", ","]),
@@ -34,7 +37,11 @@ GOOD = st.builds("--{}={}".format, NAMES, TEXTS)
 @SETTINGS
 @given(
     st.lists(st.one_of(FLAGS, GOOD, TEXTS), max_size=6),
-    st.dictionaries(st.sampled_from([option.variable for option in OPTIONS]), TEXTS, max_size=3),
+    st.dictionaries(
+        st.sampled_from([option.variable for option in DECLARED if option.variable]),
+        TEXTS,
+        max_size=3,
+    ),
 )
 @example([f"--v={'9' * 5000}"], {})
 @example(["--public-ip=\x00", "--tun-name=\x00"], {})
@@ -45,8 +52,8 @@ def test_load_config_raises_nothing_but_config_errors(arguments, environment):
         assert str(error)
         return
     assert isinstance(config, Settings)
-    assert 1 <= config.subnet_lease_renew_margin <= 1439
-    assert config.lease_ttl >= 1
+    assert 1 <= config.subnet_lease_renew_margin_min <= 1439
+    assert config.lease_ttl_s >= 1
     assert config.etcd_endpoints
     assert config.describe()
 
@@ -102,23 +109,19 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "healthz-port": st.integers(0, 65535).map(oct),
     "net-config-path": PATHS,
     "v": st.integers(-(2**63), 2**63 - 1).map(str),
-    "etcd-api": st.sampled_from(ETCD_APIS),
-    "on-lease-lost": st.sampled_from(["regain", "exit"]),
     "state-dir": st.just("") | PATHS,
     "metrics-addr": st.just("")
     | st.builds("{}:{}".format, st.ip_addresses(v=4), st.integers(1, 65535))
     | st.integers(1, 65535).map(":{}".format),
     "store": st.just("etcd") | WORDS.filter(bool).map("file:{}".format),
-    "engine": st.sampled_from(["auto", "gso", "mmsg", "simple", "reference"]),
-    "disable-offloads": st.lists(st.sampled_from(OFFLOADS), max_size=3).map(",".join),
+    "disable-offloads": st.lists(st.sampled_from([each.value for each in Offload]), max_size=3).map(
+        ",".join
+    ),
     "workers": st.integers(1, 64).map(str),
-    "layout": st.sampled_from(LAYOUTS),
     "cpus": st.lists(st.sampled_from(sorted(os.sched_getaffinity(0))), max_size=3).map(
         lambda numbers: ",".join(map(str, numbers))
     ),
     "spin": st.integers(0, 1000).map(str),
-    "loop": st.sampled_from(["auto", "uvloop", "asyncio"]),
-    "source-check": st.sampled_from(["off", "count", "enforce"]),
     "tun-name": st.from_regex(r"[A-Za-z0-9_-]{1,8}(%d)?", fullmatch=True),
     "lease-ttl": st.integers(1, 2**40).map(str),
     "admin-socket": PATHS,
@@ -127,16 +130,25 @@ TOGETHER = ("etcd-username", "etcd-password", "etcd-certfile", "etcd-keyfile")
 KUBERNETES = ("kube-subnet-mgr", "kube-api-url", "kubeconfig-file")
 SETTABLE = [
     option
-    for option in OPTIONS
+    for option in DECLARED
     if option.name not in ("help", "version", "config", *TOGETHER, *KUBERNETES)
 ]
+
+
+def texts_of(flag: Flag) -> st.SearchStrategy[str]:
+    """What can be given for a flag with no more rules than its declaration tells."""
+    if flag.choices:
+        return st.sampled_from(flag.choices)
+    if flag.is_boolean:
+        return BOOLEANS
+    return st.integers(1, 64).map(str) if isinstance(flag.default, int) else WORDS
 
 
 @st.composite
 def command_lines(draw: st.DrawFn) -> list[str]:
     arguments = []
     for option in draw(st.lists(st.sampled_from(SETTABLE), unique=True, max_size=8)):
-        texts = VALUES.get(option.name, BOOLEANS if option.is_boolean else WORDS)
+        texts = VALUES[option.name] if option.name in VALUES else texts_of(option)
         for _ in range(draw(st.integers(1, 3)) if option.is_repeatable else 1):
             arguments += [f"--{option.name}={draw(texts)}"]
     for one, other in (("etcd-username", "etcd-password"), ("etcd-certfile", "etcd-keyfile")):
@@ -146,10 +158,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 
 
 def shown(config: Settings, *, with_origin: bool) -> str:
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        print_settings(config, with_origin=with_origin)
-    return output.getvalue()
+    return "\n".join(toml_lines(config, with_origin=with_origin))
 
 
 def read_back(text: str) -> Settings:
@@ -168,6 +177,16 @@ def test_what_is_shown_can_be_read_back(arguments, with_origin):
     # The password is not shown, and this one was read from a file.
     password = "***" if config.etcd_password else ""
     assert again == dataclasses.replace(config, etcd_password=password, config=again.config)
+
+
+@settings(SETTINGS, max_examples=120)
+@given(command_lines())
+def test_what_a_daemon_reports_can_be_read_back(arguments):
+    config = load_settings(arguments, {})
+    again = resolve_reported(reported(config), config.origins, {}, "daemon")
+    password = "***" if config.etcd_password else ""
+    assert again == dataclasses.replace(config, etcd_password=password, config=again.config)
+    assert again.origins == config.origins
 
 
 def test_an_ipv6_address_to_listen_on_shown_can_be_read_back():
@@ -190,7 +209,7 @@ def test_any_file_is_settings_or_a_config_error(text):
 @settings(SETTINGS, max_examples=120)
 @given(
     st.dictionaries(
-        st.sampled_from([option.name for option in OPTIONS]),
+        st.sampled_from([option.name for option in DECLARED]),
         st.recursive(
             st.booleans().map(lambda value: str(value).lower())
             | st.integers(-100, 100000).map(str)

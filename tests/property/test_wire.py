@@ -113,7 +113,7 @@ def test_encapsulate_gives_one_consistent_verdict_for_any_bytes(data, route, mtu
         memoryview(buffer),
         lookup=lambda address: route,
         path_mtu=lambda hop: mtu,
-        tunnel_address=TUNNEL,
+        tun_address=TUNNEL,
     )
     parsed = ip.parse(memoryview(data))
     match verdict:
@@ -173,7 +173,7 @@ def test_decapsulate_gives_one_consistent_verdict_for_any_bytes(
         is_ours=lambda inner: next(answers),
         admits=lambda inner, outer: admitted,
         source_check=check,
-        tunnel_address=TUNNEL,
+        tun_address=TUNNEL,
     )
     parsed = ip.parse(memoryview(data))
     if isinstance(parsed, DropReason):

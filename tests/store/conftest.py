@@ -26,7 +26,9 @@ from tests.store.support import (
     run_closing,
 )
 from tundp.lab.etcd import PrivateEtcd
-from tundp.store import etcd2, etcd3, file
+from tundp.store import file
+from tundp.store.etcd2 import connection as etcd2
+from tundp.store.etcd3 import connection, watch
 
 
 @pytest.fixture(params=sorted(LOOPS))
@@ -92,12 +94,13 @@ def worlds(
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second each, not five and twelve; pings of a watch every second."""
     monkeypatch.setattr(etcd2, "REQUEST_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(etcd3, "REQUEST_TIMEOUT_S", 1.0)
+    for module in (connection, watch):
+        monkeypatch.setattr(module, "REQUEST_TIMEOUT_S", 1.0)
     monkeypatch.setattr(
-        etcd3,
-        "_CONFIG",
+        connection,
+        "CONFIG",
         replace(
-            etcd3._CONFIG,
+            connection.CONFIG,
             _keepalive_time=1.0,
             _keepalive_timeout=1.0,
             _http2_min_sent_ping_interval_without_data=1.0,
@@ -110,8 +113,9 @@ def endless_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing ends by its own timeout: whoever waits for that waits until the test has hung."""
     hour_s = 3600.0
     monkeypatch.setattr(etcd2, "REQUEST_TIMEOUT_S", hour_s)
-    monkeypatch.setattr(etcd2, "_WATCH_TIMEOUT", Timeout(connect=hour_s, read=hour_s))
-    monkeypatch.setattr(etcd3, "REQUEST_TIMEOUT_S", hour_s)
+    monkeypatch.setattr(etcd2, "WATCH_TIMEOUT", Timeout(connect=hour_s, read=hour_s))
+    for module in (connection, watch):
+        monkeypatch.setattr(module, "REQUEST_TIMEOUT_S", hour_s)
     monkeypatch.setattr(file, "_POLL_S", hour_s)
 
 

@@ -3,7 +3,7 @@
 World     one place where leases live (an etcd prefix, or a file), with a raw way in that
           is not our code, so that what is asserted is what other programs see
 Follower  follow() and a LeaseTable: what a daemon knows
-Node      a Claim beside a Follower, wired as the daemon wires them
+make_node a node's lease plane: subnet manager and routing ledger, as in the daemon
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
+from tests.lease_plane import LeasePlane
 from tests.loops import LoopFactory, run_on
 from tests.wait import DEADLINE_S, until
 from tundp.backoff import Backoff, Outage
@@ -34,11 +35,11 @@ from tundp.lease.network import NetworkConfig, parse_network_config
 from tundp.lease.table import LeaseTable
 from tundp.store.access import EtcdAccess
 from tundp.store.base import Store
-from tundp.store.claim import Claim
 from tundp.store.etcd2 import Etcd2Store
 from tundp.store.etcd3 import Etcd3Store
 from tundp.store.file import FileStore
 from tundp.store.follow import follow
+from tundp.subnet.claim_driver import Claim, ClaimSettings
 
 HANG_S = 2 * DEADLINE_S
 """No test body takes this long; it ends one that hangs."""
@@ -489,46 +490,26 @@ ONE_SUBNET = parse_network_config(
 
 
 def make_claim(store: Store, public_ip: str, **options: Any) -> Claim:
+    """A claim on the overlay 10.5.0.0/16; `options` are fields of ClaimSettings."""
     given: dict[str, Any] = {
-        "config": NETWORK,
+        "network_config": NETWORK,
         "attributes": attributes(public_ip),
-        "previous": None,
         "lease_ttl_s": 86400,
         "margin_s": 3600,
-        "rng": random.Random(),
+        "race_pause_s": 0.01,
     }
-    return Claim(store, **(given | options))
+    return Claim(store, ClaimSettings(**(given | options)), rng=random.Random())
 
 
-class Node:
-    """A claim that is kept and watched as in the daemon."""
+async def acquired(claim: Claim) -> Lease:
+    """The lease alone."""
+    lease, _ = await claim.acquire()
+    return lease
 
-    def __init__(self, store: Store, public_ip: str, **options: Any) -> None:
-        self.claim = make_claim(store, public_ip, **options)
-        self.follower = Follower(store)
-        self.follower.on_update = self._observe
 
-    @property
-    def key(self) -> str:
-        return str(self.claim.lease.key)
-
-    @contextlib.asynccontextmanager
-    async def up(self, *, watching: bool = True) -> AsyncIterator[Lease]:
-        lease = await self.claim.acquire()
-        async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(background(self.claim.keep()))
-            if watching:
-                await stack.enter_async_context(background(self.follower.run()))
-                await until(lambda: self.follower.updates)
-            yield lease
-
-    def _observe(self, update: Snapshot | Events, changes: Any) -> None:
-        own = self.claim.lease.key
-        for change in changes:
-            if change.key == own:
-                self.claim.observe(change.new)
-        if isinstance(update, Snapshot) and own not in self.follower.table.leases:
-            self.claim.observe(None)
+def make_node(store: Store, public_ip: str, **options: Any) -> LeasePlane:
+    """The lease plane of a node of 10.5.0.0/16; `options` are LeasePlane's."""
+    return LeasePlane(store, public_ip, **({"network_config": NETWORK} | options))
 
 
 class Forwarder:

@@ -11,19 +11,19 @@ import pytest
 from tests.store.support import (
     Etcd3World,
     EtcdWorld,
-    Node,
     by_key,
     following,
     make_claim,
+    make_node,
     run,
 )
 from tests.wait import until
 from tundp.errors import ConfigNotFound, Conflict, StoreUnavailable
+from tundp.lease.claim import LeaseState
 from tundp.lease.identity import Identity
 from tundp.store.auto import SURE_AFTER, AutoStore
 from tundp.store.base import Store
 from tundp.store.both import BothStore
-from tundp.store.claim import LeaseState
 
 US, THEM = "192.0.2.1", "192.0.2.9"
 CONFIG = '{"Network": "10.5.0.0/16"}'
@@ -44,7 +44,7 @@ class Cut:
 
     def __getattr__(self, name: str) -> Any:
         inner = getattr(self._store, name)
-        if name in ("close", "description", "reconnect"):
+        if name in ("api", "close", "description", "reconnect", "warnings"):
             return inner
 
         async def call(*arguments: Any, **options: Any) -> Any:
@@ -71,16 +71,16 @@ def test_one_api_away_neither_hides_peers_nor_costs_the_lease(
     async def main() -> None:
         v2 = Cut(etcd_world.open())
         both = BothStore(v2, etcd3_world.open())
-        node = Node(both, US, lease_ttl_s=4)
+        node = make_node(both, US, lease_ttl_s=4)
         async with node.up() as lease:
             key = str(lease.key)
             etcd_world.put("10.5.250.0-24", value(THEM))
-            await until(lambda: "10.5.250.0-24" in node.follower.known())
+            await until(lambda: "10.5.250.0-24" in node.known())
             v2.cut()
             etcd3_world.put("10.5.251.0-24", value(THEM))
-            await until(lambda: "10.5.251.0-24" in node.follower.known())
+            await until(lambda: "10.5.251.0-24" in node.known())
             # What v2 said last still counts.
-            assert "10.5.250.0-24" in node.follower.known()
+            assert "10.5.250.0-24" in node.known()
             await until(lambda: etcd_world.read(key) is None)  # expired there
             found = etcd3_world.read(key)
             assert found is not None, "and here, too"
@@ -96,7 +96,7 @@ def test_two_owners_of_one_subnet_are_a_conflict_and_neither_is_written_over(
 ) -> None:
     async def main() -> None:
         both = BothStore(etcd_world.open(), etcd3_world.open())
-        node = Node(both, US, lease_ttl_s=4)
+        node = make_node(both, US, lease_ttl_s=4)
         async with node.up() as lease:
             key = str(lease.key)
             etcd_world.put(key, value(THEM))
@@ -122,8 +122,8 @@ def test_clones_do_not_write_against_each_other(
     async def main() -> None:
         same = Identity("7c1f", "clone")
         async with (
-            Node(etcd3_world.open(), US, identity=same).up() as one,
-            Node(etcd3_world.open(), US, identity=same).up() as two,
+            make_node(etcd3_world.open(), US, identity=same).up() as one,
+            make_node(etcd3_world.open(), US, identity=same).up() as two,
         ):
             assert one.key == two.key
             before = (await etcd3_world.open().snapshot()).revision
@@ -143,7 +143,7 @@ def test_a_live_node_with_our_address_under_another_key_is_asked(
     """We have a lease from before; somebody else has the address we are given now."""
 
     async def main() -> None:
-        first = Node(etcd3_world.open(), US, identity=Identity("aaaa", "one"))
+        first = make_node(etcd3_world.open(), US, identity=Identity("aaaa", "one"))
         second = make_claim(etcd3_world.open(), THEM, identity=Identity("bbbb", "two"))
         await second.acquire()
         async with first.up():
@@ -152,6 +152,31 @@ def test_a_live_node_with_our_address_under_another_key_is_asked(
                 await again.acquire()
             async with following(etcd3_world.open()) as follower:
                 assert sorted(follower.known().values()) == [US, THEM]
+
+    run(main())
+
+
+def test_subnet_of_two_nodes_is_a_warning_while_it_is_so(
+    etcd_world: EtcdWorld, etcd3_world: Etcd3World, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = "10.5.1.0-24"
+    etcd_world.put(key, value(THEM))
+    etcd3_world.put(key, value(US))
+
+    async def main() -> None:
+        store = BothStore(etcd_world.open(), etcd3_world.open())
+        for _ in range(2):
+            await store.snapshot()
+            (warning,) = store.warnings
+            assert warning.id == "contested"
+            assert warning.evidence == (
+                f"subnet 10.5.1.0/24 is leased to {THEM} in etcd v2 and to {US} in v3"
+            )
+        assert sum("is leased to" in message for message in caplog.messages) == 1
+        etcd3_world.remove(key)
+        await store.snapshot()
+        assert store.warnings == ()
+        await store.close()
 
     run(main())
 
@@ -170,7 +195,8 @@ def test_auto_waits_for_v3_before_it_settles_for_v2(
             await auto.network_config()
         v3.mend()
         assert await auto.network_config() == CONFIG
-        assert (auto.api, auto.is_ambiguous) == ("v3", True)
+        assert auto.api == "v3"
+        assert [warning.id for warning in auto.warnings] == ["two-configs"]
         await auto.close()
 
     run(main())
@@ -206,7 +232,7 @@ def test_auto_that_was_told_nothing_looks_when_asked(etcd3_world: Etcd3World) ->
 
     async def main() -> None:
         auto = AutoStore(Empty(etcd3_world.open()), etcd3_world.open())
-        await auto.choose("rubbish")
+        await auto.choose_api("rubbish")
         assert by_key((await auto.snapshot()).leases) == {"10.5.1.0-24": THEM}
         assert auto.api == "v3"
         await auto.close()

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.lease_plane import LeasePlane
 from tests.store.support import (
     FREQUENT_PINGS,
     ONE_SUBNET,
@@ -23,23 +24,23 @@ from tests.store.support import (
     EtcdWorld,
     Follower,
     InStep,
-    Node,
+    acquired,
     attributes,
     by_key,
     everywhere,
     following,
     lease_key,
     make_claim,
+    make_node,
     outcome,
     run,
 )
 from tests.wait import until
 from tundp.errors import Conflict, OutOfSubnets, StoreUnavailable
 from tundp.lab.etcd import PrivateCluster, PrivateEtcd
+from tundp.lease.claim import LeaseState
 from tundp.lease.model import Lease
-from tundp.store import claim as claim_module
 from tundp.store.base import Store
-from tundp.store.claim import LeaseState
 
 A, B = lease_key("10.5.1.0-24"), lease_key("10.5.2.0-24")
 ONE, TWO = attributes("192.0.2.1"), attributes("192.0.2.2")
@@ -134,12 +135,6 @@ def worlds(cluster: PrivateCluster) -> Iterator[dict[str, ClusterWorld]]:
         }
 
 
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim_module, "RACE_PAUSE_S", 0.01)
-    monkeypatch.setattr(claim_module, "RETRY_S", 0.3)
-
-
 def value(public_ip: str) -> str:
     return f'{{"PublicIP":"{public_ip}"}}'
 
@@ -149,7 +144,7 @@ def test_killed_members_cost_no_lease_and_no_event(
 ) -> None:
     """The leader, then another one: claims renew and watches run all the while."""
 
-    async def write_and_renew(world: ClusterWorld, nodes: list[Node], number: int) -> None:
+    async def write_and_renew(world: ClusterWorld, nodes: list[LeasePlane], number: int) -> None:
         revisions = [node.claim.lease.revision for node in nodes]
         for step in range(5):
             await world.put(f"10.5.{number}.0-24", value(f"198.51.100.{step}"))
@@ -157,19 +152,21 @@ def test_killed_members_cost_no_lease_and_no_event(
         for node, revision in zip(nodes, revisions, strict=True):
             await until(
                 lambda node=node: (
-                    node.follower.known().get(f"10.5.{number}.0-24") == "198.51.100.4"
-                    and f"10.5.{number + 100}.0-24" in node.follower.known()
+                    node.known().get(f"10.5.{number}.0-24") == "198.51.100.4"
+                    and f"10.5.{number + 100}.0-24" in node.known()
                 )
             )
             await until(lambda node=node, revision=revision: node.claim.lease.revision > revision)
 
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack:
-            nodes: dict[str, list[Node]] = {}
+            nodes: dict[str, list[LeasePlane]] = {}
             owners: dict[str, dict[str, str]] = {}
             for name, world in worlds.items():
                 nodes[name] = [
-                    Node(world.open(number), f"192.0.2.{number + 1}", lease_ttl_s=15)
+                    make_node(
+                        world.open(number), f"192.0.2.{number + 1}", lease_ttl_s=4, retry_s=0.3
+                    )
                     for number in range(3)
                 ]
                 for node in nodes[name]:
@@ -190,8 +187,8 @@ def test_killed_members_cost_no_lease_and_no_event(
             for name, world in worlds.items():
                 for node in nodes[name]:
                     assert node.claim.state is LeaseState.HELD
-                    assert owners[name].items() <= node.follower.known().items()
-                    seen = [update.revision for update in node.follower.updates]
+                    assert owners[name].items() <= node.known().items()
+                    seen = [update.revision for update in node.updates]
                     assert seen == sorted(seen)
                 snapshot = by_key((await world.open().snapshot()).leases)
                 assert owners[name].items() <= snapshot.items()
@@ -302,20 +299,20 @@ def test_hung_leader_is_left_by_claims_and_watches(
         first = cluster.members.index(leader)
         other = cluster.members[first - 1]
 
-        async def in_world(world: ClusterWorld, nodes: list[Node]) -> None:
+        async def in_world(world: ClusterWorld, nodes: list[LeasePlane]) -> None:
             (node,) = nodes
             revision = node.claim.lease.revision
             await until(lambda: node.claim.lease.revision > revision)
             # The v2 API tells a hung watch from a quiet one only after a minute.
             if world is worlds["v3"]:
                 await asyncio.to_thread(world.at(other).put, str(B), value("192.0.2.9"))
-                await until(lambda: str(B) in node.follower.known())
+                await until(lambda: str(B) in node.known())
             assert node.claim.state is LeaseState.HELD
 
         async with contextlib.AsyncExitStack() as stack:
             nodes = {}
             for name, world in worlds.items():
-                nodes[name] = Node(world.open(first), "192.0.2.1", lease_ttl_s=6)
+                nodes[name] = make_node(world.open(first), "192.0.2.1", lease_ttl_s=6, retry_s=0.3)
                 await stack.enter_async_context(nodes[name].up())
             os.kill(leader.pid, signal.SIGSTOP)
             await cluster.leader([member for member in cluster.members if member is not leader])
@@ -336,9 +333,13 @@ def test_race_for_the_last_subnet_through_different_members(
             results = await asyncio.gather(
                 *(
                     outcome(
-                        make_claim(
-                            InStep(store, barrier), f"192.0.2.{who}", config=ONE_SUBNET
-                        ).acquire()
+                        acquired(
+                            make_claim(
+                                InStep(store, barrier),
+                                f"192.0.2.{who}",
+                                network_config=ONE_SUBNET,
+                            )
+                        )
                     )
                     for who, store in enumerate(stores)
                 )

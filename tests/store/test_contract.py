@@ -9,6 +9,7 @@ import pytest
 
 from tests.store.support import (
     Etcd3World,
+    EtcdWorld,
     Follower,
     Runner,
     World,
@@ -57,6 +58,23 @@ def test_absent_config_is_told_apart_and_says_how_to_write_one(world: World, run
         message = str(caught.value)
         assert '"Network": "10.5.0.0/16"' in message
         assert ("etcdctl" in message) or (".json" in message)
+
+    run(main())
+
+
+def test_api_is_told_and_an_earlier_one_changes_nothing_once_it_is_known(
+    world: World, run: Runner
+) -> None:
+    expected = {EtcdWorld: "v2", Etcd3World: "v3"}.get(type(world), "")
+
+    async def main() -> None:
+        store = world.open()
+        world.set_config('{"Network": "10.5.0.0/16"}')
+        for earlier in ("", "v2", "v3", "rubbish"):
+            await store.choose_api(earlier)
+            assert store.api == expected
+            assert '"10.5.0.0/16"' in await store.network_config()
+        assert store.warnings == ()
 
     run(main())
 

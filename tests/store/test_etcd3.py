@@ -19,7 +19,6 @@ import pytest
 from tests.store.support import (
     Etcd3World,
     Follower,
-    Node,
     Runner,
     attributes,
     background,
@@ -28,14 +27,15 @@ from tests.store.support import (
     forwarder,
     lease_key,
     make_claim,
+    make_node,
     outcome,
     run,
 )
 from tests.wait import until
 from tundp.errors import Compacted, ConfigError, Conflict, StoreUnavailable
 from tundp.lab.etcd import PrivateEtcd
+from tundp.lease.claim import LeaseState
 from tundp.lease.model import BadEntry, Events, Gone, Lease, Put
-from tundp.store.claim import LeaseState
 
 A, B, C = (lease_key(f"10.5.{third}.0-24") for third in (1, 2, 3))
 ONE, TWO = attributes("192.0.2.1"), attributes("192.0.2.2")
@@ -244,7 +244,7 @@ def test_renewals_leave_one_etcd_lease(own_world: Etcd3World) -> None:
 
 def test_claim_that_is_kept_leaves_one_etcd_lease(own_world: Etcd3World) -> None:
     async def main() -> None:
-        node = Node(own_world.open(), "192.0.2.1", lease_ttl_s=2)
+        node = make_node(own_world.open(), "192.0.2.1", lease_ttl_s=2)
         async with node.up() as lease:
             await until(lambda: node.claim.lease.revision > lease.revision)
             own_world.remove(node.key)
@@ -311,7 +311,7 @@ def test_reservation_survives_restarts_of_its_owner(own_world: Etcd3World) -> No
 
     async def main() -> None:
         for _ in range(3):
-            lease = await make_claim(own_world.open(), "192.0.2.1").acquire()
+            lease, _ = await make_claim(own_world.open(), "192.0.2.1").acquire()
             assert str(lease.key) == "10.5.7.0-24"
             assert lease.is_reservation
             found = own_world.raw.get(own_world.path("10.5.7.0-24"))
@@ -364,7 +364,7 @@ def test_our_key_renewed_by_a_stock_flanneld_with_our_address_stays_ours(
     own_world: Etcd3World,
 ) -> None:
     async def main() -> None:
-        node = Node(own_world.open(), "192.0.2.1", lease_ttl_s=2)
+        node = make_node(own_world.open(), "192.0.2.1", lease_ttl_s=2)
         async with node.up():
             own_world.put(node.key, value("192.0.2.1"), ttl=86400)
             written = own_world.raw.get(own_world.path(node.key))

@@ -487,3 +487,39 @@ def test_waits_leave_no_descriptors_behind(file_world: FileWorld, run: Runner) -
         assert len(os.listdir("/proc/self/fd")) <= before
 
     run(main())
+
+
+READ_ONLY = """
+import asyncio, sys
+from pathlib import Path
+from tests.store.support import attributes, lease_key
+from tundp.errors import StoreUnavailable
+from tundp.store.file import FileStore
+async def main():
+    store = FileStore(Path(sys.argv[1]))
+    try:
+        await store.create(lease_key("10.5.1.0-24"), attributes("192.0.2.1"), 60)
+    except StoreUnavailable as error:
+        print(error)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_a_read_only_file_system_is_explained(tmp_path: Path) -> None:
+    """As below ProtectSystem=strict, where the same path can be written from a root shell."""
+    (tmp_path / "leases.json").write_text('{"config": {"Network": "10.5.0.0/16"}}')
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "sh", "-c"),
+            'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"',
+            *("sh", tmp_path, sys.executable, "-c", READ_ONLY, tmp_path / "leases.json"),
+        ],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"cannot write {tmp_path}/leases.json: Read-only file system here" in done.stdout
+    assert "/var/lib/tundp" in done.stdout
+    assert "ReadWritePaths=" in done.stdout

@@ -32,10 +32,10 @@ from tests.store.support import (
 from tests.wait import until
 from tundp.errors import Compacted, StoreUnavailable
 from tundp.lab.etcd import PrivateEtcd, free_port
+from tundp.lease.claim import LeaseState
 from tundp.lease.model import Lease
-from tundp.store import etcd2
 from tundp.store.access import EtcdAccess
-from tundp.store.claim import LeaseState
+from tundp.store.etcd2 import connection as etcd2
 
 A, B = lease_key("10.5.1.0-24"), lease_key("10.5.2.0-24")
 ONE, TWO = attributes("192.0.2.1"), attributes("192.0.2.2")
@@ -246,7 +246,7 @@ def test_stuck_etcd_fails_calls_in_time(
             await asyncio.wait([waiting])
         os.kill(etcd.pid, signal.SIGCONT)
         # The create may have been done late: acquiring looks, and finds or makes it.
-        lease = await make_claim(writer, "192.0.2.1", previous=A).acquire()
+        lease, _ = await make_claim(writer, "192.0.2.1", previous=A).acquire()
         assert by_key((await reader.snapshot()).leases) == {str(lease.key): "192.0.2.1"}
         assert lease.key == A
 
@@ -290,7 +290,7 @@ def test_watch_on_an_etcd_that_hangs_is_noticed(
     etcd: PrivateEtcd, own_world: AnyWorld, short_timeouts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing comes from it, as on any quiet day: only asking tells the two apart."""
-    monkeypatch.setattr(etcd2, "_WATCH_TIMEOUT", Timeout(connect=1.0, read=1.0))
+    monkeypatch.setattr(etcd2, "WATCH_TIMEOUT", Timeout(connect=1.0, read=1.0))
 
     async def main() -> None:
         own_world.put(str(A), '{"PublicIP":"192.0.2.1"}')
@@ -309,7 +309,7 @@ def test_watch_on_an_etcd_that_hangs_is_noticed(
 def test_watch_through_an_endpoint_that_hangs_moves_to_the_next(
     shared_world: AnyWorld, short_timeouts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(etcd2, "_WATCH_TIMEOUT", Timeout(connect=1.0, read=1.0))
+    monkeypatch.setattr(etcd2, "WATCH_TIMEOUT", Timeout(connect=1.0, read=1.0))
 
     async def main() -> None:
         async with (
@@ -433,7 +433,7 @@ def test_claim_finds_the_lease_whose_answer_was_lost(shared_world: AnyWorld) -> 
         async with forwarder(shared_world.url) as proxy:
             proxy.answers_to_lose = 1
             claim = make_claim(shared_world.open_at(proxy.url), "192.0.2.1")
-            lease = await claim.acquire()
+            lease, _ = await claim.acquire()
             assert proxy.lost == 1
             assert claim.state is LeaseState.HELD
             snapshot = await shared_world.open().snapshot()
@@ -449,7 +449,7 @@ def test_renewal_whose_answer_is_lost_keeps_the_lease(
     async def main() -> None:
         async with forwarder(shared_world.url) as proxy:
             claim = make_claim(shared_world.open_at(proxy.url), "192.0.2.1", lease_ttl_s=2)
-            lease = await claim.acquire()
+            lease, _ = await claim.acquire()
             proxy.answers_to_lose = 1
             async with background(claim.keep()):
                 await until(lambda: proxy.lost and claim.lease.revision > lease.revision)

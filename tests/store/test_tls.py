@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import logging
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +145,7 @@ async def works(world: AnyWorld, url: str, **access: str) -> None:
     store = world.open_at(url, **access)
     assert await store.network_config() == '{"Network": "10.5.0.0/16"}'
     async with following(store) as follower:
-        lease = await make_claim(store, "192.0.2.1").acquire()
+        lease, _ = await make_claim(store, "192.0.2.1").acquire()
         await until(lambda: str(lease.key) in follower.known())
         renewed = await store.update(lease.key, ONE, 600, revision=lease.revision)
         await store.delete(lease.key, revision=renewed.revision)
@@ -348,7 +350,7 @@ async def works_as_tundp(locked: Locked) -> None:
     store = locked.open()
     assert await store.network_config() == '{"Network": "10.5.0.0/16"}'
     async with following(store) as follower:
-        lease = await make_claim(store, "192.0.2.1").acquire()
+        lease, _ = await make_claim(store, "192.0.2.1").acquire()
         await until(lambda: str(lease.key) in follower.known())
         renewed = await store.update(lease.key, ONE, 600, revision=lease.revision)
         await store.delete(lease.key, revision=renewed.revision)
@@ -416,6 +418,25 @@ def test_restart_forgets_tokens_and_nobody_notices(locked: Locked, run: Runner) 
                 await retried(idle.create, other, TWO, 600)
                 await until(lambda other=other: str(other) in follower.known())
                 await until(lambda: not follower.outage.is_on)
+
+    run(main())
+
+
+def test_a_new_login_is_logged(
+    locked: Locked, run: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def main() -> None:
+        store = locked.open()
+        await store.snapshot()
+        await store.snapshot()
+        assert "logged in" not in caplog.text
+        await expire_tokens(locked)
+        await store.snapshot()
+        (line,) = [message for message in caplog.messages if "logged in again" in message]
+        assert line.startswith(f"etcd at {locked.etcd.url}: logged in again as tundp")
+        assert PASSWORD not in caplog.text
 
     run(main())
 
@@ -491,6 +512,49 @@ def test_roles_changed_meanwhile_ask_for_a_new_login(locked: Locked) -> None:
         await store.delete(A, revision=lease.revision)
 
     run(main())
+
+
+_TALK = """
+import asyncio, logging, sys
+from tundp.daemon import logs
+from tundp.store.access import EtcdAccess
+from tundp.store.etcd3 import Etcd3Store
+
+url, prefix, user, password, is_set_up = sys.argv[1:]
+if is_set_up == "yes":
+    modules = "tundp=1,asyncio=1,grpclib=1,h2=1,hpack=1,hpack.hpack=1,hpack.table=1,urllib3=1"
+    logs.set_up(9, modules, username=user, password=password)
+else:
+    logging.basicConfig(level=logging.DEBUG)
+
+async def main():
+    store = Etcd3Store(
+        EtcdAccess(endpoints=(url,), prefix=prefix, username=user, password=password)
+    )
+    await store.snapshot()
+    await store.snapshot()
+    print(store._connection._token)
+    await store.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("is_set_up", ["yes", "no: the control, in which it is seen"])
+def test_no_token_and_no_password_in_the_log(locked: Locked, is_set_up: str) -> None:
+    access = (locked.etcd.url, locked.world.prefix, "tundp", PASSWORD)
+    done = subprocess.run(
+        [sys.executable, "-c", _TALK, *access, is_set_up],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    token = done.stdout.strip()
+    assert len(token) > 16
+    assert done.stderr
+    is_seen = token in done.stderr or PASSWORD in done.stderr
+    assert is_seen is (is_set_up != "yes")
 
 
 def test_credentials_where_nobody_asks_for_them(etcd3_world: Etcd3World) -> None:

@@ -9,10 +9,11 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from tests.wait import until
+from tundp.lease.claim import LeaseState
 from tundp.lease.model import LeaseAttributes, Snapshot
 from tundp.lease.network import parse_network_config
-from tundp.store.claim import Claim, LeaseState
 from tundp.store.file import FileStore
+from tundp.subnet.claim_driver import Claim, ClaimSettings
 
 
 class CountingStore(FileStore):
@@ -32,14 +33,15 @@ async def test_it_is_no_hot_loop_and_ends_when_the_entry_goes(tmp_path: Path) ->
     store = CountingStore(path)
     claim = Claim(
         store,
-        config=parse_network_config(json.dumps(config), "test"),
-        attributes=LeaseAttributes(public_ip=IPv4Address("192.0.2.1")),
-        previous=None,
-        lease_ttl_s=3600,
-        margin_s=60,
+        ClaimSettings(
+            network_config=parse_network_config(json.dumps(config), "test"),
+            attributes=LeaseAttributes(public_ip=IPv4Address("192.0.2.1")),
+            lease_ttl_s=3600,
+            margin_s=60,
+        ),
         rng=random.Random(1),
     )
-    lease = await claim.acquire()
+    lease, _ = await claim.acquire()
     document = json.loads(path.read_text())
     document["leases"][str(lease.key)] = "nonsense"
     path.write_text(json.dumps(document))

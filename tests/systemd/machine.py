@@ -34,15 +34,21 @@ for group in $TUNDP_TEST_CGROUPS; do echo $$ > "$group/cgroup.procs"; done
 mount -t tmpfs tmpfs writable
 mkdir writable/upper writable/work writable/root
 cp -a staged/. writable/upper/
-mount -t overlay overlay -o lowerdir=/,upperdir=writable/upper,workdir=writable/work writable/root
+layers="lowerdir=$TUNDP_TEST_ROOT,upperdir=writable/upper,workdir=writable/work"
+mount -t overlay overlay -o "$layers" writable/root
 exec setpriv --pdeathsig KILL systemd-nspawn -D writable/root "$@"
 """
 
 
 class Machine:
-    """This machine's own files under another systemd, with a network of their own."""
+    """A root directory under a systemd of its own, with a network of its own.
 
-    def __init__(self) -> None:
+    The root is this machine's, with Python and the checkout visible wherever they are
+    mounted, or another directory with nothing added. It is never written to.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self.root = root
         if shutil.which("systemd-nspawn") is None:
             pytest.fail("there is no systemd-nspawn here: install systemd-container")
         self.directory = Path(tempfile.mkdtemp(prefix="tundp-booted-"))
@@ -74,24 +80,28 @@ class Machine:
                     *(self.directory, "--quiet", "--register=no", "--keep-unit", "--boot"),
                     *("--link-journal=no", "--console=pipe", "--private-network"),
                     *("--capability=CAP_NET_ADMIN", "--bind=/dev/net/tun"),
-                    *(f"--bind-ro={path}" for path in PYTHON),
+                    *(f"--bind-ro={path}" for path in PYTHON if self.root == Path("/")),
                     f"systemd.unit={TARGET}",
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"TUNDP_TEST_CGROUPS": " ".join(map(str, self.cgroups))},
+                env=os.environ
+                | {
+                    "TUNDP_TEST_CGROUPS": " ".join(map(str, self.cgroups)),
+                    "TUNDP_TEST_ROOT": str(self.root),
+                },
             )
         self.until(self._has_booted)
 
-    def run(self, *argv: str, is_checked: bool = True) -> str:
+    def run(self, *argv: str, is_checked: bool = True, deadline_s: float = DEADLINE_S) -> str:
         """What a command in the container prints."""
         # While systemd-nspawn lives its child's number is nobody else's.
         assert self.nspawn is not None
         assert self.nspawn.poll() is None, self.log()
         command = ["nsenter", "--all", f"--target={self.leader}", *argv]
         try:
-            answer = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=deadline_s)
         except subprocess.TimeoutExpired:
             pytest.fail(f"{' '.join(argv)} does not end\n{self.log()}")
         if is_checked and answer.returncode:

@@ -44,6 +44,18 @@ Type=notify
 NotifyAccess=all
 ExecStart=/usr/bin/dockerd -H fd://
 """
+# As multi-user.target is to a unit with WantedBy=multi-user.target: ordered after it.
+BOOT_TARGET = "[Unit]\nWants=tundp@waiting.service other.service\n"
+WAITED_FOR = "/var/lib/tundp/waiting.json"
+
+
+def boot_drop_in() -> str:
+    """The drop-in of docs/install.md, with a shorter time."""
+    text = (UNITS.parent / "docs" / "install.md").read_text()
+    found = re.search(r"^    # \S+/boot\.conf\n((?:    .*\n)+)", text, re.MULTILINE)
+    assert found, "docs/install.md shows no boot.conf"
+    assert "JobRunningTimeoutSec=2min" in found[1]
+    return found[1].replace("    ", "").replace("2min", "3s")
 
 
 def lease_file(network: str, port: int) -> str:
@@ -65,14 +77,20 @@ def machine() -> Iterator[Machine]:
         )
         machine.write(f"{units}/docker.service", DOCKER_UNIT)
         machine.write("usr/bin/dockerd", DOCKERD, mode=0o755)
-        machine.write("etc/default/tundp", "TUNDP_STORE=file:/var/lib/tundp/store.json\n")
-        machine.write("var/lib/tundp/store.json", lease_file("10.1.0.0/16", 8285))
+        machine.write("etc/default/tundp", "TUNDP_STORE=file:/var/lib/tundp/leases.json\n")
+        machine.write("var/lib/tundp/leases.json", lease_file("10.1.0.0/16", 8285))
         for number, name in enumerate(("blue", "green", "watched"), 2):
             store = f"/var/lib/tundp/{name}.json"
             machine.write(store[1:], lease_file(f"10.{number}.0.0/16", 8285 + number))
             text = f'store = "file:{store}"\ntun-name = "{name}0"\n'
             machine.write(f"etc/tundp/{name}.toml", text)
         machine.write("etc/tundp/wrong.toml", 'iface-of-mine = "eth0"\n')
+        machine.write(
+            "etc/tundp/waiting.toml", f'store = "file:{WAITED_FOR}"\ntun-name = "waiting0"\n'
+        )
+        machine.write(f"{units}/tundp@waiting.service.d/boot.conf", boot_drop_in())
+        machine.write(f"{units}/boot.target", BOOT_TARGET)
+        machine.write(f"{units}/other.service", "[Service]\nExecStart=/bin/sleep infinity\n")
         machine.boot()
         for line in (
             "link add eth0 type veth peer name peer0",
@@ -128,7 +146,7 @@ def test_the_sandbox_is_in_nothings_way(tundp: Machine) -> None:
     before = tundp.journal("tundp.service")
     tundp.run("systemctl", "restart", "tundp")
     status = json.loads(tundp.run(f"{sys.prefix}/bin/tundp", "status", "--json"))
-    assert status["engine"] != "reference"
+    assert status["engine"]["name"] != "reference"
     # Answered by the engine, out of the TUN: nobody has that subnet.
     other = "10.1.1.1" if status["subnet"] != "10.1.1.0/24" else "10.1.2.1"
     assert "Unreachable" in tundp.run("ping", "-c1", "-W5", other, is_checked=False)
@@ -244,3 +262,22 @@ def test_a_hanging_one_is_replaced(machine: Machine) -> None:
         assert "Watchdog timeout" in machine.run("journalctl", "-o", "cat", "-u", unit)
     finally:
         machine.run("systemctl", "stop", unit)
+
+
+def test_a_boot_waits_only_as_long_as_the_drop_in_lets_it(machine: Machine) -> None:
+    unit = "tundp@waiting"
+    try:
+        machine.run("systemctl", "start", "--no-block", "boot.target")
+        machine.until(lambda: machine.show(unit)["ActiveState"] == "activating")
+        machine.until(lambda: machine.show("other")["ActiveState"] == "active")
+        # The unit is wanted by the target, which is therefore not reached before it.
+        assert "boot.target" in machine.run("systemctl", "list-jobs")
+        machine.until(lambda: machine.show("boot.target")["ActiveState"] == "active")
+        waiting = machine.show(unit)
+        assert waiting["ActiveState"] == "activating"
+        text = lease_file("10.9.0.0/16", 8299)
+        machine.run("sh", "-c", f"cat > {WAITED_FOR} << 'END'\n{text}\nEND\n")
+        machine.until(lambda: machine.show(unit)["ActiveState"] == "active")
+        assert machine.show(unit)["MainPID"] == waiting["MainPID"]
+    finally:
+        machine.run("systemctl", "stop", "boot.target", unit, "other")

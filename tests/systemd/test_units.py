@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tundp.settings.options import OPTIONS
-from tundp.settings.settings import load_settings, unknown_variables
+from tundp.settings.settings import FLAGS, Settings
+from tundp.settings.sources import load_settings, unknown_variables
 
 UNITS = Path(__file__).parents[2] / "systemd"
 SERVICES = sorted(path.name for path in UNITS.glob("*.service"))
@@ -99,7 +99,7 @@ def test_the_template_does_the_same() -> None:
 
 
 EXAMPLE = (UNITS / "tundp-default").read_text()
-ASSIGNMENTS = dict(re.findall(r"^#([A-Z_]+)=(.*)$", EXAMPLE, re.MULTILINE))
+ASSIGNMENTS = dict(re.findall(r"^#([A-Z0-9_]+)=(.*)$", EXAMPLE, re.MULTILINE))
 
 
 def test_the_example_sets_nothing() -> None:
@@ -108,25 +108,23 @@ def test_the_example_sets_nothing() -> None:
 
 def test_the_example_can_be_used() -> None:
     assert not unknown_variables(ASSIGNMENTS)
-    config = load_settings([], ASSIGNMENTS)
-    assert config.iface == ("eth1",)
-    assert config.store_path == Path("/var/lib/tundp/store.json")
+    # The one that names a file, which is not here.
+    settings = load_settings([], ASSIGNMENTS | {"TUNDP_CONFIG": ""})
+    assert settings.iface == ("eth1",)
+    assert settings.store.path == Path("/var/lib/tundp/leases.json")
+
+
+def test_the_example_has_every_setting_that_has_an_effect() -> None:
+    expected = {
+        flag.variable
+        for flag in FLAGS
+        if flag.variable and not flag.no_effect and not flag.name.startswith("kube")
+    }
+    assert ASSIGNMENTS.keys() == expected
 
 
 def test_the_examples_defaults_are_the_defaults() -> None:
-    # What has no default, or the default would say nothing of how to write it.
-    examples = {
-        "FLANNELD_ETCD_CAFILE",
-        "FLANNELD_ETCD_CERTFILE",
-        "FLANNELD_ETCD_KEYFILE",
-        "FLANNELD_ETCD_PASSWORD",
-        "FLANNELD_ETCD_USERNAME",
-        "FLANNELD_IFACE",
-        "FLANNELD_PUBLIC_IP",
-        "TUNDP_STORE",
-    }
-    defaults = load_settings([], {})
-    for option in OPTIONS:
-        if option.variable in ASSIGNMENTS.keys() - examples:
-            given = load_settings([], {option.variable: ASSIGNMENTS[option.variable]})
-            assert getattr(given, option.field) == getattr(defaults, option.field), option.name
+    for flag in FLAGS:
+        if flag.variable in ASSIGNMENTS and not flag.example:
+            given = load_settings([], {flag.variable: ASSIGNMENTS[flag.variable]})
+            assert getattr(given, flag.field) == getattr(Settings(), flag.field), flag.name

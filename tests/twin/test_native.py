@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tundp.engine.native import engine as native
+from tests.routes import fib_of
+from tundp.engine.native import twins
+from tundp.engine.native.fib import NativeFib
+from tundp.engine.native.self_test import self_test
 from tundp.errors import PlatformError
-from tundp.lease.fib import build_fib
-from tundp.lease.model import Peer
 from tundp.wire import checksum
 
 
@@ -22,7 +23,7 @@ def test_sum_of_every_length_at_every_alignment(offset):
     noise = random.Random(offset).randbytes(1600)
     for length in (*range(130), 1447, 1448, 1449, 1472, 1500):
         data = memoryview(noise)[offset : offset + length]
-        assert native.ones_complement_sum(data) == checksum.ones_complement_sum(data)
+        assert twins.ones_complement_sum(data) == checksum.ones_complement_sum(data)
 
 
 @pytest.mark.parametrize(
@@ -41,18 +42,18 @@ def test_sum_of_every_length_at_every_alignment(offset):
     ids=lambda data: f"{len(data)}:{data[:2].hex()}",
 )
 def test_sum_at_the_edges(data):
-    assert native.ones_complement_sum(data) == checksum.ones_complement_sum(data)
+    assert twins.ones_complement_sum(data) == checksum.ones_complement_sum(data)
 
 
 @given(st.binary(max_size=300))
 @settings(max_examples=300, deadline=None)
 def test_sum_of_anything(data):
-    assert native.ones_complement_sum(data) == checksum.ones_complement_sum(data)
+    assert twins.ones_complement_sum(data) == checksum.ones_complement_sum(data)
 
 
 def test_ttl_patch_of_every_checksum():
     for value in range(0x10000):
-        assert native.after_ttl_decrement(value) == checksum.after_ttl_decrement(value)
+        assert twins.after_ttl_decrement(value) == checksum.after_ttl_decrement(value)
 
 
 subnets = st.builds(
@@ -65,10 +66,9 @@ subnets = st.builds(
 @given(st.lists(subnets, max_size=30, unique=True), st.booleans(), st.randoms())
 @settings(max_examples=200, deadline=None)
 def test_routes_of_any_table(networks, has_own, rng):
-    peers = [Peer(net, IPv4Address(0xC0000201 + n % 7)) for n, net in enumerate(networks)]
     own = IPv4Network("10.5.3.0/24") if has_own else None
-    peers = [peer for peer in peers if peer.subnet != own]
-    fib = build_fib(peers, own_subnet=own, port=8285, generation=1)
+    routes = [(net, IPv4Address(0xC0000201 + n % 7)) for n, net in enumerate(networks)]
+    fib = fib_of(*(route for route in routes if route[0] != own), own=own)
     edges = [
         edge
         for network in [*networks, IPv4Network("10.5.3.0/24")]
@@ -78,17 +78,12 @@ def test_routes_of_any_table(networks, has_own, rng):
     ]
     addresses = np.array([*edges, *(rng.getrandbits(32) for _ in range(50))], np.uint32)
     expected = [fib.index(int(address)) for address in addresses]
-    assert native.NativeFib(fib).indexes(addresses).tolist() == expected
+    assert NativeFib(fib).indexes(addresses).tolist() == expected
 
 
 def test_c_reads_the_memory_python_built():
-    fib = build_fib(
-        [Peer(IPv4Network("10.5.2.0/24"), IPv4Address("192.0.2.2"))],
-        own_subnet=None,
-        port=8285,
-        generation=1,
-    )
-    reader = native.NativeFib(fib)
+    fib = fib_of(("10.5.2.0/24", "192.0.2.2"))
+    reader = NativeFib(fib)
     address = int(reader._ffi.cast("uintptr_t", reader.struct.table))
     assert address == fib.table.ctypes.data
 
@@ -96,7 +91,7 @@ def test_c_reads_the_memory_python_built():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("hop_count", 2),  # the table names three
+        ("hop_count", 3),  # the table names hops 2 and 3
         ("table_count", 255),  # one slot short
         ("level_count", 0),
         ("level_count", 4),
@@ -104,16 +99,8 @@ def test_c_reads_the_memory_python_built():
     ],
 )
 def test_a_table_that_would_be_read_outside_is_refused(field, value):
-    fib = build_fib(
-        [
-            Peer(IPv4Network("10.5.0.0/24"), IPv4Address("192.0.2.2")),
-            Peer(IPv4Network("10.5.255.0/24"), IPv4Address("192.0.2.3")),
-        ],
-        own_subnet=None,
-        port=8285,
-        generation=1,
-    )
-    reader = native.NativeFib(fib)
+    fib = fib_of(("10.5.0.0/24", "192.0.2.2"), ("10.5.255.0/24", "192.0.2.3"))
+    reader = NativeFib(fib)
     assert reader._lib.tundp_fib_check(reader.struct) == 0
     setattr(reader.struct, field, value)
     assert reader._lib.tundp_fib_check(reader.struct) != 0
@@ -121,27 +108,19 @@ def test_a_table_that_would_be_read_outside_is_refused(field, value):
 
 @pytest.mark.parametrize("target", [0, 5, 1 << 20])
 def test_a_chunk_that_points_backwards_or_outside_is_refused(target):
-    fib = build_fib(
-        [
-            Peer(IPv4Network("10.0.0.0/9"), IPv4Address("192.0.2.2")),
-            Peer(IPv4Network("10.200.7.16/28"), IPv4Address("192.0.2.3")),
-        ],
-        own_subnet=None,
-        port=8285,
-        generation=1,
-    )
+    fib = fib_of(("10.0.0.0/9", "192.0.2.2"), ("10.200.7.16/28", "192.0.2.3"))
     table = fib.table.copy()
     chunk_slots = np.flatnonzero(table & 0x80000000)
     assert len(chunk_slots)
     table[chunk_slots[0]] = 0x80000000 | target
     fib.table = table
     with pytest.raises(PlatformError, match="generation 1"):
-        native.NativeFib(fib)
+        NativeFib(fib)
 
 
 def test_self_test_notices_a_difference(monkeypatch):
-    fib = build_fib([], own_subnet=None, port=8285, generation=1)
-    assert native.self_test(fib) > 65536
+    fib = fib_of()
+    assert self_test(fib) > 65536
     monkeypatch.setattr(checksum, "after_ttl_decrement", lambda value: value)
     with pytest.raises(PlatformError, match="disagree"):
-        native.self_test(fib)
+        self_test(fib)

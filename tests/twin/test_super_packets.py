@@ -29,7 +29,7 @@ from tests.packets import (
     with_header_checksum,
     with_ttl,
 )
-from tundp.engine.native import engine as native
+from tundp.engine.native import library, twins
 from tundp.wire import ip
 from tundp.wire import segment as wire_segment
 from tundp.wire.coalesce import MAX_ITEMS, Coalescer, Miss, Written
@@ -38,7 +38,7 @@ from tundp.wire.vnet import VnetHeader
 
 SETTINGS = settings(max_examples=300, deadline=None)
 
-_native = native.require()
+_native = library.require()
 ffi, lib = _native.ffi, _native.lib
 
 
@@ -52,13 +52,13 @@ def assert_same_segments(header: VnetHeader, packet: bytes) -> list[bytes] | Dro
     expected = wire_segment.segment(header, memoryview(packet))
     if not isinstance(expected, DropReason):
         expected = [bytes(one) for one in expected]
-    assert native.segment(header, packet) == expected
+    assert twins.segment(header, packet) == expected
     lowered = expected
     if not isinstance(expected, DropReason) and header.kind != 0:
         if packet[8] == 0:
             return expected  # nobody lowers that
         lowered = [with_ttl(one, one[8] - 1) for one in expected]
-    assert native.segment(header, packet, lowers_ttl=True) == lowered
+    assert twins.segment(header, packet, lowers_ttl=True) == lowered
     return expected
 
 
@@ -67,7 +67,7 @@ def assert_same_writes(packets: list[bytes], **how) -> tuple[list[Written], list
     for packet in packets:
         merger.add(packet)
     merger.flush()
-    written, misses = native.coalesce(packets, **how)
+    written, misses = twins.coalesce(packets, **how)
     assert written == merger.written
     assert misses == merger.misses
     return written, misses
@@ -77,12 +77,12 @@ def assert_same_writes(packets: list[bytes], **how) -> tuple[list[Written], list
 
 
 def test_there_is_a_variant_for_every_cpu():
-    names = native.sums_variants()
+    names = twins.sums_variants()
     assert names[-1] == "portable"
     assert len(set(names)) == len(names)
 
 
-VARIANTS = pytest.mark.parametrize("variant", range(len(native.sums_variants())))
+VARIANTS = pytest.mark.parametrize("variant", range(len(twins.sums_variants())))
 LENGTHS = range(2101)
 
 
@@ -94,8 +94,8 @@ def test_sums_of_every_length_at_every_alignment(variant):
         view = memoryview(noise)[offset:]
         for length in LENGTHS:
             data = view[:length]
-            assert native.variant_sum(variant, data) == sums[length], (offset, length)
-            assert native.variant_copy(variant, data) == (data, sums[length]), (offset, length)
+            assert twins.variant_sum(variant, data) == sums[length], (offset, length)
+            assert twins.variant_copy(variant, data) == (data, sums[length]), (offset, length)
 
 
 @VARIANTS
@@ -104,16 +104,16 @@ def test_sums_of_one_byte_repeated(variant, byte):
     data = memoryview(bytes((byte,)) * 65535)
     for length in (*range(300), 1447, 1448, 9000, 32768, 65534, 65535):
         expected = slow_sum(data[:length])
-        assert native.variant_sum(variant, data[:length]) == expected
-        assert native.variant_copy(variant, data[:length]) == (data[:length], expected)
+        assert twins.variant_sum(variant, data[:length]) == expected
+        assert twins.variant_copy(variant, data[:length]) == (data[:length], expected)
 
 
 @VARIANTS
 @pytest.mark.parametrize("length", [65533, 65534, 65535])
 def test_sums_of_the_longest(variant, length):
     data = random.Random(length).randbytes(length)
-    assert native.variant_sum(variant, data) == slow_sum(data)
-    assert native.variant_copy(variant, data) == (data, slow_sum(data))
+    assert twins.variant_sum(variant, data) == slow_sum(data)
+    assert twins.variant_copy(variant, data) == (data, slow_sum(data))
 
 
 @VARIANTS
@@ -123,8 +123,8 @@ def test_one_bit_anywhere_is_in_the_sum(variant):
             data = bytearray(length)
             data[at] = 1
             expected = 1 if at % 2 else 0x100
-            assert native.variant_sum(variant, data) == expected, (length, at)
-            assert native.variant_copy(variant, data) == (data, expected), (length, at)
+            assert twins.variant_sum(variant, data) == expected, (length, at)
+            assert twins.variant_copy(variant, data) == (data, expected), (length, at)
 
 
 @VARIANTS

@@ -6,16 +6,15 @@ import random
 import struct
 from ipaddress import IPv4Address, IPv4Network
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.packets import ipv4
-from tundp.engine.choose import AUTO, ENGINES
-from tundp.engine.native import engine as native
-from tundp.lease.fib import build_fib
-from tundp.lease.model import Peer
-from tundp.settings.options import ENGINES as CONFIG_ENGINES
+from tests.routes import fib_of
+from tundp.engine.native import library
+from tundp.engine.native.fib import NativeFib
 from tundp.wire import fragment, ip
 from tundp.wire.drop import DropReason
 from tundp.wire.encap import (
@@ -27,7 +26,7 @@ from tundp.wire.encap import (
     decapsulate,
     encapsulate,
 )
-from tundp.wire.ratelimit import TokenBucket
+from tundp.wire.ratelimit import ICMP_BURST, ICMP_RATE_PER_S, TokenBucket
 
 TUNNEL = int(IPv4Address("10.5.3.0"))
 PEER = int(IPv4Address("192.0.2.2"))
@@ -50,31 +49,29 @@ ADDRESSES = [
     )
 ]
 
-_native = native.require()
+_native = library.require()
 ffi, lib = _native.ffi, _native.lib
 
 
 def make_fib():
-    return build_fib(
-        [
-            Peer(IPv4Network("10.5.1.0/24"), IPv4Address(PEER)),
-            Peer(IPv4Network("10.5.2.0/24"), IPv4Address(NARROW_PEER)),
-        ],
-        own_subnet=IPv4Network("10.5.3.0/24"),
-        own_addresses=[IPv4Address("192.0.2.1"), IPv4Address("198.51.100.1")],
-        port=8285,
-        generation=1,
+    return fib_of(
+        ("10.5.1.0/24", IPv4Address(PEER)),
+        ("10.5.2.0/24", IPv4Address(NARROW_PEER)),
+        own="10.5.3.0/24",
+        own_addresses=["192.0.2.1", "198.51.100.1"],
     )
 
 
 FIB = make_fib()
-NATIVE_FIB = native.NativeFib(FIB, {NARROW_PEER: native.PathFacts(NARROW, is_single=False)})
+PATHS = np.zeros(len(FIB.hop_array), [("inner_mtu", "u2"), ("no_gso", "u1"), ("unused", "u1")])
+PATHS["inner_mtu"][FIB.hop_array["address"] == NARROW_PEER] = NARROW
+NATIVE_FIB = NativeFib(FIB, PATHS)
 VERDICT = ffi.new("struct tundp_verdict *")
 
 
-def rules(check: SourceCheck):
-    found = ffi.new("struct tundp_rules *")
-    found.tunnel_address = TUNNEL
+def policy(check: SourceCheck):
+    found = ffi.new("struct tundp_policy *")
+    found.tun_address = TUNNEL
     found.source_check = list(SourceCheck).index(check)
     return found
 
@@ -85,11 +82,11 @@ def assert_same_encap(packet: bytes) -> None:
         memoryview(mine),
         lookup=FIB.lookup,
         path_mtu=lambda hop: NARROW if hop.address == NARROW_PEER else 0xFFFF,
-        tunnel_address=TUNNEL,
+        tun_address=TUNNEL,
     )
     lib.tundp_encapsulate(
         NATIVE_FIB.struct,
-        rules(SourceCheck.OFF),
+        policy(SourceCheck.OFF),
         ffi.from_buffer("uint8_t[]", theirs),
         len(theirs),
         VERDICT,
@@ -108,11 +105,11 @@ def assert_same_decap(datagram: bytes, outer: int, check: SourceCheck) -> Delive
         is_ours=FIB.is_own,
         admits=FIB.admits,
         source_check=check,
-        tunnel_address=TUNNEL,
+        tun_address=TUNNEL,
     )
     lib.tundp_decapsulate(
         NATIVE_FIB.struct,
-        rules(check),
+        policy(check),
         ffi.from_buffer("uint8_t[]", theirs),
         len(theirs),
         outer,
@@ -189,7 +186,6 @@ def test_tables_are_one():
     assert len(DropReason) == lib.TUNDP_DROP_COUNT
     assert [check.value for check in SourceCheck] == ["off", "count", "enforce"]
     assert (lib.TUNDP_SOURCE_OFF, lib.TUNDP_SOURCE_COUNT, lib.TUNDP_SOURCE_ENFORCE) == (0, 1, 2)
-    assert set(CONFIG_ENGINES) == {AUTO, *ENGINES}
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -299,13 +295,12 @@ def test_fragments_of_anything(options, payload_len, mtu, flags_offset):
 @given(st.lists(st.integers(0, 60_000_000), max_size=300), st.integers(1, 10**15))
 @settings(max_examples=200, deadline=None)
 def test_token_buckets_agree(gaps, start):
-    worker = ffi.new("struct tundp_worker *")
-    lib.tundp_worker_init(worker)
-    bucket = TokenBucket(rate_per_s=1000, burst=50)
+    full_at_ns = ffi.new("uint64_t *")
+    bucket = TokenBucket(rate_per_s=ICMP_RATE_PER_S, burst=ICMP_BURST)
     now = start
     for gap in gaps:
         now += gap
-        assert bool(lib.tundp_may_reply(worker, now)) is bucket.take(now)
+        assert bool(lib.tundp_may_reply(full_at_ns, now)) is bucket.take(now)
 
 
 def test_struct_sizes_are_what_numpy_thinks():
@@ -313,6 +308,7 @@ def test_struct_sizes_are_what_numpy_thinks():
     hop = ffi.from_buffer("struct tundp_hop[]", FIB.hop_array)
     for index, mine in enumerate(FIB.hops):
         if mine is not None:
-            assert (hop[index].address, hop[index].port) == (mine.address, 8285)
+            port = 0 if mine.is_local else 8285
+            assert (hop[index].address, hop[index].port) == (mine.address, port)
             assert bool(hop[index].flags & lib.TUNDP_HOP_LOCAL) is mine.is_local
     assert struct.calcsize("=IHH") == 8

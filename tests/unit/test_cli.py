@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import dataclasses
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import threading
 import tomllib
 from pathlib import Path
 
 import pytest
 
 import tundp
-from tundp.cli import EXIT_FAILED, EXIT_OK, EXIT_USAGE, flanneld, main
-from tundp.settings.options import OPTIONS
+from tundp.admin import serve_admin
+from tundp.cli import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    config,
+    demo,
+    flanneld,
+    main,
+    program,
+)
+from tundp.cli.bench import BenchOptions
+from tundp.cli.program import COMMANDS, EXAMPLES, find
+from tundp.daemon.report import setting_statuses
+from tundp.daemon.running import settings_of
+from tundp.errors import ConfigError, Interrupted
+from tundp.observe.status import DaemonState, Status
+from tundp.settings import goflags
+from tundp.settings.declare import flags_of
+from tundp.settings.settings import FLAGS, SETTABLE, Settings
+from tundp.settings.sources import load_settings
 
 SECRET = "hunter2"
 
@@ -38,7 +63,7 @@ def shown(capsys, *arguments: str) -> dict[str, object]:
 
 def test_show_has_every_setting(capsys):
     settings = shown(capsys)
-    assert settings.keys() == {option.name for option in OPTIONS} - {"help", "version", "config"}
+    assert settings.keys() == {flag.name for flag in SETTABLE}
     assert settings["iface"] == []
     assert settings["ip-masq"] is False
     assert settings["iptables-forward-rules"] is True
@@ -66,7 +91,7 @@ def test_show_tells_where_each_came_from(capsys, monkeypatch, tmp_path):
     assert main(arguments) == EXIT_OK
     output = capsys.readouterr().out
     origins = dict(re.findall(r"^(\S+) = .* # (\S+)$", output, re.MULTILINE))
-    assert origins.keys() == {option.name for option in OPTIONS} - {"help", "version", "config"}
+    assert origins.keys() == {flag.name for flag in SETTABLE}
     assert {name: origin for name, origin in origins.items() if origin != "default"} == {
         "v": "--v",
         "iface": "--iface",
@@ -92,9 +117,21 @@ def test_show_keeps_signs_of_toml_in_their_place(capsys):
     [
         (["config", "show", "--nonsense"], EXIT_USAGE, "", "tundp: unknown flag --nonsense"),
         (["config", "check", "--v=x"], EXIT_USAGE, "", "tundp: --v 'x' is not a whole number"),
-        (["config"], EXIT_USAGE, "", "usage: tundp config show"),
-        (["config", "shwo"], EXIT_USAGE, "", "usage: tundp config show"),
-        (["config", "--help"], EXIT_OK, "usage: tundp config show", ""),
+        (["config"], EXIT_USAGE, "", "usage: tundp config show|check|example"),
+        (["config", "shwo"], EXIT_USAGE, "", "usage: tundp config show|check|example"),
+        (["config", "--help"], EXIT_OK, "usage: tundp config show|check|example", ""),
+        (["help", "config"], EXIT_OK, "usage: tundp config show|check|example", ""),
+        (["help", "nonsense"], EXIT_USAGE, "", "unknown command 'nonsense'"),
+        (["nonsense"], EXIT_USAGE, "", "tundp: unknown command 'nonsense'"),
+        (["stauts"], EXIT_USAGE, "", "did you mean tundp status?"),
+        (["--version"], EXIT_OK, f"tundp {tundp.__version__}", ""),
+        (["-version"], EXIT_OK, f"tundp {tundp.__version__}", ""),
+        (["bench", "diff"], EXIT_USAGE, "", "A is missing: usage: tundp bench diff A B"),
+        (["bench", "diff", "a", "b", "c"], EXIT_USAGE, "", "unexpected argument 'c'"),
+        (["bench", "--rounds=0"], EXIT_USAGE, "", "--rounds '0' is out of range"),
+        (["bench", "--profile=x"], EXIT_USAGE, "", "is not one of quick, default, full"),
+        (["completion", "ksh"], EXIT_USAGE, "", "there is bash, zsh, fish"),
+        (["docker-opts", "--nonsense"], EXIT_FAILED, "", "unknown flag --nonsense"),
         (["config", "show", "-h"], EXIT_OK, "usage: tundp config show", ""),
         (["run", "--nonsense"], EXIT_USAGE, "", "tundp: unknown flag --nonsense"),
         (["run", "stray"], EXIT_USAGE, "", "tundp: unexpected argument 'stray'"),
@@ -121,16 +158,6 @@ def test_exit_codes(capsys, arguments, code, output, errors):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"),
-    [(["nonsense"], EXIT_USAGE), ([], EXIT_USAGE), (["--version"], 0), (["--help"], 0)],
-)
-def test_exit_codes_of_argparse(capsys, arguments, code):
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == code
-
-
-@pytest.mark.parametrize(
     ("arguments", "code", "output", "errors"),
     [
         (["--version"], EXIT_OK, "", f"tundp {tundp.__version__}"),
@@ -148,6 +175,24 @@ def test_flanneld(capsys, arguments, code, output, errors):
     got = capsys.readouterr()
     assert (output in got.out) if output else got.out == ""
     assert (errors in got.err) if errors else got.err == ""
+
+
+def test_diff_takes_directories(capsys, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text("{}")
+    assert main(["bench", "diff", str(tmp_path / "a"), str(tmp_path / "b")]) == EXIT_USAGE
+    assert f"{tmp_path}/a/results.json is no results.json of schema" in capsys.readouterr().err
+
+
+def test_a_signal_is_exit_code_130(monkeypatch, capsys):
+    def interrupted(given):
+        raise Interrupted("interrupted; everything torn down")
+
+    command = dataclasses.replace(demo.COMMAND, run=interrupted)
+    monkeypatch.setattr(program, "COMMANDS", (command,))
+    assert main(["demo"]) == EXIT_INTERRUPTED == 130
+    assert capsys.readouterr().err == "tundp: interrupted; everything torn down\n"
 
 
 def test_the_scripts_lead_here():
@@ -179,7 +224,7 @@ def test_help_lists_every_option_in_its_group(capsys):
     flannels, own = text.split("tundp's own flags:")
     assert "flannel's flags:" in flannels
     flannels = flannels.split("flannel's flags:")[1]
-    for option in OPTIONS:
+    for option in FLAGS:
         here, there = (flannels, own) if option.is_flannels else (own, flannels)
         flag = re.compile(rf"^  --{option.name}(?= |$)", re.MULTILINE)
         assert flag.search(here), option.name
@@ -189,28 +234,267 @@ def test_help_lists_every_option_in_its_group(capsys):
 def test_help_tells_defaults_and_variables(capsys):
     main(["run", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for option in OPTIONS:
-        if not option.is_boolean:
+    for option in FLAGS:
+        if option.variable:
             assert f"[{option.variable}]" in text, option.name
     for default in (
         "(default: http://127.0.0.1:4001,http://127.0.0.1:2379)",
         "(default: /run/flannel/subnet.env)",
         "(default: flannel%d)",
         "(default: true)",
-        "(default: /run/tundp/admin.sock; with another --subnet-file, one named after that)",
+        "(default: /run/tundp/admin.sock; with another --subnet-file, one named after it)",
+        "(default: 50 microseconds)",
+        "(default: 86400 seconds)",
     ):
         assert default in text
     assert "%%" not in text
     assert "None" not in text
 
 
-def test_help_of_every_command(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    text = capsys.readouterr().out
-    for command in ("run", "config", "cleanup", "docker-opts", "status", "demo", "bench", "probe"):
-        assert re.search(rf"^    {command}\s", text, re.MULTILINE), command
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["-help"], ["help"]])
+def test_help_lists_every_command(capsys, arguments):
+    assert main(arguments) == EXIT_OK
+    text, errors = capsys.readouterr()
+    assert errors == ""
+    for command in COMMANDS:
+        assert re.search(rf"^  {command.name}\s", text, re.MULTILINE), command.name
     assert "exit codes:" in text
+
+
+def test_no_command_at_all_prints_the_help_and_fails(capsys):
+    assert main([]) == EXIT_USAGE
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith("usage: tundp COMMAND [flags]")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_help_of_a_command(capsys, command):
+    assert main(["help", *command.name.split()]) == EXIT_OK
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: tundp {command.name} ")
+    for spelling in ("--help", "-help", "-h", "--h", "--help=true"):
+        assert main([*command.name.split(), spelling]) == EXIT_OK
+        assert capsys.readouterr().out == text, spelling
+    for flag in command.own_flags:
+        assert re.search(rf"^  --{flag.name}(?= |$)", text, re.MULTILINE), flag.name
+    assert "None" not in text
+    for line, _ in command.examples:
+        assert line in text
+
+
+def test_every_example_of_the_help_is_a_command_line_that_is_taken():
+    """Only read: what the commands do with it is tested elsewhere."""
+    lines = [line for line, _ in EXAMPLES]
+    lines += [line for command in COMMANDS for line, _ in command.examples]
+    assert len(lines) > 20
+    for line in lines:
+        # As a shell takes it apart: assignments in front, a pipe or a redirection behind.
+        words = shlex.split(re.split(r" [|>] |<\(|\)$", line.replace("source <(", ""))[0])
+        while "=" in words[0]:
+            words.pop(0)
+        assert words.pop(0) == "tundp", line
+        command, rest = find(words)
+        assert command is not None, line
+        flags = [flag for flag in command.flags if flag.name != "config"]
+        parsed = goflags.parse(
+            command.rewrite(rest), (*flags, *command.settings), operand_count=len(command.operands)
+        )
+        assert len(parsed.operands) == len(command.operands), line
+
+
+# One dialect
+
+
+SPELLINGS = ("-{}={}", "--{}={}", "-{} {}", "--{} {}")
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_status_takes_every_spelling(capsys, tmp_path, spelling):
+    path = tmp_path / "none.sock"
+    assert main(["status", *spelling.format("admin-socket", path).split()]) == EXIT_FAILED
+    assert str(path) in capsys.readouterr().err
+
+
+def test_status_takes_variables_and_the_file(capsys, monkeypatch, tmp_path):
+    path = tmp_path / "none.sock"
+    monkeypatch.setenv("TUNDP_ADMIN_SOCKET", str(path))
+    assert main(["status"]) == EXIT_FAILED
+    assert str(path) in capsys.readouterr().err
+    monkeypatch.delenv("TUNDP_ADMIN_SOCKET")
+    file = tmp_path / "tundp.toml"
+    file.write_text(f'admin-socket = "{path}"\niface = "eth7"\n')
+    assert main(["status", f"--config={file}"]) == EXIT_FAILED
+    assert str(path) in capsys.readouterr().err
+    monkeypatch.setenv("FLANNELD_SUBNET_FILE", "/run/flannel/blue.env")
+    assert main(["status"]) == EXIT_FAILED
+    assert "/run/tundp/run-flannel-blue.env.sock" in capsys.readouterr().err
+
+
+def test_status_does_not_read_what_does_not_concern_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("FLANNELD_V", "rubbish")
+    monkeypatch.setenv("TUNDP_ADMIN_SOCKET", str(tmp_path / "none.sock"))
+    assert main(["status"]) == EXIT_FAILED
+    assert "rubbish" not in capsys.readouterr().err
+    assert main(["status", "--iface=eth0"]) == EXIT_USAGE
+    assert "tundp status --help lists them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_own_options_take_every_spelling(capsys, spelling):
+    assert main(["demo", *spelling.format("megabytes", "0").split()]) == EXIT_USAGE
+    assert "--megabytes '0' is out of range: at least 1" in capsys.readouterr().err
+
+
+def test_operands_and_flags_mix():
+    options = flags_of(BenchOptions)
+    parsed = goflags.parse(["a", "-out", "x", "b", "--ladder"], options, operand_count=2)
+    assert parsed.operands == ("a", "b")
+    assert {name: str(value) for name, value in parsed.values.items()} == {
+        "out": "x",
+        "ladder": "True",
+    }
+    with pytest.raises(ConfigError, match="unexpected argument 'c'"):
+        goflags.parse(["a", "b", "c"], options, operand_count=2)
+
+
+# The settings in force
+
+
+def test_show_says_whose_settings_it_shows(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(config, "UNIT_FILE", tmp_path / "none")
+    monkeypatch.setenv("TUNDP_ADMIN_SOCKET", str(tmp_path / "none.sock"))
+    main(["config", "show"])
+    assert capsys.readouterr().out.startswith("# settings by default: none was given\n")
+    main(["config", "show", "--v=1"])
+    assert capsys.readouterr().out.startswith("# settings given here: flags, environment")
+
+
+def test_show_names_the_units_file_and_reads_it_when_told(capsys, monkeypatch, tmp_path):
+    file = tmp_path / "tundp"
+    file.write_text(
+        '# of the unit\n; too\nFLANNELD_IFACE=eth7\n TUNDP_SPIN = "7" \n'
+        "FLANNELD_ETCD_PREFIX='/a \\\nb'\nFLANNELD_IFCAE=x\nTUNDP_STORE=\n"
+    )
+    monkeypatch.setattr(config, "UNIT_FILE", file)
+    main(["config", "show"])
+    assert f"the unit's are in {file}: --env-file={file}" in capsys.readouterr().out
+    # The unit does not see the environment of this shell.
+    monkeypatch.setenv("FLANNELD_V", "3")
+    assert main(["config", "show", "--origin", f"--env-file={file}", "--workers=2"]) == EXIT_OK
+    output, errors = capsys.readouterr()
+    assert output.startswith(f"# settings of {file}, and the flags given\n")
+    assert "variable FLANNELD_IFCAE is set, but tundp does not know it" in errors
+    shown = tomllib.loads(output)
+    assert (shown["iface"], shown["spin"], shown["v"]) == (["eth7"], 7, 0)
+    assert (shown["etcd-prefix"], shown["workers"]) == ("/a b", 2)
+    assert re.search(rf"^spin = 7 +# TUNDP_SPIN of {file}$", output, re.MULTILINE)
+    assert main(["config", "show", "--env-file=/nonexistent"]) == EXIT_USAGE
+    assert main(["config", "show", f"--env-file={file}", "--running"]) == EXIT_USAGE
+
+
+def status_of(settings: Settings, pid: int = os.getpid()) -> Status:
+    return Status(
+        version="1",
+        pid=pid,
+        state=DaemonState.RUNNING,
+        started_at=0.0,
+        uptime_s=0.0,
+        settings=setting_statuses(settings),
+    )
+
+
+@pytest.fixture
+def daemon(tmp_path, monkeypatch):
+    """A daemon's admin socket, answering with the settings of some flags and variables."""
+    stack = contextlib.ExitStack()
+    path = tmp_path / "admin.sock"
+    monkeypatch.setattr(config, "UNIT_FILE", tmp_path / "none")
+
+    def start(*arguments: str, **environment: str) -> str:
+        settings = load_settings(arguments, environment)
+        stack.enter_context(answering(path, status_of(settings)))
+        return f"--admin-socket={path}"
+
+    with stack:
+        yield start
+
+
+@contextlib.contextmanager
+def answering(path: Path, status: Status):
+    """serve_admin on a loop of its own thread."""
+    loop = asyncio.new_event_loop()
+    started, stop = threading.Event(), asyncio.Event()
+
+    async def serve():
+        async with serve_admin(path, lambda: status, bytes):
+            started.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        assert started.wait(30), "the admin socket is not there after 30 s"
+        yield
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
+
+
+def test_show_without_flags_shows_the_running_daemons(capsys, daemon):
+    socket = daemon("--iface=eth7", TUNDP_SPIN="7")
+    assert main(["config", "show", "--origin", socket]) == EXIT_OK
+    output = capsys.readouterr().out
+    assert output.startswith(f"# settings of the running daemon, pid {os.getpid()}")
+    shown = tomllib.loads(output)
+    assert (shown["iface"], shown["spin"]) == (["eth7"], 7)
+    assert re.search(r"^spin = 7 +# TUNDP_SPIN$", output, re.MULTILINE)
+
+
+def test_show_with_flags_shows_theirs_and_names_the_running_daemon(capsys, daemon):
+    socket = daemon("--iface=eth7")
+    assert main(["config", "show", socket, "--v=1"]) == EXIT_OK
+    output = capsys.readouterr().out
+    assert "# settings given here" in output
+    assert f"the daemon's on {socket.partition('=')[2]}: --running" in output
+    assert tomllib.loads(output)["iface"] == []
+    assert main(["config", "show", socket, "--v=1", "--running"]) == EXIT_OK
+    shown = tomllib.loads(capsys.readouterr().out)
+    assert (shown["iface"], shown["v"]) == (["eth7"], 1)
+
+
+def test_show_running_without_a_daemon_fails(capsys, tmp_path):
+    socket = tmp_path / "none.sock"
+    assert main(["config", "show", "--running", f"--admin-socket={socket}"]) == EXIT_FAILED
+    assert f"no daemon answers on {socket}" in capsys.readouterr().err
+
+
+def test_a_running_daemons_password_is_read_from_where_it_has_it(tmp_path):
+    file = tmp_path / "tundp.toml"
+    file.write_text(f'etcd-username = "u"\netcd-password = "{SECRET}"\n')
+
+    def asked(settings: Settings, pid: int = os.getpid(), **given: object) -> Settings:
+        return settings_of(status_of(settings, pid), given)
+
+    assert asked(load_settings([f"--config={file}"], {})).etcd_password == SECRET
+    environment = {"FLANNELD_ETCD_USERNAME": "u", "FLANNELD_ETCD_PASSWORD": SECRET}
+    with subprocess.Popen(["sleep", "60"], env=os.environ | environment) as child:
+        try:
+            assert asked(load_settings([], environment), child.pid).etcd_password == SECRET
+        finally:
+            child.kill()
+    told = load_settings(["--etcd-username=u", f"--etcd-password={SECRET}"], {})
+    with pytest.raises(ConfigError, match="give it again as --etcd-password"):
+        asked(told)
+    assert asked(told, **{"etcd-password": "again"}).etcd_password == "again"
+
+
+def test_a_daemon_that_does_not_report_its_settings_is_named(capsys, tmp_path):
+    path = tmp_path / "a.sock"
+    with answering(path, dataclasses.replace(status_of(Settings()), settings={})):
+        assert main(["config", "show", "--running", f"--admin-socket={path}"]) == EXIT_FAILED
+    assert "version 1) does not report its settings" in capsys.readouterr().err
 
 
 # What is loaded
@@ -225,6 +509,9 @@ def test_help_of_every_command(capsys):
         ["config", "show"],
         ["cleanup", "--help"],
         ["--version"],
+        ["--help"],
+        ["help", "bench"],
+        ["completion", "bash"],
     ],
     ids=" ".join,
 )
@@ -247,6 +534,7 @@ def test_only_what_a_command_needs_is_loaded(arguments):
         timeout=60,
     )
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
-    assert "tundp.settings.options" in loaded
+    assert "tundp.settings.settings" in loaded
+    assert "asyncio" not in loaded
     heavy = {"numpy", "aiohttp", "pyroute2", "grpclib", "etcd", "rich", "uvloop", "matplotlib"}
     assert not loaded & (heavy | {"prometheus_client", "tundp.daemon.run", "tundp._native"})

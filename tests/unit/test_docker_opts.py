@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tundp import docker_opts
+from tundp.cli import EXIT_FAILED, EXIT_OK, main
 from tundp.docker_opts import DockerOptsSettings
 from tundp.errors import ConfigError, PlatformError
 from tundp.linux.netlink import Route
@@ -234,44 +235,86 @@ async def test_a_subnet_that_is_none_is_a_warning(tmp_path, caplog):
     assert "FLANNEL_SUBNET 10.1.74.1/99 is no IPv4 address" in caplog.messages[0]
 
 
+DEFAULTS = {
+    "subnet_file": "/run/flannel/subnet.env",
+    "docker_file": "/run/docker_opts.env",
+    "is_individual": False,
+    "is_combined": False,
+    "has_ip_masq": True,
+    "key": "DOCKER_OPTS",
+}
+SHORT = {"is_individual": True, "is_combined": True, "has_ip_masq": False, "key": "K"}
+
+
 @pytest.mark.parametrize(
-    ("line", "expected"),
+    ("line", "expected", "breaks"),
     [
-        ("", DockerOptsSettings()),
-        (
-            "-k DOCKER_NETWORK_OPTIONS -d /run/flannel/docker",
-            DockerOptsSettings(
-                key="DOCKER_NETWORK_OPTIONS", docker_file=Path("/run/flannel/docker")
-            ),
-        ),
-        (
-            "-icm -f/run/x.env",
-            DockerOptsSettings(
-                is_individual=True,
-                is_combined=True,
-                has_ip_masq=False,
-                subnet_file=Path("/run/x.env"),
-            ),
-        ),
+        ("", {}, "defaults"),
+        ("-i -c -m -k K", SHORT, "apart"),
+        ("-icmk K", SHORT, "bundled, as getopts takes them"),
+        ("-icmkK", SHORT, "bundled with a glued value"),
+        ("-f/run/x.env -d /y", {"subnet_file": "/run/x.env", "docker_file": "/y"}, "glued, apart"),
+        ("-k=K", None, "getopts: the value is =K, which is no name"),
+        ("--individual --combined --no-ip-masq --key K", SHORT, "GNU's"),
+        ("-individual -combined=true -no-ip-masq -key=K", SHORT, "Go's"),
+        ("-c --key=K -im", SHORT, "mixed"),
+        ("--subnet-file=/x --docker-file /y", {"subnet_file": "/x", "docker_file": "/y"}, "long"),
+        ("-docker-file -m", {"docker_file": "-m"}, "a value may begin with a dash"),
+        ("-d -m", {"docker_file": "-m"}, "a value may begin with a dash"),
+        ("--combined=false", {}, "switched off"),
     ],
 )
-def test_flags(line, expected):
-    assert docker_opts.parse_arguments(line.split()) == expected
+def test_command_lines(monkeypatch, capsys, line, expected, breaks):
+    written = []
+
+    async def write(settings, environment):
+        written.append(settings)
+
+    monkeypatch.setattr(docker_opts, "write", write)
+    assert main(["docker-opts", *line.split()]) == (EXIT_FAILED if expected is None else EXIT_OK)
+    if expected is not None:
+        values = DEFAULTS | expected
+        values |= {name: Path(values[name]) for name in ("subnet_file", "docker_file")}
+        assert written == [DockerOptsSettings(**values)], breaks
+        assert capsys.readouterr().err == ""
+
+
+def test_the_subnet_file_of_variable_and_file(monkeypatch, tmp_path):
+    written = []
+
+    async def write(settings, environment):
+        written.append(settings.subnet_file)
+
+    monkeypatch.setattr(docker_opts, "write", write)
+    file = tmp_path / "tundp.toml"
+    file.write_text('subnet-file = "/file"\n')
+    main(["docker-opts", f"--config={file}"])
+    monkeypatch.setenv("FLANNELD_SUBNET_FILE", "/variable")
+    main(["docker-opts", f"--config={file}"])
+    main(["docker-opts", "-f", "/flag"])
+    assert written == [Path("/file"), Path("/variable"), Path("/flag")]
+
+
+@pytest.mark.parametrize("line", ["-h", "-?", "--help", "-help"])
+def test_help(capsys, line):
+    assert main(["docker-opts", line]) == EXIT_OK
+    output, errors = capsys.readouterr()
+    assert output.startswith("usage: tundp docker-opts [flags]")
+    assert errors == ""
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("-h", "^usage: "),
-        ("-?", "^usage: "),
-        ("--help", "^usage: "),
-        ("-x", "option -x not recognized"),
-        ("-f", "option -f requires argument"),
-        ("-i stray", "argument stray not expected"),
-        ("-k A-B", "-k 'A-B' is no name"),
+        ("-x", "unknown option -x"),
+        ("-f", "option -f needs an argument"),
+        ("--key", "flag needs an argument: --key NAME"),
+        ("-i stray", "unexpected argument 'stray'"),
+        ("-k A-B", "--key 'A-B' is no name"),
     ],
 )
-def test_wrong_usage(line, message):
-    with pytest.raises(ConfigError, match=message) as caught:
-        docker_opts.parse_arguments(line.split())
-    assert str(caught.value).endswith(docker_opts.USAGE)
+def test_wrong_usage(capsys, line, message):
+    assert main(["docker-opts", *line.split()]) == EXIT_FAILED
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert message in errors

@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 
-from tundp.daemon import lease_cache as memory_module
-from tundp.daemon.lease_cache import Memory, Remembered
+from tundp.instance import Instance
 from tundp.lease.codec import parse_key
 from tundp.lease.model import Lease, LeaseAttributes
+from tundp.subnet import lease_cache as memory_module
+from tundp.subnet.lease_cache import CachedLeases, LeaseCache
 
+ONE = Instance()
+B, C = Instance(Path("/run/b.env")), Instance(Path("/run/c.env"))
 CONFIG = '{"Network": "10.5.0.0/16"}'
 OWN = parse_key("10.5.1.0-24")
 ATTRIBUTES = {
@@ -56,7 +59,7 @@ def lease(key: str, attributes: LeaseAttributes) -> Lease:
 NODE_ID = "7c1f000000000001"
 
 
-def save(memory: Memory, store: str = "etcd:/a", **changes: Any) -> None:
+def save(memory: LeaseCache, store: str = "etcd:/a", **changes: Any) -> None:
     memory.save(
         **{
             "store": store,
@@ -72,17 +75,17 @@ def save(memory: Memory, store: str = "etcd:/a", **changes: Any) -> None:
 
 
 def lease_file(directory: Path) -> Path:
-    path = Memory(directory, "").lease_file
+    path = LeaseCache(directory, ONE).lease_file
     assert path is not None
     return path
 
 
-def reload(path: Path, store: str = "etcd:/a", instance: str = "") -> Remembered | None:
-    return Memory(path, instance).load(store, NODE_ID)
+def reload(path: Path, store: str = "etcd:/a", instance: Instance = ONE) -> CachedLeases | None:
+    return LeaseCache(path, instance).load(store, NODE_ID)
 
 
 def test_round_trip(tmp_path):
-    save(Memory(tmp_path, ""))
+    save(LeaseCache(tmp_path, ONE))
     found = reload(tmp_path)
     assert found is not None
     assert (found.store, found.api, found.network_config) == ("etcd:/a", "v3", CONFIG)
@@ -95,7 +98,7 @@ def test_round_trip(tmp_path):
 
 
 def test_a_later_save_replaces_the_earlier(tmp_path):
-    memory = Memory(tmp_path, "")
+    memory = LeaseCache(tmp_path, ONE)
     save(memory)
     save(memory, leases=[], revision=78)
     found = reload(tmp_path)
@@ -105,29 +108,29 @@ def test_a_later_save_replaces_the_earlier(tmp_path):
 
 
 def test_another_stores_leases_are_none_of_ours(tmp_path):
-    save(Memory(tmp_path, ""), "etcd:/a")
+    save(LeaseCache(tmp_path, ONE), "etcd:/a")
     assert reload(tmp_path, "etcd:/b") is None
     assert reload(tmp_path, "file:/a") is None
     assert reload(tmp_path, "etcd:/a") is not None
 
 
 def test_a_clones_memory_is_its_originals(tmp_path):
-    save(Memory(tmp_path, ""))
-    assert Memory(tmp_path, "").load("etcd:/a", "another") is None
+    save(LeaseCache(tmp_path, ONE))
+    assert LeaseCache(tmp_path, ONE).load("etcd:/a", "another") is None
 
 
 def test_instances_keep_apart(tmp_path):
-    save(Memory(tmp_path, ""), revision=1)
-    save(Memory(tmp_path, "run-b.env"), revision=2)
-    one, other = reload(tmp_path), reload(tmp_path, instance="run-b.env")
+    save(LeaseCache(tmp_path, ONE), revision=1)
+    save(LeaseCache(tmp_path, B), revision=2)
+    one, other = reload(tmp_path), reload(tmp_path, instance=B)
     assert one is not None
     assert other is not None
     assert (one.revision, other.revision) == (1, 2)
-    assert reload(tmp_path, instance="run-c.env") is None
+    assert reload(tmp_path, instance=C) is None
 
 
 def test_only_root_may_read(tmp_path):
-    memory = Memory(tmp_path / "new" / "er", "")
+    memory = LeaseCache(tmp_path / "new" / "er", ONE)
     memory.identity()
     save(memory)
     for path in (tmp_path / "new" / "er").iterdir():
@@ -138,7 +141,7 @@ def test_only_root_may_read(tmp_path):
 
 
 def test_age_is_that_of_the_file(tmp_path):
-    memory = Memory(tmp_path, "")
+    memory = LeaseCache(tmp_path, ONE)
     save(memory)
     assert memory.lease_file is not None
     long_ago = time.time() - 1000
@@ -149,7 +152,7 @@ def test_age_is_that_of_the_file(tmp_path):
 
 
 def test_what_was_confirmed_is_as_new_as_what_was_saved(tmp_path):
-    memory = Memory(tmp_path, "")
+    memory = LeaseCache(tmp_path, ONE)
     save(memory)
     assert memory.lease_file is not None
     before = memory.lease_file.read_bytes()
@@ -162,7 +165,7 @@ def test_what_was_confirmed_is_as_new_as_what_was_saved(tmp_path):
 
 
 def test_a_clock_set_back_makes_no_negative_age(tmp_path):
-    memory = Memory(tmp_path, "")
+    memory = LeaseCache(tmp_path, ONE)
     save(memory)
     assert memory.lease_file is not None
     later = time.time() + 1000
@@ -173,7 +176,7 @@ def test_a_clock_set_back_makes_no_negative_age(tmp_path):
 
 
 def test_confirming_what_was_never_saved_makes_nothing(tmp_path, caplog):
-    Memory(tmp_path, "").confirm()
+    LeaseCache(tmp_path, ONE).confirm()
     assert list(tmp_path.iterdir()) == []
     assert caplog.messages == []
 
@@ -182,7 +185,7 @@ def test_confirming_what_was_never_saved_makes_nothing(tmp_path, caplog):
 
 
 def document(tmp_path: Path) -> dict[str, Any]:
-    save(Memory(tmp_path, ""))
+    save(LeaseCache(tmp_path, ONE))
     return dict(json.loads((lease_file(tmp_path)).read_text()))
 
 
@@ -210,7 +213,7 @@ def test_what_is_no_memory_is_none(tmp_path, text):
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
 def test_a_file_cut_short_is_none(tmp_path, part, caplog):
-    save(Memory(tmp_path, ""))
+    save(LeaseCache(tmp_path, ONE))
     path = lease_file(tmp_path)
     text = path.read_text().rstrip()
     path.write_text(text[: int(len(text) * part)])
@@ -264,12 +267,12 @@ def test_a_document_without_a_part_is_none(tmp_path, missing):
 def test_a_bomb_is_none(tmp_path, name):
     (tmp_path / name).write_text("[" * 200_000)
     assert reload(tmp_path) is None
-    assert Memory(tmp_path, "").identity().node_id
+    assert LeaseCache(tmp_path, ONE).identity().node_id
 
 
 def test_a_directory_in_the_files_place(tmp_path, caplog):
     (lease_file(tmp_path)).mkdir()
-    memory = Memory(tmp_path, "")
+    memory = LeaseCache(tmp_path, ONE)
     assert memory.load("etcd:/a", NODE_ID) is None
     save(memory)
     assert lease_file(tmp_path).name in caplog.text
@@ -281,47 +284,47 @@ def test_a_directory_in_the_files_place(tmp_path, caplog):
 
 
 def test_the_id_is_kept(tmp_path):
-    first = Memory(tmp_path, "").identity()
+    first = LeaseCache(tmp_path, ONE).identity()
     assert len(first.node_id) == 16
     assert first.host == socket.gethostname()
-    assert Memory(tmp_path, "").identity() == first
+    assert LeaseCache(tmp_path, ONE).identity() == first
     # Another instance of the host is another node, always the same one.
-    second = Memory(tmp_path, "run-b.env").identity()
+    second = LeaseCache(tmp_path, B).identity()
     assert second.node_id.startswith(f"{first.node_id}-")
-    assert Memory(tmp_path, "run-b.env").identity() == second
-    assert Memory(tmp_path, "run-c.env").identity() != second
-    assert Memory(tmp_path / "other", "").identity().node_id != first.node_id
+    assert LeaseCache(tmp_path, B).identity() == second
+    assert LeaseCache(tmp_path, C).identity() != second
+    assert LeaseCache(tmp_path / "other", ONE).identity().node_id != first.node_id
 
 
 def test_a_new_host_name_is_no_new_node(tmp_path, monkeypatch):
-    first = Memory(tmp_path, "").identity()
+    first = LeaseCache(tmp_path, ONE).identity()
     monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
-    again = Memory(tmp_path, "").identity()
+    again = LeaseCache(tmp_path, ONE).identity()
     assert (again.node_id, again.host) == (first.node_id, "renamed")
 
 
 def test_a_clone_is_another_node(tmp_path, machine, caplog):
-    first = Memory(tmp_path, "").identity()
+    first = LeaseCache(tmp_path, ONE).identity()
     machine("fedcba9876543210fedcba9876543210")
-    clone = Memory(tmp_path, "").identity()
+    clone = LeaseCache(tmp_path, ONE).identity()
     assert clone.node_id != first.node_id
     assert "clone" in caplog.text
     caplog.clear()
-    assert Memory(tmp_path, "").identity() == clone
+    assert LeaseCache(tmp_path, ONE).identity() == clone
     assert caplog.messages == []
 
 
 @pytest.mark.parametrize("text", [None, "", "é"])
 def test_an_id_without_a_machine_id_is_kept(tmp_path, machine, text):
     machine(text)
-    first = Memory(tmp_path, "").identity()
-    assert Memory(tmp_path, "").identity() == first
+    first = LeaseCache(tmp_path, ONE).identity()
+    assert LeaseCache(tmp_path, ONE).identity() == first
     machine("fedcba9876543210fedcba9876543210")
-    assert Memory(tmp_path, "").identity() == first
+    assert LeaseCache(tmp_path, ONE).identity() == first
 
 
 def test_the_machine_id_itself_is_written_nowhere(tmp_path):
-    Memory(tmp_path, "").identity()
+    LeaseCache(tmp_path, ONE).identity()
     assert "0123456789abcdef" not in (tmp_path / "node-id").read_text()
 
 
@@ -332,16 +335,16 @@ def test_the_machine_id_itself_is_written_nowhere(tmp_path):
 )  # fmt: skip
 def test_an_id_that_cannot_be_read_is_made_anew(tmp_path, text):
     (tmp_path / "node-id").write_text(text)
-    made = Memory(tmp_path, "").identity()
+    made = LeaseCache(tmp_path, ONE).identity()
     assert len(made.node_id) == 16
-    assert Memory(tmp_path, "").identity() == made
+    assert LeaseCache(tmp_path, ONE).identity() == made
 
 
 # Where nothing can be kept
 
 
 def test_without_a_directory_nothing_is_kept(caplog):
-    memory = Memory(None, "")
+    memory = LeaseCache(None, ONE)
     assert memory.lease_file is None
     save(memory)
     memory.confirm()
@@ -352,7 +355,7 @@ def test_without_a_directory_nothing_is_kept(caplog):
 
 def test_an_unwritable_directory_is_one_warning(caplog):
     # Root may write anywhere but here.
-    memory = Memory(Path("/proc/tundp-test"), "")
+    memory = LeaseCache(Path("/proc/tundp-test"), ONE)
     assert memory.load("etcd:/a", NODE_ID) is None
     assert len(memory.identity().node_id) == 16
     for _ in range(3):
@@ -365,7 +368,7 @@ def test_an_unwritable_directory_is_one_warning(caplog):
 
 def test_a_second_failure_is_told_after_a_success(tmp_path, caplog):
     directory = tmp_path / "state"
-    memory = Memory(directory, "")
+    memory = LeaseCache(directory, ONE)
     directory.write_text("in the way")
     save(memory)
     save(memory)

@@ -2,14 +2,28 @@
 
 import dataclasses
 import os
+import re
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
 
+from tundp.choices import (
+    Engine,
+    EtcdApi,
+    Layout,
+    Loop,
+    Offload,
+    OnLeaseLost,
+    SourceCheck,
+    StoreKind,
+)
 from tundp.errors import ConfigError
-from tundp.settings.options import OPTIONS, parse_bool, parse_int
-from tundp.settings.settings import Settings, load_settings, unknown_variables
+from tundp.instance import Instance
+from tundp.settings.declare import parse_bool
+from tundp.settings.parsers import StoreChoice, parse_int
+from tundp.settings.settings import FLAGS, Settings
+from tundp.settings.sources import load_settings, unknown_variables
 
 
 def refusal(*arguments: str, **environment: str) -> str:
@@ -33,10 +47,10 @@ def test_defaults():
         public_ip=None,
         public_ipv6=None,
         subnet_file=Path("/run/flannel/subnet.env"),
-        subnet_lease_renew_margin=60,
+        subnet_lease_renew_margin_min=60,
         ip_masq=False,
         ip_masq_fully_random_disable=False,
-        iptables_resync=5,
+        iptables_resync_s=5,
         iptables_forward_rules=True,
         ip_blackhole_route=False,
         healthz_ip="0.0.0.0",
@@ -53,31 +67,31 @@ def test_defaults():
         help=False,
         version=False,
         config=None,
-        etcd_api="auto",
-        on_lease_lost="regain",
+        etcd_api=EtcdApi.AUTO,
+        on_lease_lost=OnLeaseLost.REGAIN,
         force_takeover=False,
         state_dir=Path("/var/lib/tundp"),
         fallback_route=True,
         metrics_addr=None,
-        store="etcd",
-        engine="auto",
+        store=StoreChoice(),
+        engine=Engine.AUTO,
         disable_offloads=(),
         workers=1,
-        layout="shared",
+        layout=Layout.SHARED,
         cpus=(),
-        spin=50,
-        loop="auto",
-        source_check="count",
+        spin_us=50,
+        loop=Loop.AUTO,
+        source_check=SourceCheck.COUNT,
         tun_name="flannel%d",
-        lease_ttl=86400,
+        lease_ttl_s=86400,
         admin_socket=Path("/run/tundp/admin.sock"),
     )
 
 
 def test_every_option_is_a_field_and_every_field_an_option():
     fields = {field.name for field in dataclasses.fields(Settings)} - {"origins", "ignored"}
-    assert {option.field for option in OPTIONS} == fields
-    assert len(OPTIONS) == len(fields)
+    assert {option.field for option in FLAGS} == fields
+    assert len(FLAGS) == len(fields)
 
 
 @pytest.mark.parametrize(
@@ -108,17 +122,17 @@ def test_every_option_is_a_field_and_every_field_an_option():
         (["--public-ip=192.0.2.1"], "public_ip", IPv4Address("192.0.2.1"), "an address"),
         (["--public-ip="], "public_ip", None, "empty is none"),
         (["--subnet-file=/a/b"], "subnet_file", Path("/a/b"), "a path"),
-        (["--subnet-lease-renew-margin=1"], "subnet_lease_renew_margin", 1, "the least"),
-        (["--subnet-lease-renew-margin=1439"], "subnet_lease_renew_margin", 1439, "the most"),
-        (["--subnet-lease-renew-margin=0x10"], "subnet_lease_renew_margin", 16, "hex"),
-        (["--store=file:/a"], "store", "file:/a", "a file store"),
-        (["--engine=reference"], "engine", "reference", "a choice"),
-        (["--loop=asyncio"], "loop", "asyncio", "a choice"),
-        (["--source-check=enforce"], "source_check", "enforce", "a choice"),
+        (["--subnet-lease-renew-margin=1"], "subnet_lease_renew_margin_min", 1, "the least"),
+        (["--subnet-lease-renew-margin=1439"], "subnet_lease_renew_margin_min", 1439, "the most"),
+        (["--subnet-lease-renew-margin=0x10"], "subnet_lease_renew_margin_min", 16, "hex"),
+        (["--store=file:/a"], "store", StoreChoice(StoreKind.FILE, Path("/a")), "a file store"),
+        (["--engine=reference"], "engine", Engine.REFERENCE, "a choice"),
+        (["--loop=asyncio"], "loop", Loop.ASYNCIO, "a choice"),
+        (["--source-check=enforce"], "source_check", SourceCheck.ENFORCE, "a choice"),
         (["--tun-name=overlay%d"], "tun_name", "overlay%d", "a template"),
         (["--tun-name=a23456789012345"], "tun_name", "a23456789012345", "15 characters"),
         (["--tun-name=a2345678901234%d"], "tun_name", "a2345678901234%d", "15 once filled in"),
-        (["--lease-ttl=1"], "lease_ttl", 1, "the least"),
+        (["--lease-ttl=1"], "lease_ttl_s", 1, "the least"),
         (["--admin-socket=/s"], "admin_socket", Path("/s"), "a path"),
     ],
 )
@@ -247,17 +261,17 @@ def test_false(text):
         ("FLANNELD_IFACE", "eth0,eth1", "iface", ("eth0,eth1",)),
         ("FLANNELD_PUBLIC_IP", "192.0.2.1", "public_ip", IPv4Address("192.0.2.1")),
         ("FLANNELD_SUBNET_FILE", "/f", "subnet_file", Path("/f")),
-        ("FLANNELD_SUBNET_LEASE_RENEW_MARGIN", "30", "subnet_lease_renew_margin", 30),
+        ("FLANNELD_SUBNET_LEASE_RENEW_MARGIN", "30", "subnet_lease_renew_margin_min", 30),
         ("FLANNELD_V", "2", "v", 2),
         ("FLANNELD_V", "", "v", 0),
         ("FLANNELD_VERSION", "true", "version", False),
         ("FLANNELD_VERSION", "v0.28.9", "version", False),
-        ("TUNDP_STORE", "file:/a", "store", "file:/a"),
-        ("TUNDP_SOURCE_CHECK", "off", "source_check", "off"),
+        ("TUNDP_STORE", "file:/a", "store", StoreChoice(StoreKind.FILE, Path("/a"))),
+        ("TUNDP_SOURCE_CHECK", "off", "source_check", SourceCheck.OFF),
         ("TUNDP_TUN_NAME", "t0", "tun_name", "t0"),
-        ("TUNDP_LEASE_TTL", "0x20", "lease_ttl", 32),
+        ("TUNDP_LEASE_TTL", "0x20", "lease_ttl_s", 32),
         ("TUNDP_ADMIN_SOCKET", "/s", "admin_socket", Path("/s")),
-        ("FLANNELD_STORE", "file:/a", "store", "etcd"),
+        ("FLANNELD_STORE", "file:/a", "store", StoreChoice()),
         ("TUNDP_IFACE", "eth0", "iface", ()),
         ("flanneld_v", "2", "v", 0),
     ],
@@ -295,16 +309,6 @@ def test_a_bad_variable_is_named(variable, text, why):
     message = refusal(**{variable: text})
     assert message.startswith(f"{variable} '{text}'")
     assert why in message
-
-
-def test_every_variable_is_flannels_or_ours():
-    ours = {"disable-offloads", "workers", "layout", "cpus", "spin"}
-    ours |= {"config", "etcd-api", "on-lease-lost", "force-takeover", "state-dir"}
-    ours |= {"fallback-route", "metrics-addr"}
-    ours |= {"store", "engine", "loop", "source-check", "tun-name", "lease-ttl", "admin-socket"}
-    for option in OPTIONS:
-        prefix = "TUNDP_" if option.name in ours else "FLANNELD_"
-        assert option.variable == prefix + option.name.replace("-", "_").upper()
 
 
 # Secrets
@@ -361,7 +365,7 @@ def test_describe_shows_what_differs():
     [("etcd", None), ("file:/a/b.json", Path("/a/b.json")), ("file:rel", Path("rel"))],
 )
 def test_store_path(store, path):
-    assert load_settings([f"--store={store}"], {}).store_path == path
+    assert load_settings([f"--store={store}"], {}).store.path == path
 
 
 def test_config_is_frozen():
@@ -417,6 +421,7 @@ PAIRS = {
     "etcd-username": ["--etcd-password=p"],
     "etcd-password": ["--etcd-username=u"],
 }
+FIELD_OF = {option.name: option.field for option in FLAGS}
 VARIABLE_OF = {name: f"FLANNELD_{name.upper().replace('-', '_')}" for name in FLANNELS_FLAGS}
 
 
@@ -429,7 +434,7 @@ def test_flannels_flags_in_every_form(name, form):
     if is_boolean and "=" not in form:
         arguments = [f"{arguments[0]}={text}"]
     more = PAIRS.get(name, [])
-    field = name.replace("-", "_")
+    field = FIELD_OF[name]
     assert getattr(load_settings([], {}), field) == default
     config = load_settings([*arguments, *more], {})
     assert getattr(config, field) == value
@@ -442,7 +447,7 @@ def test_flannels_flags_as_variables(name):
     config = load_settings(PAIRS.get(name, []), {VARIABLE_OF[name]: text})
     if not text:
         value = default
-    assert getattr(config, name.replace("-", "_")) == value
+    assert getattr(config, FIELD_OF[name]) == value
     assert config.origins[name] == (VARIABLE_OF[name] if text else "default")
 
 
@@ -450,15 +455,22 @@ def test_flannels_booleans_are_ours():
     """A boolean that took the next word would eat the flag behind it."""
     booleans = {name for name, (_, _, default) in FLANNELS_FLAGS.items() if default in (True, False)
                 and isinstance(default, bool)}  # fmt: skip
-    ours = {option.name for option in OPTIONS if option.is_boolean and option.is_flannels}
+    ours = {option.name for option in FLAGS if option.is_boolean and option.is_flannels}
     assert ours - {"help"} == booleans
-    repeatable = {option.name for option in OPTIONS if option.is_repeatable}
+    repeatable = {option.name for option in FLAGS if option.is_repeatable}
     assert repeatable == {"iface", "iface-regex"}
 
 
 def test_nothing_else_passes_for_flannels():
-    flannels = {option.name for option in OPTIONS if option.is_flannels}
+    flannels = {option.name for option in FLAGS if option.is_flannels}
     assert flannels == FLANNELS_FLAGS.keys() | {"help"}
+
+
+def test_every_variable_is_flannels_or_ours():
+    for option in FLAGS:
+        prefix = "FLANNELD_" if option.name in FLANNELS_FLAGS else "TUNDP_"
+        expected = prefix + option.name.replace("-", "_").upper()
+        assert option.variable == ("" if option.name in ("help", "version") else expected)
 
 
 @pytest.mark.parametrize("text", ["1", "t", "T", "true", "TRUE", "True"])
@@ -503,6 +515,24 @@ def test_flags_without_effect_are_taken():
     config = load_settings(arguments, {})
     assert config.kube_annotation_prefix == "a.b/c"
     assert config.set_node_network_unavailable is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "names"),
+    [
+        ([], {}, []),
+        (["--ip-masq", "--kube-subnet-mgr=false"], {}, []),
+        (["--kube-annotation-prefix=a.b/c"], {}, ["kube-annotation-prefix"]),
+        (["--set-node-network-unavailable=false"], {}, ["set-node-network-unavailable"]),
+        ([], {"FLANNELD_NET_CONFIG_PATH": "/n"}, ["net-config-path"]),
+        (["--log_backtrace_at=a.go:7"], {}, ["log_backtrace_at"]),
+    ],
+)
+def test_flags_without_effect_are_named(arguments, environment, names):
+    sentences = load_settings(arguments, environment).without_effect()
+    assert [sentence.split()[0] for sentence in sentences] == [f"--{name}" for name in names]
+    for sentence in sentences:
+        assert re.fullmatch(r"--\S+ has no effect: .+", sentence)
 
 
 @pytest.mark.parametrize("name", ["listen", "remote", "use-multi-cluster-cidr"])
@@ -610,13 +640,18 @@ def file(tmp_path):
 def test_flag_over_variable_over_file_over_default(file):
     text = 'etcd-prefix = "/file"\nv = 1\niface = ["a", "b"]\nspin = 7\n'
     config = file(text, "--etcd-prefix=/flag", FLANNELD_ETCD_PREFIX="/variable", FLANNELD_V="2")
-    assert (config.etcd_prefix, config.v, config.iface, config.spin) == ("/flag", 2, ("a", "b"), 7)
+    assert (config.etcd_prefix, config.v, config.iface, config.spin_us) == (
+        "/flag",
+        2,
+        ("a", "b"),
+        7,
+    )
     assert config.workers == 1
     assert config.origins["etcd-prefix"] == "--etcd-prefix"
     assert config.origins["v"] == "FLANNELD_V"
     assert config.origins["iface"] == config.origins["spin"] == str(file.path)
     assert config.origins["workers"] == "default"
-    assert config.origins.keys() == {option.name for option in OPTIONS}
+    assert config.origins.keys() == {option.name for option in FLAGS}
 
 
 def test_repeatable_flags_replace_and_are_not_added_to(file):
@@ -658,7 +693,11 @@ def test_the_file_may_be_named_by_a_variable(tmp_path):
             ("http://192.0.2.1:1", "http://192.0.2.2:2"),
         ),
         ('etcd-endpoints = "http://192.0.2.1:1"', "etcd_endpoints", ("http://192.0.2.1:1",)),
-        ('disable-offloads = ["tun-tso", "udp-gro"]', "disable_offloads", ("tun-tso", "udp-gro")),
+        (
+            'disable-offloads = ["tun-tso", "udp-gro"]',
+            "disable_offloads",
+            (Offload.TUN_TSO, Offload.UDP_GRO),
+        ),
         ("disable-offloads = []", "disable_offloads", ()),
         ("cpus = []", "cpus", ()),
         ('public-ip = "192.0.2.1"', "public_ip", IPv4Address("192.0.2.1")),
@@ -766,7 +805,7 @@ def test_a_password_in_a_file_is_not_described(file):
     assert config.etcd_password == SECRET
     assert SECRET not in config.describe()
     assert SECRET not in repr(config)
-    for option in OPTIONS:
+    for option in FLAGS:
         assert SECRET not in config.show(option)
     assert "etcd-password=***" in config.describe()
 
@@ -806,15 +845,15 @@ def test_wrong_flags_are_wrong_even_then(arguments, why):
 
 def test_one_daemon_has_flannels_names():
     config = load_settings([], {})
-    assert config.instance == ""
+    assert config.instance.name == ""
     assert config.admin_socket == Path("/run/tundp/admin.sock")
-    assert load_settings(["--subnet-file=/run/flannel/subnet.env"], {}).instance == ""
+    assert load_settings(["--subnet-file=/run/flannel/subnet.env"], {}).instance == Instance()
 
 
 def test_another_subnet_file_is_another_instance():
     one = load_settings(["--subnet-file=/run/flannel/b.env"], {})
     other = load_settings(["--subnet-file=/run/flannel/c.env"], {})
-    assert one.instance == "run-flannel-b.env"
+    assert one.instance.name == "run-flannel-b.env"
     assert one.admin_socket == Path("/run/tundp/run-flannel-b.env.sock")
     assert other.admin_socket != one.admin_socket
     said = load_settings(["--subnet-file=/run/flannel/b.env", "--admin-socket=/s"], {})
@@ -822,8 +861,8 @@ def test_another_subnet_file_is_another_instance():
 
 
 def test_the_subnet_file_of_a_file_or_variable_counts_too(file):
-    assert file('subnet-file = "/run/b.env"').instance == "run-b.env"
-    assert load_settings([], {"FLANNELD_SUBNET_FILE": "/run/b.env"}).instance == "run-b.env"
+    assert file('subnet-file = "/run/b.env"').instance.name == "run-b.env"
+    assert load_settings([], {"FLANNELD_SUBNET_FILE": "/run/b.env"}).instance.name == "run-b.env"
 
 
 def test_a_long_subnet_file_still_makes_a_socket():
@@ -836,4 +875,4 @@ def test_a_long_subnet_file_still_makes_a_socket():
 def test_what_flannel_takes_is_taken():
     assert load_settings(["--healthz-ip=localhost"], {}).healthz_ip == "127.0.0.1"
     assert load_settings(["--healthz-ip="], {}).healthz_ip == "0.0.0.0"
-    assert load_settings(["--iptables-resync=100000"], {}).iptables_resync == 86400
+    assert load_settings(["--iptables-resync=100000"], {}).iptables_resync_s == 86400

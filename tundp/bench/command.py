@@ -1,86 +1,59 @@
-"""`tundp bench` as a person meets it: progress while it runs, tables and files at the end."""
+"""One bench as a person asks for it: measured, saved while it runs, kept when interrupted."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-
-from tundp.bench.report import print_difference, print_report, write_reports
-from tundp.bench.results import Results, diff, load
-from tundp.bench.run import BenchSettings, Progress, clean_bench, make_plan, run_bench
-from tundp.errors import ConfigError
+from tundp.bench.results import Results
+from tundp.bench.run import BenchSettings, Progress, make_plan, run_bench
+from tundp.errors import ConfigError, Interrupted
 from tundp.lab.lab import interruptible
 
-
-class BarProgress(Progress):
-    """A bar on a terminal, one line a lab elsewhere."""
-
-    def __init__(self, bar: Bar, total: int) -> None:
-        self._bar = bar
-        self._task = bar.add_task("starting", total=total)
-
-    def say(self, text: str) -> None:
-        """See Progress."""
-        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def step(self, text: str) -> None:
-        """See Progress."""
-        self._bar.update(self._task, advance=1, description=text)
+RESULTS: Final = "results.json"
 
 
-async def bench(settings: BenchSettings, directory: Path) -> bool:
-    """Run a bench and write its reports. Whether it ended by itself and is comparable."""
-    plan = make_plan(settings)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What there is after a bench."""
+
+    results: Results | None
+    """None if nothing was measured."""
+    interrupted: Interrupted | None
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether it ended by itself and every validity check passed."""
+        results = self.results
+        return results is not None and not results.is_partial and not results.reds
+
+
+async def measure(settings: BenchSettings, directory: Path, progress: Progress) -> Measured:
+    """Run a bench; results are in `directory` after each workload.
+
+    ConfigError if the settings or the directory cannot be used, LabError if the lab cannot be
+    built.
+    """
+    progress.start(make_plan(settings).run_count)
     _make_writable(directory)
-    console = Console(highlight=False)
-    kept: list[Results] = []
+    kept: Results | None = None
 
     def keep(results: Results) -> None:
-        kept[:] = [results]
-        results.save(directory / "results.json")
+        nonlocal kept
+        if results.samples:
+            kept = results
+            results.save(directory / RESULTS)
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    interrupted = None
     try:
-        with Bar(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-            async with interruptible():
-                await run_bench(settings, BarProgress(bar, plan.run_count), keep)
+        async with interruptible():
+            await run_bench(settings, progress, keep)
     except asyncio.CancelledError:
-        console.print("\n[yellow]interrupted; everything torn down, what was measured is kept[/]")
-    finally:
-        if kept and kept[0].samples:
-            results = kept[0]
-            print_report(results, console)
-            for text in write_reports(results, directory):
-                console.print(text, markup=False)
-            console.print(f"{directory}/report.html  report.md  results.json", soft_wrap=True)
-    return bool(kept) and not kept[0].is_partial and not kept[0].reds
-
-
-def compare(before: Path, after: Path) -> bool:
-    """Print what changed beyond noise; whether both are comparable and nothing got worse."""
-    results = [load(before), load(after)]
-    differences = diff(*results)
-    console = Console(highlight=False)
-    for path, each in zip((before, after), results, strict=True):
-        console.print(f"{path}: {each.headline}", markup=False, soft_wrap=True)
-    print_difference(differences, console)
-    if not differences:
-        console.print("nothing in common to compare")
-    is_sound = not any(each.reds or each.is_partial for each in results)
-    is_worse = any(each.verdict in ("worse", "gone") for each in differences)
-    return bool(differences) and is_sound and not is_worse
-
-
-async def clean() -> None:
-    """Remove what a killed bench left."""
-    removed = await clean_bench()
-    Console(highlight=False).print(
-        f"removed {len(removed)} namespaces" if removed else "nothing to remove"
-    )
+        left = "what was measured is kept" if kept else "nothing was measured"
+        interrupted = Interrupted(f"interrupted; everything torn down, {left}")
+    return Measured(results=kept, interrupted=interrupted)
 
 
 def _make_writable(directory: Path) -> None:

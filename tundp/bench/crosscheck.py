@@ -17,8 +17,9 @@ from typing import Any, Final
 
 from tundp.bench import generators
 from tundp.bench.paths import READY_S, BenchPath, Ground
-from tundp.bench.results import Check, Results
+from tundp.bench.results import Results
 from tundp.bench.workloads import PORT
+from tundp.finding import Finding, Verdict
 from tundp.lab.lab import finish, stop_process
 
 PACKET_CALLS: Final = frozenset(
@@ -34,7 +35,7 @@ IPERF3_S: Final = 1
 IPERF3_PATIENCE_S: Final = 15
 
 
-async def count_syscalls(lab_kind: str, path: BenchPath, ground: Ground) -> Check | None:
+async def count_syscalls(lab_kind: str, path: BenchPath, ground: Ground) -> Finding | None:
     """Compare a daemon's own count with strace's; None without strace or daemon."""
     if shutil.which("strace") is None or not ground.daemons:
         return None
@@ -59,11 +60,12 @@ async def count_syscalls(lab_kind: str, path: BenchPath, ground: Ground) -> Chec
         async with asyncio.timeout(READY_S):
             said = (await strace.stderr.readline()).decode()
         if "attached" not in said:
-            return Check(
-                name=f"syscalls {lab_kind} {path.name}",
-                value=f"strace cannot attach: {said.strip()}",
-                status="note",
-                why="ptrace is not allowed here: our own counters stand alone",
+            return Finding(
+                id="syscalls",
+                title=f"syscalls {lab_kind} {path.name}",
+                evidence=f"strace cannot attach: {said.strip()}",
+                verdict=Verdict.NOTE,
+                meaning="ptrace is not allowed here: our own counters stand alone",
             )
         before = await ground.counters()
         for generator in (receiver, sender):
@@ -77,18 +79,19 @@ async def count_syscalls(lab_kind: str, path: BenchPath, ground: Ground) -> Chec
         if strace.returncode is None:
             strace.send_signal(signal.SIGINT)
         await strace.wait()
-    counted = after[0]["syscalls"] - before[0]["syscalls"]
+    counted = after[0].totals["syscalls"] - before[0].totals["syscalls"]
     traced = _packet_calls(summary)
     is_close = counted > 0 and abs(traced - counted) <= SYSCALLS_MAX * counted
-    return Check(
-        name=f"syscalls {lab_kind} {path.name}",
-        value=f"{counted} counted, {traced} traced",
-        status="ok" if is_close else "red",
-        why=f"strace must agree with the engine's own counter within {SYSCALLS_MAX:.0%}",
+    return Finding(
+        id="syscalls",
+        title=f"syscalls {lab_kind} {path.name}",
+        evidence=f"{counted} counted, {traced} traced",
+        verdict=Verdict.OK if is_close else Verdict.FAIL,
+        meaning=f"strace must agree with the engine's own counter within {SYSCALLS_MAX:.0%}",
     )
 
 
-async def compare_with_iperf3(lab_kind: str, ground: Ground, results: Results) -> Check | None:
+async def compare_with_iperf3(lab_kind: str, ground: Ground, results: Results) -> Finding | None:
     """Our TCP figure for kernel VXLAN beside iperf3's; None without iperf3 or figure."""
     ours = results.cell(lab_kind, "vxlan", "tcp1", "gbps")
     if shutil.which("iperf3") is None or ours is None:
@@ -111,14 +114,19 @@ async def compare_with_iperf3(lab_kind: str, ground: Ground, results: Results) -
         document: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
         theirs = document["end"]["sum_received"]["bits_per_second"] / 1e9
     except (ValueError, KeyError) as error:
-        return Check(
-            name=f"iperf3 {lab_kind}", value=f"gave no figure: {error}", status="note", why=""
+        return Finding(
+            id="iperf3",
+            title=f"iperf3 {lab_kind}",
+            evidence=f"gave no figure: {error}",
+            verdict=Verdict.NOTE,
+            meaning="",
         )
-    return Check(
-        name=f"iperf3 {lab_kind}",
-        value=f"{theirs:.1f} Gbit/s, ours {ours.median:.1f}",
-        status="ok" if abs(theirs / ours.median - 1) <= RATE_MAX else "note",
-        why="TCP over kernel VXLAN, another generator: the same order, not the same number",
+    return Finding(
+        id="iperf3",
+        title=f"iperf3 {lab_kind}",
+        evidence=f"{theirs:.1f} Gbit/s, ours {ours.median:.1f}",
+        verdict=Verdict.OK if abs(theirs / ours.median - 1) <= RATE_MAX else Verdict.NOTE,
+        meaning="TCP over kernel VXLAN, another generator: the same order, not the same number",
     )
 
 

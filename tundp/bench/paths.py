@@ -3,6 +3,8 @@
 left node ── eth0 ═══ veth ═══ eth0 ── right node        192.0.2.1, 192.0.2.2
   10.5.1.0                              10.5.2.0         on the overlay
   pod 10.5.1.2 behind cni0              pod 10.5.2.2     with --topology pods
+
+Why one room: the rows are read side by side, each a page, so that none is built differently.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tundp.engine.choose import ENGINES
 from tundp.errors import ConfigError, LabError, PlatformError
@@ -28,6 +30,7 @@ from tundp.lab.lab import Host, Lab
 from tundp.lab.offload import make_wire_like
 from tundp.lab.overlay import LabNode, start_tundp
 from tundp.linux.offload import Offload
+from tundp.observe.status import CountersStatus, DirectionStatus
 from tundp.wire import overhead
 
 MTU: Final = 1500
@@ -68,16 +71,17 @@ class Ground:
     mtu: int = MTU
     daemons: list[LabNode] = field(default_factory=list)
 
-    async def counters(self) -> list[dict[str, Any]]:
+    async def counters(self) -> list[CountersStatus]:
         """Each daemon's counters, none for kernel paths."""
-        return [(await node.status())["counters"] for node in self.daemons]
+        statuses = [await node.status() for node in self.daemons]
+        return [status.counters for status in statuses if status.counters is not None]
 
     async def settle(self) -> None:
         """Until no packet moves any more, at most SETTLE_S; kernel paths are at once."""
         deadline = time.monotonic() + SETTLE_S
-        before: list[Any] = []
+        before: list[tuple[DirectionStatus, DirectionStatus]] = []
         while self.daemons and time.monotonic() < deadline:
-            now = [(c["encap"], c["decap"]) for c in await self.counters()]
+            now = [(each.encap, each.decap) for each in await self.counters()]
             if now == before:
                 return
             before = now

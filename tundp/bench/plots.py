@@ -20,7 +20,6 @@ _KINDS: Final = (
     ("system_s_per_gb", "system"),
     ("softirq_s_per_gb", "softirq"),
 )
-_KIND_COLOURS: Final = ("#9ecae1", "#3b6ea5", "#d1873f")
 _LATENCIES: Final = ("p50_us", "p90_us", "p99_us", "p99.9_us")
 _COSTS: Final = (
     ("syscalls_per_packet", "system calls per packet"),
@@ -44,10 +43,15 @@ def draw(results: Results) -> list[tuple[str, str]]:
     plots: list[tuple[str, Callable[[Results, Any], Any]]] = [
         (
             "Ratio to kernel VXLAN with 95 % intervals, by workload. The grey band is the noise:"
-            " VXLAN over itself. Latency is drawn inverted, so right is always better.",
+            " VXLAN over itself. To the right is always better: the bar of a latency is the inverse"
+            " of the ratio written beside it.",
             _ratios,
         ),
-        ("CPU seconds of the whole machine per GB of payload, by kind.", _cpu),
+        (
+            "CPU seconds of the whole machine per GB of payload, on a logarithmic scale, and the"
+            " shares of user, system and softirq time in them.",
+            _cpu,
+        ),
         ("Round-trip times of one request at a time: median to 99.9th percentile.", _latencies),
         ("What each packet costs in crossings and copies, both nodes together.", _costs),
     ]
@@ -102,7 +106,9 @@ def _ratios(results: Results, pyplot: Any) -> Any:
                     middle, low, high = 1 / middle, 1 / high, 1 / low
                 axis.barh(at, middle, height=0.8, color=_colour(results, row), label=row)
                 axis.plot([low, high], [at, at], color="#222", linewidth=1.2)
-                axis.text(max(high, middle) * 1.04, at, f"{middle:.2f}", va="center", fontsize=7)
+                # The figure of the tables, though the bar of a latency is its inverse.
+                text = f"{ratio.median:.2f}x"
+                axis.text(max(high, middle) * 1.04, at, text, va="center", fontsize=7)
                 at += 1
             noise = results.noise(lab, workload, kind.headline)
             if noise is not None:
@@ -115,7 +121,7 @@ def _ratios(results: Results, pyplot: Any) -> Any:
                     linewidth=0,
                 )
             ticks.append((start + at - 1) / 2)
-            names.append(kind.label)
+            names.append(kind.label if kind.more_is_better else f"{kind.label}\n(bar: inverse)")
             at += 0.8
         axis.axvline(1, color="#444", linewidth=0.8)
         axis.set_xscale("log")
@@ -140,25 +146,38 @@ def _cpu(results: Results, pyplot: Any) -> Any:
     ]
     if not panels:
         return None
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(2.4 * len(panels) + 1.5, 2.6), squeeze=False, sharey=True
-    )
     rows = _rows(results)
-    for axis, (lab, workload) in zip(axes[0], panels, strict=True):
+    # Two beside each other: labels that can be read.
+    across = min(2, len(panels))
+    down = -(-len(panels) // across)
+    figure, axes = pyplot.subplots(
+        *(down, across),
+        figsize=(5.2 * across + 1.0, (0.24 * len(rows) + 0.9) * down),
+        squeeze=False,
+        sharey=True,
+    )
+    places = [axis for line in axes for axis in line]
+    for axis in places[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (lab, workload) in zip(places, panels, strict=False):
         for at, row in enumerate(rows):
-            left = 0.0
-            for (value, name), colour in zip(_KINDS, _KIND_COLOURS, strict=True):
-                cell = results.cell(lab, row, workload, value)
-                width = cell.median if cell else 0.0
-                axis.barh(at, width, left=left, color=colour, label=name)
-                left += width
-            axis.text(left, at, f" {left:.2g}", va="center", fontsize=7)
+            total = results.cell(lab, row, workload, "cpu_s_per_gb")
+            if total is None or total.median <= 0:
+                axis.text(0.02, at, " n/a", va="center", fontsize=8, color="#777")
+                continue
+            kinds = [results.cell(lab, row, workload, value) for value, _ in _KINDS]
+            shares = [0.0 if each is None else each.median / total.median for each in kinds]
+            text = " / ".join(f"{share:.0%}" for share in shares)
+            axis.barh(at, total.median, color=_colour(results, row))
+            axis.text(total.median, at, f" {total.median:.2g}  ({text})", va="center", fontsize=8)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(pyplot.FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.xaxis.set_minor_formatter(pyplot.NullFormatter())
         axis.set_title(f"{lab} · {workload}", loc="left", fontsize=9)
-        axis.set_xlabel("CPU s/GB")
-        axis.margins(x=0.2)
+        axis.set_xlabel("CPU s/GB (user / system / softirq)")
+        axis.margins(x=0.6)
         axis.set_yticks(range(len(rows)), rows)
     axes[0][0].invert_yaxis()
-    _legend(figure, axes[0][0])
     figure.tight_layout()
     return figure
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from tundp.bench.paths import BASELINE, NULL
-from tundp.bench.results import Check, Difference, Results, workload_named
+from tundp.bench.results import Difference, Results, status_of, workload_named
 from tundp.bench.stats import Estimate
 from tundp.errors import Unsupported
 from tundp.files import write_atomically
+from tundp.finding import Finding
+from tundp.layout import Cell, Column, Grid, Line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
+class Measure:
     """One cost column: which value, how it is headed and printed."""
 
     value: str
@@ -30,34 +31,39 @@ class Column:
 
 
 COLUMNS: Final = (
-    Column(value="cpu_s_per_gb", head="CPU s/GB"),
-    Column(value="user_s_per_gb", head="user"),
-    Column(value="system_s_per_gb", head="system"),
-    Column(value="softirq_s_per_gb", head="softirq"),
-    Column(value="cpu_ns_per_packet", head="ns/pkt", form="{:.0f}"),
-    Column(value="syscalls_per_packet", head="calls/pkt"),
-    Column(value="crossings_per_packet", head="crossings/pkt"),
-    Column(value="copied_per_byte", head="B copied/B"),
-    Column(value="packets_per_encap_reads", head="pkts/TUN read", form="{:.1f}"),
-    Column(value="packets_per_encap_writes", head="pkts/send", form="{:.1f}"),
-    Column(value="packets_per_decap_reads", head="pkts/receive", form="{:.1f}"),
-    Column(value="packets_per_decap_writes", head="pkts/TUN write", form="{:.1f}"),
-    Column(value="wakeups_per_packet", head="wakeups/pkt", form="{:.3f}"),
-    Column(value="switches_per_packet", head="switches/pkt", form="{:.3f}"),
+    Measure(value="cpu_s_per_gb", head="CPU s/GB"),
+    Measure(value="user_s_per_gb", head="user"),
+    Measure(value="system_s_per_gb", head="system"),
+    Measure(value="softirq_s_per_gb", head="softirq"),
+    Measure(value="cpu_ns_per_packet", head="ns/pkt", form="{:.0f}"),
+    Measure(value="syscalls_per_packet", head="calls/pkt"),
+    Measure(value="crossings_per_packet", head="crossings/pkt"),
+    Measure(value="copied_per_byte", head="B copied/B"),
+    Measure(value="packets_per_encap_reads", head="pkts/TUN read", form="{:.1f}"),
+    Measure(value="packets_per_encap_writes", head="pkts/send", form="{:.1f}"),
+    Measure(value="packets_per_decap_reads", head="pkts/receive", form="{:.1f}"),
+    Measure(value="packets_per_decap_writes", head="pkts/TUN write", form="{:.1f}"),
+    Measure(value="wakeups_per_packet", head="wakeups/pkt", form="{:.3f}"),
+    Measure(value="switches_per_packet", head="switches/pkt", form="{:.3f}"),
 )
 LATENCIES: Final = (
-    *(Column(value=f"p{p}_us", head=f"p{p} us", form="{:.0f}") for p in ("50", "90", "99", "99.9")),
-    Column(value="transactions_per_s", head="per second", form="{:,.0f}"),
+    *(
+        Measure(value=f"p{p}_us", head=f"p{p} us", form="{:.0f}")
+        for p in ("50", "90", "99", "99.9")
+    ),
+    Measure(value="transactions_per_s", head="per second", form="{:,.0f}"),
 )
 LOSS: Final = (
-    Column(value="loss", head="lost", form="{:.1%}"),
-    Column(value="gbps", head="Gbit/s"),
+    Measure(value="loss", head="lost", form="{:.1%}"),
+    Measure(value="gbps", head="Gbit/s"),
 )
 LAB_TEXT: Final = {
     "virtual": "virtual lab: veth passes super-packets whole, nothing is segmented or summed",
     "wire": "wire lab: MTU-size frames with finished checksums on the underlay",
 }
 _NOT_MEASURED: Final = "n/a"
+_COMPARED: Final = 3
+"""The last of the columns that say how a path compares; what it costs follows."""
 _CELL_MAX: Final = 300
 _BRIEF: Final = frozenset(
     {"cpu_s_per_gb", "cpu_ns_per_packet", "syscalls_per_packet", "loss", "p99_us"}
@@ -94,43 +100,50 @@ def write_reports(results: Results, directory: Path) -> list[str]:
     return missing
 
 
-def print_report(results: Results, console: Console) -> None:
-    """The tables on a terminal."""
-    console.print(Text(results.headline, style="bold red" if results.reds else "bold green"))
+def report_parts(results: Results) -> Iterator[RenderableType]:
+    """The headline and the tables for a terminal; print them with `crop=False`."""
+    yield Line(Text(results.headline, style="bold red" if results.reds else "bold green"))
     for lab in results.labs():
         for workload in results.workloads(lab):
-            table = Table(
-                title=f"{lab} · {workload_named(workload).label}",
-                title_justify="left",
-                box=box.SIMPLE_HEAD,
-                pad_edge=False,
-            )
             head, *rows = _table(results, lab, workload, is_brief=True)
-            for number, text in enumerate(head):
-                table.add_column(text, justify="left" if number == 0 else "right", no_wrap=True)
-            for row in rows:
-                table.add_row(*map(Text, row))
-            console.print(table)
+            columns = [
+                # What a path costs may be left out, last first; how it compares stays.
+                Column(head=text, is_right=number > 0, spare=max(0, number - _COMPARED))
+                for number, text in enumerate(head)
+            ]
+            yield Text()
+            yield Grid(
+                columns=columns, rows=rows, title=f"{lab} · {workload_named(workload).label}"
+            )
 
 
-def print_difference(differences: Sequence[Difference], console: Console) -> None:
-    """The table of `tundp bench diff`."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for text in ("lab", "workload", "row", "value", "before", "after", "noise", "verdict"):
-        table.add_column(text)
+def difference_parts(differences: Sequence[Difference]) -> Iterator[RenderableType]:
+    """The table of `tundp bench diff`; print it with `crop=False`."""
+    if not differences:
+        yield Text("nothing in common to compare")
+        return
+    columns = [
+        *(Column(head=head) for head in ("lab", "workload", "row", "value")),
+        *(Column(head=head, is_right=True) for head in ("before", "after")),
+        Column(head="noise", is_right=True, spare=1),
+        Column(head="verdict"),
+    ]
+    rows: list[list[Cell]] = []
     for each in differences:
         colour = {"better": "green", "worse": "red", "gone": "red"}.get(each.verdict, "dim")
-        table.add_row(
-            each.lab,
-            each.workload,
-            each.row,
-            each.metric,
-            "-" if each.before is None else f"{each.before:.2f}x",
-            "-" if each.after is None else f"{each.after:.2f}x",
-            f"±{each.noise:.1%}",
-            Text(each.verdict, style=colour),
+        rows.append(
+            [
+                each.lab,
+                each.workload,
+                each.row,
+                each.metric,
+                "-" if each.before is None else f"{each.before:.2f}x",
+                "-" if each.after is None else f"{each.after:.2f}x",
+                f"±{each.noise:.1%}",
+                Text(each.verdict, style=colour),
+            ]
         )
-    console.print(table)
+    yield Grid(columns=columns, rows=rows)
 
 
 def to_markdown(results: Results) -> str:
@@ -162,18 +175,30 @@ def to_html(results: Results, plots: Sequence[tuple[str, str]]) -> str:
         f" commit {html.escape(results.environment['commit'])}</p>",
     ]
     for caption, svg in plots:
-        parts.append(f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>")
+        parts.append(
+            f"<figure><figcaption>{html.escape(caption)}</figcaption>"
+            f"<div class=scroll>{svg}</div></figure>"
+        )
     parts.append("<h2>Validity</h2>")
-    parts.append(_html_table([("check", "value", "", "why"), *map(_check_row, results.checks)]))
+    parts.append(
+        _html_table(
+            [("check", "value", "", "why"), *map(_check_row, results.checks)],
+            "What was asked of the machine: one red line, and the numbers are not comparable.",
+        )
+    )
     for lab in results.labs():
         parts.append(f"<h2>{html.escape(LAB_TEXT[lab])}</h2>")
         for workload in results.workloads(lab):
-            parts.append(f"<h3>{html.escape(workload_named(workload).label)}</h3>")
-            parts.append(_html_table(_table(results, lab, workload)))
-    parts.append("<h2>Rows</h2>" + _html_table(_rows_table(results)))
-    parts.append(
-        "<h2>Machine</h2>" + _html_table([("what", "value"), *results.environment.items()])
-    )
+            kind = workload_named(workload)
+            better = "more" if kind.more_is_better else "less"
+            parts.append(f"<h3>{html.escape(kind.label)}</h3>")
+            parts.append(
+                _html_table(_table(results, lab, workload), f"{kind.unit}: {better} is better.")
+            )
+    parts.append("<h2>Rows</h2>")
+    parts.append(_html_table(_rows_table(results), "Every path, and where it was measured."))
+    parts.append("<h2>Machine</h2>")
+    parts.append(_html_table([("what", "value"), *results.environment.items()], "What it ran on."))
     parts.append("<h2>How to read this</h2>")
     parts += [f"<p>{html.escape(note)}</p>" for note in _NOTES]
     return "\n".join(parts)
@@ -217,7 +242,7 @@ def _table(
     return rows
 
 
-def _columns_of(workload: str) -> tuple[Column, ...]:
+def _columns_of(workload: str) -> tuple[Measure, ...]:
     if workload.startswith(("tcp_", "udp_")):
         return (*LATENCIES, *(c for c in COLUMNS if c.value not in _PER_BYTE))
     if workload.startswith("udp"):
@@ -247,8 +272,8 @@ def _rows_table(results: Results) -> list[tuple[str, ...]]:
     return rows
 
 
-def _check_row(check: Check) -> tuple[str, ...]:
-    return check.name, check.value, check.status, check.why
+def _check_row(check: Finding) -> tuple[str, ...]:
+    return check.title, check.evidence, status_of(check), check.meaning
 
 
 def _show(cell: Estimate | None, form: str) -> str:
@@ -278,25 +303,38 @@ def _markdown_cell(text: str) -> str:
     return shown.replace("|", "\\|").replace("<", "&lt;")
 
 
-def _html_table(rows: Sequence[Sequence[str]]) -> str:
-    def cells(row: Sequence[str], tag: str) -> Iterator[str]:
-        for cell in row:
-            name = f" class={cell}" if cell in ("better", "worse", "red", "INVALID") else ""
-            yield f"<{tag}{name}>{html.escape(cell)}</{tag}>"
+_FIGURE: Final = re.compile(r"[-±]?\d[\d,.]*( ?%|x)?( \[[\d., ]*\])?|n/a|-")
 
+
+def _html_table(rows: Sequence[Sequence[str]], caption: str) -> str:
+    """A table that scrolls by itself where there is no room; columns of figures end in line."""
     head, *body = rows
-    lines = [f"<tr>{''.join(cells(head, 'th'))}</tr>"]
+    is_figures = [
+        bool(body) and all(_FIGURE.fullmatch(row[at]) for row in body) for at in range(len(head))
+    ]
+
+    def cells(row: Sequence[str], tag: str) -> Iterator[str]:
+        for cell, is_figure in zip(row, is_figures, strict=True):
+            names = ["figure"] if is_figure else []
+            names += [cell] if cell in ("better", "worse", "red", "INVALID") else []
+            attribute = f' class="{" ".join(names)}"' if names else ""
+            yield f"<{tag}{attribute}>{html.escape(cell)}</{tag}>"
+
+    lines = [f"<caption>{html.escape(caption)}</caption>"]
+    lines += [f"<tr>{''.join(cells(head, 'th'))}</tr>"]
     lines += [f"<tr>{''.join(cells(row, 'td'))}</tr>" for row in body]
-    return f"<table>{''.join(lines)}</table>"
+    return f"<div class=scroll><table>{''.join(lines)}</table></div>"
 
 
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; color: #222 }
-table { border-collapse: collapse; margin: .5em 0 1.5em; font-size: 13px }
-td, th { padding: .25em .7em; border-bottom: 1px solid #ddd; text-align: right }
-td:first-child, th:first-child { text-align: left; white-space: nowrap }
-td:last-child { min-width: 4em } th { border-bottom: 2px solid #888 }
-figure { margin: 1.5em 0 } figure svg { max-width: 100%; height: auto }
+table { border-collapse: collapse; font-size: 13px }
+caption { caption-side: top; text-align: left; color: #555; padding-bottom: .3em }
+td, th { padding: .25em .7em; border-bottom: 1px solid #ddd; text-align: left }
+td.figure, th.figure { text-align: right; white-space: nowrap }
+td:first-child, th:first-child { white-space: nowrap } th { border-bottom: 2px solid #888 }
+.scroll { overflow-x: auto; margin: .5em 0 1.5em }
+figure { margin: 1.5em 0 } figure svg { min-width: 640px; max-width: 100%; height: auto }
 figcaption { color: #555 } .green, .better { color: #1a7f37; font-weight: 600 }
 .red, .worse, .INVALID { color: #b42318; font-weight: 600 }
 """

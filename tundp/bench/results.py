@@ -13,6 +13,7 @@ from tundp.bench.stats import Estimate
 from tundp.bench.workloads import WORKLOADS, Values
 from tundp.errors import ConfigError
 from tundp.files import write_atomically
+from tundp.finding import Finding, Verdict, failures
 
 SCHEMA: Final = 1
 RecordT = TypeVar("RecordT")
@@ -26,17 +27,6 @@ DERIVED: Final = {
     "cpu_ns_per_packet": ("busy_s", "packets", 1e9),
     "switches_per_packet": ("context_switches", "packets", 1.0),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One line of the validity block."""
-
-    name: str
-    value: str
-    status: str
-    """`ok`, `note`, or `red`: then the numbers are not comparable."""
-    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,23 +59,25 @@ class Results:
     settings: dict[str, Any]
     started: str
     environment: dict[str, str]
-    checks: list[Check] = field(default_factory=list)
+    checks: list[Finding] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     is_partial: bool = True
     finished: str = ""
 
     @property
-    def reds(self) -> list[Check]:
+    def reds(self) -> list[Finding]:
         """What makes the numbers not comparable."""
-        return [check for check in self.checks if check.status == "red"]
+        return failures(self.checks)
 
     @property
     def headline(self) -> str:
         """The first line of every report."""
         words = []
         if self.reds:
-            words.append("NOT COMPARABLE: " + "; ".join(f"{c.name} {c.value}" for c in self.reds))
+            words.append(
+                "NOT COMPARABLE: " + "; ".join(f"{c.title} {c.evidence}" for c in self.reds)
+            )
         if self.is_partial:
             words.append("PARTIAL: the bench was interrupted")
         return " · ".join(words) or "comparable: every validity check passed"
@@ -146,6 +138,7 @@ class Results:
     def save(self, path: Path) -> None:
         """Write results.json."""
         document = {"schema": SCHEMA} | asdict(self) | {"headline": self.headline}
+        document["checks"] = [_to_check(finding) for finding in self.checks]
         document["summary"] = self._summary()
         write_atomically(path, json.dumps(document, indent=1) + "\n")
 
@@ -208,7 +201,7 @@ def load(path: Path) -> Results:
             settings=document["settings"],
             started=document["started"],
             environment=document["environment"],
-            checks=[_known(Check, check) for check in document["checks"]],
+            checks=[_from_check(check) for check in document["checks"]],
             rows=[_known(Row, row) for row in document["rows"]],
             samples=[_known(Sample, sample) for sample in document["samples"]],
             is_partial=document["is_partial"],
@@ -216,6 +209,38 @@ def load(path: Path) -> Results:
         )
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{path} is not whole: {error}") from None
+
+
+_STATUS: Final = {Verdict.OK: "ok", Verdict.NOTE: "note", Verdict.FAIL: "red"}
+"""What results.json calls the verdicts of the validity block."""
+
+
+def _to_check(finding: Finding) -> dict[str, str]:
+    """A line of the validity block, under the names schema 1 has for its fields."""
+    return {
+        "id": finding.id,
+        "name": finding.title,
+        "value": finding.evidence,
+        "status": _STATUS[finding.verdict],
+        "why": finding.meaning,
+    }
+
+
+def _from_check(check: dict[str, str]) -> Finding:
+    """The reverse; before 0.2 there was no id."""
+    verdicts = {status: verdict for verdict, status in _STATUS.items()}
+    return Finding(
+        id=check.get("id", check["name"]),
+        title=check["name"],
+        evidence=check["value"],
+        verdict=verdicts[check["status"]],
+        meaning=check["why"],
+    )
+
+
+def status_of(finding: Finding) -> str:
+    """How reports call a verdict: ok, note, or red, which makes numbers not comparable."""
+    return _STATUS[finding.verdict]
 
 
 def _known(kind: type[RecordT], document: dict[str, Any]) -> RecordT:

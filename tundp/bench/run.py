@@ -47,19 +47,16 @@ from tundp.bench.paths import (
     host_names,
     ladder,
 )
-from tundp.bench.results import Check, Results, Row, Sample
+from tundp.bench.results import Results, Row, Sample
 from tundp.bench.workloads import WORKLOADS, Workload, read_snmp
 from tundp.errors import ConfigError, LabError, TundpError
+from tundp.finding import Finding, Verdict
 from tundp.lab.lab import Lab, leftovers, processes_in, remove_namespace
 from tundp.linux import uapi
 
 PREFIX: Final = "tundp-bench"
 LABS: Final = ("virtual", "wire")
 FRAME_LOOK_S: Final = 0.25
-ETH_P_ALL: Final = 0x0003
-SOL_PACKET: Final = 263
-PACKET_STATISTICS: Final = 6
-"""linux/if_packet.h: packets seen and dropped by the tap since it was last asked."""
 TAP_BUFFER_LEN: Final = 256 << 20
 SEED: Final = 8285
 PROBED: Final = ("fou", "wireguard")
@@ -133,6 +130,9 @@ class Plan:
 
 class Progress:
     """What the bench tells whoever watches; does nothing by itself."""
+
+    def start(self, total: int) -> None:
+        """There will be `total` measurements, if every row can be built."""
 
     def say(self, text: str) -> None:
         """One line that stays."""
@@ -214,7 +214,7 @@ async def _run_plan(
         results.checks += await validity.checks_before()
         results.checks.append(validity.check_rounds(plan.rounds))
         for check in results.checks:
-            progress.say(f"{check.name}: {check.value} ({check.status})")
+            progress.say(f"{check.title}: {check.evidence} ({check.verdict.value})")
         for lab_kind in plan.labs:
             await _run_lab(lab_kind, plan, results, progress, keep)
         results.is_partial = False
@@ -322,11 +322,12 @@ async def _measure(
         values = await workload.measure(ground, warmup_s=plan.warmup_s, seconds=plan.seconds)
     except _ROW_FAILURES as error:
         results.checks.append(
-            Check(
-                name=f"run {number + 1} of {lab_kind} {workload.name} {path.name}",
-                value=f"failed: {error}",
-                status="red",
-                why="a row without all its rounds is compared with luck",
+            Finding(
+                id="run",
+                title=f"run {number + 1} of {lab_kind} {workload.name} {path.name}",
+                evidence=f"failed: {error}",
+                verdict=Verdict.FAIL,
+                meaning="a row without all its rounds is compared with luck",
             )
         )
         return
@@ -354,7 +355,10 @@ async def _lab(
                         grounds.append((path, ground))
                     except _ROW_FAILURES as error:
                         why_not = f"cannot be built: {error}"
-                if why_not is not None:
+                is_news = all(
+                    (row.name, row.why_not) != (path.name, why_not) for row in results.rows
+                )
+                if why_not is not None and is_news:
                     progress.say(f"{lab_kind}: no {path.name}: {why_not}")
                 results.rows.append(
                     Row(
@@ -386,7 +390,7 @@ def _fail_row(
     ]
 
 
-async def _look_at_frames(lab_kind: str, path: BenchPath, ground: Ground) -> Check:
+async def _look_at_frames(lab_kind: str, path: BenchPath, ground: Ground) -> Finding:
     """Run TCP for a moment and see how large the frames are that leave either node."""
     sizes: Counter[int] = Counter()
     missed = 0
@@ -402,7 +406,9 @@ async def _look_at_frames(lab_kind: str, path: BenchPath, ground: Ground) -> Che
         await running
         for tap in taps:
             _drain(tap, sizes)
-            seen, dropped = struct.unpack("=II", tap.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+            seen, dropped = struct.unpack(
+                "=II", tap.getsockopt(uapi.SOL_PACKET, uapi.PACKET_STATISTICS, 8)
+            )
             missed += dropped if seen else 0
     finally:
         for tap in taps:
@@ -410,15 +416,15 @@ async def _look_at_frames(lab_kind: str, path: BenchPath, ground: Ground) -> Che
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     check = validity.check_frames(sizes, missed, f"{lab_kind} {path.name}")
-    if lab_kind != "wire" and check.status == "red" and sizes:
-        return dataclasses.replace(check, status="note", why="super-packets pass whole")
+    if lab_kind != "wire" and check.verdict is Verdict.FAIL and sizes:
+        return dataclasses.replace(check, verdict=Verdict.NOTE, meaning="super-packets pass whole")
     return check
 
 
 def _open_tap() -> socket.socket:
-    tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(uapi.ETH_P_ALL))
     tap.setsockopt(socket.SOL_SOCKET, uapi.SO_RCVBUFFORCE, TAP_BUFFER_LEN)
-    tap.bind(("eth0", ETH_P_ALL))
+    tap.bind(("eth0", uapi.ETH_P_ALL))
     tap.setblocking(False)
     return tap
 

@@ -15,7 +15,8 @@ import tundp
 from tundp.bench import stats
 from tundp.bench.machine import check_accounting, load_average
 from tundp.bench.paths import BASELINE, NULL
-from tundp.bench.results import Check, Results, workload_named
+from tundp.bench.results import Results, workload_named
+from tundp.finding import Finding, Verdict
 
 LOAD_MAX: Final = 0.7
 STEAL_MAX: Final = 0.01
@@ -53,47 +54,51 @@ def environment() -> dict[str, str]:
     }
 
 
-async def checks_before() -> list[Check]:
+async def checks_before() -> list[Finding]:
     """Load, and whether CPU accounting finds a known burner."""
     load = load_average()
     burnt, used = await check_accounting()
     error = abs(used - burnt) / burnt
     return [
-        Check(
-            name="load before",
-            value=f"{load:.2f}",
-            status="ok" if load <= LOAD_MAX else "red",
-            why=f"other work takes CPU from what is measured; at most {LOAD_MAX}",
+        Finding(
+            id="load-before",
+            title="load before",
+            evidence=f"{load:.2f}",
+            verdict=Verdict.OK if load <= LOAD_MAX else Verdict.FAIL,
+            meaning=f"other work takes CPU from what is measured; at most {LOAD_MAX}",
         ),
-        Check(
-            name="CPU accounting",
-            value=f"{used:.2f} s seen of {burnt:.2f} s burnt",
-            status="ok" if error <= ACCOUNTING_MAX else "red",
-            why=f"/proc/stat must find a known burner within {ACCOUNTING_MAX:.0%}",
+        Finding(
+            id="cpu-accounting",
+            title="CPU accounting",
+            evidence=f"{used:.2f} s seen of {burnt:.2f} s burnt",
+            verdict=Verdict.OK if error <= ACCOUNTING_MAX else Verdict.FAIL,
+            meaning=f"/proc/stat must find a known burner within {ACCOUNTING_MAX:.0%}",
         ),
     ]
 
 
-def check_rounds(rounds: int) -> Check:
+def check_rounds(rounds: int) -> Finding:
     """An interval needs samples to be one."""
-    return Check(
-        name="rounds",
-        value=str(rounds),
-        status="ok" if rounds >= ROUNDS_MIN else "red",
-        why=f"below {ROUNDS_MIN} an interval is luck, and no verdict is given",
+    return Finding(
+        id="rounds",
+        title="rounds",
+        evidence=str(rounds),
+        verdict=Verdict.OK if rounds >= ROUNDS_MIN else Verdict.FAIL,
+        meaning=f"below {ROUNDS_MIN} an interval is luck, and no verdict is given",
     )
 
 
-def check_frames(sizes: Counter[int], missed: int, where: str) -> Check:
+def check_frames(sizes: Counter[int], missed: int, where: str) -> Finding:
     """Wire lab: no frame larger than a wire carries, among those the tap did not miss."""
     largest = max(sizes, default=0)
     count = sum(sizes.values())
     mean = sum(size * n for size, n in sizes.items()) / count if count else 0
-    return Check(
-        name=f"frames {where}",
-        value=f"largest {largest}, mean {mean:.0f} of {count}, {missed} not seen",
-        status="ok" if count and largest <= FRAME_MAX else "red",
-        why=f"histogram of what left eth0 (AF_PACKET): at most {FRAME_MAX} bytes on a wire",
+    return Finding(
+        id="frames",
+        title=f"frames {where}",
+        evidence=f"largest {largest}, mean {mean:.0f} of {count}, {missed} not seen",
+        verdict=Verdict.OK if count and largest <= FRAME_MAX else Verdict.FAIL,
+        meaning=f"histogram of what left eth0 (AF_PACKET): at most {FRAME_MAX} bytes on a wire",
     )
 
 
@@ -103,27 +108,29 @@ def softirq_drops() -> int:
     return sum(int(line.split()[1], 16) for line in lines)
 
 
-def check_losses(lab: str, before: dict[str, int], after: dict[str, int]) -> list[Check]:
+def check_losses(lab: str, before: dict[str, int], after: dict[str, int]) -> list[Finding]:
     """No fragments may have been made: half a path's packets would be twice as many."""
     fragments = after["fragments"] - before["fragments"]
     drops = after["softirq drops"] - before["softirq drops"]
     return [
-        Check(
-            name=f"IP fragments {lab}",
-            value=str(fragments),
-            status="red" if fragments else "ok",
-            why="a path that fragments does other work than the rest",
+        Finding(
+            id="ip-fragments",
+            title=f"IP fragments {lab}",
+            evidence=str(fragments),
+            verdict=Verdict.FAIL if fragments else Verdict.OK,
+            meaning="a path that fragments does other work than the rest",
         ),
-        Check(
-            name=f"softirq drops {lab}",
-            value=str(drops),
-            status="note" if drops else "ok",
-            why="netdev_max_backlog was full: the flood rows may show it as loss",
+        Finding(
+            id="softirq-drops",
+            title=f"softirq drops {lab}",
+            evidence=str(drops),
+            verdict=Verdict.NOTE if drops else Verdict.OK,
+            meaning="netdev_max_backlog was full: the flood rows may show it as loss",
         ),
     ]
 
 
-def checks_after(results: Results) -> list[Check]:
+def checks_after(results: Results) -> list[Finding]:
     """Steal, noise, corruption, retransmits, over all samples."""
     values = [sample.values for sample in results.samples]
     window = sum(v["window_s"] for v in values) * (os.cpu_count() or 1)
@@ -136,23 +143,26 @@ def checks_after(results: Results) -> list[Check]:
         if row not in results.row_names(lab)
     ]
     found = [
-        Check(
-            name="baseline",
-            value=f"missing: {', '.join(missing)}" if missing else "measured, twice",
-            status="red" if missing else "ok",
-            why="without VXLAN and its double nothing can be compared",
+        Finding(
+            id="baseline",
+            title="baseline",
+            evidence=f"missing: {', '.join(missing)}" if missing else "measured, twice",
+            verdict=Verdict.FAIL if missing else Verdict.OK,
+            meaning="without VXLAN and its double nothing can be compared",
         ),
-        Check(
-            name="steal",
-            value=f"{steal:.2%}",
-            status="ok" if steal <= STEAL_MAX else "red",
-            why=f"CPU the hypervisor gave to others while we measured; at most {STEAL_MAX:.0%}",
+        Finding(
+            id="steal",
+            title="steal",
+            evidence=f"{steal:.2%}",
+            verdict=Verdict.OK if steal <= STEAL_MAX else Verdict.FAIL,
+            meaning=f"CPU the hypervisor gave to others while we measured; at most {STEAL_MAX:.0%}",
         ),
-        Check(
-            name="payloads",
-            value="all as sent" if not corrupt else f"{corrupt:.0f} corrupt or duplicated",
-            status="ok" if not corrupt else "red",
-            why="every byte is compared where it arrives",
+        Finding(
+            id="payloads",
+            title="payloads",
+            evidence="all as sent" if not corrupt else f"{corrupt:.0f} corrupt or duplicated",
+            verdict=Verdict.OK if not corrupt else Verdict.FAIL,
+            meaning="every byte is compared where it arrives",
         ),
         _check_retransmits(values),
     ]
@@ -165,27 +175,29 @@ def checks_after(results: Results) -> list[Check]:
     return found
 
 
-def _check_retransmits(values: list[dict[str, float]]) -> Check:
+def _check_retransmits(values: list[dict[str, float]]) -> Finding:
     tcp = [v for v in values if "retransmits" in v and v.get("packets") and "loss" not in v]
     packets = sum(v["packets"] for v in tcp)
     share = sum(v["retransmits"] for v in tcp) / packets if packets else 0.0
-    return Check(
-        name="TCP retransmits",
-        value=f"{share:.3%} of segments",
-        status="ok" if share <= RETRANSMIT_MAX else "note",
-        why="a path that loses packets shows here; it costs that path, nobody else",
+    return Finding(
+        id="tcp-retransmits",
+        title="TCP retransmits",
+        evidence=f"{share:.3%} of segments",
+        verdict=Verdict.OK if share <= RETRANSMIT_MAX else Verdict.NOTE,
+        meaning="a path that loses packets shows here; it costs that path, nobody else",
     )
 
 
-def _check_noise(results: Results, lab: str, workload: str) -> Check | None:
+def _check_noise(results: Results, lab: str, workload: str) -> Finding | None:
     noise = results.noise(lab, workload, workload_named(workload).headline)
     if noise is None:
         return None
-    return Check(
-        name=f"null test {lab} {workload}",
-        value=f"±{noise:.1%}",
-        status="ok" if noise <= NOISE_MAX else "note",
-        why="VXLAN over itself: differences below this are none",
+    return Finding(
+        id="null-test",
+        title=f"null test {lab} {workload}",
+        evidence=f"±{noise:.1%}",
+        verdict=Verdict.OK if noise <= NOISE_MAX else Verdict.NOTE,
+        meaning="VXLAN over itself: differences below this are none",
     )
 
 

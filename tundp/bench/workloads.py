@@ -22,6 +22,7 @@ from tundp.bench.machine import CpuTimes, read_cpu
 from tundp.bench.paths import Ground
 from tundp.errors import LabError
 from tundp.lab.lab import Host, finish
+from tundp.observe.status import CountersStatus
 
 PORT: Final = 5201
 TCP_HEADERS_LEN: Final = 20 + 20 + 12
@@ -44,7 +45,7 @@ class Window:
     cpu: CpuTimes
     counted: list[tuple[Counted, Counted]]
     """Per generator, before and after."""
-    engines: list[tuple[dict[str, Any], dict[str, Any]]]
+    engines: list[tuple[CountersStatus, CountersStatus]]
     """Per daemon, before and after; a little wider than the rest, and only for ratios."""
     retransmits: int
 
@@ -399,21 +400,23 @@ def _costs(window: Window) -> Values:
     )
     calls: dict[str, tuple[float, float]] = {}
     for before, after in window.engines:
-        total["syscalls"] += after["syscalls"] - before["syscalls"]
-        total["wakeups"] += after["wakeups"] - before["wakeups"]
-        total["overflows"] += after["socket_overflows"] - before["socket_overflows"]
-        for direction in ("encap", "decap"):
-            for name, packets in (("reads", "packets_in"), ("writes", "packets_out")):
-                call_count = after[direction][name] - before[direction][name]
-                packet_count = after[direction][packets] - before[direction][packets]
-                total["crossings"] += call_count
+        for name, counter in (
+            ("syscalls", "syscalls"),
+            ("wakeups", "wakeups"),
+            ("overflows", "socket_overflows"),
+        ):
+            total[name] += after.totals[counter] - before.totals[counter]
+        for (direction, now), (_, then) in zip(after.directions, before.directions, strict=True):
+            for name, moved, made in (
+                ("reads", now.packets_in - then.packets_in, now.reads - then.reads),
+                ("writes", now.packets_out - then.packets_out, now.writes - then.writes),
+            ):
+                total["crossings"] += made
                 known = calls.get(f"{direction}_{name}", (0.0, 0.0))
-                calls[f"{direction}_{name}"] = (known[0] + packet_count, known[1] + call_count)
-            for name in ("bytes_in", "bytes_out"):
-                total["bytes"] += after[direction][name] - before[direction][name]
+                calls[f"{direction}_{name}"] = (known[0] + moved, known[1] + made)
+            total["bytes"] += now.bytes_in - then.bytes_in + now.bytes_out - then.bytes_out
     forwarded = sum(
-        after["encap"]["packets_out"] - before["encap"]["packets_out"]
-        for before, after in window.engines
+        after.encap.packets_out - before.encap.packets_out for before, after in window.engines
     )
     values["overflows"] = total["overflows"]
     if forwarded:
@@ -424,8 +427,7 @@ def _costs(window: Window) -> Values:
             if call_count:
                 values[f"packets_per_{name}"] = packet_count / call_count
         carried = sum(
-            after["encap"]["bytes_in"] - before["encap"]["bytes_in"]
-            for before, after in window.engines
+            after.encap.bytes_in - before.encap.bytes_in for before, after in window.engines
         )
         values["copied_per_byte"] = total["bytes"] / carried
     return values

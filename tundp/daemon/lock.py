@@ -8,54 +8,77 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from tundp.errors import PlatformError
+from tundp.instance import Instance
 
 
-def lock_of(subnet_file: Path) -> Path:
-    """The file that is locked."""
-    return subnet_file.with_name(f".{subnet_file.name}.lock")
+def take_lock(instance: Instance) -> int | None:
+    """Be the daemon of this subnet.env: a descriptor that holds the lock until it is closed.
 
-
-@contextlib.contextmanager
-def only_one(subnet_file: Path) -> Iterator[None]:
-    """Be the daemon of this subnet.env; PlatformError if another one is.
-
-    Where the lock file cannot be made there is no lock, and subnet.env cannot be written.
+    Whoever has a duplicate of it holds the lock, too. None where the lock file cannot be made:
+    then there is no lock, and subnet.env cannot be written. PlatformError if another daemon
+    has it.
     """
     try:
-        subnet_file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        instance.lock.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        lock = os.open(lock_of(subnet_file), flags, 0o600)
+        lock = os.open(instance.lock, flags, 0o600)
     except OSError:
-        yield
-        return
-    try:
-        if not _take(lock):
-            raise PlatformError(
-                f"another tundp runs with --subnet-file {subnet_file}: give each network of this"
-                " host its own, such as --subnet-file=/run/flannel/blue.env; admin socket,"
-                " firewall chains and node id follow from it",
-                errno.EBUSY,
-            )
-        yield
-    finally:
+        return None
+    if not _take(lock):
         os.close(lock)
+        raise PlatformError(
+            f"another tundp runs with --subnet-file {instance.subnet_file}: give each network"
+            " of this host its own, such as --subnet-file=/run/flannel/blue.env; admin socket,"
+            " firewall chains and node id follow from it",
+            errno.EBUSY,
+        )
+    return lock
 
 
-def is_running(subnet_file: Path) -> bool:
+def is_running(instance: Instance) -> bool:
     """Whether a daemon of this subnet.env runs, be it hung."""
     try:
-        lock = os.open(lock_of(subnet_file), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        lock = os.open(instance.lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return False
     try:
         return not _take(lock)
     finally:
         os.close(lock)
+
+
+def stamp(instance: Instance) -> None:
+    """Record in the lock file that subnet.env, as it is now, was written by tundp.
+
+    Whoever writes it anew makes another file (a rename), or another time of change.
+    """
+    with contextlib.suppress(OSError):
+        text = json.dumps({"wrote": _fingerprint(instance.subnet_file)}) + "\n"
+        lock = os.open(instance.lock, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.pwrite(lock, text.encode("ascii"), 0)
+            os.ftruncate(lock, len(text))
+        finally:
+            os.close(lock)
+
+
+def is_stamped(instance: Instance) -> bool | None:
+    """Whether tundp wrote subnet.env as it is now; None if there is no stamp to tell."""
+    try:
+        wrote = json.loads(instance.lock.read_text(encoding="ascii"))["wrote"]
+        return bool(wrote == _fingerprint(instance.subnet_file))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _fingerprint(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_ino, status.st_mtime_ns, status.st_size]
 
 
 def _take(lock: int) -> bool:

@@ -1,7 +1,7 @@
 """From settings to a running node: opens everything in order, closes it all in reverse.
 
-    health server -> network config (or memory) -> interface -> UDP socket -> lease -> TUN
-        -> engine -> firewall -> fallback routes -> subnet.env -> READY -> Node.run
+    resources -> admin, health, metrics -> network config -> interface -> backend.prepare
+        -> lease and snapshot -> ledger -> backend.open(FIB) -> firewall -> READY -> Node.run
 
 Shutdown is cancellation and nothing else: `run` ends when its task is cancelled, and
 what it opened is closed on the way out. As with flannel the lease, the firewall rules and
@@ -13,209 +13,148 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
-import os
 import random
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+import time
+from dataclasses import dataclass, field, replace
 
-import tundp
 from tundp.admin import serve_admin
-from tundp.backoff import Backoff, Outage
-from tundp.daemon.lease_cache import Memory, Remembered
-from tundp.daemon.lock import only_one
-from tundp.daemon.node import STATUS_SCHEMA, Node, store_name
-from tundp.daemon.rules import Rules
-from tundp.daemon.underlay import Underlay, open_sockets, selection_of
-from tundp.errors import AccessDenied, ConfigError, StoreError, StoreUnavailable
+from tundp.choices import OnLeaseLost
+from tundp.daemon import report
+from tundp.daemon.backends import make_backend
+from tundp.daemon.firewall_keeper import FirewallKeeper
+from tundp.daemon.node import Node
+from tundp.daemon.resources import Resources
+from tundp.daemon.stores import store_name
+from tundp.daemon.subnet_file import read_text
+from tundp.daemon.underlay import Underlay, selection_of
+from tundp.errors import PlatformError
 from tundp.lease import subnet_env
 from tundp.lease.identity import Identity
-from tundp.lease.model import LeaseAttributes, LeaseKey
-from tundp.lease.network import NetworkConfig, parse_network_config
-from tundp.linux import capability
-from tundp.linux.firewall.choose import Firewall, FirewallSettings, Previous, make_firewall, mark_of
+from tundp.lease.model import LeaseKey
+from tundp.lease.network import NetworkConfig
+from tundp.linux.firewall.choose import Firewall, FirewallSettings, Previous, make_firewall
 from tundp.linux.iface import Interface, Selection, look
 from tundp.linux.netlink import Netlink
 from tundp.linux.tun import require_device
 from tundp.observe.health import Health
 from tundp.observe.metrics import Metrics
+from tundp.observe.status import Status
 from tundp.observe.web import serve_health, serve_metrics
 from tundp.settings.settings import Settings
-from tundp.store.auto import AutoStore
 from tundp.store.base import Store
-from tundp.store.claim import Claim
+from tundp.subnet.base import Acquired, SubnetManager
+from tundp.subnet.lease_cache import LeaseCache
+from tundp.subnet.manager import CacheSettings, LeaseSettings, StoreSubnetManager
 
 _log = logging.getLogger(__name__)
 
-STALE_AFTER_S: Final = 3.0
-"""How long a start waits for the store before it goes on with what it remembers."""
-REMIND_S: Final = 60.0
 
-
-async def run(settings: Settings, store: Store) -> None:
+async def run(settings: Settings, store: Store, resources: Resources) -> None:
     """Be a node of the overlay until cancelled. Raises TundpError when it cannot be one.
 
-    The store is closed on the way out.
+    The store and the resources are closed on the way out.
     """
-    _log.info("tundp %s starting: %s", tundp.__version__, settings.describe())
-    capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
-    require_device()
     _warn_of_vain_flags(settings)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
-        stack.enter_context(only_one(settings.subnet_file))
-        health = Health()
-        metrics = Metrics(health.ready)
-        desk = _Desk(health)
-        await stack.enter_async_context(
-            serve_admin(settings.admin_socket, desk.status, metrics.render)
-        )
-        await stack.enter_async_context(
-            serve_health(settings.healthz_ip, settings.healthz_port, health)
-        )
-        await stack.enter_async_context(serve_metrics(settings.metrics_addr, metrics))
-        watch = asyncio.ensure_future(health.watch())
-        stack.callback(watch.cancel)
+        stack.callback(resources.close)
+        cache = LeaseCache(settings.state_dir, settings.instance)
+        identity = cache.identity()
+        manager = _make_manager(settings, store, identity, cache)
+        stack.push_async_callback(manager.close)
+        desk = await _open_desk(stack, settings, resources)
         netlink = await stack.enter_async_context(Netlink())
         selection = selection_of(settings)
-        # Once before the settings, which may be long in coming: a wrong flag is told at once.
+        # Before the network config, which may be long in coming: a wrong flag is told at once.
         await look(netlink, selection, None)
-        memory = Memory(settings.state_dir, settings.instance)
-        identity = memory.identity()
-        health.waits_for("the network config")
-        remembered = None
-        if settings.on_lease_lost == "regain":  # who would exit without a lease starts with none
-            remembered = _usable(memory.load(store_name(settings), identity.node_id))
-        text, network, stale = await _find_network(store, remembered, health)
-        interface = await _choose_interface(netlink, selection, network)
-        socks = open_sockets(interface.address, network.port, settings.workers)
-        for sock in socks:
-            stack.enter_context(sock)
-        env_text = _read(settings.subnet_file)
-        claim = _make_claim(settings, store, network, interface, identity, env_text)
-        if stale is not None:
-            if isinstance(store, AutoStore) and stale.api:
-                await store.choose(stale.api)
-            told = [lease for lease in stale.leases if lease.key == stale.own_key]
-            claim.resume(
-                stale.own_key, told[0].attributes.public_ip if told else interface.public_ip
-            )
-            _log.error(
-                "%s does not answer: going on with the leases of %d s ago, subnet %s",
-                store.description,
-                stale.age_s,
-                stale.own_key.subnet,
-            )
-        else:
-            health.waits_for("a lease")
-            lease = await claim.acquire()
-            _log.info("lease %s, subnet %s (%s)", lease.key, lease.key.subnet, claim.origin)
-            _warn_of_a_new_subnet(settings, env_text, lease.key)
+        network_config = await manager.network_config(desk.health)
+        _log_network(network_config, manager)
+        interface = await _choose_interface(netlink, selection, network_config)
+        backend = make_backend(network_config.backend, settings, netlink, resources.take_backend())
+        stack.callback(backend.close)
+        offer = replace(
+            backend.offer(interface),
+            public_ipv6=settings.public_ipv6 if network_config.pool6 is not None else None,
+        )
+        backend.prepare(interface)
+        env_text = read_text(settings.subnet_file)
+        acquired = await manager.acquire(
+            network_config,
+            offer,
+            previous=subnet_env.previous_key(env_text),
+            progress=desk.health,
+        )
+        if acquired.cache_age_s is None:
+            _log_lease(settings, env_text, acquired)
         node = Node(
             settings=settings,
-            store=store,
-            network=network,
-            network_text=text,
+            network_config=network_config,
+            manager=manager,
+            acquired=acquired,
+            backend=backend,
             underlay=Underlay(
-                netlink,
-                selection,
-                interface=interface,
-                network=network.network,
-                port=network.port,
-                socks=socks,
+                netlink, selection, interface=interface, network=network_config.network
             ),
-            claim=claim,
             netlink=netlink,
-            rules=Rules(
-                _make_firewall(settings, network, claim),
+            firewall=FirewallKeeper(
+                _make_firewall(settings, network_config, acquired.lease.key),
                 _previous_rules(env_text),
-                settings.iptables_resync,
+                settings.iptables_resync_s,
             ),
-            memory=memory,
-            metrics=metrics,
+            metrics=desk.metrics,
             node_id=identity.node_id,
         )
         stack.callback(node.close)
-        await node.open_device()
-        if stale is not None:
-            node.recall(stale)
+        await node.open()
         desk.node = node
-        await node.rules.set_up()
-        await node.ensure_fallback()
-        node.write_subnet_env()
-        health.attend(node.engine.pulse, node.checks)
-        metrics.status = node.status
+        await node.firewall.set_up()
+        desk.health.attend(backend.heartbeat, node.findings)
+        desk.metrics.summary = node.summary
         await node.run()
 
 
 @dataclass(slots=True)
 class _Desk:
-    """Answers the admin socket, which is there before the node is."""
+    """Answers for the daemon: sockets that are there before the node is."""
 
+    settings: Settings
     health: Health
+    metrics: Metrics
+    started_at: float = field(default_factory=time.time)
     node: Node | None = None
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         if self.node is not None:
             return self.node.status()
-        return {
-            "schema": STATUS_SCHEMA,
-            "version": tundp.__version__,
-            "pid": os.getpid(),
-            "starting": self.health.waits,
-            "checks": [check.as_dict() for check in self.health.ready()],
-            "peers": [],
-        }
+        return report.starting(self.settings, self.health, self.started_at)
 
 
-def _usable(remembered: Remembered | None) -> Remembered | None:
-    if remembered is not None:
-        try:
-            parse_network_config(remembered.network_config, "memory")
-        except ConfigError as error:
-            _log.warning("what is remembered cannot be used: %s", error)
-            return None
-    return remembered
+async def _open_desk(
+    stack: contextlib.AsyncExitStack, settings: Settings, resources: Resources
+) -> _Desk:
+    """Serve admin socket, health and metrics from now on, and watch the event loop."""
+    health = Health()
+    metrics = Metrics(health.ready)
+    desk = _Desk(settings, health, metrics)
+    await stack.enter_async_context(
+        serve_admin(settings.admin_socket, desk.status, metrics.render, sock=resources.admin)
+    )
+    await stack.enter_async_context(serve_health(resources.health, health))
+    await stack.enter_async_context(serve_metrics(resources.metrics, metrics))
+    watch = asyncio.ensure_future(health.watch())
+    stack.callback(watch.cancel)
+    return desk
 
 
-async def _find_network(
-    store: Store, remembered: Remembered | None, health: Health
-) -> tuple[str, NetworkConfig, Remembered | None]:
-    """The network settings, as soon as there is a valid one: an operator may still be typing.
-
-    Its text, what it says, and `remembered` if it is from there: with a memory, a store
-    that does not answer is waited for STALE_AFTER_S only.
-    """
-    outage = Outage(_log, f"waiting for the network config from {store.description}")
-    failed = health.waiting_failed
-    backoff = Backoff(0.5, 5.0)
-    clock = asyncio.get_running_loop().time
-    began = clock()
-    while True:
-        try:
-            async with asyncio.timeout(STALE_AFTER_S if remembered is not None else None):
-                text = await store.network_config()
-            network = parse_network_config(text, store.description)
-        except (StoreUnavailable, AccessDenied, TimeoutError) as error:
-            failed(str(error) or "timed out")
-            outage.failed(str(error) or "timed out", now=clock())
-            if remembered is not None and clock() - began >= STALE_AFTER_S:
-                origin = f"memory of {store.description}"
-                network = parse_network_config(remembered.network_config, origin)
-                return remembered.network_config, network, remembered
-            left_s = began + STALE_AFTER_S - clock() if remembered is not None else math.inf
-            await asyncio.sleep(min(backoff.next_s(), left_s))
-        except (StoreError, ConfigError) as error:
-            failed(str(error))
-            outage.failed(error, now=clock())
-            await asyncio.sleep(backoff.next_s())
-        else:
-            outage.ended(now=clock())
-            _log.info(
-                "network %s, udp port %d, from %s", network.network, network.port, store.description
-            )
-            return text, network, None
+def _log_network(config: NetworkConfig, manager: SubnetManager) -> None:
+    port = config.backend.peer_port
+    _log.info(
+        "network %s, backend %s%s, from %s",
+        config.network,
+        config.backend.name,
+        f", port {port}" if port else "",
+        manager.description,
+    )
 
 
 async def _choose_interface(
@@ -237,36 +176,33 @@ async def _choose_interface(
     return chosen
 
 
-def _make_claim(
-    settings: Settings,
-    store: Store,
-    network: NetworkConfig,
-    interface: Interface,
-    identity: Identity,
-    env_text: str,
-) -> Claim:
-    return Claim(
+def _make_manager(
+    settings: Settings, store: Store, identity: Identity, cache: LeaseCache
+) -> StoreSubnetManager:
+    exits_when_lost = settings.on_lease_lost is OnLeaseLost.EXIT
+    return StoreSubnetManager(
         store,
-        config=network,
-        attributes=LeaseAttributes(
-            public_ip=interface.public_ip,
-            public_ipv6=settings.public_ipv6 if network.pool6 is not None else None,
-        ),
-        previous=subnet_env.previous_key(env_text),
-        lease_ttl_s=settings.lease_ttl,
-        margin_s=settings.subnet_lease_renew_margin * 60,
-        rng=random.SystemRandom(),
         identity=identity,
-        is_forced=settings.force_takeover,
-        exits_when_lost=settings.on_lease_lost == "exit",
+        lease=LeaseSettings(
+            lease_ttl_s=settings.lease_ttl_s,
+            margin_s=settings.subnet_lease_renew_margin_min * 60,
+            is_forced=settings.force_takeover,
+            exits_when_lost=exits_when_lost,
+        ),
+        cache=CacheSettings(
+            cache=cache,
+            store_name=store_name(settings),
+            # Whoever would exit without a lease starts with none.
+            is_start_allowed=not exits_when_lost,
+        ),
+        rng=random.SystemRandom(),
     )
 
 
-def _make_firewall(settings: Settings, network: NetworkConfig, claim: Claim) -> Firewall | None:
+def _make_firewall(settings: Settings, network: NetworkConfig, key: LeaseKey) -> Firewall | None:
     """The rules that are wanted, or None if none are."""
     if not (settings.ip_masq or settings.iptables_forward_rules):
         return None
-    key = claim.lease.key
     wanted = FirewallSettings(
         network=network.network,
         subnet=key.subnet,
@@ -275,7 +211,7 @@ def _make_firewall(settings: Settings, network: NetworkConfig, claim: Claim) -> 
         is_masquerading=settings.ip_masq,
         is_forwarding=settings.iptables_forward_rules,
         is_random_fully=not settings.ip_masq_fully_random_disable,
-        mark=mark_of(settings.instance),
+        mark=settings.instance.chain_suffix,
     )
     return make_firewall(wanted, is_nftables=network.enable_nftables)
 
@@ -288,8 +224,10 @@ def _previous_rules(env_text: str) -> Previous | None:
     return Previous(network=network, subnet=key.subnet)
 
 
-def _warn_of_a_new_subnet(settings: Settings, env_text: str, key: LeaseKey) -> None:
-    """Pods and bridges made before keep the addresses of the subnet before."""
+def _log_lease(settings: Settings, env_text: str, acquired: Acquired) -> None:
+    """Name the lease; warn if pods and bridges made before have addresses of another subnet."""
+    key = acquired.lease.key
+    _log.info("lease %s, subnet %s (%s)", key, key.subnet, acquired.origin)
     before = subnet_env.previous_key(env_text)
     if before is not None and before.subnet != key.subnet:
         _log.warning(
@@ -301,17 +239,14 @@ def _warn_of_a_new_subnet(settings: Settings, env_text: str, key: LeaseKey) -> N
         )
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def _warn_of_vain_flags(settings: Settings) -> None:
-    for name in ("vmodule", "log_backtrace_at"):
-        if getattr(settings, name):
-            _log.warning("--%s has no effect here: there is no klog", name)
+    """Name flags without effect, and a device that will be missed."""
+    try:
+        require_device()
+    except PlatformError as error:
+        _log.warning("%s; the udp backend cannot start without it", error)
+    for sentence in settings.without_effect():
+        _log.warning("%s", sentence)
     if settings.ignored:
         _log.warning(
             "arguments from the first that is no flag on are ignored, as flannel does: %s%s",

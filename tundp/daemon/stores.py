@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from tundp.choices import EtcdApi
 from tundp.settings.settings import Settings
 from tundp.store.access import EtcdAccess
-from tundp.store.auto import V2, V3, AutoStore
+from tundp.store.auto import AutoStore
 from tundp.store.base import Store
 from tundp.store.both import BothStore
 from tundp.store.etcd2 import Etcd2Store
@@ -14,8 +15,8 @@ from tundp.store.file import FileStore
 
 def open_store(settings: Settings) -> Store:
     """The store; nothing is read yet. ConfigError for settings that cannot be."""
-    if settings.store_path is not None:
-        return FileStore(settings.store_path)
+    if settings.store.path is not None:
+        return FileStore(settings.store.path)
     access = EtcdAccess(
         endpoints=settings.etcd_endpoints,
         prefix=settings.etcd_prefix,
@@ -26,24 +27,18 @@ def open_store(settings: Settings) -> Store:
         keyfile=settings.etcd_keyfile,
     )
     match settings.etcd_api:
-        case "v2":
+        case EtcdApi.V2:
             return Etcd2Store(access)
-        case "v3":
+        case EtcdApi.V3:
             return Etcd3Store(access)
-        case "both":
+        case EtcdApi.BOTH:
             return BothStore(Etcd2Store(access), Etcd3Store(access))
-        case _:
+        case EtcdApi.AUTO:
             return AutoStore(Etcd2Store(access), Etcd3Store(access))
 
 
-def api_of(store: Store) -> str:
-    """The one API of etcd that has the leases, as far as that is known; else empty."""
-    match store:
-        case AutoStore():
-            return store.api
-        case Etcd2Store():
-            return V2
-        case Etcd3Store():
-            return V3
-        case _:
-            return ""
+def store_name(settings: Settings) -> str:
+    """Which leases these are, whatever endpoint answers: what the lease cache goes by."""
+    if settings.store.path is not None:
+        return str(settings.store)
+    return f"etcd:{settings.etcd_prefix}"

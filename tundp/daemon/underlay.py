@@ -1,20 +1,17 @@
-"""The interface to the other nodes while the daemon runs: its address, its sockets, its MTU."""
+"""The interface to the other nodes while the daemon runs: found again whenever it changes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import socket
-from ipaddress import IPv4Address, IPv4Network
-from typing import Any, Final
+from ipaddress import IPv4Network
+from typing import Final
 
-from tundp.errors import ConfigError, PlatformError
+from tundp.errors import ConfigError
 from tundp.linux.iface import Interface, Selection, relook
 from tundp.linux.netlink import Netlink
-from tundp.linux.udp import open_udp, rebind
 from tundp.settings.settings import Settings
-from tundp.wire import overhead
 
 _log = logging.getLogger(__name__)
 
@@ -31,25 +28,11 @@ def selection_of(settings: Settings) -> Selection:
         iface_regex=settings.iface_regex,
         iface_can_reach=settings.iface_can_reach,
         public_ip=settings.public_ip,
-        public_ipv6=settings.public_ipv6,
     )
 
 
-def open_sockets(address: IPv4Address, port: int, count: int) -> list[socket.socket]:
-    """The underlay's sockets, one for each worker; all or none. PlatformError."""
-    with contextlib.ExitStack() as stack:
-        socks = [
-            stack.enter_context(
-                open_udp(address, port, is_shared=count > 1, is_one_of_many=number > 0)
-            )
-            for number in range(count)
-        ]
-        stack.pop_all()
-        return socks
-
-
 class Underlay:
-    """The chosen interface and the sockets bound to its address."""
+    """The chosen interface. `error` says why none can be used just now; empty if one can."""
 
     def __init__(
         self,
@@ -58,31 +41,19 @@ class Underlay:
         *,
         interface: Interface,
         network: IPv4Network,
-        port: int,
-        socks: list[socket.socket],
     ) -> None:
         self.interface = interface
-        self.socks = socks
         self.error = ""
-        """Why there is no usable interface just now; empty when there is one."""
         self._netlink = netlink
         self._selection = selection
         self._network = network
-        self._port = port
-
-    @property
-    def tun_mtu(self) -> int:
-        """What an inner packet may have, bytes."""
-        return overhead.tun_mtu(self.interface.link.mtu, self.interface.link.name)
 
     async def look(self) -> Interface | None:
         """The interface as it is now; None, and `error`, if there is none that fits."""
         try:
             now = await self._patient_look()
         except ConfigError as error:
-            if not self.error:
-                _log.error("underlay: %s; going on with what there is", error)
-            self.error = str(error)
+            self.failed(error)
             return None
         if self.error and now.address == self.interface.address:
             _log.info("underlay: %s (%s) again", now.link.name, now.address)
@@ -91,33 +62,16 @@ class Underlay:
             _log.warning("interface %s went %s", now.link.name, "up" if now.link.is_up else "down")
         return now
 
-    def open(self, now: Interface) -> list[socket.socket] | None:
-        """Sockets on the new address, for `move`; None, and `error`, if they cannot be had."""
-        try:
-            fresh = open_sockets(now.address, self._port, len(self.socks))
-        except PlatformError as error:
-            if str(error) != self.error:
-                _log.error("cannot move to %s: %s", now.address, error)
-            self.error = str(error)
-            return None
+    def failed(self, error: Exception) -> None:
+        """The interface, as it is now, cannot be used."""
+        if str(error) != self.error:
+            _log.error("underlay: %s; going on with what there is", error)
+        self.error = str(error)
+
+    def follow(self, now: Interface) -> None:
+        """The backend uses `now`."""
+        self.interface = now
         self.error = ""
-        return fresh
-
-    def move(self, fresh: list[socket.socket]) -> None:
-        """Put the new sockets under the old descriptors, which engines know; the old ones go."""
-        for sock, successor in zip(self.socks, fresh, strict=True):
-            rebind(sock, successor)
-
-    def as_dict(self) -> dict[str, Any]:
-        """What `tundp status` shows of it."""
-        return {
-            "name": self.interface.link.name,
-            "address": str(self.interface.address),
-            "mtu": self.interface.link.mtu,
-            "why": self.interface.why,
-            "others": list(self.interface.others),
-            "warnings": list(self.interface.warnings),
-        }
 
     async def _patient_look(self) -> Interface:
         for _ in range(PATIENCE):

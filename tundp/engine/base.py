@@ -1,135 +1,74 @@
-"""What every engine offers, and the counters all of them keep.
-
-Conservation, per direction and at any moment between two packets:
-
-    packets_in == packets_out + sum(drops)
-
-`encap` is TUN -> UDP and `decap` UDP -> TUN, in counters, logs and thread names alike.
-"""
+"""What every engine offers, and what it is given."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Final, NamedTuple, Protocol
 
+from tundp.choices import Offload
+from tundp.engine.counters import Counters, HopCounters
 from tundp.lease.fib import Fib
 from tundp.linux.tun import Tun, TunMode
-from tundp.wire.coalesce import Miss
-from tundp.wire.drop import DropReason
+from tundp.wire.policy import Policy
+
+PATH_STATE_S: Final = 600.0
+"""Path state, and what the TUN refused, is forgotten after ten minutes (RFC 1191 section 6.3)."""
+EMSGSIZE_ORIGIN: Final = "a send was refused as too long (EMSGSIZE); the kernel's MTU of the route"
+NO_GSO_ORIGIN: Final = "UDP_SEGMENT was refused, single datagrams were not"
+"""What teaches path state: PathState.origin."""
 
 
-@dataclass(slots=True)
-class DirectionCounters:
-    """One direction. Bytes are inner packets as they came in and as they went out."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineContext:
+    """What an engine is given besides its sockets, whichever it is."""
 
-    packets_in: int = 0
-    bytes_in: int = 0
-    packets_out: int = 0
-    bytes_out: int = 0
-    reads: int = 0
-    """TUN reads, or receives, that brought something."""
-    writes: int = 0
-    """Sends, or TUN writes, that took something."""
-    super_in: int = 0
-    """Reads that brought more than one packet."""
-    super_out: int = 0
-    """Writes that took more than one packet."""
-    drops: list[int] = field(default_factory=lambda: [0] * len(DropReason))
-
-    @property
-    def dropped(self) -> int:
-        """Packets dropped for any reason."""
-        return sum(self.drops)
-
-    @property
-    def is_conserved(self) -> bool:
-        """Whether every packet that came in is accounted for."""
-        return self.packets_in == self.packets_out + self.dropped
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON; only reasons that occurred are listed."""
-        return {
-            "packets_in": self.packets_in,
-            "bytes_in": self.bytes_in,
-            "packets_out": self.packets_out,
-            "bytes_out": self.bytes_out,
-            "reads": self.reads,
-            "writes": self.writes,
-            "super_in": self.super_in,
-            "super_out": self.super_out,
-            "drops": {r.label: self.drops[r] for r in DropReason if self.drops[r]},
-        }
+    fib: Fib
+    """Consulted from the first packet on."""
+    policy: Policy
+    loop: asyncio.AbstractEventLoop
+    """Every method is called on its thread."""
 
 
-@dataclass(slots=True)
-class Counters:
-    """Everything an engine counts."""
+class DisabledOffload(NamedTuple):
+    """Why an offload is not in use."""
 
-    encap: DirectionCounters = field(default_factory=DirectionCounters)
-    decap: DirectionCounters = field(default_factory=DirectionCounters)
-    fragments_out: int = 0
-    """Datagrams that carried a fragment we made of a packet too big for its path."""
-    icmp_to_tun: int = 0
-    """ICMP errors about packets from the TUN, written back to it."""
-    icmp_to_peers: int = 0
-    """ICMP errors about packets from a peer, sent as datagrams to the holder of the source."""
-    icmp_rate_limited: int = 0
-    """ICMP errors the rate limit held back."""
-    icmp_undeliverable: int = 0
-    """ICMP errors that could not be sent: no peer holds the source, or the kernel refused."""
-    source_mismatches: int = 0
-    """Datagrams delivered though their sender does not own the inner source (check: count)."""
-    destination_mismatches: int = 0
-    """Datagrams delivered though the inner destination is not this node's (check: count)."""
-    socket_overflows: int = 0
-    """Datagrams the kernel dropped because the UDP socket's buffer was full."""
-    send_waits: int = 0
-    """Times the UDP socket was full and reading the TUN paused. Nothing is lost by it."""
-    syscalls: int = 0
-    """System calls on the packet path: those that found nothing, and waiting, included."""
-    wakeups: int = 0
-    """Times the engine waited and was called back."""
-    spins: int = 0
-    """Times a worker polled before it slept."""
-    spin_hits: int = 0
-    """Times that paid off."""
-    offload_fallbacks: int = 0
-    """Super-packets the kernel refused, and whose packets then went one by one."""
-    coalesce_misses: list[int] = field(default_factory=lambda: [0] * len(Miss))
-    """Packets written alone, or beginning anew, by the reason for it."""
-    errnos: dict[str, int] = field(default_factory=dict)
-    """What the kernel refused on the packet path, by the error's name."""
+    reason: str
+    since: float | None = None
+    """Unix time; None if it was never in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadState:
+    """Offloads as they are now."""
+
+    in_use: tuple[Offload, ...] = ()
+    disabled: Mapping[Offload, DisabledOffload] = field(default_factory=dict)
+    """Those not in use: asked for by flag, missing in the kernel, or refused at run time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathState:
+    """What sending has taught of the path to one hop."""
+
+    inner_mtu: int | None = None
+    """Largest inner packet in bytes; None: as the TUN's."""
+    no_gso: bool = False
+    """UDP_SEGMENT was refused: datagrams go one by one."""
+    since: float
+    """Unix time of the last change."""
+    origin: str
+    """What taught it."""
+
+
+class HopsAssigned(Protocol):
+    """What an engine reads of a change of routes; lease.routing.RoutingDelta is one."""
 
     @property
-    def is_conserved(self) -> bool:
-        """Whether both directions are."""
-        return self.encap.is_conserved and self.decap.is_conserved
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "encap": self.encap.as_dict(),
-            "decap": self.decap.as_dict(),
-            "fragments_out": self.fragments_out,
-            "icmp_to_tun": self.icmp_to_tun,
-            "icmp_to_peers": self.icmp_to_peers,
-            "icmp_rate_limited": self.icmp_rate_limited,
-            "icmp_undeliverable": self.icmp_undeliverable,
-            "source_mismatches": self.source_mismatches,
-            "destination_mismatches": self.destination_mismatches,
-            "socket_overflows": self.socket_overflows,
-            "send_waits": self.send_waits,
-            "syscalls": self.syscalls,
-            "wakeups": self.wakeups,
-            "spins": self.spins,
-            "spin_hits": self.spin_hits,
-            "offload_fallbacks": self.offload_fallbacks,
-            "coalesce_misses": {
-                m.label: self.coalesce_misses[m] for m in Miss if self.coalesce_misses[m]
-            },
-            "errnos": dict(self.errnos),
-            "conserved": self.is_conserved,
-        }
+    def hops_assigned(self) -> Sequence[int]:
+        """Hop ids that stand for another endpoint than before: their state starts anew."""
+        ...
 
 
 class Dataplane(Protocol):
@@ -150,7 +89,7 @@ class Dataplane(Protocol):
         ...
 
     def describe(self) -> str:
-        """What it uses and what it does without, for the log and `tundp status`."""
+        """What it uses now and what it does without, for the log and `tundp status`."""
         ...
 
     def attach(self, tun: Tun) -> None:
@@ -162,30 +101,53 @@ class Dataplane(Protocol):
         ...
 
     def rebound(self) -> None:
-        """The sockets' descriptors lead to new sockets now; called while detached.
+        """The underlay sockets were replaced under the same descriptors (dup2).
 
-        The new ones are as `linux.udp.open_udp` makes them, maybe at another address. What
-        was learnt of paths was the old address's, and is forgotten; counters go on.
+        Call while detached. The new ones are as `linux.udp.open_udp` makes them, maybe at
+        another address. Path state was the old address's and is forgotten; counters go on.
         """
         ...
 
-    def install(self, fib: Fib) -> None:
-        """Consult `fib` from the next packet on."""
+    def install(self, fib: Fib, delta: HopsAssigned | None = None) -> None:
+        """Consult `fib` from the next packet on.
+
+        delta: what changed since the FIB installed before; None: engines compare the hops.
+        """
         ...
 
-    async def tun_lost(self) -> None:
-        """Returns when the attached TUN turns out to be deleted."""
+    def seen(self) -> int:
+        """Generation of the oldest FIB still in use: state of hops gone before it is free."""
+        ...
+
+    async def tun_gone(self) -> None:
+        """Return when the attached TUN turns out to be deleted."""
         ...
 
     def counters(self) -> Counters:
         """The counters now; the caller must not change them."""
         ...
 
-    def pulse(self) -> tuple[int, ...]:
-        """Turns each running packet thread has made; () without one, and while detached.
+    def hop_counters(self, hop_ids: Sequence[int] | None = None) -> Mapping[int, HopCounters]:
+        """Counters of each hop asked for; None: of every hop that has counted anything.
 
-        Asking has each of them make one more soon, however idle it is: a number that is the
-        same a second later is that of a thread that is stuck.
+        Hop id 0 stands for packets without a hop. Summed over all hops packets_out is
+        encap.packets_out, packets_in decap.packets_in, and drops the drops of both.
+        """
+        ...
+
+    def offloads(self) -> OffloadState:
+        """Offloads in use now, and why others are not."""
+        ...
+
+    def path_states(self) -> Mapping[int, PathState]:
+        """Path state by hop id, for hops of which anything was learnt."""
+        ...
+
+    def heartbeat(self) -> tuple[int, ...]:
+        """Iterations each running packet thread has made; () without one, and while detached.
+
+        Asking wakes each thread, so an unchanged count one second later means that the thread
+        is stuck.
         """
         ...
 

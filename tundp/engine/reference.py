@@ -1,4 +1,9 @@
-"""The reference engine: one packet at a time, in Python, readable. The oracle for the C ones.
+"""The reference engine: one packet at a time, in Python, readable.
+
+Why one room: it is the specification of an engine, to be read from top to bottom.
+
+The oracle for what the C engines decide, send, count and forget; not for how `gso` batches:
+wire/segment.py and wire/coalesce.py specify that, and no packet here goes through them.
 
 A packet's way, from read to send:
 
@@ -12,6 +17,8 @@ and never copied here. The event loop calls back while a descriptor is readable,
 call carries at most BUDGET packets, so timers, the store and route changes get their
 turn under any load. When the socket is full, the one packet in hand waits and the TUN is
 not read until there is room: the queue builds up in the kernel, where it belongs.
+
+Why one room: whoever wants to know what an engine does reads it here, top to bottom.
 """
 
 from __future__ import annotations
@@ -24,59 +31,58 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Final
+from typing import Final, NamedTuple
 
-from tundp.engine.base import Counters, DirectionCounters
-from tundp.lease.fib import Fib, NextHop
+from tundp.engine.base import (
+    EMSGSIZE_ORIGIN,
+    EngineContext,
+    HopsAssigned,
+    OffloadState,
+    PathState,
+)
+from tundp.engine.changes import changed_hops
+from tundp.engine.counters import Counters, DirectionCounters, HopCounters
+from tundp.engine.hops import HopLedger
+from tundp.lease.fib import Fib
 from tundp.linux import uapi, udp
 from tundp.linux.tun import Tun, TunMode
 from tundp.wire import ip, overhead
-from tundp.wire.drop import DropReason
+from tundp.wire.drop import DropReason, send_reason, tun_reason
 from tundp.wire.encap import (
     Deliver,
     Drop,
     Forward,
     Reply,
-    SourceCheck,
     decapsulate,
     encapsulate,
+    narrow,
 )
-from tundp.wire.ratelimit import TokenBucket
+from tundp.wire.ratelimit import ICMP_BURST, ICMP_RATE_PER_S, TokenBucket
 
 _log = logging.getLogger(__name__)
 
 BUDGET: Final = 64
 """Packets per callback and direction before the loop gets control again."""
 BUFFER_LEN: Final = 65536
-ICMP_RATE_PER_S: Final = 1000
-ICMP_BURST: Final = 50
-"""As Linux's own icmp_msgs_per_sec and icmp_msgs_burst."""
-PATH_MTU_S: Final = 600.0
-"""A learnt path MTU is forgotten after ten minutes (RFC 1191 section 6.3)."""
+REFUSALS_MAX: Final = 64
+"""EAGAINs in a row of a socket that says it has room: then it is no lack of room."""
+_ROUTED: Final = (DropReason.HOP_LIMIT_EXCEEDED, DropReason.TOO_BIG)
+"""Encap drops that happen to a packet with a next hop."""
 _UNLIMITED: Final = 0xFFFF
+_UINT32: Final = 0xFFFFFFFF
 _OVERFLOW: Final = struct.Struct("=I")
 _ANCILLARY_LEN: Final = socket.CMSG_SPACE(_OVERFLOW.size)
 
-_SEND_REASONS: Final = {
-    errno.EPERM: DropReason.SEND_FORBIDDEN,
-    errno.EACCES: DropReason.SEND_FORBIDDEN,
-    errno.ENETUNREACH: DropReason.SEND_UNREACHABLE,
-    errno.EHOSTUNREACH: DropReason.SEND_UNREACHABLE,
-    errno.ENETDOWN: DropReason.SEND_UNREACHABLE,
-    errno.EADDRNOTAVAIL: DropReason.SEND_UNREACHABLE,
-    errno.ENOBUFS: DropReason.SEND_NO_BUFFER,
-    errno.ENOMEM: DropReason.SEND_NO_BUFFER,
-    errno.EMSGSIZE: DropReason.TOO_BIG,
-}
-_TUN_REASONS: Final = {
-    errno.EIO: DropReason.TUN_DOWN,
-    errno.EBADFD: DropReason.TUN_GONE,
-    errno.EBADF: DropReason.TUN_GONE,
-    errno.EINVAL: DropReason.TUN_REJECTED,
-}
+
+class _Hop(NamedTuple):
+    """A next hop with its id, as the packet rules hand it through."""
+
+    hop_id: int
+    sockaddr: tuple[str, int]
+    is_local: bool
 
 
 @dataclass(slots=True)
@@ -84,9 +90,10 @@ class _Unsent:
     """The one packet that waits for room in the socket, or what is left of its fragments."""
 
     packets: list[memoryview | bytes]
-    hop: NextHop
+    hop: _Hop
     datagram_count: int
     bytes_out: int
+    refusals: int = 1
 
 
 class ReferenceEngine:
@@ -97,29 +104,26 @@ class ReferenceEngine:
     def __init__(
         self,
         sock: socket.socket,
+        context: EngineContext,
         *,
-        tunnel_address: IPv4Address,
-        fib: Fib,
-        source_check: SourceCheck,
-        loop: asyncio.AbstractEventLoop,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._sock = sock
         self._source = _bound_address(sock)
-        self._tunnel_address = int(tunnel_address)
-        self._fib = fib
-        self._source_check = source_check
-        self._loop = loop
+        self._policy = context.policy
+        self._loop = loop = context.loop
         self._clock_ns = clock_ns
         self._icmp_bucket = TokenBucket(rate_per_s=ICMP_RATE_PER_S, burst=ICMP_BURST)
         self._counters = Counters()
         self._tun_buffer = memoryview(bytearray(BUFFER_LEN))
         self._udp_buffer = memoryview(bytearray(BUFFER_LEN))
         self._tun: Tun | None = None
-        self._tun_lost = asyncio.Event()
+        self._tun_gone = asyncio.Event()
         self._unsent: _Unsent | None = None
-        self._path_mtus: dict[str, tuple[int, float]] = {}
-        self._overflows_before = 0
+        self._overflows = 0
+        self._hops = HopLedger()
+        self._fib = context.fib
+        self.install(context.fib)
         loop.add_reader(sock.fileno(), self._on_udp_readable)
 
     @property
@@ -135,7 +139,7 @@ class ReferenceEngine:
         """See Dataplane."""
         self.detach()
         self._tun = tun
-        self._tun_lost.clear()
+        self._tun_gone.clear()
         if not self._unsent:
             self._loop.add_reader(tun.fd, self._on_tun_readable)
 
@@ -145,9 +149,16 @@ class ReferenceEngine:
             self._loop.remove_reader(self._tun.fd)
             self._tun = None
 
-    def install(self, fib: Fib) -> None:
+    def install(self, fib: Fib, delta: HopsAssigned | None = None) -> None:
         """See Dataplane."""
+        assigned = changed_hops(self._fib, fib) if delta is None else delta.hops_assigned
+        self._hops.reassign(assigned)
         self._fib = fib
+        self._hop_of_peer = dict(zip(fib.peer_array.tolist(), fib.peer_hops.tolist(), strict=True))
+
+    def seen(self) -> int:
+        """See Dataplane. The next packet uses what was installed last."""
+        return self._fib.generation
 
     def rebound(self) -> None:
         """See Dataplane. A packet that waits for room waits for the new socket's."""
@@ -161,18 +172,30 @@ class ReferenceEngine:
         if self._unsent:
             self._loop.add_writer(fd, self._on_udp_writable)
         self._source = _bound_address(self._sock)
-        self._path_mtus.clear()
-        self._overflows_before = self._counters.socket_overflows
+        self._hops.forget_paths()
+        self._overflows = 0
 
-    async def tun_lost(self) -> None:
+    async def tun_gone(self) -> None:
         """See Dataplane."""
-        await self._tun_lost.wait()
+        await self._tun_gone.wait()
 
     def counters(self) -> Counters:
         """See Dataplane."""
         return self._counters
 
-    def pulse(self) -> tuple[int, ...]:
+    def hop_counters(self, hop_ids: Sequence[int] | None = None) -> Mapping[int, HopCounters]:
+        """See Dataplane."""
+        return self._hops.counters(hop_ids)
+
+    def offloads(self) -> OffloadState:
+        """See Dataplane. It has none."""
+        return OffloadState()
+
+    def path_states(self) -> Mapping[int, PathState]:
+        """See Dataplane."""
+        return self._hops.paths(self._loop.time())
+
+    def heartbeat(self) -> tuple[int, ...]:
         """See Dataplane. It has no thread: the loop that asks is the one that carries."""
         return ()
 
@@ -182,8 +205,8 @@ class ReferenceEngine:
         self._loop.remove_reader(self._sock.fileno())
         if self._unsent:
             self._loop.remove_writer(self._sock.fileno())
+            self._drop(self._counters.encap, DropReason.SEND_NO_BUFFER, self._unsent.hop.hop_id)
             self._unsent = None
-            self._counters.encap.drops[DropReason.SEND_NO_BUFFER] += 1
 
     # encap: TUN -> UDP
 
@@ -208,38 +231,54 @@ class ReferenceEngine:
             self._encapsulate(self._tun_buffer[:length], counters)
 
     def _encapsulate(self, packet: memoryview, counters: DirectionCounters) -> None:
-        original = bytes(packet[: ip.MIN_HEADER_LEN])
         verdict = self._verdict(packet)
+        hop_id = self._hop_id_of(verdict, packet)
         refused = 0
         if isinstance(verdict, Forward):
             refused = self._send_all(verdict)
         if isinstance(verdict, Forward) and refused == errno.EMSGSIZE:
-            # This teaches us the path MTU; the packet, put back as it was, then gets the
-            # verdict it should have had. What the second try says, stands.
-            self._learn_path_mtu(verdict.hop)
-            packet[: len(original)] = original
-            verdict = self._verdict(packet)
+            # This teaches the path MTU; the packet then gets the verdict it should have had.
+            # What the second try brings, stands.
+            verdict = narrow(
+                packet[: ip.read(packet).total_len],
+                hop=verdict.hop,
+                mtu=self._learn_inner_mtu(verdict.hop),
+                tun_address=self._policy.tun_address,
+            )
             if isinstance(verdict, Forward):
                 refused = self._send_all(verdict)
         match verdict:
             case Forward():
                 if refused:
-                    counters.drops[_SEND_REASONS.get(refused, DropReason.SEND_FAILED)] += 1
+                    self._drop(counters, send_reason(refused), hop_id)
             case Reply(reason, answer):
-                counters.drops[reason] += 1
+                self._drop(counters, reason, hop_id)
                 self._reply_to_tun(answer)
             case Drop(reason):
-                counters.drops[reason] += 1
+                self._drop(counters, reason, hop_id)
 
-    def _verdict(self, packet: memoryview) -> Forward[NextHop] | Reply | Drop:
+    def _hop_id_of(self, verdict: Forward[_Hop] | Reply | Drop, packet: memoryview) -> int:
+        """The hop a packet is counted for: 0 before it is routed, or to this node itself."""
+        if isinstance(verdict, Forward):
+            return verdict.hop.hop_id
+        if verdict.reason in _ROUTED:
+            return self._fib.index(ip.read(packet).destination)
+        return 0
+
+    def _verdict(self, packet: memoryview) -> Forward[_Hop] | Reply | Drop:
         return encapsulate(
             packet,
-            lookup=self._fib.lookup,
-            path_mtu=self._path_mtu,
-            tunnel_address=self._tunnel_address,
+            lookup=self._lookup,
+            path_mtu=self._inner_mtu,
+            tun_address=self._policy.tun_address,
         )
 
-    def _send_all(self, forward: Forward[NextHop]) -> int:
+    def _lookup(self, address: int) -> _Hop | None:
+        hop_id = self._fib.index(address)
+        hop = self._fib.hops[hop_id]
+        return None if hop is None else _Hop(hop_id, hop.sockaddr, hop.is_local)
+
+    def _send_all(self, forward: Forward[_Hop]) -> int:
         """Send, or keep what the socket has no room for, and count; the errno of a refusal.
 
         A packet counts as out once, when the last of its fragments is on its way.
@@ -251,15 +290,18 @@ class ReferenceEngine:
             try:
                 self._sock.sendto(packet, hop.sockaddr)
             except BlockingIOError:
-                self._wait_for_socket(packets[number:], hop, bytes_out)
+                self._wait_for_socket(packets[number:], hop, len(packets), bytes_out)
                 return 0
             except OSError as error:
                 _log.debug("send to %s: %s", hop.sockaddr[0], error)
-                return error.errno or errno.EIO
-        self._count_sent(len(packets), bytes_out)
+                return self._count_refused_send(error, hop.hop_id)
+        self._count_sent(hop.hop_id, len(packets), bytes_out)
         return 0
 
-    def _count_sent(self, datagram_count: int, bytes_out: int) -> None:
+    def _count_sent(self, hop_id: int, datagram_count: int, bytes_out: int) -> None:
+        hop = self._hops.count(hop_id)
+        hop.packets_out += 1
+        hop.bytes_out += bytes_out
         self._counters.encap.packets_out += 1
         self._counters.encap.writes += 1
         self._counters.encap.bytes_out += bytes_out
@@ -267,11 +309,15 @@ class ReferenceEngine:
             self._counters.fragments_out += datagram_count
 
     def _wait_for_socket(
-        self, packets: tuple[memoryview | bytes, ...], hop: NextHop, bytes_out: int
+        self,
+        packets: tuple[memoryview | bytes, ...],
+        hop: _Hop,
+        datagram_count: int,
+        bytes_out: int,
     ) -> None:
         # The TUN is not read until these are gone, so its buffer keeps them meanwhile.
         self._counters.send_waits += 1
-        self._unsent = _Unsent(list(packets), hop, len(packets), bytes_out)
+        self._unsent = _Unsent(list(packets), hop, datagram_count, bytes_out)
         if self._tun is not None:
             self._loop.remove_reader(self._tun.fd)
         self._loop.add_writer(self._sock.fileno(), self._on_udp_writable)
@@ -279,19 +325,22 @@ class ReferenceEngine:
     def _on_udp_writable(self) -> None:
         unsent = self._unsent
         assert unsent is not None
+        hop_id = unsent.hop.hop_id
         while unsent.packets:
             self._counters.syscalls += 1
             try:
                 self._sock.sendto(unsent.packets[0], unsent.hop.sockaddr)
-            except BlockingIOError:
-                return
             except OSError as error:
-                reason = _SEND_REASONS.get(error.errno or 0, DropReason.SEND_FAILED)
-                self._counters.encap.drops[reason] += 1
+                unsent.refusals += 1
+                if isinstance(error, BlockingIOError) and unsent.refusals < REFUSALS_MAX:
+                    self._counters.send_waits += 1
+                    return
+                refused = self._count_refused_send(error, hop_id)
+                self._drop(self._counters.encap, send_reason(refused), hop_id)
                 break
             unsent.packets.pop(0)
         else:
-            self._count_sent(unsent.datagram_count, unsent.bytes_out)
+            self._count_sent(hop_id, unsent.datagram_count, unsent.bytes_out)
         self._unsent = None
         self._loop.remove_writer(self._sock.fileno())
         if self._tun is not None:
@@ -332,16 +381,20 @@ class ReferenceEngine:
             counters.reads += 1
             counters.packets_in += 1
             counters.bytes_in += length
-            self._decapsulate(self._udp_buffer[:length], sender[0], counters)
+            outer_source = int.from_bytes(socket.inet_aton(sender[0]), "big")
+            hop_id = self._hop_of_peer.get(outer_source, 0)
+            self._count_heard(hop_id, length)
+            self._decapsulate(self._udp_buffer[:length], outer_source, hop_id)
 
-    def _decapsulate(self, datagram: memoryview, sender: str, counters: DirectionCounters) -> None:
+    def _decapsulate(self, datagram: memoryview, outer_source: int, hop_id: int) -> None:
+        counters = self._counters.decap
         verdict = decapsulate(
             datagram,
-            outer_source=int.from_bytes(socket.inet_aton(sender), "big"),
+            outer_source=outer_source,
             is_ours=self._fib.is_own,
             admits=self._fib.admits,
-            source_check=self._source_check,
-            tunnel_address=self._tunnel_address,
+            source_check=self._policy.source_check,
+            tun_address=self._policy.tun_address,
         )
         match verdict:
             case Deliver(packet, source_matches, destination_matches):
@@ -349,22 +402,24 @@ class ReferenceEngine:
                     self._counters.source_mismatches += 1
                 if not destination_matches:
                     self._counters.destination_mismatches += 1
-                self._deliver(packet, counters)
+                self._deliver(packet, hop_id)
             case Reply(reason, answer):
-                counters.drops[reason] += 1
+                self._drop(counters, reason, hop_id)
                 self._reply_to_peer(answer)
             case Drop(reason):
-                counters.drops[reason] += 1
+                self._drop(counters, reason, hop_id)
 
-    def _deliver(self, packet: memoryview, counters: DirectionCounters) -> None:
+    def _deliver(self, packet: memoryview, hop_id: int) -> None:
+        counters = self._counters.decap
         if self._tun is None:
-            counters.drops[DropReason.TUN_GONE] += 1
+            self._drop(counters, DropReason.TUN_GONE, hop_id)
             return
         self._counters.syscalls += 1
         try:
             os.write(self._tun.fd, packet)
         except OSError as error:
-            counters.drops[_TUN_REASONS.get(error.errno or 0, DropReason.TUN_FAILED)] += 1
+            self._count_errno(error)
+            self._drop(counters, tun_reason(error.errno), hop_id)
             _log.debug("TUN write of %s: %s", bytes(packet[: ip.MIN_HEADER_LEN]).hex(), error)
             self._on_tun_error(error)
             return
@@ -403,37 +458,51 @@ class ReferenceEngine:
         if error.errno in (errno.EBADFD, errno.EBADF) and self._tun is not None:
             _log.warning("TUN device %s is gone", self._tun.name)
             self.detach()
-            self._tun_lost.set()
+            self._tun_gone.set()
 
-    def _path_mtu(self, hop: NextHop) -> int:
-        # Empty unless some path is narrower than the TUN: then nothing is looked up at all.
-        if not self._path_mtus:
-            return _UNLIMITED
-        address = hop.sockaddr[0]
-        known = self._path_mtus.get(address)
-        if known is None:
-            return _UNLIMITED
-        mtu, expires_at = known
-        if self._loop.time() >= expires_at:
-            del self._path_mtus[address]
-            return _UNLIMITED
-        return mtu
+    def _drop(self, counters: DirectionCounters, reason: DropReason, hop_id: int) -> None:
+        counters.drops[reason] += 1
+        self._hops.count(hop_id).drops += 1
 
-    def _learn_path_mtu(self, hop: NextHop) -> None:
+    def _count_heard(self, hop_id: int, length: int) -> None:
+        hop = self._hops.count(hop_id)
+        hop.packets_in += 1
+        hop.bytes_in += length
+        hop.last_heard = time.time()
+
+    def _count_errno(self, error: OSError) -> str:
+        name = errno.errorcode.get(error.errno or 0, "other")
+        self._counters.errnos[name] = self._counters.errnos.get(name, 0) + 1
+        return name
+
+    def _count_refused_send(self, error: OSError, hop_id: int) -> int:
+        """Count the errno of a refused send to a hop, and return it."""
+        self._hops.count(hop_id).last_errno = self._count_errno(error)
+        return error.errno or errno.EIO
+
+    def _inner_mtu(self, hop: _Hop) -> int:
+        state = self._hops.path(hop.hop_id, self._loop.time())
+        return _UNLIMITED if state is None or state.inner_mtu is None else state.inner_mtu
+
+    def _learn_inner_mtu(self, hop: _Hop) -> int | None:
+        """The largest inner packet the path to a hop carries, as the kernel knows it now."""
         address = hop.sockaddr[0]
         outer = udp.path_mtu(self._source, address)
         if outer is None:
-            return
+            known = self._hops.path(hop.hop_id, self._loop.time())
+            return known.inner_mtu if known else None
         mtu = max(ip.MIN_MTU, overhead.inner_mtu(outer))
-        self._path_mtus[address] = (mtu, self._loop.time() + PATH_MTU_S)
+        self._hops.learn_path(hop.hop_id, mtu, EMSGSIZE_ORIGIN, self._loop.time())
         _log.info("path to %s carries %d bytes: inner packets up to %d", address, outer, mtu)
+        return mtu
 
     def _count_overflows(self, ancillary: list[tuple[int, int, bytes]]) -> None:
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == uapi.SO_RXQ_OVFL:
                 # Cumulative since the socket was opened, modulo 2^32; sent once it is not 0.
                 since_opened = _OVERFLOW.unpack(data)[0]
-                self._counters.socket_overflows = self._overflows_before + since_opened
+                self._counters.socket_overflows += since_opened - self._overflows & _UINT32
+                self._overflows = since_opened
 
 
 def _bound_address(sock: socket.socket) -> IPv4Address:

@@ -23,10 +23,11 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any, Final
 
-from tundp.admin import fetch_status
+from tundp.admin import fetch_document, fetch_status
 from tundp.errors import LabError, PlatformError
 from tundp.lab.etcd import PrivateEtcd
 from tundp.lab.lab import Host, Lab, stop_process
+from tundp.observe.status import DaemonState, Status
 
 PREFIX: Final = "/coreos.com/network"
 STORE_ADDRESS: Final = "192.0.2.254"
@@ -111,9 +112,13 @@ class LabNode:
         """The pod's address, e.g. 10.5.7.2."""
         return str(self.gateway.ip + 1)
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> Status:
         """What its daemon says of itself."""
         return await fetch_status(self.admin_socket)
+
+    async def status_document(self) -> dict[str, Any]:
+        """The same as the daemon sent it."""
+        return await fetch_document(self.admin_socket)
 
     async def stop_daemon(self, signum: int = signal.SIGTERM) -> int:
         """Stop its daemon; the exit code, negative for the signal that killed it."""
@@ -147,11 +152,11 @@ class LabNode:
             status = await self.status()
         except PlatformError:
             return False
-        if "starting" in status:
+        if status.state is not DaemonState.RUNNING:
             return False
         # The status is there before all of the start is done; subnet.env comes last.
-        is_started = all(check["detail"] != "not written yet" for check in status["checks"])
-        return is_started and len(status["peers"]) >= count
+        is_started = all(each.evidence != "not written yet" for each in status.findings)
+        return is_started and len(status.peers) >= count
 
 
 class OverlayLab:

@@ -6,7 +6,8 @@ Layout, shared with native/src/fib.c, which reads the same memory:
                        chunks of 2^stride[n] slots, each replacing one slot of the level above
     slot    bit 31 clear: index into `hops` (0 = no route)
             bit 31 set:   offset in `table` of the chunk that refines this slot
-    hops    (address uint32, port uint16, flags uint16)[]   host order; entry 0 is "no route"
+    hops    (address uint32, port uint16, flags uint16)[]   host order, indexed by hop id;
+            entry 0 is "no route", entry 1 this node's own subnet, an unused id has address 0
 
 A lookup is at most three loads whatever the number of leases (one for the usual /24
 leases in a /16 or /8), against flannel's walk over all of them. Shorter prefixes are
@@ -28,6 +29,12 @@ from tundp.lease.model import Peer
 CHUNK: Final = 0x8000_0000
 HOP_LOCAL: Final = 0x0001
 """`flags` bit of the hop that stands for this node's own subnet."""
+NO_HOP_ID: Final = 0
+LOCAL_HOP_ID: Final = 1
+FIRST_HOP_ID: Final = 2
+"""The lowest hop id a peer's endpoint can have; 0 is "no route", 1 this node's own subnet."""
+HOPS_MAX: Final = 1 << 20
+"""Hop ids end below it: engines reserve address space for so many per-hop entries."""
 HOP_DTYPE: Final = np.dtype([("address", "=u4"), ("port", "=u2"), ("flags", "=u2")])
 _ROOT_STRIDE: Final = 16
 _CHUNK_STRIDE: Final = 8
@@ -63,6 +70,7 @@ class Fib:
         "hop_array",
         "own_addresses",
         "peer_array",
+        "peer_hops",
         "strides",
         "table",
     )
@@ -91,9 +99,12 @@ class Fib:
         self._levels = _levels(base_len, strides)
         # A memoryview item is a plain int; a numpy item would be boxed on every packet.
         self._view = memoryview(table)  # type: ignore[arg-type]  # mypy does not know ndarray as a buffer
-        is_peer = hop_array["flags"][1:] & HOP_LOCAL == 0
-        self.peer_array = np.unique(hop_array["address"][1:][is_peer]).astype(np.uint32)
+        used = np.flatnonzero(hop_array["address"])
+        addresses, first = np.unique(hop_array["address"][used], return_index=True)
+        self.peer_array = addresses.astype(np.uint32)
         """Addresses of all peers (host order), ascending."""
+        self.peer_hops = used[first].astype(np.uint32)
+        """The hop id of each address in `peer_array`: of two with one address, the lower."""
         self._peer_set: frozenset[int] | None = None
 
     @property
@@ -156,25 +167,49 @@ class Fib:
 
 
 def row_of(peer: Peer) -> tuple[int, int, int]:
-    """A peer in numbers: first address of its subnet, prefix length, its own address."""
-    return int(peer.subnet.network_address), peer.subnet.prefixlen, int(peer.address)
+    """A route in numbers: first address of the subnet, prefix length, hop id."""
+    return int(peer.subnet.network_address), peer.subnet.prefixlen, peer.hop_id
 
 
 def build_fib(
-    peers: Iterable[Peer] | npt.NDArray[np.int64],
+    peers: Iterable[Peer],
     *,
     own_subnet: IPv4Network | None,
-    port: int,
     generation: int,
     own_addresses: Iterable[IPv4Address] = (),
 ) -> Fib:
-    """A FIB that sends each peer's subnet to (its address, `port`); equal subnets must not occur.
+    """A FIB that sends each peer's subnet to its endpoint; equal subnets must not occur.
 
-    peers: peers, or an array of what `row_of` makes of each.
+    For a handful of peers; `assemble_fib` takes the arrays that lease/routing.py keeps.
+    """
+    peers = tuple(peers)
+    hops = np.zeros(1 + max((peer.hop_id for peer in peers), default=LOCAL_HOP_ID), HOP_DTYPE)
+    for peer in peers:
+        hops[peer.hop_id] = (int(peer.endpoint.address), peer.endpoint.port, 0)
+    return assemble_fib(
+        np.array([row_of(peer) for peer in peers], np.int64).reshape(-1, 3),
+        hops,
+        own_subnet=own_subnet,
+        own_addresses=own_addresses,
+        generation=generation,
+    )
 
-    `own_subnet` gets the hop whose `is_local` is true, unless a peer holds a longer
-    prefix inside it; `own_addresses` are the node's others, which no packet may come from.
-    Cost: a few numpy passes, linear in the number of peers.
+
+def assemble_fib(
+    rows: npt.NDArray[np.int64],
+    hops: npt.NDArray[np.void],
+    *,
+    own_subnet: IPv4Network | None,
+    own_addresses: Iterable[IPv4Address],
+    generation: int,
+) -> Fib:
+    """A FIB of routes and hops in numbers. Cost: a few numpy passes, linear in the routes.
+
+    rows: int64, shape (routes, 3), what `row_of` returns; each subnet once.
+    hops: HOP_DTYPE, indexed by hop id; copied. Ids nobody uses have address 0. Entry
+        LOCAL_HOP_ID is overwritten: `own_subnet` leads to it, unless a peer holds a
+        longer prefix inside.
+    own_addresses: the node's other addresses, which no packet may come from.
     """
     starts: list[int] = []
     lengths: list[int] = []
@@ -182,22 +217,16 @@ def build_fib(
     if own_subnet is not None:
         starts.append(int(own_subnet.network_address))
         lengths.append(own_subnet.prefixlen)
-        indexes.append(1)
-    first = len(starts)
-    columns = peers if isinstance(peers, np.ndarray) else np.array([*map(row_of, peers)], np.int64)
-    columns = columns.reshape(-1, 3)
-    addresses, which = np.unique(columns[:, 2], return_inverse=True)
+        indexes.append(LOCAL_HOP_ID)
     routes = _Routes(
-        np.concatenate([np.array(starts, np.int64), columns[:, 0]]),
-        np.concatenate([np.array(lengths, np.int64), columns[:, 1]]),
-        np.concatenate([np.array(indexes, np.uint32), (which + first + 1).astype(np.uint32)]),
+        np.concatenate([np.array(starts, np.int64), rows[:, 0]]),
+        np.concatenate([np.array(lengths, np.int64), rows[:, 1]]),
+        np.concatenate([np.array(indexes, np.uint32), rows[:, 2].astype(np.uint32)]),
     )
     base, base_len, strides = _plan(routes)
-    hop_array = np.zeros(1 + first + len(addresses), HOP_DTYPE)
-    if own_subnet is not None:
-        hop_array[1] = (0, port, HOP_LOCAL)
-    hop_array["address"][1 + first :] = addresses
-    hop_array["port"][1 + first :] = port
+    hop_array = np.zeros(max(len(hops), FIRST_HOP_ID), HOP_DTYPE)
+    hop_array[: len(hops)] = hops
+    hop_array[LOCAL_HOP_ID] = (0, 0, HOP_LOCAL if own_subnet is not None else 0)
     return Fib(
         base=base,
         base_len=base_len,
@@ -211,9 +240,10 @@ def build_fib(
 
 def _to_hop(row: tuple[int, int, int]) -> NextHop | None:
     address, port, flags = row
-    if not port:
+    is_local = bool(flags & HOP_LOCAL)
+    if not (address or is_local):
         return None
-    return NextHop(address, (str(IPv4Address(address)), port), is_local=bool(flags & HOP_LOCAL))
+    return NextHop(address, (str(IPv4Address(address)), port), is_local=is_local)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 network   the whole overlay prefix          10.5.0.0/16
 subnet    one host's slice of it            10.5.52.0/24
 lease     the claim on a subnet             10.5.52.0-24 -> {"PublicIP": "192.0.2.7"}
-peer      a lease that packets may go to    10.5.52.0/24 -> 192.0.2.7
+endpoint  a peer's underlay address, port   192.0.2.7:8285
+peer      a lease that packets may go to    10.5.52.0/24 -> 192.0.2.7:8285
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any, Final
 
 UNSPECIFIED: Final = IPv4Address(0)
 TTL_UNKNOWN: Final = math.nan
-"""`lease_ttl_s` of a lease that expires, but whose store would have to be asked once per
-lease when (etcd v3). Only the own lease's expiry matters to anybody, and renewing tells it."""
+"""`lease_ttl_s` of a lease that expires at a time its store did not report: etcd v3 needs one
+request a lease for that. Only the expiry of our own lease matters, and a renewal returns it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class LeaseAttributes:
     backend_data: Any = None
     backend_v6_data: Any = None
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Keys flannel does not know, kept so that rewriting our own lease loses nothing."""
+    """Fields flannel does not know, kept when we write our own lease again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +69,9 @@ class Lease:
     key: LeaseKey
     attributes: LeaseAttributes
     revision: int
-    """The store's version of this entry: what a guarded write compares."""
+    """The store's version of this entry: a guarded write compares it."""
     lease_ttl_s: float | None
-    """Seconds it had left when read, TTL_UNKNOWN if the store did not say; None for a
+    """Seconds to its expiry when it was read, TTL_UNKNOWN if not reported; None for a
     reservation, which never expires."""
 
     @property
@@ -80,13 +81,13 @@ class Lease:
 
     @property
     def is_ttl_known(self) -> bool:
-        """Whether `lease_ttl_s` tells when it expires, or that it never does."""
+        """Whether `lease_ttl_s` is a time or None, and not TTL_UNKNOWN."""
         return self.lease_ttl_s is None or not math.isnan(self.lease_ttl_s)
 
 
 @dataclass(frozen=True, slots=True)
 class BadEntry:
-    """An entry under the prefix that cannot be read. Never a reason to touch any other."""
+    """An entry under the prefix that cannot be parsed. It does not affect any other entry."""
 
     name: str
     why: str
@@ -134,8 +135,29 @@ class Events:
 
 
 @dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a peer takes datagrams on the underlay: address and UDP port.
+
+    The port is 0 for a backend that has none (host-gw: the endpoint is a gateway).
+    """
+
+    address: IPv4Address
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.port}" if self.port else str(self.address)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """Packets for `subnet` go to `address`; the port is our own (leases carry none)."""
+    """A lease that packets may be sent to: the next hop of every packet for `subnet`."""
 
     subnet: IPv4Network
-    address: IPv4Address
+    endpoint: Endpoint
+    hop_id: int
+    """Number of the endpoint, the same for every subnet that leads to it and for as long as
+    any does (lease/routing.py): the index into the FIB's hops and every per-hop array."""
+    backend_type: str = ""
+    """The lease's BackendType, as the store spells it."""
+    backend_data: Any = None
+    """The lease's BackendData, decoded JSON."""

@@ -1,8 +1,7 @@
-"""The network config: the JSON an operator puts under `<prefix>/config`.
+"""The network config: the JSON an operator stores under `<prefix>/config`.
 
-Parsed as flannel's Go code parses it and validated in flannel's order, with flannel's
-words; behind each stand the key, its value and the rule, so that the message alone is
-enough to mend the config.
+Parsed as flannel's Go code parses it and validated in flannel's order. Each error is flannel's
+message followed by the key, its value and the rule.
 """
 
 from __future__ import annotations
@@ -16,14 +15,72 @@ from tundp.lease import gojson
 
 DEFAULT_PORT: Final = 8285
 BACKEND_UDP: Final = "udp"
+BACKEND_HOST_GW: Final = "host-gw"
 FLANNEL_BACKENDS: Final = frozenset(
-    {"vxlan", "host-gw", "alloc", "extension", "ipip", "ipsec", "wireguard", "tencent-vpc"}
+    {"vxlan", "alloc", "extension", "ipip", "ipsec", "wireguard", "tencent-vpc"}
 )
+"""flannel's backends that tundp does not have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UdpConfig:
+    """`Backend` of the network config for the udp backend."""
+
+    port: int = DEFAULT_PORT
+    """UDP port of every node, 1 to 65535."""
+
+    @property
+    def name(self) -> str:
+        """The backend's name, as `Backend.Type` spells it."""
+        return BACKEND_UDP
+
+    @property
+    def lease_types(self) -> frozenset[str]:
+        """BackendType of the leases that are peers, lower case. flannel's udp leases have none."""
+        return frozenset({"", BACKEND_UDP})
+
+    @property
+    def lease_type(self) -> str:
+        """BackendType of our own lease: flannel's udp backend writes none."""
+        return ""
+
+    @property
+    def peer_port(self) -> int:
+        """UDP port of a peer's endpoint; leases carry none."""
+        return self.port
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostGwConfig:
+    """`Backend` of the network config for the host-gw backend, which takes no parameters."""
+
+    @property
+    def name(self) -> str:
+        """The backend's name, as `Backend.Type` spells it."""
+        return BACKEND_HOST_GW
+
+    @property
+    def lease_types(self) -> frozenset[str]:
+        """BackendType of the leases that are peers, lower case."""
+        return frozenset({BACKEND_HOST_GW})
+
+    @property
+    def lease_type(self) -> str:
+        """BackendType of our own lease."""
+        return BACKEND_HOST_GW
+
+    @property
+    def peer_port(self) -> int:
+        """0: a peer is a gateway, and has no port."""
+        return 0
+
+
+BackendConfig = UdpConfig | HostGwConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """What one address family contributes: the spellings of its keys and its limits."""
+    """An address family: the spelling of its config keys and its limits."""
 
     prefix: str
     bits: int
@@ -74,7 +131,7 @@ class NetworkConfig:
 
     pool: SubnetPool
     pool6: SubnetPool | None
-    port: int
+    backend: BackendConfig
     enable_nftables: bool
 
     @property
@@ -115,14 +172,14 @@ def _parse(text: str) -> NetworkConfig:
     return NetworkConfig(
         pool=_validate(v4, _V4),
         pool6=_validate(v6, _V6) if enable_ipv6 else None,
-        port=_parse_backend(fields.get("Backend")),
+        backend=_parse_backend(fields.get("Backend")),
         enable_nftables=enable_nftables,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Given:
-    """One family as the text gives it; None or 0 where it says nothing."""
+    """The values of one family as decoded; None or 0 where they are absent."""
 
     network: Any
     subnet_len: int
@@ -151,7 +208,7 @@ def _read_network(fields: gojson.Fields, family: Family) -> IPv4Network | IPv6Ne
         return None
     text = gojson.expect_string(value, name)
     try:
-        # Go takes a prefix length only, Python also a netmask and an IPv6 zone.
+        # Go accepts a prefix length only, Python also a netmask and an IPv6 zone.
         if not text.rpartition("/")[2].isdecimal() or "%" in text:
             raise ValueError
         return family.network_type(text, strict=False)
@@ -233,10 +290,10 @@ def _validate(given: _Given, family: Family) -> SubnetPool:
     )
 
 
-def _parse_backend(value: Any) -> int:
-    """The udp backend's port. Absent means udp with every default."""
+def _parse_backend(value: Any) -> BackendConfig:
+    """The backend and its parameters. Absent means udp with every default."""
     if value is gojson.MISSING:
-        return DEFAULT_PORT
+        return UdpConfig()
     if value is not None and not isinstance(value, gojson.Fields):
         raise ConfigError(
             "error decoding Backend property of config:"
@@ -249,14 +306,15 @@ def _parse_backend(value: Any) -> int:
             "error decoding Backend property of config:"
             f" Backend.Type is {gojson.describe(name)}, not a string"
         )
-    if name.lower() != BACKEND_UDP:
-        hint = 'write {"Type": "udp"}, or leave Backend out'
-        if name.lower() in FLANNEL_BACKENDS:
-            raise ConfigError(
-                f"backend type {name!r} is flannel's, but tundp is the udp backend: {hint}"
-            )
-        raise ConfigError(f"unknown backend type: {name} ({hint})")
-    return _parse_port(gojson.MISSING if value is None else value.get("Port"))
+    match name.lower():
+        case "udp":
+            return UdpConfig(port=_parse_port(value.get("Port") if value else gojson.MISSING))
+        case "host-gw":
+            return HostGwConfig()
+    hint = 'write {"Type": "udp"} or {"Type": "host-gw"}, or leave Backend out'
+    if name.lower() in FLANNEL_BACKENDS:
+        raise ConfigError(f"backend type {name!r} is flannel's, but tundp does not have it: {hint}")
+    raise ConfigError(f"unknown backend type: {name} ({hint})")
 
 
 def _parse_port(port: Any) -> int:

@@ -43,38 +43,58 @@ class Change:
 
 
 class LeaseTable:
-    """All leases of the network, our own among them, as of `revision`."""
+    """All leases of the network, our own among them, and unreadable entries, as of `revision`."""
 
     def __init__(self) -> None:
         self._leases: dict[LeaseKey, Lease] = {}
+        self._bad: dict[str, BadEntry] = {}
         self.revision = 0
+        self.newly_bad: tuple[BadEntry, ...] = ()
+        """Entries that the last update showed unreadable, and were not, or not so, before."""
 
     @property
     def leases(self) -> Mapping[LeaseKey, Lease]:
         """Read-only view of the current leases."""
         return MappingProxyType(self._leases)
 
+    @property
+    def bad_entries(self) -> Mapping[str, BadEntry]:
+        """Read-only view of the entries that cannot be read, by name."""
+        return MappingProxyType(self._bad)
+
     def apply(self, update: Snapshot | Events) -> tuple[Change, ...]:
-        """Take in one update; the changes it made, in the update's order."""
+        """Apply one update; the changes it made, in the update's order."""
         self.revision = update.revision
         if isinstance(update, Snapshot):
             return self._replace_all(update)
-        changes = (self._apply_event(event) for event in update.events)
+        newly_bad: dict[str, BadEntry] = {}
+        changes = [self._apply_event(event, newly_bad) for event in update.events]
+        self.newly_bad = tuple(newly_bad.values())
         return tuple(change for change in changes if change is not None)
 
-    def _apply_event(self, event: LeaseEvent) -> Change | None:
+    def _apply_event(self, event: LeaseEvent, newly_bad: dict[str, BadEntry]) -> Change | None:
         match event:
             case Put(lease):
+                self._bad.pop(str(lease.key), None)
                 old = self._leases.get(lease.key)
                 self._leases[lease.key] = lease
                 return Change(lease.key, old, lease) if old != lease else None
             case Gone(key):
+                self._bad.pop(str(key), None)
                 old = self._leases.pop(key, None)
                 return Change(key, old, None) if old is not None else None
-            case BadEntry() | BadEntryGone():
-                return None
+            case BadEntry(name):
+                if self._bad.get(name) != event:
+                    newly_bad[name] = event
+                self._bad[name] = event
+            case BadEntryGone(name):
+                self._bad.pop(name, None)
+        return None
 
     def _replace_all(self, snapshot: Snapshot) -> tuple[Change, ...]:
+        bad = {entry.name: entry for entry in snapshot.bad}
+        self.newly_bad = tuple(e for name, e in bad.items() if self._bad.get(name) != e)
+        self._bad = bad
         old = self._leases
         new = {lease.key: lease for lease in snapshot.leases}
         # A known lease whose value became unreadable is still somebody's subnet.

@@ -13,7 +13,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any, Final, TypeVar
@@ -21,19 +21,13 @@ from typing import Any, Final, TypeVar
 from pyroute2 import AsyncIPRoute, NetlinkError, netns
 from pyroute2.netlink.rtnl import rt_type
 
+from tundp.blocking import BlockingThread
 from tundp.errors import PlatformError
+from tundp.linux import uapi
+from tundp.linux.route_table import RouteEntry, RouteFailure, RouteTable
 
 T = TypeVar("T")
 
-RT_TABLE_MAIN: Final = 254
-RTPROT_BOOT: Final = 3
-RT_SCOPE_HOST: Final = 254
-IFF_UP: Final = 0x1
-IFF_LOOPBACK: Final = 0x8
-IFA_F_TEMPORARY: Final = 0x01
-IFA_F_DEPRECATED: Final = 0x20
-IFA_F_PERMANENT: Final = 0x80
-_SCOPE_GLOBAL: Final = 0
 _NO_WAY: Final = {
     errno.ENETUNREACH: "the host has no route that leads there (ip route)",
     errno.EHOSTUNREACH: 'an "unreachable" route covers it (ip route)',
@@ -41,8 +35,7 @@ _NO_WAY: Final = {
     errno.EINVAL: 'a "blackhole" route covers it (ip route)',
 }
 """What a refused route lookup means, by errno (fib_props in net/ipv4/fib_semantics.c)."""
-_RTMGRP: Final = 0x1 | 0x10 | 0x40
-"""rtnetlink.h groups: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE."""
+_RTMGRP: Final = uapi.RTMGRP_LINK | uapi.RTMGRP_IPV4_IFADDR | uapi.RTMGRP_IPV4_ROUTE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +112,8 @@ class Netlink:
         self._route: AsyncIPRoute | None = None
         # The kernel takes one dump at a time from a socket, and answers EBUSY to another.
         self._turn = asyncio.Lock()
+        self._table: RouteTable | None = None
+        self._table_thread = BlockingThread("netlink-routes")
 
     async def __aenter__(self) -> Netlink:
         await self.start()
@@ -136,6 +131,10 @@ class Netlink:
 
     async def stop(self) -> None:
         """Close everything; harmless if it was never started."""
+        if self._table is not None:
+            await self._table_thread.run(self._table.close)
+            self._table = None
+        self._table_thread.close()
         if self._thread.is_alive():
             await self._run(self._close())
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -154,9 +153,29 @@ class Netlink:
     async def routes(self) -> list[Route]:
         """The IPv4 routes of the main table, in the kernel's order."""
         messages = await self._dump(
-            "list routes", lambda r: r.get_routes(family=2, table=RT_TABLE_MAIN)
+            "list routes", lambda r: r.get_routes(family=2, table=uapi.RT_TABLE_MAIN)
         )
         return [_to_route(m) for m in messages]
+
+    async def change_routes(
+        self,
+        *,
+        delete: Iterable[RouteEntry] = (),
+        replace: Iterable[RouteEntry] = (),
+        add: Iterable[RouteEntry] = (),
+    ) -> list[RouteFailure]:
+        """Change thousands of IPv4 routes; see RouteTable.change."""
+        return await self._table_thread.run(
+            lambda: self._open_table().change(delete=delete, replace=replace, add=add)
+        )
+
+    async def list_routes(
+        self, *, index: int = 0, protocol: int = 0, table: int = uapi.RT_TABLE_MAIN
+    ) -> list[RouteEntry]:
+        """IPv4 routes of one table, of one link or protocol if given; see RouteTable.entries."""
+        return await self._table_thread.run(
+            lambda: self._open_table().entries(index=index, protocol=protocol, table=table)
+        )
 
     async def route_to(self, address: IPv4Address) -> RouteLookup:
         """Ask which way a packet to `address` goes. PlatformError says why it goes nowhere."""
@@ -207,9 +226,9 @@ class Netlink:
                 "add",
                 dst=str(destination),
                 oif=index,
-                table=RT_TABLE_MAIN,
-                proto=RTPROT_BOOT,
-                scope=_SCOPE_GLOBAL,
+                table=uapi.RT_TABLE_MAIN,
+                proto=uapi.RTPROT_BOOT,
+                scope=uapi.RT_SCOPE_UNIVERSE,
             )
         except PlatformError as error:
             if error.errno != errno.EEXIST:
@@ -300,6 +319,14 @@ class Netlink:
             enter_namespace(self._namespace)
         self._loop.run_forever()
 
+    def _open_table(self) -> RouteTable:
+        """On the thread of the route table, which is moved into the namespace first."""
+        if self._table is None:
+            if self._namespace is not None:
+                enter_namespace(self._namespace)
+            self._table = RouteTable()
+        return self._table
+
     async def _open(self) -> None:
         self._route = await AsyncIPRoute().__aenter__()
 
@@ -365,8 +392,8 @@ def _to_link(message: Any) -> Link:
         index=message["index"],
         name=message.get("ifname"),
         mtu=message.get("mtu") or 0,
-        is_up=bool(message["flags"] & IFF_UP),
-        is_loopback=bool(message["flags"] & IFF_LOOPBACK),
+        is_up=bool(message["flags"] & uapi.IFF_UP),
+        is_loopback=bool(message["flags"] & uapi.IFF_LOOPBACK),
         kind=message.get(("linkinfo", "kind")),
     )
 
@@ -378,9 +405,9 @@ def _to_address(message: Any) -> Address:
     return Address(
         index=message["index"],
         interface=IPv4Interface(f"{local}/{message['prefixlen']}"),
-        is_permanent=bool(flags & IFA_F_PERMANENT),
-        is_deprecated=bool(flags & IFA_F_DEPRECATED),
-        is_temporary=bool(flags & IFA_F_TEMPORARY),
+        is_permanent=bool(flags & uapi.IFA_F_PERMANENT),
+        is_deprecated=bool(flags & uapi.IFA_F_DEPRECATED),
+        is_temporary=bool(flags & uapi.IFA_F_TEMPORARY),
         scope=message["scope"],
     )
 

@@ -13,9 +13,10 @@ import re
 import socket
 import struct
 from dataclasses import dataclass
-from enum import Enum, unique
 from typing import Final
 
+from tundp.choices import Offload as Offload
+from tundp.choices import OffloadMeaning as OffloadMeaning
 from tundp.linux import uapi
 from tundp.linux.tun import DEVICE
 
@@ -23,66 +24,6 @@ MOST_SEGMENTS: Final = 128
 """UDP_MAX_SEGMENTS since Linux 6.9 (include/linux/udp.h); 64 before."""
 SAFE_SEGMENTS: Final = 63
 """Kernels with the limit of 64 counted the headers in, so that 64 full ones failed."""
-
-
-@unique
-class Offload(Enum):
-    """One thing to use or to do without; the value is its name in flags and output."""
-
-    TUN_TSO = "tun-tso"
-    TUN_USO = "tun-uso"
-    UDP_SEGMENT = "udp-segment"
-    UDP_GRO = "udp-gro"
-    TCP_COALESCE = "tcp-coalesce"
-    UDP_COALESCE = "udp-coalesce"
-
-    @property
-    def meaning(self) -> OffloadMeaning:
-        """What it does and since when."""
-        return _MEANINGS[self]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OffloadMeaning:
-    """For people."""
-
-    means: str
-    since: str
-    without: str
-
-
-_MEANINGS: Final = {
-    Offload.TUN_TSO: OffloadMeaning(
-        means="TCP super-packets and unfinished checksums from the TUN (IFF_VNET_HDR, TSO)",
-        since="2.6.27",
-        without="the kernel cuts and sums every packet before we read it",
-    ),
-    Offload.TUN_USO: OffloadMeaning(
-        means="UDP super-packets from the TUN and to it (USO)",
-        since="6.2",
-        without="UDP packets cross the TUN one by one",
-    ),
-    Offload.UDP_SEGMENT: OffloadMeaning(
-        means="many datagrams in one send (UDP_SEGMENT)",
-        since="4.18",
-        without="sendmmsg: each datagram walks the stack alone",
-    ),
-    Offload.UDP_GRO: OffloadMeaning(
-        means="many datagrams in one receive (UDP_GRO)",
-        since="5.0",
-        without="recvmmsg: each datagram walks the stack alone",
-    ),
-    Offload.TCP_COALESCE: OffloadMeaning(
-        means="TCP packets from the wire merged into one TUN write",
-        since="2.6.27",
-        without="one TUN write per packet",
-    ),
-    Offload.UDP_COALESCE: OffloadMeaning(
-        means="UDP packets from the wire merged into one TUN write",
-        since="6.2",
-        without="one TUN write per packet",
-    ),
-}
 
 ALL: Final = frozenset(Offload)
 

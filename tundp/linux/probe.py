@@ -12,33 +12,74 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
 
 from tundp.errors import PlatformError
+from tundp.finding import Finding, Verdict
 from tundp.linux import offload, uapi
 from tundp.linux.offload import KernelOffloads, Offload
 from tundp.linux.tun import Tun, TunMode
 
-_CLONE_NEWNET: Final = 0x40000000
 _IFREQ: Final = struct.Struct("16sH22x")
-_IFF_UP: Final = 0x1
-_SIOCSIFFLAGS: Final = 0x8914
+
+
+PROBE_SCHEMA: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing a kernel may have."""
+class ProbeReport:
+    """The answer of `tundp probe`."""
 
-    name: str
-    is_there: bool | None
-    """None: could not be found out."""
-    detail: str
-    since: str
-    """The first mainline Linux that has it."""
-    without: str
-    """What we do without it."""
+    schema: int = PROBE_SCHEMA
+    kernel: str
+    """The release of the running kernel, as `uname -r`."""
+    machine: str
+    cpus: int
+    native: str
+    """The build of the C module, or why there is none."""
+    sums: tuple[str, ...]
+    """The variants of the C module's checksum this CPU can run, best first."""
+    findings: tuple[Finding, ...]
+    not_asked: str | None
+    """Why no TUN device was tried; None if one was."""
+    engine: str
+    why: str
+    """Why `--engine=auto` means that engine here."""
+    offloads: tuple[str, ...]
+    missing: Mapping[str, str]
+    """Each offload that is not used, and why."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        document = {each.name: getattr(self, each.name) for each in fields(self)}
+        return document | {"findings": [finding.as_dict() for finding in self.findings]}
+
+
+def feature(
+    finding_id: str,
+    title: str,
+    *,
+    is_there: bool,
+    evidence: str,
+    since: str,
+    without: str,
+    is_needed: bool = False,
+) -> Finding:
+    """Describe one thing a kernel may have.
+
+    since: the first mainline Linux that has it. without: what is done without it.
+    """
+    missing = Verdict.FAIL if is_needed else Verdict.NOTE
+    return Finding(
+        id=finding_id,
+        verdict=Verdict.OK if is_there else missing,
+        title=title,
+        evidence=evidence,
+        meaning="" if is_there else without,
+        facts={"since": since},
+    )
 
 
 def enter_private_namespace() -> str | None:
@@ -47,7 +88,7 @@ def enter_private_namespace() -> str | None:
     For a short-lived process with one thread only: there is no way back.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNET):
+    if libc.unshare(uapi.CLONE_NEWNET):
         return f"no network namespace of our own: {os.strerror(ctypes.get_errno())}"
     _set_up("lo")
     return None
@@ -58,24 +99,28 @@ def probe(kernel: KernelOffloads, *, may_make_device: bool) -> list[Finding]:
     release = os.uname().release
     features = offload.tun_features()
     findings = [
-        Finding(
-            name="/dev/net/tun",
+        feature(
+            "tun",
+            "/dev/net/tun",
             is_there=bool(features),
-            detail=f"flags {features:#06x}" if features else "cannot be opened",
+            evidence=f"flags {features:#06x}" if features else "cannot be opened",
             since="2.4",
             without="nothing works: load the tun module, or pass the device to the container",
+            is_needed=True,
         ),
-        Finding(
-            name="vnet header",
+        feature(
+            "vnet-header",
+            "vnet header",
             is_there=bool(features & uapi.IFF_VNET_HDR),
-            detail="IFF_VNET_HDR: super-packets cross the TUN whole",
+            evidence="IFF_VNET_HDR: super-packets cross the TUN whole",
             since="2.6.27",
             without="engine mmsg: one packet per TUN read and write",
         ),
-        Finding(
-            name="multi-queue",
+        feature(
+            "multi-queue",
+            "multi-queue",
             is_there=bool(features & uapi.IFF_MULTI_QUEUE),
-            detail="IFF_MULTI_QUEUE: --workers above 1",
+            evidence="IFF_MULTI_QUEUE: --workers above 1",
             since="3.8",
             without="one worker",
         ),
@@ -84,10 +129,11 @@ def probe(kernel: KernelOffloads, *, may_make_device: bool) -> list[Finding]:
     segment_defect = offload.udp_segment_defect(release)
     has_segment = Offload.UDP_SEGMENT not in kernel.missing
     findings += [
-        Finding(
-            name="UDP_SEGMENT",
+        feature(
+            "udp-segment",
+            "UDP_SEGMENT",
             is_there=has_segment,
-            detail=(
+            evidence=(
                 f"up to {kernel.max_segments} datagrams a send"
                 if has_segment
                 else kernel.missing[Offload.UDP_SEGMENT]
@@ -95,25 +141,28 @@ def probe(kernel: KernelOffloads, *, may_make_device: bool) -> list[Finding]:
             since="4.18 (128 a send since 6.9)",
             without=Offload.UDP_SEGMENT.meaning.without,
         ),
-        Finding(
-            name="UDP_SEGMENT sound",
+        feature(
+            "udp-segment-sound",
+            "UDP_SEGMENT sound",
             is_there=segment_defect is None,
-            detail=segment_defect or f"Linux {release} is not among the defective ones",
+            evidence=segment_defect or f"Linux {release} is not among the defective ones",
             since="not 7.0 to 7.1.4",
             without="UDP_SEGMENT is left alone",
         ),
-        Finding(
-            name="UDP_GRO",
+        feature(
+            "udp-gro",
+            "UDP_GRO",
             is_there=Offload.UDP_GRO not in kernel.missing,
-            detail=kernel.missing.get(Offload.UDP_GRO, "datagrams of one peer come merged"),
+            evidence=kernel.missing.get(Offload.UDP_GRO, "datagrams of one peer come merged"),
             since="5.0 (5.12 to be asked for it)",
             without=Offload.UDP_GRO.meaning.without,
         ),
         _forced_buffers(),
-        Finding(
-            name="SO_REUSEPORT",
+        feature(
+            "so-reuseport",
+            "SO_REUSEPORT",
             is_there=hasattr(socket, "SO_REUSEPORT"),
-            detail="each worker a socket on the same port; a peer stays with one",
+            evidence="each worker a socket on the same port; a peer stays with one",
             since="3.9",
             without="one worker",
         ),
@@ -125,39 +174,41 @@ def _device_findings() -> Iterator[Finding]:
     try:
         tun = Tun("probe%d", TunMode(has_vnet_header=True, wants_tso=True, wants_uso=True))
     except PlatformError as error:
-        yield Finding(
-            name="a TUN device",
+        yield feature(
+            "tun-device",
+            "a TUN device",
             is_there=False,
-            detail=str(error),
+            evidence=str(error),
             since="2.4",
             without="nothing works",
+            is_needed=True,
         )
         return
     try:
         _set_up(tun.name)
-        yield Finding(
-            name="TSO from the TUN",
+        yield feature(
+            "tun-tso",
+            "TSO from the TUN",
             is_there=tun.has_tso,
-            detail=Offload.TUN_TSO.meaning.means,
+            evidence=Offload.TUN_TSO.meaning.means,
             since=Offload.TUN_TSO.meaning.since,
             without=Offload.TUN_TSO.meaning.without,
         )
-        yield Finding(
-            name="USO from the TUN",
+        yield feature(
+            "tun-uso",
+            "USO from the TUN",
             is_there=tun.has_uso,
-            detail=Offload.TUN_USO.meaning.means,
+            evidence=Offload.TUN_USO.meaning.means,
             since=Offload.TUN_USO.meaning.since,
             without=Offload.TUN_USO.meaning.without,
         )
-        for name, packet, since in (
-            ("TCP super-packet to the TUN", _super_packet(is_tcp=True), "2.6.27"),
-            ("UDP super-packet to the TUN", _super_packet(is_tcp=False), "6.2"),
-        ):
-            error_text = _write(tun.fd, packet)
-            yield Finding(
-                name=name,
+        for kind, is_tcp, since in (("TCP", True, "2.6.27"), ("UDP", False, "6.2")):
+            error_text = _write(tun.fd, _super_packet(is_tcp=is_tcp))
+            yield feature(
+                f"{kind.lower()}-super-packet",
+                f"{kind} super-packet to the TUN",
                 is_there=error_text is None,
-                detail=error_text or "taken whole",
+                evidence=error_text or "taken whole",
                 since=f"{since} (not 6.1.103, 6.6.44, 6.10.3)",
                 without="one TUN write per packet, found out at the first refusal",
             )
@@ -172,10 +223,11 @@ def _forced_buffers() -> Finding:
             why_not = None
         except OSError as error:
             why_not = os.strerror(error.errno or errno.EPERM)
-    return Finding(
-        name="SO_RCVBUFFORCE",
+    return feature(
+        "so-rcvbufforce",
+        "SO_RCVBUFFORCE",
         is_there=why_not is None,
-        detail=why_not or "8 MiB socket buffers whatever net.core.rmem_max says",
+        evidence=why_not or "8 MiB socket buffers whatever net.core.rmem_max says",
         since="2.6.14 (CAP_NET_ADMIN)",
         without="bursts are lost beyond net.core.rmem_max",
     )
@@ -207,4 +259,4 @@ def _write(fd: int, packet: bytes) -> str | None:
 
 def _set_up(name: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, _IFREQ.pack(name.encode(), _IFF_UP))
+        fcntl.ioctl(sock, uapi.SIOCSIFFLAGS, _IFREQ.pack(name.encode(), uapi.IFF_UP))

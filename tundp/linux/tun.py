@@ -8,8 +8,11 @@ at once and the object only keeps it open.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +22,10 @@ from tundp.errors import PlatformError
 from tundp.linux import uapi
 
 DEVICE: Final = "/dev/net/tun"
+IFNAMSIZ: Final = 16
+"""Bytes of an interface name in `struct ifreq`, its NUL included (linux/if.h)."""
+IFREQ_LEN: Final = 40
+"""sizeof(struct ifreq) on 64-bit kernels; more than any other has (linux/if.h)."""
 
 
 def require_device() -> None:
@@ -59,10 +66,40 @@ class Tun:
         mode = mode or TunMode()
         self.has_tso = self.has_uso = self.knows_uso = False
         self.has_vnet_header = mode.has_vnet_header
+        self.name = name
+        self.fds: tuple[int, ...] = ()
         self._devices: list[pytun.TunTapDevice] = []
+        self._adopted: tuple[int, ...] = ()
         self._open(name, mode)
         if self.has_vnet_header:
             self._ask_offloads(mode)
+
+    @classmethod
+    def adopt(cls, fds: Sequence[int], mode: TunMode) -> Tun:
+        """The TUN device whose queues' descriptors are `fds`, opened by another process.
+
+        The descriptors are owned from here on, whether or not an error is raised. What a
+        queue is (vnet header or not, multi-queue) belongs to its file and cannot be changed:
+        PlatformError names the difference to `mode`; the offloads are asked for anew. One
+        descriptor a queue, in the queues' order.
+        """
+        self = cls.__new__(cls)
+        self._devices = []
+        self._adopted = self.fds = tuple(fds)
+        self.has_tso = self.has_uso = self.knows_uso = False
+        self.has_vnet_header = mode.has_vnet_header
+        try:
+            found = [_ask_interface(fd) for fd in fds]
+            self.name = _check_adopted(found, mode)
+            for fd in fds:
+                os.set_inheritable(fd, False)
+                os.set_blocking(fd, False)
+            if self.has_vnet_header:
+                self._ask_offloads(mode)
+        except PlatformError:
+            self.close()
+            raise
+        return self
 
     @property
     def fd(self) -> int:
@@ -71,9 +108,12 @@ class Tun:
 
     def close(self) -> None:
         """Close the descriptors, and with them remove the device. Harmless when repeated."""
-        self.fds: tuple[int, ...] = ()
+        self.fds = ()
         while self._devices:
             self._devices.pop().close()
+        adopted, self._adopted = self._adopted, ()
+        for fd in adopted:
+            os.close(fd)
 
     def _open(self, name: str, mode: TunMode) -> None:
         flags = uapi.IFF_TUN | uapi.IFF_NO_PI
@@ -116,6 +156,48 @@ class Tun:
         except OSError:
             return False
         return True
+
+
+def _ask_interface(fd: int) -> tuple[str, int]:
+    """Name and IFF_* flags of the TUN device behind a descriptor (TUNGETIFF, linux/if_tun.h)."""
+    request = bytearray(IFREQ_LEN)
+    try:
+        fcntl.ioctl(fd, uapi.TUNGETIFF, request)
+    except OSError as error:
+        raise PlatformError(
+            f"descriptor {fd} is no TUN device: {os.strerror(error.errno or 0)}", error.errno
+        ) from None
+    name = bytes(request[:IFNAMSIZ]).partition(b"\0")[0].decode()
+    return name, struct.unpack_from("=H", request, IFNAMSIZ)[0]
+
+
+def _check_adopted(found: Sequence[tuple[str, int]], mode: TunMode) -> str:
+    """The device's name; PlatformError if the descriptors are not what `mode` needs."""
+    if len(found) != mode.queues:
+        raise PlatformError(
+            f"cannot adopt a TUN device with {len(found)} queues: {mode.queues} are wanted",
+            errno.EINVAL,
+        )
+    names = {name for name, _ in found}
+    if len(names) != 1:
+        raise PlatformError(
+            f"cannot adopt descriptors of several devices as one: {', '.join(sorted(names))}",
+            errno.EINVAL,
+        )
+    (name,) = names
+    for _, flags in found:
+        for flag, wanted, what in (
+            (uapi.IFF_TUN, True, "IP packets (IFF_TUN)"),
+            (uapi.IFF_NO_PI, True, "packets without packet information (IFF_NO_PI)"),
+            (uapi.IFF_VNET_HDR, mode.has_vnet_header, "vnet headers (IFF_VNET_HDR)"),
+        ):
+            if bool(flags & flag) is not wanted:
+                raise PlatformError(
+                    f"cannot adopt {name}: it {'has no' if wanted else 'has'} {what}, which"
+                    " cannot be changed once a queue is open",
+                    errno.EINVAL,
+                )
+    return name
 
 
 def _explain(name: str, error: OSError) -> str:

@@ -1,8 +1,10 @@
 """Prometheus metrics: names and units as its naming rules have them, few labels.
 
-prometheus_client writes the format and the process's own figures; the rest is read off
-the node's status at each scrape, so that nothing is counted twice. Every series is there
-from the start, drops of every reason included. No series per peer: there may be 65,000.
+prometheus_client writes the format and the process's own figures; the rest is read off the
+daemon's summary at each scrape, so that nothing is counted twice. Every series is there from
+the start, drops of every reason included. There is no series per peer and nothing is done per
+peer, because there may be 65,000: how many paths are narrow is counted, which ones they are
+tells `tundp status`.
 """
 
 from __future__ import annotations
@@ -21,31 +23,22 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
 import tundp
-from tundp.observe.health import Check
-from tundp.store.claim import LeaseState
+from tundp.finding import Finding, failures
+from tundp.lease.claim import LeaseState
+from tundp.observe.counters import BREAKDOWNS, sentence, spec_of
+from tundp.observe.status import CountersStatus, EngineStatus, Status
 from tundp.wire.drop import DropReason
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _APPLY_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
-_COUNTERS: Final = (
-    ("socket_overflows", "Datagrams lost because the UDP socket's buffer was full."),
-    ("source_mismatches", "Datagrams whose sender does not hold the lease of their source."),
-    ("destination_mismatches", "Datagrams whose inner destination is not this node's."),
-    ("icmp_rate_limited", "ICMP errors held back by the rate limit."),
-    ("icmp_to_tun", "ICMP errors written to the TUN."),
-    ("icmp_to_peers", "ICMP errors sent to peers."),
-    ("icmp_undeliverable", "ICMP errors that could not be delivered."),
-    ("offload_fallbacks", "Super-packets the kernel refused, sent one by one instead."),
-    ("fragments_out", "Fragments sent for packets above a path MTU."),
-    ("send_waits", "Times the UDP socket was full and reading the TUN paused."),
-)
+_OFFLOAD_STATES: Final = ("in_use", "disabled")
 
 
 class Metrics:
-    """The registry of one daemon. `status` is None until there is a node."""
+    """The registry of one daemon. `summary` is None until there is a node."""
 
-    def __init__(self, ready: Callable[[], list[Check]]) -> None:
-        self.status: Callable[[], dict[str, Any]] | None = None
+    def __init__(self, ready: Callable[[], list[Finding]]) -> None:
+        self.summary: Callable[[], Status] | None = None
         self._ready = ready
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
@@ -63,25 +56,26 @@ class Metrics:
         return bytes(generate_latest(self._registry))
 
     def describe(self) -> list[Any]:
-        """See prometheus_client: nothing needs to be collected to register."""
+        """The names are not known before they are collected. See prometheus_client."""
         return []
 
     def collect(self) -> Iterator[Any]:
         """See prometheus_client."""
         yield InfoMetricFamily("tundp_build", "Version.", value={"version": tundp.__version__})
-        checks = self._ready()
-        yield _gauge("tundp_ready", "1 if every check holds.", all(c.is_ok for c in checks))
+        findings = self._ready()
+        yield _gauge("tundp_ready", "1 if every check holds.", not failures(findings))
         each = GaugeMetricFamily("tundp_check_ok", "1 if this check holds.", labels=["check"])
-        for check in checks:
-            each.add_metric([check.name], check.is_ok)
+        for finding in findings:
+            each.add_metric([finding.id], not finding.is_failure)
         yield each
-        if self.status is not None:
-            status = self.status()
-            yield from _traffic(status["counters"])
+        if self.summary is not None:
+            status = self.summary()
+            if status.counters is not None:
+                yield from _traffic(status.counters)
             yield from _control(status)
 
 
-def _traffic(counters: dict[str, Any]) -> Iterator[Any]:
+def _traffic(counters: CountersStatus) -> Iterator[Any]:
     packets = CounterMetricFamily(
         "tundp_packets", "Packets that came in, by direction.", labels=["direction"]
     )
@@ -94,49 +88,78 @@ def _traffic(counters: dict[str, Any]) -> Iterator[Any]:
     drops = CounterMetricFamily(
         "tundp_drops", "Packets dropped, by reason.", labels=["direction", "reason"]
     )
-    for direction in ("encap", "decap"):
-        counted = counters[direction]
-        packets.add_metric([direction], counted["packets_in"])
-        forwarded.add_metric([direction], counted["packets_out"])
-        octets.add_metric([direction], counted["bytes_out"])
+    for direction, counted in counters.directions:
+        packets.add_metric([direction], counted.packets_in)
+        forwarded.add_metric([direction], counted.packets_out)
+        octets.add_metric([direction], counted.bytes_out)
         for reason in DropReason:
-            drops.add_metric([direction, reason.label], counted["drops"].get(reason.label, 0))
+            drops.add_metric([direction, reason.label], counted.drops.get(reason.label, 0))
     yield from (packets, forwarded, octets, drops)
-    for name, text in _COUNTERS:
-        yield CounterMetricFamily(f"tundp_{name}", text, value=counters.get(name, 0))
-    errors = CounterMetricFamily(
-        "tundp_kernel_refusals", "System calls of the packet path refused.", labels=["errno"]
-    )
-    for name, count in counters["errnos"].items():
-        errors.add_metric([name], count)
-    yield errors
+    for name, value in counters.totals.items():
+        spec = spec_of(name)
+        if spec is not None and spec.metric is not None:
+            yield CounterMetricFamily(spec.metric, sentence(spec.means), value=value)
+    for name, counts in counters.by_reason.items():
+        about = BREAKDOWNS[name]
+        family = CounterMetricFamily(about.metric, sentence(about.means), labels=[about.label])
+        for reason_name, count in counts.items():
+            family.add_metric([reason_name], count)
+        yield family
 
 
-def _control(status: dict[str, Any]) -> Iterator[Any]:
-    lease = status["lease"]
-    store = status["store"]
-    state = GaugeMetricFamily("tundp_lease_state", "1 for the lease's state.", labels=["state"])
-    for each in LeaseState:
-        state.add_metric([each.value], lease["state"] == each.value)
-    yield state
-    yield _gauge(
-        "tundp_lease_expiry_timestamp_seconds",
-        "When the lease expires; 0 for never or unknown.",
-        lease["expires_at"] or 0,
+def _control(status: Status) -> Iterator[Any]:
+    yield _gauge("tundp_start_timestamp_seconds", "When the daemon started.", status.started_at)
+    if (lease := status.lease) is not None:
+        state = GaugeMetricFamily("tundp_lease_state", "1 for the lease's state.", labels=["state"])
+        for each in LeaseState:
+            state.add_metric([each.value], lease.state == each.value)
+        yield state
+        yield _gauge(
+            "tundp_lease_expiry_timestamp_seconds",
+            "When the lease expires; 0 for never or unknown.",
+            lease.expires_at or 0,
+        )
+    if (store := status.store) is not None:
+        yield _gauge("tundp_store_up", "1 if the lease store answers.", store.is_answering)
+        yield _gauge(
+            "tundp_etcd_last_sync_timestamp_seconds",
+            "When the leases were last known to be those of the store.",
+            store.synced_at or 0,
+        )
+        yield _gauge("tundp_store_revision", "Revision of the leases.", store.revision)
+    if (routing := status.routing) is not None:
+        yield _gauge("tundp_peers", "Leases packets are sent to.", routing.peers)
+        yield _gauge("tundp_refused_leases", "Leases that are no peers.", routing.refused)
+        yield _gauge("tundp_bad_entries", "Entries nobody can read.", routing.bad_entries)
+        yield _gauge("tundp_fib_generation", "Generation of the routes.", routing.generation)
+        yield _gauge(
+            "tundp_narrow_paths",
+            "Peers whose path carries less than the MTU of the device.",
+            routing.narrow_paths,
+        )
+        yield _gauge(
+            "tundp_no_gso_paths", "Peers whose path takes no UDP_SEGMENT.", routing.no_gso_paths
+        )
+    if (backend := status.backend) is not None:
+        yield InfoMetricFamily(
+            "tundp_backend", "What carries packets.", value={"type": backend.type}
+        )
+        if backend.mtu is not None:
+            yield _gauge("tundp_mtu_bytes", "Largest inner packet.", backend.mtu)
+    if (engine := status.engine) is not None:
+        yield _offloads(engine)
+
+
+def _offloads(engine: EngineStatus) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(
+        "tundp_offload", "1 for the state each offload is in now.", labels=["name", "state"]
     )
-    yield _gauge("tundp_store_up", "1 if the lease store answers.", store["is_answering"])
-    yield _gauge(
-        "tundp_etcd_last_sync_timestamp_seconds",
-        "When the leases were last known to be those of the store.",
-        store["synced_at"] or 0,
-    )
-    yield _gauge("tundp_store_revision", "Revision of the leases.", store["revision"])
-    yield _gauge("tundp_peers", "Leases packets are sent to.", len(status["peers"]))
-    yield _gauge("tundp_refused_leases", "Leases that are no peers.", len(status["refused"]))
-    yield _gauge("tundp_bad_entries", "Entries nobody can read.", len(status["bad_entries"]))
-    yield _gauge("tundp_start_timestamp_seconds", "When the daemon started.", status["started_at"])
-    yield _gauge("tundp_fib_generation", "Generation of the routes.", status["generation"])
-    yield _gauge("tundp_mtu_bytes", "MTU of the TUN.", status["tun"]["mtu"])
+    in_use = dict.fromkeys(engine.offloads_in_use, True)
+    disabled = dict.fromkeys((each.name for each in engine.offloads_disabled), False)
+    for name, is_used in (in_use | disabled).items():
+        for state in _OFFLOAD_STATES:
+            family.add_metric([name, state], is_used is (state == "in_use"))
+    return family
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -1,8 +1,9 @@
 """What is served over TCP: flannel's /healthz and /readyz, and Prometheus metrics.
 
-/healthz   200 `flanneld is running`, 503 `flanneld is not running` naming the check
+/healthz   200 `flanneld is running`, 503 `flanneld is not running` if a check fails
 /readyz    200 `flanneld is ready`, 503 `flanneld is not ready yet`
-           with ?verbose JSON: every check, its state and a word why
+           both with ?verbose: a line a check, as Kubernetes' own, with what was seen
+           both with ?format=json or `Accept: application/json`: the same as JSON
 /metrics   on --metrics-addr
 """
 
@@ -13,16 +14,21 @@ import contextlib
 import errno
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 from aiohttp import web
 
 from tundp.errors import PlatformError
-from tundp.observe.health import Check, Health
+from tundp.finding import Finding, failures
+from tundp.observe.health import Health
 from tundp.observe.metrics import CONTENT_TYPE, Metrics
 
 _log = logging.getLogger(__name__)
 
+BACKLOG = 128
+"""Connections the kernel completes before they are accepted."""
 CONNECTIONS = 64
 """At a time, of each server."""
 HEALTHY = ("flanneld is running", "flanneld is not running")
@@ -30,53 +36,95 @@ READY = ("flanneld is ready", "flanneld is not ready yet")
 
 
 @contextlib.asynccontextmanager
-async def serve_health(ip: str, port: int, health: Health) -> AsyncIterator[None]:
-    """Answer probes on ip:port until the block ends; port 0: not at all."""
+async def serve_health(sock: socket.socket | None, health: Health) -> AsyncIterator[None]:
+    """Answer probes on a socket of `open_listener` until the block ends; None: not at all."""
     app = web.Application()
     app.router.add_get("/healthz", _answer(health.alive, HEALTHY))
     app.router.add_get("/readyz", _answer(health.ready, READY))
-    async with _serve(app, ip, port, "--healthz-ip and --healthz-port"):
+    async with _serve(app, sock):
         yield
 
 
 @contextlib.asynccontextmanager
-async def serve_metrics(address: tuple[str, int] | None, metrics: Metrics) -> AsyncIterator[None]:
-    """Answer Prometheus on `address` until the block ends; None: not at all."""
+async def serve_metrics(sock: socket.socket | None, metrics: Metrics) -> AsyncIterator[None]:
+    """Answer Prometheus on a socket of `open_listener` until the block ends; None: not at all."""
 
     async def answer(_: web.Request) -> web.Response:
         return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
     app = web.Application()
     app.router.add_get("/metrics", answer)
-    ip, port = address or ("", 0)
-    async with _serve(app, ip, port, "--metrics-addr"):
+    async with _serve(app, sock):
         yield
 
 
+def open_listener(ip: str, port: int, flag: str) -> socket.socket:
+    """A listening TCP socket on ip:port. PlatformError names `flag`."""
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((ip, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise PlatformError(
+            f"cannot listen on {ip}:{port} ({flag}): {why}", error.errno or errno.EIO
+        ) from None
+    return sock
+
+
 def _answer(
-    look: Callable[[], list[Check]], words: tuple[str, str]
+    checks: Callable[[], list[Finding]], words: tuple[str, str]
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def answer(request: web.Request) -> web.Response:
-        checks = look()
-        is_ok = all(check.is_ok for check in checks)
-        status = 200 if is_ok else 503
-        text = words[0] if is_ok else words[1]
-        if "verbose" in request.query:
+        findings = checks()
+        failing = failures(findings)
+        status = 503 if failing else 200
+        text = words[1] if failing else words[0]
+        if _wants_json(request):
             body = {
-                "ok": is_ok,
+                "ok": not failing,
                 "status": text,
-                "failing": [check.name for check in checks if not check.is_ok],
-                "checks": [check.as_dict() for check in checks],
+                "failing": [finding.id for finding in failing],
+                "checks": [_as_check(finding) for finding in findings],
             }
             return web.json_response(body, status=status)
+        if "verbose" in request.query:
+            text = "\n".join([*map(_as_line, findings), text, ""])
         return web.Response(text=text, status=status)
 
     return answer
 
 
+def _wants_json(request: web.Request) -> bool:
+    accepted = request.headers.get("Accept", "")
+    return request.query.get("format") == "json" or "application/json" in accepted
+
+
+def _as_line(finding: Finding) -> str:
+    """A check as Kubernetes' /readyz?verbose has it, and what was seen: `[+]lease ok: held`."""
+    mark, word = ("[-]", "failed") if finding.is_failure else ("[+]", "ok")
+    seen = "; ".join(filter(None, (finding.evidence, finding.next_step)))
+    return f"{mark}{finding.id} {word}: {' '.join(seen.split())}"
+
+
+def _as_check(finding: Finding) -> dict[str, Any]:
+    """A finding under the names this answer has always had."""
+    return {
+        "name": finding.id,
+        "ok": not finding.is_failure,
+        "detail": finding.evidence,
+        "next_step": finding.next_step,
+    }
+
+
 @contextlib.asynccontextmanager
-async def _serve(app: web.Application, ip: str, port: int, flag: str) -> AsyncIterator[None]:
-    if not port:
+async def _serve(app: web.Application, sock: socket.socket | None) -> AsyncIterator[None]:
+    if sock is None:
         yield
         return
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=3.0)
@@ -86,20 +134,14 @@ async def _serve(app: web.Application, ip: str, port: int, flag: str) -> AsyncIt
         assert handlers is not None
 
         def accept() -> asyncio.Protocol:
-            # Whoever opens connections and is silent must not take the descriptors of the
-            # overlay: the oldest go first, and a probe always gets its answer.
+            # Idle connections must not use up the daemon's descriptors: the oldest are closed
+            # first, so that a probe is always answered. aiohttp (3.11 to 3.14) keeps its
+            # handlers in the order they were made.
             for idle in handlers.connections[: 1 - CONNECTIONS]:
                 idle.force_close()
             return handlers()
 
-        loop = asyncio.get_running_loop()
-        try:
-            server = await loop.create_server(accept, ip, port, reuse_address=True)
-        except OSError as error:
-            why = os.strerror(error.errno) if error.errno else str(error)
-            raise PlatformError(
-                f"cannot listen on {ip}:{port} ({flag}): {why}", error.errno or errno.EIO
-            ) from None
+        server = await asyncio.get_running_loop().create_server(accept, sock=sock)
         try:
             yield
         finally:

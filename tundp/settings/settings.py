@@ -1,335 +1,480 @@
-"""Flags, environment and file to one frozen Settings. Every default and every check lives here.
+"""The daemon's settings, one declaration each: Flannel's flags first, then tundp's own.
 
-    flag  over  FLANNELD_* or TUNDP_* variable  over  --config file  over  default
+Every default, unit and check of a single value is here; what several say together is checked
+by settings/sources.py. See settings/declare.py for what follows from a declaration.
 
-Flags are read as Go's flag package reads them, because flannel's users write them so:
-`-f v`, `-f=v` and the same with two dashes are equal, and a boolean takes its value
-only with `=`. Where this differs on purpose: an unknown flag or a stray argument is an
-error (flannel exits with 0, or ignores the rest), and so is a bad environment variable
-(flannel turns it into 0). The `flanneld` script alone ignores stray arguments as flannel
-does, with a warning: what starts a stock flanneld must start us.
+Why one room: it is one table, and that all flags stand in one place is its point.
 """
 
 from __future__ import annotations
 
-import difflib
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from tundp.errors import ConfigError
-from tundp.settings.options import (
-    ADMIN_SOCKET,
-    FILE_STORE,
-    OPTIONS,
-    RUN_DIRECTORY,
-    SUBNET_FILE,
-    Option,
-    parse_path,
-)
+from tundp.choices import Engine, EtcdApi, Layout, Loop, Offload, OnLeaseLost, SourceCheck
+from tundp.instance import SUBNET_FILE, Instance
+from tundp.settings import parsers
+from tundp.settings.declare import Flag, Section, flag, flags_of, show
+from tundp.settings.parsers import Listen, StoreChoice
+
+DEFAULT: Final = "default"
+"""The origin of a setting nobody gave."""
+
+_NOT_YET: Final = "leases from the Kubernetes API are not in tundp yet"
+_NO_KLOG: Final = "tundp does not log with klog"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """One daemon's settings, checked. Field names are the flags' with underscores."""
+    """One daemon's settings, checked."""
 
-    etcd_endpoints: tuple[str, ...]
-    etcd_prefix: str
-    etcd_username: str
-    etcd_password: str = field(repr=False)
-    etcd_cafile: str
-    etcd_certfile: str
-    etcd_keyfile: str
-    iface: tuple[str, ...]
-    iface_regex: tuple[str, ...]
-    iface_can_reach: IPv4Address | None
-    public_ip: IPv4Address | None
-    public_ipv6: IPv6Address | None
-    subnet_file: Path
-    subnet_lease_renew_margin: int
-    ip_masq: bool
-    ip_masq_fully_random_disable: bool
-    iptables_resync: int
-    iptables_forward_rules: bool
-    ip_blackhole_route: bool
-    healthz_ip: str
-    healthz_port: int
-    kube_subnet_mgr: bool
-    kube_api_url: str
-    kubeconfig_file: str
-    kube_annotation_prefix: str
-    net_config_path: Path
-    set_node_network_unavailable: bool
-    v: int
-    vmodule: str
-    log_backtrace_at: str
-    help: bool
-    version: bool
-    config: Path | None
-    etcd_api: str
-    on_lease_lost: str
-    force_takeover: bool
-    state_dir: Path | None
-    fallback_route: bool
-    metrics_addr: tuple[str, int] | None
-    store: str
-    engine: str
-    disable_offloads: tuple[str, ...]
-    workers: int
-    layout: str
-    cpus: tuple[int, ...]
-    spin: int
-    loop: str
-    source_check: str
-    tun_name: str
-    lease_ttl: int
-    admin_socket: Path
-    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    etcd_endpoints: tuple[str, ...] = flag(
+        is_flannels=True,
+        section=Section.LEASES,
+        parse=parsers.parse_endpoints,
+        default=("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
+        metavar="URL,...",
+        help="etcd servers, tried in turn",
+    )
+    etcd_prefix: str = flag(
+        is_flannels=True,
+        section=Section.LEASES,
+        default="/coreos.com/network",
+        metavar="PATH",
+        help="directory in etcd with the network config and the leases; one for each network",
+    )
+    etcd_username: str = flag(
+        is_flannels=True,
+        section=Section.LEASES,
+        default="",
+        metavar="NAME",
+        help="user name, where etcd's auth is on",
+        example="flannel",
+    )
+    etcd_password: str = flag(
+        is_flannels=True,
+        section=Section.LEASES,
+        default="",
+        help="password of --etcd-username; ps(1) shows a flag to everybody, a variable or file not",
+        is_secret=True,
+        example="secret",
+    )
+    etcd_cafile: str = flag(
+        is_flannels=True,
+        section=Section.LEASES,
+        default="",
+        metavar="FILE",
+        takes_file=True,
+        help="certificate of the authority that signed etcd's certificate",
+        example="/etc/ssl/etcd/ca.pem",
+        note="Readable for root, and not below /home or /root, which the unit cannot see.",
+    )
+    etcd_certfile: str = flag(
+        is_flannels=True,
+        section=Section.LEASES,
+        default="",
+        metavar="FILE",
+        takes_file=True,
+        help="client certificate for etcd",
+        example="/etc/ssl/etcd/node.pem",
+    )
+    etcd_keyfile: str = flag(
+        is_flannels=True,
+        section=Section.LEASES,
+        default="",
+        metavar="FILE",
+        takes_file=True,
+        help="key of --etcd-certfile",
+        example="/etc/ssl/etcd/node-key.pem",
+    )
+    iface: tuple[str, ...] = flag(
+        is_flannels=True,
+        section=Section.ADDRESS,
+        default=(),
+        metavar="NAME|IP",
+        help="interface to the other nodes; repeatable, the first that fits is taken",
+        default_text="the interface that has --public-ip, else that of the default route",
+        is_repeatable=True,
+        example="eth1",
+    )
+    iface_regex: tuple[str, ...] = flag(
+        is_flannels=True,
+        section=Section.ADDRESS,
+        default=(),
+        metavar="REGEX",
+        help="interface by regular expression, matched against addresses, then against names;"
+        " repeatable, tried after every --iface",
+        is_repeatable=True,
+        example="^eth[0-9]+$",
+    )
+    iface_can_reach: IPv4Address | None = flag(
+        is_flannels=True,
+        section=Section.ADDRESS,
+        parse=parsers.parse_address,
+        default=None,
+        metavar="IP",
+        help="interface the kernel's route to this address leaves by; tried last",
+        example="192.0.2.1",
+    )
+    public_ip: IPv4Address | None = flag(
+        is_flannels=True,
+        section=Section.ADDRESS,
+        parse=parsers.parse_address,
+        default=None,
+        metavar="IP",
+        help="address other nodes send to, when it is not the interface's own (NAT)",
+        example="192.0.2.10",
+    )
+    public_ipv6: IPv6Address | None = flag(
+        is_flannels=True,
+        section=Section.ADDRESS,
+        parse=parsers.parse_address6,
+        default=None,
+        metavar="IP6",
+        help="IPv6 address to advertise in a dual-stack network; the udp backend sends to none",
+        example="2001:db8::10",
+    )
+    subnet_file: Path = flag(
+        is_flannels=True,
+        section=Section.NODE,
+        parse=parsers.parse_file,
+        default=SUBNET_FILE,
+        metavar="FILE",
+        takes_file=True,
+        help="file to write this node's subnet and MTU to, for Docker and CNI; several daemons"
+        " of one host need one each",
+        note="Elsewhere than below /run/flannel, the unit needs ReadWritePaths= for it.",
+    )
+    subnet_lease_renew_margin_min: int = flag(
+        "subnet-lease-renew-margin",
+        is_flannels=True,
+        section=Section.LEASES,
+        parse=parsers.parse_margin,
+        default=60,
+        unit="minutes",
+        help="renew the lease so long before it expires",
+    )
+    ip_masq: bool = flag(
+        is_flannels=True,
+        section=Section.FIREWALL,
+        default=False,
+        help="masquerade packets from the network to addresses outside it",
+    )
+    ip_masq_fully_random_disable: bool = flag(
+        is_flannels=True,
+        section=Section.FIREWALL,
+        default=False,
+        help="let masquerading keep source ports where it can (no --random-fully)",
+    )
+    iptables_resync_s: int = flag(
+        "iptables-resync",
+        is_flannels=True,
+        section=Section.FIREWALL,
+        parse=parsers.parse_resync,
+        default=5,
+        unit="seconds",
+        help="how often to check the firewall rules, where the kernel does not report changes",
+    )
+    iptables_forward_rules: bool = flag(
+        is_flannels=True,
+        section=Section.FIREWALL,
+        default=True,
+        help="accept forwarding from and to the network; =false leaves the FORWARD chain alone",
+    )
+    ip_blackhole_route: bool = flag(
+        is_flannels=True,
+        section=Section.FIREWALL,
+        default=False,
+        help="install a blackhole route for this node's own subnet, used while no bridge has it",
+    )
+    healthz_ip: str = flag(
+        is_flannels=True,
+        section=Section.OBSERVE,
+        parse=parsers.parse_health_ip,
+        default="0.0.0.0",
+        metavar="IP",
+        help="address to serve /healthz and /readyz on",
+    )
+    healthz_port: int = flag(
+        is_flannels=True,
+        section=Section.OBSERVE,
+        parse=parsers.parse_health_port,
+        default=0,
+        metavar="PORT",
+        help="TCP port of /healthz and /readyz, 0 for none; ?verbose lists every check",
+    )
+    kube_subnet_mgr: bool = flag(
+        is_flannels=True,
+        section=Section.KUBERNETES,
+        default=False,
+        help="leases from the Kubernetes API; not in tundp yet: refused",
+    )
+    kube_api_url: str = flag(
+        is_flannels=True,
+        section=Section.KUBERNETES,
+        default="",
+        metavar="URL",
+        help="Kubernetes API server; not in tundp yet: refused",
+    )
+    kubeconfig_file: str = flag(
+        is_flannels=True,
+        section=Section.KUBERNETES,
+        default="",
+        metavar="FILE",
+        takes_file=True,
+        help="kubeconfig; not in tundp yet: refused",
+    )
+    kube_annotation_prefix: str = flag(
+        is_flannels=True,
+        section=Section.KUBERNETES,
+        default="flannel.alpha.coreos.com",
+        metavar="PREFIX",
+        help="prefix of node annotations; accepted, without effect",
+        no_effect=_NOT_YET,
+    )
+    net_config_path: Path = flag(
+        is_flannels=True,
+        section=Section.KUBERNETES,
+        parse=Path,
+        default=Path("/etc/kube-flannel/net-conf.json"),
+        metavar="FILE",
+        takes_file=True,
+        help="network config under Kubernetes; accepted, without effect",
+        no_effect=_NOT_YET,
+    )
+    set_node_network_unavailable: bool = flag(
+        is_flannels=True,
+        section=Section.KUBERNETES,
+        default=True,
+        help="clear the node's NetworkUnavailable condition; accepted, without effect",
+        no_effect=_NOT_YET,
+    )
+    v: int = flag(
+        is_flannels=True,
+        section=Section.LOG,
+        parse=parsers.parse_int,
+        default=0,
+        metavar="LEVEL",
+        help="log level: 0 changes, warnings and errors; 1 also renewals, retries and, with"
+        " --engine=reference, each packet refused; below 0 errors only",
+    )
+    vmodule: str = flag(
+        is_flannels=True,
+        section=Section.LOG,
+        default="",
+        metavar="LIST",
+        help="levels of single loggers, as in tundp.store=1,grpclib=1; secrets stay hidden",
+    )
+    log_backtrace_at: str = flag(
+        "log_backtrace_at",
+        is_flannels=True,
+        section=Section.LOG,
+        default="",
+        metavar="FILE:LINE",
+        help="klog's backtraces; accepted, without effect",
+        no_effect=_NO_KLOG,
+    )
+    help: bool = flag(
+        is_flannels=True,
+        default=False,
+        help="print this and exit; also -h",
+        is_settable=False,
+        has_variable=False,
+    )
+    version: bool = flag(
+        is_flannels=True,
+        default=False,
+        help="print the version and exit",
+        is_settable=False,
+        # FLANNELD_VERSION has no effect in flannel either: images set it.
+        has_variable=False,
+    )
+    config: Path | None = flag(
+        parse=parsers.parse_path,
+        default=None,
+        metavar="FILE",
+        takes_file=True,
+        help='TOML file of settings, named as the flags are: ip-masq = true, iface = ["eth0"];'
+        " `tundp config example` prints one",
+        is_settable=False,
+        example="/etc/tundp.toml",
+    )
+    etcd_api: EtcdApi = flag(
+        section=Section.LEASES,
+        choice=EtcdApi,
+        default=EtcdApi.AUTO,
+        help="API of etcd that holds the leases: auto is the one that has the network config, v3"
+        " if both have; both registers this node in either, for a cluster of old and new flannels",
+    )
+    on_lease_lost: OnLeaseLost = flag(
+        section=Section.LEASES,
+        choice=OnLeaseLost,
+        default=OnLeaseLost.REGAIN,
+        help="when the lease is lost: keep forwarding and regain the same subnet, or exit with"
+        " code 0 as flannel does",
+    )
+    force_takeover: bool = flag(
+        section=Section.LEASES,
+        default=False,
+        help="take over the lease of another node with this node's PublicIP even while that node"
+        " is alive",
+    )
+    state_dir: Path | None = flag(
+        section=Section.NODE,
+        parse=parsers.parse_path,
+        default=Path("/var/lib/tundp"),
+        metavar="DIR",
+        takes_file=True,
+        help="directory of the node id and the lease cache; empty: neither is kept",
+    )
+    fallback_route: bool = flag(
+        section=Section.FIREWALL,
+        default=True,
+        help="install an unreachable route for the network, metric 4096, so that no packet leaks"
+        " to the default gateway while the TUN device is gone",
+    )
+    metrics_addr: Listen | None = flag(
+        section=Section.OBSERVE,
+        parse=parsers.parse_listen,
+        default=None,
+        metavar="[IP]:PORT",
+        help="address to serve Prometheus metrics on; :PORT means 127.0.0.1",
+        default_text="not served",
+        example=":9285",
+    )
+    store: StoreChoice = flag(
+        section=Section.LEASES,
+        parse=parsers.parse_store,
+        default=StoreChoice(),
+        metavar="etcd|file:PATH",
+        help="where leases live; a file serves all network namespaces of one machine, and leases"
+        " written by hand",
+        example="file:/var/lib/tundp/leases.json",
+        note="The unit can write a file below /var/lib/tundp only.",
+    )
+    engine: Engine = flag(
+        section=Section.PACKETS,
+        choice=Engine,
+        default=Engine.AUTO,
+        help="what moves the packets; auto is the fastest this machine has: `tundp probe` shows it",
+    )
+    disable_offloads: tuple[Offload, ...] = flag(
+        section=Section.PACKETS,
+        parse=parsers.parse_offloads,
+        choices=tuple(each.value for each in Offload),
+        default=(),
+        metavar="NAME,...",
+        help="offloads engine gso does not use, of " + ", ".join(each.value for each in Offload),
+    )
+    workers: int = flag(
+        section=Section.PACKETS,
+        parse=parsers.parse_workers,
+        default=1,
+        metavar="N",
+        help="queues of the TUN device and sockets of the underlay; more than one pays with"
+        " several busy peers and CPUs; engines gso and mmsg only",
+    )
+    layout: Layout = flag(
+        section=Section.PACKETS,
+        choice=Layout,
+        default=Layout.SHARED,
+        help="packet threads of each queue: one for both directions, or one for each",
+    )
+    cpus: tuple[int, ...] = flag(
+        section=Section.PACKETS,
+        parse=parsers.parse_cpus,
+        default=(),
+        metavar="N,...",
+        help="CPUs to bind the packet threads to, in turn",
+        default_text="the scheduler's choice",
+    )
+    spin_us: int = flag(
+        "spin",
+        section=Section.PACKETS,
+        parse=parsers.parse_spin,
+        default=50,
+        unit="microseconds",
+        help="between requests and answers, poll at most so long for the next packet before"
+        " sleeping, and only while that pays; 0 for never",
+    )
+    loop: Loop = flag(
+        section=Section.PACKETS,
+        choice=Loop,
+        default=Loop.AUTO,
+        help="event loop; auto is uvloop where it is installed",
+    )
+    source_check: SourceCheck = flag(
+        section=Section.PACKETS,
+        choice=SourceCheck,
+        default=SourceCheck.COUNT,
+        help="packets whose sender does not hold the lease of their inner source, or whose inner"
+        " destination is not this node's: off delivers them, count delivers and counts them,"
+        " enforce drops them",
+    )
+    tun_name: str = flag(
+        section=Section.NODE,
+        parse=parsers.parse_tun_name,
+        default="flannel%d",
+        metavar="NAME",
+        help="name of the TUN device; %d becomes the lowest free number",
+    )
+    lease_ttl_s: int = flag(
+        "lease-ttl",
+        section=Section.LEASES,
+        parse=parsers.parse_lease_ttl,
+        default=parsers.LEASE_TTL_S,
+        unit="seconds",
+        help="how long a lease lasts without renewal; flannel's is 24 hours",
+    )
+    admin_socket: Path = flag(
+        section=Section.OBSERVE,
+        parse=parsers.parse_path,
+        default=Instance().admin_socket,
+        metavar="FILE",
+        takes_file=True,
+        help="unix socket a running daemon answers `tundp status` on",
+        default_text=f"{Instance().admin_socket}; with another --subnet-file, one named after it",
+    )
+    origins: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
     """Flag name to where its value came from: `--x`, a variable, a file, or `default`."""
-    ignored: tuple[str, ...] = field(default=(), compare=False)
+    ignored: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     """Stray arguments, if they were to be ignored."""
 
     @property
-    def instance(self) -> str:
-        """Tells several daemons of one host apart, as flannel does, by subnet file; "" usually."""
-        return "" if self.subnet_file == SUBNET_FILE else _slug(self.subnet_file)
-
-    @property
-    def store_path(self) -> Path | None:
-        """The lease file of a file store, None for etcd."""
-        if not self.store.startswith(FILE_STORE):
-            return None
-        return Path(self.store.removeprefix(FILE_STORE))
+    def instance(self) -> Instance:
+        """Which daemon of this host."""
+        return Instance(self.subnet_file)
 
     def describe(self) -> str:
-        """The settings that were given, passwords blanked, for the log."""
+        """The settings that were given, secrets blanked, for the log."""
         shown = [
-            f"{option.name}={self.show(option)}"
-            for option in OPTIONS
-            if self.origins.get(option.name, DEFAULT) != DEFAULT
+            f"{each.name}={self.show(each)}"
+            for each in FLAGS
+            if self.origins.get(each.name, DEFAULT) != DEFAULT
         ]
         return " ".join(shown) or "all defaults"
 
-    def show(self, option: Option) -> str:
-        """One setting as a person would write it, a password blanked."""
-        value = getattr(self, option.field)
-        if option.is_secret:
+    def show(self, flag: Flag) -> str:
+        """One setting as a person would write it, a secret blanked."""
+        value = getattr(self, flag.field)
+        if flag.is_secret:
             return "***" if value else ""
-        return _show(value)
+        return show(value)
+
+    def without_effect(self) -> list[str]:
+        """The flags that were given and change nothing, a sentence each."""
+        return [
+            f"--{each.name} has no effect: {each.no_effect}"
+            for each in FLAGS
+            if each.no_effect and self.origins.get(each.name, DEFAULT) != DEFAULT
+        ]
 
 
-DEFAULT: Final = "default"
-NOT_IN_FILE: Final = frozenset({"help", "version", "config"})
-_NO_VARIABLE: Final = frozenset({"help", "version"})
-"""FLANNELD_VERSION has no effect in flannel either: images set it."""
-
-
-def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """`FLANNELD_*` and `TUNDP_*` variables that are set and mean nothing here."""
-    known = {option.variable for option in OPTIONS}
-    return sorted(
-        name
-        for name, text in environment.items()
-        if text and name.startswith(("FLANNELD_", "TUNDP_")) and name not in known
-    )
-
-
-def load_settings(
-    arguments: Sequence[str], environment: Mapping[str, str], *, ignores_stray: bool = False
-) -> Settings:
-    """The settings in force; ConfigError names the flag, variable or file line.
-
-    ignores_stray: the first argument that is no flag ends the flags, as in flannel, and
-    what follows is in `ignored`; else it is an error.
-    """
-    given, ignored = _parse_arguments(arguments, OPTIONS, ignores_stray=ignores_stray)
-    texts = {
-        option.name: environment.get(option.variable, "")
-        for option in OPTIONS
-        if option.name not in _NO_VARIABLE
-    }
-    path = given.get("config") or parse_path(texts["config"])
-    from_file = {} if path is None else _read_file(path)
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for option in OPTIONS:
-        if option.name in given:
-            values[option.field] = given[option.name]
-            origins[option.name] = f"--{option.name}"
-        elif text := texts.get(option.name, ""):
-            value = _convert(option, text, option.variable)
-            values[option.field] = (value,) if option.is_repeatable else value
-            origins[option.name] = option.variable
-        elif option.name in from_file:
-            values[option.field] = from_file[option.name]
-            origins[option.name] = str(path)
-        else:
-            values[option.field] = option.default
-            origins[option.name] = DEFAULT
-    subnet_file: Path = values["subnet_file"]
-    settings = Settings(
-        **values | {"admin_socket": values["admin_socket"] or admin_socket_of(subnet_file)},
-        origins=origins,
-        ignored=ignored,
-    )
-    if not (settings.help or settings.version):
-        _check(settings)
-    return settings
-
-
-def admin_socket_of(subnet_file: Path) -> Path:
-    """The default: daemons that differ in --subnet-file, and nothing else, must not collide."""
-    if subnet_file == SUBNET_FILE:
-        return ADMIN_SOCKET
-    # A socket's path has 107 bytes (sockaddr_un); the end of the name tells most.
-    return RUN_DIRECTORY / f"{_slug(subnet_file)[-80:]}.sock"
-
-
-def _slug(path: Path) -> str:
-    return str(path.absolute()).strip("/").replace("-", "--").replace("/", "-")
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    """The settings of a TOML file: keys are flag names, lists may be lists."""
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, not a path
-        raise ConfigError(f"--config {str(path)!r} is not TOML: {error}") from None
-    by_name = {option.name: option for option in OPTIONS if option.name not in NOT_IN_FILE}
-    values = {}
-    for name, raw in document.items():
-        option = by_name.get(name)
-        if option is None:
-            close = difflib.get_close_matches(name, by_name, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else "keys are named as the flags are"
-            raise ConfigError(f"{path}: unknown key {name}: {hint}")
-        values[name] = _from_toml(option, raw, f"{path}: {name}")
-    return values
-
-
-def _from_toml(option: Option, raw: Any, origin: str) -> Any:
-    if isinstance(raw, list) and not isinstance(option.default, tuple):
-        raise ConfigError(f"{origin} is a list, but takes one value")
-    items = raw if isinstance(raw, list) else [raw]
-    texts = []
-    for item in items:
-        if isinstance(item, bool):
-            texts.append("true" if item else "false")
-        elif isinstance(item, (str, int)):
-            texts.append(str(item))
-        else:
-            raise ConfigError(f"{origin} is neither text, number, true, false nor a list of them")
-        if isinstance(item, bool) is not option.is_boolean and not isinstance(item, str):
-            wanted = "true or false" if option.is_boolean else "not true or false"
-            raise ConfigError(f"{origin} is {texts[-1]}, but must be {wanted}")
-    if option.is_repeatable:
-        return tuple(_convert(option, text, origin) for text in texts)
-    return _convert(option, ",".join(texts), origin)
-
-
-def _check(settings: Settings) -> None:
-    if bool(settings.etcd_certfile) != bool(settings.etcd_keyfile):
-        missing = "--etcd-keyfile" if settings.etcd_certfile else "--etcd-certfile"
-        raise ConfigError(f"{missing} is missing: a client certificate needs both files")
-    if bool(settings.etcd_username) != bool(settings.etcd_password):
-        missing = "--etcd-password" if settings.etcd_username else "--etcd-username"
-        raise ConfigError(f"{missing} is missing: etcd's auth needs both")
-    if not settings.etcd_endpoints:
-        raise ConfigError("--etcd-endpoints is empty: give at least one URL")
-    for name in ("kube-subnet-mgr", "kube-api-url", "kubeconfig-file"):
-        if getattr(settings, name.replace("-", "_")):
-            raise ConfigError(
-                f"--{name}: leases from Kubernetes are not yet in tundp; use etcd"
-                " (--etcd-endpoints), or --store=file:PATH"
-            )
-
-
-def _parse_arguments(
-    arguments: Sequence[str], options: Sequence[Option], *, ignores_stray: bool
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    by_name = {option.name: option for option in options}
-    values: dict[str, Any] = {}
-    queue = list(arguments)
-    while queue:
-        flag = queue.pop(0)
-        if ignores_stray and (flag in ("-", "--") or not flag.startswith("-")):
-            rest = queue if flag == "--" else [flag, *queue]
-            return values, tuple(rest)
-        if flag == "--":
-            if queue:
-                raise ConfigError(
-                    f"unexpected argument {queue[0]!r} after --: only flags are taken"
-                )
-            break
-        name, text = _split(flag)
-        option = by_name.get(name)
-        if option is None:
-            raise ConfigError(_unknown(flag, name, by_name))
-        if text is None:
-            if option.is_boolean:
-                text = "true"
-            elif queue:
-                text = queue.pop(0)
-            else:
-                raise ConfigError(f"flag needs an argument: --{name} {option.metavar}")
-        value = _convert(option, text, f"--{name}")
-        values[name] = (*values.get(name, ()), value) if option.is_repeatable else value
-    return values, ()
-
-
-def _split(flag: str) -> tuple[str, str | None]:
-    """The flag's name and the text after `=`, as Go splits them."""
-    if not flag.startswith("-") or flag == "-":
-        raise ConfigError(
-            f"unexpected argument {flag!r}: only flags are taken; did a flag before it"
-            " lose its value, or a boolean want `=`?"
-        )
-    body = flag[2:] if flag.startswith("--") else flag[1:]
-    name, equals, text = body.partition("=")
-    if not name or name.startswith("-"):
-        raise ConfigError(f"bad flag syntax: {flag.partition('=')[0]}")
-    return "help" if name == "h" else name, text if equals else None
-
-
-_GONE: Final = frozenset(
-    {"listen", "remote", "remote-keyfile", "remote-certfile", "remote-cafile", "networks"}
-)
-
-
-def _unknown(flag: str, name: str, known: Mapping[str, Option]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f"did you mean --{close[0]}?" if close else "tundp run --help lists them"
-    if name in _GONE:
-        hint = "flannel's client/server mode is gone since v0.8; run one daemon for each network"
-    return f"unknown flag {flag.partition('=')[0]}: {hint}"
-
-
-def _convert(option: Option, text: str, origin: str) -> Any:
-    try:
-        return option.parse(text)
-    except ValueError as error:
-        shown = "***" if option.is_secret or "@" in text else repr(text)
-        raise ConfigError(f"{origin} {shown} {error}") from None
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int):
-        # An address to listen on; a list of CPUs has no text in it.
-        if not isinstance(value[0], str):
-            return _join(value)
-        host = f"[{value[0]}]" if ":" in value[0] else value[0]
-        return f"{host}:{value[1]}"
-    return _join(value) if isinstance(value, tuple) else str(value)
-
-
-def _join(values: tuple[Any, ...]) -> str:
-    return ",".join(str(item) for item in values)
+FLAGS: Final = flags_of(Settings)
+"""Every flag of the daemon."""
+SETTABLE: Final = tuple(each for each in FLAGS if each.is_settable)
+"""The flags a configuration file may hold."""

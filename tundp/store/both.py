@@ -46,13 +46,14 @@ from tundp.lease.model import (
 )
 from tundp.lease.network import parse_network_config
 from tundp.lease.table import LeaseTable
-from tundp.store.base import Store
+from tundp.store.base import Store, StoreWarning
 
 _log = logging.getLogger(__name__)
 
 AWAY_LOOK_S: Final = 1.0
 RENEW_NOW_S: Final = 1.0
 """Said of a lease only one of the two has: whoever holds it renews it at once."""
+_CONTESTED_STEP: Final = "stop one of the two nodes and delete its entry"
 _VIEWS: Final = 8
 """States `wait` can go on from. The claim looks beside the watch, but not so often."""
 
@@ -152,22 +153,36 @@ _View = tuple[_Side, _Side]
 class BothStore:
     """The Store over two others, v2 and v3. See Store; `wait` gives snapshots."""
 
+    api: Final = ""
+
     def __init__(self, v2: Store, v3: Store) -> None:
         self._stores = (v2, v3)
         self._count = 0
         self._versions: dict[LeaseKey, tuple[int, tuple[int | None, int | None]]] = {}
-        self._reported: set[LeaseKey] = set()
+        self._contested: dict[LeaseKey, str] = {}
         # By the revision of the snapshot it gave: the last few, since several may look.
         self._views: dict[int, _View] = {}
         self._watched: _View | None = None
         self._latest: _View | None = None
         self._own: LeaseAttributes | None = None
-        """What we wrote last: whose a lease is that the two tell differently."""
+        """What we wrote last: which of two differing leases of a subnet is ours."""
+        self._own_changed = asyncio.Event()
 
     @property
     def description(self) -> str:
         """Where the leases live, for people."""
         return " and ".join(store.description for store in self._stores)
+
+    @property
+    def warnings(self) -> tuple[StoreWarning, ...]:
+        """Subnets that the two give to different nodes."""
+        return tuple(
+            StoreWarning(id="contested", evidence=text, next_step=_CONTESTED_STEP)
+            for text in self._contested.values()
+        )
+
+    async def choose_api(self, api: str) -> None:
+        """See Store."""
 
     async def network_config(self) -> str:
         """See Store. Both must have one, and they must agree."""
@@ -217,11 +232,12 @@ class BothStore:
         if view is not self._watched:
             await self._stop_watching()
             self._watched = view
+        changed = asyncio.ensure_future(self._own_changed.wait())
         try:
             done: set[Any] = set()
             while not done:
                 done, _ = await asyncio.wait(
-                    [side.wait() for side in view],
+                    [*(side.wait() for side in view), changed],
                     timeout=AWAY_LOOK_S,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
@@ -232,6 +248,9 @@ class BothStore:
         except BaseException:
             await self._stop_watching()
             raise
+        finally:
+            changed.cancel()
+        self._own_changed.clear()
         return self._give(view)
 
     async def create(
@@ -277,7 +296,6 @@ class BothStore:
         before: tuple[int | None, int | None],
     ) -> Lease:
         self._refuse_contested(key)
-        self._own = attributes
         written: list[Lease | None] = []
         away: StoreUnavailable | None = None
         for number, (store, at) in enumerate(zip(self._stores, before, strict=True)):
@@ -292,12 +310,14 @@ class BothStore:
                         await self._stores[0].delete(key, revision=written[0].revision)
                 raise
             except StoreUnavailable as error:
+                self._wrote(attributes)  # it may have been
                 if before == (None, None):
                     raise  # a new lease needs both
                 # The other one must not lose its lease, too.
                 away = error
                 written.append(None)
                 continue
+            self._wrote(attributes)
             written.append(lease)
             if self._watched is not None:
                 self._watched[number].wrote(lease)
@@ -316,6 +336,12 @@ class BothStore:
             revision=self._version(key, (revisions[0], revisions[1])),
             lease_ttl_s=min((ttl for ttl in ttls if ttl is not None), default=None),
         )
+
+    def _wrote(self, attributes: LeaseAttributes) -> None:
+        """Remember what is ours. A watch must see which of two leases that makes ours now."""
+        if self._own != attributes:
+            self._own = attributes
+            self._own_changed.set()
 
     def _refuse_contested(self, key: LeaseKey) -> None:
         """Conflict if the two stores have given `key` to two nodes: one of them is not us."""
@@ -349,6 +375,7 @@ class BothStore:
         leases = [self._merge(key, v2.get(key), v3.get(key)) for key in {**v2, **v3}]
         for key in [key for key in self._versions if key not in v2 and key not in v3]:
             del self._versions[key]
+            self._contested.pop(key, None)
         self._count += 1
         self._latest = view
         self._views[self._count] = view
@@ -367,25 +394,24 @@ class BothStore:
         assert one is not None
         if v2 is None or v3 is None:
             # Ours, it is missing in the other one: due for renewal, which puts it there.
+            self._contested.pop(key, None)
             ttl = None if one.is_reservation else RENEW_NOW_S
             return replace(one, revision=version, lease_ttl_s=ttl)
         if _holders_differ(v2, v3):
-            if key not in self._reported:
-                self._reported.add(key)
-                _log.error(
-                    "subnet %s is leased to %s in etcd v2 and to %s in v3: packets go to the"
-                    " latter; stop one of the two nodes and delete its entry",
-                    key.subnet,
-                    v2.attributes.public_ip,
-                    v3.attributes.public_ip,
-                )
+            text = (
+                f"subnet {key.subnet} is leased to {v2.attributes.public_ip} in etcd v2 and to"
+                f" {v3.attributes.public_ip} in v3"
+            )
+            if self._contested.get(key) != text:
+                self._contested[key] = text
+                _log.error("%s: packets go to the latter; %s", text, _CONTESTED_STEP)
             # Ours is no news to us: what we must see is that somebody else has it, too.
             is_ours = self._own is not None and not _holders_differ(
                 v3, replace(v3, attributes=self._own)
             )
             one = v2 if is_ours else v3
         else:
-            self._reported.discard(key)
+            self._contested.pop(key, None)
         ttls = [lease.lease_ttl_s for lease in (v2, v3) if lease.lease_ttl_s is not None]
         ttl = TTL_UNKNOWN if any(t != t for t in ttls) else min(ttls, default=None)
         return replace(one, revision=version, lease_ttl_s=ttl)

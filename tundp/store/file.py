@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -42,6 +43,7 @@ from tundp.errors import (
 from tundp.files import write_atomically
 from tundp.lease import codec
 from tundp.lease.model import BadEntry, Lease, LeaseAttributes, LeaseKey, Snapshot
+from tundp.store.base import StoreWarning
 
 T = TypeVar("T")
 
@@ -69,6 +71,9 @@ class _State:
 class FileStore:
     """The Store in one JSON file. `now` is Unix time in seconds."""
 
+    api: Final = ""
+    warnings: Final[tuple[StoreWarning, ...]] = ()
+
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
         # Through symlinks: the file is replaced by rename, and the lock lies beside it.
         self._path = path.resolve()
@@ -80,6 +85,9 @@ class FileStore:
     def description(self) -> str:
         """Where the leases live, for people."""
         return f"lease file {self._path}"
+
+    async def choose_api(self, api: str) -> None:
+        """See Store."""
 
     async def network_config(self) -> str:
         """See Store."""
@@ -191,7 +199,13 @@ class FileStore:
                 write_atomically(self._path, text, mode=_mode_of(self._path))
                 return result
         except OSError as error:
-            raise StoreUnavailable(f"cannot write {self._path}: {error.strerror}") from None
+            why = error.strerror or str(error)
+            if error.errno == errno.EROFS:
+                why += (
+                    " here; a systemd unit with ProtectSystem=strict lets tundp write below"
+                    " /var/lib/tundp only, or needs ReadWritePaths= for it"
+                )
+            raise StoreUnavailable(f"cannot write {self._path}: {why}") from None
 
     def _snapshot(self) -> tuple[Snapshot, _State]:
         # The stamp comes first: a change in between wakes the next wait, at worst once too often.

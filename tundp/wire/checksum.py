@@ -47,3 +47,13 @@ def after_ttl_decrement(header_checksum: int) -> int:
     raised = header_checksum + 0x0100
     folded = (raised & ONES) + (raised >> 16)
     return 0 if folded == ONES else folded
+
+
+def before_ttl_decrement(header_checksum: int) -> int:
+    """The header checksum while the TTL was one more: the reverse of after_ttl_decrement.
+
+    A checksum of 0xFFFF comes back as 0, which verifies as well.
+    """
+    lowered = header_checksum + (ONES - 0x0100)
+    folded = (lowered & ONES) + (lowered >> 16)
+    return 0 if folded == ONES else folded

@@ -28,32 +28,35 @@ _ALLOWED_FLAGS = _MERGED_FLAGS | transport.PSH
 
 @unique
 class Miss(IntEnum):
-    """Why a packet was written alone, or why it could not join the one before."""
+    """Why a packet was written alone, or why it could not join the one before.
 
-    OFF = 0
-    """Coalescing of this protocol is switched off."""
-    NOT_TRANSPORT = 1
-    """Neither TCP nor UDP."""
-    FRAGMENT = 2
-    IP_OPTIONS = 3
-    BAD_TRANSPORT = 4
-    """The transport header does not fit the packet."""
-    TCP_FLAGS = 5
-    """SYN, FIN, RST, URG, CWR or a reserved bit."""
-    NO_PAYLOAD = 6
-    """A pure ACK, an empty datagram."""
-    NO_CHECKSUM = 7
-    """UDP without a checksum: a super-packet would invent one."""
-    BAD_CHECKSUM = 8
-    """Left to the receiver's stack, which counts it."""
-    HEADER_DIFFERS = 9
-    """TOS, TTL, DF, flags, ack, window or options are not the first one's."""
-    SIZE = 10
-    """Longer than the segments before."""
-    SEQUENCE = 11
-    """Not the next byte of the stream, or (DF clear) not the next IP ID."""
-    FULL = 12
-    """64 KB, or as many segments as the kernel takes."""
+    The one place these are written; C reads them through native/include/tundp_tables.h. A row:
+    number, meaning. Numbers and names never change; a new one comes last.
+    """
+
+    means: str
+    """As the end of a sentence, without a stop."""
+
+    def __new__(cls, number: int, means: str) -> Miss:
+        """A member out of its row."""
+        self = int.__new__(cls, number)
+        self._value_ = number
+        self.means = means
+        return self
+
+    OFF = 0, "coalescing of this protocol is switched off"
+    NOT_TRANSPORT = 1, "neither TCP nor UDP"
+    FRAGMENT = 2, "an IP fragment"
+    IP_OPTIONS = 3, "the IP header has options"
+    BAD_TRANSPORT = 4, "the transport header does not fit the packet"
+    TCP_FLAGS = 5, "SYN, FIN, RST, URG, CWR or a reserved bit"
+    NO_PAYLOAD = 6, "a pure ACK, or an empty datagram"
+    NO_CHECKSUM = 7, "UDP without a checksum: a super-packet would invent one"
+    BAD_CHECKSUM = 8, "a wrong checksum: left to the receiver's stack, which counts it"
+    HEADER_DIFFERS = 9, "TOS, TTL, DF, flags, ack, window or options are not the first one's"
+    SIZE = 10, "longer than the segments before"
+    SEQUENCE = 11, "not the next byte of the stream, or (DF clear) not the next IP ID"
+    FULL = 12, "64 KB, or as many segments as the kernel takes"
 
     @property
     def label(self) -> str:

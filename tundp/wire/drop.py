@@ -1,47 +1,179 @@
-"""Why a packet was dropped: one enum for both directions, one reason for each drop.
+"""Why a packet was dropped: one table for both directions, one reason for each drop.
 
-The numbers are stable (the native engine counts into an array indexed by them) and
-the names are the ones every output uses: status, logs, metrics, captures. As in the
-kernel's skb_drop_reason, a dropped packet counts exactly one reason, the first that
-applied.
+This is the one place a reason is written: number, name, meaning, next step, and the errnos it
+stands for. C reads it through native/include/tundp_tables.h, which native/tables.py generates;
+status, metrics and logs read it here. As in the kernel's skb_drop_reason, a dropped packet
+counts exactly one reason, the first that applied. Numbers and names never change (engines count
+by number, dashboards by name); a new reason comes last.
+
+The texts hold for every engine and name neither flags nor devices: `means` may be followed by
+". " and `next_step`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import errno
 from enum import IntEnum, unique
+from typing import Final
 
 
 @unique
 class DropReason(IntEnum):
-    """One exit from the dataplane that is not the far side."""
+    """One exit from the dataplane that is not the far side.
+
+    A row: number, meaning, next step; then the errnos, by name, of a send to the underlay and of
+    a write to the TUN that this reason stands for.
+    """
+
+    means: str
+    """What happened, as the end of a sentence, without a stop."""
+    next_step: str
+    """What an operator looks at next, without a stop."""
+    send_errnos: tuple[str, ...]
+    """Errnos of a refused send that count as this reason."""
+    tun_errnos: tuple[str, ...]
+    """Errnos of a refused TUN write that count as this reason."""
+
+    def __new__(
+        cls,
+        number: int,
+        means: str,
+        next_step: str,
+        send_errnos: tuple[str, ...] = (),
+        tun_errnos: tuple[str, ...] = (),
+    ) -> DropReason:
+        """A member out of its row."""
+        self = int.__new__(cls, number)
+        self._value_ = number
+        self.means = means
+        self.next_step = next_step
+        self.send_errnos = send_errnos
+        self.tun_errnos = tun_errnos
+        return self
 
     # The packet itself, as read from the TUN or the socket.
-    TOO_SHORT = 0
-    NOT_IPV4 = 1
-    BAD_HEADER_LENGTH = 2
-    BAD_TOTAL_LENGTH = 3
-    BAD_HEADER_CHECKSUM = 4
+    TOO_SHORT = (
+        0,
+        "fewer than the 20 bytes of an IPv4 header",
+        "something else sends to our UDP port: tcpdump it on the underlay",
+    )
+    NOT_IPV4 = (
+        1,
+        "the version nibble is not 4; this overlay carries IPv4 only",
+        "IPv6 on the TUN is harmless noise; from the wire it is not a flannel peer",
+    )
+    BAD_HEADER_LENGTH = (
+        2,
+        "IHL is below 5 words, or reaches past the packet",
+        "a broken or hostile sender: look at the outer source address",
+    )
+    BAD_TOTAL_LENGTH = (
+        3,
+        "total length is below the header length, above the bytes that arrived,"
+        " or reaches past what fragments can make up",
+        "the sender or the path cut the packet: compare the MTU of both nodes",
+    )
+    BAD_HEADER_CHECKSUM = (
+        4,
+        "the IPv4 header checksum is wrong",
+        "corruption on the path, or a checksum offload that was never finished",
+    )
     # The overlay's rules.
-    NO_ROUTE = 5
-    OWN_SUBNET = 6
-    HOP_LIMIT_EXCEEDED = 7
-    TOO_BIG = 8
-    SOURCE_MISMATCH = 9
-    MARTIAN_SOURCE = 10
+    NO_ROUTE = (
+        5,
+        "no lease covers the destination",
+        "tundp status: is the peer's lease there? did its daemon register?",
+    )
+    OWN_SUBNET = (
+        6,
+        "the destination is in this node's own subnet, yet reached the TUN",
+        "the bridge (docker0, cni0) is down or has another subnet than subnet.env",
+    )
+    HOP_LIMIT_EXCEEDED = (
+        7,
+        "the TTL ran out here",
+        "normal for traceroute; otherwise look for a routing loop",
+    )
+    TOO_BIG = (
+        8,
+        "larger than the path to the peer carries, and DF is set",
+        "normal once per flow (path MTU discovery); else lower the sender's MTU",
+        ("EMSGSIZE",),
+    )
+    SOURCE_MISMATCH = (
+        9,
+        "the outer source does not hold the lease of the inner source",
+        "a spoofed packet, or a peer behind NAT: then let the source check count, not enforce",
+    )
+    MARTIAN_SOURCE = (
+        10,
+        "from the wire with an inner source that is this node's own, or no host's at all",
+        "a spoofed packet: look at the outer source; a source check that enforces drops more",
+    )
     # The kernel, when the packet was handed on.
-    SEND_FORBIDDEN = 11
-    SEND_UNREACHABLE = 12
-    SEND_NO_BUFFER = 13
-    SEND_FAILED = 14
-    TUN_DOWN = 15
-    TUN_GONE = 16
-    TUN_REJECTED = 17
-    TUN_FAILED = 18
+    SEND_FORBIDDEN = (
+        11,
+        "EPERM or EACCES: a local firewall rule refused the datagram",
+        "look at the OUTPUT chain for the UDP port of the overlay",
+        ("EPERM", "EACCES"),
+    )
+    SEND_UNREACHABLE = (
+        12,
+        "ENETUNREACH, EHOSTUNREACH, ENETDOWN or EADDRNOTAVAIL: no way to the peer's public address",
+        "ip route get <peer>; is the uplink up?",
+        ("ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EADDRNOTAVAIL"),
+    )
+    SEND_NO_BUFFER = (
+        13,
+        "ENOBUFS: the kernel had no room for the datagram",
+        "the uplink's queue is full: ip -s link, tc -s qdisc",
+        ("EAGAIN", "ENOBUFS", "ENOMEM"),
+    )
+    SEND_FAILED = (
+        14,
+        "another error of a send to the peer",
+        'the errno is counted: "refused by the kernel" below, or tundp_kernel_refusals',
+    )
+    TUN_DOWN = (
+        15,
+        "EIO: the TUN device is down",
+        "set the device up: ip link set <the TUN's name, see the top> up",
+        (),
+        ("EIO",),
+    )
+    TUN_GONE = (
+        16,
+        "EBADFD: the TUN device was deleted",
+        "none: it is made again within a second",
+        (),
+        ("EBADFD", "EBADF"),
+    )
+    TUN_REJECTED = (
+        17,
+        "EINVAL: the kernel refused to take the packet from the TUN",
+        "compare with what its sender sent: tcpdump the overlay's UDP port on both underlays",
+        (),
+        ("EINVAL",),
+    )
+    TUN_FAILED = (
+        18,
+        "another error of the TUN write",
+        'the errno is counted: "refused by the kernel" below, or tundp_kernel_refusals',
+    )
     # The kernel's description of a super-packet.
-    BAD_VNET_HEADER = 19
+    BAD_VNET_HEADER = (
+        19,
+        "the TUN handed over a super-packet whose vnet header does not describe it, or less than"
+        " a vnet header",
+        "a kernel defect: do without the offloads tun-tso and tun-uso, and report it",
+    )
     # A rule of the overlay, behind the others because numbers never move.
-    DESTINATION_MISMATCH = 20
+    DESTINATION_MISMATCH = (
+        20,
+        "from the wire for an inner destination that is neither this node's nor in its subnet",
+        "a forged packet, or a peer that follows an old lease of ours: look at the outer source,"
+        " and at tundp status there; a source check that counts lets it in",
+    )
 
     @property
     def label(self) -> str:
@@ -49,100 +181,23 @@ class DropReason(IntEnum):
         return self.name.lower()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DropMeaning:
-    """What a reason means to an operator, and what to look at next."""
-
-    means: str
-    next_step: str
+REASONS: Final = tuple(DropReason)
+"""By number."""
 
 
-MEANINGS: dict[DropReason, DropMeaning] = {
-    DropReason.TOO_SHORT: DropMeaning(
-        means="fewer than the 20 bytes of an IPv4 header",
-        next_step="something else sends to our UDP port: tcpdump it on the underlay",
-    ),
-    DropReason.NOT_IPV4: DropMeaning(
-        means="the version nibble is not 4; this overlay carries IPv4 only",
-        next_step="IPv6 on the TUN is harmless noise; from the wire it is not a flannel peer",
-    ),
-    DropReason.BAD_HEADER_LENGTH: DropMeaning(
-        means="IHL is below 5 words, or reaches past the packet",
-        next_step="a broken or hostile sender: look at the outer source address",
-    ),
-    DropReason.BAD_TOTAL_LENGTH: DropMeaning(
-        means="total length is below the header length, above the bytes that arrived,"
-        " or reaches past what fragments can make up",
-        next_step="the sender or the path cut the packet: compare the MTU of both nodes",
-    ),
-    DropReason.BAD_HEADER_CHECKSUM: DropMeaning(
-        means="the IPv4 header checksum is wrong",
-        next_step="corruption on the path, or a checksum offload that was never finished",
-    ),
-    DropReason.NO_ROUTE: DropMeaning(
-        means="no lease covers the destination",
-        next_step="tundp status: is the peer's lease there? did its daemon register?",
-    ),
-    DropReason.OWN_SUBNET: DropMeaning(
-        means="the destination is in this node's own subnet, yet reached the TUN",
-        next_step="the bridge (docker0, cni0) is down or has another subnet than subnet.env",
-    ),
-    DropReason.HOP_LIMIT_EXCEEDED: DropMeaning(
-        means="the TTL ran out here",
-        next_step="normal for traceroute; otherwise look for a routing loop",
-    ),
-    DropReason.TOO_BIG: DropMeaning(
-        means="larger than the path to the peer carries, and DF is set",
-        next_step="normal once per flow (path MTU discovery); else lower the sender's MTU",
-    ),
-    DropReason.SOURCE_MISMATCH: DropMeaning(
-        means="the outer source does not hold the lease of the inner source",
-        next_step="a spoofed packet, or a peer behind NAT: then use --source-check=count",
-    ),
-    DropReason.MARTIAN_SOURCE: DropMeaning(
-        means="from the wire with an inner source that is this node's own, or no host's at all",
-        next_step="a spoofed packet: look at the outer source; --source-check=enforce drops more",
-    ),
-    DropReason.SEND_FORBIDDEN: DropMeaning(
-        means="EPERM or EACCES: a local firewall rule refused the datagram",
-        next_step="look at the OUTPUT chain for the UDP port of the overlay",
-    ),
-    DropReason.SEND_UNREACHABLE: DropMeaning(
-        means="ENETUNREACH, EHOSTUNREACH or ENETDOWN: no way to the peer's public address",
-        next_step="ip route get <peer>; is the uplink up?",
-    ),
-    DropReason.SEND_NO_BUFFER: DropMeaning(
-        means="ENOBUFS: the kernel had no room for the datagram",
-        next_step="the uplink's queue is full: ip -s link, tc -s qdisc",
-    ),
-    DropReason.SEND_FAILED: DropMeaning(
-        means="another error from sendto",
-        next_step="run with -v=1: the errno is logged",
-    ),
-    DropReason.TUN_DOWN: DropMeaning(
-        means="EIO: the TUN device is down",
-        next_step="ip link set flannel0 up",
-    ),
-    DropReason.TUN_GONE: DropMeaning(
-        means="EBADFD: the TUN device was deleted",
-        next_step="none: it is made again within a second",
-    ),
-    DropReason.TUN_REJECTED: DropMeaning(
-        means="EINVAL: the kernel refused the packet",
-        next_step="run with -v=1: the packet's header is logged",
-    ),
-    DropReason.TUN_FAILED: DropMeaning(
-        means="another error from the TUN write",
-        next_step="run with -v=1: the errno is logged",
-    ),
-    DropReason.BAD_VNET_HEADER: DropMeaning(
-        means="the TUN handed over a super-packet whose vnet header does not describe it",
-        next_step="a kernel defect: --disable-offloads=tun-tso,tun-uso goes round it; report it",
-    ),
-    DropReason.DESTINATION_MISMATCH: DropMeaning(
-        means="from the wire for an inner destination that is neither this node's nor in its"
-        " subnet",
-        next_step="a forged packet, or a peer that follows an old lease of ours: look at the outer"
-        " source, and at tundp status there; --source-check=count lets it in",
-    ),
+def send_reason(number: int | None) -> DropReason:
+    """The reason for a packet whose send to the underlay was refused with errno `number`."""
+    return _SEND_REASONS.get(number or 0, DropReason.SEND_FAILED)
+
+
+def tun_reason(number: int | None) -> DropReason:
+    """The reason for a packet whose write to the TUN was refused with errno `number`."""
+    return _TUN_REASONS.get(number or 0, DropReason.TUN_FAILED)
+
+
+_SEND_REASONS: Final = {
+    getattr(errno, name): reason for reason in DropReason for name in reason.send_errnos
+}
+_TUN_REASONS: Final = {
+    getattr(errno, name): reason for reason in DropReason for name in reason.tun_errnos
 }

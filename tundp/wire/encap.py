@@ -1,4 +1,4 @@
-"""The two verdicts: what becomes of a packet read from the TUN, and of a datagram received.
+"""The verdicts: what becomes of a packet read from the TUN, and of a datagram received.
 
 This is flannel's udp wire format (one bare IPv4 packet is the whole UDP payload) with
 its holes closed. The order of the checks is part of the rules, since the first that
@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
+from tundp.choices import SourceCheck as SourceCheck
 from tundp.wire import fragment, icmp, ip
 from tundp.wire.drop import DropReason
 
@@ -35,17 +35,6 @@ class Hop(Protocol):
 
 
 HopT = TypeVar("HopT", bound=Hop)
-
-
-class SourceCheck(Enum):
-    """What to do with a datagram whose addresses do not fit the leases.
-
-    Its outer source shall own the inner source, its inner destination shall be ours.
-    """
-
-    OFF = "off"
-    COUNT = "count"
-    ENFORCE = "enforce"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +81,7 @@ def encapsulate(
     *,
     lookup: Callable[[int], HopT | None],
     path_mtu: Callable[[HopT], int],
-    tunnel_address: int,
+    tun_address: int,
 ) -> Forward[HopT] | Reply | Drop:
     """What to do with one packet read from the TUN.
 
@@ -100,7 +89,7 @@ def encapsulate(
     checksum have been changed in place, on any other verdict it is untouched.
     lookup: IPv4 address (host order) to next hop, longest prefix first.
     path_mtu: the largest inner packet, in bytes, that the path to a hop carries.
-    tunnel_address: our own address on the TUN (host order), source of ICMP errors.
+    tun_address: our own address on the TUN (host order), source of ICMP errors.
     """
     header = ip.parse(packet)
     if isinstance(header, DropReason):
@@ -110,23 +99,46 @@ def encapsulate(
     if hop is None or hop.is_local:
         return _answer(
             DropReason.NO_ROUTE if hop is None else DropReason.OWN_SUBNET,
-            icmp.net_unreachable(packet, header, tunnel_address),
+            icmp.net_unreachable(packet, header, tun_address),
         )
     if header.ttl <= 1:
         return _answer(
-            DropReason.HOP_LIMIT_EXCEEDED, icmp.time_exceeded(packet, header, tunnel_address)
+            DropReason.HOP_LIMIT_EXCEEDED, icmp.time_exceeded(packet, header, tun_address)
         )
     mtu = path_mtu(hop)
     if header.total_len > mtu and header.dont_fragment:
         return _answer(
             DropReason.TOO_BIG,
-            icmp.fragmentation_needed(packet, header, tunnel_address, mtu=mtu),
+            icmp.fragmentation_needed(packet, header, tun_address, mtu=mtu),
         )
     ip.decrement_ttl(packet, header)
     if header.total_len > mtu:
         lowered = header._replace(ttl=header.ttl - 1)
         return Forward(hop, tuple(fragment.fragment(packet, lowered, mtu)))
     return Forward(hop, (packet,))
+
+
+def narrow(
+    packet: memoryview, *, hop: HopT, mtu: int | None, tun_address: int
+) -> Forward[HopT] | Reply | Drop:
+    """What to do with a packet `encapsulate` forwarded when its path takes less than known.
+
+    packet: view of exactly the inner packet as it was forwarded, TTL decremented; it stays
+    untouched. mtu: the largest inner packet, in bytes, the path to `hop` carries; None if that
+    is not known: then the packet may be sent again as it is.
+    """
+    header = ip.read(packet)
+    if mtu is None or header.total_len <= mtu:
+        return Forward(hop, (packet,))
+    if not header.dont_fragment:
+        return Forward(hop, tuple(fragment.fragment(packet, header, mtu)))
+    # An ICMP error quotes the packet as it came.
+    offender = bytearray(packet)
+    ip.restore_ttl(offender, header)
+    return _answer(
+        DropReason.TOO_BIG,
+        icmp.fragmentation_needed(memoryview(offender), header, tun_address, mtu=mtu),
+    )
 
 
 def decapsulate(
@@ -136,7 +148,7 @@ def decapsulate(
     is_ours: Callable[[int], bool],
     admits: Callable[[int, int], bool],
     source_check: SourceCheck,
-    tunnel_address: int,
+    tun_address: int,
 ) -> Deliver | Reply | Drop:
     """What to do with one datagram received from the underlay.
 
@@ -167,7 +179,7 @@ def decapsulate(
         return _SILENT[DropReason.DESTINATION_MISMATCH]
     if header.ttl <= 1:
         return _answer(
-            DropReason.HOP_LIMIT_EXCEEDED, icmp.time_exceeded(packet, header, tunnel_address)
+            DropReason.HOP_LIMIT_EXCEEDED, icmp.time_exceeded(packet, header, tun_address)
         )
     ip.decrement_ttl(packet, header)
     return Deliver(packet, source_matches, destination_matches)

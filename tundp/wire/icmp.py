@@ -39,30 +39,28 @@ _QUERY_TYPES: Final = frozenset({0, 8, 9, 10, 13, 14, 15, 16, 17, 18})
 """ICMP types that ask or answer a question (RFC 792, 950, 1256); all others are errors."""
 
 
-def net_unreachable(
-    offender: memoryview, header: ip.Ipv4Header, tunnel_address: int
-) -> bytes | None:
+def net_unreachable(offender: memoryview, header: ip.Ipv4Header, tun_address: int) -> bytes | None:
     """Destination unreachable, code 0, with flannel's own field values."""
     if not may_answer(offender, header):
         return None
     return _build(
         offender[: header.header_len + FLANNEL_QUOTE_LEN],
         destination=header.source,
-        tunnel_address=tunnel_address,
+        tun_address=tun_address,
         icmp_type=TYPE_DEST_UNREACHABLE,
         code=CODE_NET_UNREACHABLE,
         ttl=FLANNEL_TTL,
     )
 
 
-def time_exceeded(offender: memoryview, header: ip.Ipv4Header, tunnel_address: int) -> bytes | None:
+def time_exceeded(offender: memoryview, header: ip.Ipv4Header, tun_address: int) -> bytes | None:
     """Time exceeded in transit, code 0."""
     if not may_answer(offender, header):
         return None
     return _build(
         _long_quote(offender),
         destination=header.source,
-        tunnel_address=tunnel_address,
+        tun_address=tun_address,
         icmp_type=TYPE_TIME_EXCEEDED,
         code=CODE_TTL_EXCEEDED,
         ttl=DEFAULT_TTL,
@@ -71,7 +69,7 @@ def time_exceeded(offender: memoryview, header: ip.Ipv4Header, tunnel_address: i
 
 
 def fragmentation_needed(
-    offender: memoryview, header: ip.Ipv4Header, tunnel_address: int, *, mtu: int
+    offender: memoryview, header: ip.Ipv4Header, tun_address: int, *, mtu: int
 ) -> bytes | None:
     """Destination unreachable, code 4, with the next-hop MTU in bytes (RFC 1191 section 4)."""
     if not may_answer(offender, header):
@@ -79,7 +77,7 @@ def fragmentation_needed(
     return _build(
         _long_quote(offender),
         destination=header.source,
-        tunnel_address=tunnel_address,
+        tun_address=tun_address,
         icmp_type=TYPE_DEST_UNREACHABLE,
         code=CODE_FRAGMENTATION_NEEDED,
         rest=mtu,
@@ -107,7 +105,7 @@ def _build(
     quote: memoryview,
     *,
     destination: int,
-    tunnel_address: int,
+    tun_address: int,
     icmp_type: int,
     code: int,
     ttl: int,
@@ -118,7 +116,7 @@ def _build(
     body = _ICMP_HEADER.pack(icmp_type, code, checksum.checksum(blank), rest) + quote
     header = ip.build_header(
         payload_len=len(body),
-        source=tunnel_address,
+        source=tun_address,
         destination=destination,
         ip_proto=ip.PROTO_ICMP,
         ttl=ttl,

@@ -97,6 +97,18 @@ def decrement_ttl(packet: memoryview, header: Ipv4Header) -> None:
     )
 
 
+def restore_ttl(packet: bytearray, header: Ipv4Header) -> None:
+    """Undo decrement_ttl in place. header: as it now stands in `packet`."""
+    packet[_TTL_OFF] = header.ttl + 1
+    value = checksum.before_ttl_decrement(header.header_checksum)
+    packet[_CHECKSUM_OFF : _CHECKSUM_OFF + 2] = value.to_bytes(2, "big")
+
+
+def read(packet: memoryview | bytes | bytearray) -> Ipv4Header:
+    """The header of a packet that `parse` has accepted before."""
+    return Ipv4Header._make(_HEADER.unpack_from(packet))
+
+
 def store_checksum(packet: bytearray, header_len: int) -> None:
     """Compute the header checksum of `packet` afresh, in place."""
     packet[_CHECKSUM_OFF : _CHECKSUM_OFF + 2] = b"\0\0"

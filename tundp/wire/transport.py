@@ -13,8 +13,6 @@ from tundp.wire import checksum
 PROTO_TCP: Final = 6
 PROTO_UDP: Final = 17
 
-PORTS_LEN: Final = 4
-
 TCP_MIN_HEADER_LEN: Final = 20
 TCP_SEQ_OFF: Final = 4
 TCP_ACK_OFF: Final = 8
@@ -33,6 +31,9 @@ CWR: Final = 0x80
 UDP_HEADER_LEN: Final = 8
 UDP_LEN_OFF: Final = 4
 UDP_CHECKSUM_OFF: Final = 6
+
+HEADERS_MAX: Final = 120
+"""IPv4 and TCP headers with all their options, 60 bytes each."""
 
 
 def pseudo_sum(packet: bytes | bytearray | memoryview, transport_len: int) -> int:

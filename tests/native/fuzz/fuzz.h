@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tundp.h"
+#include "tundp_twins.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -42,13 +42,13 @@ static struct tundp_hop fuzz_hops[FUZZ_HOPS] = {
 	[FUZZ_HOP_OWN] = { .flags = TUNDP_HOP_LOCAL },
 };
 static const uint32_t fuzz_peers[] = { FUZZ_LOOPBACK, FUZZ_PEER };
+static const uint32_t fuzz_peer_hops[] = { FUZZ_HOP_WIDE, FUZZ_HOP_NARROW };
 static const uint32_t fuzz_own[] = { FUZZ_TUNNEL };
 /* 10.5.0.0/29: two bits, then one. */
 static const uint32_t fuzz_table[] = {
 	FUZZ_HOP_WIDE, FUZZ_HOP_NARROW, 0x80000000u | 4, FUZZ_HOP_WIDE, FUZZ_HOP_OWN, 0,
 };
-static uint16_t fuzz_mtus[FUZZ_HOPS];
-static uint8_t fuzz_single[FUZZ_HOPS];
+static struct tundp_path fuzz_paths[FUZZ_HOPS];
 
 /* The FIB as new: nothing learnt. */
 static inline const struct tundp_fib *fuzz_fib(uint16_t narrow_mtu)
@@ -62,18 +62,17 @@ static inline const struct tundp_fib *fuzz_fib(uint16_t narrow_mtu)
 		.table_count = sizeof(fuzz_table) / sizeof(fuzz_table[0]),
 		.hops = fuzz_hops,
 		.hop_count = FUZZ_HOPS,
-		.inner_mtu = fuzz_mtus,
-		.single = fuzz_single,
+		.paths = fuzz_paths,
 		.peers = fuzz_peers,
+		.peer_hops = fuzz_peer_hops,
 		.peer_count = 2,
 		.own = fuzz_own,
 		.own_count = 1,
 		.generation = 1,
 	};
 
-	memset(fuzz_mtus, 0xff, sizeof(fuzz_mtus));
-	memset(fuzz_single, 0, sizeof(fuzz_single));
-	fuzz_mtus[FUZZ_HOP_NARROW] = narrow_mtu;
+	memset(fuzz_paths, 0, sizeof(fuzz_paths));
+	fuzz_paths[FUZZ_HOP_NARROW].inner_mtu = narrow_mtu;
 	REQUIRE(tundp_fib_check(&fib) == 0);
 	return &fib;
 }

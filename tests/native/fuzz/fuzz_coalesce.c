@@ -20,9 +20,9 @@ struct packets {
 
 static void take(struct packets *packets, struct fuzz_cursor *cursor, bool is_mended)
 {
-	static const struct tundp_rules rules = { .tunnel_address = FUZZ_TUNNEL };
+	static const struct tundp_policy policy = { .tun_address = FUZZ_TUNNEL };
 	static struct tundp_verdict verdict;
-	const struct tundp_fib *fib = fuzz_fib(0xffff);
+	const struct tundp_fib *fib = fuzz_fib(0);
 	uint8_t *datagram;
 	size_t len;
 
@@ -31,7 +31,7 @@ static void take(struct packets *packets, struct fuzz_cursor *cursor, bool is_me
 
 		if (is_mended)
 			fuzz_mend(datagram, len);
-		tundp_decapsulate(fib, &rules, datagram, len, FUZZ_LOOPBACK, &verdict);
+		tundp_decapsulate(fib, &policy, datagram, len, FUZZ_LOOPBACK, &verdict);
 		if (verdict.kind == TUNDP_DELIVER) {
 			*packet = (struct packet){ .bytes = datagram, .len = verdict.len };
 			packets->count++;
@@ -112,6 +112,7 @@ static void merge(struct packets *packets, uint8_t choices, uint32_t max_udp_seg
 	uint32_t lens[MAX_PACKETS];
 	uint8_t *in, *out, *at;
 	int64_t used;
+	struct tundp_coalesce_input input;
 
 	/* Once, and never freed: too large to be had for each input. */
 	if (!scratch)
@@ -129,8 +130,13 @@ static void merge(struct packets *packets, uint8_t choices, uint32_t max_udp_seg
 		at += TUNDP_VNET_LEN + lens[i];
 	}
 
-	used = tundp_coalesce(in, lens, packets->count, !(choices & 2), !(choices & 4),
-			      max_udp_segments, scratch, out, out_len, misses);
+	input = (struct tundp_coalesce_input){ .packets = in,
+					       .lens = lens,
+					       .count = packets->count,
+					       .is_tcp_on = !(choices & 2),
+					       .is_udp_on = !(choices & 4),
+					       .max_udp_segments = max_udp_segments };
+	used = tundp_coalesce(&input, scratch, out, out_len, misses);
 	REQUIRE(used >= 0 && (size_t)used <= out_len);
 	for (at = out; at < out + used;) {
 		struct tundp_vnet vnet;

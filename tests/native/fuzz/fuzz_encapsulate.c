@@ -21,7 +21,7 @@ static void fragment(const uint8_t *packet, const struct tundp_verdict *verdict)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	static const struct tundp_rules rules = { .tunnel_address = FUZZ_TUNNEL };
+	static const struct tundp_policy policy = { .tun_address = FUZZ_TUNNEL };
 	const struct tundp_fib *fib = fuzz_fib(100);
 	static struct tundp_verdict verdict;
 	uint8_t *before, *packet;
@@ -38,7 +38,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	packet = fuzz_copy(before, size);
 
 	memset(&verdict, 0xa5, sizeof(verdict));
-	tundp_encapsulate(fib, &rules, packet, size, &verdict);
+	tundp_encapsulate(fib, &policy, packet, size, &verdict);
 	fuzz_require_verdict(&verdict, before, packet, size);
 	REQUIRE(verdict.kind != TUNDP_DELIVER);
 	if (verdict.kind == TUNDP_FORWARD) {

@@ -88,7 +88,9 @@ struct record {
 
 static struct {
 	struct tundp_worker worker;
-	struct tundp_batch *batch;
+	struct batch *batch;
+	struct tundp_hop_counters hop_counters[FUZZ_HOPS];
+	uint64_t icmp_full_at_ns;
 	int tun;  /* our end of the TUN */
 	int peer; /* sends datagrams */
 	int sink; /* gets them */
@@ -152,7 +154,7 @@ int __wrap_sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int fl
 	unsigned int taken = 0;
 	int error = 0;
 
-	if (fd != lab.worker.udp_fd)
+	if (fd != lab.worker.config.udp_fd)
 		return __real_sendmmsg(fd, messages, count, flags);
 	lab.sends++;
 	for (; taken < count && !error; taken++) {
@@ -177,7 +179,7 @@ ssize_t __wrap_sendto(int fd, const void *data, size_t len, int flags, const str
 {
 	int error = 0;
 
-	if (fd == lab.worker.udp_fd) {
+	if (fd == lab.worker.config.udp_fd) {
 		lab.sends++;
 		error = refusal(len, false, 0);
 	}
@@ -193,7 +195,7 @@ static int write_refusal(const uint8_t *data)
 	lab.writes++;
 	switch (lab.tun_refusal) {
 	case TUN_NO_SUPER:
-		return lab.worker.offloads & TUNDP_OFFLOAD_VNET_HEADER && data[1] ? EINVAL : 0;
+		return lab.worker.config.offloads & TUNDP_OFFLOAD_VNET_HEADER && data[1] ? EINVAL : 0;
 	case TUN_DOWN:
 		return EIO;
 	case TUN_GONE_ON_WRITE:
@@ -211,7 +213,7 @@ static int write_refusal(const uint8_t *data)
 
 ssize_t __wrap_write(int fd, const void *data, size_t len)
 {
-	const int error = lab.batch && fd == lab.worker.tun_fd ? write_refusal(data) : 0;
+	const int error = lab.batch && fd == lab.worker.config.tun_fd ? write_refusal(data) : 0;
 
 	if (error) {
 		errno = error;
@@ -224,7 +226,7 @@ ssize_t __wrap_read(int fd, void *data, size_t len)
 {
 	int error = 0;
 
-	if (lab.batch && fd == lab.worker.tun_fd) {
+	if (lab.batch && fd == lab.worker.config.tun_fd) {
 		lab.reads++;
 		if (lab.tun_refusal == TUN_GONE_ON_READ && lab.reads >= 3)
 			error = EBADFD;
@@ -293,29 +295,39 @@ static void open_lab(void)
 static void prepare(uint8_t choices, uint8_t refusals, bool has_offloads)
 {
 	struct tundp_worker *worker = &lab.worker;
+	struct tundp_worker_config config = {
+		.tun_fd = tun_fd,
+		.udp_fd = udp_fd,
+		.control_fd = control_fd,
+		.notify_fd = notify_fd,
+		.address = FUZZ_LOOPBACK,
+		.directions = TUNDP_ENCAP | TUNDP_DECAP,
+		.max_segments = 1,
+		.max_udp_segments = 1,
+		.policy = { .tun_address = FUZZ_TUNNEL,
+			    .source_check = (uint32_t)(choices & SOURCE_CHECK) / 2 % 3 },
+		.memory = lab.batch,
+		.hop_counters = lab.hop_counters,
+		.icmp_full_at_ns = &lab.icmp_full_at_ns,
+	};
 
 	tundp_worker_init(worker);
-	worker->tun_fd = tun_fd;
-	worker->udp_fd = udp_fd;
-	worker->control_fd = control_fd;
-	worker->notify_fd = notify_fd;
-	worker->address = FUZZ_LOOPBACK;
-	worker->rules.tunnel_address = FUZZ_TUNNEL;
-	worker->rules.source_check = (uint32_t)(choices & SOURCE_CHECK) / 2 % 3;
-	worker->batch = lab.batch;
 	if (has_offloads) {
-		worker->offloads = TUNDP_OFFLOAD_VNET_HEADER | TUNDP_OFFLOAD_UDP_SEGMENT |
-				   TUNDP_OFFLOAD_TCP_COALESCE | TUNDP_OFFLOAD_UDP_COALESCE;
+		config.offloads = TUNDP_OFFLOAD_VNET_HEADER | TUNDP_OFFLOAD_UDP_SEGMENT |
+				  TUNDP_OFFLOAD_TCP_COALESCE | TUNDP_OFFLOAD_UDP_COALESCE;
 		if (choices & AS_SUPER)
-			worker->offloads |= TUNDP_OFFLOAD_UDP_GRO;
-		worker->max_segments = choices & SHORT_RUNS ? SHORT_RUN : 64;
-		worker->max_udp_segments = worker->max_segments;
+			config.offloads |= TUNDP_OFFLOAD_UDP_GRO;
+		config.max_segments = choices & SHORT_RUNS ? SHORT_RUN : 64;
+		config.max_udp_segments = config.max_segments;
 	}
+	memset(lab.hop_counters, 0, sizeof(lab.hop_counters));
+	lab.icmp_full_at_ns = 0;
+	REQUIRE(tundp_worker_configure(worker, &config) == 0);
 	lab.send_refusal = refusals & 0x0f;
 	lab.tun_refusal = refusals >> 4;
 	lab.sends = lab.writes = lab.reads = 0;
 	memset(lab.batch->receive_buffers[0], CANARY, CANARY_LEN);
-	tundp_worker_install(worker, fuzz_fib(choices & NARROW ? 576 : 0xffff));
+	tundp_worker_install(worker, fuzz_fib(choices & NARROW ? 576 : 0));
 }
 
 static unsigned int times(uint8_t choices)
@@ -325,7 +337,7 @@ static unsigned int times(uint8_t choices)
 
 static struct amount feed_tun(const struct record *records, size_t count, uint8_t choices)
 {
-	const size_t skip = lab.worker.offloads & TUNDP_OFFLOAD_VNET_HEADER ? 0 : TUNDP_VNET_LEN;
+	const size_t skip = lab.worker.config.offloads & TUNDP_OFFLOAD_VNET_HEADER ? 0 : TUNDP_VNET_LEN;
 	struct amount fed = { 0 };
 
 	for (unsigned int round = 0; round < times(choices); round++)
@@ -345,9 +357,9 @@ static struct amount feed_tun(const struct record *records, size_t count, uint8_
  * that are in it, or none if the kernel has no such thing. */
 static struct amount feed_super(const struct record *records, size_t count)
 {
-	static uint8_t whole[MAX_DATAGRAM_LEN];
+	static uint8_t whole[TUNDP_MAX_DATAGRAM_LEN];
 	const uint16_t segment_len =
-		(uint16_t)(count && records[0].len < MAX_DATAGRAM_LEN ?
+		(uint16_t)(count && records[0].len < TUNDP_MAX_DATAGRAM_LEN ?
 				   records[0].len - TUNDP_VNET_LEN :
 				   0);
 	union segment_control control = { 0 };
@@ -381,11 +393,11 @@ static struct amount feed_super(const struct record *records, size_t count)
 
 static struct amount feed_udp(const struct record *records, size_t count, uint8_t choices)
 {
-	const int is_super = lab.worker.offloads & TUNDP_OFFLOAD_UDP_GRO ? 1 : 0;
+	const int is_super = lab.worker.config.offloads & TUNDP_OFFLOAD_UDP_GRO ? 1 : 0;
 	struct amount fed = { 0 };
 
 	/* Older kernels have no UDP_GRO: they get single datagrams, all of them. */
-	(void)setsockopt(lab.worker.udp_fd, IPPROTO_UDP, UDP_GRO, &is_super, sizeof(is_super));
+	(void)setsockopt(lab.worker.config.udp_fd, IPPROTO_UDP, UDP_GRO, &is_super, sizeof(is_super));
 	if (is_super)
 		fed = feed_super(records, count);
 	for (unsigned int round = 0; round < times(choices); round++)
@@ -410,11 +422,33 @@ static void require_conserved(const struct tundp_direction *direction)
 	REQUIRE(direction->packets_in == direction->packets_out + dropped);
 }
 
+/* What hops have counted adds up to what the directions have. */
+static void require_hops(const struct tundp_counters *counters)
+{
+	struct tundp_hop_counters sum = { 0 };
+	uint64_t drops = 0;
+
+	for (int hop = 0; hop < FUZZ_HOPS; hop++) {
+		sum.packets_out += lab.hop_counters[hop].packets_out;
+		sum.bytes_out += lab.hop_counters[hop].bytes_out;
+		sum.packets_in += lab.hop_counters[hop].packets_in;
+		sum.bytes_in += lab.hop_counters[hop].bytes_in;
+		sum.drops += lab.hop_counters[hop].drops;
+	}
+	for (int i = 0; i < TUNDP_DROP_COUNT; i++)
+		drops += counters->encap.drops[i] + counters->decap.drops[i];
+	REQUIRE(sum.packets_out == counters->encap.packets_out);
+	REQUIRE(sum.bytes_out == counters->encap.bytes_out);
+	REQUIRE(sum.packets_in == counters->decap.packets_in);
+	REQUIRE(sum.bytes_in == counters->decap.bytes_in);
+	REQUIRE(sum.drops == drops);
+}
+
 /* What was written to the TUN, as single packets. */
 static struct amount drain_tun(void)
 {
 	const size_t vnet_len =
-		lab.worker.offloads & TUNDP_OFFLOAD_VNET_HEADER ? TUNDP_VNET_LEN : 0;
+		lab.worker.config.offloads & TUNDP_OFFLOAD_VNET_HEADER ? TUNDP_VNET_LEN : 0;
 	static uint8_t frame[TUNDP_VNET_LEN + 65536], out[65536 + 128 * 120];
 	struct amount written = { 0 };
 	ssize_t len;
@@ -483,6 +517,7 @@ static void run(const struct record *records, size_t count, uint8_t choices, uin
 		REQUIRE(lab.batch->receive_buffers[0][i] == CANARY);
 	require_conserved(&counters->encap);
 	require_conserved(&counters->decap);
+	require_hops(counters);
 	if (code) {
 		REQUIRE(code == -EBADFD && (lab.tun_refusal == TUN_GONE_ON_WRITE ||
 					    lab.tun_refusal == TUN_GONE_ON_READ));

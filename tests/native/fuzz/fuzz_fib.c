@@ -68,9 +68,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	count = (size - HEAD_LEN) / 4;
 	table = malloc(count * sizeof(*table) + !count);
 	fib.hops = calloc(hop_count + !hop_count, sizeof(*fib.hops));
-	fib.inner_mtu = calloc(hop_count + !hop_count, sizeof(*fib.inner_mtu));
-	fib.single = calloc(hop_count + !hop_count, 1);
-	REQUIRE(table && fib.hops && fib.inner_mtu && fib.single);
+	fib.paths = calloc(hop_count + !hop_count, sizeof(*fib.paths));
+	REQUIRE(table && fib.hops && fib.paths);
 	for (size_t i = 0; i < count; i++)
 		table[i] = fuzz_be32(data + HEAD_LEN + i * 4);
 	fib.base = fuzz_be32(data);
@@ -92,8 +91,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		look_up(&fib, UINT32_MAX);
 	}
 	free((void *)(uintptr_t)fib.hops);
-	free(fib.inner_mtu);
-	free(fib.single);
+	free(fib.paths);
 	free(table);
 	return 0;
 }

@@ -39,7 +39,7 @@ static void require_fragments(const uint8_t *packet, size_t packet_len, size_t m
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	static const struct tundp_rules rules = { .tunnel_address = FUZZ_TUNNEL };
+	static const struct tundp_policy policy = { .tun_address = FUZZ_TUNNEL };
 	static struct tundp_verdict verdict;
 	const struct tundp_fib *fib;
 	uint8_t *packet;
@@ -56,7 +56,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (data[0] & 1)
 		fuzz_mend(packet, size);
 	fib = fuzz_fib(mtu);
-	tundp_encapsulate(fib, &rules, packet, size, &verdict);
+	tundp_encapsulate(fib, &policy, packet, size, &verdict);
 	if (verdict.kind == TUNDP_FORWARD && verdict.fragment_mtu) {
 		uint8_t *whole = fuzz_copy(packet, verdict.len);
 

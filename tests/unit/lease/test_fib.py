@@ -5,8 +5,18 @@ from ipaddress import IPv4Address, IPv4Network
 import numpy as np
 import pytest
 
-from tundp.lease.fib import CHUNK, HOP_DTYPE, HOP_LOCAL, Fib, NextHop, build_fib, row_of
-from tundp.lease.model import Peer
+from tests.routes import fib_of, peers_of
+from tundp.lease.fib import (
+    CHUNK,
+    FIRST_HOP_ID,
+    HOP_DTYPE,
+    HOP_LOCAL,
+    Fib,
+    NextHop,
+    assemble_fib,
+    build_fib,
+    row_of,
+)
 
 OWN = IPv4Network("10.5.1.0/24")
 PORT = 8285
@@ -17,8 +27,7 @@ def number(address: str) -> int:
 
 
 def fib(*routes: tuple[str, str], own: IPv4Network | None = OWN, generation: int = 3) -> Fib:
-    peers = [Peer(IPv4Network(subnet), IPv4Address(address)) for subnet, address in routes]
-    return build_fib(peers, own_subnet=own, port=PORT, generation=generation)
+    return fib_of(*routes, own=own, generation=generation)
 
 
 def found(made: Fib, address: str) -> str | None:
@@ -78,7 +87,7 @@ def test_no_routes_at_all():
     for address in ("0.0.0.0", "10.5.1.1", "255.255.255.255"):
         assert made.lookup(number(address)) is None
         assert made.index(number(address)) == 0
-    assert made.hops == (None,)
+    assert made.hops == (None, None)
 
 
 @pytest.mark.parametrize("prefix", range(33))
@@ -159,7 +168,7 @@ def test_hop_array_mirrors_hops_for_the_native_engine():
     assert HOP_DTYPE.itemsize == 8
     assert made.hop_array.tolist() == [
         (0, 0, 0),
-        (0, PORT, HOP_LOCAL),
+        (0, 0, HOP_LOCAL),
         (number("192.0.2.2"), PORT, 0),
         (number("192.0.2.3"), PORT, 0),
     ]
@@ -209,7 +218,7 @@ def test_hops_are_made_when_asked_for_and_are_what_the_array_says():
     assert made._hops is None, "index needs none"
     assert len(made.hops) == len(made.hop_array) == 4
     for hop, (address, port, flags) in zip(made.hops, made.hop_array.tolist(), strict=True):
-        if not port:
+        if not (address or flags):
             assert hop is None
             continue
         assert hop == NextHop(
@@ -237,13 +246,7 @@ def test_peers_but_no_subnet_of_our_own():
 
 
 def test_our_other_addresses_are_ours_wherever_they_lie():
-    made = build_fib(
-        [Peer(IPv4Network("10.5.2.0/24"), IPv4Address("192.0.2.2"))],
-        own_subnet=OWN,
-        own_addresses=[IPv4Address("192.0.2.1"), IPv4Address("10.5.2.9")],
-        port=PORT,
-        generation=1,
-    )
+    made = fib_of(("10.5.2.0/24", "192.0.2.2"), own=OWN, own_addresses=["192.0.2.1", "10.5.2.9"])
     for address, own in (
         ("192.0.2.1", True),
         ("10.5.2.9", True),
@@ -278,10 +281,14 @@ def test_many_prefixes_are_a_linear_scan(lengths, base, own, breaks):
         subnet = IPv4Network((address >> (32 - length) << (32 - length), length))
         if subnet != own_subnet:
             routes[subnet] = IPv4Address(number("192.0.2.0") + int(rng.integers(1, 200)))
-    peers = [Peer(subnet, address) for subnet, address in routes.items()]
+    peers = peers_of(routes.items())
     rows = np.array([row_of(peer) for peer in peers], np.int64)
+    hops = np.zeros(FIRST_HOP_ID + 200, HOP_DTYPE)
+    for peer in peers:
+        hops[peer.hop_id] = (int(peer.endpoint.address), peer.endpoint.port, 0)
     fibs = [
-        build_fib(given, own_subnet=own_subnet, port=PORT, generation=1) for given in (peers, rows)
+        build_fib(peers, own_subnet=own_subnet, generation=1),
+        assemble_fib(rows, hops, own_subnet=own_subnet, own_addresses=(), generation=1),
     ]
     spans = np.array(
         [(int(s.network_address), int(s.broadcast_address), s.prefixlen) for s in routes]

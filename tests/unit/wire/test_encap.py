@@ -43,7 +43,7 @@ def packet(payload: bytes = b"x" * 32, **fields) -> bytearray:
 
 def encap(data: bytearray, mtu: int = 1472, lookup=route):
     return encapsulate(
-        memoryview(data), lookup=lookup, path_mtu=lambda hop: mtu, tunnel_address=TUNNEL
+        memoryview(data), lookup=lookup, path_mtu=lambda hop: mtu, tun_address=TUNNEL
     )
 
 
@@ -62,7 +62,7 @@ def decap(
         is_ours=is_ours or (lambda inner: inner == destination),
         admits=admits,
         source_check=check,
-        tunnel_address=TUNNEL,
+        tun_address=TUNNEL,
     )
 
 
@@ -185,7 +185,7 @@ def test_lookup_gets_the_destination_and_path_mtu_the_hop():
         memoryview(packet(dst="10.5.77.8")),
         lookup=lookup,
         path_mtu=path_mtu,
-        tunnel_address=TUNNEL,
+        tun_address=TUNNEL,
     )
     assert asked == [0x0A054D08, FAR]
 

@@ -1,1 +1,1 @@
-"""The C engines: the only folder that touches tundp._native."""
+"""The C engines and everything that touches tundp._native: above this folder nobody sees cdata."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
@@ -26,7 +25,7 @@ class FirewallSettings:
     """Source ports of masqueraded connections are random, where the tools know how."""
     mark: str = ""
     """Ends the names of chains and tables, so that several daemons of one host leave each
-    other's alone; see mark_of. Empty: flannel's own names."""
+    other's alone; at most 8 characters. Empty: flannel's own names."""
 
     @property
     def overlays(self) -> list[Overlay]:
@@ -37,11 +36,6 @@ class FirewallSettings:
                 Overlay(family="ip6", network=str(self.network6), subnet=str(self.subnet6))
             )
         return found
-
-
-def mark_of(instance: str) -> str:
-    """The mark of an instance, short enough for a chain's name (28 characters); "" of ""."""
-    return hashlib.sha256(instance.encode()).hexdigest()[:8] if instance else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,316 @@
+/* One packet's way through a worker, each direction. Python twin: tundp/engine/reference.py. */
+#include "single.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "fib.h"
+#include "ip.h"
+#include "publish.h"
+
+enum { DISCARD_PORT = 9 };
+
+/* linux/in.h; absent from some libc headers. */
+#ifndef IP_MTU
+#define IP_MTU 14
+#endif
+
+/* The generic cell rate algorithm: the bucket is full again at *full_at_ns, and each token moves
+ * that by one token's time, at most a burst's time ahead. */
+int tundp_may_reply(uint64_t *full_at_ns, uint64_t now_ns)
+{
+	const uint64_t cost_ns = 1000000000u / TUNDP_ICMP_RATE_PER_S;
+	uint64_t before = __atomic_load_n(full_at_ns, __ATOMIC_RELAXED);
+
+	for (;;) {
+		const uint64_t after = (before > now_ns ? before : now_ns) + cost_ns;
+
+		if (after - now_ns > cost_ns * TUNDP_ICMP_BURST)
+			return 0;
+		if (__atomic_compare_exchange_n(full_at_ns, &before, after, 0, __ATOMIC_RELAXED,
+						__ATOMIC_RELAXED))
+			return 1;
+	}
+}
+
+static bool may_reply(struct tundp_worker *worker)
+{
+	if (tundp_may_reply(worker->config.icmp_full_at_ns, clock_now_ns()))
+		return true;
+	worker->counters.icmp_rate_limited++;
+	return false;
+}
+
+/* 0, or the errno of a refusal. */
+static int send_datagram(struct tundp_worker *worker, const struct tundp_hop *endpoint,
+			 const uint8_t *data, size_t len)
+{
+	const struct sockaddr_in to = {
+		.sin_family = AF_INET,
+		.sin_port = htons(endpoint->port),
+		.sin_addr.s_addr = htonl(endpoint->address),
+	};
+	ssize_t sent;
+
+	do {
+		worker->counters.syscalls++;
+		sent = sendto(worker->config.udp_fd, data, len, MSG_DONTWAIT,
+			      (const struct sockaddr *)&to, sizeof(to));
+	} while (sent < 0 && errno == EINTR);
+	return sent < 0 ? errno : 0;
+}
+
+/* Sends what is left of a packet: 0, or the errno of a refusal. */
+static int send_rest(struct tundp_worker *worker, struct outgoing *outgoing)
+{
+	size_t piece, len;
+	int error;
+
+	if (!outgoing->fragment_mtu) {
+		outgoing->bytes_out = outgoing->len;
+		return send_datagram(worker, &outgoing->to.endpoint, outgoing->packet,
+				     outgoing->len);
+	}
+	while ((piece = tundp_fragment(outgoing->packet, outgoing->fragment_mtu, outgoing->taken,
+				       worker->piece, &len))) {
+		error = send_datagram(worker, &outgoing->to.endpoint, worker->piece, len);
+		if (error)
+			return error;
+		outgoing->taken += piece;
+		outgoing->bytes_out += len;
+		outgoing->fragment_count++;
+	}
+	worker->counters.fragments_out += outgoing->fragment_count;
+	return 0;
+}
+
+/* The MTU of the path to an endpoint as the kernel knows it, less our headers; 0 unknown.
+ * Connecting sends nothing: it looks the route up, learnt exceptions included. */
+static uint16_t ask_inner_mtu(struct tundp_worker *worker, const struct tundp_hop *endpoint)
+{
+	struct sockaddr_in end = { .sin_family = AF_INET };
+	int probe = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	socklen_t len = sizeof(int);
+	int mtu = 0;
+
+	worker->counters.syscalls += 5;
+	if (probe < 0)
+		return 0;
+	end.sin_addr.s_addr = htonl(worker->config.address);
+	if (bind(probe, (const struct sockaddr *)&end, sizeof(end)) == 0) {
+		end.sin_addr.s_addr = htonl(endpoint->address);
+		end.sin_port = htons(DISCARD_PORT);
+		if (connect(probe, (const struct sockaddr *)&end, sizeof(end)) ||
+		    getsockopt(probe, IPPROTO_IP, IP_MTU, &mtu, &len))
+			mtu = 0;
+	}
+	close(probe);
+	if (!mtu)
+		return 0;
+	mtu -= TUNDP_OVERHEAD;
+	if (mtu > TUNDP_MAX_DATAGRAM_LEN)
+		mtu = TUNDP_MAX_DATAGRAM_LEN;
+	return (uint16_t)(mtu < TUNDP_IP_MIN_MTU ? TUNDP_IP_MIN_MTU : mtu);
+}
+
+/* What the kernel knows of the path to a hop becomes the hop's limit, which Python forgets again
+ * after a while. Returns the limit, 0 if there is none. */
+static uint16_t learn_inner_mtu(struct tundp_worker *worker, const struct tundp_fib *fib,
+				const struct destination *to)
+{
+	uint16_t *limit = &fib->paths[to->hop].inner_mtu;
+	const uint16_t mtu = ask_inner_mtu(worker, &to->endpoint);
+
+	/* The endpoint may have moved while the packet waited: then nothing is learnt of it. */
+	if (!fib_is_hop(fib, to->hop, &to->endpoint))
+		return mtu;
+	if (!mtu)
+		return __atomic_load_n(limit, __ATOMIC_RELAXED);
+	__atomic_store_n(limit, mtu, __ATOMIC_RELAXED);
+	publish_news(worker);
+	return mtu;
+}
+
+static void drop(struct tundp_worker *worker, const struct outgoing *outgoing, uint32_t reason,
+		 const struct subject *subject)
+{
+	const struct tally tally = { .packets = 1, .bytes_in = outgoing->bytes_in };
+
+	count_dropped(worker, &worker->counters.encap, &tally, reason, subject);
+}
+
+/* Decides a packet once more that the path refused as too big. True if it may be sent again. */
+static bool narrow(struct tundp_worker *worker, const struct tundp_fib *fib,
+		   struct outgoing *outgoing, const struct subject *subject)
+{
+	const uint16_t mtu = learn_inner_mtu(worker, fib, &outgoing->to);
+	struct tundp_verdict verdict;
+
+	outgoing->is_narrowed = true;
+	tundp_narrow(&worker->config.policy, outgoing->packet, outgoing->to.hop, mtu, &verdict);
+	if (verdict.kind == TUNDP_FORWARD) {
+		outgoing->fragment_mtu = verdict.fragment_mtu;
+		outgoing->taken = 0;
+		outgoing->bytes_out = 0;
+		outgoing->fragment_count = 0;
+		return true;
+	}
+	drop(worker, outgoing, verdict.reason, subject);
+	if (verdict.kind == TUNDP_REPLY)
+		single_reply_to_tun(worker, &verdict);
+	return false;
+}
+
+bool single_forward(struct tundp_worker *worker, const struct tundp_fib *fib,
+		    struct outgoing *outgoing)
+{
+	struct subject subject = { .packet = outgoing->packet,
+				   .len = outgoing->len,
+				   .hop = outgoing->to.hop };
+
+	for (;;) {
+		subject.error = send_rest(worker, outgoing);
+		if (!subject.error) {
+			const struct tally tally = { .packets = 1,
+						     .bytes_in = outgoing->bytes_in,
+						     .bytes_out = outgoing->bytes_out };
+
+			count_sent(worker, &tally, &subject);
+			return true;
+		}
+		/* Refused so often by a socket with room, it is no lack of room. */
+		if (subject.error == EAGAIN && ++outgoing->refusals < SEND_REFUSALS_MAX) {
+			worker->counters.send_waits++;
+			return false;
+		}
+		if (subject.error != EMSGSIZE || outgoing->is_narrowed) {
+			drop(worker, outgoing, count_send_refusal(worker, &subject), &subject);
+			return true;
+		}
+		/* This teaches us the path MTU, and the packet gets the verdict it should have
+		 * had. What the second try brings, stands. */
+		(void)count_send_refusal(worker, &subject);
+		if (!narrow(worker, fib, outgoing, &subject))
+			return true;
+	}
+}
+
+void single_abandon(struct tundp_worker *worker, const struct outgoing *outgoing)
+{
+	const struct subject subject = { .packet = outgoing->packet,
+					 .len = outgoing->len,
+					 .hop = outgoing->to.hop };
+
+	drop(worker, outgoing, TUNDP_DROP_SEND_NO_BUFFER, &subject);
+}
+
+bool single_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, uint8_t *packet,
+			size_t len, struct outgoing *outgoing)
+{
+	const struct tally tally = { .packets = 1, .bytes_in = len };
+	struct tundp_verdict verdict;
+
+	tundp_encapsulate(fib, &worker->config.policy, packet, len, &verdict);
+	if (verdict.kind != TUNDP_FORWARD) {
+		const struct subject subject = { .packet = packet, .len = len, .hop = verdict.hop };
+
+		count_dropped(worker, &worker->counters.encap, &tally, verdict.reason, &subject);
+		if (verdict.kind == TUNDP_REPLY)
+			single_reply_to_tun(worker, &verdict);
+		return true;
+	}
+	*outgoing = (struct outgoing){
+		.to = { .endpoint = fib->hops[verdict.hop], .hop = verdict.hop },
+		.packet = packet,
+		.len = verdict.len,
+		.fragment_mtu = verdict.fragment_mtu,
+		.bytes_in = len,
+	};
+	return single_forward(worker, fib, outgoing);
+}
+
+int single_write_tun(struct tundp_worker *worker, const uint8_t *data, size_t len)
+{
+	ssize_t written;
+
+	do {
+		worker->counters.syscalls++;
+		written = write(worker->config.tun_fd, data, len);
+	} while (written < 0 && errno == EINTR);
+	return written < 0 ? errno : 0;
+}
+
+void single_reply_to_tun(struct tundp_worker *worker, const struct tundp_verdict *verdict)
+{
+	const size_t vnet_len =
+		worker->config.offloads & TUNDP_OFFLOAD_VNET_HEADER ? TUNDP_VNET_LEN : 0;
+	uint8_t whole[TUNDP_VNET_LEN + TUNDP_REPLY_MAX] = { 0 };
+
+	if (!may_reply(worker))
+		return;
+	memcpy(whole + vnet_len, verdict->reply, verdict->reply_len);
+	if (single_write_tun(worker, whole, vnet_len + verdict->reply_len))
+		worker->counters.icmp_undeliverable++;
+	else
+		worker->counters.icmp_to_tun++;
+}
+
+/* An ICMP error about a peer's packet goes to whoever holds the packet's source. It never
+ * waits: receiving must not stand still for it. */
+void single_reply_to_peer(struct tundp_worker *worker, const struct tundp_fib *fib,
+			  const struct tundp_verdict *verdict)
+{
+	struct tundp_verdict way;
+	uint8_t reply[TUNDP_REPLY_MAX];
+
+	if (!may_reply(worker))
+		return;
+	memcpy(reply, verdict->reply, verdict->reply_len);
+	tundp_encapsulate(fib, &worker->config.policy, reply, verdict->reply_len, &way);
+	if (way.kind == TUNDP_FORWARD) {
+		struct outgoing outgoing = {
+			.to = { .endpoint = fib->hops[way.hop], .hop = way.hop },
+			.packet = reply,
+			.len = way.len,
+			.fragment_mtu = way.fragment_mtu,
+		};
+
+		if (send_rest(worker, &outgoing) == 0) {
+			worker->counters.icmp_to_peers++;
+			return;
+		}
+	}
+	worker->counters.icmp_undeliverable++;
+}
+
+int single_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib,
+		       uint8_t *datagram, const struct subject *subject)
+{
+	struct tundp_direction *direction = &worker->counters.decap;
+	struct tally tally = { .packets = 1, .bytes_in = subject->len };
+	struct subject written = *subject;
+	struct tundp_verdict verdict;
+
+	tundp_decapsulate(fib, &worker->config.policy, datagram, subject->len, subject->outer,
+			  &verdict);
+	if (verdict.kind != TUNDP_DELIVER) {
+		count_dropped(worker, direction, &tally, verdict.reason, subject);
+		if (verdict.kind == TUNDP_REPLY)
+			single_reply_to_peer(worker, fib, &verdict);
+		return 0;
+	}
+	count_mismatches(worker, &verdict, subject);
+	tally.bytes_out = verdict.len;
+	written.len = verdict.len;
+	written.error = single_write_tun(worker, datagram, verdict.len);
+	if (written.error)
+		count_dropped(worker, direction, &tally, count_tun_refusal(worker, &written),
+			      &written);
+	else
+		count_delivered(worker, &tally, &written);
+	return written.error == EBADFD ? -EBADFD : 0;
+}

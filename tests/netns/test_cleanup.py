@@ -1,0 +1,291 @@
+"""`tundp cleanup` beside others who use what it would remove: a stock flannel above all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.netns.machine import TUNDP, Machine, state_of
+from tests.nodes import MakeLab, MakeOverlay
+from tests.wait import until
+from tundp.lab.lab import stop_process
+
+SUBNET_FILE = "/run/flannel/subnet.env"
+NAMES = ("FLANNEL-POSTRTG", "FLANNEL-FWD")
+
+
+@contextlib.asynccontextmanager
+async def stopped_node(make_overlay: Any, tmp_path: Path, *flags: str) -> AsyncIterator[Machine]:
+    """A machine whose tundp has run, with masquerading, and was stopped."""
+    async with (
+        make_overlay(nodes=1, start=False) as overlay,
+        Machine(overlay, overlay.nodes[1]) as machine,
+    ):
+        await run_tundp(overlay, machine, *flags)
+        yield machine
+
+
+async def run_tundp(overlay: Any, machine: Machine, *flags: str) -> None:
+    store = f"--store=file:{overlay.lease_file}"
+    daemon = await machine.start(TUNDP, "run", store, "--iface=eth0", "--ip-masq", *flags)
+    subnet_file = next(
+        (flag.partition("=")[2] for flag in flags if flag.startswith("--subnet-file=")), SUBNET_FILE
+    )
+    for _ in range(1000):
+        if machine.path(subnet_file).exists():
+            break
+        assert daemon.poll() is None, machine.node.log_tail()
+        await asyncio.sleep(0.02)
+    else:
+        raise AssertionError(f"no {subnet_file}: {machine.node.log_tail()}")
+    assert await stop_process(daemon) == 0
+
+
+async def cleanup(machine: Machine, *arguments: str) -> tuple[list[str], list[str]]:
+    """What was removed (with --dry-run: would be), and what was left."""
+    done = await machine.run(TUNDP, "cleanup", *arguments)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    removed = [line for line in lines if line.startswith(("removed ", "would remove "))]
+    return removed, [line for line in lines if line.startswith("left ")]
+
+
+class FlannelProcess:
+    """A program called flanneld, as the one of another process namespace or container is."""
+
+    says = "flanneld (pid "
+
+    def __init__(self, machine: Machine, tmp_path: Path) -> None:
+        self._machine = machine
+        self._program = tmp_path / "flanneld"
+
+    async def start(self) -> None:
+        await asyncio.to_thread(shutil.copy, "/bin/sleep", self._program)
+        self._process = await self._machine.start(str(self._program), "1000")
+        while Path(f"/proc/{self._process.pid}/comm").read_text() != "flanneld\n":
+            await asyncio.sleep(0.01)
+
+    async def stop(self) -> None:
+        await stop_process(self._process)
+
+
+class PortHolder(FlannelProcess):
+    """flannel's proxy by another name: it is bound to the port of the lease cache's config."""
+
+    says = "runs on udp port 8285"
+
+    async def start(self) -> None:
+        program = "import socket; s = socket.socket(2, 2); s.bind(('', 8285)); print(1, flush=True)"
+        self._process = await self._machine.start(
+            sys.executable, "-c", f"{program}; import time; time.sleep(1000)"
+        )
+        host = self._machine.node.host
+        while ":8285 " not in (await host.run("ss", "-Hlun")).stdout:
+            await asyncio.sleep(0.01)
+
+
+class Device(FlannelProcess):
+    """A device of flannel's whose process cannot be seen from here, or is needed no more."""
+
+    def __init__(self, machine: Machine, tmp_path: Path, name: str, *make: str) -> None:
+        super().__init__(machine, tmp_path)
+        self.says = f"device {name} is "
+        self._name, self._make = name, make
+
+    async def start(self) -> None:
+        for command in (self._make, ("ip", "link", "set", self._name, "up")):
+            done = await self._machine.node.host.run(*command)
+            assert done.returncode == 0, done.stderr
+
+    async def stop(self) -> None:
+        await self._machine.node.host.run("ip", "link", "delete", self._name)
+
+
+def owners(machine: Machine, tmp_path: Path) -> list[FlannelProcess]:
+    vxlan = "ip link add flannel.1 type vxlan id 1 dstport 8472 local 192.0.2.1 dev eth0"
+    return [
+        FlannelProcess(machine, tmp_path),
+        PortHolder(machine, tmp_path),
+        Device(machine, tmp_path, "flannel0", *["ip", "tuntap", "add", "flannel0", "mode", "tun"]),
+        Device(machine, tmp_path, "flannel.1", *vxlan.split()),
+    ]
+
+
+async def test_what_a_running_flannel_uses_stays(make_overlay: MakeOverlay, tmp_path: Path) -> None:
+    async with stopped_node(make_overlay, tmp_path) as machine:
+        host = machine.node.host
+        await cleanup(machine, "--dry-run")
+        text = machine.path(SUBNET_FILE).read_text()
+        for owner in owners(machine, tmp_path):
+            await owner.start()
+            rules = (await host.run("nft", "list", "ruleset")).stdout
+            assert all(name in rules for name in NAMES)
+            _, announced = await cleanup(machine, "--dry-run")
+            removed, left = await cleanup(machine)
+            assert left == announced
+            assert (await host.run("nft", "list", "ruleset")).stdout == rules
+            assert machine.path(SUBNET_FILE).read_text() == text
+            assert not any("FLANNEL" in line or SUBNET_FILE in line for line in removed)
+            for thing in (*NAMES, f"file {SUBNET_FILE}"):
+                (line,) = [line for line in left if thing in line]
+                assert owner.says in line
+            await owner.stop()
+        removed, left = await cleanup(machine)
+        for thing in (*NAMES, SUBNET_FILE):
+            assert any(thing in line for line in removed), (thing, removed, left)
+        assert not machine.path(SUBNET_FILE).exists()
+        assert "FLANNEL" not in (await host.run("nft", "list", "ruleset")).stdout
+        assert "proto 85" not in (await host.run("ip", "route")).stdout
+
+
+async def test_subnet_env_that_a_flannel_wrote_since_stays_and_so_do_its_chains(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
+    """The same text, byte for byte: flannel, restarting just now, would write it so."""
+    async with stopped_node(make_overlay, tmp_path) as machine:
+        env = machine.path(SUBNET_FILE)
+        copy = env.with_name("subnet.env.new")
+        copy.write_text(env.read_text())
+        copy.rename(env)
+        before = (await machine.node.host.run("nft", "list", "ruleset")).stdout
+        removed, left = await cleanup(machine)
+        assert env.exists()
+        assert (await machine.node.host.run("nft", "list", "ruleset")).stdout == before
+        assert any("route unreachable 10.5.0.0/16" in line for line in removed)
+        for thing in (*NAMES, f"file {SUBNET_FILE}"):
+            (line,) = [line for line in left if thing in line and "lease" not in line]
+            assert "somebody else wrote /run/flannel/subnet.env after tundp" in line
+        env.unlink()
+        await cleanup(machine)
+        assert "FLANNEL" not in (await machine.node.host.run("nft", "list", "ruleset")).stdout
+
+
+async def test_stock_flannel_alone_loses_nothing(make_overlay: MakeOverlay, tmp_path: Path) -> None:
+    """No tundp ever ran here with these files: cleanup has nothing to go by, and leaves all."""
+    async with stopped_node(make_overlay, tmp_path) as machine:
+        for name in (f"{SUBNET_FILE.replace('subnet', '.subnet')}.lock", "/var/lib/tundp"):
+            path = machine.path(name)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        await machine.node.host.run(*["ip", "route", "delete", "unreachable", "10.5.0.0/16"])
+        before = await state_of(machine.node.host)
+        removed, left = await cleanup(machine)
+        assert removed == []
+        assert any("subnet.env is not known to be tundp's" in line for line in left)
+        assert machine.path(SUBNET_FILE).exists()
+        assert await state_of(machine.node.host) == before
+
+
+async def test_another_network_beside_a_running_flannel_is_cleaned_up(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
+    """Its chains and files have names of their own, which no flannel has."""
+    blue = "/run/flannel/blue.env"
+    async with stopped_node(make_overlay, tmp_path, f"--subnet-file={blue}") as machine:
+        owner = FlannelProcess(machine, tmp_path)
+        await owner.start()
+        machine.path(SUBNET_FILE).write_text("FLANNEL_NETWORK=10.5.0.0/16\n")
+        removed, _ = await cleanup(machine, f"--subnet-file={blue}")
+        assert any(f"file {blue}" in line for line in removed)
+        assert "FLANNEL" not in (await machine.node.host.run("nft", "list", "ruleset")).stdout
+        assert machine.path(SUBNET_FILE).exists()
+        await owner.stop()
+
+
+async def test_a_flannel_with_the_same_other_file_keeps_it(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
+    blue = "/run/flannel/blue.env"
+    async with stopped_node(make_overlay, tmp_path, f"--subnet-file={blue}") as machine:
+        program = tmp_path / "flanneld"
+        await asyncio.to_thread(shutil.copy, "/bin/sleep", program)
+        owner = await machine.start(str(program), "1000", FLANNELD_SUBNET_FILE=blue)
+        while Path(f"/proc/{owner.pid}/comm").read_text() != "flanneld\n":
+            await asyncio.sleep(0.01)
+        removed, left = await cleanup(machine, f"--subnet-file={blue}")
+        assert not any(f"file {blue}" in line for line in removed)
+        assert any(line.startswith(f"left file {blue}: flanneld (pid ") for line in left)
+        assert machine.path(blue).exists()
+        await stop_process(owner)
+
+
+async def test_sockets_of_killed_daemons_go_and_live_ones_stay(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
+    async with stopped_node(make_overlay, tmp_path) as machine:
+        store = f"--store=file:{tmp_path}/other.json"
+        Path(tmp_path / "other.json").write_text(
+            '{"config": {"Network": "10.9.0.0/16", "Backend": {"Type": "udp", "Port": 8299}},'
+            ' "leases": {}}'
+        )
+        flags = ("--iface=eth0", "--tun-name=blue0")
+
+        async def start(name: str) -> Any:
+            daemon = await machine.start(
+                TUNDP, "run", store, *flags, f"--subnet-file=/run/flannel/{name}.env"
+            )
+            path = machine.path(f"/run/tundp/run-flannel-{name}.env.sock")
+
+            async def is_there() -> bool:
+                assert daemon.poll() is None, machine.node.log_tail()
+                return path.exists() and machine.path(f"/run/flannel/{name}.env").exists()
+
+            await until(is_there)
+            return daemon, path
+
+        killed, stale = await start("dead")
+        killed.send_signal(signal.SIGKILL)
+        await asyncio.to_thread(killed.wait)
+        daemon, live = await start("live")
+        removed, _ = await cleanup(machine)
+        assert "removed socket /run/tundp/run-flannel-dead.env.sock" in removed
+        assert not stale.exists()
+        assert live.exists()
+        assert await stop_process(daemon) == 0
+
+
+async def test_a_running_daemon_without_its_lock_is_noticed(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
+    async with (
+        make_overlay(nodes=1, start=False) as overlay,
+        Machine(overlay, overlay.nodes[1]) as machine,
+    ):
+        daemon = await machine.start(
+            TUNDP, "run", f"--store=file:{overlay.lease_file}", "--iface=eth0"
+        )
+
+        async def is_there() -> bool:
+            assert daemon.poll() is None, machine.node.log_tail()
+            return machine.path(SUBNET_FILE).exists()
+
+        await until(is_there)
+        machine.path("/run/flannel/.subnet.env.lock").unlink()
+        done = await machine.run(TUNDP, "cleanup")
+        assert done.returncode == 1
+        assert "runs: stop it first" in done.stderr
+        assert machine.path(SUBNET_FILE).exists()
+        assert await stop_process(daemon) == 0
+
+
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",)], ids=" ".join)
+async def test_without_rights_it_says_so_in_one_sentence(
+    make_lab: MakeLab, arguments: tuple[Any, ...]
+) -> None:
+    async with make_lab() as lab:
+        host = await lab.host("here")
+        command = ["setpriv", "--bounding-set=-all", "--reuid=65534", "--clear-groups"]
+        done = await host.run(*command, sys.executable, "-m", "tundp", "cleanup", *arguments)
+        assert done.returncode == 1
+        assert done.stderr.startswith(
+            "tundp: firewall rules and routes to remove need CAP_NET_ADMIN, which this process"
+            " lacks: run as root"
+        )
+        assert done.stderr.count("\n") == 1

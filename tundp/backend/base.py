@@ -1,0 +1,174 @@
+"""What carries packets between subnets, as the daemon sees it.
+
+A backend owns everything that is particular to its way of carrying packets: the device and
+sockets of udp, the kernel routes of host-gw. What every backend needs is the daemon's:
+lease, routing ledger, firewall, unreachable route, subnet.env, health.
+
+    prepare(interface)       open what can be had before the lease is known
+    offer(interface)         what our lease shall say
+    open(lease key, fib)     make the device or routes; packets flow from here on
+    run()                    keep them until cancelled
+    underlay_changed(...)    another address, MTU or link
+    close()                  give back what was opened; a failed `prepare` or `open` included
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from typing import Protocol
+
+from tundp.engine.base import Dataplane
+from tundp.finding import Finding
+from tundp.lease.fib import Fib
+from tundp.lease.model import LeaseAttributes, LeaseKey, Peer
+from tundp.lease.routing import RoutingDelta
+from tundp.linux.iface import Interface
+from tundp.linux.netlink import Change as KernelChange
+
+
+class FibSink(Protocol):
+    """A consumer of routes. Called on the event loop's thread; must not block it."""
+
+    def install(self, fib: Fib, delta: RoutingDelta) -> None:
+        """Route by `fib` from now on.
+
+        `delta` is what changed since the last call, or since the backend was opened. Whoever
+        can be fed by differences uses `delta`, whoever swaps tables uses `fib`.
+        """
+        ...
+
+    def seen(self) -> int:
+        """The oldest generation of the FIB that may still be in use."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Descriptors another process opened, for a backend to go on with. Owned by whoever has it."""
+
+    tun_fds: tuple[int, ...] = ()
+    """One for each queue of the TUN device, in the queues' order."""
+    udp_socks: tuple[socket.socket, ...] = ()
+    """Bound sockets on the underlay, one for each worker."""
+
+    def close(self) -> None:
+        """Close what nobody took."""
+        for fd in self.tun_fds:
+            os.close(fd)
+        for sock in self.udp_socks:
+            sock.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendStatus:
+    """What `tundp status` shows of a backend."""
+
+    name: str
+    """As `Backend.Type` of the network config spells it."""
+    overhead: int
+    """Bytes the outer headers add to each packet."""
+    mtu: int
+    """The largest inner packet, bytes: FLANNEL_MTU."""
+    port: int | None
+    """The UDP port on the underlay; None for a backend without one."""
+    device: str | None
+    """The name of its own device, empty while that is gone; None if it has none."""
+    routes: int | None
+    """How many kernel routes it keeps; None for a backend that keeps one for the network."""
+
+
+class Backend(Protocol):
+    """See the module. Methods are called in the order given there, by one task."""
+
+    @property
+    def name(self) -> str:
+        """As `Backend.Type` of the network config spells it."""
+        ...
+
+    @property
+    def overhead(self) -> int:
+        """Bytes the outer headers add to each packet."""
+        ...
+
+    @property
+    def mtu(self) -> int:
+        """The largest inner packet now, bytes; known after `prepare`."""
+        ...
+
+    @property
+    def engine(self) -> Dataplane | None:
+        """The engine that carries the packets in this process; None if the kernel does."""
+        ...
+
+    def offer(self, interface: Interface) -> LeaseAttributes:
+        """What our lease shall say. ConfigError if this backend cannot use the interface."""
+        ...
+
+    def prepare(self, interface: Interface) -> None:
+        """Open what can be opened before the lease is known. PlatformError, ConfigError."""
+        ...
+
+    async def open(
+        self,
+        network: IPv4Network,
+        key: LeaseKey,
+        *,
+        fib: Fib,
+        peers: Mapping[IPv4Network, Peer],
+    ) -> None:
+        """Carry packets for the lease `key` to the peers known so far. PlatformError.
+
+        `fib` and `peers` are two views of the same routes.
+        """
+        ...
+
+    def sinks(self) -> Sequence[FibSink]:
+        """Who must be given each new FIB; after `open`."""
+        ...
+
+    async def run(self) -> None:
+        """Keep the device and routes as they must be until cancelled."""
+        ...
+
+    async def repair(self) -> list[str]:
+        """Put back what somebody took from our device; what that was, for the log."""
+        ...
+
+    def is_concerned(self, change: KernelChange) -> bool:
+        """Whether a change of routes calls for `repair`."""
+        ...
+
+    def owns_address(self, interface_index: int) -> bool:
+        """Whether addresses on this interface are ours by right: the overlay's own."""
+        ...
+
+    async def underlay_changed(self, now: Interface) -> bool:
+        """Follow the interface to the other nodes; whether connections from it are void.
+
+        PlatformError or ConfigError if that cannot be; everything is as it was then.
+        """
+        ...
+
+    def heartbeat(self) -> tuple[int, ...]:
+        """Iteration count of each packet thread; () without one. See Dataplane.heartbeat."""
+        ...
+
+    def status(self) -> BackendStatus:
+        """A snapshot for `tundp status`."""
+        ...
+
+    def checks(self) -> list[Finding]:
+        """What must hold for pods to use the overlay."""
+        ...
+
+    def give(self) -> Given:
+        """Duplicates of the descriptors a successor needs to go on; ours stay in use."""
+        ...
+
+    def close(self) -> None:
+        """Stop carrying packets and close what was opened."""
+        ...

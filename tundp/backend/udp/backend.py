@@ -1,0 +1,306 @@
+"""The udp backend: IP packets in UDP datagrams, in this process.
+
+    TUN device  --engine-->  UDP sockets on the underlay
+
+Owns the device (address, route and MTU as linux/device.py describes), the engine and the
+sockets. The engine is made and attached with the first FIB given to `open`, never an empty
+one: a packet that comes in the first millisecond finds its peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final
+
+from tundp.backend.base import BackendStatus, FibSink, Given
+from tundp.backend.udp.sockets import move_sockets, open_sockets
+from tundp.backoff import Backoff, Outage
+from tundp.choices import Engine, SourceCheck
+from tundp.engine.base import Dataplane, EngineContext
+from tundp.engine.choose import make_engine
+from tundp.engine.native.engine import EngineSettings
+from tundp.errors import PlatformError
+from tundp.finding import Finding, must_hold
+from tundp.lease.fib import Fib
+from tundp.lease.model import LeaseAttributes, LeaseKey, Peer
+from tundp.lease.network import UdpConfig
+from tundp.linux import device
+from tundp.linux.device import DeviceSettings
+from tundp.linux.iface import Interface
+from tundp.linux.netlink import Change as KernelChange
+from tundp.linux.netlink import Netlink
+from tundp.linux.tun import Tun, require_device
+from tundp.wire import overhead
+from tundp.wire.policy import Policy
+
+_log = logging.getLogger(__name__)
+
+DEVICE_LIVES_S: Final = 10.0
+"""A device that lasted so long was not part of a series of losses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UdpSettings:
+    """What the operator chose for this backend."""
+
+    tun_name: str
+    """Name of the TUN device; `%d` in it becomes the lowest free number."""
+    engine: Engine
+    workers: int
+    """Sockets, and queues of the TUN device."""
+    source_check: SourceCheck
+    engine_settings: EngineSettings
+
+
+class UdpBackend:
+    """See the module, and backend.base.Backend for the contract."""
+
+    def __init__(
+        self,
+        config: UdpConfig,
+        settings: UdpSettings,
+        *,
+        netlink: Netlink,
+        given: Given | None = None,
+    ) -> None:
+        """given: descriptors of a predecessor to go on with; owned from here on."""
+        self._config = config
+        self._settings = settings
+        self._netlink = netlink
+        self._given = given or Given()
+        self._socks: list[socket.socket] = []
+        self._interface: Interface | None = None
+        self._device: DeviceSettings | None = None
+        self._engine: Dataplane | None = None
+        self._tun: Tun | None = None
+        self._tun_index = 0
+
+    @property
+    def name(self) -> str:
+        """See Backend."""
+        return self._config.name
+
+    @property
+    def overhead(self) -> int:
+        """See Backend."""
+        return overhead.OVERHEAD
+
+    @property
+    def mtu(self) -> int:
+        """See Backend."""
+        if self._device is not None:
+            return self._device.mtu
+        assert self._interface is not None, "prepare() comes first"
+        return _mtu_of(self._interface)
+
+    @property
+    def engine(self) -> Dataplane:
+        """See Backend."""
+        assert self._engine is not None, "open() comes first"
+        return self._engine
+
+    def offer(self, interface: Interface) -> LeaseAttributes:
+        """See Backend. flannel's udp leases have neither type nor data."""
+        return LeaseAttributes(public_ip=interface.public_ip, backend_type=self._config.lease_type)
+
+    def prepare(self, interface: Interface) -> None:
+        """See Backend: opens the sockets, so that a port in use fails the start early."""
+        require_device()
+        _mtu_of(interface)
+        self._interface = interface
+        given = self._given.udp_socks
+        if len(given) == self._settings.workers and _are_bound_to(
+            given, interface.address, self._config.port
+        ):
+            self._socks = list(given)
+        else:
+            for sock in given:
+                sock.close()
+            self._socks = open_sockets(interface.address, self._config.port, self._settings.workers)
+        self._given = replace(self._given, udp_socks=())
+
+    async def open(
+        self,
+        network: IPv4Network,
+        key: LeaseKey,
+        *,
+        fib: Fib,
+        peers: Mapping[IPv4Network, Peer],
+    ) -> None:
+        """See Backend."""
+        self._device = DeviceSettings(
+            address=key.subnet.network_address, mtu=self.mtu, network=network
+        )
+        self._engine = make_engine(
+            self._settings.engine,
+            self._socks,
+            self._settings.engine_settings,
+            EngineContext(
+                fib=fib,
+                policy=Policy(
+                    tun_address=int(self._device.address),
+                    source_check=self._settings.source_check,
+                ),
+                loop=asyncio.get_running_loop(),
+            ),
+        )
+        await self._open_device()
+
+    def sinks(self) -> Sequence[FibSink]:
+        """See Backend."""
+        return (self.engine,)
+
+    async def run(self) -> None:
+        """See Backend: makes the TUN device again whenever it was deleted; counters go on."""
+        backoff = Backoff(0.1, 5.0)
+        outage = Outage(_log, "TUN device")
+        clock = asyncio.get_running_loop().time
+        while True:
+            started = clock()
+            await self.engine.tun_gone()
+            self._tun_index = 0
+            if clock() - started > DEVICE_LIVES_S:
+                backoff.reset()
+            else:
+                # Lost again right away: somebody deletes it each time, or an engine fails.
+                await asyncio.sleep(backoff.next_s())
+            try:
+                await self._open_device()
+            except PlatformError as error:
+                self.engine.detach()
+                outage.failed(error, now=clock())
+            else:
+                outage.ended(now=clock())
+
+    async def repair(self) -> list[str]:
+        """See Backend."""
+        assert self._device is not None
+        return await device.repair(self._netlink, self._tun_index, self._device)
+
+    def is_concerned(self, change: KernelChange) -> bool:
+        """See Backend."""
+        network = None if self._device is None else self._device.network
+        return change.index == self._tun_index or change.destination == network
+
+    def owns_address(self, interface_index: int) -> bool:
+        """See Backend."""
+        return interface_index == self._tun_index != 0
+
+    async def underlay_changed(self, now: Interface) -> bool:
+        """See Backend: moves the sockets to a changed address and follows the link's MTU."""
+        assert self._interface is not None
+        mtu = _mtu_of(now)
+        has_moved = now.address != self._interface.address
+        if has_moved:
+            self._move(now)
+        self._interface = now
+        if self._device is not None and mtu != self._device.mtu:
+            self._device = replace(self._device, mtu=mtu)
+            if self._tun_index:
+                await self._netlink.set_link(self._tun_index, mtu=mtu)
+        return has_moved
+
+    def heartbeat(self) -> tuple[int, ...]:
+        """See Backend."""
+        return () if self._engine is None else self._engine.heartbeat()
+
+    def status(self) -> BackendStatus:
+        """See Backend."""
+        return BackendStatus(
+            name=self.name,
+            overhead=self.overhead,
+            mtu=self.mtu,
+            port=self._config.port,
+            device="" if self._tun is None else self._tun.name,
+            routes=None,
+        )
+
+    def checks(self) -> list[Finding]:
+        """See Backend."""
+        is_there = self._tun is not None and self._tun_index != 0
+        name = self._tun.name if self._tun is not None and is_there else "gone"
+        return [must_hold("device", is_there, name)]
+
+    def give(self) -> Given:
+        """See Backend."""
+        return Given(
+            tun_fds=tuple(os.dup(fd) for fd in (() if self._tun is None else self._tun.fds)),
+            udp_socks=tuple(sock.dup() for sock in self._socks),
+        )
+
+    def close(self) -> None:
+        """See Backend. The device goes with its last descriptor."""
+        if self._engine is not None:
+            self._engine.stop()
+            counters = self._engine.counters()
+            _log.info(
+                "stopped; encap %d packets, %d dropped; decap %d packets, %d dropped",
+                counters.encap.packets_in,
+                counters.encap.dropped,
+                counters.decap.packets_in,
+                counters.decap.dropped,
+            )
+        if self._tun is not None:
+            self._tun.close()
+        for sock in self._socks:
+            sock.close()
+        self._given.close()
+
+    async def _open_device(self) -> None:
+        """Make the TUN device, or adopt the one given; configure it; hand it to the engine."""
+        assert self._device is not None
+        name = self._settings.tun_name if self._tun is None else self._tun.name
+        if self._tun is not None:
+            self._tun.close()
+        self._tun = self._adopt_tun() or Tun(name, self.engine.tun_mode)
+        self._tun_index = await device.configure(self._netlink, self._tun, self._device)
+        self.engine.attach(self._tun)
+        _log.info(
+            "device %s: address %s/32, MTU %d, route %s, engine %s",
+            self._tun.name,
+            self._device.address,
+            self._device.mtu,
+            self._device.network,
+            self.engine.name,
+        )
+
+    def _adopt_tun(self) -> Tun | None:
+        """The device given by a predecessor, if there is one and it fits the engine."""
+        fds = self._given.tun_fds
+        self._given = replace(self._given, tun_fds=())
+        if not fds:
+            return None
+        try:
+            tun = Tun.adopt(fds, self.engine.tun_mode)
+        except PlatformError as error:
+            _log.warning("the TUN device given cannot be used, making another: %s", error)
+            return None
+        _log.info("device %s adopted with %d queues", tun.name, len(fds))
+        return tun
+
+    def _move(self, now: Interface) -> None:
+        """Sockets on the new address, under the old descriptors. PlatformError: nothing moved."""
+        fresh = open_sockets(now.address, self._config.port, len(self._socks))
+        if self._engine is not None:
+            self._engine.detach()
+        move_sockets(self._socks, fresh)
+        if self._engine is not None:
+            self._engine.rebound()
+            if self._tun is not None and self._tun_index:
+                self._engine.attach(self._tun)
+        _log.warning("underlay address is %s on %s now: sockets moved", now.address, now.link.name)
+
+
+def _mtu_of(interface: Interface) -> int:
+    """The TUN device's MTU over the interface's link. ConfigError if IPv4 does not fit."""
+    return overhead.tun_mtu(interface.link.mtu, interface.link.name)
+
+
+def _are_bound_to(socks: Sequence[socket.socket], address: IPv4Address, port: int) -> bool:
+    return all(sock.getsockname()[:2] == (str(address), port) for sock in socks)

@@ -1,0 +1,191 @@
+"""`tundp config show`, `check` and `example`: the daemon's settings, before and while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tundp.cli.command import DAEMON_FLAGS, WHICH_DAEMON, Command, Given, NoOptions, run_async
+from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_error, print_json, print_parts
+from tundp.errors import ConfigError, PlatformError
+from tundp.settings.declare import option
+from tundp.settings.parsers import parse_path
+from tundp.settings.settings import DEFAULT, Settings
+from tundp.settings.show import example_lines, toml_lines
+from tundp.settings.sources import read_environment_file, resolve, unknown_variables
+
+UNIT_FILE: Final = Path("/etc/default/tundp")
+"""The EnvironmentFile= of the shipped unit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhoseOptions:
+    """Whose settings are meant."""
+
+    running: bool = option(
+        default=False,
+        help="the running daemon's settings; also without this, if a daemon answers and no setting"
+        " is given",
+        since="0.2.0",
+    )
+    env_file: Path | None = option(
+        parse=parse_path,
+        default=None,
+        metavar="FILE",
+        takes_file=True,
+        help="take variables from this file, as the unit does, and not from the environment",
+        default_text=f"none; the shipped unit's is {UNIT_FILE}",
+        since="0.2.0",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowOptions(WhoseOptions):
+    """What `tundp config show` can be told."""
+
+    origin: bool = option(default=False, help="also print where each value came from")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOptions(WhoseOptions):
+    """What `tundp config check` can be told."""
+
+    json: bool = option(default=False, help="print the findings as JSON")
+
+
+def show(given: Given[ShowOptions]) -> int:
+    """Print every setting, and whose they are."""
+    settings, whose = _settings(given.options, given)
+    print(f"# settings {whose}")
+    for line in toml_lines(settings, with_origin=given.options.origin):
+        print(line)
+    return EXIT_OK
+
+
+def check(given: Given[CheckOptions]) -> int:
+    """Print what a start depends on; failed if anything would fail."""
+    settings, whose = _settings(given.options, given)
+    from tundp.daemon import logs, process
+    from tundp.daemon.check import check as find
+    from tundp.show import finding_parts
+
+    store = process.open_store(settings)
+    logs.set_up(-1, username=settings.etcd_username, password=settings.etcd_password)
+    findings = run_async(find(settings, store, whose=whose))
+    if given.options.json:
+        print_json([finding.as_dict() for finding in findings])
+    else:
+        print_parts(finding_parts(findings))
+    return EXIT_FAILED if any(finding.is_failure for finding in findings) else EXIT_OK
+
+
+def example(_: Given[NoOptions]) -> int:
+    """Print a file for --config."""
+    print("\n".join(example_lines()))
+    return EXIT_OK
+
+
+def _settings(
+    options: WhoseOptions, given: Given[ShowOptions] | Given[CheckOptions]
+) -> tuple[Settings, str]:
+    """The settings that are meant, and words that tell whose they are."""
+    if options.env_file is not None:
+        if options.running:
+            raise ConfigError("--running and --env-file exclude each other")
+        environment = read_environment_file(options.env_file)
+        _warn_of_unknown(environment)
+        origin = str(options.env_file)
+        settings = resolve(given.flags, environment, variables_origin=origin)
+        return settings, f"of {origin}" + (", and the flags given" if given.flags else "")
+    settings = given.settings()
+    _warn_of_unknown(None)
+    which = {flag.name for flag in WHICH_DAEMON if flag.is_settable}
+    is_bare = all(
+        origin == DEFAULT for name, origin in settings.origins.items() if name not in which
+    )
+    if options.running or is_bare:
+        running = _running(settings.admin_socket, given, must_answer=options.running)
+        if running is not None:
+            return running
+    whose = "given here: flags, environment and --config"
+    if is_bare:
+        whose = "by default: none was given"
+    if settings.admin_socket.exists():
+        whose += f"; the daemon's on {settings.admin_socket}: --running"
+    elif UNIT_FILE.exists():
+        whose += f"; the unit's are in {UNIT_FILE}: --env-file={UNIT_FILE}"
+    return settings, whose
+
+
+def _running(
+    path: Path, given: Given[ShowOptions] | Given[CheckOptions], *, must_answer: bool
+) -> tuple[Settings, str] | None:
+    """The settings of the daemon on that socket; None if none answers and none must."""
+    if not (must_answer or path.exists()):
+        return None
+    from tundp.admin import fetch_status
+    from tundp.daemon.running import settings_of
+
+    try:
+        status = run_async(fetch_status(path))
+    except PlatformError:
+        if must_answer:
+            raise
+        return None
+    settings = settings_of(status, given.flags)
+    more = ", and the flags given" if given.flags else ""
+    return settings, f"of the running daemon, pid {status.pid}{more}"
+
+
+def _warn_of_unknown(environment: dict[str, str] | None) -> None:
+    import os
+
+    for name in unknown_variables(os.environ if environment is None else environment):
+        print_error(f"variable {name} is set, but tundp does not know it")
+
+
+SHOW = Command(
+    name="config show",
+    summary="every setting in force, and where it came from",
+    description="""\
+Print every setting, as a file for --config, secrets blanked. The first line tells whose
+settings they are: the running daemon's if one answers and no setting is given here; else
+those of flags, environment and --config.""",
+    run=show,
+    options=ShowOptions,
+    settings=DAEMON_FLAGS,
+    examples=(
+        ("tundp config show --origin", "the running daemon's, or the defaults"),
+        ("tundp config show --env-file=/etc/default/tundp", "the unit's"),
+        ("tundp config show --ip-masq --v=1", "what these flags would mean"),
+    ),
+)
+
+CHECK = Command(
+    name="config check",
+    summary="everything a start depends on, looked at without starting",
+    description="""\
+Look at what a start depends on: settings, rights, files, store, network config, interface,
+the lease it would take, ports, routes, firewall. Nothing is changed. The first finding
+tells whose settings these are: the running daemon's if one answers and no setting is given
+here; else those of flags, environment and --config. Needs root.""",
+    run=check,
+    options=CheckOptions,
+    settings=DAEMON_FLAGS,
+    examples=(
+        ("tundp config check", "the running daemon's settings, or the defaults"),
+        ("tundp config check --env-file=/etc/default/tundp", "before systemctl start tundp"),
+        ("tundp config check --store=file:/var/lib/tundp/leases.json", ""),
+    ),
+    notes="exit codes: 0 nothing would fail; 1 something would; 2 wrong usage.",
+)
+
+EXAMPLE = Command(
+    name="config example",
+    summary="a file for --config: every setting, what it does, its default",
+    description="Print a TOML file for --config with every setting commented out at its default.",
+    run=example,
+    options=NoOptions,
+    examples=(("tundp config example > /etc/tundp.toml", ""),),
+)

@@ -1,0 +1,164 @@
+"""The programs `tundp` and `flanneld`: which command is meant, and what its end is worth."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import tundp
+from tundp.cli import bench, cleanup, completion, config, demo, docker_opts, probe, run, status
+from tundp.cli.command import Command, example_lines
+from tundp.cli.output import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    print_error,
+)
+from tundp.errors import ConfigError, Interrupted, TundpError
+
+COMMANDS: Final[tuple[Command[Any], ...]] = (
+    run.COMMAND,
+    status.COMMAND,
+    config.SHOW,
+    config.CHECK,
+    config.EXAMPLE,
+    cleanup.COMMAND,
+    docker_opts.COMMAND,
+    probe.COMMAND,
+    demo.COMMAND,
+    bench.COMMAND,
+    bench.DIFF,
+    completion.COMMAND,
+)
+GROUPS: Final = {"config": "show or check the settings of a daemon"}
+"""First words that are no command by themselves."""
+
+DESCRIPTION: Final = """\
+flannel's UDP backend done right: every node holds one subnet of a flat network, and
+each IP packet for another node's subnet travels as the payload of one UDP datagram."""
+EXAMPLES: Final = (
+    ("tundp demo", "two nodes and their pods on this machine, in a minute"),
+    ("tundp run --etcd-endpoints=http://192.0.2.9:2379 --iface=eth0", ""),
+    ("tundp run --store=file:/var/lib/tundp/leases.json", "without etcd"),
+    ("tundp status", "peers, packets, drops and their reasons"),
+    ("tundp config check", "everything a start depends on, before the start"),
+    ("tundp cleanup", "remove rules and routes a stopped daemon left"),
+    ("tundp probe", "what this kernel has, and which engine that means"),
+    ("tundp bench --out=report", "what it costs, against kernel VXLAN, in 4 minutes"),
+)
+NOTES: Final = """\
+exit codes: 0 done, or a daemon stopped by a signal; 1 failed; 2 wrong usage; 130 a demo or
+bench interrupted. Unlike flannel's, a wrong flag is 2 (flannel: 0) and a lost lease ends
+nothing (flannel: 0; --on-lease-lost=exit). The script `flanneld` is `tundp run` with flannel's
+own tolerance for stray arguments."""
+_HELP: Final = frozenset({"help", "-h", "-help", "--help"})
+_VERSION: Final = frozenset({"-version", "--version"})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    command = None
+    try:
+        if not arguments:
+            # Nothing was asked for and nothing done: a script shall notice.
+            print("\n".join(help_lines()), file=sys.stderr)
+            return EXIT_USAGE
+        if arguments[0] in _HELP:
+            return _help(arguments[1:])
+        if arguments[0] in _VERSION:
+            print(f"tundp {tundp.__version__}")
+            return EXIT_OK
+        command, rest = find(arguments)
+        if command is None:
+            return _group(arguments[0], rest)
+        return command.main(rest)
+    except ConfigError as error:
+        print_error(error)
+        return EXIT_USAGE if command is None else command.exit_usage
+    except Interrupted as error:
+        print_error(error)
+        return EXIT_INTERRUPTED
+    except TundpError as error:
+        print_error(error)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # `tundp status | head`: nobody reads any more, which is no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+
+
+def flanneld(arguments: Sequence[str] | None = None) -> int:
+    """The script of that name: a stock command line, unchanged."""
+    try:
+        return run.FLANNELD.main(sys.argv[1:] if arguments is None else arguments)
+    except TundpError as error:
+        print_error(error, "flanneld")
+        return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def find(words: Sequence[str]) -> tuple[Command[Any] | None, Sequence[str]]:
+    """The command `words` begin with, and what follows its name; None for a group's name.
+
+    ConfigError if there is none.
+    """
+    by_name = {command.name: command for command in COMMANDS}
+    for count in (2, 1):
+        if command := by_name.get(" ".join(words[:count])):
+            return command, words[count:]
+    if words[0] in GROUPS:
+        return None, words[1:]
+    close = difflib.get_close_matches(words[0], [*by_name, *GROUPS], n=1, cutoff=0.5)
+    hint = f"did you mean tundp {close[0]}?" if close else "tundp help lists the commands"
+    raise ConfigError(f"unknown command {words[0]!r}: {hint}")
+
+
+def _help(words: Sequence[str]) -> int:
+    if not words:
+        print("\n".join(help_lines()))
+        return EXIT_OK
+    command, _ = find(words)
+    print("\n".join(_group_lines(words[0]) if command is None else command.help_lines()))
+    return EXIT_OK
+
+
+def _group(name: str, rest: Sequence[str]) -> int:
+    is_asked = bool(rest) and rest[0] in _HELP
+    print("\n".join(_group_lines(name)), file=sys.stdout if is_asked else sys.stderr)
+    return EXIT_OK if is_asked else EXIT_USAGE
+
+
+def help_lines() -> Iterator[str]:
+    """What `tundp --help` prints."""
+    yield "usage: tundp COMMAND [flags]"
+    yield ""
+    yield DESCRIPTION
+    yield ""
+    yield "commands:"
+    for command in COMMANDS:
+        yield f"  {command.name:<18}{command.summary}"
+    yield f"  {'help [COMMAND]':<18}this, or what a command takes; also tundp COMMAND --help"
+    yield "  --version         the version"
+    yield ""
+    yield "examples:"
+    yield from example_lines(EXAMPLES)
+    yield ""
+    yield NOTES
+
+
+def _group_lines(group: str) -> Iterator[str]:
+    members = [command for command in COMMANDS if command.name.startswith(f"{group} ")]
+    yield f"usage: tundp {group} {'|'.join(each.name.split()[1] for each in members)} [flags]"
+    yield ""
+    for command in members:
+        yield f"  tundp {command.name:<18}{command.summary}"
+    yield ""
+    yield f"tundp help {group} {members[0].name.split()[1]} tells more."

@@ -1,0 +1,85 @@
+"""`tundp run`, and `flanneld`: the daemon."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+
+import tundp
+from tundp.cli.command import Command, Given, NoOptions
+from tundp.cli.output import EXIT_FAILED, EXIT_OK
+from tundp.errors import LeaseLost, TundpError
+from tundp.settings.declare import Flag
+from tundp.settings.settings import FLAGS
+
+_log = logging.getLogger("tundp")
+
+
+class RunCommand(Command[NoOptions]):
+    """Takes the daemon's flags and no others; help lists flannel's and tundp's own apart."""
+
+    def flag_groups(self) -> list[tuple[str, Sequence[Flag]]]:
+        """See Command."""
+        return [
+            ("flannel's flags", [flag for flag in FLAGS if flag.is_flannels]),
+            ("tundp's own flags", [flag for flag in FLAGS if not flag.is_flannels]),
+        ]
+
+
+def run(given: Given[NoOptions]) -> int:
+    """Be a node of the overlay until a signal; failed if the daemon ends by itself."""
+    settings = given.settings()
+    if settings.version:
+        print(f"tundp {tundp.__version__}", file=sys.stderr)  # as flannel does
+        return EXIT_OK
+    from tundp.daemon import process
+
+    store = process.open_store(settings)
+    code = EXIT_OK
+    try:
+        process.serve(settings, store)
+    except* LeaseLost as group:
+        for leaf in process.leaves(group):
+            _log.error("%s: exiting with code 0, as flannel does (--on-lease-lost=exit)", leaf)
+    except* TundpError as group:
+        for leaf in process.leaves(group):
+            _log.error("%s", leaf)
+        code = EXIT_FAILED
+    return code
+
+
+COMMAND = RunCommand(
+    name="run",
+    summary="be a node of the overlay",
+    description="""\
+Be a node of the overlay until SIGINT or SIGTERM. Flags may be written -flag value,
+-flag=value, --flag value or --flag=value, booleans only with =. In brackets stands the
+environment variable of each, used when the flag is not given; then comes the file of
+--config, then the default.""",
+    run=run,
+    options=NoOptions,
+    settings=FLAGS,
+    examples=(
+        ("tundp run --etcd-endpoints=http://192.0.2.9:2379 --iface=eth0", ""),
+        ("tundp run --store=file:/var/lib/tundp/leases.json", "leases in a file, no etcd"),
+        ("FLANNELD_IFACE=eth0 tundp run --config=/etc/tundp.toml", "flag, variable and file"),
+        (
+            "tundp run --etcd-prefix=/blue/network --subnet-file=/run/flannel/blue.env",
+            "a second network on the same host",
+        ),
+    ),
+    notes="""\
+exit codes: 0 stopped by a signal; 1 failed; 2 wrong usage (flannel: 0). A lost lease ends
+nothing (flannel: exit code 0; --on-lease-lost=exit).""",
+)
+
+FLANNELD = dataclasses.replace(
+    COMMAND,
+    name="flanneld",
+    is_script=True,
+    ignores_stray=True,
+    summary="tundp run, with flannel's own tolerance for stray arguments",
+    examples=(("flanneld -etcd-endpoints http://192.0.2.9:2379 -iface eth0 -ip-masq", ""),),
+)

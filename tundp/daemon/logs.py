@@ -1,0 +1,95 @@
+"""Logging of a daemon: levels of our own loggers, of others' by name, and never a secret.
+
+`-v` sets the level of the loggers of this package. Libraries stay at WARNING whatever it
+is: with etcd's authentication on, their debugging shows session tokens. `--vmodule` sets
+single loggers, a library's too. Every line is redacted on its way out, whoever logs it.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import re
+from typing import Final
+
+OWN: Final = "tundp"
+FORMAT: Final = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
+NOISY: Final = ("etcd", "urllib3", "pyroute2", "aiohttp", "grpclib", "h2")
+"""Libraries that report each failed request at ERROR; the stores report an outage once."""
+MUTE: Final = ("hpack", "hyperframe")
+"""Libraries whose debugging shows headers in a coded form no pattern would find."""
+MIN_SECRET_LEN: Final = 4
+"""Shorter passwords are not searched for: each line would be full of them."""
+
+_NUMBER: Final = re.compile(r"-?\d{1,9}")
+_NAME: Final = r"(?:token|authorization|passw(?:or)?d|secret|cookie)"
+_PATTERNS: Final = tuple(
+    (re.compile(pattern, re.IGNORECASE), replacement)
+    for pattern, replacement in (
+        # authorization: Basic dTpw   token=abc   "password": "p"
+        (
+            rf"""({_NAME}['"]?\s*[:=]\s*(?:b?['"])?(?:(?:basic|bearer)\s+)?)[^\s'",;)}}\]]+""",
+            r"\1***",
+        ),
+        # (b'token', b'abc')
+        (rf"""({_NAME}['"]\s*,\s*b?['"])[^'"]+""", r"\1***"),
+        # -etcd-password p
+        (r"(-etcd-password\s+)(?!and\b)\S+", r"\1***"),
+        # http://user:password@host
+        (r"(\w://)[^/\s@]+@", r"\1***@"),
+        # A JSON web token, and etcd's simple token (auth/simple_token.go: 16 letters, a revision).
+        (r"\beyJ[\w-]+\.[\w-]+\.[\w-]*", "***"),
+        (r"\b[A-Za-z]{16}\.\d+\b", "***"),
+    )
+)
+
+
+class RedactingFormatter(logging.Formatter):
+    """A formatter of whole lines, tracebacks included, with secrets replaced by `***`.
+
+    Secrets are the values of `secrets`, plain and as HTTP's basic authentication codes
+    them, and whatever stands where tokens, passwords and credentials in a URL do.
+    """
+
+    def __init__(self, secrets: tuple[str, ...] = ()) -> None:
+        super().__init__(FORMAT)
+        texts = [re.escape(text) for text in secrets if len(text) >= MIN_SECRET_LEN]
+        self._known = re.compile(rf"(?<!\w)(?:{'|'.join(texts)})(?!\w)") if texts else None
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        text = super().format(record)
+        if self._known is not None:
+            text = self._known.sub("***", text)
+        for pattern, replacement in _PATTERNS:
+            text = pattern.sub(replacement, text)
+        return text
+
+
+def set_up(level: int, modules: str = "", *, username: str = "", password: str = "") -> list[str]:
+    """Log to stderr; returns the items of `modules` that have no effect, for a warning.
+
+    level: -1 errors, 0 information, above debugging; of this package's loggers.
+    modules: `name=level,...` of single loggers and those below them, of libraries too.
+    """
+    basic = base64.b64encode(f"{username}:{password}".encode("latin-1", "replace")).decode()
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter((password, basic) if password else ()))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger(OWN).setLevel(_severity(level))
+    for library in (*NOISY, *MUTE):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    unknown = []
+    for item in filter(None, (part.strip() for part in modules.split(","))):
+        name, _, text = item.partition("=")
+        if not _NUMBER.fullmatch(text) or not name or name.partition(".")[0] in MUTE:
+            unknown.append(item)
+        else:
+            logging.getLogger(name).setLevel(_severity(int(text)))
+    return unknown
+
+
+def _severity(level: int) -> int:
+    if level < 0:
+        return logging.ERROR
+    return logging.INFO if level == 0 else logging.DEBUG

@@ -1,0 +1,182 @@
+"""The process a daemon is: its logging, rights, descriptors, event loop and signals.
+
+Parsing, printing and exit codes are the command line's (tundp.cli); what the daemon opens
+and runs is tundp.daemon.run's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import importlib.util
+import logging
+import os
+import resource
+import signal
+import traceback
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+import tundp
+from tundp.choices import Loop
+from tundp.daemon import logs
+from tundp.errors import ConfigError, PlatformError, TundpError
+from tundp.settings.settings import Settings
+from tundp.settings.sources import unknown_variables
+
+if TYPE_CHECKING:
+    from tundp.daemon.resources import Resources
+    from tundp.store.base import Store
+
+_SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What runs out for a moment; whoever failed for it tries again."""
+_PACKAGE: Final = os.path.join(os.path.dirname(tundp.__file__), "")
+_log = logging.getLogger("tundp")
+
+
+def open_store(settings: Settings) -> Store:
+    """The store, and faults of its settings found while a wrong flag is still wrong usage.
+
+    TLS keys are read here, before capabilities go: they may be another user's files.
+    """
+    # One thread more per process is what numpy's library would start, for nothing.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Imported here: netlink, HTTP and numpy are half a second that --help need not wait for.
+    from tundp.daemon import stores
+
+    return stores.open_store(settings)
+
+
+def serve(settings: Settings, store: Store, given: Resources | None = None) -> None:
+    """Be the daemon until a signal ends it.
+
+    given: what a predecessor had open, owned from here on. Raises ExceptionGroups of
+    TundpError: LeaseLost with --on-lease-lost=exit, anything else
+    that ends a daemon.
+    """
+    # Before logging is set up: some libraries set their own loggers when they are imported.
+    from tundp.daemon.resources import open_resources
+    from tundp.daemon.run import run
+    from tundp.linux import capability
+
+    unknown = logs.set_up(
+        settings.v,
+        settings.vmodule,
+        username=settings.etcd_username,
+        password=settings.etcd_password,
+    )
+    for item in unknown:
+        _log.warning("--vmodule %s has no effect: not LOGGER=LEVEL, as in tundp.store=1", item)
+    for name in unknown_variables(os.environ):
+        _log.warning("variable %s is set, but tundp does not know it", name)
+    _log.info("tundp %s starting: %s", tundp.__version__, settings.describe())
+    capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
+    resources = open_resources(settings, given)
+    drop_capabilities()
+    raise_file_limit()
+    with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
+        runner.run(run_until_signal(run(settings, store, resources)))
+
+
+def drop_capabilities() -> None:
+    """Keep what networking needs; a root without the rest is no root."""
+    from tundp.linux import capability
+    from tundp.linux.firewall import choose as firewall
+
+    kept = [capability.CAP_NET_ADMIN]
+    if firewall.needs_raw_sockets():
+        # It opens a raw socket to talk to the kernel.
+        kept.append(capability.CAP_NET_RAW)
+    try:
+        capability.keep_only(kept)
+    except PlatformError as error:
+        _log.warning("%s", error)
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the hard limit does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def loop_factory(choice: Loop) -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes an event loop of that kind. ConfigError if it is not installed."""
+    if choice is Loop.ASYNCIO:
+        return asyncio.new_event_loop
+    if importlib.util.find_spec("uvloop") is None:
+        if choice is Loop.UVLOOP:
+            raise ConfigError("--loop uvloop: uvloop is not installed; use --loop=asyncio")
+        return asyncio.new_event_loop
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+async def run_until_signal(daemon: Coroutine[Any, Any, None]) -> None:
+    """Run `daemon` until it ends or SIGINT or SIGTERM cancels it; TundpError after a bug."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(daemon)
+    bugs: list[BaseException] = []
+
+    def on_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        message = context.get("message")
+        error = context.get("exception") or RuntimeError(message)
+        if not _is_bug_of_ours(context):
+            _log.warning("%s: %r", message, error)
+            _log.debug("where it was raised:", exc_info=error)
+            return
+        if not bugs:
+            _log.critical("bug, stopping: %s", message, exc_info=error)
+        bugs.append(error)
+        task.cancel()
+
+    loop.set_exception_handler(on_error)
+
+    def stop(signum: int) -> None:
+        _log.info("%s: stopping", signal.Signals(signum).name)
+        task.cancel()
+        # A second one kills at once, as with flannel.
+        for each in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, stop, signum)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    if bugs:
+        raise TundpError(f"ended by a bug: {bugs[0]!r}; please report the log above")
+
+
+def _is_bug_of_ours(context: dict[str, Any]) -> bool:
+    """Whether the event loop reports an exception of a callback of ours, as of the packet path.
+
+    Such a callback would fail again at once, on the same descriptor and for ever: the
+    process is to end, and systemd starts anew. Everything else the loop reports is over
+    already: a future or task nobody awaits any more, a library's protocol or timer (its
+    connection is lost, which is noticed where it is used), a listener short of descriptors.
+    """
+    if "handle" not in context:
+        return False
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in _SCARCE:
+        return False
+    if error is None or error.__traceback__ is None:
+        return True
+    return any(
+        frame.f_code.co_filename.startswith(_PACKAGE)
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+
+
+def leaves(group: BaseExceptionGroup[TundpError]) -> list[TundpError]:
+    """The exceptions in `group` and in the groups inside it."""
+    found: list[TundpError] = []
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            found.extend(leaves(error))
+        else:
+            found.append(error)
+    return found

@@ -1,0 +1,121 @@
+"""From the routing ledger to whoever routes by it: FIBs, not too often, and the log's lines."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from tundp.backend.base import FibSink
+from tundp.lease.fib import Fib
+from tundp.lease.routing import Routing, RoutingDelta, merged
+
+_log = logging.getLogger(__name__)
+
+LASTING_LEASES: Final = 1000
+"""An update of more makes the garbage collector's work noticeable."""
+PEERS_NAMED: Final = 20
+"""More changes at once are counted in the log, not named."""
+PUBLISH_SHARE: Final = 5.0
+"""FIB rebuilds may use at most one part in so many of event-loop time."""
+
+
+class Publisher:
+    """Gives each new FIB, with what changed since the last one, to every consumer.
+
+    One publication a change; changes that come while a rebuild would cost the event loop
+    more than its share are merged into the next one.
+    """
+
+    def __init__(self, routing: Routing) -> None:
+        self._routing = routing
+        self._sinks: tuple[FibSink, ...] = ()
+        self._pending: RoutingDelta | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._published_at = 0.0
+        self._cost_s = 0.0
+
+    def first_fib(self) -> Fib:
+        """The FIB a backend is opened with: of everything known by now."""
+        self._pending = None
+        return self._routing.fib()
+
+    def start(self, sinks: Sequence[FibSink]) -> None:
+        """Feed `sinks` from now on: they have the FIB of `first_fib`, and get what came since."""
+        self._sinks = tuple(sinks)
+        if self._pending is not None:
+            self._publish_soon()
+
+    def apply(self, delta: RoutingDelta, *, is_own_changed: bool = False) -> None:
+        """Log and publish a change. is_own_changed: this node's own addresses are others now."""
+        _log_delta(delta)
+        if delta.changed_leases > LASTING_LEASES:
+            # Long-lived lease objects out of the collector's sight: a full collection walks
+            # tens of thousands of them for a tenth of a second.
+            gc.collect()
+            gc.freeze()
+        if not (delta.moves_packets or is_own_changed):
+            return
+        self._pending = delta if self._pending is None else merged(self._pending, delta)
+        if self._sinks:
+            self._publish_soon()
+
+    def close(self) -> None:
+        """Publish no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _publish_soon(self) -> None:
+        """Publish now, or once the loop has had its share for everything else."""
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            return
+        free_at = self._published_at + PUBLISH_SHARE * self._cost_s
+        if loop.time() >= free_at:
+            self._publish()
+        else:
+            self._timer = loop.call_at(free_at, self._publish)
+
+    def _publish(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        began = loop.time()
+        self._routing.note_seen(min(sink.seen() for sink in self._sinks))
+        fib = self._routing.fib()
+        delta, self._pending = self._pending or RoutingDelta(), None
+        for sink in self._sinks:
+            sink.install(fib, delta)
+        self._published_at = loop.time()
+        self._cost_s = self._published_at - began
+
+
+def _log_delta(delta: RoutingDelta) -> None:
+    """Name each peer that came, moved or went, and each entry that cannot be used."""
+    for bad in delta.newly_bad:
+        _log.warning("entry %r ignored: %s", bad.name, bad.why)
+    for refused in delta.newly_refused:
+        _log.warning(
+            "lease %s (%s) is no peer: it %s",
+            refused.lease.key,
+            refused.lease.attributes.public_ip,
+            refused.refusal.value,
+        )
+    count = len(delta.gone) + len(delta.come) + len(delta.moved)
+    if count > PEERS_NAMED:
+        _log.info(
+            "peers: %d gone, %d new, %d moved",
+            len(delta.gone),
+            len(delta.come),
+            len(delta.moved),
+        )
+        return
+    for peer in delta.come:
+        _log.info("peer %s at %s", peer.subnet, peer.endpoint.address)
+    for old, new in delta.moved:
+        _log.info(
+            "peer %s at %s, before at %s", new.subnet, new.endpoint.address, old.endpoint.address
+        )
+    for peer in delta.gone:
+        _log.info("peer %s at %s gone", peer.subnet, peer.endpoint.address)

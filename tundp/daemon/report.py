@@ -1,0 +1,169 @@
+"""What a node says of itself: the records of observe/status.py, made from its live parts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import tundp
+from tundp.engine.base import Dataplane
+from tundp.finding import Finding, must_hold
+from tundp.lease.claim import LeaseState
+from tundp.lease.routing import Routing
+from tundp.observe import collect
+from tundp.observe.collect import PeerView
+from tundp.observe.status import (
+    BackendStatus,
+    DaemonState,
+    DeviceStatus,
+    FirewallStatus,
+    RoutingStatus,
+    SettingStatus,
+    Status,
+    StoreStatus,
+)
+from tundp.settings.settings import DEFAULT, Settings
+from tundp.settings.show import reported
+
+if TYPE_CHECKING:
+    from tundp.daemon.node import Node
+    from tundp.observe.health import Health
+
+
+def starting(settings: Settings, health: Health, started_at: float) -> Status:
+    """The status of a daemon that has no lease yet."""
+    return Status(
+        version=tundp.__version__,
+        pid=os.getpid(),
+        state=DaemonState.STARTING,
+        waiting_for=health.startup_phase,
+        started_at=started_at,
+        uptime_s=round(time.time() - started_at, 1),
+        findings=health.ready(),
+        settings=setting_statuses(settings),
+    )
+
+
+def summary(node: Node) -> Status:
+    """See observe.collect.StatusSource: nothing here costs more with more leases."""
+    lease = node.manager.state()
+    backend = node.backend.status()
+    engine = node.backend.engine
+    return Status(
+        version=tundp.__version__,
+        pid=os.getpid(),
+        state=DaemonState.RUNNING,
+        started_at=node.started_at,
+        uptime_s=round(time.time() - node.started_at, 1),
+        loop=type(asyncio.get_running_loop()).__module__.partition(".")[0],
+        node_id=node.node_id,
+        network=node.network_config.network,
+        subnet=lease.key.subnet,
+        public_ip=node.underlay.interface.public_ip,
+        lease=collect.lease_status(str(lease.key), lease.state, lease),
+        store=StoreStatus(
+            description=lease.description,
+            is_answering=lease.is_answering,
+            is_from_cache=not lease.is_synced,
+            revision=node.routing.revision,
+            synced_at=lease.synced_at,
+            age_s=lease.age_s,
+        ),
+        backend=BackendStatus(
+            type=backend.name,
+            interface=collect.interface_status(node.underlay.interface),
+            port=backend.port,
+            mtu=backend.mtu,
+            device=None
+            if backend.device is None
+            else DeviceStatus(name=backend.device, mtu=backend.mtu),
+            routes=backend.routes,
+        ),
+        engine=None if engine is None else collect.engine_status(engine),
+        firewall=FirewallStatus(flavour=node.firewall.flavour, missing=node.firewall.missing),
+        routing=routing_status(node.routing, engine),
+        findings=findings(node),
+        counters=None if engine is None else collect.counters_status(engine.counters()),
+    )
+
+
+def routing_status(routing: Routing, engine: Dataplane | None) -> RoutingStatus:
+    """The routing ledger in numbers; costs the same whatever they are. engine: None if none."""
+    narrow, no_gso = collect.path_counts(engine)
+    return RoutingStatus(
+        generation=routing.generation,
+        peers=len(routing.peers),
+        refused=len(routing.refused),
+        bad_entries=len(routing.bad_entries),
+        narrow_paths=narrow,
+        no_gso_paths=no_gso,
+    )
+
+
+def status(node: Node) -> Status:
+    """See observe.collect.StatusSource: everything, the long parts lazy."""
+    routing = node.routing
+    peers = tuple(routing.peers.values())
+    refused = tuple(routing.refused.values())
+
+    def views() -> Iterator[PeerView]:
+        for peer in peers:
+            yield PeerView(
+                subnet=peer.subnet,
+                public_ip=peer.endpoint.address,
+                port=peer.endpoint.port or None,
+                hop_id=peer.hop_id,
+                backend_type=peer.backend_type or node.backend.name,
+            )
+
+    return replace(
+        summary(node),
+        peers=collect.peer_statuses(len(peers), views, node.backend.engine),
+        refused=collect.refused_statuses(len(refused), lambda: refused),
+        bad_entries=collect.bad_entry_statuses(
+            {name: bad.why for name, bad in routing.bad_entries.items()}
+        ),
+        settings=setting_statuses(node.settings),
+    )
+
+
+def findings(node: Node) -> list[Finding]:
+    """What must hold for pods to use the overlay."""
+    lease = node.manager.state()
+    underlay = node.underlay
+    link = underlay.interface.link
+    duplicate = next(iter(node.routing.duplicates), None)
+    return [
+        must_hold(
+            "lease",
+            lease.state is LeaseState.HELD and duplicate is None,
+            lease.conflict
+            or (f"{duplicate} has our PublicIP, too" if duplicate else lease.state.value),
+        ),
+        *node.backend.checks(),
+        must_hold(
+            "underlay",
+            not underlay.error and link.is_up,
+            underlay.error
+            or f"{link.name} {underlay.interface.address} {'up' if link.is_up else 'is down'}",
+        ),
+        must_hold(
+            "leases-synced",
+            lease.is_synced,
+            f"{'' if lease.is_synced else 'only from the lease cache, '}age {lease.age_s} s",
+        ),
+        must_hold("firewall", not node.firewall.missing, node.firewall.missing or "in place"),
+        must_hold("subnet-file", not node.subnet_file.error, node.subnet_file.error or "written"),
+    ]
+
+
+def setting_statuses(settings: Settings) -> dict[str, SettingStatus]:
+    """Every setting in force, passwords blanked."""
+    return {
+        name: SettingStatus(value=value, origin=settings.origins.get(name, DEFAULT))
+        for name, value in reported(settings).items()
+    }

@@ -1,0 +1,68 @@
+"""A Fib as C reads it: the same memory, borrowed."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tundp.engine.native.library import require
+from tundp.errors import PlatformError
+from tundp.lease.fib import Fib
+
+
+class NativeFib:
+    """A Fib read by C in the very memory Python built it in; keeps that memory alive.
+
+    paths: path state by hop id, an array of `struct tundp_path`; none: nothing is known.
+    """
+
+    def __init__(self, fib: Fib, paths: npt.NDArray[np.void] | None = None) -> None:
+        native = require()
+        self.fib = fib
+        self._ffi = native.ffi
+        self._lib = native.lib
+        if paths is None:
+            size = native.ffi.sizeof("struct tundp_path")
+            paths = np.zeros(len(fib.hop_array), np.dtype((np.void, size)))
+        self._arrays = {
+            "table": native.ffi.from_buffer("uint32_t[]", fib.table),
+            "hops": native.ffi.from_buffer("struct tundp_hop[]", fib.hop_array),
+            "paths": native.ffi.from_buffer("struct tundp_path[]", paths),
+            "peers": native.ffi.from_buffer("uint32_t[]", fib.peer_array),
+            "peer_hops": native.ffi.from_buffer("uint32_t[]", fib.peer_hops),
+            "own": _ascending(native.ffi, fib.own_addresses),
+        }
+        self.struct = native.ffi.new("struct tundp_fib *", self._arrays)
+        self.struct.base = fib.base
+        self.struct.base_len = fib.base_len
+        self.struct.level_count = len(fib.strides)
+        self.struct.stride = list(fib.strides)
+        self.struct.table_count = len(fib.table)
+        self.struct.hop_count = len(fib.hop_array)
+        self.struct.peer_count = len(fib.peer_array)
+        self.struct.own_count = len(fib.own_addresses)
+        self.struct.generation = fib.generation
+        code = self._lib.tundp_fib_check(self.struct)
+        if code:
+            raise PlatformError(
+                f"FIB generation {fib.generation} is not what C expects: {os.strerror(-code)}",
+                -code,
+            )
+
+    def indexes(self, addresses: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """Fib.index of each address (host order, contiguous)."""
+        found = np.empty(len(addresses), np.uint32)
+        self._lib.tundp_fib_lookup(
+            self.struct,
+            self._ffi.from_buffer("uint32_t[]", addresses),
+            len(addresses),
+            self._ffi.from_buffer("uint32_t[]", found, require_writable=True),
+        )
+        return found
+
+
+def _ascending(ffi: Any, addresses: frozenset[int]) -> Any:
+    return ffi.from_buffer("uint32_t[]", np.array(sorted(addresses), np.uint32))

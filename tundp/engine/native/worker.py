@@ -1,0 +1,155 @@
+"""One packet thread: its C struct, the memory that points to, its life."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tundp.choices import Engine
+from tundp.engine.native.library import require
+from tundp.errors import PlatformError
+
+_log = logging.getLogger(__name__)
+
+_HUGE: Final = 2 << 20
+_LOOPS: Final = {
+    Engine.GSO: "tundp_batch",
+    Engine.MMSG: "tundp_batch",
+    Engine.SIMPLE: "tundp_simple",
+}
+"""Each engine's loop in the extension: `_run`, and `_len` for its memory."""
+
+
+@dataclass(slots=True, kw_only=True)
+class WorkerSetup:
+    """What stays the same for a worker's whole life; descriptors are borrowed."""
+
+    engine: Engine
+    queue: int
+    """Number of the TUN's queue and of the socket."""
+    udp_fd: int
+    notify_fd: int
+    directions: int
+    hop_counters: Any
+    """Where it counts per hop."""
+    icmp_budget: Any
+    """The uint64_t all workers of the node share."""
+
+
+class Worker:
+    """One thread, its C struct and the memory that points to."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        native = require()
+        self._native = native
+        self._setup = setup
+        self._thread: threading.Thread | None = None
+        loop = _LOOPS[setup.engine]
+        self._run = getattr(native.lib, f"{loop}_run")
+        self._memory = _allocate(getattr(native.lib, f"{loop}_len")())
+        self._control_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.struct = native.ffi.new("struct tundp_worker *")
+        native.lib.tundp_worker_init(self.struct)
+        self.configure()
+
+    @property
+    def queue(self) -> int:
+        """Number of the TUN's queue and of the socket."""
+        return self._setup.queue
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a thread."""
+        return self._thread is not None
+
+    def configure(self, **values: Any) -> None:
+        """Give the worker, which must not run, a new configuration: fields of the C struct."""
+        setup, ffi = self._setup, self._native.ffi
+        config = ffi.new(
+            "struct tundp_worker_config *",
+            {
+                "tun_fd": -1,
+                "udp_fd": setup.udp_fd,
+                "control_fd": self._control_fd,
+                "notify_fd": setup.notify_fd,
+                "directions": setup.directions,
+                "max_segments": 1,
+                "max_udp_segments": 1,
+                "memory": ffi.from_buffer(self._memory),
+                "hop_counters": setup.hop_counters,
+                "icmp_full_at_ns": setup.icmp_budget,
+                **values,
+            },
+        )
+        code = self._native.lib.tundp_worker_configure(self.struct, config)
+        if code:
+            raise PlatformError(f"the C engine refuses {values}: {os.strerror(-code)}", -code)
+
+    def start(self, name: str, cpu: int | None, on_end: Callable[[int], object]) -> None:
+        """Start the thread; configure before. on_end: called on it with the errno, if any."""
+        self._thread = threading.Thread(
+            target=self._serve, args=(cpu, on_end), name=name, daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Wait for the thread, which ends after at most a burst of packets."""
+        if self._thread is not None:
+            self._native.lib.tundp_worker_stop(self.struct)
+            self._thread.join()
+            self._thread = None
+
+    def install(self, native_fib: Any) -> None:
+        """Publish a FIB's struct to the worker."""
+        self._native.lib.tundp_worker_install(self.struct, native_fib)
+
+    def seen(self) -> int:
+        """Generation of the newest FIB it uses; it holds none older."""
+        return int(self._native.lib.tundp_worker_seen(self.struct))
+
+    def heartbeat(self) -> int:
+        """See Dataplane.heartbeat."""
+        return int(self._native.lib.tundp_worker_heartbeat(self.struct))
+
+    def disabled(self) -> int:
+        """Offloads the kernel has refused it: bits of enum tundp_offload."""
+        return int(self._native.lib.tundp_worker_disabled(self.struct))
+
+    def restore(self) -> None:
+        """Have it try refused offloads again."""
+        self._native.lib.tundp_worker_restore(self.struct)
+
+    def rebound(self) -> None:
+        """The descriptor leads to a new socket, whose overflows the kernel counts from zero."""
+        self._native.lib.tundp_worker_rebound(self.struct)
+
+    def close(self) -> None:
+        """Stop the thread and close what is its own; not the socket."""
+        self.stop()
+        os.close(self._control_fd)
+
+    def _serve(self, cpu: int | None, on_end: Callable[[int], object]) -> None:
+        if cpu is not None:
+            try:
+                os.sched_setaffinity(0, {cpu})
+            except OSError as error:
+                # Taken away since the flag was checked: better anywhere than nowhere.
+                _log.warning("cannot stay on CPU %d: %s", cpu, error.strerror)
+        code = self._run(self.struct)
+        if code:
+            on_end(-code)
+
+
+def _allocate(length: int) -> mmap.mmap:
+    """Memory of its own, from the kernel: nobody else's data on its pages."""
+    length = -(-length // _HUGE) * _HUGE
+    memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

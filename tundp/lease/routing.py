@@ -1,0 +1,449 @@
+"""The routing ledger: leases, peers, refused leases and unreadable entries, in one place.
+
+    Snapshot | Events --apply--> RoutingDelta        what changed, for whoever is concerned
+                      --fib()--> Fib                 the table packets consult
+                      --why()--> RouteAnswer         which lease decides about an address
+
+Pure: no clock, no I/O. A change costs the same whatever the number of leases; only a
+snapshot and `fib` (a few numpy passes) are linear in it.
+
+flannel sends to anything under the prefix: a lease without PublicIP loops back into the
+sender, a vxlan node becomes a udp peer that never answers. Here each lease that is no peer
+is refused for one named reason.
+
+Each endpoint has a stable hop id: lease/hops.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network
+from types import MappingProxyType
+
+from tundp.lease.fib import Fib, assemble_fib
+from tundp.lease.hops import Hops, Rows
+from tundp.lease.model import (
+    UNSPECIFIED,
+    BadEntry,
+    Endpoint,
+    Events,
+    Lease,
+    LeaseKey,
+    Peer,
+    Snapshot,
+)
+from tundp.lease.network import BackendConfig
+from tundp.lease.table import Change, LeaseTable
+
+
+class Refusal(Enum):
+    """Why a lease is not a peer; the value is the sentence an operator reads."""
+
+    NO_PUBLIC_IP = "has no PublicIP: packets would go to 0.0.0.0, that is back to this node"
+    OWN_PUBLIC_IP = "has this node's own PublicIP: packets would loop (two nodes with one address?)"
+    NOT_UNICAST = "has a PublicIP no datagram can be sent to"
+    OUTSIDE_NETWORK = "lies outside the network"
+    INSIDE_NETWORK = "has a PublicIP inside the overlay: packets would go round and round"
+    INSIDE_OWN_SUBNET = "lies inside this node's own subnet"
+    OTHER_BACKEND = "belongs to another backend: its node does not listen for us"
+    DUPLICATE_SUBNET = "names the same subnet as another key, which wins"
+    TOO_MANY_PEERS = "is one peer too many: no hop id is left"
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedLease:
+    """A lease that is not a peer, and the reason."""
+
+    lease: Lease
+    refusal: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class OwnSeen:
+    """The store has our key with this value; it differs from the one known before."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class OwnGone:
+    """The store does not have our key."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnUnreadable:
+    """The store has our key with a value that cannot be read."""
+
+    why: str
+
+
+OwnLease = OwnSeen | OwnGone | OwnUnreadable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingDelta:
+    """What one update changed. Everything is empty for an update that changed nothing.
+
+    gone, come, moved: peers by subnet; `moved` pairs a peer before and after where the
+        subnet stays and the endpoint, or what the lease says of it, is another.
+    hops_assigned: hop ids that stand for another endpoint than in any generation before:
+        per-hop state of theirs is void. New ids are among them.
+    own: what the update says of our own lease, in order.
+    newly_refused, newly_bad: refusals and unreadable entries that were not known before.
+    """
+
+    gone: tuple[Peer, ...] = ()
+    come: tuple[Peer, ...] = ()
+    moved: tuple[tuple[Peer, Peer], ...] = ()
+    hops_assigned: tuple[int, ...] = ()
+    own: tuple[OwnLease, ...] = ()
+    newly_refused: tuple[RefusedLease, ...] = ()
+    newly_bad: tuple[BadEntry, ...] = ()
+    changed_leases: int = 0
+    """Leases, our own included, whose entry differs from before; renewals count."""
+    has_lease_gone: bool = False
+    """Whether any lease was deleted or expired."""
+
+    @property
+    def moves_packets(self) -> bool:
+        """Whether some packet goes elsewhere than before."""
+        return bool(self.gone or self.come or self.moved)
+
+
+def merged(first: RoutingDelta, second: RoutingDelta) -> RoutingDelta:
+    """Two deltas in a row as one: for a consumer that was not served between them.
+
+    `gone`, `come` and `moved` are the net effect by subnet; the rest is concatenated.
+    """
+    before: dict[IPv4Network, Peer | None] = {}
+    after: dict[IPv4Network, Peer | None] = {}
+    for delta in (first, second):
+        for subnet, old, new in _changes(delta):
+            before.setdefault(subnet, old)
+            after[subnet] = new
+    gone, come, moved = _net(before, after)
+    return RoutingDelta(
+        gone=gone,
+        come=come,
+        moved=moved,
+        hops_assigned=(*first.hops_assigned, *second.hops_assigned),
+        own=(*first.own, *second.own),
+        newly_refused=(*first.newly_refused, *second.newly_refused),
+        newly_bad=(*first.newly_bad, *second.newly_bad),
+        changed_leases=first.changed_leases + second.changed_leases,
+        has_lease_gone=first.has_lease_gone or second.has_lease_gone,
+    )
+
+
+def _changes(delta: RoutingDelta) -> Iterable[tuple[IPv4Network, Peer | None, Peer | None]]:
+    """Each subnet's peer before and after."""
+    yield from ((peer.subnet, peer, None) for peer in delta.gone)
+    yield from ((peer.subnet, None, peer) for peer in delta.come)
+    yield from ((new.subnet, old, new) for old, new in delta.moved)
+
+
+def _net(
+    before: Mapping[IPv4Network, Peer | None], after: Mapping[IPv4Network, Peer | None]
+) -> tuple[tuple[Peer, ...], tuple[Peer, ...], tuple[tuple[Peer, Peer], ...]]:
+    """Peers gone, come and moved, given each touched subnet's peer before and after."""
+    gone, come, moved = [], [], []
+    for subnet, old in before.items():
+        new = after[subnet]
+        if old == new:
+            continue
+        if old is not None and new is not None:
+            moved.append((old, new))
+        elif old is not None:
+            gone.append(old)
+        elif new is not None:
+            come.append(new)
+    return tuple(gone), tuple(come), tuple(moved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteAnswer:
+    """Why packets to an address go where they go.
+
+    peer: the next hop, None if there is none. lease: the entry that decides, readable or
+    refused. refusal: why it is no peer. is_own: the address is in this node's own subnet.
+    """
+
+    peer: Peer | None = None
+    lease: Lease | None = None
+    refusal: Refusal | None = None
+    is_own: bool = False
+
+
+class Routing:
+    """See the module. One instance for one network; `own_key` is known from the start."""
+
+    def __init__(
+        self,
+        *,
+        network: IPv4Network,
+        backend: BackendConfig,
+        own_key: LeaseKey,
+        own_addresses: Collection[IPv4Address],
+    ) -> None:
+        """own_addresses: the PublicIP and every other address of this node."""
+        self.generation = 0
+        """Of the FIB last made by `fib`."""
+        self._network = network
+        self._backend = backend
+        self._own_key = own_key
+        self.own_addresses = frozenset(own_addresses)
+        """The addresses no lease may lead to and no packet may come from."""
+        self._table = LeaseTable()
+        self._keys: dict[IPv4Network, tuple[LeaseKey, ...]] = {}
+        """The keys that name a subnet, ours apart: nearly always one."""
+        self._lengths: Counter[int] = Counter()
+        """How many subnets of each prefix length `_keys` has."""
+        self._peers: dict[IPv4Network, Peer] = {}
+        self._refused: dict[LeaseKey, RefusedLease] = {}
+        self._duplicates: dict[LeaseKey, None] = {}
+        self._hops = Hops()
+        self._rows = Rows()
+
+    @property
+    def revision(self) -> int:
+        """The store's revision of the last update."""
+        return self._table.revision
+
+    @property
+    def leases(self) -> Mapping[LeaseKey, Lease]:
+        """Every readable lease, our own among them; read-only."""
+        return self._table.leases
+
+    @property
+    def peers(self) -> Mapping[IPv4Network, Peer]:
+        """Who gets packets, by subnet; read-only, in no order."""
+        return MappingProxyType(self._peers)
+
+    @property
+    def refused(self) -> Mapping[LeaseKey, RefusedLease]:
+        """Leases that are no peers; read-only, in no order."""
+        return MappingProxyType(self._refused)
+
+    @property
+    def bad_entries(self) -> Mapping[str, BadEntry]:
+        """Unreadable entries under the prefix, by name; read-only."""
+        return self._table.bad_entries
+
+    @property
+    def duplicates(self) -> Collection[LeaseKey]:
+        """Leases of other nodes that advertise an address of this node."""
+        return self._duplicates.keys()
+
+    def apply(self, update: Snapshot | Events) -> RoutingDelta:
+        """Apply one update of the store."""
+        changes = self._table.apply(update)
+        own = self._own_observations(update, changes)
+        moving = [change for change in changes if change.moves_packets]
+        delta = self._judge_again(moving)
+        return RoutingDelta(
+            gone=delta.gone,
+            come=delta.come,
+            moved=delta.moved,
+            hops_assigned=delta.hops_assigned,
+            newly_refused=delta.newly_refused,
+            own=own,
+            newly_bad=self._table.newly_bad,
+            changed_leases=len(changes),
+            has_lease_gone=any(change.new is None for change in changes),
+        )
+
+    def set_own_addresses(self, addresses: Collection[IPv4Address]) -> RoutingDelta:
+        """Judge every lease by our new addresses."""
+        fresh = frozenset(addresses)
+        changed = fresh ^ self.own_addresses
+        self.own_addresses = fresh
+        return self._judge_again(
+            [
+                Change(lease.key, lease, lease)
+                for lease in (self.leases.values() if changed else ())
+                if lease.attributes.public_ip in changed
+            ]
+        )
+
+    def fib(self) -> Fib:
+        """The table of what is known now, of the next generation."""
+        self.generation += 1
+        return assemble_fib(
+            self._rows.view,
+            self._hops.view,
+            own_subnet=self._own_key.subnet,
+            own_addresses=self.own_addresses,
+            generation=self.generation,
+        )
+
+    def note_seen(self, generation: int) -> None:
+        """No consumer uses a FIB older than `generation` any more: ids freed before are free."""
+        self._hops.note_seen(generation)
+
+    def why(self, address: IPv4Address) -> RouteAnswer:
+        """Which lease decides about `address`: the longest prefix that is a peer, as in the FIB.
+
+        Where no peer covers it, the longest refused one.
+        """
+        refused: RouteAnswer | None = None
+        own = self._own_key.subnet
+        for length in sorted({*self._lengths, own.prefixlen}, reverse=True):
+            subnet = IPv4Network((address, length), strict=False)
+            peer = self._peers.get(subnet)
+            if peer is not None:
+                return RouteAnswer(peer=peer, lease=self._deciding(subnet))
+            if subnet == own:
+                return RouteAnswer(lease=self.leases.get(self._own_key), is_own=True)
+            if refused is None and (keys := self._keys.get(subnet)):
+                no = self._refused[keys[0]]
+                refused = RouteAnswer(lease=no.lease, refusal=no.refusal)
+        return refused or RouteAnswer()
+
+    def _deciding(self, subnet: IPv4Network) -> Lease | None:
+        return next(
+            (self.leases[key] for key in self._keys[subnet] if key not in self._refused), None
+        )
+
+    def _own_observations(
+        self, update: Snapshot | Events, changes: Iterable[Change]
+    ) -> tuple[OwnLease, ...]:
+        own = self._own_key
+        if (bad := self.bad_entries.get(str(own))) is not None:
+            return (OwnUnreadable(bad.why),)
+        seen: list[OwnLease] = [
+            OwnGone() if change.new is None else OwnSeen(change.new)
+            for change in changes
+            if change.key == own
+        ]
+        # Each snapshot without our lease is said, also when it was not known before either.
+        if isinstance(update, Snapshot) and own not in self.leases and not seen:
+            seen.append(OwnGone())
+        return tuple(seen)
+
+    def _judge_again(self, changes: Collection[Change]) -> RoutingDelta:
+        """Elect the peer of each subnet that `changes` touch."""
+        before: dict[IPv4Network, Peer | None] = {}
+        refused_before: dict[LeaseKey, RefusedLease | None] = {}
+        for change in changes:
+            if change.key == self._own_key:
+                continue
+            subnet = change.key.subnet
+            before.setdefault(subnet, self._peers.get(subnet))
+            self._index(change)
+        assigned: list[int] = []
+        for subnet, was in before.items():
+            for key in self._keys.get(subnet, ()):
+                refused_before.setdefault(key, self._refused.get(key))
+            self._elect(subnet, was, assigned)
+        gone, come, moved = _net(before, {subnet: self._peers.get(subnet) for subnet in before})
+        return RoutingDelta(
+            gone=gone,
+            come=come,
+            moved=moved,
+            hops_assigned=tuple(assigned),
+            newly_refused=tuple(
+                now
+                for key, was_refused in refused_before.items()
+                if (now := self._refused.get(key)) is not None and _is_news(was_refused, now)
+            ),
+        )
+
+    def _index(self, change: Change) -> None:
+        """Keep the list of keys that name the subnet, the one that wins first."""
+        subnet = change.key.subnet
+        keys = set(self._keys.pop(subnet, ()))
+        had_keys = bool(keys)
+        keys.discard(change.key)
+        if change.new is None:
+            self._refused.pop(change.key, None)
+            self._duplicates.pop(change.key, None)
+        else:
+            keys.add(change.key)
+        if keys:
+            self._keys[subnet] = tuple(sorted(keys, key=_rank)) if len(keys) > 1 else (*keys,)
+        self._lengths[subnet.prefixlen] += bool(keys) - had_keys
+        if not self._lengths[subnet.prefixlen]:
+            del self._lengths[subnet.prefixlen]
+
+    def _elect(self, subnet: IPv4Network, was: Peer | None, assigned: list[int]) -> None:
+        """The first key that names an admissible peer wins; each other one is refused."""
+        winner: Lease | None = None
+        for key in self._keys.get(subnet, ()):
+            lease = self.leases[key]
+            refusal = self._refuse(lease)
+            if refusal is None and winner is not None:
+                refusal = Refusal.DUPLICATE_SUBNET
+            if refusal is None and self._hops.is_full(self._endpoint_of(lease)):
+                refusal = Refusal.TOO_MANY_PEERS
+            if refusal is None:
+                winner = lease
+            self._note_refusal(lease, refusal)
+        if winner is None:
+            if self._peers.pop(subnet, None) is not None:
+                self._rows.remove(subnet)
+        else:
+            endpoint = self._endpoint_of(winner)
+            hop_id, is_new = self._hops.take(endpoint)
+            if is_new:
+                assigned.append(hop_id)
+            peer = Peer(
+                subnet=subnet,
+                endpoint=endpoint,
+                hop_id=hop_id,
+                backend_type=winner.attributes.backend_type,
+                backend_data=winner.attributes.backend_data,
+            )
+            self._peers[subnet] = peer
+            self._rows.put(peer)
+        if was is not None:
+            self._hops.release(was.endpoint, self.generation)
+
+    def _note_refusal(self, lease: Lease, refusal: Refusal | None) -> None:
+        if refusal is None:
+            self._refused.pop(lease.key, None)
+        else:
+            self._refused[lease.key] = RefusedLease(lease, refusal)
+        if refusal is Refusal.OWN_PUBLIC_IP:
+            self._duplicates[lease.key] = None
+        else:
+            self._duplicates.pop(lease.key, None)
+
+    def _endpoint_of(self, lease: Lease) -> Endpoint:
+        return Endpoint(lease.attributes.public_ip, self._backend.peer_port)
+
+    def _refuse(self, lease: Lease) -> Refusal | None:
+        address = lease.attributes.public_ip
+        subnet = lease.key.subnet
+        if lease.attributes.backend_type.lower() not in self._backend.lease_types:
+            return Refusal.OTHER_BACKEND
+        if address == UNSPECIFIED:
+            return Refusal.NO_PUBLIC_IP
+        if address in self.own_addresses:
+            return Refusal.OWN_PUBLIC_IP
+        if address in self._network:
+            return Refusal.INSIDE_NETWORK
+        if address.is_multicast or address.is_reserved or address.is_loopback:
+            return Refusal.NOT_UNICAST
+        if int(address) >> 24 == 0:
+            return Refusal.NOT_UNICAST
+        if not subnet.subnet_of(self._network):
+            return Refusal.OUTSIDE_NETWORK
+        if subnet.subnet_of(self._own_key.subnet):
+            return Refusal.INSIDE_OWN_SUBNET
+        return None
+
+
+def _is_news(before: RefusedLease | None, now: RefusedLease) -> bool:
+    """Whether an operator has not been told: a renewal of a refused lease is no news."""
+    return before is None or (before.refusal, before.lease.attributes.public_ip) != (
+        now.refusal,
+        now.lease.attributes.public_ip,
+    )
+
+
+def _rank(key: LeaseKey) -> tuple[bool, IPv4Address, str]:
+    """Of two keys for one subnet the aligned one wins, else the lower: the same on every node."""
+    return not key.is_aligned, key.v4.ip, str(key)

@@ -1,0 +1,362 @@
+"""IPv4 routes by the thousand: added, replaced, deleted and listed over a netlink socket.
+
+pyroute2 makes some 3,000 routes a second, each with a round trip of its own. Here many
+requests go into one datagram; the kernel carries them out in order while it is sent
+(netlink_rcv_skb), and acknowledges each, so that every failure has its route.
+
+Blocking, and not to be called by two threads at once: see Netlink.change_routes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final
+
+from tundp.errors import PlatformError
+from tundp.linux import uapi
+
+BATCH: Final = 128
+"""Requests in one datagram. Their acknowledgements wait in the receive buffer, at most some
+800 bytes of it each: far below the least net.core.rmem_default."""
+_RECEIVE_LEN: Final = 1 << 16
+_TRIES: Final = 5
+"""Dumps of a table that changes meanwhile, before we give up."""
+_TIMEOUT_S: Final = 10.0
+_HEADER: Final = struct.Struct("=IHHII")
+"""struct nlmsghdr: length, type, flags, sequence number, port; host byte order."""
+_RTMSG: Final = struct.Struct("=BBBBBBBBI")
+"""struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags."""
+_ATTRIBUTE: Final = struct.Struct("=HH")
+_KINDS: Final = {
+    "unicast": uapi.RTN_UNICAST,
+    "blackhole": uapi.RTN_BLACKHOLE,
+    "unreachable": uapi.RTN_UNREACHABLE,
+    "prohibit": uapi.RTN_PROHIBIT,
+    "throw": uapi.RTN_THROW,
+}
+_KIND_NAMES: Final = {number: name for name, number in _KINDS.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteEntry:
+    """One IPv4 route with at most one next hop, as it is added, deleted and listed."""
+
+    destination: IPv4Network
+    gateway: IPv4Address | None = None
+    """None: the destination is on the link itself."""
+    index: int = 0
+    """The outgoing link's; 0 for kinds without one, or to let the kernel choose by gateway."""
+    kind: str = "unicast"
+    """`unicast`, or what becomes of packets: `blackhole`, `unreachable`, `prohibit`, `throw`."""
+    is_onlink: bool = False
+    """Take `gateway` for a neighbour on `index` although no address there covers it."""
+    protocol: int = uapi.RTPROT_BOOT
+    """Who made it: rtnetlink.h's RTPROT_, or a number of one's own above 4."""
+    metric: int = 0
+    table: int = uapi.RT_TABLE_MAIN
+    source: IPv4Address | None = None
+    """The preferred source address of this host's own packets."""
+
+    def __str__(self) -> str:
+        """As `ip route` writes it, more or less."""
+        words = [str(self.destination)] if self.kind == "unicast" else [self.kind]
+        if self.kind != "unicast":
+            words.append(str(self.destination))
+        if self.gateway is not None:
+            words.append(f"via {self.gateway}")
+        if self.index:
+            words.append(f"dev {self.index}")
+        if self.metric:
+            words.append(f"metric {self.metric}")
+        return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteFailure:
+    """One request the kernel refused; those beside it were carried out."""
+
+    action: str
+    """`add`, `replace` or `delete`."""
+    route: RouteEntry
+    errno: int
+    """EEXIST: `add` found one of that prefix, metric and table; ESRCH: `delete` found none."""
+    reason: str
+    """In words: the kernel's own where it has some (extended acknowledgement)."""
+
+    def __str__(self) -> str:
+        """What was attempted, and why it failed."""
+        return f"cannot {self.action} route {self.route}: {self.reason}"
+
+
+_ACTIONS: Final = {
+    "delete": (uapi.RTM_DELROUTE, 0),
+    "replace": (uapi.RTM_NEWROUTE, uapi.NLM_F_CREATE | uapi.NLM_F_REPLACE),
+    "add": (uapi.RTM_NEWROUTE, uapi.NLM_F_CREATE | uapi.NLM_F_EXCL),
+}
+
+
+class RouteTable:
+    """A netlink socket of the calling thread's network namespace."""
+
+    def __init__(self) -> None:
+        self._sequence = 0
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, uapi.NETLINK_ROUTE
+        )
+        try:
+            self._socket.settimeout(_TIMEOUT_S)
+            for option in (
+                uapi.NETLINK_CAP_ACK,
+                uapi.NETLINK_EXT_ACK,
+                uapi.NETLINK_GET_STRICT_CHK,
+            ):
+                try:
+                    self._socket.setsockopt(uapi.SOL_NETLINK, option, 1)
+                except OSError as error:
+                    if error.errno != errno.ENOPROTOOPT:
+                        raise
+            self._socket.bind((0, 0))
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def change(
+        self,
+        *,
+        delete: Iterable[RouteEntry] = (),
+        replace: Iterable[RouteEntry] = (),
+        add: Iterable[RouteEntry] = (),
+    ) -> list[RouteFailure]:
+        """Carry out the changes in this order; those the kernel refused.
+
+        delete  the route with these very fields; 0 and None match any
+        replace the first route of that prefix, metric and table, whoever made it; make it
+                if there is none
+        add     refused if there is a route of that prefix, metric and table
+
+        PlatformError if the kernel could not be asked: what was done is not known then.
+        """
+        requests = [
+            (action, route)
+            for action, routes in (("delete", delete), ("replace", replace), ("add", add))
+            for route in routes
+        ]
+        failures: list[RouteFailure] = []
+        for first in range(0, len(requests), BATCH):
+            failures += self._send(requests[first : first + BATCH])
+        return failures
+
+    def entries(
+        self,
+        *,
+        index: int = 0,
+        protocol: int = 0,
+        table: int = uapi.RT_TABLE_MAIN,
+    ) -> list[RouteEntry]:
+        """The routes of one table, in the kernel's order; of a link or a protocol only, if given.
+
+        Routes with several next hops are left out, and so are kinds that RouteEntry has no
+        name for. PlatformError if the table changes faster than it can be read.
+        """
+        for _ in range(_TRIES):
+            found, is_consistent = self._dump(index, protocol, table)
+            if is_consistent:
+                return [
+                    route
+                    for route in found
+                    # Before Linux 4.20 the kernel gives all there are.
+                    if route.table == table
+                    and index in (0, route.index)
+                    and protocol in (0, route.protocol)
+                ]
+        raise PlatformError("cannot list routes: they change faster than they can be read")
+
+    def _send(self, requests: Sequence[tuple[str, RouteEntry]]) -> list[RouteFailure]:
+        first = self._sequence + 1
+        datagram = bytearray()
+        for action, route in requests:
+            self._sequence += 1
+            kind, flags = _ACTIONS[action]
+            body = _encode(route, is_deletion=action == "delete")
+            datagram += _HEADER.pack(
+                _HEADER.size + len(body),
+                kind,
+                flags | uapi.NLM_F_REQUEST | uapi.NLM_F_ACK,
+                self._sequence,
+                0,
+            )
+            datagram += body
+        failures: list[RouteFailure] = []
+        left = len(requests)
+        try:
+            self._socket.send(datagram)
+            while left:
+                for kind, flags, sequence, answer in self._receive():
+                    if kind != uapi.NLMSG_ERROR or not first <= sequence <= self._sequence:
+                        continue  # an answer to a request that was given up
+                    left -= 1
+                    code, reason = _decode_error(flags, answer)
+                    if code:
+                        action, route = requests[sequence - first]
+                        failures.append(
+                            RouteFailure(action=action, route=route, errno=code, reason=reason)
+                        )
+        except OSError as error:
+            raise PlatformError(
+                f"cannot change routes: {error.strerror or error}", error.errno
+            ) from None
+        return failures
+
+    def _dump(self, index: int, protocol: int, table: int) -> tuple[list[RouteEntry], bool]:
+        self._sequence += 1
+        body = _RTMSG.pack(socket.AF_INET, 0, 0, 0, table & 0xFF, protocol, 0, 0, 0)
+        body += _attribute(uapi.RTA_TABLE, struct.pack("=I", table))
+        if index:
+            body += _attribute(uapi.RTA_OIF, struct.pack("=I", index))
+        header = _HEADER.pack(
+            _HEADER.size + len(body),
+            uapi.RTM_GETROUTE,
+            uapi.NLM_F_REQUEST | uapi.NLM_F_DUMP,
+            self._sequence,
+            0,
+        )
+        found: list[RouteEntry] = []
+        is_consistent = True
+        try:
+            self._socket.send(header + body)
+            while True:
+                for kind, flags, sequence, payload in self._receive():
+                    if sequence != self._sequence:
+                        continue
+                    is_consistent &= not flags & uapi.NLM_F_DUMP_INTR
+                    if kind == uapi.NLMSG_ERROR:
+                        code, reason = _decode_error(flags, payload)
+                        if code == errno.ENOENT:
+                            return [], True  # no such table
+                        raise PlatformError(f"cannot list routes: {reason}", code)
+                    if kind == uapi.NLMSG_DONE:
+                        return found, is_consistent
+                    if kind == uapi.RTM_NEWROUTE and (route := _decode(payload)) is not None:
+                        found.append(route)
+        except OSError as error:
+            if isinstance(error, PlatformError):
+                raise
+            raise PlatformError(
+                f"cannot list routes: {error.strerror or error}", error.errno
+            ) from None
+
+    def _receive(self) -> Iterator[tuple[int, int, int, memoryview]]:
+        """The messages of one datagram: type, flags, sequence number, body."""
+        datagram = memoryview(self._socket.recv(_RECEIVE_LEN))
+        while len(datagram) >= _HEADER.size:
+            length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram)
+            if not _HEADER.size <= length <= len(datagram):
+                return
+            yield kind, flags, sequence, datagram[_HEADER.size : length]
+            datagram = datagram[_aligned(length) :]
+
+
+def _encode(route: RouteEntry, *, is_deletion: bool) -> bytes:
+    """A struct rtmsg and its attributes."""
+    if is_deletion:
+        scope = uapi.RT_SCOPE_NOWHERE  # any (fib_table_delete in net/ipv4/fib_trie.c)
+    elif route.kind == "unicast" and route.gateway is None:
+        scope = uapi.RT_SCOPE_LINK
+    else:
+        scope = uapi.RT_SCOPE_UNIVERSE
+    body = _RTMSG.pack(
+        socket.AF_INET,
+        route.destination.prefixlen,
+        0,
+        0,
+        route.table if route.table < 256 else uapi.RT_TABLE_UNSPEC,
+        route.protocol,
+        scope,
+        _KINDS[route.kind],
+        uapi.RTNH_F_ONLINK if route.is_onlink else 0,
+    )
+    body += _attribute(uapi.RTA_DST, route.destination.network_address.packed)
+    body += _attribute(uapi.RTA_TABLE, struct.pack("=I", route.table))
+    if route.gateway is not None:
+        body += _attribute(uapi.RTA_GATEWAY, route.gateway.packed)
+    if route.index:
+        body += _attribute(uapi.RTA_OIF, struct.pack("=I", route.index))
+    if route.metric:
+        body += _attribute(uapi.RTA_PRIORITY, struct.pack("=I", route.metric))
+    if route.source is not None:
+        body += _attribute(uapi.RTA_PREFSRC, route.source.packed)
+    return body
+
+
+def _decode(body: memoryview) -> RouteEntry | None:
+    """The route of a message; None if RouteEntry cannot hold it."""
+    _, prefix_len, _, _, table, protocol, _, kind, flags = _RTMSG.unpack_from(body)
+    values = dict(_attributes(body[_RTMSG.size :]))
+    if kind not in _KIND_NAMES or uapi.RTA_MULTIPATH in values:
+        return None
+
+    def number(attribute: int, default: int = 0) -> int:
+        found = values.get(attribute)
+        return default if found is None else int(struct.unpack_from("=I", found)[0])
+
+    def address(attribute: int) -> IPv4Address | None:
+        found = values.get(attribute)
+        return None if found is None else IPv4Address(bytes(found))
+
+    destination = address(uapi.RTA_DST) or IPv4Address(0)
+    return RouteEntry(
+        destination=IPv4Network((destination, prefix_len)),
+        gateway=address(uapi.RTA_GATEWAY),
+        index=number(uapi.RTA_OIF),
+        kind=_KIND_NAMES[kind],
+        is_onlink=bool(flags & uapi.RTNH_F_ONLINK),
+        protocol=protocol,
+        metric=number(uapi.RTA_PRIORITY),
+        table=number(uapi.RTA_TABLE, table),
+        source=address(uapi.RTA_PREFSRC),
+    )
+
+
+def _decode_error(flags: int, body: memoryview) -> tuple[int, str]:
+    """The errno and the reason of an acknowledgement (struct nlmsgerr); 0 if it is none."""
+    code = -int(struct.unpack_from("=i", body)[0])
+    reason = os.strerror(code)
+    if code and flags & uapi.NLM_F_ACK_TLVS:
+        length = int(struct.unpack_from("=I", body, 4)[0])
+        start = 4 + (_HEADER.size if flags & uapi.NLM_F_CAPPED else _aligned(length))
+        values = dict(_attributes(body[start:]))
+        if text := values.get(uapi.NLMSGERR_ATTR_MSG):
+            words = bytes(text).rstrip(b"\0").decode(errors="replace").rstrip(".")
+            reason = f"{words} ({reason})"
+    if code == errno.EPERM:
+        reason += "; this needs CAP_NET_ADMIN: run as root"
+    return code, reason
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    """A struct rtattr; all of ours are multiples of four bytes."""
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value
+
+
+def _attributes(buffer: memoryview) -> Iterator[tuple[int, memoryview]]:
+    while len(buffer) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(buffer)
+        if not _ATTRIBUTE.size <= length <= len(buffer):
+            return
+        yield kind & 0x3FFF, buffer[_ATTRIBUTE.size : length]
+        buffer = buffer[_aligned(length) :]
+
+
+def _aligned(length: int) -> int:
+    """Up to the next multiple of four (NLMSG_ALIGN, RTA_ALIGN)."""
+    return (length + 3) & ~3

@@ -1,0 +1,449 @@
+"""What a running daemon says of itself: the answer of the admin socket, typed.
+
+`to_json` and `from_json` are the wire format, `status.schema.json` beside this file describes
+it (`python -m tundp.cli.docs` writes that). STATUS_SCHEMA goes up when a member changes
+meaning, changes type or goes; new members come without notice, and readers pass over those
+they do not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, unique
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any, Final, Generic, TypeVar, overload
+
+from tundp.finding import Finding, failures
+from tundp.observe import codec
+from tundp.observe.codec import Malformed
+
+STATUS_SCHEMA: Final = 2
+
+ItemT = TypeVar("ItemT")
+
+
+class Lazy(Sequence[ItemT], Generic[ItemT]):
+    """A sequence whose length is known and whose items are made when first asked for.
+
+    There may be 65,000 of them, and most who ask want to know how many. `make` may be called
+    in another thread than the one this was made in.
+    """
+
+    def __init__(self, count: int, make: Callable[[], Sequence[ItemT]]) -> None:
+        self._count = count
+        self._make = make
+        self._made: Sequence[ItemT] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[ItemT]:
+        return iter(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> ItemT: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ItemT]: ...
+    def __getitem__(self, index: int | slice) -> ItemT | Sequence[ItemT]:
+        return self._items[index]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as a list: it is compared by its items
+
+    @property
+    def _items(self) -> Sequence[ItemT]:
+        if self._made is None:
+            self._made = self._make()
+            self._count = len(self._made)
+        return self._made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseStatus:
+    """This node's lease."""
+
+    key: str
+    """As the store spells it: 10.5.1.0-24."""
+    state: str
+    """`held`, `lost` or `conflict`."""
+    conflict: str = ""
+    """Who has our subnet, in `conflict`."""
+    expires_in_s: int | None = None
+    """Negative once it has expired; null for a reservation, or while unknown."""
+    expires_at: int | None = None
+    """The same as Unix time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStatus:
+    """The lease store, and how current what we know of it is."""
+
+    description: str
+    is_answering: bool
+    is_from_cache: bool
+    """Whether the leases are still those of the lease cache on disk."""
+    revision: int
+    synced_at: float | None = None
+    """When the leases were last known to be those of the store, Unix time; null for never."""
+    age_s: int | None = None
+    """Seconds since then, 0 while the store answers; null if it never has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceStatus:
+    """The interface to the other nodes."""
+
+    name: str
+    address: IPv4Address
+    """What the sockets are bound to, and packets leave from."""
+    mtu: int
+    why: str
+    """What spoke for it when it was chosen."""
+    others: Sequence[str] = ()
+    """Each other usable address, and what spoke against it."""
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceStatus:
+    """The backend's own network device."""
+
+    name: str
+    """Empty while it does not exist."""
+    mtu: int
+    """Bytes of an inner packet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendStatus:
+    """What carries packets between subnets."""
+
+    type: str
+    """As leases spell it in BackendType: `udp`, `host-gw`."""
+    interface: InterfaceStatus
+    mtu: int | None = None
+    """Bytes of the largest inner packet: FLANNEL_MTU of subnet.env."""
+    port: int | None = None
+    """UDP port of this node; null for a backend without one."""
+    routes: int | None = None
+    """Kernel routes to peers it keeps; null for a backend that needs but one."""
+    device: DeviceStatus | None = None
+    """Null for a backend that sends by the interface itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DisabledOffload:
+    """An offload that is not used."""
+
+    name: str
+    reason: str
+    since: float | None = None
+    """Unix time; null if it never was in use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatus:
+    """What moves packets between the TUN and the UDP socket."""
+
+    name: str
+    """What `--engine` calls it."""
+    uses: str
+    """A sentence on what it uses, and does without."""
+    offloads_in_use: Sequence[str] = ()
+    """Right now."""
+    offloads_disabled: Sequence[DisabledOffload] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirewallStatus:
+    """The firewall rules the daemon keeps."""
+
+    flavour: str
+    """`iptables` or `nftables`; empty if no rules are wanted."""
+    missing: str
+    """What is wrong with them; empty if they are in place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingStatus:
+    """The table packets are sent by, in numbers."""
+
+    generation: int
+    """Counts the tables made since the start."""
+    peers: int
+    refused: int
+    """Leases that are no peers."""
+    bad_entries: int
+    """Entries of the store nobody can read."""
+    narrow_paths: int = 0
+    """Peers to whom less than the device's MTU fits."""
+    no_gso_paths: int = 0
+    """Peers to whom datagrams go one by one, without UDP_SEGMENT."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathStatus:
+    """What was learnt of the path to one peer."""
+
+    inner_mtu: int | None = None
+    """Bytes of the largest inner packet that arrives; null if the device's MTU does."""
+    no_gso: bool = False
+    """Whether datagrams go one by one, without UDP_SEGMENT."""
+    since: float
+    """When that was learnt, Unix time."""
+    origin: str = ""
+    """What it was learnt from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerTraffic:
+    """What was exchanged with one peer's endpoint; bytes are those of inner packets.
+
+    Peers at the same endpoint have these figures in common.
+    """
+
+    packets_out: int
+    bytes_out: int
+    packets_in: int
+    bytes_in: int
+    drops: int
+    """Packets for this peer that were dropped."""
+    last_heard: float | None = None
+    """When the last datagram came from it, Unix time; null for never."""
+    last_errno: str | None = None
+    """The name of the last error the kernel returned for a datagram to it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerStatus:
+    """Another node packets are sent to."""
+
+    subnet: IPv4Network
+    public_ip: IPv4Address
+    port: int | None = None
+    backend_type: str = ""
+    identity: str | None = None
+    """Which node it is, as its lease says; null for stock flannel's."""
+    path: PathStatus | None = None
+    """Null: nothing narrower than the device was met."""
+    traffic: PeerTraffic | None = None
+    """Null for a backend that does not count by peer."""
+
+    @property
+    def endpoint(self) -> str:
+        """Where its packets go: 192.0.2.7:8285."""
+        return str(self.public_ip) if self.port is None else f"{self.public_ip}:{self.port}"
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether we sent to it and never heard from it."""
+        traffic = self.traffic
+        return traffic is not None and traffic.packets_out > 0 and traffic.packets_in == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedStatus:
+    """A lease that is no peer."""
+
+    key: str
+    public_ip: IPv4Address
+    reason: str
+    means: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadEntryStatus:
+    """An entry of the store that cannot be read."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingStatus:
+    """One setting in force; passwords are blanked."""
+
+    value: str
+    origin: str
+    """`--flag`, a variable's name, a file's path, or `default`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectionStatus:
+    """One direction; bytes are those of inner packets."""
+
+    packets_in: int = 0
+    bytes_in: int = 0
+    packets_out: int = 0
+    bytes_out: int = 0
+    reads: int = 0
+    """TUN reads, or receives, that brought something."""
+    writes: int = 0
+    """Sends, or TUN writes, that took something."""
+    super_in: int = 0
+    """Reads that brought more than one packet."""
+    super_out: int = 0
+    """Writes that took more than one packet."""
+    drops: Mapping[str, int] = field(default_factory=dict)
+    """By reason; only reasons that occurred."""
+
+    @property
+    def dropped(self) -> int:
+        """Packets dropped for any reason."""
+        return sum(self.drops.values())
+
+    @property
+    def is_conserved(self) -> bool:
+        """Whether every packet that came in is accounted for."""
+        return self.packets_in == self.packets_out + self.dropped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountersStatus:
+    """Everything an engine counts.
+
+    In JSON the members of `totals` and `by_reason` stand beside `encap` and `decap`, so that
+    a counter more in the engine's table is a member more here, and no edit.
+    """
+
+    encap: DirectionStatus = field(default_factory=DirectionStatus)
+    """TUN to UDP."""
+    decap: DirectionStatus = field(default_factory=DirectionStatus)
+    """UDP to TUN."""
+    totals: Mapping[str, int] = field(default_factory=dict)
+    """Counters of both directions together, by name."""
+    by_reason: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Counters broken down by a reason; only reasons that occurred."""
+
+    @property
+    def directions(self) -> tuple[tuple[str, DirectionStatus], ...]:
+        """Both, with their names."""
+        return ("encap", self.encap), ("decap", self.decap)
+
+    @property
+    def is_conserved(self) -> bool:
+        """Whether both directions are."""
+        return self.encap.is_conserved and self.decap.is_conserved
+
+    def to_json(self) -> dict[str, Any]:
+        """See codec."""
+        return {
+            "encap": codec.to_json(self.encap),
+            "decap": codec.to_json(self.decap),
+            **self.totals,
+            **{name: dict(counts) for name, counts in self.by_reason.items()},
+            "conserved": self.is_conserved,
+        }
+
+    @classmethod
+    def from_json(cls, document: Any, where: str = "counters") -> CountersStatus:
+        """See codec."""
+        if not isinstance(document, Mapping):
+            raise Malformed(f"{where} is no object")
+        directions, totals, by_reason = {}, {}, {}
+        for name, value in document.items():
+            if name in ("encap", "decap"):
+                directions[name] = codec.from_json(DirectionStatus, value, f"{where}.{name}")
+            elif isinstance(value, bool):
+                continue  # `conserved`, which follows from the rest
+            elif isinstance(value, int):
+                totals[name] = value
+            elif isinstance(value, Mapping):
+                by_reason[name] = dict(value)
+        return cls(**directions, totals=totals, by_reason=by_reason)
+
+    @staticmethod
+    def json_schema(of: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """See codec."""
+        counts = {"type": "object", "additionalProperties": {"type": "integer"}}
+        return {
+            "type": "object",
+            "description": "Everything an engine counts: both directions, and counters of the"
+            " two together, some of them broken down by a reason.",
+            "properties": {
+                "encap": of(DirectionStatus) | {"description": "TUN to UDP."},
+                "decap": of(DirectionStatus) | {"description": "UDP to TUN."},
+                "conserved": {
+                    "type": "boolean",
+                    "description": "Whether packets_in equals packets_out and all drops, in both.",
+                },
+            },
+            "required": ["encap", "decap", "conserved"],
+            "additionalProperties": {"anyOf": [{"type": "integer"}, counts]},
+        }
+
+
+@unique
+class DaemonState(Enum):
+    """How far a daemon is."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """Everything `tundp status` shows. What is null is not there yet, or not with this backend."""
+
+    schema: int = STATUS_SCHEMA
+    """Goes up when a member changes meaning, changes type or goes."""
+    version: str
+    pid: int
+    state: DaemonState
+    waiting_for: str = ""
+    """What a start waits for, and why."""
+    started_at: float
+    """Unix time."""
+    uptime_s: float
+    loop: str = ""
+    """The event loop: `uvloop` or `asyncio`."""
+    node_id: str = ""
+    network: IPv4Network | None = None
+    """The whole overlay."""
+    subnet: IPv4Network | None = None
+    """This node's part of it."""
+    public_ip: IPv4Address | None = None
+    """What peers are told to send to."""
+    lease: LeaseStatus | None = None
+    store: StoreStatus | None = None
+    backend: BackendStatus | None = None
+    engine: EngineStatus | None = None
+    """Null for a backend that leaves packets to the kernel."""
+    firewall: FirewallStatus | None = None
+    routing: RoutingStatus | None = None
+    findings: Sequence[Finding] = ()
+    """What must hold for pods to use the overlay, and whether it does."""
+    peers: Sequence[PeerStatus] = ()
+    """By subnet."""
+    refused: Sequence[RefusedStatus] = ()
+    bad_entries: Sequence[BadEntryStatus] = ()
+    counters: CountersStatus | None = None
+    """Null for a backend that leaves packets to the kernel."""
+    settings: Mapping[str, SettingStatus] = field(default_factory=dict)
+    """Every setting in force, by the name of its flag."""
+
+    @property
+    def failing(self) -> list[Finding]:
+        """What does not hold."""
+        return failures(self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document the admin socket answers with; makes what is lazy."""
+        return codec.to_json(self)
+
+    @classmethod
+    def from_json(cls, document: Any) -> Status:
+        """The reverse. Malformed, if the document is none of this schema."""
+        if not isinstance(document, dict) or "schema" not in document:
+            raise Malformed("this is no status of a daemon")
+        if document["schema"] != STATUS_SCHEMA:
+            raise Malformed(
+                f"the status has schema {document['schema']}, and this tundp reads"
+                f" {STATUS_SCHEMA}: the daemon is of another version"
+            )
+        return codec.from_json(cls, document)

@@ -1,0 +1,132 @@
+"""A watch on a range of keys: one stream in a task of its own."""
+
+from __future__ import annotations
+
+import asyncio
+
+from grpclib.client import StreamStreamMethod
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from tundp.errors import (
+    AccessDenied,
+    Compacted,
+    StoreUnavailable,
+)
+from tundp.store.access import (
+    REQUEST_TIMEOUT_S,
+)
+from tundp.store.etcd3.connection import SERVICE, Connection, EtcdChannel
+from tundp.store.etcd3.words import FAILURES, NO_USER, words
+from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
+
+
+class Watch:
+    """A watch stream in a task of its own, and what came of it and was not taken yet."""
+
+    def __init__(
+        self, connection: Connection, prefix: bytes, after: int, cluster_id: int | None
+    ) -> None:
+        self.revision = after
+        self._connection = connection
+        self._prefix = prefix
+        self._cluster_id = cluster_id
+        self._queue: asyncio.Queue[rpc.WatchResponse | Exception] = asyncio.Queue()
+        self._task = asyncio.ensure_future(self._run())
+
+    async def next(self) -> list[rpc.WatchResponse]:
+        """What has come since the last call, at least one; `revision` moves on."""
+        found = [await self._queue.get()]
+        while not self._queue.empty():
+            found.append(self._queue.get_nowait())
+        taken: list[rpc.WatchResponse] = []
+        for answer in found:
+            if isinstance(answer, Exception):
+                if taken:
+                    self._queue.put_nowait(answer)
+                    break
+                raise answer
+            taken.append(answer)
+        self.revision = max(self.revision, *map(_revision_of, taken))
+        return taken
+
+    async def close(self) -> None:
+        """End the stream."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        try:
+            await self._connection.use(self._pump)
+        except Exception as error:  # noqa: BLE001  (whoever waits gets it, a bug of ours, too)
+            self._queue.put_nowait(error)
+
+    async def _pump(self, channel: EtcdChannel, metadata: dict[str, str]) -> None:
+        method = StreamStreamMethod(
+            channel, f"{SERVICE}Watch/Watch", rpc.WatchRequest, rpc.WatchResponse
+        )
+        create = rpc.WatchCreateRequest(
+            key=self._prefix,
+            range_end=after_prefix(self._prefix),
+            start_revision=self.revision + 1,
+            progress_notify=True,
+        )
+        async with method.open(metadata=metadata) as stream:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                await stream.send_message(rpc.WatchRequest(create_request=create))
+                created = await stream.recv_message()
+            if created is not None:
+                self._check_created(created)
+            try:
+                while (answer := await stream.recv_message()) is not None:
+                    self._check(answer)
+                    if not answer.created:
+                        self._queue.put_nowait(answer)
+            except FAILURES as error:
+                # Not on to the next endpoint from here: a snapshot comes first.
+                why = f"the watch broke: {words(error)}"
+                self._connection.lost(channel, why)
+                raise StoreUnavailable(why) from None
+        why = "the watch was ended by etcd"
+        self._connection.lost(channel, why)
+        raise StoreUnavailable(why)
+
+    def _check_created(self, answer: rpc.WatchResponse) -> None:
+        self._check(answer)
+        header = answer.header
+        if self._cluster_id not in (None, header.cluster_id):
+            raise Compacted("another etcd cluster answers: its data was replaced")
+        if header.revision < self.revision:
+            raise Compacted(
+                f"the store is at revision {header.revision}, below {self.revision}:"
+                " its data was replaced, or this member lags"
+            )
+
+    def _check(self, answer: rpc.WatchResponse) -> None:
+        if answer.compact_revision:
+            raise Compacted(f"events up to revision {answer.compact_revision} are compacted")
+        if answer.canceled:
+            if NO_USER in answer.cancel_reason:
+                raise GRPCError(Status.UNAUTHENTICATED, answer.cancel_reason)
+            if "permission denied" in answer.cancel_reason:
+                raise AccessDenied(
+                    f"etcd denies the watch ({answer.cancel_reason}): the role needs to read"
+                    f" all keys under {self._prefix.decode()}"
+                )
+            if "token" in answer.cancel_reason:
+                raise GRPCError(Status.UNAUTHENTICATED, answer.cancel_reason)
+            raise StoreUnavailable(
+                f"etcd cancelled the watch: {answer.cancel_reason or 'no reason'}"
+            )
+
+
+def _revision_of(answer: rpc.WatchResponse) -> int:
+    """Up to where a response tells all: its last event, as the header may be far ahead of it."""
+    if answer.events:
+        return int(answer.events[-1].kv.mod_revision)
+    return int(answer.header.revision)
+
+
+def after_prefix(prefix: bytes) -> bytes:
+    """The end of the range of all keys that start with `prefix`, which ends in a slash."""
+    return prefix[:-1] + bytes([prefix[-1] + 1])

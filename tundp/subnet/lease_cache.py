@@ -1,0 +1,209 @@
+"""What a node remembers on disk: its id, and the last leases it knew.
+
+    <state-dir>/node-id           {"NodeID": "7c1f...", "Machine": "..."}
+    <state-dir>/last-known.json   network settings, own subnet, all leases; another
+                                  instance of the same host has its own, named after it
+
+With the leases a node that starts while etcd is away serves what it knew; flannel waits
+for etcd and leaves the node outside the overlay. Nothing here is needed: whatever
+cannot be read is as if it were not there, and what cannot be written is a warning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tundp.errors import LeaseFormatError
+from tundp.files import write_atomically
+from tundp.instance import Instance
+from tundp.lease import codec
+from tundp.lease.identity import Identity, clean_host
+from tundp.lease.model import TTL_UNKNOWN, Lease, LeaseKey
+
+_log = logging.getLogger(__name__)
+
+SCHEMA: Final = 1
+_MACHINE_ID: Final = Path("/etc/machine-id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedLeases:
+    """The overlay as it was last known, `age_s` seconds ago."""
+
+    store: str
+    """Which store it was: another one's leases are none of ours."""
+    api: str
+    network_config: str
+    own_key: LeaseKey
+    leases: tuple[Lease, ...]
+    revision: int
+    age_s: float
+
+
+class LeaseCache:
+    """The files of one daemon under `directory`; None remembers nothing."""
+
+    def __init__(self, directory: Path | None, instance: Instance) -> None:
+        self._directory = directory
+        self._instance = instance
+        self._is_failing = False
+
+    @property
+    def lease_file(self) -> Path | None:
+        """Where the leases are kept."""
+        return None if self._directory is None else self._directory / self._instance.lease_cache
+
+    def known_node_id(self) -> str:
+        """The id this node has on disk; empty if it has none yet. Makes none."""
+        path = None if self._directory is None else self._directory / "node-id"
+        node_id = _read_json(path).get("NodeID")
+        suffix = self._instance.node_id_suffix
+        return f"{node_id}{suffix}" if isinstance(node_id, str) and node_id else ""
+
+    def identity(self) -> Identity:
+        """This node's id, made on the first start and kept.
+
+        One found beside another machine's id is a clone's: a new one is made. Each instance
+        of a host is a node of its own.
+        """
+        host = clean_host(socket.gethostname())
+        suffix = self._instance.node_id_suffix
+        machine = _machine()
+        path = None if self._directory is None else self._directory / "node-id"
+        known = _read_json(path)
+        node_id = known.get("NodeID")
+        is_same = not machine or known.get("Machine") in ("", machine)
+        if isinstance(node_id, str) and node_id and is_same:
+            return Identity(node_id + suffix, host)
+        if node_id:
+            _log.warning("%s is another machine's (a clone?): making a new node id", path)
+        node_id = uuid.uuid4().hex[:16]
+        if path is not None:
+            self._write(path, json.dumps({"NodeID": node_id, "Machine": machine}) + "\n")
+        return Identity(node_id + suffix, host)
+
+    def load(self, store: str, node_id: str) -> CachedLeases | None:
+        """What this node knew of `store`, or None. A clone's memory is its original's."""
+        document = _read_json(self.lease_file)
+        if document.get("schema") != SCHEMA or document.get("store") != store:
+            return None
+        if document.get("node_id") != node_id:
+            return None
+        try:
+            leases = tuple(
+                Lease(
+                    key=codec.parse_key(name),
+                    attributes=codec.parse_value(value),
+                    revision=0,
+                    lease_ttl_s=TTL_UNKNOWN,
+                )
+                for name, value in document["leases"].items()
+            )
+            return CachedLeases(
+                store=store,
+                api=str(document["api"]),
+                network_config=str(document["network_config"]),
+                own_key=codec.parse_key(document["own"]),
+                leases=leases,
+                revision=int(document["revision"]),
+                age_s=max(0.0, time.time() - self._stamp()),
+            )
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            AttributeError,
+            LeaseFormatError,
+        ) as error:
+            _log.warning("%s cannot be used: %r", self.lease_file, error)
+            return None
+
+    def save(
+        self,
+        *,
+        store: str,
+        node_id: str,
+        api: str,
+        network_config: str,
+        own_key: LeaseKey,
+        leases: Iterable[Lease],
+        revision: int,
+    ) -> None:
+        """Remember this. Blocks for a write to disk: call it on a thread."""
+        if self.lease_file is None:
+            return
+        document = {
+            "schema": SCHEMA,
+            "store": store,
+            "node_id": node_id,
+            "api": api,
+            "network_config": network_config,
+            "own": str(own_key),
+            "revision": revision,
+            "leases": {str(lease.key): codec.encode_value(lease.attributes) for lease in leases},
+        }
+        self._write(self.lease_file, json.dumps(document) + "\n")
+
+    def confirm(self) -> None:
+        """What was saved last is still so: its age starts anew."""
+        if self.lease_file is not None:
+            try:
+                os.utime(self.lease_file)
+            except OSError:
+                return  # it could not be written either, which was said
+
+    def _stamp(self) -> float:
+        assert self.lease_file is not None
+        return self.lease_file.stat().st_mtime
+
+    def _write(self, path: Path, text: str) -> None:
+        try:
+            write_atomically(path, text, mode=0o600)
+        except OSError as error:
+            if not self._is_failing:
+                _log.warning(
+                    "cannot write %s: %s; after a restart this node is a stranger to its own lease"
+                    " (8 s more), and cannot start while the store is away",
+                    path,
+                    error.strerror,
+                )
+            self._is_failing = True
+        else:
+            self._is_failing = False
+
+
+def _read_json(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        _log.warning("cannot read %s: %s", path, error)
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _machine() -> str:
+    """Tells this machine from a copy of its disk; the id itself is confidential (machine-id(5))."""
+    try:
+        text = _MACHINE_ID.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return _digest(text) if text else ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(f"tundp {text}".encode()).hexdigest()[:16]

@@ -1,0 +1,357 @@
+"""The subnet manager over a lease store: etcd v2, v3, both, or a file.
+
+store.network_config -> NetworkConfig              or the lease cache, if nobody answers
+Claim.acquire        -> lease and snapshot
+follow(store)        -> updates                    and a grace for a store that lost its data
+Claim.keep           <- observe(delta)
+LeaseCache           <- observe(delta)             for a start without the store
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from tundp.backoff import Backoff, Outage
+from tundp.errors import AccessDenied, ConfigError, StoreError, StoreUnavailable
+from tundp.lease.claim import RETRY_S
+from tundp.lease.identity import Identity
+from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
+from tundp.lease.network import NetworkConfig, parse_network_config
+from tundp.lease.routing import OwnGone, OwnSeen, OwnUnreadable, Routing, RoutingDelta
+from tundp.store.base import Store
+from tundp.store.follow import follow
+from tundp.subnet.base import Acquired, LeaseStatus, Progress
+from tundp.subnet.claim_driver import Claim, ClaimSettings
+from tundp.subnet.lease_cache import CachedLeases, LeaseCache
+
+_log = logging.getLogger(__name__)
+
+STALE_AFTER_S: Final = 3.0
+"""How long a start waits for the store before it goes on with the lease cache."""
+WIPED_S: Final = 2.0
+"""Grace period for peers after the store lost our lease (data wiped or restored): every node
+registers again within milliseconds."""
+SAVE_PAUSE_S: Final = 10.0
+"""At least so long between two writes of the lease cache."""
+CONFIRM_S: Final = 60.0
+"""Between two confirmations that the cached leases are still the store's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseSettings:
+    """How our lease is claimed, whatever the network config says."""
+
+    lease_ttl_s: int
+    margin_s: float
+    """Seconds before its expiry at which the lease is renewed."""
+    is_forced: bool = False
+    """Take a lease over even from a live node."""
+    exits_when_lost: bool = False
+    """`keep` raises LeaseLost instead of creating a lost lease again."""
+    retry_s: float = RETRY_S
+    """Longest wait between two tries to write, and between two checks of a conflict."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSettings:
+    """Which lease cache, and how it is labelled."""
+
+    cache: LeaseCache
+    store_name: str
+    """The store's name, whatever endpoint answers: another store's leases are none of ours."""
+    is_start_allowed: bool
+    """Whether a start may go on with cached leases while the store does not answer."""
+
+
+class StoreSubnetManager:
+    """See the module, and subnet.base.SubnetManager for the contract."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        identity: Identity | None,
+        lease: LeaseSettings,
+        rng: random.Random,
+        cache: CacheSettings | None = None,
+    ) -> None:
+        """cache: None keeps nothing on disk. rng: subnets, pauses and challenges are drawn."""
+        self._store = store
+        self._identity = identity
+        self._lease_settings = lease
+        self._rng = rng
+        self._cache = cache
+        self._outage = Outage(_log, store.description)
+        self._network_text = ""
+        self._network_config: NetworkConfig | None = None
+        self._cached: CachedLeases | None = None
+        self._claim: Claim | None = None
+        self._leases: Mapping[LeaseKey, Lease] = {}
+        self._revision = 0
+        self._has_own_lease = False
+        self._is_synced = False
+        self._synced_at: float | None = None
+        self._is_unsaved = asyncio.Event()
+
+    @property
+    def description(self) -> str:
+        """See SubnetManager."""
+        return self._store.description
+
+    @property
+    def claim(self) -> Claim:
+        """The claim on our lease; after `acquire` began."""
+        assert self._claim is not None, "acquire() comes first"
+        return self._claim
+
+    async def network_config(self, progress: Progress) -> NetworkConfig:
+        """See SubnetManager.
+
+        With a lease cache, a store that does not answer is waited for STALE_AFTER_S only.
+        """
+        progress.waits_for("the network config")
+        cached = self._usable_cache()
+        outage = Outage(_log, f"waiting for the network config from {self.description}")
+        backoff = Backoff(0.5, 5.0, self._rng.random)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        while True:
+            try:
+                async with asyncio.timeout(STALE_AFTER_S if cached is not None else None):
+                    text = await self._store.network_config()
+                config = parse_network_config(text, self.description)
+            except (StoreUnavailable, AccessDenied, TimeoutError) as error:
+                why = str(error) or "timed out"
+                progress.waiting_failed(why)
+                outage.failed(why, now=clock())
+                if cached is not None and clock() - began >= STALE_AFTER_S:
+                    return self._use_cache(cached)
+                left_s = began + STALE_AFTER_S - clock() if cached is not None else math.inf
+                await asyncio.sleep(min(backoff.next_s(), left_s))
+            except (StoreError, ConfigError) as error:
+                progress.waiting_failed(str(error))
+                outage.failed(error, now=clock())
+                await asyncio.sleep(backoff.next_s())
+            else:
+                outage.ended(now=clock())
+                self._network_text = text
+                return config
+
+    async def acquire(
+        self,
+        network_config: NetworkConfig,
+        offer: LeaseAttributes,
+        *,
+        previous: LeaseKey | None,
+        progress: Progress,
+    ) -> Acquired:
+        """See SubnetManager."""
+        self._network_config = network_config
+        self._claim = claim = Claim(
+            self._store,
+            ClaimSettings(
+                network_config=network_config,
+                attributes=offer,
+                previous=previous,
+                identity=self._identity,
+                lease_ttl_s=self._lease_settings.lease_ttl_s,
+                margin_s=self._lease_settings.margin_s,
+                is_forced=self._lease_settings.is_forced,
+                exits_when_lost=self._lease_settings.exits_when_lost,
+                retry_s=self._lease_settings.retry_s,
+            ),
+            rng=self._rng,
+        )
+        if self._cached is not None:
+            return await self._resume(self._cached, offer)
+        progress.waits_for("a lease", lambda: claim.waiting_for)
+        lease, snapshot = await claim.acquire()
+        self._has_own_lease = True
+        # The store itself was heard, though its watch has not begun.
+        self._is_synced, self._synced_at = True, time.time()
+        return Acquired(lease=lease, snapshot=snapshot, origin=claim.origin)
+
+    async def updates(self) -> AsyncIterator[Snapshot | Events]:
+        """See SubnetManager.
+
+        A snapshot from which our own lease is gone comes late: the store may have lost all of
+        them, and the other nodes get time to register again.
+        """
+        backoff = Backoff(0.2, min(5.0, self._lease_settings.retry_s), self._rng.random)
+        async for update in follow(self._store, self._outage, backoff):
+            self._synced_at = time.time()
+            if not self._is_synced:
+                self._is_synced = True
+                if self._cached is not None:
+                    await self._compare_network_config()
+            if isinstance(update, Snapshot) and self._looks_wiped(update):
+                yield await self._after_grace(update)
+            else:
+                yield update
+
+    async def keep(self) -> None:
+        """See SubnetManager: renews the claim, writes the lease cache."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.claim.keep(), name="keep lease")
+            if self._cache is not None:
+                group.create_task(self._keep_cache(self._cache), name="keep lease cache")
+
+    def observe(self, delta: RoutingDelta, routing: Routing) -> None:
+        """See SubnetManager."""
+        self._leases, self._revision = routing.leases, routing.revision
+        for own in delta.own:
+            match own:
+                case OwnSeen(lease):
+                    self.claim.observe(lease)
+                case OwnGone():
+                    self.claim.observe(None)
+                case OwnUnreadable(why):
+                    self.claim.observe_unreadable(why)
+        self._has_own_lease = self.claim.lease.key in routing.leases
+        if delta.has_lease_gone:
+            self.claim.observe_gone_elsewhere()
+        if delta.changed_leases:
+            self._is_unsaved.set()
+
+    def offer(self, offer: LeaseAttributes) -> None:
+        """See SubnetManager."""
+        self.claim.offer(offer)
+
+    def reconnect(self) -> None:
+        """See SubnetManager."""
+        self._store.reconnect()
+
+    def state(self) -> LeaseStatus:
+        """See SubnetManager."""
+        claim = self.claim
+        return LeaseStatus(
+            key=claim.lease.key,
+            state=claim.state,
+            conflict=claim.conflict,
+            expires_in_s=claim.expires_in_s,
+            description=self.description,
+            is_answering=self._is_synced and not self._outage.is_on,
+            is_synced=self._is_synced,
+            synced_at=self._synced_at,
+            age_s=self._age_s(),
+        )
+
+    async def close(self) -> None:
+        """See SubnetManager. Leases not yet on disk are written."""
+        if self._cache is not None and self._is_unsaved.is_set() and self._is_synced:
+            self._save(self._cache, tuple(self._leases.values()))
+        await self._store.close()
+
+    def _age_s(self) -> int | None:
+        if self._is_synced and not self._outage.is_on:
+            return 0
+        return None if self._synced_at is None else round(time.time() - self._synced_at)
+
+    def _usable_cache(self) -> CachedLeases | None:
+        settings = self._cache
+        if settings is None or not settings.is_start_allowed or self._identity is None:
+            return None
+        cached = settings.cache.load(settings.store_name, self._identity.node_id)
+        if cached is not None:
+            try:
+                parse_network_config(cached.network_config, "the lease cache")
+            except ConfigError as error:
+                _log.warning("the lease cache cannot be used: %s", error)
+                return None
+        return cached
+
+    def _use_cache(self, cached: CachedLeases) -> NetworkConfig:
+        self._cached = cached
+        self._network_text = cached.network_config
+        return parse_network_config(cached.network_config, f"the lease cache of {self.description}")
+
+    async def _resume(self, cached: CachedLeases, offer: LeaseAttributes) -> Acquired:
+        """Go on with the cached leases: ours is LOST until the store answers."""
+        await self._store.choose_api(cached.api)
+        own = [lease for lease in cached.leases if lease.key == cached.own_key]
+        self.claim.resume(cached.own_key, own[0].attributes.public_ip if own else offer.public_ip)
+        self._synced_at = time.time() - cached.age_s
+        _log.error(
+            "%s does not answer: going on with the leases of %d s ago, subnet %s",
+            self.description,
+            cached.age_s,
+            cached.own_key.subnet,
+        )
+        return Acquired(
+            lease=self.claim.lease,
+            snapshot=Snapshot(cached.leases, cached.revision),
+            origin=self.claim.origin,
+            cache_age_s=cached.age_s,
+        )
+
+    def _looks_wiped(self, snapshot: Snapshot) -> bool:
+        """Our own lease is gone, as all are when the store's data was lost or restored."""
+        if not self._has_own_lease:
+            return False
+        own = str(self.claim.lease.key)
+        names = {str(lease.key) for lease in snapshot.leases}
+        return own not in names and own not in {entry.name for entry in snapshot.bad}
+
+    async def _after_grace(self, snapshot: Snapshot) -> Snapshot:
+        """The state once every node had time to notice and to register again."""
+        _log.warning(
+            "%s has lost our lease, and perhaps all: known peers stay for %.0f s to come back",
+            self.description,
+            WIPED_S,
+        )
+        self.claim.observe(None)
+        await asyncio.sleep(WIPED_S)
+        try:
+            return await self._store.snapshot()
+        except StoreError:
+            return snapshot
+
+    async def _compare_network_config(self) -> None:
+        """Log an error if the network config is not the one from the lease cache."""
+        assert self._network_config is not None
+        try:
+            text = await self._store.network_config()
+            config = parse_network_config(text, self.description)
+        except (StoreError, ConfigError) as error:
+            _log.warning("network config: %s; going on with the one in use", error)
+            return
+        if config != self._network_config:
+            _log.error(
+                "the network config in %s is not the one this node started with (%s): restart it",
+                self.description,
+                self._network_config.network,
+            )
+
+    async def _keep_cache(self, cache: CacheSettings) -> None:
+        """Write the leases to disk, at most every SAVE_PAUSE_S; confirm them between."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CONFIRM_S):
+                    await self._is_unsaved.wait()
+            if not self._is_unsaved.is_set():
+                if not self._outage.is_on:
+                    await asyncio.to_thread(cache.cache.confirm)
+                continue
+            self._is_unsaved.clear()
+            if self._is_synced:
+                await asyncio.to_thread(self._save, cache, tuple(self._leases.values()))
+            await asyncio.sleep(SAVE_PAUSE_S)
+
+    def _save(self, cache: CacheSettings, leases: tuple[Lease, ...]) -> None:
+        cache.cache.save(
+            store=cache.store_name,
+            node_id="" if self._identity is None else self._identity.node_id,
+            api=self._store.api,
+            network_config=self._network_text,
+            own_key=self.claim.lease.key,
+            leases=leases,
+            revision=self._revision,
+        )
