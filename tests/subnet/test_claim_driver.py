@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from tests.wait import until
+from tundp.backend.choose import parse_network_config
 from tundp.errors import DuplicateNode, LeaseError, LeaseLost
 from tundp.lease.claim import LeaseState
 from tundp.lease.codec import parse_key
 from tundp.lease.identity import HOST, NODE, Identity
 from tundp.lease.model import Lease, LeaseAttributes, LeaseKey
-from tundp.lease.network import parse_network_config
 from tundp.store.file import FileStore
 from tundp.subnet.claim_driver import Claim, ClaimSettings
 
