@@ -59,9 +59,8 @@ static uint32_t decide(struct batch *batch, uint8_t *packet, size_t made, uint64
 static uint64_t bytes_left(const struct reading *reading)
 {
 	return reading->segmenter.payload_len +
-	       (uint64_t)reading->left * (reading->segmenter.gso_size ?
-						  reading->segmenter.header_len :
-						  0);
+	       (uint64_t)reading->left *
+		       (reading->segmenter.gso_size ? reading->segmenter.header_len : 0);
 }
 
 /* Takes the read at hand apart into the arena, until it is done with or the socket is full. */
@@ -71,9 +70,9 @@ static void continue_reading(struct batch *batch)
 	struct segmenter *segmenter = &reading->segmenter;
 
 	while (reading->left) {
-		const size_t room = (segmenter->gso_size ? segmenter->gso_size :
-							   segmenter->payload_len) +
-				    TUNDP_HEADERS_MAX;
+		const size_t room =
+			(segmenter->gso_size ? segmenter->gso_size : segmenter->payload_len) +
+			TUNDP_HEADERS_MAX;
 		const uint64_t len = bytes_left(reading);
 		uint8_t *out = train_make_room(batch, room);
 		uint32_t packet_len;
@@ -94,8 +93,8 @@ static void continue_reading(struct batch *batch)
 }
 
 /* Takes up a read: `len` bytes at `packet`, behind `vnet`. */
-static void begin_reading(struct batch *batch, const struct tundp_vnet *vnet,
-			  const uint8_t *packet, size_t len)
+static void begin_reading(struct batch *batch, const struct tundp_vnet *vnet, const uint8_t *packet,
+			  size_t len)
 {
 	struct reading *reading = &batch->reading;
 	const struct subject subject = { .packet = packet, .len = len };
@@ -146,8 +145,8 @@ bool batch_encap_iteration(struct batch *batch)
 
 	for (int count = 0; count < READS_PER_ITERATION && !is_dry && !batch->is_blocked; count++) {
 		struct tundp_vnet vnet = { 0 };
-		ssize_t len = read(worker->config.tun_fd, start,
-				   READ_BUFFER_LEN - HEADROOM + vnet_len);
+		ssize_t len =
+			read(worker->config.tun_fd, start, READ_BUFFER_LEN - HEADROOM + vnet_len);
 
 		worker->counters.syscalls++;
 		if (len < 0) {

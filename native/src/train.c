@@ -305,12 +305,11 @@ void train_append(struct batch *batch, const struct destination *to, uint32_t le
 					 .bytes_in = bytes_in };
 	}
 	batch->arena_len += len;
-	train->is_closed =
-		train->is_one_by_one || len < train->segment_len ||
-		train->len + train->segment_len > TUNDP_MAX_DATAGRAM_LEN ||
-		train->count >= worker->config.max_segments ||
-		!publish_has(worker, TUNDP_OFFLOAD_UDP_SEGMENT) ||
-		__atomic_load_n(&batch->fib->paths[to->hop].no_gso, __ATOMIC_RELAXED);
+	train->is_closed = train->is_one_by_one || len < train->segment_len ||
+			   train->len + train->segment_len > TUNDP_MAX_DATAGRAM_LEN ||
+			   train->count >= worker->config.max_segments ||
+			   !publish_has(worker, TUNDP_OFFLOAD_UDP_SEGMENT) ||
+			   __atomic_load_n(&batch->fib->paths[to->hop].no_gso, __ATOMIC_RELAXED);
 }
 
 void train_abandon_all(struct batch *batch)

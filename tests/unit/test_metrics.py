@@ -11,12 +11,12 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 import tundp
+from tundp.backend.choose import parse_network_config
 from tundp.daemon.report import routing_status
 from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, Counters
 from tundp.finding import Finding, must_hold
 from tundp.lease.claim import LeaseState
 from tundp.lease.model import BadEntry, Lease, LeaseAttributes, LeaseKey, Snapshot
-from tundp.lease.network import parse_network_config
 from tundp.lease.routing import Routing
 from tundp.observe import collect
 from tundp.observe.metrics import CONTENT_TYPE, Metrics

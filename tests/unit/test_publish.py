@@ -7,12 +7,12 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from tundp.backend.udp.config import udp_config
 from tundp.daemon import publish
 from tundp.daemon.publish import Publisher
 from tundp.lease.codec import parse_key
 from tundp.lease.fib import Fib
 from tundp.lease.model import BadEntry, Events, Gone, Lease, LeaseAttributes, Peer, Put, Snapshot
-from tundp.lease.network import UdpConfig
 from tundp.lease.routing import Routing, RoutingDelta
 
 OWN = parse_key("10.5.1.0-24")
@@ -59,7 +59,7 @@ class Bench:
     def __init__(self, *known: Lease) -> None:
         self.routing = Routing(
             network=IPv4Network("10.5.0.0/16"),
-            backend=UdpConfig(),
+            backend=udp_config(),
             own_key=OWN,
             own_addresses=[OURS],
         )

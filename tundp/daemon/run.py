@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from tundp.admin import serve_admin
+from tundp.backend.choose import parse_network_config
 from tundp.choices import OnLeaseLost
 from tundp.daemon import report
 from tundp.daemon.backends import make_backend
@@ -195,6 +196,7 @@ def _make_manager(
             # Whoever would exit without a lease starts with none.
             is_start_allowed=not exits_when_lost,
         ),
+        parse=parse_network_config,
         rng=random.SystemRandom(),
     )
 
