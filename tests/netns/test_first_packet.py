@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.nodes import counters, has_received
+from tests.nodes import MakeOverlay, counters, has_received
 from tests.wait import until
 from tundp.lab.traffic import PingStream
 
 
 @pytest.mark.parametrize("engine", ["reference", "gso"])
 @pytest.mark.parametrize("store", ["file", "etcd"])
-async def test_no_packet_ever_meets_an_empty_table(make_overlay, engine, store):
+async def test_no_packet_ever_meets_an_empty_table(
+    make_overlay: MakeOverlay, engine: str, store: str
+) -> None:
     async with make_overlay(store=store, start=False) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         await overlay.start_daemon(two)

@@ -71,7 +71,7 @@ def test_one_api_away_neither_hides_peers_nor_costs_the_lease(
 ) -> None:
     async def main() -> None:
         v2 = Cut(etcd_world.open())
-        both = BothStore(v2, etcd3_world.open(), parse=parse_network_config)  # type: ignore[arg-type]
+        both = BothStore(v2, etcd3_world.open(), parse=parse_network_config)
         node = make_node(both, US, lease_ttl_s=4)
         async with node.up() as lease:
             key = str(lease.key)
@@ -191,7 +191,7 @@ def test_auto_waits_for_v3_before_it_settles_for_v2(
     async def main() -> None:
         v3 = Cut(etcd3_world.open())
         v3.cut()
-        auto = AutoStore(etcd_world.open(), v3)  # type: ignore[arg-type]
+        auto = AutoStore(etcd_world.open(), v3)
         with pytest.raises(StoreUnavailable):
             await auto.network_config()
         v3.mend()
@@ -211,7 +211,7 @@ def test_auto_settles_for_v2_where_v3_never_answers(
     async def main() -> None:
         v3 = Cut(etcd3_world.open())
         v3.cut()
-        auto = AutoStore(etcd_world.open(), v3)  # type: ignore[arg-type]
+        auto = AutoStore(etcd_world.open(), v3)
         for _ in range(SURE_AFTER - 1):
             with pytest.raises(StoreUnavailable):
                 await auto.network_config()
@@ -232,7 +232,7 @@ def test_auto_that_was_told_nothing_looks_when_asked(etcd3_world: Etcd3World) ->
             raise ConfigNotFound("nothing")
 
     async def main() -> None:
-        auto = AutoStore(Empty(etcd3_world.open()), etcd3_world.open())  # type: ignore[arg-type]
+        auto = AutoStore(Empty(etcd3_world.open()), etcd3_world.open())
         await auto.choose_api("rubbish")
         assert by_key((await auto.snapshot()).leases) == {"10.5.1.0-24": THEM}
         assert auto.api == "v3"

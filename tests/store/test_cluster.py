@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -212,14 +212,13 @@ def test_without_a_majority_nothing_old_is_told(
             local = world.at(survivor)
             # It does have a copy, for those who ask for no more.
             assert await asyncio.to_thread(answers_from_its_copy, local)
+            reads_and_writes: list[Callable[[Store], Awaitable[object]]] = [
+                lambda store: store.snapshot(),
+                lambda store: store.network_config(),
+                lambda store: store.create(B, TWO, 600),
+            ]
             calls = [
-                call(opened())
-                for opened in (world.open, local.open)
-                for call in (
-                    lambda store: store.snapshot(),
-                    lambda store: store.network_config(),
-                    lambda store: store.create(B, TWO, 600),
-                )
+                call(opened()) for opened in (world.open, local.open) for call in reads_and_writes
             ]
             for result in await asyncio.gather(*map(outcome, calls)):
                 assert isinstance(result, StoreUnavailable), repr(result)

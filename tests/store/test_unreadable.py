@@ -58,7 +58,11 @@ async def test_it_is_no_hot_loop_and_ends_when_the_entry_goes(tmp_path: Path) ->
         del document["leases"][str(lease.key)]
         path.write_text(json.dumps(document))
         claim.observe(None)
-        await until(lambda: claim.state is LeaseState.HELD)
+
+        def is_held() -> bool:
+            return claim.state is LeaseState.HELD
+
+        await until(is_held)
         assert claim.lease.key == lease.key
     finally:
         keeping.cancel()
