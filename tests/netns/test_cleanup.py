@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.netns.machine import TUNDP, Machine, state_of
+from tests.wait import until
 from tundp.lab.lab import stop_process
 
 SUBNET_FILE = "/run/flannel/subnet.env"
@@ -37,13 +38,13 @@ async def run_tundp(overlay: Any, machine: Machine, *flags: str) -> None:
     subnet_file = next(
         (flag.partition("=")[2] for flag in flags if flag.startswith("--subnet-file=")), SUBNET_FILE
     )
-    for _ in range(1000):
-        if machine.path(subnet_file).exists():
-            break
+
+    async def is_set_up() -> bool:
         assert daemon.poll() is None, machine.node.log_tail()
-        await asyncio.sleep(0.02)
-    else:
-        raise AssertionError(f"no {subnet_file}: {machine.node.log_tail()}")
+        rules = (await machine.node.host.run("nft", "list", "ruleset")).stdout
+        return machine.path(subnet_file).exists() and all(name in rules for name in NAMES)
+
+    await until(is_set_up)
     assert await stop_process(daemon) == 0
 
 
@@ -210,7 +211,7 @@ async def test_a_flannel_with_the_same_other_file_keeps_it(make_overlay, tmp_pat
         await stop_process(owner)
 
 
-async def test_sockets_of_killed_daemons_go_and_live_ones_stay(make_overlay, until, tmp_path):
+async def test_sockets_of_killed_daemons_go_and_live_ones_stay(make_overlay, tmp_path):
     async with stopped_node(make_overlay, tmp_path) as machine:
         store = f"--store=file:{tmp_path}/other.json"
         Path(tmp_path / "other.json").write_text(
@@ -243,7 +244,7 @@ async def test_sockets_of_killed_daemons_go_and_live_ones_stay(make_overlay, unt
         assert await stop_process(daemon) == 0
 
 
-async def test_a_running_daemon_without_its_lock_is_noticed(make_overlay, until, tmp_path):
+async def test_a_running_daemon_without_its_lock_is_noticed(make_overlay, tmp_path):
     async with (
         make_overlay(nodes=1, start=False) as overlay,
         Machine(overlay, overlay.nodes[1]) as machine,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.wait import until
 from tundp.lab.overlay import STORE_ADDRESS, LabNode, OverlayLab
 from tundp.lab.traffic import ping
 
@@ -100,7 +101,7 @@ async def watch_pings(source: LabNode, address: str, until: asyncio.Event) -> tu
     ],
     ids=" ".join,
 )
-async def test_silent_name_server_and_a_lost_connection(make_overlay, until, tmp_path, flags):
+async def test_silent_name_server_and_a_lost_connection(make_overlay, tmp_path, flags):
     async with make_overlay(nodes=2, store="etcd", start=False) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         if "--etcd-api=both" in flags:
@@ -142,7 +143,7 @@ async def test_silent_name_server_and_a_lost_connection(make_overlay, until, tmp
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("api", ["v2", "v3"])
 async def test_a_start_that_waits_for_a_name_server_can_be_stopped(
-    make_overlay, until, tmp_path, loop, api
+    make_overlay, tmp_path, loop, api
 ):
     async with make_overlay(nodes=1, store="etcd", start=False) as overlay:
         one = overlay.nodes[1]
