@@ -21,7 +21,7 @@ from typing import Any
 
 from tests.routes import peer as make_peer
 from tundp.choices import Engine, SourceCheck
-from tundp.engine.base import Dataplane, EngineContext
+from tundp.engine.base import Dataplane, EngineContext, HopsAssigned
 from tundp.engine.choose import make_engine
 from tundp.engine.native.engine import EngineSettings, NativeEngine
 from tundp.lab.lab import Host
@@ -174,10 +174,10 @@ class EngineNode:
         """The TUN's address: the subnet's first."""
         return str(self.subnet.network_address)
 
-    def install(self, peers: Collection[Peer]) -> None:
+    def install(self, peers: Collection[Peer], delta: HopsAssigned | None = None) -> None:
         """Send to these peers from now on."""
         self.generation += 1
-        self.engine.install(_fib(peers, self.subnet, self.generation))
+        self.engine.install(_fib(peers, self.subnet, self.generation), delta)
 
     def follow(self, peer: EngineNode) -> None:
         """Send to where the peer is now."""

@@ -15,7 +15,7 @@ from rich.text import Text
 from tundp.finding import Finding, Verdict
 from tundp.layout import Cell, Column, Figure, Grid, Line
 from tundp.linux.probe import ProbeReport
-from tundp.observe.counters import about
+from tundp.observe.counters import BREAKDOWNS, spec_of
 from tundp.observe.status import (
     BackendStatus,
     CountersStatus,
@@ -39,8 +39,6 @@ _MARKS: Final = {
     Verdict.OK: ("yes", "green"),
     Verdict.UNKNOWN: ("?", "yellow"),
 }
-_ROUTINE: Final = frozenset({"coalesce_misses"})
-"""Broken down counters that say nothing about health: shown only when asked for more."""
 
 
 def status_parts(status: Status, *, is_verbose: bool = False) -> Iterator[RenderableType]:
@@ -124,12 +122,14 @@ def drop_lines(counters: CountersStatus, *, is_verbose: bool = False) -> list[Te
                 text = f": {meaning.means}; {meaning.next_step}"
             lines.append(Text.assemble((f"{direction} {label}", "yellow"), f" {count:,}{text}"))
     for name, count in counters.totals.items():
-        if count and about(name).is_trouble:
-            lines.append(Text.assemble((name, "yellow"), f" {count:,}: {about(name).means}"))
+        spec = spec_of(name)
+        if count and spec is not None and spec.is_notable:
+            lines.append(Text.assemble((name, "yellow"), f" {count:,}: {spec.means}"))
     for name, counts in counters.by_reason.items():
-        if counts and (is_verbose or name not in _ROUTINE):
+        about = BREAKDOWNS.get(name)
+        if counts and (is_verbose or about is None or about.is_notable):
             each = ", ".join(f"{label} {count:,}" for label, count in counts.items())
-            lines.append(Text(f"{name} {each}: {about(name).means}"))
+            lines.append(Text(f"{name} {each}" + (f": {about.means}" if about else "")))
     return lines
 
 

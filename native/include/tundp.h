@@ -103,7 +103,7 @@ struct tundp_worker_config {
 	int tun_fd;
 	int udp_fd;
 	int control_fd; /* eventfd: written after `stop` or `fib` changed */
-	int notify_fd;  /* eventfd: written when path state was learnt or an offload refused; or -1 */
+	int notify_fd; /* eventfd: written when path state was learnt or an offload refused; or -1 */
 	uint32_t address;          /* our end of the underlay, for asking path MTUs */
 	uint32_t directions;       /* enum tundp_direction_bits */
 	uint32_t offloads;         /* enum tundp_offload: what there is */
@@ -125,11 +125,11 @@ struct tundp_worker_control {
 
 /* What the worker writes and the controlling thread reads. */
 struct tundp_worker_shared {
-	uint64_t seen;       /* generation of the FIB in use; it holds none before */
-	uint64_t heartbeats; /* iterations of its loop */
+	uint64_t seen;              /* generation of the FIB in use; it holds none before */
+	uint64_t heartbeats;        /* iterations of its loop */
 	uint32_t offloads_disabled; /* enum tundp_offload: refused; Python clears them */
-	uint32_t overflows;  /* SO_RXQ_OVFL's last value, modulo 2^32 */
-	uint64_t sequence;   /* odd while the counters are being changed */
+	uint32_t overflows;         /* SO_RXQ_OVFL's last value, modulo 2^32 */
+	uint64_t sequence;          /* odd while the counters are being changed */
 };
 
 /* One thread's world: groups by who writes them, a cache line between two. */

@@ -107,8 +107,8 @@ static bool spin(struct tundp_worker *worker, struct waiting *waiting)
 		worker->counters.spin_hits++;
 		return true;
 	}
-	waiting->spin_credit -=
-		waiting->spin_credit < SPIN_MISS_COST ? waiting->spin_credit : SPIN_MISS_COST;
+	waiting->spin_credit -= waiting->spin_credit < SPIN_MISS_COST ? waiting->spin_credit :
+									SPIN_MISS_COST;
 	return false;
 }
 
@@ -116,8 +116,7 @@ static bool spin(struct tundp_worker *worker, struct waiting *waiting)
  * credit for spinning; with no credit left an idle worker sleeps at once. */
 static void wait(struct tundp_worker *worker, struct waiting *waiting)
 {
-	const uint64_t bytes_in =
-		worker->counters.encap.bytes_in + worker->counters.decap.bytes_in;
+	const uint64_t bytes_in = worker->counters.encap.bytes_in + worker->counters.decap.bytes_in;
 	uint64_t slept_at = 0;
 	bool may_spin;
 

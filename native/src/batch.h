@@ -43,7 +43,7 @@ struct train {
 /* A TUN read that is being taken apart; its bytes are in read_buffer until `left` is 0. */
 struct reading {
 	struct segmenter segmenter;
-	uint32_t left; /* packets to come */
+	uint32_t left;   /* packets to come */
 	bool is_decided; /* the first packet's verdict, which is everybody's, was to forward */
 	uint32_t fragment_mtu;
 	struct destination to;

@@ -93,8 +93,8 @@ static void write_coalesced(void *context, const struct coalesced *coalesced)
 		.packets = coalesced->count,
 		.bytes_in = coalesced->bytes_in,
 		/* What the packets came with, each with its headers. */
-		.bytes_out = coalesced->len + (uint64_t)(coalesced->count - 1) *
-						      coalesced->vnet.hdr_len,
+		.bytes_out =
+			coalesced->len + (uint64_t)(coalesced->count - 1) * coalesced->vnet.hdr_len,
 	};
 	uint32_t reason;
 
@@ -229,8 +229,8 @@ bool batch_decap_iteration(struct batch *batch)
 	const uint32_t slots = worker->config.offloads & TUNDP_OFFLOAD_UDP_GRO ?
 				       SUPER_RECEIVE_SLOTS :
 				       RECEIVE_SLOTS;
-	const int count = recvmmsg(worker->config.udp_fd, batch->receive_messages, slots,
-				   MSG_DONTWAIT, NULL);
+	const int count =
+		recvmmsg(worker->config.udp_fd, batch->receive_messages, slots, MSG_DONTWAIT, NULL);
 	uint64_t now_ns;
 
 	worker->counters.syscalls++;

@@ -1,300 +1,19 @@
-/* TUN to UDP in batches: every read is taken apart into the arena, packet behind packet, and
- * neighbours of equal size for one peer leave in one send (UDP_SEGMENT).
+/* TUN to UDP in batches: every read is taken apart into the arena, packet behind packet, where
+ * neighbours of equal size for one peer become trains (train.c).
  *
- * Order is kept: trains are sent in the order their packets were read. A full train leaves at
- * once; the rest waits for nothing but the end of what the TUN has now. Nothing waits for a full
- * socket in here: whatever is underway stays as it is, in `trains`, `outgoing` and `reading`, and
- * `is_blocked` says so. */
+ * Order is kept. A full train leaves at once; the rest waits for nothing but the end of what the
+ * TUN has now. A read that finds no room in the arena stays in `reading` until there is. */
 #include "batch.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
-#include <netinet/udp.h>
 #include <unistd.h>
 
-#include "fib.h"
-#include "publish.h"
-
-enum { NO_BUFFER_TRIES = 3 };
-
-/* linux/udp.h; absent from some libc headers. */
-#ifndef UDP_SEGMENT
-#define UDP_SEGMENT 103
-#endif
+#include "train.h"
 
 void batch_encap_init(struct batch *batch)
 {
-	batch->train_count = 0;
-	batch->arena_len = 0;
-	batch->is_blocked = false;
-	batch->refusals = 0;
-	batch->has_outgoing = false;
 	batch->reading.left = 0;
-	for (uint32_t i = 0; i < TRAINS_MAX; i++) {
-		struct msghdr *message = &batch->send_messages[i].msg_hdr;
-		struct cmsghdr *control = &batch->send_control[i].align;
-
-		batch->send_to[i].sin_family = AF_INET;
-		message->msg_name = &batch->send_to[i];
-		message->msg_namelen = sizeof(batch->send_to[i]);
-		message->msg_iov = &batch->send_iovecs[i];
-		message->msg_iovlen = 1;
-		control->cmsg_level = IPPROTO_UDP;
-		control->cmsg_type = UDP_SEGMENT;
-		control->cmsg_len = CMSG_LEN(sizeof(uint16_t));
-	}
-}
-
-static void prepare(struct batch *batch, uint32_t at)
-{
-	const struct train *train = &batch->trains[at];
-	struct msghdr *message = &batch->send_messages[at].msg_hdr;
-	const uint16_t segment_len = (uint16_t)train->segment_len;
-
-	batch->send_to[at].sin_port = htons(train->to.endpoint.port);
-	batch->send_to[at].sin_addr.s_addr = htonl(train->to.endpoint.address);
-	batch->send_iovecs[at].iov_base = batch->send_arena + train->offset;
-	batch->send_iovecs[at].iov_len = train->len;
-	message->msg_control = NULL;
-	message->msg_controllen = 0;
-	if (train->count > 1) {
-		message->msg_control = &batch->send_control[at];
-		message->msg_controllen = sizeof(batch->send_control[at]);
-		memcpy(CMSG_DATA(&batch->send_control[at].align), &segment_len,
-		       sizeof(segment_len));
-	}
-}
-
-static struct subject subject_of(const struct batch *batch, const struct train *train, int error)
-{
-	return (struct subject){ .packet = batch->send_arena + train->offset,
-				 .len = train->len < train->segment_len ? train->len :
-									  train->segment_len,
-				 .hop = train->to.hop,
-				 .error = error };
-}
-
-/* A whole train was refused; its packets go one by one. If that works, this path has no
- * UDP_SEGMENT, and later ones go so at once; if not (a blackhole route), it was not that. */
-static void learn_no_gso(struct batch *batch, const struct train *train)
-{
-	const struct tundp_fib *fib = batch->fib;
-	const uint32_t hop = train->to.hop;
-
-	if ((train->refusal != EIO && train->refusal != EINVAL) || !train->sent_count)
-		return;
-	batch->worker->counters.offload_fallbacks++;
-	if (fib_is_hop(fib, hop, &train->to.endpoint))
-		__atomic_store_n(&fib->paths[hop].no_gso, 1, __ATOMIC_RELAXED);
-	publish_news(batch->worker);
-}
-
-/* The first packet of a train that goes one by one. */
-static void begin_outgoing(struct batch *batch, const struct train *train)
-{
-	const struct subject first = subject_of(batch, train, 0);
-	const uint32_t len = (uint32_t)first.len;
-
-	batch->has_outgoing = true;
-	batch->outgoing = (struct outgoing){
-		.to = train->to,
-		.packet = first.packet,
-		.len = len,
-		.fragment_mtu = len > train->fragment_mtu ? train->fragment_mtu : 0,
-		/* Bytes that were cut off behind a packet's end are the last one's. */
-		.bytes_in = train->count == 1 ? train->bytes_in : len,
-	};
-}
-
-/* The packets of a train, one by one: false if the socket is full, and the train holds the rest. */
-static bool send_one_by_one(struct batch *batch, struct train *train)
-{
-	struct tundp_worker *worker = batch->worker;
-
-	while (train->count) {
-		const uint64_t before = worker->counters.encap.packets_out;
-
-		if (!batch->has_outgoing)
-			begin_outgoing(batch, train);
-		if (!single_forward(worker, batch->fib, &batch->outgoing)) {
-			batch->is_blocked = true;
-			return false;
-		}
-		batch->has_outgoing = false;
-		train->sent_count += (uint32_t)(worker->counters.encap.packets_out - before);
-		train->offset += batch->outgoing.len;
-		train->len -= batch->outgoing.len;
-		train->bytes_in -= batch->outgoing.bytes_in;
-		train->count--;
-	}
-	learn_no_gso(batch, train);
-	return true;
-}
-
-static void drop_train(struct batch *batch, const struct train *train, uint32_t reason,
-		       const struct subject *subject)
-{
-	struct tundp_worker *worker = batch->worker;
-	const struct tally tally = { .packets = train->count, .bytes_in = train->bytes_in };
-
-	count_dropped(worker, &worker->counters.encap, &tally, reason, subject);
-}
-
-/* Takes up a refused train: true if it shall be sent again, whole or one by one, false if it is
- * done with. */
-static bool retry(struct batch *batch, struct train *train, int error, int *tries)
-{
-	struct tundp_worker *worker = batch->worker;
-	const struct subject subject = subject_of(batch, train, error);
-
-	switch (error) {
-	case EINTR:
-		return true;
-	case EAGAIN:
-		/* Refused so often by a socket with room, it is no lack of room. */
-		if (++batch->refusals < SEND_REFUSALS_MAX) {
-			batch->is_blocked = true;
-			worker->counters.send_waits++;
-			return true;
-		}
-		break;
-	case ENOBUFS:
-		if (--*tries > 0)
-			return true;
-		break;
-	case EIO:
-	case EINVAL:
-		if (train->count == 1)
-			break;
-		/* fall through */
-	case EMSGSIZE:
-		/* A single packet's is its own to learn from, and counts there. */
-		if (train->count > 1)
-			(void)count_send_refusal(worker, &subject);
-		train->refusal = error;
-		train->is_one_by_one = true;
-		return true;
-	default:
-		break;
-	}
-	drop_train(batch, train, count_send_refusal(worker, &subject), &subject);
-	return false;
-}
-
-/* Forgets the first `count` trains, which are done with. */
-static void remove_trains(struct batch *batch, uint32_t count)
-{
-	batch->train_count -= count;
-	memmove(batch->trains, batch->trains + count,
-		batch->train_count * sizeof(batch->trains[0]));
-	if (!batch->train_count)
-		batch->arena_len = 0;
-}
-
-static void count_trains(struct batch *batch, uint32_t at, uint32_t count)
-{
-	for (; count > 0; count--, at++) {
-		const struct train *train = &batch->trains[at];
-		const struct subject subject = subject_of(batch, train, 0);
-		const struct tally tally = { .packets = train->count,
-					     .bytes_in = train->bytes_in,
-					     .bytes_out = train->len };
-
-		count_sent(batch->worker, &tally, &subject);
-	}
-}
-
-/* Sends the first `count` trains, or as many as the socket has room for; what is left stays. */
-static void send_trains(struct batch *batch, uint32_t count)
-{
-	struct tundp_worker *worker = batch->worker;
-	int tries = NO_BUFFER_TRIES;
-	uint32_t at = 0;
-
-	for (uint32_t i = 0; i < count; i++)
-		prepare(batch, i);
-	while (at < count && !batch->is_blocked) {
-		struct train *train = &batch->trains[at];
-		uint32_t end = at;
-		int sent;
-
-		if (train->is_one_by_one) {
-			if (send_one_by_one(batch, train))
-				at++;
-			continue;
-		}
-		while (end < count && !batch->trains[end].is_one_by_one)
-			end++;
-		worker->counters.syscalls++;
-		sent = sendmmsg(worker->config.udp_fd, &batch->send_messages[at], end - at,
-				MSG_DONTWAIT);
-		if (sent >= 0) {
-			count_trains(batch, at, (uint32_t)sent);
-			at += (uint32_t)sent;
-			batch->refusals = 0;
-			tries = NO_BUFFER_TRIES;
-		} else if (!retry(batch, train, errno, &tries)) {
-			at++;
-			tries = NO_BUFFER_TRIES;
-		}
-	}
-	remove_trains(batch, at);
-}
-
-static void send_all(struct batch *batch)
-{
-	if (batch->train_count && !batch->is_blocked)
-		send_trains(batch, batch->train_count);
-}
-
-/* A place for one more packet of up to `len` bytes, or NULL when the socket is full. */
-static uint8_t *make_room(struct batch *batch, size_t len)
-{
-	if (batch->train_count == TRAINS_MAX || SEND_ARENA_LEN - batch->arena_len < len) {
-		send_all(batch);
-		if (batch->train_count)
-			return NULL;
-	}
-	return batch->send_arena + batch->arena_len;
-}
-
-/* Whether a packet of `len` bytes may join a train. */
-static bool joins(const struct train *train, const struct destination *to, uint32_t len)
-{
-	return !train->is_closed && train->to.hop == to->hop &&
-	       train->to.endpoint.address == to->endpoint.address &&
-	       train->to.endpoint.port == to->endpoint.port && len <= train->segment_len;
-}
-
-/* The packet just written behind the arena's end joins the last train or begins a new one. */
-static void append(struct batch *batch, uint32_t len, uint64_t bytes_in)
-{
-	const struct tundp_worker *worker = batch->worker;
-	const struct reading *reading = &batch->reading;
-	struct train *train = batch->train_count ? &batch->trains[batch->train_count - 1] : NULL;
-
-	if (train && joins(train, &reading->to, len)) {
-		train->len += len;
-		train->count++;
-		train->bytes_in += bytes_in;
-	} else {
-		train = &batch->trains[batch->train_count++];
-		*train = (struct train){ .to = reading->to,
-					 .offset = batch->arena_len,
-					 .len = len,
-					 .segment_len = len,
-					 .count = 1,
-					 .fragment_mtu = reading->fragment_mtu,
-					 .is_one_by_one = reading->fragment_mtu != 0,
-					 .bytes_in = bytes_in };
-	}
-	batch->arena_len += len;
-	train->is_closed =
-		train->is_one_by_one || len < train->segment_len ||
-		train->len + train->segment_len > TUNDP_MAX_DATAGRAM_LEN ||
-		train->count >= worker->config.max_segments ||
-		!publish_has(worker, TUNDP_OFFLOAD_UDP_SEGMENT) ||
-		__atomic_load_n(&batch->fib->paths[reading->to.hop].no_gso, __ATOMIC_RELAXED);
+	train_init(batch);
 }
 
 /* Counts what is left of a read as dropped. */
@@ -340,9 +59,8 @@ static uint32_t decide(struct batch *batch, uint8_t *packet, size_t made, uint64
 static uint64_t bytes_left(const struct reading *reading)
 {
 	return reading->segmenter.payload_len +
-	       (uint64_t)reading->left * (reading->segmenter.gso_size ?
-						  reading->segmenter.header_len :
-						  0);
+	       (uint64_t)reading->left *
+		       (reading->segmenter.gso_size ? reading->segmenter.header_len : 0);
 }
 
 /* Takes the read at hand apart into the arena, until it is done with or the socket is full. */
@@ -352,11 +70,11 @@ static void continue_reading(struct batch *batch)
 	struct segmenter *segmenter = &reading->segmenter;
 
 	while (reading->left) {
-		const size_t room = (segmenter->gso_size ? segmenter->gso_size :
-							   segmenter->payload_len) +
-				    TUNDP_HEADERS_MAX;
+		const size_t room =
+			(segmenter->gso_size ? segmenter->gso_size : segmenter->payload_len) +
+			TUNDP_HEADERS_MAX;
 		const uint64_t len = bytes_left(reading);
-		uint8_t *out = make_room(batch, room);
+		uint8_t *out = train_make_room(batch, room);
 		uint32_t packet_len;
 		size_t made;
 
@@ -369,14 +87,14 @@ static void continue_reading(struct batch *batch)
 			if (!packet_len)
 				return;
 		}
-		append(batch, packet_len, made);
+		train_append(batch, &reading->to, packet_len, reading->fragment_mtu, made);
 		reading->left--;
 	}
 }
 
 /* Takes up a read: `len` bytes at `packet`, behind `vnet`. */
-static void begin_reading(struct batch *batch, const struct tundp_vnet *vnet,
-			  const uint8_t *packet, size_t len)
+static void begin_reading(struct batch *batch, const struct tundp_vnet *vnet, const uint8_t *packet,
+			  size_t len)
 {
 	struct reading *reading = &batch->reading;
 	const struct subject subject = { .packet = packet, .len = len };
@@ -394,37 +112,13 @@ static void begin_reading(struct batch *batch, const struct tundp_vnet *vnet,
 	continue_reading(batch);
 }
 
-/* Full trains have nothing to wait for. */
-static void send_full(struct batch *batch)
-{
-	const uint32_t count = batch->train_count;
-	const struct train *last;
-
-	if (count == 0 || batch->is_blocked)
-		return;
-	last = &batch->trains[count - 1];
-	if (last->is_closed && (last->count > 1 || count == TRAINS_MAX)) {
-		send_all(batch);
-	} else if (count > 1 && batch->trains[count - 2].count > 1) {
-		const uint32_t len = last->len;
-
-		send_trains(batch, count - 1);
-		/* The open one moves to the front: the arena's first bytes are in the cache. */
-		if (batch->train_count == 1 && batch->trains[0].offset >= len) {
-			memcpy(batch->send_arena, batch->send_arena + batch->trains[0].offset, len);
-			batch->trains[0].offset = 0;
-			batch->arena_len = len;
-		}
-	}
-}
-
 void batch_encap_resume(struct batch *batch)
 {
 	batch->is_blocked = false;
-	send_all(batch);
+	train_send_all(batch);
 	if (!batch->is_blocked) {
 		continue_reading(batch);
-		send_all(batch);
+		train_send_all(batch);
 	}
 }
 
@@ -435,16 +129,9 @@ void batch_encap_abandon(struct batch *batch)
 				      .len = reading->segmenter.payload_len,
 				      .hop = reading->is_decided ? reading->to.hop : 0 };
 
-	for (uint32_t i = 0; i < batch->train_count; i++) {
-		const struct subject subject = subject_of(batch, &batch->trains[i], 0);
-
-		drop_train(batch, &batch->trains[i], TUNDP_DROP_SEND_NO_BUFFER, &subject);
-	}
-	remove_trains(batch, batch->train_count);
+	train_abandon_all(batch);
 	if (reading->left)
 		drop_reading(batch, bytes_left(reading), TUNDP_DROP_SEND_NO_BUFFER, &rest);
-	batch->has_outgoing = false;
-	batch->is_blocked = false;
 }
 
 bool batch_encap_iteration(struct batch *batch)
@@ -458,8 +145,8 @@ bool batch_encap_iteration(struct batch *batch)
 
 	for (int count = 0; count < READS_PER_ITERATION && !is_dry && !batch->is_blocked; count++) {
 		struct tundp_vnet vnet = { 0 };
-		ssize_t len = read(worker->config.tun_fd, start,
-				   READ_BUFFER_LEN - HEADROOM + vnet_len);
+		ssize_t len =
+			read(worker->config.tun_fd, start, READ_BUFFER_LEN - HEADROOM + vnet_len);
 
 		worker->counters.syscalls++;
 		if (len < 0) {
@@ -478,8 +165,8 @@ bool batch_encap_iteration(struct batch *batch)
 		}
 		memcpy(&vnet, start, vnet_len);
 		begin_reading(batch, &vnet, start + vnet_len, (size_t)len - vnet_len);
-		send_full(batch);
+		train_send_full(batch);
 	}
-	send_all(batch);
+	train_send_all(batch);
 	return !is_dry;
 }

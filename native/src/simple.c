@@ -30,8 +30,7 @@ size_t tundp_simple_len(void)
 }
 
 /* 1 one packet taken, 0 none there or to be taken, -EBADFD the TUN is gone. */
-static int from_tun(struct tundp_worker *worker, struct simple *simple,
-		    const struct tundp_fib *fib)
+static int from_tun(struct tundp_worker *worker, struct simple *simple, const struct tundp_fib *fib)
 {
 	ssize_t len;
 
@@ -47,8 +46,7 @@ static int from_tun(struct tundp_worker *worker, struct simple *simple,
 	return 1;
 }
 
-static int from_udp(struct tundp_worker *worker, struct simple *simple,
-		    const struct tundp_fib *fib)
+static int from_udp(struct tundp_worker *worker, struct simple *simple, const struct tundp_fib *fib)
 {
 	struct sockaddr_in from;
 	struct iovec buffer = { simple->udp_buffer, sizeof(simple->udp_buffer) };

@@ -287,8 +287,8 @@ void single_reply_to_peer(struct tundp_worker *worker, const struct tundp_fib *f
 	worker->counters.icmp_undeliverable++;
 }
 
-int single_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib,
-		       uint8_t *datagram, const struct subject *subject)
+int single_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, uint8_t *datagram,
+		       const struct subject *subject)
 {
 	struct tundp_direction *direction = &worker->counters.decap;
 	struct tally tally = { .packets = 1, .bytes_in = subject->len };

@@ -19,9 +19,8 @@ from tests.packets import udp
 from tests.routes import peer as peer_of
 from tests.wait import DEADLINE_S, until
 from tundp.choices import SourceCheck
-from tundp.engine.base import PATH_STATE_S
+from tundp.engine.base import NO_GSO_ORIGIN, PATH_STATE_S
 from tundp.engine.native.engine import REFUSED
-from tundp.engine.native.hops import NO_GSO_ORIGIN
 from tundp.linux import uapi
 from tundp.linux.offload import ALL, KernelOffloads, Offload, set_udp_gro
 from tundp.linux.udp import open_udp

@@ -29,9 +29,10 @@ from urllib.parse import quote, urlencode, urlsplit
 from tests.lease_plane import LeasePlane
 from tests.loops import LoopFactory, run_on
 from tests.wait import DEADLINE_S, until
+from tundp.backend.choose import parse_network_config
 from tundp.backoff import Backoff, Outage
 from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
-from tundp.lease.network import NetworkConfig, parse_network_config
+from tundp.lease.network import NetworkConfig
 from tundp.lease.table import LeaseTable
 from tundp.store.access import EtcdAccess
 from tundp.store.base import Store

@@ -18,6 +18,7 @@ from tests.store.support import (
     run,
 )
 from tests.wait import until
+from tundp.backend.choose import parse_network_config
 from tundp.errors import ConfigNotFound, Conflict, StoreUnavailable
 from tundp.lease.claim import LeaseState
 from tundp.lease.identity import Identity
@@ -70,7 +71,7 @@ def test_one_api_away_neither_hides_peers_nor_costs_the_lease(
 ) -> None:
     async def main() -> None:
         v2 = Cut(etcd_world.open())
-        both = BothStore(v2, etcd3_world.open())  # type: ignore[arg-type]
+        both = BothStore(v2, etcd3_world.open(), parse=parse_network_config)  # type: ignore[arg-type]
         node = make_node(both, US, lease_ttl_s=4)
         async with node.up() as lease:
             key = str(lease.key)
@@ -95,7 +96,7 @@ def test_two_owners_of_one_subnet_are_a_conflict_and_neither_is_written_over(
     etcd_world: EtcdWorld, etcd3_world: Etcd3World
 ) -> None:
     async def main() -> None:
-        both = BothStore(etcd_world.open(), etcd3_world.open())
+        both = BothStore(etcd_world.open(), etcd3_world.open(), parse=parse_network_config)
         node = make_node(both, US, lease_ttl_s=4)
         async with node.up() as lease:
             key = str(lease.key)
@@ -164,7 +165,7 @@ def test_subnet_of_two_nodes_is_a_warning_while_it_is_so(
     etcd3_world.put(key, value(US))
 
     async def main() -> None:
-        store = BothStore(etcd_world.open(), etcd3_world.open())
+        store = BothStore(etcd_world.open(), etcd3_world.open(), parse=parse_network_config)
         for _ in range(2):
             await store.snapshot()
             (warning,) = store.warnings

@@ -9,9 +9,9 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from tests.wait import until
+from tundp.backend.choose import parse_network_config
 from tundp.lease.claim import LeaseState
 from tundp.lease.model import LeaseAttributes, Snapshot
-from tundp.lease.network import parse_network_config
 from tundp.store.file import FileStore
 from tundp.subnet.claim_driver import Claim, ClaimSettings
 

@@ -15,7 +15,7 @@ from tests.packets import ipv4
 from tests.routes import fib_of
 from tundp.engine.native import library
 from tundp.engine.native.fib import NativeFib
-from tundp.wire import fragment, ip
+from tundp.wire import checksum, fragment, ip
 from tundp.wire.drop import DropReason
 from tundp.wire.encap import (
     Deliver,
@@ -25,6 +25,7 @@ from tundp.wire.encap import (
     SourceCheck,
     decapsulate,
     encapsulate,
+    narrow,
 )
 from tundp.wire.ratelimit import ICMP_BURST, ICMP_RATE_PER_S, TokenBucket
 
@@ -211,6 +212,56 @@ def test_well_formed_and_nearly_well_formed_packets(seed):
 def test_any_bytes(data, outer, check):
     assert_same_encap(data)
     assert_same_decap(data, outer, check)
+
+
+@given(
+    st.integers(0, 1480), st.sampled_from([0, 0x4000, 0x2001]), st.integers(68, 1600), st.booleans()
+)
+@settings(max_examples=400, deadline=None)
+def test_a_forwarded_packet_whose_path_is_narrower(payload_len, flags, mtu, is_known):
+    packet = bytearray(
+        ipv4(
+            random.Random(payload_len).randbytes(payload_len),
+            17,
+            frag=flags,
+            source=ADDRESSES[6],
+            destination=ADDRESSES[0],
+        )
+    )
+    original = bytes(packet)
+    how = {"lookup": FIB.lookup, "tun_address": TUNNEL}
+    forwarded = encapsulate(memoryview(packet), path_mtu=lambda _: 0xFFFF, **how)
+    assert isinstance(forwarded, Forward)
+    kept = bytes(packet)
+    limit = mtu if is_known else None
+    expected = narrow(memoryview(packet), hop=forwarded.hop, mtu=limit, tun_address=TUNNEL)
+    assert packet == kept
+    # The verdict it would have had, had the path been known before.
+    again = bytearray(original)
+    wanted = encapsulate(memoryview(again), path_mtu=lambda _: limit or 0xFFFF, **how)
+    if isinstance(wanted, Forward):
+        assert isinstance(expected, Forward)
+        assert [*map(bytes, expected.packets)] == [*map(bytes, wanted.packets)]
+    else:
+        assert expected == wanted
+    lib.tundp_narrow(
+        policy(SourceCheck.OFF),
+        ffi.from_buffer("uint8_t[]", packet),
+        FIB.index(ADDRESSES[0]),
+        limit or 0,
+        VERDICT,
+    )
+    assert_same(expected, packet, packet)
+    if isinstance(expected, Forward):
+        assert sent_by_c(packet) == [*map(bytes, expected.packets)]
+
+
+def test_ttl_restored_for_every_checksum():
+    for value in range(0x10000):
+        lowered = checksum.after_ttl_decrement(value)
+        restored = checksum.before_ttl_decrement(lowered)
+        assert restored == value or (value, restored) == (0xFFFF, 0)
+        assert lib.tundp_checksum_before_ttl_decrement(lowered) == restored
 
 
 OWN_SUBNET = IPv4Network("10.5.3.0/24")

@@ -1,7 +1,7 @@
 """From settings to a running node: opens everything in order, closes it all in reverse.
 
-    health server -> network config (or memory) -> interface -> UDP socket -> lease -> TUN
-        -> engine -> firewall -> fallback routes -> subnet.env -> READY -> Node.run
+    resources -> admin, health, metrics -> network config -> interface -> backend.prepare
+        -> lease and snapshot -> ledger -> backend.open(FIB) -> firewall -> READY -> Node.run
 
 Shutdown is cancellation and nothing else: `run` ends when its task is cancelled, and
 what it opened is closed on the way out. As with flannel the lease, the firewall rules and
@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from tundp.admin import serve_admin
+from tundp.backend.choose import parse_network_config
 from tundp.choices import OnLeaseLost
 from tundp.daemon import report
 from tundp.daemon.backends import make_backend
@@ -42,6 +43,7 @@ from tundp.observe.status import Status
 from tundp.observe.web import serve_health, serve_metrics
 from tundp.settings.settings import Settings
 from tundp.store.base import Store
+from tundp.subnet.base import Acquired, SubnetManager
 from tundp.subnet.lease_cache import LeaseCache
 from tundp.subnet.manager import CacheSettings, LeaseSettings, StoreSubnetManager
 
@@ -54,10 +56,6 @@ async def run(settings: Settings, store: Store, resources: Resources) -> None:
     The store and the resources are closed on the way out.
     """
     _warn_of_vain_flags(settings)
-    try:
-        require_device()
-    except PlatformError as error:
-        _log.warning("%s; the udp backend cannot start without it", error)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
         stack.callback(resources.close)
@@ -65,28 +63,13 @@ async def run(settings: Settings, store: Store, resources: Resources) -> None:
         identity = cache.identity()
         manager = _make_manager(settings, store, identity, cache)
         stack.push_async_callback(manager.close)
-        health = Health()
-        metrics = Metrics(health.ready)
-        desk = _Desk(health, settings)
-        await stack.enter_async_context(
-            serve_admin(settings.admin_socket, desk.status, metrics.render, sock=resources.admin)
-        )
-        await stack.enter_async_context(serve_health(resources.health, health))
-        await stack.enter_async_context(serve_metrics(resources.metrics, metrics))
-        watch = asyncio.ensure_future(health.watch())
-        stack.callback(watch.cancel)
+        desk = await _open_desk(stack, settings, resources)
         netlink = await stack.enter_async_context(Netlink())
         selection = selection_of(settings)
         # Before the network config, which may be long in coming: a wrong flag is told at once.
         await look(netlink, selection, None)
-        network_config = await manager.network_config(health)
-        _log.info(
-            "network %s, backend %s%s, from %s",
-            network_config.network,
-            network_config.backend.name,
-            f", port {port}" if (port := network_config.backend.peer_port) else "",
-            manager.description,
-        )
+        network_config = await manager.network_config(desk.health)
+        _log_network(network_config, manager)
         interface = await _choose_interface(netlink, selection, network_config)
         backend = make_backend(network_config.backend, settings, netlink, resources.take_backend())
         stack.callback(backend.close)
@@ -100,12 +83,10 @@ async def run(settings: Settings, store: Store, resources: Resources) -> None:
             network_config,
             offer,
             previous=subnet_env.previous_key(env_text),
-            progress=health,
+            progress=desk.health,
         )
         if acquired.cache_age_s is None:
-            key = acquired.lease.key
-            _log.info("lease %s, subnet %s (%s)", key, key.subnet, acquired.origin)
-            _warn_of_a_new_subnet(settings, env_text, key)
+            _log_lease(settings, env_text, acquired)
         node = Node(
             settings=settings,
             network_config=network_config,
@@ -121,24 +102,25 @@ async def run(settings: Settings, store: Store, resources: Resources) -> None:
                 _previous_rules(env_text),
                 settings.iptables_resync_s,
             ),
-            metrics=metrics,
+            metrics=desk.metrics,
             node_id=identity.node_id,
         )
         stack.callback(node.close)
         await node.open()
         desk.node = node
         await node.firewall.set_up()
-        health.attend(backend.heartbeat, node.findings)
-        metrics.summary = node.summary
+        desk.health.attend(backend.heartbeat, node.findings)
+        desk.metrics.summary = node.summary
         await node.run()
 
 
 @dataclass(slots=True)
 class _Desk:
-    """Answers the admin socket, which is there before the node is."""
+    """Answers for the daemon: sockets that are there before the node is."""
 
-    health: Health
     settings: Settings
+    health: Health
+    metrics: Metrics
     started_at: float = field(default_factory=time.time)
     node: Node | None = None
 
@@ -146,6 +128,34 @@ class _Desk:
         if self.node is not None:
             return self.node.status()
         return report.starting(self.settings, self.health, self.started_at)
+
+
+async def _open_desk(
+    stack: contextlib.AsyncExitStack, settings: Settings, resources: Resources
+) -> _Desk:
+    """Serve admin socket, health and metrics from now on, and watch the event loop."""
+    health = Health()
+    metrics = Metrics(health.ready)
+    desk = _Desk(settings, health, metrics)
+    await stack.enter_async_context(
+        serve_admin(settings.admin_socket, desk.status, metrics.render, sock=resources.admin)
+    )
+    await stack.enter_async_context(serve_health(resources.health, health))
+    await stack.enter_async_context(serve_metrics(resources.metrics, metrics))
+    watch = asyncio.ensure_future(health.watch())
+    stack.callback(watch.cancel)
+    return desk
+
+
+def _log_network(config: NetworkConfig, manager: SubnetManager) -> None:
+    port = config.backend.peer_port
+    _log.info(
+        "network %s, backend %s%s, from %s",
+        config.network,
+        config.backend.name,
+        f", port {port}" if port else "",
+        manager.description,
+    )
 
 
 async def _choose_interface(
@@ -186,6 +196,7 @@ def _make_manager(
             # Whoever would exit without a lease starts with none.
             is_start_allowed=not exits_when_lost,
         ),
+        parse=parse_network_config,
         rng=random.SystemRandom(),
     )
 
@@ -215,8 +226,10 @@ def _previous_rules(env_text: str) -> Previous | None:
     return Previous(network=network, subnet=key.subnet)
 
 
-def _warn_of_a_new_subnet(settings: Settings, env_text: str, key: LeaseKey) -> None:
-    """Pods and bridges made before keep the addresses of the subnet before."""
+def _log_lease(settings: Settings, env_text: str, acquired: Acquired) -> None:
+    """Name the lease; warn if pods and bridges made before have addresses of another subnet."""
+    key = acquired.lease.key
+    _log.info("lease %s, subnet %s (%s)", key, key.subnet, acquired.origin)
     before = subnet_env.previous_key(env_text)
     if before is not None and before.subnet != key.subnet:
         _log.warning(
@@ -229,6 +242,11 @@ def _warn_of_a_new_subnet(settings: Settings, env_text: str, key: LeaseKey) -> N
 
 
 def _warn_of_vain_flags(settings: Settings) -> None:
+    """Name flags without effect, and a device that will be missed."""
+    try:
+        require_device()
+    except PlatformError as error:
+        _log.warning("%s; the udp backend cannot start without it", error)
     for sentence in settings.without_effect():
         _log.warning("%s", sentence)
     if settings.ignored:

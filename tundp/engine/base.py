@@ -15,6 +15,9 @@ from tundp.wire.policy import Policy
 
 PATH_STATE_S: Final = 600.0
 """Path state, and what the TUN refused, is forgotten after ten minutes (RFC 1191 section 6.3)."""
+EMSGSIZE_ORIGIN: Final = "a send was refused as too long (EMSGSIZE); the kernel's MTU of the route"
+NO_GSO_ORIGIN: Final = "UDP_SEGMENT was refused, single datagrams were not"
+"""What teaches path state: PathState.origin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +35,8 @@ class DisabledOffload(NamedTuple):
     """Why an offload is not in use."""
 
     reason: str
-    since: float
-    """Unix time."""
+    since: float | None = None
+    """Unix time; None if it was never in use."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """The reference engine: one packet at a time, in Python, readable.
 
+Why one room: it is the specification of an engine, to be read from top to bottom.
+
 The oracle for what the C engines decide, send, count and forget; not for how `gso` batches:
 wire/segment.py and wire/coalesce.py specify that, and no packet here goes through them.
 
@@ -15,6 +17,8 @@ and never copied here. The event loop calls back while a descriptor is readable,
 call carries at most BUDGET packets, so timers, the store and route changes get their
 turn under any load. When the socket is full, the one packet in hand waits and the TUN is
 not read until there is room: the queue builds up in the kernel, where it belongs.
+
+Why one room: whoever wants to know what an engine does reads it here, top to bottom.
 """
 
 from __future__ import annotations
@@ -28,12 +32,12 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final, NamedTuple
 
 from tundp.engine.base import (
-    PATH_STATE_S,
+    EMSGSIZE_ORIGIN,
     EngineContext,
     HopsAssigned,
     OffloadState,
@@ -41,6 +45,7 @@ from tundp.engine.base import (
 )
 from tundp.engine.changes import changed_hops
 from tundp.engine.counters import Counters, DirectionCounters, HopCounters
+from tundp.engine.hops import HopLedger
 from tundp.lease.fib import Fib
 from tundp.linux import uapi, udp
 from tundp.linux.tun import Tun, TunMode
@@ -68,7 +73,6 @@ _ROUTED: Final = (DropReason.HOP_LIMIT_EXCEEDED, DropReason.TOO_BIG)
 """Encap drops that happen to a packet with a next hop."""
 _UNLIMITED: Final = 0xFFFF
 _UINT32: Final = 0xFFFFFFFF
-_ORIGIN: Final = "a send was refused as too long (EMSGSIZE); the kernel's MTU of the route"
 _OVERFLOW: Final = struct.Struct("=I")
 _ANCILLARY_LEN: Final = socket.CMSG_SPACE(_OVERFLOW.size)
 
@@ -90,19 +94,6 @@ class _Unsent:
     datagram_count: int
     bytes_out: int
     refusals: int = 1
-
-
-@dataclass(slots=True)
-class _HopCount:
-    """What is counted of one hop: HopCounters while it grows."""
-
-    packets_out: int = 0
-    bytes_out: int = 0
-    packets_in: int = 0
-    bytes_in: int = 0
-    drops: int = 0
-    last_heard: float | None = None
-    last_errno: str | None = None
 
 
 class ReferenceEngine:
@@ -129,9 +120,8 @@ class ReferenceEngine:
         self._tun: Tun | None = None
         self._tun_gone = asyncio.Event()
         self._unsent: _Unsent | None = None
-        self._paths: dict[int, tuple[PathState, float]] = {}
         self._overflows = 0
-        self._hop_counts: dict[int, _HopCount] = {}
+        self._hops = HopLedger()
         self._fib = context.fib
         self.install(context.fib)
         loop.add_reader(sock.fileno(), self._on_udp_readable)
@@ -162,9 +152,7 @@ class ReferenceEngine:
     def install(self, fib: Fib, delta: HopsAssigned | None = None) -> None:
         """See Dataplane."""
         assigned = changed_hops(self._fib, fib) if delta is None else delta.hops_assigned
-        for hop_id in assigned:
-            self._paths.pop(hop_id, None)
-            self._hop_counts.pop(hop_id, None)
+        self._hops.reassign(assigned)
         self._fib = fib
         self._hop_of_peer = dict(zip(fib.peer_array.tolist(), fib.peer_hops.tolist(), strict=True))
 
@@ -184,7 +172,7 @@ class ReferenceEngine:
         if self._unsent:
             self._loop.add_writer(fd, self._on_udp_writable)
         self._source = _bound_address(self._sock)
-        self._paths.clear()
+        self._hops.forget_paths()
         self._overflows = 0
 
     async def tun_gone(self) -> None:
@@ -197,9 +185,7 @@ class ReferenceEngine:
 
     def hop_counters(self, hop_ids: Sequence[int] | None = None) -> Mapping[int, HopCounters]:
         """See Dataplane."""
-        ids = sorted(self._hop_counts) if hop_ids is None else hop_ids
-        counts = {hop_id: self._hop_counts.get(hop_id, _HopCount()) for hop_id in ids}
-        return {hop_id: HopCounters(**asdict(count)) for hop_id, count in counts.items()}
+        return self._hops.counters(hop_ids)
 
     def offloads(self) -> OffloadState:
         """See Dataplane. It has none."""
@@ -207,7 +193,7 @@ class ReferenceEngine:
 
     def path_states(self) -> Mapping[int, PathState]:
         """See Dataplane."""
-        return {hop_id: state for hop_id in list(self._paths) if (state := self._path_of(hop_id))}
+        return self._hops.paths(self._loop.time())
 
     def heartbeat(self) -> tuple[int, ...]:
         """See Dataplane. It has no thread: the loop that asks is the one that carries."""
@@ -313,7 +299,7 @@ class ReferenceEngine:
         return 0
 
     def _count_sent(self, hop_id: int, datagram_count: int, bytes_out: int) -> None:
-        hop = self._hop_count(hop_id)
+        hop = self._hops.count(hop_id)
         hop.packets_out += 1
         hop.bytes_out += bytes_out
         self._counters.encap.packets_out += 1
@@ -476,13 +462,10 @@ class ReferenceEngine:
 
     def _drop(self, counters: DirectionCounters, reason: DropReason, hop_id: int) -> None:
         counters.drops[reason] += 1
-        self._hop_count(hop_id).drops += 1
-
-    def _hop_count(self, hop_id: int) -> _HopCount:
-        return self._hop_counts.setdefault(hop_id, _HopCount())
+        self._hops.count(hop_id).drops += 1
 
     def _count_heard(self, hop_id: int, length: int) -> None:
-        hop = self._hop_count(hop_id)
+        hop = self._hops.count(hop_id)
         hop.packets_in += 1
         hop.bytes_in += length
         hop.last_heard = time.time()
@@ -494,34 +477,22 @@ class ReferenceEngine:
 
     def _count_refused_send(self, error: OSError, hop_id: int) -> int:
         """Count the errno of a refused send to a hop, and return it."""
-        self._hop_count(hop_id).last_errno = self._count_errno(error)
+        self._hops.count(hop_id).last_errno = self._count_errno(error)
         return error.errno or errno.EIO
 
-    def _path_of(self, hop_id: int) -> PathState | None:
-        """What is known of the path to a hop, unless that was learnt too long ago."""
-        state, expires_at = self._paths.get(hop_id, (None, 0.0))
-        if state is not None and self._loop.time() >= expires_at:
-            del self._paths[hop_id]
-            return None
-        return state
-
     def _inner_mtu(self, hop: _Hop) -> int:
-        # Empty unless some path is narrower than the TUN: then nothing is looked up at all.
-        if not self._paths:
-            return _UNLIMITED
-        state = self._path_of(hop.hop_id)
-        return state.inner_mtu or _UNLIMITED if state else _UNLIMITED
+        state = self._hops.path(hop.hop_id, self._loop.time())
+        return _UNLIMITED if state is None or state.inner_mtu is None else state.inner_mtu
 
     def _learn_inner_mtu(self, hop: _Hop) -> int | None:
         """The largest inner packet the path to a hop carries, as the kernel knows it now."""
         address = hop.sockaddr[0]
         outer = udp.path_mtu(self._source, address)
         if outer is None:
-            known = self._path_of(hop.hop_id)
+            known = self._hops.path(hop.hop_id, self._loop.time())
             return known.inner_mtu if known else None
         mtu = max(ip.MIN_MTU, overhead.inner_mtu(outer))
-        state = PathState(inner_mtu=mtu, since=time.time(), origin=_ORIGIN)
-        self._paths[hop.hop_id] = (state, self._loop.time() + PATH_STATE_S)
+        self._hops.learn_path(hop.hop_id, mtu, EMSGSIZE_ORIGIN, self._loop.time())
         _log.info("path to %s carries %d bytes: inner packets up to %d", address, outer, mtu)
         return mtu
 

@@ -121,8 +121,7 @@ def merged(first: RoutingDelta, second: RoutingDelta) -> RoutingDelta:
     before: dict[IPv4Network, Peer | None] = {}
     after: dict[IPv4Network, Peer | None] = {}
     for delta in (first, second):
-        for old, new in _pairs(delta):
-            subnet = (old or new).subnet  # type: ignore[union-attr]  # one of the two is there
+        for subnet, old, new in _changes(delta):
             before.setdefault(subnet, old)
             after[subnet] = new
     gone, come, moved = _net(before, after)
@@ -139,10 +138,11 @@ def merged(first: RoutingDelta, second: RoutingDelta) -> RoutingDelta:
     )
 
 
-def _pairs(delta: RoutingDelta) -> Iterable[tuple[Peer | None, Peer | None]]:
-    yield from ((peer, None) for peer in delta.gone)
-    yield from ((None, peer) for peer in delta.come)
-    yield from delta.moved
+def _changes(delta: RoutingDelta) -> Iterable[tuple[IPv4Network, Peer | None, Peer | None]]:
+    """Each subnet's peer before and after."""
+    yield from ((peer.subnet, peer, None) for peer in delta.gone)
+    yield from ((peer.subnet, None, peer) for peer in delta.come)
+    yield from ((new.subnet, old, new) for old, new in delta.moved)
 
 
 def _net(
@@ -194,7 +194,8 @@ class Routing:
         self._network = network
         self._backend = backend
         self._own_key = own_key
-        self._own_addresses = frozenset(own_addresses)
+        self.own_addresses = frozenset(own_addresses)
+        """The addresses no lease may lead to and no packet may come from."""
         self._table = LeaseTable()
         self._keys: dict[IPv4Network, tuple[LeaseKey, ...]] = {}
         """The keys that name a subnet, ours apart: nearly always one."""
@@ -236,11 +237,6 @@ class Routing:
         """Leases of other nodes that advertise an address of this node."""
         return self._duplicates.keys()
 
-    @property
-    def own_addresses(self) -> frozenset[IPv4Address]:
-        """The addresses no lease may lead to and no packet may come from."""
-        return self._own_addresses
-
     def apply(self, update: Snapshot | Events) -> RoutingDelta:
         """Apply one update of the store."""
         changes = self._table.apply(update)
@@ -262,8 +258,8 @@ class Routing:
     def set_own_addresses(self, addresses: Collection[IPv4Address]) -> RoutingDelta:
         """Judge every lease by our new addresses."""
         fresh = frozenset(addresses)
-        changed = fresh ^ self._own_addresses
-        self._own_addresses = fresh
+        changed = fresh ^ self.own_addresses
+        self.own_addresses = fresh
         return self._judge_again(
             [
                 Change(lease.key, lease, lease)
@@ -279,7 +275,7 @@ class Routing:
             self._rows.view,
             self._hops.view,
             own_subnet=self._own_key.subnet,
-            own_addresses=self._own_addresses,
+            own_addresses=self.own_addresses,
             generation=self.generation,
         )
 
@@ -425,7 +421,7 @@ class Routing:
             return Refusal.OTHER_BACKEND
         if address == UNSPECIFIED:
             return Refusal.NO_PUBLIC_IP
-        if address in self._own_addresses:
+        if address in self.own_addresses:
             return Refusal.OWN_PUBLIC_IP
         if address in self._network:
             return Refusal.INSIDE_NETWORK

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Final
 
@@ -33,10 +33,7 @@ from tundp.errors import (
 from tundp.lease.identity import identity_of
 from tundp.lease.model import (
     TTL_UNKNOWN,
-    BadEntry,
-    BadEntryGone,
     Events,
-    Gone,
     Lease,
     LeaseAttributes,
     LeaseEvent,
@@ -44,7 +41,7 @@ from tundp.lease.model import (
     Put,
     Snapshot,
 )
-from tundp.lease.network import parse_network_config
+from tundp.lease.network import NetworkConfig
 from tundp.lease.table import LeaseTable
 from tundp.store.base import Store, StoreWarning
 
@@ -64,7 +61,6 @@ class _Side:
 
     def __init__(self, store: Store, snapshot: Snapshot) -> None:
         self.table = LeaseTable()
-        self.bad: dict[str, BadEntry] = {}
         self._store = store
         self._revision = 0
         self._waiting: asyncio.Task[Events | Snapshot] | None = None
@@ -81,7 +77,7 @@ class _Side:
     def known(self) -> Snapshot:
         """The last known state of this store."""
         leases = tuple(self.table.leases.values())
-        return Snapshot(leases, self._revision, tuple(self.bad.values()))
+        return Snapshot(leases, self._revision, tuple(self.table.bad_entries.values()))
 
     async def _next(self) -> Events | Snapshot:
         """The next update. Retries while the store does not answer: the other one goes on."""
@@ -123,19 +119,8 @@ class _Side:
         self._revision = update.revision
         if isinstance(update, Snapshot):
             self.table.apply(update)
-            self.bad = {entry.name: entry for entry in update.bad}
-            return
-        self.table.apply(Events(tuple(filter(self._is_news, update.events)), update.revision))
-        for event in update.events:
-            match event:
-                case BadEntry(name):
-                    self.bad[name] = event
-                case BadEntryGone(name):
-                    self.bad.pop(name, None)
-                case Put(lease):
-                    self.bad.pop(str(lease.key), None)
-                case Gone(key):
-                    self.bad.pop(str(key), None)
+        else:
+            self.table.apply(Events(tuple(filter(self._is_news, update.events)), update.revision))
 
     def wrote(self, lease: Lease) -> None:
         """Apply our own write now; the watch reports it later."""
@@ -144,11 +129,16 @@ class _Side:
     def _is_news(self, event: LeaseEvent) -> bool:
         if not isinstance(event, Put):
             return True
-        known = self.table.leases.get(event.lease.key)
-        return known is None or event.lease.revision > known.revision
+        key = event.lease.key
+        known = self.table.leases.get(key)
+        # What made an unreadable entry readable is news, though it be our own write.
+        if known is None or str(key) in self.table.bad_entries:
+            return True
+        return event.lease.revision > known.revision
 
 
 _View = tuple[_Side, _Side]
+ParseNetworkConfig = Callable[[str, str], NetworkConfig]
 
 
 class BothStore:
@@ -156,8 +146,10 @@ class BothStore:
 
     api: Final = ""
 
-    def __init__(self, v2: Store, v3: Store) -> None:
+    def __init__(self, v2: Store, v3: Store, *, parse: ParseNetworkConfig) -> None:
+        """parse: text and origin of a network config to what it says; ConfigError."""
         self._stores = (v2, v3)
+        self._parse = parse
         self._count = 0
         self._versions: dict[LeaseKey, tuple[int, tuple[int | None, int | None]]] = {}
         self._contested: dict[LeaseKey, str] = {}
@@ -191,7 +183,7 @@ class BothStore:
             *(store.network_config() for store in self._stores), missing=ConfigNotFound
         )
         v2, v3 = (
-            parse_network_config(text, store.description)
+            self._parse(text, store.description)
             for text, store in zip(texts, self._stores, strict=True)
         )
         if v2 != v3:
@@ -382,7 +374,7 @@ class BothStore:
         self._views[self._count] = view
         while len(self._views) > _VIEWS:
             del self._views[next(iter(self._views))]
-        bad = {**view[0].bad, **view[1].bad}
+        bad = {**view[0].table.bad_entries, **view[1].table.bad_entries}
         return Snapshot(tuple(leases), self._count, tuple(bad.values()))
 
     def _merge(self, key: LeaseKey, v2: Lease | None, v3: Lease | None) -> Lease:

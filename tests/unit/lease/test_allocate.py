@@ -6,12 +6,13 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
+from tundp.backend.choose import parse_network_config
 from tundp.errors import OutOfSubnets
 from tundp.lease.allocate import Keep, Take, is_compatible, plan_claim
 from tundp.lease.codec import parse_key
 from tundp.lease.identity import NODE
 from tundp.lease.model import Lease, LeaseAttributes
-from tundp.lease.network import NetworkConfig, parse_network_config
+from tundp.lease.network import NetworkConfig
 
 US = "192.0.2.1"
 THEM = "192.0.2.2"

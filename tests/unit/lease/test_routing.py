@@ -6,6 +6,8 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from tests.routes import verdict
+from tundp.backend.hostgw import host_gw_config
+from tundp.backend.udp.config import udp_config
 from tundp.lease import hops
 from tundp.lease.codec import parse_key
 from tundp.lease.fib import FIRST_HOP_ID, row_of
@@ -22,7 +24,6 @@ from tundp.lease.model import (
     Put,
     Snapshot,
 )
-from tundp.lease.network import HostGwConfig, UdpConfig
 from tundp.lease.routing import (
     OwnGone,
     OwnSeen,
@@ -52,7 +53,7 @@ def lease(key: str, ip: str = "192.0.2.7", backend: str = "", revision: int = 1)
 def ledger(*leases: Lease, addresses: tuple[str, ...] = ("192.0.2.1",)) -> Routing:
     made = Routing(
         network=NETWORK,
-        backend=UdpConfig(),
+        backend=udp_config(),
         own_key=parse_key(OWN),
         own_addresses=[IPv4Address(address) for address in addresses],
     )
@@ -161,7 +162,7 @@ def test_our_own_lease_is_neither_peer_nor_refused():
 def test_host_gw_peers_are_host_gw_leases_and_gateways_without_a_port():
     made = Routing(
         network=NETWORK,
-        backend=HostGwConfig(),
+        backend=host_gw_config(),
         own_key=parse_key(OWN),
         own_addresses=[OWN_ADDRESS],
     )

@@ -19,14 +19,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tundp.engine.base import PathState
+from tundp.engine.base import EMSGSIZE_ORIGIN, NO_GSO_ORIGIN, PathState
 from tundp.engine.counters import HOP_SUMS, HopCounters
 from tundp.engine.native.library import require
 
 _MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000)
 """asm-generic/mman.h; in the mmap module since Python 3.13. A hint: ignored where it is not."""
-EMSGSIZE_ORIGIN: Final = "a send was refused as too long (EMSGSIZE); the kernel's MTU of the route"
-NO_GSO_ORIGIN: Final = "UDP_SEGMENT was refused, single datagrams were not"
 
 
 class HopMemory:

@@ -1,0 +1,27 @@
+/* Packets on their way out: the arena they lie in, and the trains they leave in. */
+#ifndef TUNDP_TRAIN_H
+#define TUNDP_TRAIN_H
+
+#include "batch.h"
+
+void train_init(struct batch *batch);
+
+/* A place for one more packet of up to `len` bytes behind the arena's end, or NULL when the socket
+ * is full. */
+uint8_t *train_make_room(struct batch *batch, size_t len);
+
+/* The packet of `len` bytes just written there joins the last train or begins a new one. It came in
+ * with `bytes_in`. */
+void train_append(struct batch *batch, const struct destination *to, uint32_t len,
+		  uint32_t fragment_mtu, uint64_t bytes_in);
+
+/* Sends the trains that nothing can join any more. */
+void train_send_full(struct batch *batch);
+
+/* Sends all trains, or as many as the socket has room for. */
+void train_send_all(struct batch *batch);
+
+/* Counts all trains as dropped. */
+void train_abandon_all(struct batch *batch);
+
+#endif
