@@ -112,6 +112,8 @@ async def run(settings: Settings, store: Store, resources: Resources) -> None:
         desk.health.attend(backend.heartbeat, node.findings)
         desk.metrics.summary = node.summary
         await node.firewall.set_up()
+        # Last: CNI starts pods as soon as it is there, and they need masquerading.
+        node.write_subnet_file()
         await node.run()
 
 
