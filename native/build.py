@@ -17,7 +17,7 @@ import tables  # noqa: E402
 
 FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O3", "-fvisibility=hidden")
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wvla")
-"""Of the shipped build; the tests add -Wconversion, which cffi's own code does not pass, and -Werror."""
+"""Of the shipped build. The tests add -Werror, and -Wconversion, which cffi's code fails."""
 HEADERS = ("tundp_tables.h", "tundp.h", "tundp_twins.h")
 SOURCES = [
     f"native/src/{name}.c"

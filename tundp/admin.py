@@ -1,9 +1,9 @@
-"""The admin socket: a running daemon answers questions about itself in JSON over HTTP.
+"""The admin socket: HTTP on a unix socket only root may open, server and client.
 
-`GET /v1/status` on a unix socket only root may open. `tundp status` asks it; so can
-curl --unix-socket. The schema number in the answer changes when a field changes meaning
-or goes; new fields come without notice. `GET /v1/metrics` is Prometheus text, served here
-whatever the flags.
+GET /v1/status    observe.status.Status as JSON, which `tundp status` shows
+GET /v1/metrics   Prometheus text, whatever the flags
+
+curl --unix-socket asks it as well.
 """
 
 from __future__ import annotations
@@ -26,17 +26,30 @@ from tundp.observe.status import Status
 
 STATUS_PATH: Final = "/v1/status"
 METRICS_PATH: Final = "/v1/metrics"
+ANSWER_S: Final = 30.0
+"""Deadline for a daemon's answer: one with 65,000 peers takes seconds on a busy machine."""
 _PROBE_S: Final = 1.0
+_BACKLOG: Final = 128
 
 
 @contextlib.asynccontextmanager
 async def serve_admin(
-    path: Path, status: Callable[[], Status], metrics: Callable[[], bytes]
+    path: Path,
+    status: Callable[[], Status],
+    metrics: Callable[[], bytes],
+    *,
+    sock: socket.socket | None = None,
 ) -> AsyncIterator[None]:
-    """Answer on `path` until the block ends; a stale socket of a dead daemon is replaced."""
+    """Answer on `path` until the block ends, then remove it.
+
+    sock: the listening socket, if it is open already; owned from here on.
+    """
+    if sock is None:
+        sock = await asyncio.to_thread(open_admin_socket, path)
+    made = _identity(path)
 
     async def answer(_: web.Request) -> web.Response:
-        # Tens of thousands of peers take a second, which the event loop has not.
+        # With tens of thousands of peers this takes a second, which the event loop cannot spare.
         text = await asyncio.to_thread(_document, status())
         return web.Response(text=text, content_type="application/json")
 
@@ -49,33 +62,45 @@ async def serve_admin(
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await asyncio.to_thread(_make_room, path)
+        await web.SockSite(runner, sock).start()
+        yield
+    finally:
+        await runner.cleanup()
+        sock.close()
+        if _identity(path) == made:
+            path.unlink(missing_ok=True)
+
+
+def open_admin_socket(path: Path) -> socket.socket:
+    """A listening unix socket at `path` that only root may connect to; blocks up to a second.
+
+    A stale socket of a dead daemon is replaced. PlatformError if a daemon has it, if it is no
+    socket, or if the directory cannot be written.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        _make_room(path)
         previous = os.umask(0o177)
         try:
-            await web.UnixSite(runner, str(path)).start()
+            sock.bind(str(path))
         finally:
             os.umask(previous)
-        made = _identity(path)
+        sock.listen(_BACKLOG)
     except PlatformError:
-        await runner.cleanup()
+        sock.close()
         raise
     except OSError as error:
-        await runner.cleanup()
+        sock.close()
         raise PlatformError(
             f"cannot listen on admin socket {path}: {error.strerror or error};"
             " name another with --admin-socket",
             error.errno,
         ) from None
-    try:
-        yield
-    finally:
-        await runner.cleanup()
-        if _identity(path) == made:
-            path.unlink(missing_ok=True)
+    return sock
 
 
 async def fetch_status(path: Path) -> Status:
-    """What the daemon behind `path` says of itself.
+    """The status of the daemon behind `path`.
 
     PlatformError if none answers, or one whose answer this version cannot read.
     """
@@ -97,13 +122,13 @@ async def fetch_document(path: Path) -> dict[str, Any]:
     try:
         async with (
             ClientSession(
-                connector=UnixConnector(str(path)), timeout=ClientTimeout(total=5)
+                connector=UnixConnector(str(path)), timeout=ClientTimeout(total=ANSWER_S)
             ) as session,
             session.get(f"http://tundp{STATUS_PATH}") as response,
         ):
             answer: dict[str, Any] = await response.json()
             return answer
-    except (OSError, ClientError, TimeoutError) as error:
+    except (OSError, ClientError, TimeoutError, ValueError) as error:
         # aiohttp's texts speak of TLS; the errno says what happened.
         number = getattr(error, "errno", None)
         if number in (errno.EACCES, errno.EPERM):
@@ -117,18 +142,27 @@ async def fetch_document(path: Path) -> dict[str, Any]:
 
 
 def _document(status: Status) -> str:
-    return json.dumps(status.to_json())
+    """The answer, encoded a peer at a time: one long call would keep the loop from running."""
+    members = []
+    for name, value in status.to_json().items():
+        text = (
+            f"[{', '.join(map(json.dumps, value))}]"
+            if isinstance(value, list)
+            else json.dumps(value)
+        )
+        members.append(f"{json.dumps(name)}: {text}")
+    return f"{{{', '.join(members)}}}"
 
 
 def _make_room(path: Path) -> None:
-    """Remove the socket of a daemon that is no more; refuse to remove anything else."""
+    """Remove the socket of a dead daemon. PlatformError if it is alive, or no socket."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if not path.exists():
         return
     if not path.is_socket():
-        raise PlatformError(f"{path} is there and no socket: name another --admin-socket")
+        raise PlatformError(f"{path} exists and is no socket: name another --admin-socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # A daemon that is stopped accepts nothing, but is one.
+        # A daemon stopped by a signal does not answer, but is alive.
         probe.settimeout(_PROBE_S)
         try:
             probe.connect(str(path))

@@ -15,7 +15,7 @@ from rich.text import Text
 from tundp.finding import Finding, Verdict
 from tundp.layout import Cell, Column, Figure, Grid, Line
 from tundp.linux.probe import ProbeReport
-from tundp.observe.counters import about
+from tundp.observe.counters import BREAKDOWNS, spec_of
 from tundp.observe.status import (
     BackendStatus,
     CountersStatus,
@@ -39,8 +39,6 @@ _MARKS: Final = {
     Verdict.OK: ("yes", "green"),
     Verdict.UNKNOWN: ("?", "yellow"),
 }
-_ROUTINE: Final = frozenset({"coalesce_misses"})
-"""Broken down counters that say nothing about health: shown only when asked for more."""
 
 
 def status_parts(status: Status, *, is_verbose: bool = False) -> Iterator[RenderableType]:
@@ -74,7 +72,7 @@ def brief_parts(found: Mapping[str, Status | str]) -> Iterator[RenderableType]:
 
 
 def peers_grid(status: Status) -> Grid:
-    """One line a peer: those that should answer and do not first, then by subnet."""
+    """One line a peer: those that were sent packets and never answered first, then by subnet."""
     columns = (
         Column(head="peer subnet"),
         Column(head="at"),
@@ -86,7 +84,7 @@ def peers_grid(status: Status) -> Grid:
         Column(head="last error", spare=4),
     )
     now = status.started_at + status.uptime_s
-    peers = sorted(status.peers, key=lambda peer: not _is_trouble(peer))
+    peers = sorted(status.peers, key=lambda peer: not peer.is_silent)
     rows = [_peer_row(peer, now) for peer in peers]
     if not rows:
         rows = [["none yet", *[""] * (len(columns) - 1)]]
@@ -124,12 +122,14 @@ def drop_lines(counters: CountersStatus, *, is_verbose: bool = False) -> list[Te
                 text = f": {meaning.means}; {meaning.next_step}"
             lines.append(Text.assemble((f"{direction} {label}", "yellow"), f" {count:,}{text}"))
     for name, count in counters.totals.items():
-        if count and about(name).is_trouble:
-            lines.append(Text.assemble((name, "yellow"), f" {count:,}: {about(name).means}"))
+        spec = spec_of(name)
+        if count and spec is not None and spec.is_notable:
+            lines.append(Text.assemble((name, "yellow"), f" {count:,}: {spec.means}"))
     for name, counts in counters.by_reason.items():
-        if counts and (is_verbose or name not in _ROUTINE):
+        about = BREAKDOWNS.get(name)
+        if counts and (is_verbose or about is None or about.is_notable):
             each = ", ".join(f"{label} {count:,}" for label, count in counts.items())
-            lines.append(Text(f"{name} {each}: {about(name).means}"))
+            lines.append(Text(f"{name} {each}" + (f": {about.means}" if about else "")))
     return lines
 
 
@@ -206,10 +206,14 @@ def _place(status: Status) -> str:
 
 def _backend(backend: BackendStatus) -> str:
     device = backend.device
-    on = "" if device is None else f" on {device.name or 'no device'} (MTU {device.mtu})"
+    if device is not None:
+        on = f" on {device.name or 'no device'} (MTU {device.mtu})"
+    else:
+        on = "" if backend.mtu is None else f" (MTU {backend.mtu})"
     port = "" if backend.port is None else f":{backend.port}"
     interface = backend.interface
-    return f"{on}, {backend.type} {interface.address}{port} via {interface.name}"
+    routes = "" if backend.routes is None else f", {backend.routes} routes"
+    return f"{on}, {backend.type} {interface.address}{port} via {interface.name}{routes}"
 
 
 def _readiness(status: Status) -> str:
@@ -281,10 +285,6 @@ def _peer_row(peer: PeerStatus, now: float) -> list[Cell]:
     narrow = "" if path is None or path.inner_mtu is None else str(path.inner_mtu)
     error = "" if traffic is None else traffic.last_errno or ""
     return [*row, narrow, "udp-segment" if path is not None and path.no_gso else "", error]
-
-
-def _is_trouble(peer: PeerStatus) -> bool:
-    return peer.is_silent or (peer.traffic is not None and peer.traffic.last_errno is not None)
 
 
 def _age(seconds: float) -> str:

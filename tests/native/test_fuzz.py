@@ -41,7 +41,7 @@ def build(sources: Path, directory: Path) -> None:
 def fuzz(directory: Path, target: str, seconds: float) -> subprocess.CompletedProcess[str]:
     """Runs in the program's directory, where a crash leaves its input."""
     command = [f"./{target}", "-seconds", str(seconds), "-seed", "1", str(FUZZ / "corpus" / target)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=directory, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, cwd=directory, timeout=200)
 
 
 def fuzz_all(
@@ -72,7 +72,7 @@ def planted(tmp_path_factory):
         text = (sources / file).read_text()
         assert text.count(sound) == 1, (file, sound)
         (sources / file).write_text(text.replace(sound, broken))
-    return directory, fuzz_all(sources, directory, 20)
+    return directory, fuzz_all(sources, directory, 60)  # it ends with the find
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -160,7 +160,7 @@ class World:
 
     def snapshot(self) -> Snapshot:
         lease = self.lease()
-        leases = () if lease is None else (lease,)
+        leases: tuple[Lease, ...] = () if lease is None else (lease,)
         if self.has_overlapping:
             other = LeaseAttributes(public_ip=THEIR_IP)
             leases += (Lease(key=OVERLAPPING, attributes=other, revision=1, lease_ttl_s=None),)
@@ -291,7 +291,7 @@ class World:
             # What it writes it does on what it has seen.
         if isinstance(action, Create):
             assert self.seen is not None
-            assert self.seen.leases == self.seen.bad == (), "created though it was not free"
+            assert not self.seen.leases and not self.seen.bad, "created though it was not free"
         return None
 
     def advance(self, seconds: float) -> None:
@@ -338,11 +338,14 @@ class World:
     def settle(self) -> None:
         """Nobody else does anything any more. Only after failures time has to pass."""
         self.drain()
-        while self.is_failing and not self.has_ended:
-            self.advance(RETRY_S)
-            self.drain()
+        for _ in range(3):
+            if self.is_failing and not self.has_ended:
+                assert self.machine.step is not Step.IDLE, "failures, and nothing to try again"
+                self.advance(RETRY_S)
+                self.drain()
         if self.has_ended:
             return
+        assert not self.is_failing
         machine, value = self.machine, self.value
         is_ours = (
             value is not None
@@ -546,7 +549,7 @@ class TurnsReservationsIntoLeases(ClaimMachine):
         return replace(super()._renewal_of(lease), lease_ttl_s=TTL_S)
 
 
-PLANTED = {
+PLANTED: dict[str, type[ClaimMachine]] = {
     "takes any lease": TakesAnyLease,
     "creates inside another's lease": TakesOverlapped,
     "renews over anybody": replacing(Observed, observe_unguarded, Step.IDLE),

@@ -26,7 +26,8 @@ from tests.store.support import (
     run_closing,
 )
 from tundp.lab.etcd import PrivateEtcd
-from tundp.store import etcd2, file
+from tundp.store import file
+from tundp.store.etcd2 import connection as etcd2
 from tundp.store.etcd3 import connection, watch
 
 
@@ -112,7 +113,7 @@ def endless_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing ends by its own timeout: whoever waits for that waits until the test has hung."""
     hour_s = 3600.0
     monkeypatch.setattr(etcd2, "REQUEST_TIMEOUT_S", hour_s)
-    monkeypatch.setattr(etcd2, "_WATCH_TIMEOUT", Timeout(connect=hour_s, read=hour_s))
+    monkeypatch.setattr(etcd2, "WATCH_TIMEOUT", Timeout(connect=hour_s, read=hour_s))
     for module in (connection, watch):
         monkeypatch.setattr(module, "REQUEST_TIMEOUT_S", hour_s)
     monkeypatch.setattr(file, "_POLL_S", hour_s)

@@ -34,15 +34,15 @@ from tests.wait import until
 from tundp.errors import AccessDenied, Compacted, ConfigError, ConfigNotFound, StoreUnavailable
 from tundp.lab.etcd import PrivateEtcd
 from tundp.lease.model import Events
-from tundp.store import etcd2
-from tundp.store.access import EtcdAccess, parse_endpoints
+from tundp.store.access import REQUEST_TIMEOUT_S, EtcdAccess, parse_endpoints
 from tundp.store.etcd2 import Etcd2Store
+from tundp.store.etcd2 import connection as etcd2
 
 A, B = lease_key("10.5.1.0-24"), lease_key("10.5.2.0-24")
 ONE, TWO = attributes("192.0.2.1"), attributes("192.0.2.2")
 HISTORY = 1000
 """Events that etcd's v2 API remembers, of all keys together."""
-TIMEOUT_S = etcd2.REQUEST_TIMEOUT_S + 2
+TIMEOUT_S = REQUEST_TIMEOUT_S + 2
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_quiet_leases_in_a_busy_etcd_are_still_followed(
     etcd_world: EtcdWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The history is of all keys: others' writes push ours out, though nothing changed."""
-    monkeypatch.setattr(etcd2, "_WATCH_TIMEOUT", Timeout(connect=5.0, read=0.3))
+    monkeypatch.setattr(etcd2, "WATCH_TIMEOUT", Timeout(connect=5.0, read=0.3))
 
     async def main() -> None:
         etcd_world.put(str(A), '{"PublicIP":"192.0.2.1"}')
@@ -271,7 +271,7 @@ def test_quiet_leases_in_a_busy_etcd_are_still_followed(
 
 
 def test_quiet_watch_is_asked_again(etcd_world: EtcdWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(etcd2, "_WATCH_TIMEOUT", Timeout(connect=5.0, read=0.2))
+    monkeypatch.setattr(etcd2, "WATCH_TIMEOUT", Timeout(connect=5.0, read=0.2))
 
     async def main() -> None:
         store = etcd_world.open()

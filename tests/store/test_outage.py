@@ -34,8 +34,8 @@ from tundp.errors import Compacted, StoreUnavailable
 from tundp.lab.etcd import PrivateEtcd, free_port
 from tundp.lease.claim import LeaseState
 from tundp.lease.model import Lease
-from tundp.store import etcd2
 from tundp.store.access import EtcdAccess
+from tundp.store.etcd2 import connection as etcd2
 
 A, B = lease_key("10.5.1.0-24"), lease_key("10.5.2.0-24")
 ONE, TWO = attributes("192.0.2.1"), attributes("192.0.2.2")
@@ -290,7 +290,7 @@ def test_watch_on_an_etcd_that_hangs_is_noticed(
     etcd: PrivateEtcd, own_world: AnyWorld, short_timeouts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing comes from it, as on any quiet day: only asking tells the two apart."""
-    monkeypatch.setattr(etcd2, "_WATCH_TIMEOUT", Timeout(connect=1.0, read=1.0))
+    monkeypatch.setattr(etcd2, "WATCH_TIMEOUT", Timeout(connect=1.0, read=1.0))
 
     async def main() -> None:
         own_world.put(str(A), '{"PublicIP":"192.0.2.1"}')
@@ -309,7 +309,7 @@ def test_watch_on_an_etcd_that_hangs_is_noticed(
 def test_watch_through_an_endpoint_that_hangs_moves_to_the_next(
     shared_world: AnyWorld, short_timeouts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(etcd2, "_WATCH_TIMEOUT", Timeout(connect=1.0, read=1.0))
+    monkeypatch.setattr(etcd2, "WATCH_TIMEOUT", Timeout(connect=1.0, read=1.0))
 
     async def main() -> None:
         async with (

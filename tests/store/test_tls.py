@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -156,7 +157,7 @@ async def works(world: AnyWorld, url: str, **access: str) -> None:
 
 async def fails(store: Store) -> list[BaseException]:
     """What each call raises; none may wait for its timeout, and none may succeed."""
-    errors = []
+    errors: list[BaseException] = []
     for call in (
         store.snapshot(),
         store.network_config(),
@@ -417,6 +418,25 @@ def test_restart_forgets_tokens_and_nobody_notices(locked: Locked, run: Runner) 
                 await retried(idle.create, other, TWO, 600)
                 await until(lambda other=other: str(other) in follower.known())
                 await until(lambda: not follower.outage.is_on)
+
+    run(main())
+
+
+def test_a_new_login_is_logged(
+    locked: Locked, run: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def main() -> None:
+        store = locked.open()
+        await store.snapshot()
+        await store.snapshot()
+        assert "logged in" not in caplog.text
+        await expire_tokens(locked)
+        await store.snapshot()
+        (line,) = [message for message in caplog.messages if "logged in again" in message]
+        assert line.startswith(f"etcd at {locked.etcd.url}: logged in again as tundp")
+        assert PASSWORD not in caplog.text
 
     run(main())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -17,11 +18,11 @@ from aiohttp import ClientSession
 from tests.clock import Hurried
 from tundp.errors import PlatformError
 from tundp.finding import Finding, must_hold
-from tundp.observe.health import LAG_MAX_S, PULSE_S, STUCK_S, Health
+from tundp.observe.health import HEARTBEAT_S, LAG_MAX_S, STUCK_S, Health
 from tundp.observe.metrics import CONTENT_TYPE, Metrics
-from tundp.observe.web import CONNECTIONS, serve_health, serve_metrics
+from tundp.observe.web import CONNECTIONS, open_listener, serve_health, serve_metrics
 
-PULSE_MISSES = round(STUCK_S / PULSE_S)
+HEARTBEAT_MISSES = round(STUCK_S / HEARTBEAT_S)
 """Looks in a row that find a thread where it was, before it counts as stuck."""
 FINE = [must_hold("lease", True, "held")]
 BAD = [must_hold("lease", False, "192.0.2.9 holds it now"), must_hold("device", True, "flannel0")]
@@ -62,7 +63,7 @@ def of(health: Health, name: str) -> Finding:
 
 async def looks(count: int) -> None:
     """Until so many more looks were taken, and a little."""
-    await asyncio.sleep(count * PULSE_S + PULSE_S / 4)
+    await asyncio.sleep(count * HEARTBEAT_S + HEARTBEAT_S / 4)
 
 
 # Packet threads
@@ -77,14 +78,14 @@ def test_turning_threads_are_alive():
             await looks(1)
             assert health.is_alive
             assert health.is_ready
-        assert of(health, "packet-threads").evidence == "all turning"
+        assert of(health, "packet-threads").evidence == "all running"
 
     hurried(main)
 
 
 def test_a_stuck_thread_is_found_after_so_many_looks_and_recovers(caplog):
     turning = [(n, n) for n in range(5)]
-    stuck = [(4 + n, 4) for n in range(1, PULSE_MISSES + 3)]
+    stuck = [(4 + n, 4) for n in range(1, HEARTBEAT_MISSES + 3)]
     again = [(20 + n, 5 + n) for n in range(20)]
     threads = Threads(*turning, *stuck, *again)
 
@@ -92,10 +93,10 @@ def test_a_stuck_thread_is_found_after_so_many_looks_and_recovers(caplog):
         health.attend(threads.pulse, lambda: FINE)
         seen = []
         for number in range(len(turning) + len(stuck) + 5):
-            await asyncio.sleep(PULSE_S if number else PULSE_S * 1.25)
+            await asyncio.sleep(HEARTBEAT_S if number else HEARTBEAT_S * 1.25)
             seen.append(health.is_alive)
         # The first line of the script is where they were before the first look.
-        found = len(turning) - 1 + PULSE_MISSES - 1
+        found = len(turning) - 1 + HEARTBEAT_MISSES - 1
         recovered = len(turning) - 1 + len(stuck)
         assert seen == [not found <= number < recovered for number in range(len(seen))]
 
@@ -110,10 +111,10 @@ def test_which_thread_is_stuck_and_for_how_long():
 
     async def main(health: Health, _: Hurried) -> None:
         health.attend(lambda: (next(count), 5, next(count), 6), lambda: FINE)
-        await looks(PULSE_MISSES + 1)
+        await looks(HEARTBEAT_MISSES + 1)
         check = of(health, "packet-threads")
         assert check.is_failure
-        assert check.evidence == f"thread 1, 3 has not moved for {STUCK_S:.0f} s or more"
+        assert check.evidence == f"thread 1, 3 has made no iteration for {STUCK_S:.0f} s or more"
         assert not health.is_ready
         assert not of(health, "event-loop").is_failure
 
@@ -142,7 +143,7 @@ def test_what_is_not_stuck(script, breaks):
 
 
 def test_threads_that_take_turns_at_being_late_are_not_stuck():
-    """No one thread is where it was for PULSE_MISSES looks."""
+    """No one thread is where it was for HEARTBEAT_MISSES looks."""
     script = [(number // 2, (number + 1) // 2) for number in range(20)]
     threads = Threads(*script)
 
@@ -162,7 +163,7 @@ def test_a_loop_that_is_late_is_not_alive_and_recovers():
     async def main(health: Health, loop: Hurried) -> None:
         await looks(3)
         assert not of(health, "event-loop").is_failure
-        loop.now += LAG_MAX_S + PULSE_S + 0.5  # what a callback that blocks does to the clock
+        loop.now += LAG_MAX_S + HEARTBEAT_S + 0.5  # what a callback that blocks does to the clock
         check = of(health, "event-loop")
         assert check.is_failure
         assert "late by" in check.evidence
@@ -192,7 +193,7 @@ def test_ready_says_what_it_waits_for():
     async def main(health: Health, _: Hurried) -> None:
         assert not health.is_ready
         assert health.is_alive
-        assert must_hold("start", False, "waiting for its turn") in health.ready()
+        assert must_hold("start", False, "waiting for start-up to begin") in health.ready()
         health.waits_for("a lease")
         assert must_hold("start", False, "waiting for a lease") in health.ready()
         checks = list(BAD)
@@ -291,7 +292,7 @@ def test_a_stuck_thread_starves_the_watchdog(systemd):
         health.attend(pulse, lambda: FINE)
         assert await fed(systemd, loop, for_s=60)
         moving = False
-        await looks(PULSE_MISSES + 1)
+        await looks(HEARTBEAT_MISSES + 1)
         systemd()
         assert await fed(systemd, loop, for_s=60) == []
         moving = True
@@ -335,7 +336,7 @@ def test_a_watchdog_in_a_hurry_calls_no_thread_stuck_early(monkeypatch, systemd)
     loops: list[Hurried] = []
 
     def pulse() -> tuple[int, ...]:
-        return (int(loops[0].time() / (PULSE_S * 0.9)),)
+        return (int(loops[0].time() / (HEARTBEAT_S * 0.9)),)
 
     async def main(health: Health, loop: Hurried) -> None:
         loops.append(loop)
@@ -392,7 +393,7 @@ DEAD = [must_hold("event-loop", False, "late by 5000 ms")]
 async def test_answers(health, path, status, body):
     port = free_port()
     async with (
-        serve_health("127.0.0.1", port, health),
+        serve_health(listener(port), health),
         ClientSession() as session,
         session.get(f"http://127.0.0.1:{port}{path}") as response,
     ):
@@ -406,7 +407,7 @@ async def test_verbose_is_a_line_a_check():
     checks = [*BAD, must_hold("firewall", False, "rules\nare gone", next_step="look at nft")]
     port = free_port()
     async with (
-        serve_health("127.0.0.1", port, Sham(ALIVE, checks)),
+        serve_health(listener(port), Sham(ALIVE, checks)),
         ClientSession() as session,
     ):
         for query in ("verbose", "verbose=", "verbose=1"):
@@ -439,7 +440,7 @@ async def test_verbose_is_a_line_a_check():
 async def test_json_names_every_check(query, accept):
     port = free_port()
     async with (
-        serve_health("127.0.0.1", port, Sham(ALIVE, BAD)),
+        serve_health(listener(port), Sham(ALIVE, BAD)),
         ClientSession(headers={"Accept": accept}) as session,
         session.get(f"http://127.0.0.1:{port}/readyz{query}") as response,
     ):
@@ -466,7 +467,7 @@ async def test_answers_follow_the_node():
     port = free_port()
     checks = list(BAD)
     async with (
-        serve_health("127.0.0.1", port, Sham(ALIVE, checks)),
+        serve_health(listener(port), Sham(ALIVE, checks)),
         ClientSession() as session,
     ):
         for is_ok, status in ((False, 503), (True, 200), (False, 503)):
@@ -479,7 +480,7 @@ async def test_metrics_are_served():
     port = free_port()
     metrics = Metrics(lambda: FINE)
     async with (
-        serve_metrics(("127.0.0.1", port), metrics),
+        serve_metrics(listener(port), metrics),
         ClientSession() as session,
         session.get(f"http://127.0.0.1:{port}/metrics") as response,
     ):
@@ -490,45 +491,41 @@ async def test_metrics_are_served():
 
 async def test_off_is_off():
     before = os.listdir("/proc/self/fd")
-    async with serve_health("127.0.0.1", 0, Health()), serve_metrics(None, Metrics(lambda: FINE)):
+    async with serve_health(None, Health()), serve_metrics(None, Metrics(lambda: FINE)):
         assert os.listdir("/proc/self/fd") == before, "a socket was opened"
 
 
-@pytest.mark.parametrize("flag", ["--healthz-port", "--metrics-addr"])
-async def test_a_port_in_use_names_the_flag(flag):
+def listener(port: int) -> socket.socket:
+    return open_listener("127.0.0.1", port, "--flag")
+
+
+def test_a_port_in_use_names_the_flag():
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
         port = sock.getsockname()[1]
-        serve = (
-            serve_health("127.0.0.1", port, Health())
-            if flag == "--healthz-port"
-            else serve_metrics(("127.0.0.1", port), Metrics(lambda: FINE))
-        )
         with pytest.raises(PlatformError) as caught:
-            async with serve:
-                raise AssertionError("it listens")
+            open_listener("127.0.0.1", port, "--metrics-addr")
     assert f"cannot listen on 127.0.0.1:{port}" in str(caught.value)
-    assert flag in str(caught.value)
-    assert caught.value.errno is not None
+    assert "--metrics-addr" in str(caught.value)
+    assert caught.value.errno == errno.EADDRINUSE
 
 
-async def test_an_address_that_is_not_here_names_the_flag():
+def test_an_address_that_is_not_here_names_the_flag():
     with pytest.raises(PlatformError, match="--healthz-ip"):
-        async with serve_health("192.0.2.77", free_port(), Health()):
-            raise AssertionError("it listens")
+        open_listener("192.0.2.77", free_port(), "--healthz-ip and --healthz-port")
 
 
 async def test_the_port_is_free_again_afterwards():
     port = free_port()
     for _ in range(2):
-        async with serve_health("127.0.0.1", port, Health()):
+        async with serve_health(listener(port), Health()):
             pass
 
 
 async def test_silent_connections_do_not_keep_a_probe_from_its_answer():
     port = free_port()
-    async with serve_health("127.0.0.1", port, Health()):
+    async with serve_health(listener(port), Health()):
         idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CONNECTIONS + 20)]
         async with (
             ClientSession() as session,

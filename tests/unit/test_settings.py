@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -514,6 +515,24 @@ def test_flags_without_effect_are_taken():
     config = load_settings(arguments, {})
     assert config.kube_annotation_prefix == "a.b/c"
     assert config.set_node_network_unavailable is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "names"),
+    [
+        ([], {}, []),
+        (["--ip-masq", "--kube-subnet-mgr=false"], {}, []),
+        (["--kube-annotation-prefix=a.b/c"], {}, ["kube-annotation-prefix"]),
+        (["--set-node-network-unavailable=false"], {}, ["set-node-network-unavailable"]),
+        ([], {"FLANNELD_NET_CONFIG_PATH": "/n"}, ["net-config-path"]),
+        (["--log_backtrace_at=a.go:7"], {}, ["log_backtrace_at"]),
+    ],
+)
+def test_flags_without_effect_are_named(arguments, environment, names):
+    sentences = load_settings(arguments, environment).without_effect()
+    assert [sentence.split()[0] for sentence in sentences] == [f"--{name}" for name in names]
+    for sentence in sentences:
+        assert re.fullmatch(r"--\S+ has no effect: .+", sentence)
 
 
 @pytest.mark.parametrize("name", ["listen", "remote", "use-multi-cluster-cidr"])

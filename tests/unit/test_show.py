@@ -174,7 +174,7 @@ def test_a_peer_is_shown_with_its_traffic_and_its_path():
     ]
 
 
-def test_silent_peers_and_those_with_errors_come_first():
+def test_silent_peers_come_first():
     peers = [
         peer(2, traffic=traffic()),
         peer(3, traffic=traffic(packets_out=5, packets_in=5, last_heard=NOW)),
@@ -183,7 +183,7 @@ def test_silent_peers_and_those_with_errors_come_first():
         peer(6, traffic=traffic(packets_in=9, last_heard=NOW)),
     ]
     found = re.findall(r"10\.5\.(\d)\.0/24 ", shown(replace(STATUS, peers=peers)))
-    assert found[1:] == ["4", "5", "2", "3", "6"]
+    assert found[1:] == ["4", "2", "3", "5", "6"]
 
 
 def test_an_offload_disabled_while_running_is_shown_with_reason_and_time():
@@ -204,11 +204,11 @@ def test_an_offload_disabled_while_running_is_shown_with_reason_and_time():
 
 
 def test_a_backend_without_device_port_and_engine_is_shown():
-    backend = BackendStatus(type="host-gw", interface=INTERFACE)
+    backend = BackendStatus(type="host-gw", interface=INTERFACE, mtu=1500, routes=3)
     peers = [replace(peer(2), port=None)]
     status = replace(STATUS, backend=backend, engine=None, counters=None, peers=peers)
     text = shown(status)
-    assert "10.5.1.0/24 of 10.5.0.0/16, host-gw 192.0.2.1 via eth0\n" in text
+    assert "10.5.0.0/16 (MTU 1500), host-gw 192.0.2.1 via eth0, 3 routes\n" in text
     assert "packets are carried by the kernel; daemon on uvloop, pid 4242" in text
     assert re.search(r"10\.5\.2\.0/24 +192\.0\.2\.2\n", text)
     for word in ("None", "balance", "8285"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -17,7 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tundp.engine.counters import Counters
+from tundp.choices import Offload
+from tundp.engine.base import DisabledOffload as Disabled
+from tundp.engine.base import OffloadState, PathState
+from tundp.engine.counters import Counters, HopCounters
 from tundp.finding import Finding, Verdict
 from tundp.observe import collect, schema
 from tundp.observe.codec import Malformed
@@ -403,19 +407,24 @@ class Engine:
     def describe(self) -> str:
         return "tun-tso"
 
-    def offloads(self) -> Any:
-        offload = type("Offload", (), {"value": "tun-tso"})
-        other = type("Offload", (), {"value": "udp-gro"})
-        state = {"in_use": (offload(),), "disabled": {other(): ("EINVAL", 9.0)}}
-        return type("OffloadState", (), state)
+    def offloads(self) -> OffloadState:
+        return OffloadState(
+            in_use=(Offload.TUN_TSO,),
+            disabled={
+                Offload.UDP_GRO: Disabled("asked for"),
+                Offload.TCP_COALESCE: Disabled("EINVAL", 9.0),
+            },
+        )
 
-    def path_states(self) -> Any:
-        learnt = {"inner_mtu": 1372, "no_gso": True, "since": 5.0, "origin": "EMSGSIZE"}
-        return {2: type("PathState", (), learnt)}
+    def path_states(self) -> dict[int, PathState]:
+        return {2: PathState(inner_mtu=1372, no_gso=True, since=5.0, origin="EMSGSIZE")}
 
-    def hop_counters(self) -> Any:
-        counted = dict.fromkeys(("packets_out", "bytes_out", "packets_in", "bytes_in", "drops"), 1)
-        return {1: type("Hop", (), counted | {"last_heard": 7.0, "last_errno": None})}
+    def hop_counters(self, hop_ids: Sequence[int] | None = None) -> dict[int, HopCounters]:
+        return {1: HopCounters(packets_out=1, packets_in=2, last_heard=7.0)}
+
+
+ENGINE: Any = Engine()
+"""Of a Dataplane it has what the status asks for."""
 
 
 def view(subnet: str, hop_id: int | None) -> PeerView:
@@ -426,7 +435,7 @@ def view(subnet: str, hop_id: int | None) -> PeerView:
 
 def test_peers_are_in_the_order_of_their_subnets_with_what_the_engine_knows():
     views = [view("10.5.10.0/24", 1), view("10.5.9.0/24", 2), view("10.5.9.0/25", None)]
-    peers = list(collect.peer_statuses(3, lambda: views, Engine()))
+    peers = list(collect.peer_statuses(3, lambda: views, ENGINE))
     assert [str(peer.subnet) for peer in peers] == ["10.5.9.0/24", "10.5.9.0/25", "10.5.10.0/24"]
     first, second, third = peers
     assert first.path == PathStatus(inner_mtu=1372, no_gso=True, since=5.0, origin="EMSGSIZE")
@@ -434,14 +443,17 @@ def test_peers_are_in_the_order_of_their_subnets_with_what_the_engine_knows():
     assert (second.path, second.traffic) == (None, None)
     assert third.traffic is not None
     assert third.traffic.last_heard == 7.0
-    assert collect.path_counts(Engine()) == (1, 1)
-    assert collect.path_counts(object()) == (0, 0)
+    assert collect.path_counts(ENGINE) == (1, 1)
+    assert collect.path_counts(None) == (0, 0)
 
 
 def test_offloads_in_use_and_disabled_are_those_of_the_engine_now():
-    assert collect.engine_status(Engine()) == EngineStatus(
+    assert collect.engine_status(ENGINE) == EngineStatus(
         name="gso",
         uses="tun-tso",
         offloads_in_use=("tun-tso",),
-        offloads_disabled=(DisabledOffload(name="udp-gro", reason="EINVAL", since=9.0),),
+        offloads_disabled=(
+            DisabledOffload(name="udp-gro", reason="asked for"),
+            DisabledOffload(name="tcp-coalesce", reason="EINVAL", since=9.0),
+        ),
     )

@@ -1,5 +1,333 @@
-"""The host-gw backend: kernel routes to the other nodes, on one layer-2 network."""
+"""The host-gw backend: kernel routes to the other nodes, all on one layer-2 network.
 
-from tundp.backend.udp.backend import UdpBackend
+    subnet of a peer  via its PublicIP  dev the underlay's interface
 
-HostGwBackend = UdpBackend
+No device, no socket, no packet in this process: the kernel forwards, and the MTU is the
+link's. What flannel's host-gw does, and where this differs:
+
+- The node's PublicIP must be its interface address: a gateway must be a neighbour.
+- Routes are added and removed in batches. Every RECONCILE_S, and when the kernel reports a
+  change, they are compared with the table: a missing or changed one is put back, a stale
+  one of ours removed. flannel looks every 10 s and leaves stale routes.
+- A route for the subnet that is not ours (another gateway or device) is replaced, as by
+  flannel.
+- Each route bears the protocol number PROTOCOL, so that `ip route` shows whose it is, and
+  one that leads elsewhere than it must is ours to remove. Routes stay when the daemon goes,
+  as flannel's do: pods keep their way while it restarts. `tundp cleanup` removes them.
+- A gateway the kernel refuses (not on the link) is named in the log and in `checks`, and
+  costs no other route.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final
+
+from tundp.backend.base import (
+    BackendContext,
+    BackendKind,
+    BackendStatus,
+    FibSink,
+    Given,
+    Surroundings,
+)
+from tundp.backoff import Outage
+from tundp.engine.base import Dataplane
+from tundp.errors import ConfigError, PlatformError
+from tundp.finding import Finding, Verdict, must_hold
+from tundp.lease import gojson
+from tundp.lease.fib import Fib
+from tundp.lease.model import LeaseAttributes, LeaseKey, Peer
+from tundp.lease.network import BackendConfig
+from tundp.lease.routing import RoutingDelta
+from tundp.linux.iface import Interface
+from tundp.linux.netlink import Change as KernelChange
+from tundp.linux.route_table import RouteEntry, RouteFailure
+from tundp.linux.unreachable import PROTOCOL
+
+_log = logging.getLogger(__name__)
+
+NAME: Final = "host-gw"
+RECONCILE_S: Final = 10.0
+"""Between two comparisons with the kernel's table, as in flannel."""
+ERRORS_NAMED: Final = 5
+"""More refused routes at once are counted in the log, not named."""
+
+
+class HostGwBackend:
+    """See the module, and backend.base.Backend for the contract."""
+
+    def __init__(self, config: BackendConfig, context: BackendContext) -> None:
+        context.given.close()
+        self._config = config
+        self._netlink = context.netlink
+        self._interface: Interface | None = None
+        self._wanted: dict[IPv4Network, IPv4Address] = {}
+        """Gateway of each peer's subnet."""
+        self._errors: dict[IPv4Network, str] = {}
+        """Routes the kernel refuses, and why."""
+        self._generation = 0
+        self._seen = 0
+        self._is_due = asyncio.Event()
+        self._outage = Outage(_log, "routes to the other nodes")
+
+    @property
+    def name(self) -> str:
+        """See Backend."""
+        return self._config.name
+
+    @property
+    def overhead(self) -> int:
+        """See Backend: packets cross the underlay as they are."""
+        return 0
+
+    @property
+    def mtu(self) -> int:
+        """See Backend: the link's own."""
+        return self._link.link.mtu
+
+    @property
+    def engine(self) -> Dataplane | None:
+        """See Backend: the kernel forwards."""
+        return None
+
+    def offer(self, interface: Interface) -> LeaseAttributes:
+        """See Backend. ConfigError if other nodes could not reach this one as a gateway."""
+        if interface.public_ip != interface.address:
+            raise ConfigError(
+                f"--public-ip {interface.public_ip} differs from the address"
+                f" {interface.address} of {interface.link.name}: the host-gw backend needs the"
+                " interface's own address, since it is the gateway of the other nodes' routes;"
+                " leave --public-ip out, or use the udp backend"
+            )
+        return LeaseAttributes(public_ip=interface.public_ip, backend_type=self._config.lease_type)
+
+    def prepare(self, interface: Interface) -> None:
+        """See Backend."""
+        self._interface = interface
+
+    async def open(
+        self,
+        network: IPv4Network,
+        key: LeaseKey,
+        *,
+        fib: Fib,
+        peers: Mapping[IPv4Network, Peer],
+    ) -> None:
+        """See Backend: the routes to all peers are there when this returns."""
+        self._wanted = {subnet: peer.endpoint.address for subnet, peer in peers.items()}
+        self._generation = fib.generation
+        put_back = await self._reconcile()
+        _log.info(
+            "%d routes over %s, MTU %d (%d of them new)",
+            len(self._wanted) - len(self._errors),
+            self._link.link.name,
+            self.mtu,
+            len(put_back),
+        )
+
+    def sinks(self) -> Sequence[FibSink]:
+        """See Backend."""
+        return (self,)
+
+    def install(self, fib: Fib, delta: RoutingDelta) -> None:
+        """See FibSink. The task in `run` does it, on netlink."""
+        for peer in delta.gone:
+            self._wanted.pop(peer.subnet, None)
+        for peer in (*delta.come, *(new for _, new in delta.moved)):
+            self._wanted[peer.subnet] = peer.endpoint.address
+        self._generation = fib.generation
+        self._is_due.set()
+
+    def seen(self) -> int:
+        """See FibSink: the generation whose routes the kernel has."""
+        return self._seen
+
+    async def run(self) -> None:
+        """See Backend: brings the kernel's routes in line when peers change, and regularly."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            try:
+                async with asyncio.timeout(RECONCILE_S):
+                    await self._is_due.wait()
+                is_change = True
+            except TimeoutError:
+                is_change = False
+            try:
+                put_back = await self._reconcile()
+            except PlatformError as error:
+                self._outage.failed(error, now=clock())
+                await asyncio.sleep(1.0)
+                self._is_due.set()
+                continue
+            self._outage.ended(now=clock())
+            if put_back and not is_change:
+                _log.warning("routes changed behind our back; put back: %s", _some(put_back))
+
+    async def repair(self) -> list[str]:
+        """See Backend."""
+        if self._is_due.is_set():
+            return []  # `run` is about to change them: what differs now is no surprise
+        return await self._reconcile()
+
+    def is_concerned(self, change: KernelChange) -> bool:
+        """See Backend: a route for a peer's subnet."""
+        return change.destination in self._wanted
+
+    def owns_address(self, interface_index: int) -> bool:
+        """See Backend: there is no device, and so no address of it."""
+        return False
+
+    async def underlay_changed(self, now: Interface) -> bool:
+        """See Backend: routes move to another link; the kernel took those of a lost one."""
+        self.offer(now)
+        before, self._interface = self._interface, now
+        if before is not None and before.link.index != now.link.index:
+            self._is_due.set()
+        return before is not None and before.address != now.address
+
+    def heartbeat(self) -> tuple[int, ...]:
+        """See Backend: there are no packet threads."""
+        return ()
+
+    def status(self) -> BackendStatus:
+        """See Backend."""
+        return BackendStatus(
+            name=self.name,
+            overhead=0,
+            mtu=self.mtu,
+            port=None,
+            device=None,
+            routes=len(self._wanted) - len(self._errors),
+        )
+
+    def checks(self) -> list[Finding]:
+        """See Backend."""
+        if not self._errors:
+            detail = f"{len(self._wanted)} in the kernel's table"
+        else:
+            subnet, why = next(iter(self._errors.items()))
+            detail = f"{len(self._errors)} of {len(self._wanted)} refused: {subnet}: {why}"
+        return [must_hold("routes", not self._errors, detail)]
+
+    def give(self) -> Given:
+        """See Backend: routes outlive the process by themselves."""
+        return Given()
+
+    def close(self) -> None:
+        """See Backend. The routes stay."""
+
+    @property
+    def _link(self) -> Interface:
+        assert self._interface is not None, "prepare() comes first"
+        return self._interface
+
+    async def _reconcile(self) -> list[str]:
+        """Make the kernel's routes what they must be; those that were not, for the log."""
+        self._is_due.clear()
+        generation = self._generation
+        index = self._link.link.index
+        wanted = {
+            subnet: RouteEntry(destination=subnet, gateway=gateway, index=index, protocol=PROTOCOL)
+            for subnet, gateway in self._wanted.items()
+        }
+        found = await self._netlink.list_routes(protocol=PROTOCOL)
+        present = [route for route in found if route.gateway is not None]
+        there = set(present)
+        stale = [route for route in present if wanted.get(route.destination) != route]
+        missing = [route for route in wanted.values() if route not in there]
+        replaced = {route.destination for route in missing}
+        failures = await self._netlink.change_routes(
+            replace=missing,
+            delete=[route for route in stale if route.destination not in replaced],
+        )
+        self._note_failures(failures, wanted)
+        self._seen = generation
+        refused = {failure.route for failure in failures}
+        return [str(route.destination) for route in (*missing, *stale) if route not in refused]
+
+    def _note_failures(
+        self, failures: Sequence[RouteFailure], wanted: Mapping[IPv4Network, RouteEntry]
+    ) -> None:
+        """Keep what was refused for `checks`; log what was not known before."""
+        before = self._errors
+        self._errors = {
+            failure.route.destination: f"via {failure.route.gateway}: {failure.reason}"
+            for failure in failures
+            if wanted.get(failure.route.destination) == failure.route
+        }
+        news = [subnet for subnet, why in self._errors.items() if before.get(subnet) != why]
+        for subnet in news[:ERRORS_NAMED]:
+            _log.error(
+                "no route to %s %s: host-gw peers must be on the network of %s",
+                subnet,
+                self._errors[subnet],
+                self._link.link.name,
+            )
+        if len(news) > ERRORS_NAMED:
+            _log.error("and %d routes more are refused", len(news) - ERRORS_NAMED)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - ERRORS_NAMED} more" if len(names) > ERRORS_NAMED else ""
+    return ", ".join(names[:ERRORS_NAMED]) + more
+
+
+def host_gw_config() -> BackendConfig:
+    """The host-gw backend, which takes no parameters. A peer is a gateway, and has no port."""
+    return BackendConfig(name=NAME, lease_type=NAME, lease_types=frozenset({NAME}))
+
+
+def _parse(_: gojson.Fields) -> BackendConfig:
+    return host_gw_config()
+
+
+def _mtu(interface: Interface) -> int:
+    return interface.link.mtu
+
+
+def _check(config: BackendConfig, around: Surroundings) -> Iterator[Finding]:
+    """Whether the other nodes are neighbours on the interface, and we are one for them."""
+    chosen = around.interface
+    if chosen.public_ip != chosen.address:
+        yield Finding(
+            id="backend.public-ip",
+            verdict=Verdict.FAIL,
+            title=NAME,
+            evidence=f"the PublicIP {chosen.public_ip} is not the address {chosen.address} of"
+            f" {chosen.link.name}, which other nodes would send to",
+            next_step="leave --public-ip out, or use the udp backend",
+        )
+    peers = [
+        lease
+        for lease in around.leases
+        if lease.attributes.backend_type.lower() in config.lease_types
+        and lease.attributes.public_ip != chosen.public_ip
+    ]
+    far = [
+        lease
+        for lease in peers
+        if not any(lease.attributes.public_ip in network for network in around.networks)
+    ]
+    for lease in far:
+        yield Finding(
+            id="backend.far",
+            verdict=Verdict.WARN,
+            title=NAME,
+            evidence=f"{lease.key} at {lease.attributes.public_ip} is on no network of"
+            f" {chosen.link.name}: no route can lead there",
+            next_step="host-gw needs all nodes on one layer-2 network; udp does not",
+        )
+    if not far:
+        yield Finding(
+            id="backend",
+            verdict=Verdict.OK,
+            title=NAME,
+            evidence=f"{len(peers)} other nodes, all on networks of {chosen.link.name}",
+        )
+
+
+KIND: Final = BackendKind(name=NAME, parse=_parse, make=HostGwBackend, mtu=_mtu, check=_check)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from tundp.errors import LabError, Unsupported
 from tundp.lab.lab import Host
+from tundp.linux import uapi
 from tundp.linux.netlink import enter_namespace
 
 try:
@@ -296,7 +297,7 @@ def _connect(address: str, port: int) -> socket.socket:
 
 def _bound(address: str, port: int) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    # SO_RCVBUFFORCE (asm-generic/socket.h): a receiver must not be what loses packets.
-    sock.setsockopt(socket.SOL_SOCKET, 33, BUFFER_LEN)
+    # A receiver must not be what loses packets.
+    sock.setsockopt(socket.SOL_SOCKET, uapi.SO_RCVBUFFORCE, BUFFER_LEN)
     sock.bind((address, port))
     return _prepare(sock)

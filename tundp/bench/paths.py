@@ -3,6 +3,8 @@
 left node ── eth0 ═══ veth ═══ eth0 ── right node        192.0.2.1, 192.0.2.2
   10.5.1.0                              10.5.2.0         on the overlay
   pod 10.5.1.2 behind cni0              pod 10.5.2.2     with --topology pods
+
+Why one room: the rows are read side by side, each a page, so that none is built differently.
 """
 
 from __future__ import annotations

@@ -57,10 +57,6 @@ from tundp.linux import uapi
 PREFIX: Final = "tundp-bench"
 LABS: Final = ("virtual", "wire")
 FRAME_LOOK_S: Final = 0.25
-ETH_P_ALL: Final = 0x0003
-SOL_PACKET: Final = 263
-PACKET_STATISTICS: Final = 6
-"""linux/if_packet.h: packets seen and dropped by the tap since it was last asked."""
 TAP_BUFFER_LEN: Final = 256 << 20
 SEED: Final = 8285
 PROBED: Final = ("fou", "wireguard")
@@ -359,7 +355,10 @@ async def _lab(
                         grounds.append((path, ground))
                     except _ROW_FAILURES as error:
                         why_not = f"cannot be built: {error}"
-                if why_not is not None:
+                is_news = all(
+                    (row.name, row.why_not) != (path.name, why_not) for row in results.rows
+                )
+                if why_not is not None and is_news:
                     progress.say(f"{lab_kind}: no {path.name}: {why_not}")
                 results.rows.append(
                     Row(
@@ -407,7 +406,9 @@ async def _look_at_frames(lab_kind: str, path: BenchPath, ground: Ground) -> Fin
         await running
         for tap in taps:
             _drain(tap, sizes)
-            seen, dropped = struct.unpack("=II", tap.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+            seen, dropped = struct.unpack(
+                "=II", tap.getsockopt(uapi.SOL_PACKET, uapi.PACKET_STATISTICS, 8)
+            )
             missed += dropped if seen else 0
     finally:
         for tap in taps:
@@ -421,9 +422,9 @@ async def _look_at_frames(lab_kind: str, path: BenchPath, ground: Ground) -> Fin
 
 
 def _open_tap() -> socket.socket:
-    tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(uapi.ETH_P_ALL))
     tap.setsockopt(socket.SOL_SOCKET, uapi.SO_RCVBUFFORCE, TAP_BUFFER_LEN)
-    tap.bind(("eth0", ETH_P_ALL))
+    tap.bind(("eth0", uapi.ETH_P_ALL))
     tap.setblocking(False)
     return tap
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tundp.choices import BenchProfile, Topology
 from tundp.cli.command import Command, Given, NoOptions, run_async
-from tundp.cli.output import EXIT_FAILED, EXIT_OK, terminal
+from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_parts, terminal
 from tundp.settings.declare import option
 from tundp.settings.parsers import parse_int, parse_list
 
@@ -142,11 +142,10 @@ async def _bench(settings: BenchSettings, directory: Path) -> int:
         task = bar.add_task("starting", total=None)
         measured = await measure(settings, directory, BarProgress())
     if measured.results is not None:
-        for part in report_parts(measured.results):
-            console.print(part, crop=False)
+        print_parts(report_parts(measured.results))
         for text in write_reports(measured.results, directory):
-            console.print(text, markup=False)
-        console.print(f"{directory}/report.html  report.md  {RESULTS}", soft_wrap=True)
+            print(text)
+        print(f"{directory}/report.html  report.md  {RESULTS}")
     if measured.interrupted is not None:
         raise measured.interrupted
     return EXIT_OK if measured.is_comparable else EXIT_FAILED
@@ -169,13 +168,9 @@ def diff(given: Given[NoOptions]) -> int:
     paths = [_results(Path(text)) for text in given.operands]
     before, after = (load(path) for path in paths)
     differences = compare(before, after)
-    console = terminal()
     for path, each in zip(paths, (before, after), strict=True):
-        console.print(f"{path}: {each.headline}", markup=False, soft_wrap=True)
-    for part in difference_parts(differences):
-        console.print(part, crop=False)
-    if not differences:
-        console.print("nothing in common to compare")
+        print(f"{path}: {each.headline}")
+    print_parts(difference_parts(differences))
     is_sound = not any(each.reds or each.is_partial for each in (before, after))
     is_worse = any(each.verdict in ("worse", "gone") for each in differences)
     return EXIT_OK if differences and is_sound and not is_worse else EXIT_FAILED

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from tundp.cli.command import Command
+from tundp.cli.program import GROUPS
 from tundp.settings.declare import Flag
 
 Commands = Sequence[Command[Any]]
@@ -188,9 +189,9 @@ def _second_words(commands: Commands) -> dict[str, str]:
 
 
 def _summaries(commands: Commands) -> Iterator[tuple[str, str]]:
+    by_name = {command.name: command.summary for command in commands} | GROUPS
     for word in _first_words(commands):
-        command = next(each for each in commands if each.name.split()[0] == word)
-        yield word, command.summary
+        yield word, by_name[word]
     yield "help", "what a command takes"
 
 

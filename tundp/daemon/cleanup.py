@@ -8,6 +8,7 @@ that made no stamp, by what the lease cache says.
 
 from __future__ import annotations
 
+import errno
 import socket
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,17 +16,19 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Final
 
+from tundp.backend.choose import parse_network_config
+from tundp.backend.udp.config import DEFAULT_PORT
 from tundp.daemon.lock import is_running, is_stamped
 from tundp.daemon.owners import Owner, find_owners, identity
 from tundp.daemon.stores import store_name
 from tundp.errors import ConfigError, PlatformError
 from tundp.instance import RUN_DIRECTORY
 from tundp.lease import subnet_env
-from tundp.lease.network import DEFAULT_PORT, parse_network_config
 from tundp.linux import capability, unreachable
 from tundp.linux.firewall import choose as firewall
 from tundp.linux.netlink import Netlink
 from tundp.linux.processes import processes, udp_sockets
+from tundp.linux.route_table import RouteEntry
 from tundp.settings.settings import Settings
 from tundp.subnet.lease_cache import CachedLeases, LeaseCache
 
@@ -120,8 +123,13 @@ class _Cleaner:
     async def remove_routes(self) -> None:
         """Routes with our protocol number, of the networks that are known to be ours."""
         known = {prefix for pair in (self.env_pair, self.cached_pair) for prefix in pair or ()}
+        networks = {pair[0] for pair in self._pairs()}
         async with Netlink() as netlink:
             for route in await netlink.list_routes(protocol=unreachable.PROTOCOL):
+                if route.gateway is not None:
+                    if any(route.destination.subnet_of(network) for network in networks):
+                        await self._remove_gateway_route(netlink, route)
+                    continue
                 if route.kind == "unicast" or route.metric != unreachable.METRIC:
                     continue
                 line = f"route {route.kind} {route.destination}"
@@ -136,6 +144,14 @@ class _Cleaner:
                     netlink, route.kind, route.destination
                 ):
                     self.done.removed.append(line)
+
+    async def _remove_gateway_route(self, netlink: Netlink, route: RouteEntry) -> None:
+        """Remove a route to another node, which the host-gw backend left."""
+        if not self.is_dry_run:
+            failures = await netlink.change_routes(delete=[route])
+            if any(failure.errno != errno.ESRCH for failure in failures):
+                raise PlatformError(str(failures[0]), failures[0].errno)
+        self.done.removed.append(f"route {route.destination} via {route.gateway}")
 
     def remove_files(self) -> None:
         """subnet.env with its lock, and the lease cache."""

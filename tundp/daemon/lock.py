@@ -10,37 +10,34 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from tundp.errors import PlatformError
 from tundp.instance import Instance
 
 
-@contextlib.contextmanager
-def only_one(instance: Instance) -> Iterator[None]:
-    """Be the daemon of this subnet.env; PlatformError if another one is.
+def take_lock(instance: Instance) -> int | None:
+    """Be the daemon of this subnet.env: a descriptor that holds the lock until it is closed.
 
-    Where the lock file cannot be made there is no lock, and subnet.env cannot be written.
+    Whoever has a duplicate of it holds the lock, too. None where the lock file cannot be made:
+    then there is no lock, and subnet.env cannot be written. PlatformError if another daemon
+    has it.
     """
     try:
         instance.lock.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         lock = os.open(instance.lock, flags, 0o600)
     except OSError:
-        yield
-        return
-    try:
-        if not _take(lock):
-            raise PlatformError(
-                f"another tundp runs with --subnet-file {instance.subnet_file}: give each network"
-                " of this host its own, such as --subnet-file=/run/flannel/blue.env; admin socket,"
-                " firewall chains and node id follow from it",
-                errno.EBUSY,
-            )
-        yield
-    finally:
+        return None
+    if not _take(lock):
         os.close(lock)
+        raise PlatformError(
+            f"another tundp runs with --subnet-file {instance.subnet_file}: give each network"
+            " of this host its own, such as --subnet-file=/run/flannel/blue.env; admin socket,"
+            " firewall chains and node id follow from it",
+            errno.EBUSY,
+        )
+    return lock
 
 
 def is_running(instance: Instance) -> bool:

@@ -26,6 +26,7 @@ from tundp.settings.settings import Settings
 from tundp.settings.sources import unknown_variables
 
 if TYPE_CHECKING:
+    from tundp.daemon.resources import Resources
     from tundp.store.base import Store
 
 _SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -47,14 +48,17 @@ def open_store(settings: Settings) -> Store:
     return stores.open_store(settings)
 
 
-def serve(settings: Settings, store: Store) -> None:
+def serve(settings: Settings, store: Store, given: Resources | None = None) -> None:
     """Be the daemon until a signal ends it.
 
-    Raises ExceptionGroups of TundpError: LeaseLost with --on-lease-lost=exit, anything else
+    given: what a predecessor had open, owned from here on. Raises ExceptionGroups of
+    TundpError: LeaseLost with --on-lease-lost=exit, anything else
     that ends a daemon.
     """
     # Before logging is set up: some libraries set their own loggers when they are imported.
+    from tundp.daemon.resources import open_resources
     from tundp.daemon.run import run
+    from tundp.linux import capability
 
     unknown = logs.set_up(
         settings.v,
@@ -66,10 +70,13 @@ def serve(settings: Settings, store: Store) -> None:
         _log.warning("--vmodule %s has no effect: not LOGGER=LEVEL, as in tundp.store=1", item)
     for name in unknown_variables(os.environ):
         _log.warning("variable %s is set, but tundp does not know it", name)
+    _log.info("tundp %s starting: %s", tundp.__version__, settings.describe())
+    capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
+    resources = open_resources(settings, given)
     drop_capabilities()
     raise_file_limit()
     with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
-        runner.run(run_until_signal(run(settings, store)))
+        runner.run(run_until_signal(run(settings, store, resources)))
 
 
 def drop_capabilities() -> None:

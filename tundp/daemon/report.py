@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import tundp
+from tundp.engine.base import Dataplane
 from tundp.finding import Finding, must_hold
 from tundp.lease.claim import LeaseState
 from tundp.lease.routing import Routing
@@ -90,7 +91,7 @@ def summary(node: Node) -> Status:
     )
 
 
-def routing_status(routing: Routing, engine: object) -> RoutingStatus:
+def routing_status(routing: Routing, engine: Dataplane | None) -> RoutingStatus:
     """The routing ledger in numbers; costs the same whatever they are. engine: None if none."""
     narrow, no_gso = collect.path_counts(engine)
     return RoutingStatus(

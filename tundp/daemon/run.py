@@ -1,7 +1,7 @@
 """From settings to a running node: opens everything in order, closes it all in reverse.
 
-    health server -> network config (or memory) -> interface -> UDP socket -> lease -> TUN
-        -> engine -> firewall -> fallback routes -> subnet.env -> READY -> Node.run
+    resources -> admin, health, metrics -> network config -> interface -> backend.prepare
+        -> lease and snapshot -> ledger -> backend.open(FIB) -> firewall -> READY -> Node.run
 
 Shutdown is cancellation and nothing else: `run` ends when its task is cancelled, and
 what it opened is closed on the way out. As with flannel the lease, the firewall rules and
@@ -17,15 +17,14 @@ import random
 import time
 from dataclasses import dataclass, field, replace
 
-import tundp
 from tundp.admin import serve_admin
-from tundp.backend.base import Given
+from tundp.backend.choose import parse_network_config
 from tundp.choices import OnLeaseLost
 from tundp.daemon import report
 from tundp.daemon.backends import make_backend
 from tundp.daemon.firewall_keeper import FirewallKeeper
-from tundp.daemon.lock import only_one
 from tundp.daemon.node import Node
+from tundp.daemon.resources import Resources
 from tundp.daemon.stores import store_name
 from tundp.daemon.subnet_file import read_text
 from tundp.daemon.underlay import Underlay, selection_of
@@ -34,7 +33,6 @@ from tundp.lease import subnet_env
 from tundp.lease.identity import Identity
 from tundp.lease.model import LeaseKey
 from tundp.lease.network import NetworkConfig
-from tundp.linux import capability
 from tundp.linux.firewall.choose import Firewall, FirewallSettings, Previous, make_firewall
 from tundp.linux.iface import Interface, Selection, look
 from tundp.linux.netlink import Netlink
@@ -45,57 +43,35 @@ from tundp.observe.status import Status
 from tundp.observe.web import serve_health, serve_metrics
 from tundp.settings.settings import Settings
 from tundp.store.base import Store
+from tundp.subnet.base import Acquired, SubnetManager
 from tundp.subnet.lease_cache import LeaseCache
 from tundp.subnet.manager import CacheSettings, LeaseSettings, StoreSubnetManager
 
 _log = logging.getLogger(__name__)
 
 
-async def run(settings: Settings, store: Store) -> None:
+async def run(settings: Settings, store: Store, resources: Resources) -> None:
     """Be a node of the overlay until cancelled. Raises TundpError when it cannot be one.
 
-    The store is closed on the way out.
+    The store and the resources are closed on the way out.
     """
-    _log.info("tundp %s starting: %s", tundp.__version__, settings.describe())
-    capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
     _warn_of_vain_flags(settings)
-    try:
-        require_device()
-    except PlatformError as error:
-        _log.warning("%s; the udp backend cannot start without it", error)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
-        stack.enter_context(only_one(settings.instance))
+        stack.callback(resources.close)
         cache = LeaseCache(settings.state_dir, settings.instance)
         identity = cache.identity()
         manager = _make_manager(settings, store, identity, cache)
         stack.push_async_callback(manager.close)
-        health = Health()
-        metrics = Metrics(health.ready)
-        desk = _Desk(health, settings)
-        await stack.enter_async_context(
-            serve_admin(settings.admin_socket, desk.status, metrics.render)
-        )
-        await stack.enter_async_context(
-            serve_health(settings.healthz_ip, settings.healthz_port, health)
-        )
-        await stack.enter_async_context(serve_metrics(settings.metrics_addr, metrics))
-        watch = asyncio.ensure_future(health.watch())
-        stack.callback(watch.cancel)
+        desk = await _open_desk(stack, settings, resources)
         netlink = await stack.enter_async_context(Netlink())
         selection = selection_of(settings)
         # Before the network config, which may be long in coming: a wrong flag is told at once.
         await look(netlink, selection, None)
-        network_config = await manager.network_config(health)
-        _log.info(
-            "network %s, backend %s%s, from %s",
-            network_config.network,
-            network_config.backend.name,
-            f", port {port}" if (port := network_config.backend.peer_port) else "",
-            manager.description,
-        )
+        network_config = await manager.network_config(desk.health)
+        _log_network(network_config, manager)
         interface = await _choose_interface(netlink, selection, network_config)
-        backend = make_backend(network_config.backend, settings, netlink, Given())
+        backend = make_backend(network_config.backend, settings, netlink, resources.take_backend())
         stack.callback(backend.close)
         offer = replace(
             backend.offer(interface),
@@ -107,12 +83,10 @@ async def run(settings: Settings, store: Store) -> None:
             network_config,
             offer,
             previous=subnet_env.previous_key(env_text),
-            progress=health,
+            progress=desk.health,
         )
         if acquired.cache_age_s is None:
-            key = acquired.lease.key
-            _log.info("lease %s, subnet %s (%s)", key, key.subnet, acquired.origin)
-            _warn_of_a_new_subnet(settings, env_text, key)
+            _log_lease(settings, env_text, acquired)
         node = Node(
             settings=settings,
             network_config=network_config,
@@ -128,24 +102,26 @@ async def run(settings: Settings, store: Store) -> None:
                 _previous_rules(env_text),
                 settings.iptables_resync_s,
             ),
-            metrics=metrics,
+            metrics=desk.metrics,
             node_id=identity.node_id,
         )
         stack.callback(node.close)
         await node.open()
+        # From here on the node answers for itself, rules that are not set up yet included.
         desk.node = node
+        desk.health.attend(backend.heartbeat, node.findings)
+        desk.metrics.summary = node.summary
         await node.firewall.set_up()
-        health.attend(backend.heartbeat, node.findings)
-        metrics.summary = node.summary
         await node.run()
 
 
 @dataclass(slots=True)
 class _Desk:
-    """Answers the admin socket, which is there before the node is."""
+    """Answers for the daemon: sockets that are there before the node is."""
 
-    health: Health
     settings: Settings
+    health: Health
+    metrics: Metrics
     started_at: float = field(default_factory=time.time)
     node: Node | None = None
 
@@ -153,6 +129,34 @@ class _Desk:
         if self.node is not None:
             return self.node.status()
         return report.starting(self.settings, self.health, self.started_at)
+
+
+async def _open_desk(
+    stack: contextlib.AsyncExitStack, settings: Settings, resources: Resources
+) -> _Desk:
+    """Serve admin socket, health and metrics from now on, and watch the event loop."""
+    health = Health()
+    metrics = Metrics(health.ready)
+    desk = _Desk(settings, health, metrics)
+    await stack.enter_async_context(
+        serve_admin(settings.admin_socket, desk.status, metrics.render, sock=resources.admin)
+    )
+    await stack.enter_async_context(serve_health(resources.health, health))
+    await stack.enter_async_context(serve_metrics(resources.metrics, metrics))
+    watch = asyncio.ensure_future(health.watch())
+    stack.callback(watch.cancel)
+    return desk
+
+
+def _log_network(config: NetworkConfig, manager: SubnetManager) -> None:
+    port = config.backend.peer_port
+    _log.info(
+        "network %s, backend %s%s, from %s",
+        config.network,
+        config.backend.name,
+        f", port {port}" if port else "",
+        manager.description,
+    )
 
 
 async def _choose_interface(
@@ -193,6 +197,7 @@ def _make_manager(
             # Whoever would exit without a lease starts with none.
             is_start_allowed=not exits_when_lost,
         ),
+        parse=parse_network_config,
         rng=random.SystemRandom(),
     )
 
@@ -222,8 +227,10 @@ def _previous_rules(env_text: str) -> Previous | None:
     return Previous(network=network, subnet=key.subnet)
 
 
-def _warn_of_a_new_subnet(settings: Settings, env_text: str, key: LeaseKey) -> None:
-    """Pods and bridges made before keep the addresses of the subnet before."""
+def _log_lease(settings: Settings, env_text: str, acquired: Acquired) -> None:
+    """Name the lease; warn if pods and bridges made before have addresses of another subnet."""
+    key = acquired.lease.key
+    _log.info("lease %s, subnet %s (%s)", key, key.subnet, acquired.origin)
     before = subnet_env.previous_key(env_text)
     if before is not None and before.subnet != key.subnet:
         _log.warning(
@@ -236,6 +243,11 @@ def _warn_of_a_new_subnet(settings: Settings, env_text: str, key: LeaseKey) -> N
 
 
 def _warn_of_vain_flags(settings: Settings) -> None:
+    """Name flags without effect, and a device that will be missed."""
+    try:
+        require_device()
+    except PlatformError as error:
+        _log.warning("%s; the udp backend cannot start without it", error)
     for sentence in settings.without_effect():
         _log.warning("%s", sentence)
     if settings.ignored:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from tundp.backend.choose import parse_network_config
 from tundp.choices import EtcdApi
 from tundp.settings.settings import Settings
 from tundp.store.access import EtcdAccess
-from tundp.store.auto import V2, V3, AutoStore
+from tundp.store.auto import AutoStore
 from tundp.store.base import Store
 from tundp.store.both import BothStore
 from tundp.store.etcd2 import Etcd2Store
@@ -32,22 +33,9 @@ def open_store(settings: Settings) -> Store:
         case EtcdApi.V3:
             return Etcd3Store(access)
         case EtcdApi.BOTH:
-            return BothStore(Etcd2Store(access), Etcd3Store(access))
+            return BothStore(Etcd2Store(access), Etcd3Store(access), parse=parse_network_config)
         case EtcdApi.AUTO:
             return AutoStore(Etcd2Store(access), Etcd3Store(access))
-
-
-def api_of(store: Store) -> str:
-    """The one API of etcd that has the leases, as far as that is known; else empty."""
-    match store:
-        case AutoStore():
-            return store.api
-        case Etcd2Store():
-            return V2
-        case Etcd3Store():
-            return V3
-        case _:
-            return ""
 
 
 def store_name(settings: Settings) -> str:

@@ -28,7 +28,6 @@ def selection_of(settings: Settings) -> Selection:
         iface_regex=settings.iface_regex,
         iface_can_reach=settings.iface_can_reach,
         public_ip=settings.public_ip,
-        public_ipv6=settings.public_ipv6,
     )
 
 

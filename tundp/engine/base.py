@@ -35,8 +35,8 @@ class DisabledOffload(NamedTuple):
     """Why an offload is not in use."""
 
     reason: str
-    since: float
-    """Unix time."""
+    since: float | None = None
+    """Unix time; None if it was never in use."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,10 +84,12 @@ class Host:
         log: IO[bytes] | None = None,
         environment: dict[str, str] | None = None,
         is_kept: bool = False,
+        pass_fds: Sequence[int] = (),
     ) -> subprocess.Popen[bytes]:
         """Start a process in the namespace; stdout and stderr go to `log`.
 
         is_kept: in a session of its own, so that it outlives us if the lab is kept.
+        pass_fds: descriptors it inherits, under the same numbers.
         """
         process: subprocess.Popen[bytes] = await self.call(
             subprocess.Popen,
@@ -97,6 +99,7 @@ class Host:
             stderr=subprocess.STDOUT,
             env=os.environ | (environment or {}),
             start_new_session=is_kept,
+            pass_fds=pass_fds,
         )
         self.processes.append(process)
         return process

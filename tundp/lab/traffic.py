@@ -15,12 +15,14 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from tundp.lab.lab import Host
+from tundp.linux import uapi
 from tundp.wire import checksum, icmp, ip
 
 _ECHO_REQUEST: Final = 8
 _ECHO_REPLY: Final = 0
 _ICMP_HEADER: Final = struct.Struct("!BBHHH")
 _BLOCK_LEN: Final = 1 << 18
+_RECEIVE_BUFFER_LEN: Final = 4 << 20
 _LAST_ANSWERS_S: Final = 3.0
 """A stream that ends waits so long for answers still under way."""
 
@@ -63,8 +65,9 @@ async def ping(
     with sock:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
-        # IP_PMTUDISC_PROBE sets DF and ignores what the kernel knows of the path (in.h).
-        sock.setsockopt(socket.IPPROTO_IP, 10, 3 if dont_fragment else 0)
+        # PROBE sets DF and ignores what the kernel knows of the path.
+        discovery = uapi.IP_PMTUDISC_PROBE if dont_fragment else uapi.IP_PMTUDISC_DONT
+        sock.setsockopt(socket.IPPROTO_IP, uapi.IP_MTU_DISCOVER, discovery)
         identifier = random.getrandbits(16)
         sent_at = time.perf_counter()
         await loop.sock_sendto(sock, _echo_request(identifier, size), (destination, 0))
@@ -136,6 +139,8 @@ class PingStream:
     async def __aenter__(self) -> PingStream:
         self._sock = await self._host.socket(socket.SOCK_RAW, socket.IPPROTO_ICMP)
         self._sock.setblocking(False)
+        # Answers that waited in a queue come all at once, more than the default 208 KB hold.
+        self._sock.setsockopt(socket.SOL_SOCKET, uapi.SO_RCVBUFFORCE, _RECEIVE_BUFFER_LEN)
         self._tasks = [asyncio.create_task(step()) for step in (self._send, self._receive)]
         return self
 

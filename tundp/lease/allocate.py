@@ -1,12 +1,12 @@
-"""Which lease to claim (flannel's acquisition steps, with its races and thefts left out).
+"""Plan which lease to claim: flannel's acquisition steps, without its races.
 
-    1. a lease with our PublicIP, or else our node id, that still fits the config: keep it
-    2. one that no longer fits: give it up (unless it says another node wrote it), go on
-    3. the previous subnet (from subnet.env), if it fits and nobody holds it
-    4. a random one of the first 100 free subnets
+    1. a lease with our PublicIP, or else our node id, that still fits the network config: keep it
+    2. such leases that no longer fit: delete them, unless another node may hold them
+    3. the previous subnet (from subnet.env), if it fits and no lease overlaps it: create it
+    4. else create a random one of the first 100 free subnets
 
-Pure: the leases, the previous subnet and the random source are arguments. Creating the
-lease is the store's business, and the only thing that decides who got it.
+Pure: the leases, the previous subnet and the random source are arguments. The plan decides
+nothing: the store's guarded create or update does.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from tundp.lease.model import UNSPECIFIED, Lease, LeaseKey
 from tundp.lease.network import NetworkConfig, SubnetPool
 
 CANDIDATES: Final = 100
-"""flannel draws from this many free subnets: a wider draw would lose fewer races."""
+"""Free subnets drawn from, as in flannel; drawing from more would lose fewer races."""
 
 IPNetwork = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Write our attributes over this lease of ours."""
+    """Plan: write our attributes over `lease`, which is ours."""
 
     lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Create this lease, after deleting `stale` ones of ours that no longer fit."""
+    """Plan: create the lease `key`, after deleting `stale` leases of ours that no longer fit."""
 
     key: LeaseKey
     stale: tuple[Lease, ...] = ()
@@ -54,17 +54,18 @@ def plan_claim(
     leases: Sequence[Lease],
     *,
     unreadable: Sequence[LeaseKey] = (),
-    config: NetworkConfig,
+    network_config: NetworkConfig,
     public_ip: IPv4Address,
     node_id: str = "",
     previous: LeaseKey | None,
     rng: random.Random,
 ) -> Keep | Take:
-    """The next thing to try. OutOfSubnets when nothing is free.
+    """What to try next, given all `leases`. OutOfSubnets when no subnet is free.
 
-    unreadable: keys whose value cannot be read. Somebody holds them, nobody knows who.
-    node_id: ours; a lease that has it stays ours when our address changed.
-    Whether the lease to keep is not a live twin's is for the caller to find out.
+    unreadable: keys whose value cannot be read; their subnets count as held.
+    node_id: ours, "" for none; a lease that bears it stays ours when our address changed.
+    The lease to keep may be held by a duplicate node or a clone: the caller challenges it
+    (subnet/challenge.py).
     """
     ours = [
         lease
@@ -74,27 +75,28 @@ def plan_claim(
     by_id = [lease for lease in leases if node_id and _node_id(lease) == node_id]
     ours += [lease for lease in by_id if lease not in ours]
     ours.sort(key=lambda lease: lease not in by_id)
-    strangers = [lease for lease in ours if _node_id(lease) not in ("", node_id)]
-    # Ours that no longer fit are deleted first, so they are in nobody's way.
+    # Signed by another node id with our PublicIP: a duplicate node may hold it.
+    contested = [lease for lease in ours if _node_id(lease) not in ("", node_id)]
+    # Ours that no longer fit are deleted before anything is created: they hold no subnet.
     held = [*(lease.key for lease in leases if lease not in ours), *unreadable]
     for lease in ours:
-        if is_compatible(lease.key, config):
+        if is_compatible(lease.key, network_config):
             return Keep(lease)
-    # A clone of this node may hold what has our id at another address: not ours to delete.
-    strangers += [lease for lease in ours if lease.attributes.public_ip != public_ip]
-    ours = [lease for lease in ours if lease not in strangers]
-    held += [lease.key for lease in strangers]
+    # Signed by our node id with another PublicIP: a clone may hold it.
+    contested += [lease for lease in ours if lease.attributes.public_ip != public_ip]
+    ours = [lease for lease in ours if lease not in contested]
+    held += [lease.key for lease in contested]
     if (
         previous is not None
-        and is_compatible(previous, config)
+        and is_compatible(previous, network_config)
         and not any(overlap(previous, key) for key in held)
     ):
         return Take(previous, tuple(ours))
-    v4 = _draw(config.pool, [key.subnet for key in held], rng)
+    v4 = _draw(network_config.pool, [key.subnet for key in held], rng)
     v6 = None
-    if config.pool6 is not None:
+    if network_config.pool6 is not None:
         held6 = [key.v6.network for key in held if key.v6 is not None]
-        v6 = IPv6Interface(str(_draw(config.pool6, held6, rng)))
+        v6 = IPv6Interface(str(_draw(network_config.pool6, held6, rng)))
     return Take(LeaseKey(IPv4Interface(str(v4)), v6), tuple(ours))
 
 
@@ -103,13 +105,13 @@ def _node_id(lease: Lease) -> str:
     return "" if identity is None else identity.node_id
 
 
-def is_compatible(key: LeaseKey, config: NetworkConfig) -> bool:
-    """Whether a lease still fits the config: length and range; a v6 part iff IPv6 is on."""
-    if not config.pool.admits(key.subnet):
+def is_compatible(key: LeaseKey, network_config: NetworkConfig) -> bool:
+    """Whether a lease fits the network config: length and range; an IPv6 part iff it is on."""
+    if not network_config.pool.admits(key.subnet):
         return False
-    if config.pool6 is None:
+    if network_config.pool6 is None:
         return key.v6 is None
-    return key.v6 is not None and config.pool6.admits(key.v6.network)
+    return key.v6 is not None and network_config.pool6.admits(key.v6.network)
 
 
 def overlap(one: LeaseKey, other: LeaseKey) -> bool:
@@ -120,6 +122,7 @@ def overlap(one: LeaseKey, other: LeaseKey) -> bool:
 
 
 def _draw(pool: SubnetPool, held: Iterable[IPNetwork], rng: random.Random) -> IPNetwork:
+    """A random one of the first CANDIDATES subnets of `pool` that overlap none of `held`."""
     free = []
     for subnet in _free_subnets(pool, held):
         free.append(subnet)
@@ -135,7 +138,7 @@ def _draw(pool: SubnetPool, held: Iterable[IPNetwork], rng: random.Random) -> IP
 
 
 def _free_subnets(pool: SubnetPool, held: Iterable[IPNetwork]) -> Iterator[IPNetwork]:
-    """The pool's subnets that overlap no held one, lowest first."""
+    """The subnets of `pool` that overlap none of `held`, lowest first."""
     step = 1 << (pool.network.max_prefixlen - pool.subnet_len)
     spans = _merged(held)
     lasts = [last for _, last in spans]
@@ -143,7 +146,7 @@ def _free_subnets(pool: SubnetPool, held: Iterable[IPNetwork]) -> Iterator[IPNet
     while base <= int(pool.subnet_max):
         at = bisect_right(lasts, base - 1)
         if at < len(spans) and spans[at][0] < base + step:
-            # Skip the whole held span at once: a large lease may cover many subnets.
+            # Skip the whole held range at once: a large lease may cover many subnets.
             base += max(1, -(-(spans[at][1] + 1 - base) // step)) * step
             continue
         yield type(pool.network)((base, pool.subnet_len))
@@ -151,7 +154,7 @@ def _free_subnets(pool: SubnetPool, held: Iterable[IPNetwork]) -> Iterator[IPNet
 
 
 def _merged(held: Iterable[IPNetwork]) -> list[tuple[int, int]]:
-    """Held address ranges (first, last), sorted, overlaps joined."""
+    """The address ranges (first, last) of `held`, sorted, adjacent and overlapping ones merged."""
     ranges = sorted((int(net.network_address), int(net.broadcast_address)) for net in held)
     spans: list[tuple[int, int]] = []
     for first, last in ranges:

@@ -37,7 +37,7 @@ flannel writes renewals without a guard (a node back from suspend takes its subn
 whoever got it since) and exits with code 0 when its lease is gone.
 
 Pure: no clock, no I/O, no randomness. Times are monotonic seconds of the caller's clock.
-Longer than other files because table, rules and transitions are checked against each other.
+Why one room: table, rules and transitions are read and checked against each other.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ class ClaimMachine:
         self._write(self._plan, Step.REGAINING)
 
     def _tick_ended(self, _: Tick, now: float) -> None:
-        self._action = GiveUp(f"lease {self.lease.key} is {self.state.value}: {self.why}")
+        self._action = GiveUp(f"lease {self.lease.key} is {self.state.value}")
 
     # Transitions: events of the watch, and offers
 
@@ -264,6 +264,9 @@ class ClaimMachine:
             self.step = before
         elif before is Step.REGAIN:
             self.step = Step.LOOK
+        if self.step is Step.IDLE:
+            # What failed will not be tried again, so it is over.
+            self._worked()
 
     def _observe_unreadable(self, given: Unreadable, now: float) -> None:
         """Repeated by every update of the watch while it lasts: only the first one counts."""

@@ -1,4 +1,4 @@
-"""Lease key and value, between the store's text and the model.
+"""Codec of lease keys and values: the store's text to the model and back.
 
 key    A.B.C.D-LEN  or  A.B.C.D-LEN&V6-LEN6
 value  {"PublicIP":"192.0.2.7","PublicIPv6":null}   the form flannel writes since v0.15
@@ -21,7 +21,7 @@ _PLAIN_KEY: Final = re.compile(
     r"(0|[1-9]\d{0,2})\.(0|[1-9]\d{0,2})\.(0|[1-9]\d{0,2})\.(0|[1-9]\d{0,2})-(\d|[12]\d|3[01])",
     re.ASCII,
 )
-"""A key without IPv6 part, spelled as flannel spells it: all but every one there is."""
+"""Fast path: a key without IPv6 part, spelled as flannel spells it, as nearly all keys are."""
 _V4_LEN_MAX: Final = 31
 _V6_LEN_MAX: Final = 127
 _KNOWN: Final = frozenset({"publicip", "publicipv6", "backendtype", "backenddata", "backendv6data"})
@@ -30,9 +30,9 @@ _KNOWN: Final = frozenset({"publicip", "publicipv6", "backendtype", "backenddata
 def parse_key(name: str) -> LeaseKey:
     """The last element of a lease's path, or LeaseFormatError.
 
-    Lengths must fit flannel's fields (5 bits for IPv4, 7 for IPv6). No alignment is
-    asked for: flannel asks for none. The spelling must be the one flannel writes: an
-    alias such as 10.5.1.0-024 would shadow the real lease and take it along when deleted.
+    Lengths must fit flannel's fields (5 bits for IPv4, 7 for IPv6). The address need not be
+    aligned to its length, as in flannel. The spelling must be the one flannel writes: an alias
+    such as 10.5.1.0-024 would replace the lease it resembles, and delete it when deleted.
     """
     match = _PLAIN_KEY.fullmatch(name)
     if match is not None:
@@ -104,7 +104,7 @@ def _parse_ipv6(value: Any) -> IPv6Address | None:
         return None
     text = gojson.expect_string(value, "PublicIPv6")
     try:
-        # Python takes a zone (fe80::1%eth0), Go and so every flannel does not.
+        # Python accepts a zone (fe80::1%eth0); Go, and so flannel, does not.
         return IPv6Address(text.replace("%", "/"))
     except ValueError:
         raise LeaseFormatError(f"PublicIPv6 is {text!r}, not an IPv6 address") from None

@@ -1,4 +1,4 @@
-"""Reading JSON as Go's encoding/json reads it into a struct, for both of flannel's documents.
+"""JSON as Go's encoding/json decodes it into a struct, for both of flannel's documents.
 
 Keys match without regard to case, unknown keys are ignored, and of several spellings of
 one key the last in the text wins. Python's json would keep `network` and `Network` apart.
@@ -15,7 +15,7 @@ from tundp.errors import LeaseFormatError
 
 MISSING: Final = object()
 DEPTH_MAX: Final = 32
-"""Deepest nesting taken in. flannel's documents have two levels; a bomb has thousands."""
+"""Deepest nesting accepted. flannel's documents have two levels; an attack has thousands."""
 _UINT_MAX: Final = 2**64 - 1
 
 
@@ -118,7 +118,7 @@ def dumps(value: Any) -> str:
 
 
 def _check_plain(value: Any, what: str) -> None:
-    """Refuse what could not be written back: deep nesting, and half of a surrogate pair."""
+    """Refuse values that could not be encoded again: deep nesting, and lone surrogates."""
     level = [value]
     for _ in range(DEPTH_MAX):
         for inner in level:
@@ -140,7 +140,7 @@ def _check_text(text: str, what: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise LeaseFormatError(f"{what} has half of a surrogate pair in a string") from None
+        raise LeaseFormatError(f"{what} has a lone surrogate in a string") from None
 
 
 def _refuse_constant(name: str) -> None:

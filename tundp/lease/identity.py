@@ -1,18 +1,18 @@
-"""Whose lease it is: a node id beside the PublicIP, in fields of the value flannel ignores.
+"""The identity of a lease's holder: a node id in fields of the lease value that flannel ignores.
 
-To flannel a node is its PublicIP, so two nodes with one address (cloned machines, a NAT
-in front, Vagrant's 10.0.2.15) share one lease and take turns in overwriting it. Here a
-lease also says which node wrote it:
+flannel identifies a node by its PublicIP, so duplicate nodes, two with one address (cloned
+machines, a NAT in front, Vagrant's 10.0.2.15), share one lease and overwrite each other's. A
+lease value here also names the node that wrote it:
 
     "TundpNode": "7c1f..."      the node id, kept on that node's disk
-    "TundpHost": "kube2"        its name, for people
-    "TundpChallenge": "1f..."   somebody with the same PublicIP asks: are you alive?
+    "TundpHost": "kube2"        its host name, for people
+    "TundpChallenge": "1f..."   a challenge: another node asks whether the holder is alive
 
-A node that finds its PublicIP, or its node id, in a lease another one may hold writes a
-challenge into it and waits; a live holder answers by writing its lease without it. So a
-dead holder's lease is taken over without anybody's help, and a live one's never is while
-it reaches the store. A stock flanneld knows none of this: a lease without a node id is
-judged by its PublicIP.
+A node that finds its PublicIP, or its node id, in a lease another node may hold writes a
+challenge into it and waits (subnet/challenge.py); a live holder answers by writing its lease
+without it (lease/claim.py). So a dead holder's lease is taken over without an operator, and a
+live holder's is not while it reaches the store. A lease without a node id, from a stock flanneld
+or written by hand, is attributed by its PublicIP.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NOT_NAME: Final = re.compile(r"[^0-9A-Za-z._-]", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One node: `node_id` is what counts, `host` is for people."""
+    """A node: identified by `node_id`; `host` is for people."""
 
     node_id: str
     host: str = ""
@@ -44,7 +44,7 @@ class Identity:
 
 
 def identity_of(lease: Lease) -> Identity | None:
-    """Who wrote a lease; None for a stock flanneld, or by hand."""
+    """The node that wrote `lease`; None if a stock flanneld or a person did."""
     node_id = lease.attributes.extra.get(NODE)
     if not isinstance(node_id, str) or _NAME.fullmatch(node_id) is None:
         return None
@@ -53,12 +53,12 @@ def identity_of(lease: Lease) -> Identity | None:
 
 
 def clean_host(name: str) -> str:
-    """A host name fit for a log and a lease value, whatever somebody put there."""
+    """`name` without the characters that have no place in a log or a lease value, 64 at most."""
     return _NOT_NAME.sub("?", name)[:64]
 
 
 def challenge_in(lease: Lease) -> str | None:
-    """The challenge a lease carries, if any."""
+    """The token of the challenge in `lease`, if there is one."""
     challenge = lease.attributes.extra.get(CHALLENGE)
     return challenge if isinstance(challenge, str) else None
 
@@ -66,7 +66,7 @@ def challenge_in(lease: Lease) -> str | None:
 def signed(
     attributes: LeaseAttributes, identity: Identity | None, kept: LeaseAttributes
 ) -> LeaseAttributes:
-    """`attributes` with our identity, what others keep in `kept`, and no challenge."""
+    """`attributes` with our identity and the unknown fields of `kept`, and without a challenge."""
     extra = {name: value for name, value in kept.extra.items() if name not in (NODE, HOST)}
     extra.pop(CHALLENGE, None)
     if identity is not None:
@@ -77,7 +77,7 @@ def signed(
 
 
 def challenged(attributes: LeaseAttributes, challenge: str) -> LeaseAttributes:
-    """The same value, with a challenge in it."""
+    """`attributes` with a challenge added and nothing else changed."""
     return replace(attributes, extra={**attributes.extra, CHALLENGE: challenge})
 
 

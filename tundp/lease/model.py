@@ -17,8 +17,8 @@ from typing import Any, Final
 
 UNSPECIFIED: Final = IPv4Address(0)
 TTL_UNKNOWN: Final = math.nan
-"""`lease_ttl_s` of a lease that expires, but whose store would have to be asked once per
-lease when (etcd v3). Only the own lease's expiry matters to anybody, and renewing tells it."""
+"""`lease_ttl_s` of a lease that expires at a time its store did not report: etcd v3 needs one
+request a lease for that. Only the expiry of our own lease matters, and a renewal returns it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class LeaseAttributes:
     backend_data: Any = None
     backend_v6_data: Any = None
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Keys flannel does not know, kept so that rewriting our own lease loses nothing."""
+    """Fields flannel does not know, kept when we write our own lease again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +69,9 @@ class Lease:
     key: LeaseKey
     attributes: LeaseAttributes
     revision: int
-    """The store's version of this entry: what a guarded write compares."""
+    """The store's version of this entry: a guarded write compares it."""
     lease_ttl_s: float | None
-    """Seconds it had left when read, TTL_UNKNOWN if the store did not say; None for a
+    """Seconds to its expiry when it was read, TTL_UNKNOWN if not reported; None for a
     reservation, which never expires."""
 
     @property
@@ -81,13 +81,13 @@ class Lease:
 
     @property
     def is_ttl_known(self) -> bool:
-        """Whether `lease_ttl_s` tells when it expires, or that it never does."""
+        """Whether `lease_ttl_s` is a time or None, and not TTL_UNKNOWN."""
         return self.lease_ttl_s is None or not math.isnan(self.lease_ttl_s)
 
 
 @dataclass(frozen=True, slots=True)
 class BadEntry:
-    """An entry under the prefix that cannot be read. Never a reason to touch any other."""
+    """An entry under the prefix that cannot be parsed. It does not affect any other entry."""
 
     name: str
     why: str

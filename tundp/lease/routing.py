@@ -11,28 +11,20 @@ flannel sends to anything under the prefix: a lease without PublicIP loops back 
 sender, a vxlan node becomes a udp peer that never answers. Here each lease that is no peer
 is refused for one named reason.
 
-Hop ids. Each endpoint has a number, the same for all subnets that lead to it and across
-generations of the FIB, so that engines keep what they learn and count per hop in arrays
-that never move. The id of an endpoint that no lease leads to is kept for it: a peer that
-comes back finds its id, path state and counters again. After KEPT_ENDPOINTS others the
-id is given to a new endpoint, but never while a packet thread may still use a FIB in which
-it stood for the old one (`note_seen`), and `RoutingDelta.hops_assigned` says so.
+Each endpoint has a stable hop id: lease/hops.py.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network
 from types import MappingProxyType
-from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-
-from tundp.lease.fib import FIRST_HOP_ID, HOP_DTYPE, HOPS_MAX, Fib, assemble_fib, row_of
+from tundp.lease.fib import Fib, assemble_fib
+from tundp.lease.hops import Hops, Rows
 from tundp.lease.model import (
     UNSPECIFIED,
     BadEntry,
@@ -45,9 +37,6 @@ from tundp.lease.model import (
 )
 from tundp.lease.network import BackendConfig
 from tundp.lease.table import Change, LeaseTable
-
-KEPT_ENDPOINTS: Final = 256
-"""Endpoints without a lease whose hop ids are kept for their return."""
 
 
 class Refusal(Enum):
@@ -132,8 +121,7 @@ def merged(first: RoutingDelta, second: RoutingDelta) -> RoutingDelta:
     before: dict[IPv4Network, Peer | None] = {}
     after: dict[IPv4Network, Peer | None] = {}
     for delta in (first, second):
-        for old, new in _pairs(delta):
-            subnet = (old or new).subnet  # type: ignore[union-attr]  # one of the two is there
+        for subnet, old, new in _changes(delta):
             before.setdefault(subnet, old)
             after[subnet] = new
     gone, come, moved = _net(before, after)
@@ -150,10 +138,11 @@ def merged(first: RoutingDelta, second: RoutingDelta) -> RoutingDelta:
     )
 
 
-def _pairs(delta: RoutingDelta) -> Iterable[tuple[Peer | None, Peer | None]]:
-    yield from ((peer, None) for peer in delta.gone)
-    yield from ((None, peer) for peer in delta.come)
-    yield from delta.moved
+def _changes(delta: RoutingDelta) -> Iterable[tuple[IPv4Network, Peer | None, Peer | None]]:
+    """Each subnet's peer before and after."""
+    yield from ((peer.subnet, peer, None) for peer in delta.gone)
+    yield from ((peer.subnet, None, peer) for peer in delta.come)
+    yield from ((new.subnet, old, new) for old, new in delta.moved)
 
 
 def _net(
@@ -205,7 +194,8 @@ class Routing:
         self._network = network
         self._backend = backend
         self._own_key = own_key
-        self._own_addresses = frozenset(own_addresses)
+        self.own_addresses = frozenset(own_addresses)
+        """The addresses no lease may lead to and no packet may come from."""
         self._table = LeaseTable()
         self._keys: dict[IPv4Network, tuple[LeaseKey, ...]] = {}
         """The keys that name a subnet, ours apart: nearly always one."""
@@ -214,8 +204,8 @@ class Routing:
         self._peers: dict[IPv4Network, Peer] = {}
         self._refused: dict[LeaseKey, RefusedLease] = {}
         self._duplicates: dict[LeaseKey, None] = {}
-        self._hops = _Hops()
-        self._rows = _Rows()
+        self._hops = Hops()
+        self._rows = Rows()
 
     @property
     def revision(self) -> int:
@@ -247,11 +237,6 @@ class Routing:
         """Leases of other nodes that advertise an address of this node."""
         return self._duplicates.keys()
 
-    @property
-    def own_addresses(self) -> frozenset[IPv4Address]:
-        """The addresses no lease may lead to and no packet may come from."""
-        return self._own_addresses
-
     def apply(self, update: Snapshot | Events) -> RoutingDelta:
         """Apply one update of the store."""
         changes = self._table.apply(update)
@@ -273,8 +258,8 @@ class Routing:
     def set_own_addresses(self, addresses: Collection[IPv4Address]) -> RoutingDelta:
         """Judge every lease by our new addresses."""
         fresh = frozenset(addresses)
-        changed = fresh ^ self._own_addresses
-        self._own_addresses = fresh
+        changed = fresh ^ self.own_addresses
+        self.own_addresses = fresh
         return self._judge_again(
             [
                 Change(lease.key, lease, lease)
@@ -290,7 +275,7 @@ class Routing:
             self._rows.view,
             self._hops.view,
             own_subnet=self._own_key.subnet,
-            own_addresses=self._own_addresses,
+            own_addresses=self.own_addresses,
             generation=self.generation,
         )
 
@@ -436,7 +421,7 @@ class Routing:
             return Refusal.OTHER_BACKEND
         if address == UNSPECIFIED:
             return Refusal.NO_PUBLIC_IP
-        if address in self._own_addresses:
+        if address in self.own_addresses:
             return Refusal.OWN_PUBLIC_IP
         if address in self._network:
             return Refusal.INSIDE_NETWORK
@@ -462,101 +447,3 @@ def _is_news(before: RefusedLease | None, now: RefusedLease) -> bool:
 def _rank(key: LeaseKey) -> tuple[bool, IPv4Address, str]:
     """Of two keys for one subnet the aligned one wins, else the lower: the same on every node."""
     return not key.is_aligned, key.v4.ip, str(key)
-
-
-@dataclass(slots=True)
-class _Hops:
-    """Hop ids: which endpoint has which, and how many subnets lead there."""
-
-    _ids: dict[Endpoint, int] = field(default_factory=dict)
-    _counts: dict[Endpoint, int] = field(default_factory=dict)
-    _kept: dict[Endpoint, int] = field(default_factory=dict)
-    """Endpoints no lease leads to, oldest first, and the generation that last had them."""
-    _seen: int = 0
-    _end: int = FIRST_HOP_ID
-    _array: npt.NDArray[np.void] = field(default_factory=lambda: np.zeros(64, HOP_DTYPE))
-
-    @property
-    def view(self) -> npt.NDArray[np.void]:
-        """HOP_DTYPE, indexed by hop id; valid until the next change."""
-        return self._array[: self._end]
-
-    def note_seen(self, generation: int) -> None:
-        self._seen = max(self._seen, generation)
-
-    def is_full(self, endpoint: Endpoint) -> bool:
-        """Whether `endpoint` would need an id, and none is left."""
-        return (
-            endpoint not in self._ids and self._end == HOPS_MAX and self._reusable(kept=0) is None
-        )
-
-    def take(self, endpoint: Endpoint) -> tuple[int, bool]:
-        """The id for one subnet more; and whether it stood for another endpoint, or none, before.
-
-        Each `take` wants a `release`.
-        """
-        self._counts[endpoint] = self._counts.get(endpoint, 0) + 1
-        self._kept.pop(endpoint, None)
-        known = self._ids.get(endpoint)
-        if known is not None:
-            self._array[known] = (int(endpoint.address), endpoint.port, 0)
-            return known, False
-        kept = KEPT_ENDPOINTS if self._end < HOPS_MAX else 0
-        if (former := self._reusable(kept=kept)) is not None:
-            del self._kept[former]
-            hop_id = self._ids.pop(former)
-        else:
-            hop_id = self._end
-            self._end += 1
-            if hop_id == len(self._array):
-                self._array = np.concatenate([self._array, np.zeros_like(self._array)])
-        self._ids[endpoint] = hop_id
-        self._array[hop_id] = (int(endpoint.address), endpoint.port, 0)
-        return hop_id, True
-
-    def release(self, endpoint: Endpoint, generation: int) -> None:
-        """One subnet less leads to `endpoint`; FIBs up to `generation` may have it."""
-        self._counts[endpoint] -= 1
-        if not self._counts[endpoint]:
-            del self._counts[endpoint]
-            self._kept[endpoint] = generation
-            self._array[self._ids[endpoint]] = (0, 0, 0)
-
-    def _reusable(self, *, kept: int) -> Endpoint | None:
-        """The endpoint that gave its id up longest ago, if more than `kept` have."""
-        if len(self._kept) <= kept:
-            return None
-        endpoint, generation = next(iter(self._kept.items()))
-        return endpoint if generation < self._seen else None
-
-
-@dataclass(slots=True)
-class _Rows:
-    """The peers in numbers, a row each, in no order: what a FIB is made of in one go."""
-
-    _array: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((64, 3), np.int64))
-    _subnets: list[IPv4Network] = field(default_factory=list)
-    _row_of: dict[IPv4Network, int] = field(default_factory=dict)
-
-    @property
-    def view(self) -> npt.NDArray[np.int64]:
-        """int64, shape (peers, 3), as `fib.row_of` makes them; valid until the next change."""
-        return self._array[: len(self._subnets)]
-
-    def put(self, peer: Peer) -> None:
-        row = self._row_of.get(peer.subnet)
-        if row is None:
-            row = self._row_of[peer.subnet] = len(self._subnets)
-            self._subnets.append(peer.subnet)
-            if row == len(self._array):
-                self._array = np.concatenate([self._array, np.zeros_like(self._array)])
-        self._array[row] = row_of(peer)
-
-    def remove(self, subnet: IPv4Network) -> None:
-        """Remove a row; the last one takes its place."""
-        row = self._row_of.pop(subnet)
-        last = self._subnets.pop()
-        if last != subnet:
-            self._subnets[row] = last
-            self._row_of[last] = row
-            self._array[row] = self._array[len(self._subnets)]

@@ -1,7 +1,7 @@
-"""subnet.env: what flannel tells Docker and CNI about this node, and what it remembers by.
+"""subnet.env: this node's subnet for Docker and CNI, and the previous subnet for the next start.
 
-Written exactly as flannel writes it (order, spelling, base address + 1); read back as
-tolerantly as flannel reads it.
+Rendered byte for byte as flannel writes it (order, spelling, base address + 1); parsed as
+tolerantly as flannel parses it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def render(env: SubnetEnv) -> str:
 
 
 def previous_key(text: str) -> LeaseKey | None:
-    """The subnet this node had before, from a subnet.env in whatever state it is."""
+    """The subnet in the text of a subnet.env, whatever its state; None if there is none."""
     values = _parse(text)
     v4 = _single(values.get("FLANNEL_SUBNET", ""), IPv4Interface)
     if v4 is None:
@@ -59,7 +59,7 @@ def previous_key(text: str) -> LeaseKey | None:
 
 
 def previous_network(text: str) -> IPv4Network | None:
-    """The network this node was in before: its rules may still be there."""
+    """The network in the text of a subnet.env: firewall rules for it may still exist."""
     v4 = _single(_parse(text).get("FLANNEL_NETWORK", ""), IPv4Interface)
     return None if v4 is None else v4.network
 
@@ -85,7 +85,7 @@ def _parse(text: str) -> dict[str, str]:
 
 
 def _single(text: str, kind: type[InterfaceT]) -> InterfaceT | None:
-    """The one valid item of a comma list; none when there are several, as in flannel."""
+    """The only valid item of a comma-separated list; None if there are several, as in flannel."""
     found = []
     for item in text.split(","):
         try:

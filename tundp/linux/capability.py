@@ -1,4 +1,4 @@
-"""What this process may do: capabilities(7), asked of /proc, given up by capset(2)."""
+"""capabilities(7) of this process: read from /proc, dropped by capset(2)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,15 @@ from pathlib import Path
 from typing import Final
 
 from tundp.errors import PlatformError
+from tundp.linux import uapi
 
 _log = logging.getLogger(__name__)
 
-CAP_NET_ADMIN: Final = 12
-"""linux/capability.h: devices, addresses, routes, forced socket buffers."""
-CAP_NET_RAW: Final = 13
-"""linux/capability.h: raw and packet sockets; iptables' own sockets are raw ones."""
+CAP_NET_ADMIN: Final = uapi.CAP_NET_ADMIN
+CAP_NET_RAW: Final = uapi.CAP_NET_RAW
 _NAMES: Final = {CAP_NET_ADMIN: "CAP_NET_ADMIN", CAP_NET_RAW: "CAP_NET_RAW"}
 
-_VERSION_3: Final = 0x20080522
-"""linux/capability.h: _LINUX_CAPABILITY_VERSION_3, sets of 64 bits."""
 _SET_LEN: Final = 64
-_PR_CAPBSET_DROP: Final = 24
-_PR_SET_NO_NEW_PRIVS: Final = 38
-"""linux/prctl.h"""
 
 
 class _Header(ctypes.Structure):
@@ -45,7 +39,7 @@ class _Words(ctypes.Structure):
 
 
 def require(capability: int, purpose: str) -> None:
-    """PlatformError naming the capability and the fix if this process lacks it."""
+    """Raise PlatformError, naming capability and fix, if this process lacks it."""
     if capability not in held():
         raise PlatformError(
             f"{purpose} need {_NAMES[capability]}, which this process lacks:"
@@ -60,7 +54,7 @@ def held() -> frozenset[int]:
 
 
 def keep_only(capabilities: Iterable[int]) -> None:
-    """Give up every other capability for good: in all five sets, and over every exec to come.
+    """Drop every other capability irrevocably: from all five sets, and across exec.
 
     Call it before threads start: capabilities belong to a thread, and only those started
     later inherit what is left. A thread that still holds more is a warning in the log.
@@ -74,14 +68,14 @@ def keep_only(capabilities: Iterable[int]) -> None:
             raise ValueError(f"capability {capability} does not exist: 0 to {_SET_LEN - 1}")
         keep |= 1 << capability
     libc = ctypes.CDLL(None, use_errno=True)
-    # The bounding set first: dropping from it takes CAP_SETPCAP, which goes right after.
+    # The bounding set first: dropping from it needs CAP_SETPCAP, which is dropped next.
     for capability in sorted(_numbers(_mask("CapBnd") & ~keep)):
-        if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
+        if libc.prctl(uapi.PR_CAPBSET_DROP, capability, 0, 0, 0):
             _log.debug("the bounding set stays as it is: %s", os.strerror(ctypes.get_errno()))
             break
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+    if libc.prctl(uapi.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise _refusal("set no_new_privs")
-    # What leaves permitted and inheritable leaves the ambient set with them.
+    # A capability dropped from permitted and inheritable leaves the ambient set, too.
     effective, permitted, inheritable = (
         _mask(name) & keep for name in ("CapEff", "CapPrm", "CapInh")
     )
@@ -91,7 +85,7 @@ def keep_only(capabilities: Iterable[int]) -> None:
             for shift in (0, 32)
         )
     )
-    if libc.capset(ctypes.byref(_Header(_VERSION_3, 0)), words):
+    if libc.capset(ctypes.byref(_Header(uapi.LINUX_CAPABILITY_VERSION_3, 0)), words):
         raise _refusal(f"keep only capabilities {sorted(_numbers(permitted))}")
     _warn_of_other_threads(keep)
 

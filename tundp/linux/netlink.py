@@ -23,26 +23,19 @@ from pyroute2.netlink.rtnl import rt_type
 
 from tundp.blocking import BlockingThread
 from tundp.errors import PlatformError
+from tundp.linux import uapi
 from tundp.linux.route_table import RouteEntry, RouteFailure, RouteTable
-from tundp.linux.uapi import RT_TABLE_MAIN, RTPROT_BOOT
 
 T = TypeVar("T")
 
-IFF_UP: Final = 0x1
-IFF_LOOPBACK: Final = 0x8
-IFA_F_TEMPORARY: Final = 0x01
-IFA_F_DEPRECATED: Final = 0x20
-IFA_F_PERMANENT: Final = 0x80
-_SCOPE_GLOBAL: Final = 0
 _NO_WAY: Final = {
     errno.ENETUNREACH: "the host has no route that leads there (ip route)",
     errno.EHOSTUNREACH: 'an "unreachable" route covers it (ip route)',
     errno.EACCES: 'a "prohibit" route covers it (ip route)',
     errno.EINVAL: 'a "blackhole" route covers it (ip route)',
 }
-"""What a refused route lookup means, by errno (fib_props in net/ipv4/fib_semantics.c)."""
-_RTMGRP: Final = 0x1 | 0x10 | 0x40
-"""rtnetlink.h groups: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE."""
+"""Reason for a failed route lookup, by errno (fib_props in net/ipv4/fib_semantics.c)."""
+_RTMGRP: Final = uapi.RTMGRP_LINK | uapi.RTMGRP_IPV4_IFADDR | uapi.RTMGRP_IPV4_ROUTE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +84,17 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteLookup:
-    """The way a packet to one address would take now."""
+    """The kernel's routing decision for one destination."""
 
     index: int
     """The outgoing link; loopback's if the address is this host's own."""
     source: IPv4Address | None
-    """What it would be sent from; None where the host has no address for it."""
+    """The source address chosen; None if the host has none for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A link, an address or a route changed. What is now there, only asking tells."""
+    """Notification that a link, an address or a route changed; its new state has to be queried."""
 
     index: int
     """The link concerned, 0 if none is (a blackhole route)."""
@@ -110,7 +103,7 @@ class Change:
 
 
 class Netlink:
-    """Asks and configures one network namespace: the caller's, or one named under /run/netns."""
+    """Query and configure one network namespace: the caller's, or one named under /run/netns."""
 
     def __init__(self, namespace: str | None = None) -> None:
         self._namespace = namespace
@@ -160,7 +153,7 @@ class Netlink:
     async def routes(self) -> list[Route]:
         """The IPv4 routes of the main table, in the kernel's order."""
         messages = await self._dump(
-            "list routes", lambda r: r.get_routes(family=2, table=RT_TABLE_MAIN)
+            "list routes", lambda r: r.get_routes(family=2, table=uapi.RT_TABLE_MAIN)
         )
         return [_to_route(m) for m in messages]
 
@@ -177,7 +170,7 @@ class Netlink:
         )
 
     async def list_routes(
-        self, *, index: int = 0, protocol: int = 0, table: int = RT_TABLE_MAIN
+        self, *, index: int = 0, protocol: int = 0, table: int = uapi.RT_TABLE_MAIN
     ) -> list[RouteEntry]:
         """IPv4 routes of one table, of one link or protocol if given; see RouteTable.entries."""
         return await self._table_thread.run(
@@ -185,7 +178,7 @@ class Netlink:
         )
 
     async def route_to(self, address: IPv4Address) -> RouteLookup:
-        """Ask which way a packet to `address` goes. PlatformError says why it goes nowhere."""
+        """Look up the route to `address`. PlatformError says why there is none."""
         what = f"find the route to {address}"
         if address.is_unspecified:
             # The kernel would take it for this host.
@@ -209,7 +202,7 @@ class Netlink:
         )
 
     async def ensure_address(self, index: int, interface: IPv4Interface) -> None:
-        """Give the link the address, scope global, no broadcast; harmless if it has it."""
+        """Add the address to the link, scope global, no broadcast; no error if it is there."""
         with _tolerate(errno.EEXIST):
             await self._do(
                 f"add address {interface} to link {index}",
@@ -221,7 +214,7 @@ class Netlink:
             )
 
     async def ensure_route(self, index: int, destination: IPv4Network) -> None:
-        """Send `destination` to the link: table main, proto boot, scope global.
+        """Add a route to `destination` over the link: table main, proto boot, scope global.
 
         A route for the same prefix over another link is not replaced: PlatformError
         says so (flannel ignores it, and the overlay silently goes elsewhere).
@@ -233,9 +226,9 @@ class Netlink:
                 "add",
                 dst=str(destination),
                 oif=index,
-                table=RT_TABLE_MAIN,
-                proto=RTPROT_BOOT,
-                scope=_SCOPE_GLOBAL,
+                table=uapi.RT_TABLE_MAIN,
+                proto=uapi.RTPROT_BOOT,
+                scope=uapi.RT_SCOPE_UNIVERSE,
             )
         except PlatformError as error:
             if error.errno != errno.EEXIST:
@@ -244,7 +237,7 @@ class Netlink:
 
     @contextlib.asynccontextmanager
     async def watch(self) -> AsyncIterator[Callable[[], Awaitable[list[Change]]]]:
-        """Gives a function that waits for changes of links, IPv4 addresses and routes.
+        """Yield a function that waits for changes of links, IPv4 addresses and routes.
 
         It returns all that came since the call before, at least one; nothing from the
         moment the block is entered is missed. PlatformError from it when changes were
@@ -290,7 +283,7 @@ class Netlink:
             monitor.cancel()
 
     async def call(self, what: str, object_: str, command: str, **arguments: Any) -> list[Any]:
-        """Any rtnetlink request by pyroute2's names; `what` is for the error."""
+        """Send any rtnetlink request, in pyroute2's names; `what` is for the error."""
         return await self._do(what, object_, command, **arguments)
 
     async def _check_route(self, index: int, destination: IPv4Network) -> None:
@@ -321,13 +314,13 @@ class Netlink:
                     put(_to_change(message))
 
     def _serve(self) -> None:
-        # A namespace belongs to a thread: this one's sockets open there, nobody else's do.
+        # Network namespaces are per thread: only sockets opened by this thread are in it.
         if self._namespace is not None:
             enter_namespace(self._namespace)
         self._loop.run_forever()
 
     def _open_table(self) -> RouteTable:
-        """On the thread of the route table, which is moved into the namespace first."""
+        """Open the route table's socket on its thread, after entering the namespace."""
         if self._table is None:
             if self._namespace is not None:
                 enter_namespace(self._namespace)
@@ -399,8 +392,8 @@ def _to_link(message: Any) -> Link:
         index=message["index"],
         name=message.get("ifname"),
         mtu=message.get("mtu") or 0,
-        is_up=bool(message["flags"] & IFF_UP),
-        is_loopback=bool(message["flags"] & IFF_LOOPBACK),
+        is_up=bool(message["flags"] & uapi.IFF_UP),
+        is_loopback=bool(message["flags"] & uapi.IFF_LOOPBACK),
         kind=message.get(("linkinfo", "kind")),
     )
 
@@ -412,9 +405,9 @@ def _to_address(message: Any) -> Address:
     return Address(
         index=message["index"],
         interface=IPv4Interface(f"{local}/{message['prefixlen']}"),
-        is_permanent=bool(flags & IFA_F_PERMANENT),
-        is_deprecated=bool(flags & IFA_F_DEPRECATED),
-        is_temporary=bool(flags & IFA_F_TEMPORARY),
+        is_permanent=bool(flags & uapi.IFA_F_PERMANENT),
+        is_deprecated=bool(flags & uapi.IFA_F_DEPRECATED),
+        is_temporary=bool(flags & uapi.IFA_F_TEMPORARY),
         scope=message["scope"],
     )
 

@@ -1,4 +1,4 @@
-"""What this kernel offers a dataplane, asked by doing it; for `tundp probe`.
+"""Probe the kernel's features for packet engines by using them; for `tundp probe`.
 
 The TUN questions need a device. It is made in a network namespace of the probe's own,
 so that nothing on the host sees it; where that is not allowed they stay unanswered.
@@ -22,10 +22,7 @@ from tundp.linux import offload, uapi
 from tundp.linux.offload import KernelOffloads, Offload
 from tundp.linux.tun import Tun, TunMode
 
-_CLONE_NEWNET: Final = 0x40000000
 _IFREQ: Final = struct.Struct("16sH22x")
-_IFF_UP: Final = 0x1
-_SIOCSIFFLAGS: Final = 0x8914
 
 
 PROBE_SCHEMA: Final = 2
@@ -91,14 +88,14 @@ def enter_private_namespace() -> str | None:
     For a short-lived process with one thread only: there is no way back.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNET):
+    if libc.unshare(uapi.CLONE_NEWNET):
         return f"no network namespace of our own: {os.strerror(ctypes.get_errno())}"
     _set_up("lo")
     return None
 
 
 def probe(kernel: KernelOffloads, *, may_make_device: bool) -> list[Finding]:
-    """Everything a dataplane of ours may use, in the order packets meet it."""
+    """Findings of every feature an engine may use, in the order packets meet them."""
     release = os.uname().release
     features = offload.tun_features()
     findings = [
@@ -262,4 +259,4 @@ def _write(fd: int, packet: bytes) -> str | None:
 
 def _set_up(name: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, _IFREQ.pack(name.encode(), _IFF_UP))
+        fcntl.ioctl(sock, uapi.SIOCSIFFLAGS, _IFREQ.pack(name.encode(), uapi.IFF_UP))

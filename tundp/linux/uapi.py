@@ -1,4 +1,8 @@
-"""Kernel constants the standard library lacks, each with its header."""
+"""Kernel constants the standard library lacks, with their headers and the first Linux with each.
+
+Without a version: older than 2.6. Numbers of asm-generic/socket.h are those of x86, Arm,
+RISC-V, PowerPC and s390; Alpha, MIPS, PA-RISC and SPARC have others.
+"""
 
 from __future__ import annotations
 
@@ -8,60 +12,119 @@ from typing import Final
 IFF_TUN: Final = 0x0001
 IFF_NO_PI: Final = 0x1000
 IFF_VNET_HDR: Final = 0x4000
+"""2.6.27"""
 IFF_MULTI_QUEUE: Final = 0x0100
+"""3.8"""
 IFF_TUN_EXCL: Final = 0x8000
+"""2.6.30"""
 TUNSETOFFLOAD: Final = 0x400454D0
-TUNGETFEATURES: Final = 0x800454CF
+"""2.6.27"""
 TUNGETIFF: Final = 0x800454D2
+"""2.6.27"""
+TUNGETFEATURES: Final = 0x800454CF
+"""2.6.27"""
 TUN_F_CSUM: Final = 0x01
 TUN_F_TSO4: Final = 0x02
 TUN_F_TSO6: Final = 0x04
 TUN_F_TSO_ECN: Final = 0x08
 TUN_F_USO4: Final = 0x20
+"""6.2"""
 TUN_F_USO6: Final = 0x40
+"""6.2"""
+
+# linux/if.h
+IFF_UP: Final = 0x1
+IFF_LOOPBACK: Final = 0x8
+
+# linux/sockios.h
+SIOCSIFFLAGS: Final = 0x8914
+
+# linux/if_ether.h
+ETH_P_ALL: Final = 0x0003
+
+# linux/if_packet.h
+PACKET_STATISTICS: Final = 6
+"""struct tpacket_stats: packets seen and dropped since it was last asked."""
 
 # linux/udp.h
 UDP_SEGMENT: Final = 103
+"""4.18"""
 UDP_GRO: Final = 104
+"""5.0"""
 
 # linux/in.h
 IP_MTU_DISCOVER: Final = 10
+IP_PMTUDISC_DONT: Final = 0
 IP_PMTUDISC_DO: Final = 2
+IP_PMTUDISC_PROBE: Final = 3
+"""2.6.22: set DF, and ignore what is known of the path's MTU."""
 IP_MTU: Final = 14
 
 # asm-generic/socket.h
-SO_RCVBUFFORCE: Final = 33
 SO_SNDBUFFORCE: Final = 32
+"""2.6.14"""
+SO_RCVBUFFORCE: Final = 33
+"""2.6.14"""
 SO_RXQ_OVFL: Final = 40
+"""2.6.33"""
 
-# linux/socket.h: setsockopt levels
+# linux/socket.h: levels of setsockopt
+SOL_PACKET: Final = 263
 SOL_NETLINK: Final = 270
+
+# linux/sched.h
+CLONE_NEWNET: Final = 0x40000000
+"""2.6.24"""
+
+# linux/capability.h
+CAP_NET_ADMIN: Final = 12
+"""Devices, addresses, routes, forced socket buffers."""
+CAP_NET_RAW: Final = 13
+"""Raw and packet sockets; iptables-legacy's own sockets are raw ones."""
+LINUX_CAPABILITY_VERSION_3: Final = 0x20080522
+"""2.6.26: sets of 64 bits."""
+
+# linux/prctl.h
+PR_CAPBSET_DROP: Final = 24
+"""2.6.25"""
+PR_SET_NO_NEW_PRIVS: Final = 38
+"""3.5"""
 
 # linux/netlink.h
 NETLINK_ROUTE: Final = 0
+NETLINK_NETFILTER: Final = 12
+NETLINK_NO_ENOBUFS: Final = 5
+"""2.6.30: a full receive buffer is no error of the socket."""
 NETLINK_CAP_ACK: Final = 10
-"""Since Linux 4.3: acknowledgements without the payload of the request."""
+"""4.3: acknowledgements without the payload of the request."""
 NETLINK_EXT_ACK: Final = 11
-"""Since Linux 4.12: acknowledgements with the kernel's reason in words."""
+"""4.12: acknowledgements with the kernel's reason in words."""
 NETLINK_GET_STRICT_CHK: Final = 12
-"""Since Linux 4.20: the kernel filters dumps by the fields of the request."""
+"""4.20: the kernel filters dumps by the fields of the request."""
 NLM_F_REQUEST: Final = 0x001
 NLM_F_ACK: Final = 0x004
 NLM_F_DUMP_INTR: Final = 0x010
+"""3.2: what is dumped changed meanwhile."""
 NLM_F_DUMP: Final = 0x300
 NLM_F_REPLACE: Final = 0x100
 NLM_F_EXCL: Final = 0x200
 NLM_F_CREATE: Final = 0x400
 NLM_F_CAPPED: Final = 0x100
+"""4.12"""
 NLM_F_ACK_TLVS: Final = 0x200
+"""4.12"""
 NLMSG_ERROR: Final = 2
 NLMSG_DONE: Final = 3
 NLMSGERR_ATTR_MSG: Final = 1
+"""4.12"""
 
 # linux/rtnetlink.h
 RTM_NEWROUTE: Final = 24
 RTM_DELROUTE: Final = 25
 RTM_GETROUTE: Final = 26
+RTMGRP_LINK: Final = 0x1
+RTMGRP_IPV4_IFADDR: Final = 0x10
+RTMGRP_IPV4_ROUTE: Final = 0x40
 RTA_DST: Final = 1
 RTA_OIF: Final = 4
 RTA_GATEWAY: Final = 5
@@ -69,6 +132,7 @@ RTA_PRIORITY: Final = 6
 RTA_PREFSRC: Final = 7
 RTA_MULTIPATH: Final = 9
 RTA_TABLE: Final = 15
+"""2.6.19"""
 RTNH_F_ONLINK: Final = 4
 RTN_UNICAST: Final = 1
 RTN_BLACKHOLE: Final = 6
@@ -82,3 +146,12 @@ RT_SCOPE_NOWHERE: Final = 255
 RT_TABLE_UNSPEC: Final = 0
 RT_TABLE_MAIN: Final = 254
 RTPROT_BOOT: Final = 3
+
+# linux/if_addr.h
+IFA_F_TEMPORARY: Final = 0x01
+IFA_F_DEPRECATED: Final = 0x20
+IFA_F_PERMANENT: Final = 0x80
+
+# linux/netfilter/nfnetlink.h
+NFNLGRP_NFTABLES: Final = 7
+"""3.14: changes of tables, chains, rules and sets."""

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
-from tundp.engine.counters import Counters
+from tundp.engine.base import Dataplane, PathState
+from tundp.engine.counters import Counters, HopCounters
 from tundp.lease.routing import RefusedLease
 from tundp.linux.iface import Interface
 from tundp.observe.status import (
@@ -70,71 +71,6 @@ class ClaimView(Protocol):
         ...
 
 
-class OffloadView(Protocol):
-    """`Dataplane.offloads()`."""
-
-    @property
-    def in_use(self) -> Sequence[Named]:
-        """Offloads used now."""
-        ...
-
-    @property
-    def disabled(self) -> Mapping[Named, tuple[str, float | None]]:
-        """Why the others are not, and since when (Unix time; None for from the start)."""
-        ...
-
-
-class PathView(Protocol):
-    """One of `Dataplane.path_states()`."""
-
-    inner_mtu: int | None
-    no_gso: bool
-    since: float
-    origin: str
-
-
-class HopView(Protocol):
-    """One of `Dataplane.hop_counters()`."""
-
-    packets_out: int
-    bytes_out: int
-    packets_in: int
-    bytes_in: int
-    drops: int
-    last_heard: float | None
-    last_errno: str | None
-
-
-@runtime_checkable
-class EngineView(Protocol):
-    """What an engine says beyond its counters, by hop id."""
-
-    def offloads(self) -> OffloadView:
-        """See engine.base.Dataplane."""
-        ...
-
-    def path_states(self) -> Mapping[int, PathView]:
-        """See engine.base.Dataplane."""
-        ...
-
-    def hop_counters(self) -> Mapping[int, HopView]:
-        """See engine.base.Dataplane."""
-        ...
-
-
-class NamedEngine(Protocol):
-    """Any engine."""
-
-    @property
-    def name(self) -> str:
-        """What `--engine` calls it."""
-        ...
-
-    def describe(self) -> str:
-        """What it uses."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerView:
     """A peer as the routing table has it."""
@@ -171,22 +107,17 @@ def interface_status(interface: Interface) -> InterfaceStatus:
     )
 
 
-def engine_status(engine: NamedEngine) -> EngineStatus:
+def engine_status(engine: Dataplane) -> EngineStatus:
     """What an engine uses now, what it does without, and why."""
-    in_use: tuple[str, ...] = ()
-    disabled: list[DisabledOffload] = []
-    if isinstance(engine, EngineView):
-        offloads = engine.offloads()
-        in_use = tuple(offload.value for offload in offloads.in_use)
-        disabled = [
-            DisabledOffload(name=offload.value, reason=reason, since=since)
-            for offload, (reason, since) in offloads.disabled.items()
-        ]
+    offloads = engine.offloads()
     return EngineStatus(
         name=engine.name,
         uses=engine.describe(),
-        offloads_in_use=in_use,
-        offloads_disabled=tuple(disabled),
+        offloads_in_use=tuple(offload.value for offload in offloads.in_use),
+        offloads_disabled=tuple(
+            DisabledOffload(name=offload.value, reason=why.reason, since=why.since)
+            for offload, why in offloads.disabled.items()
+        ),
     )
 
 
@@ -195,27 +126,27 @@ def counters_status(counters: Counters) -> CountersStatus:
     return CountersStatus.from_json(counters.as_dict())
 
 
-def path_counts(engine: object) -> tuple[int, int]:
+def path_counts(engine: Dataplane | None) -> tuple[int, int]:
     """How many paths are narrower than the device, and how many take no UDP_SEGMENT.
 
     The cost depends on how many paths anything was learnt of, not on the number of peers.
     """
-    states = engine.path_states().values() if isinstance(engine, EngineView) else ()
+    states = () if engine is None else engine.path_states().values()
     narrow = sum(state.inner_mtu is not None for state in states)
     return narrow, sum(state.no_gso for state in states)
 
 
 def peer_statuses(
-    count: int, peers: Callable[[], Iterable[PeerView]], engine: object
+    count: int, peers: Callable[[], Iterable[PeerView]], engine: Dataplane | None
 ) -> Sequence[PeerStatus]:
     """The peers by subnet, with what the engine knows of each.
 
     peers: evaluated later and in another thread, so over a copy. The engine is asked at once:
     it may only be asked on the event loop.
     """
-    hops: Mapping[int, HopView] = {}
-    paths: Mapping[int, PathView] = {}
-    if isinstance(engine, EngineView):
+    hops: Mapping[int, HopCounters] = {}
+    paths: Mapping[int, PathState] = {}
+    if engine is not None:
         hops, paths = engine.hop_counters(), engine.path_states()
 
     def make() -> list[PeerStatus]:
@@ -259,7 +190,7 @@ def _place(peer: PeerView) -> tuple[int, int]:
 
 
 def _peer_status(
-    peer: PeerView, hops: Mapping[int, HopView], paths: Mapping[int, PathView]
+    peer: PeerView, hops: Mapping[int, HopCounters], paths: Mapping[int, PathState]
 ) -> PeerStatus:
     hop_id = peer.hop_id
     hop = None if hop_id is None else hops.get(hop_id)
@@ -275,13 +206,13 @@ def _peer_status(
     )
 
 
-def _path_status(path: PathView) -> PathStatus:
+def _path_status(path: PathState) -> PathStatus:
     return PathStatus(
         inner_mtu=path.inner_mtu, no_gso=path.no_gso, since=path.since, origin=path.origin
     )
 
 
-def _traffic(hop: HopView) -> PeerTraffic:
+def _traffic(hop: HopCounters) -> PeerTraffic:
     return PeerTraffic(
         packets_out=hop.packets_out,
         bytes_out=hop.bytes_out,

@@ -1,6 +1,6 @@
-"""Whether the daemon is alive, and whether the node is in the overlay: true at all times.
+"""Liveness and readiness of the daemon, both checked for as long as it runs.
 
-alive  (/healthz, systemd's watchdog)   the event loop turns, every packet thread turns
+alive  (/healthz, systemd's watchdog)   the event loop and every packet thread are running
 ready  (/readyz)                        alive, and all a pod needs is there: lease, device,
                                         leases of the others, firewall rules, subnet.env
 
@@ -19,25 +19,26 @@ from tundp.linux import notify
 
 _log = logging.getLogger(__name__)
 
-PULSE_S: Final = 1.0
-"""Between two looks at the packet threads."""
+HEARTBEAT_S: Final = 1.0
+"""Between two checks of the packet threads' heartbeats."""
 STUCK_S: Final = 3.0
-"""A packet thread that has not moved for so long, though it was asked to, is stuck."""
+"""A packet thread whose heartbeat is unchanged for so long, though it was woken, is stuck."""
 LAG_MAX_S: Final = 1.0
-"""A loop that is so late is not alive: packets flow, but nothing follows the leases."""
+"""An event loop that is later than this is not alive: packets flow, but leases are not
+followed."""
 
 
 class Health:
-    """Keeps looking at the loop and the packet threads; asks the node for the rest."""
+    """Watches the event loop and the packet threads; the node supplies the other checks."""
 
     def __init__(self) -> None:
-        self._pulse: Callable[[], tuple[int, ...]] = tuple
+        self._heartbeat: Callable[[], tuple[int, ...]] = tuple
         self._node_checks: Callable[[], list[Finding]] | None = None
-        self._waits = "its turn"
+        self._waits = "start-up to begin"
         self._why: Callable[[], str] = str
         self._lag_s = 0.0
         self._stuck: list[int] = []
-        self._turned_at = 0.0
+        self._checked_at = 0.0
 
     @property
     def startup_phase(self) -> str:
@@ -55,30 +56,30 @@ class Health:
         notify.notify(f"STATUS=waiting for {what}")
 
     def waiting_failed(self, why: str) -> None:
-        """What is waited for did not come this time."""
+        """Why what start-up is blocked on failed this time."""
         self._why = lambda: why
 
     def attend(
-        self, pulse: Callable[[], tuple[int, ...]], checks: Callable[[], list[Finding]]
+        self, heartbeat: Callable[[], tuple[int, ...]], checks: Callable[[], list[Finding]]
     ) -> None:
-        """From now on there is a node: its packet threads, and what it checks of itself."""
-        self._pulse = pulse
+        """The node is there: its packet threads' heartbeats, and its own checks."""
+        self._heartbeat = heartbeat
         self._node_checks = checks
 
     def alive(self) -> list[Finding]:
         """What must hold for the process to be worth keeping."""
         lag_s = self._lag_s
-        if self._turned_at:
-            lag_s = max(lag_s, asyncio.get_running_loop().time() - self._turned_at - PULSE_S)
+        if self._checked_at:
+            lag_s = max(lag_s, asyncio.get_running_loop().time() - self._checked_at - HEARTBEAT_S)
         loop = must_hold(
             "event-loop",
             lag_s < LAG_MAX_S,
             f"late by {max(0.0, lag_s) * 1000:.0f} ms",
         )
-        detail = "all turning"
+        detail = "all running"
         if self._stuck:
             numbers = ", ".join(str(number) for number in self._stuck)
-            detail = f"thread {numbers} has not moved for {STUCK_S:.0f} s or more"
+            detail = f"thread {numbers} has made no iteration for {STUCK_S:.0f} s or more"
         return [loop, must_hold("packet-threads", not self._stuck, detail)]
 
     def ready(self) -> list[Finding]:
@@ -98,23 +99,23 @@ class Health:
         return not failures(self.ready())
 
     async def watch(self) -> None:
-        """Look for ever, and feed systemd's watchdog while the process is alive."""
+        """Check until cancelled, and feed systemd's watchdog while the process is alive."""
         loop = asyncio.get_running_loop()
         watchdog_s = notify.watchdog_s()
-        pause_s = PULSE_S if watchdog_s is None else min(PULSE_S, watchdog_s / 4)
+        pause_s = HEARTBEAT_S if watchdog_s is None else min(HEARTBEAT_S, watchdog_s / 4)
         fed_at = -1e9
-        turns: tuple[int, ...] = ()
-        moved_at: list[float] = []
+        beats: tuple[int, ...] = ()
+        changed_at: list[float] = []
         while True:
-            now = self._turned_at = loop.time()
-            before, turns = turns, self._pulse()
-            if len(turns) != len(before):
-                moved_at = [now] * len(turns)
-            for number, (turn, last) in enumerate(zip(turns, before, strict=False)):
-                if turn != last:
-                    moved_at[number] = now
+            now = self._checked_at = loop.time()
+            before, beats = beats, self._heartbeat()
+            if len(beats) != len(before):
+                changed_at = [now] * len(beats)
+            for number, (beat, last) in enumerate(zip(beats, before, strict=False)):
+                if beat != last:
+                    changed_at[number] = now
             was_stuck = self._stuck
-            self._stuck = [n for n, moved in enumerate(moved_at) if now - moved >= STUCK_S]
+            self._stuck = [n for n, changed in enumerate(changed_at) if now - changed >= STUCK_S]
             if self._stuck and not was_stuck:
                 _log.error("packet thread %s is stuck", self._stuck)
             if watchdog_s is not None and now - fed_at > watchdog_s / 3 and self.is_alive:

@@ -25,7 +25,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 import tundp
 from tundp.finding import Finding, failures
 from tundp.lease.claim import LeaseState
-from tundp.observe.counters import about
+from tundp.observe.counters import BREAKDOWNS, sentence, spec_of
 from tundp.observe.status import CountersStatus, EngineStatus, Status
 from tundp.wire.drop import DropReason
 
@@ -56,7 +56,7 @@ class Metrics:
         return bytes(generate_latest(self._registry))
 
     def describe(self) -> list[Any]:
-        """See prometheus_client: nothing needs to be collected to register."""
+        """The names are not known before they are collected. See prometheus_client."""
         return []
 
     def collect(self) -> Iterator[Any]:
@@ -96,10 +96,12 @@ def _traffic(counters: CountersStatus) -> Iterator[Any]:
             drops.add_metric([direction, reason.label], counted.drops.get(reason.label, 0))
     yield from (packets, forwarded, octets, drops)
     for name, value in counters.totals.items():
-        yield CounterMetricFamily(f"tundp_{name}", about(name).means, value=value)
+        spec = spec_of(name)
+        if spec is not None and spec.metric is not None:
+            yield CounterMetricFamily(spec.metric, sentence(spec.means), value=value)
     for name, counts in counters.by_reason.items():
-        text = about(name)
-        family = CounterMetricFamily(text.series or f"tundp_{name}", text.means, labels=[text.by])
+        about = BREAKDOWNS[name]
+        family = CounterMetricFamily(about.metric, sentence(about.means), labels=[about.label])
         for reason_name, count in counts.items():
             family.add_metric([reason_name], count)
         yield family

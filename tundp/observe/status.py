@@ -202,7 +202,10 @@ class PathStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerTraffic:
-    """What was exchanged with one peer; bytes are those of inner packets."""
+    """What was exchanged with one peer's endpoint; bytes are those of inner packets.
+
+    Peers at the same endpoint have these figures in common.
+    """
 
     packets_out: int
     bytes_out: int
@@ -431,7 +434,7 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         """The document the admin socket answers with; makes what is lazy."""
-        return {name: codec.to_json(getattr(self, name)) for name in self.__slots__}
+        return codec.to_json(self)
 
     @classmethod
     def from_json(cls, document: Any) -> Status:

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -26,6 +27,8 @@ from tundp.observe.metrics import CONTENT_TYPE, Metrics
 
 _log = logging.getLogger(__name__)
 
+BACKLOG = 128
+"""Connections the kernel completes before they are accepted."""
 CONNECTIONS = 64
 """At a time, of each server."""
 HEALTHY = ("flanneld is running", "flanneld is not running")
@@ -33,27 +36,45 @@ READY = ("flanneld is ready", "flanneld is not ready yet")
 
 
 @contextlib.asynccontextmanager
-async def serve_health(ip: str, port: int, health: Health) -> AsyncIterator[None]:
-    """Answer probes on ip:port until the block ends; port 0: not at all."""
+async def serve_health(sock: socket.socket | None, health: Health) -> AsyncIterator[None]:
+    """Answer probes on a socket of `open_listener` until the block ends; None: not at all."""
     app = web.Application()
     app.router.add_get("/healthz", _answer(health.alive, HEALTHY))
     app.router.add_get("/readyz", _answer(health.ready, READY))
-    async with _serve(app, ip, port, "--healthz-ip and --healthz-port"):
+    async with _serve(app, sock):
         yield
 
 
 @contextlib.asynccontextmanager
-async def serve_metrics(address: tuple[str, int] | None, metrics: Metrics) -> AsyncIterator[None]:
-    """Answer Prometheus on `address` until the block ends; None: not at all."""
+async def serve_metrics(sock: socket.socket | None, metrics: Metrics) -> AsyncIterator[None]:
+    """Answer Prometheus on a socket of `open_listener` until the block ends; None: not at all."""
 
     async def answer(_: web.Request) -> web.Response:
         return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
     app = web.Application()
     app.router.add_get("/metrics", answer)
-    ip, port = address or ("", 0)
-    async with _serve(app, ip, port, "--metrics-addr"):
+    async with _serve(app, sock):
         yield
+
+
+def open_listener(ip: str, port: int, flag: str) -> socket.socket:
+    """A listening TCP socket on ip:port. PlatformError names `flag`."""
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((ip, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise PlatformError(
+            f"cannot listen on {ip}:{port} ({flag}): {why}", error.errno or errno.EIO
+        ) from None
+    return sock
 
 
 def _answer(
@@ -102,8 +123,8 @@ def _as_check(finding: Finding) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def _serve(app: web.Application, ip: str, port: int, flag: str) -> AsyncIterator[None]:
-    if not port:
+async def _serve(app: web.Application, sock: socket.socket | None) -> AsyncIterator[None]:
+    if sock is None:
         yield
         return
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=3.0)
@@ -113,20 +134,14 @@ async def _serve(app: web.Application, ip: str, port: int, flag: str) -> AsyncIt
         assert handlers is not None
 
         def accept() -> asyncio.Protocol:
-            # Whoever opens connections and is silent must not take the descriptors of the
-            # overlay: the oldest go first, and a probe always gets its answer.
+            # Idle connections must not use up the daemon's descriptors: the oldest are closed
+            # first, so that a probe is always answered. aiohttp (3.11 to 3.14) keeps its
+            # handlers in the order they were made.
             for idle in handlers.connections[: 1 - CONNECTIONS]:
                 idle.force_close()
             return handlers()
 
-        loop = asyncio.get_running_loop()
-        try:
-            server = await loop.create_server(accept, ip, port, reuse_address=True)
-        except OSError as error:
-            why = os.strerror(error.errno) if error.errno else str(error)
-            raise PlatformError(
-                f"cannot listen on {ip}:{port} ({flag}): {why}", error.errno or errno.EIO
-            ) from None
+        server = await asyncio.get_running_loop().create_server(accept, sock=sock)
         try:
             yield
         finally:

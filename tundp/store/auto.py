@@ -12,7 +12,7 @@ from typing import Final
 
 from tundp.errors import ConfigNotFound, StoreUnavailable
 from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
-from tundp.store.base import Store
+from tundp.store.base import Store, StoreWarning
 
 _log = logging.getLogger(__name__)
 
@@ -20,6 +20,13 @@ V2: Final = "v2"
 V3: Final = "v3"
 SURE_AFTER: Final = 5
 """Looks at which only v2 answered, after which there is no v3 API (an etcd 2.x)."""
+_TWO_CONFIGS: Final = StoreWarning(
+    id="two-configs",
+    evidence="there is a network config in etcd v3 and in v2: v3 counts, and nodes in v2 stay"
+    " unseen",
+    next_step="--etcd-api=both serves both, --etcd-api=v2 the other one; or delete the one that"
+    " nobody uses",
+)
 
 
 class AutoStore:
@@ -31,8 +38,7 @@ class AutoStore:
         self.api = ""
         """`v2` or `v3`, empty until it is known."""
         self._v3_failures = 0
-        self.is_ambiguous = False
-        """Whether both have a network config."""
+        self._own_warnings: tuple[StoreWarning, ...] = ()
 
     @property
     def description(self) -> str:
@@ -41,8 +47,13 @@ class AutoStore:
             return self._chosen.description
         return " or ".join(store.description for store in self._candidates.values())
 
-    async def choose(self, api: str) -> None:
-        """Take `api` without looking: it was the right one before."""
+    @property
+    def warnings(self) -> tuple[StoreWarning, ...]:
+        """Of the choice, and those of the chosen one."""
+        return self._own_warnings + (() if self._chosen is None else self._chosen.warnings)
+
+    async def choose_api(self, api: str) -> None:
+        """See Store."""
         if self._chosen is None and api in self._candidates:
             self.api, self._chosen = api, self._candidates.pop(api)
             for other in self._candidates.values():
@@ -57,12 +68,9 @@ class AutoStore:
         )
         if isinstance(v3, str):
             if isinstance(v2, str):
-                self.is_ambiguous = True
-                _log.warning(
-                    "there is a network config in etcd v3 and in v2: taking v3. Nodes in v2 stay"
-                    " unseen; --etcd-api=both serves both, --etcd-api=v2 the other one"
-                )
-            await self.choose(V3)
+                self._own_warnings = (_TWO_CONFIGS,)
+                _log.warning("%s; %s", _TWO_CONFIGS.evidence, _TWO_CONFIGS.next_step)
+            await self.choose_api(V3)
             return v3
         if isinstance(v2, str):
             self._v3_failures += 1
@@ -70,7 +78,7 @@ class AutoStore:
                 isinstance(v3, StoreUnavailable) and self._v3_failures >= SURE_AFTER
             )
             if is_sure:
-                await self.choose(V2)
+                await self.choose_api(V2)
                 return v2
             # It may have one, too, which would count: better a moment later than in the wrong one.
             raise v3

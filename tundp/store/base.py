@@ -7,9 +7,20 @@ StoreUnavailable: the caller looks again before it does anything else.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreWarning:
+    """Something about the store that an operator should change; leases are served all the same."""
+
+    id: str
+    """Names the kind, for machines: `two-configs`."""
+    evidence: str
+    next_step: str
 
 
 class Store(Protocol):
@@ -21,6 +32,26 @@ class Store(Protocol):
     @property
     def description(self) -> str:
         """Where the leases live, for people: `etcd v2 at http://192.0.2.9:2379`."""
+        ...
+
+    @property
+    def api(self) -> str:
+        """The one API of etcd that has the leases, `v2` or `v3`.
+
+        Empty as long as it is not known, and for a store that is not one API of etcd.
+        """
+        ...
+
+    @property
+    def warnings(self) -> tuple[StoreWarning, ...]:
+        """What was found so far."""
+        ...
+
+    async def choose_api(self, api: str) -> None:
+        """Go on with this API without asking which one it is: it was this one before.
+
+        No effect once it is known, and on a store that does not have to find out.
+        """
         ...
 
     async def network_config(self) -> str:

@@ -13,7 +13,7 @@ import logging
 import random
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
-from typing import Any, Final
+from typing import Final
 
 from tundp.backoff import Backoff, Outage
 from tundp.errors import Conflict, LeaseError, LeaseLost, StoreError
@@ -149,19 +149,16 @@ class Claim:
 
     # What the daemon reports
 
-    def offer(self, *, public_ip: IPv4Address | None = None, backend_data: Any = None) -> None:
-        """Change what our lease says (None: as before); it is renewed as soon as possible.
+    def offer(self, attributes: LeaseAttributes) -> None:
+        """Change what our lease says; it is renewed as soon as possible.
 
-        A lease that still bears a former PublicIP stays ours.
+        A lease that still bears a former PublicIP and our node id stays ours.
         """
-        before = self._offer
-        if public_ip is not None and public_ip != before.public_ip:
-            self._former_ips.add(before.public_ip)
-            self._offer = replace(self._offer, public_ip=public_ip)
-        if backend_data is not None:
-            self._offer = replace(self._offer, backend_data=backend_data)
+        if attributes.public_ip != self._offer.public_ip:
+            self._former_ips.add(self._offer.public_ip)
+        self._offer = attributes
         if self._machine is not None:
-            self._apply(Offered(self._offer))
+            self._apply(Offered(attributes))
 
     def observe(self, lease: Lease | None) -> None:
         """Apply what the watch shows under our key: a lease, or None when it is gone.
@@ -232,7 +229,7 @@ class Claim:
         plan = plan_claim(
             snapshot.leases,
             unreadable=keys_of(snapshot.bad),
-            config=settings.network_config,
+            network_config=settings.network_config,
             public_ip=offer.public_ip,
             node_id="" if settings.identity is None else settings.identity.node_id,
             previous=settings.previous,

@@ -1,4 +1,4 @@
-"""Which lease to claim: flannel's steps, without its thefts."""
+"""The plan of a claim: flannel's steps, and never another node's lease."""
 
 import json
 import random
@@ -6,12 +6,13 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
+from tundp.backend.choose import parse_network_config
 from tundp.errors import OutOfSubnets
 from tundp.lease.allocate import Keep, Take, is_compatible, plan_claim
 from tundp.lease.codec import parse_key
 from tundp.lease.identity import NODE
 from tundp.lease.model import Lease, LeaseAttributes
-from tundp.lease.network import NetworkConfig, parse_network_config
+from tundp.lease.network import NetworkConfig
 
 US = "192.0.2.1"
 THEM = "192.0.2.2"
@@ -51,7 +52,7 @@ def plan(
     return plan_claim(
         leases,
         unreadable=[parse_key(key) for key in unreadable],
-        config=network,
+        network_config=network,
         public_ip=IPv4Address(US),
         node_id=node_id,
         previous=None if previous is None else parse_key(previous),
@@ -88,19 +89,19 @@ def test_our_lease_is_kept(ours, network, breaks):
         (lease("10.5.7.0-24&2001:db9:0:7::-64", US), DUAL, "IPv6 of another network"),
     ],
 )
-def test_our_lease_that_no_longer_fits_is_given_up(ours, network, breaks):
+def test_lease_of_ours_that_no_longer_fits_is_deleted(ours, network, breaks):
     verdict = plan(lease("10.5.2.0-24"), ours, network=network)
     assert isinstance(verdict, Take), breaks
     assert verdict.stale == (ours,)
     assert is_compatible(verdict.key, network)
 
 
-def test_a_fitting_lease_of_ours_is_found_behind_a_stale_one():
+def test_fitting_lease_of_ours_is_kept_despite_a_stale_one():
     stale, fitting = lease("10.6.1.0-24", US), lease("10.5.7.0-24", US)
     assert plan(stale, fitting) == Keep(fitting)
 
 
-def test_all_stale_leases_of_ours_are_given_up_and_nobody_elses():
+def test_all_stale_leases_of_ours_are_deleted_and_no_others():
     stale = (lease("10.6.1.0-24", US), lease("10.5.7.0-26", US))
     verdict = plan(lease("10.9.9.0-24", THEM), *stale)
     assert isinstance(verdict, Take)
@@ -124,7 +125,7 @@ def test_previous_subnet_is_taken_when_free(previous, network):
         )
 
 
-def test_previous_subnet_is_taken_together_with_giving_up_a_stale_one():
+def test_previous_subnet_is_created_and_a_stale_lease_deleted():
     stale = lease("10.6.1.0-24", US)
     assert plan(stale, previous="10.5.33.0-24") == Take(parse_key("10.5.33.0-24"), (stale,))
 
@@ -146,7 +147,7 @@ def test_previous_subnet_is_not_taken_from_its_holder(held, breaks):
         assert verdict.stale == ()
 
 
-def test_previous_ipv6_half_held_by_another():
+def test_previous_subnet_is_not_taken_if_its_ipv6_half_is_held():
     held = lease("10.5.2.0-24&2001:db8:0:33::-64")
     verdict = plan(held, network=DUAL, previous="10.5.33.0-24&2001:db8:0:33::-64")
     assert isinstance(verdict, Take)
@@ -175,7 +176,7 @@ def drawn(*leases: Lease, network: NetworkConfig = V4, seeds: int = 1500) -> set
     return subnets
 
 
-def test_only_and_all_of_the_first_hundred_free_are_drawn():
+def test_draw_is_from_exactly_the_first_hundred_free_subnets():
     held = [lease(f"10.5.{n}.0-24") for n in range(5, 25)]
     free = {IPv4Network(f"10.5.{n}.0/24") for n in range(1, 256) if not 5 <= n < 25}
     first_hundred = set(sorted(free)[:100])
@@ -183,7 +184,7 @@ def test_only_and_all_of_the_first_hundred_free_are_drawn():
     assert max(first_hundred) == IPv4Network("10.5.120.0/24")
 
 
-def test_all_are_drawn_when_there_are_fewer_than_a_hundred():
+def test_draw_is_from_all_free_subnets_if_fewer_than_a_hundred():
     network = config(SubnetMin="10.5.10.0", SubnetMax="10.5.13.0")
     held = lease("10.5.11.0-24")
     assert drawn(held, network=network, seeds=60) == {
@@ -206,13 +207,13 @@ def test_all_are_drawn_when_there_are_fewer_than_a_hundred():
         (["10.6.0.0-16"], (10, 11, 12, 13), "another network's leases"),
     ],
 )
-def test_what_overlaps_a_lease_is_not_drawn(held, free, breaks):
+def test_subnet_that_overlaps_a_lease_is_not_drawn(held, free, breaks):
     network = config(SubnetMin="10.5.10.0", SubnetMax="10.5.13.0")
     expected = {IPv4Network(f"10.5.{n}.0/24") for n in free}
     assert drawn(*(lease(key) for key in held), network=network, seeds=80) == expected, breaks
 
 
-def test_the_same_seed_draws_the_same():
+def test_same_seed_draws_the_same_subnet():
     assert plan(seed=4) == plan(seed=4)
     assert len({str(plan(seed=seed)) for seed in range(20)}) > 5
 
@@ -281,7 +282,7 @@ def test_out_of_ipv6_subnets():
         plan(network=network)
 
 
-def test_an_unreadable_lease_is_still_somebodys_subnet():
+def test_subnet_of_an_unreadable_lease_is_held():
     network = config(SubnetMin="10.5.10.0", SubnetMax="10.5.11.0")
     for seed in range(10):
         verdict = plan(network=network, unreadable=("10.5.10.0-24",), seed=seed)
@@ -290,11 +291,11 @@ def test_an_unreadable_lease_is_still_somebodys_subnet():
     assert held == Take(parse_key("10.5.11.0-24"))
 
 
-def test_leases_without_an_address_are_not_ours_even_if_we_have_none():
+def test_lease_with_unspecified_address_is_not_ours():
     unowned = lease("10.5.7.0-24", "0.0.0.0")
     verdict = plan_claim(
         [unowned],
-        config=V4,
+        network_config=V4,
         public_ip=IPv4Address("0.0.0.0"),
         previous=None,
         rng=random.Random(0),
@@ -303,7 +304,7 @@ def test_leases_without_an_address_are_not_ours_even_if_we_have_none():
     assert verdict.stale == ()
 
 
-def test_the_last_free_one_is_found():
+def test_last_free_subnet_is_found():
     held = [lease(f"10.5.{n}.0-24") for n in range(1, 255)]
     assert plan(*held) == Take(parse_key("10.5.255.0-24"))
 
@@ -337,22 +338,22 @@ FITS, STALE = "10.5.7.0-24", "10.6.7.0-24"
         ([lease(FITS, "0.0.0.0", node="us")], 0, "ours though its address is lost"),
     ],
 )
-def test_which_lease_is_kept(leases, kept, breaks):
+def test_choice_among_several_leases_of_ours(leases, kept, breaks):
     others = [lease("10.5.2.0-24"), lease("10.5.3.0-24", node="them")]
     for order in (leases, leases[::-1]):
         verdict = plan(*others, *order, node_id="us", previous="10.5.9.0-24")
         assert verdict == Keep(leases[kept]), breaks
 
 
-def test_a_strangers_lease_that_no_longer_fits_is_not_deleted():
+def test_duplicate_nodes_lease_that_no_longer_fits_is_not_deleted():
     """Its PublicIP is ours, but another node says it wrote it: nobody asked that one."""
-    strangers = lease(STALE, US, node="them")
-    verdict = plan(strangers, node_id="us")
+    duplicates = lease(STALE, US, node="them")
+    verdict = plan(duplicates, node_id="us")
     assert isinstance(verdict, Take)
     assert verdict.stale == ()
 
 
-def test_a_strangers_lease_is_in_the_way_although_it_has_our_address():
+def test_duplicate_nodes_lease_holds_its_subnet():
     network = config(SubnetMin="10.5.10.0", SubnetMax="10.5.11.0")
     half = lease("10.5.10.0-25", US, node="them")
     for seed in range(10):
@@ -362,7 +363,7 @@ def test_a_strangers_lease_is_in_the_way_although_it_has_our_address():
         assert verdict == Take(parse_key("10.5.11.0-24"))
 
 
-def test_ours_that_no_longer_fit_are_deleted_strangers_and_others_stay():
+def test_stale_leases_of_ours_are_deleted_but_not_of_duplicates_or_clones():
     ours = (lease("10.6.8.0-24", US, node="us"), lease("10.6.9.0-24", US))
     rest = (
         lease("10.6.7.0-24", THEM, node="us"),  # perhaps a clone's
@@ -374,7 +375,7 @@ def test_ours_that_no_longer_fit_are_deleted_strangers_and_others_stay():
     assert set(map(str, (one.key for one in verdict.stale))) == {str(one.key) for one in ours}
 
 
-def test_what_we_give_up_is_in_nobodys_way():
+def test_stale_lease_of_ours_does_not_hold_its_subnet():
     network = config(SubnetMin="10.5.10.0", SubnetMax="10.5.10.0")
     half = lease("10.5.10.0-25", US)
     assert plan(half, network=network) == Take(parse_key("10.5.10.0-24"), (half,))
@@ -383,7 +384,7 @@ def test_what_we_give_up_is_in_nobodys_way():
     )
 
 
-def test_without_an_id_of_our_own_every_id_is_a_strangers():
+def test_without_a_node_id_every_signed_lease_is_another_nodes():
     assert plan(lease(FITS, US, node="them")) == Keep(lease(FITS, US, node="them"))
     verdict = plan(lease(FITS, THEM, node="them"))
     assert isinstance(verdict, Take)
@@ -392,17 +393,17 @@ def test_without_an_id_of_our_own_every_id_is_a_strangers():
     assert verdict.stale == ()
 
 
-def test_a_lease_is_ours_once_even_by_address_and_id():
+def test_lease_of_ours_by_address_and_by_id_is_deleted_once():
     stale = lease(STALE, US, node="us")
     verdict = plan(stale, node_id="us")
     assert isinstance(verdict, Take)
     assert verdict.stale == (stale,)
 
 
-def test_no_address_and_another_id_is_not_ours():
+def test_lease_with_unspecified_address_and_another_id_is_not_ours():
     verdict = plan_claim(
         [lease(FITS, "0.0.0.0", node="them"), lease("10.5.8.0-24", "0.0.0.0")],
-        config=V4,
+        network_config=V4,
         public_ip=IPv4Address("0.0.0.0"),
         node_id="us",
         previous=None,

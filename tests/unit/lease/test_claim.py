@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 
@@ -11,6 +12,7 @@ import pytest
 from tundp.lease.claim import ClaimMachine, ClaimRules, Step
 from tundp.lease.claim_io import (
     Create,
+    Event,
     GiveUp,
     Input,
     LeaseGoneElsewhere,
@@ -30,7 +32,7 @@ from tundp.lease.claim_io import (
 )
 from tundp.lease.codec import parse_key
 from tundp.lease.identity import CHALLENGE, HOST, NODE, Identity
-from tundp.lease.model import TTL_UNKNOWN, BadEntry, Lease, LeaseAttributes, Snapshot
+from tundp.lease.model import TTL_UNKNOWN, BadEntry, Lease, LeaseAttributes, LeaseKey, Snapshot
 
 KEY = parse_key("10.5.1.0-24")
 INSIDE = parse_key("10.5.1.128-25")
@@ -45,7 +47,14 @@ NOW = 1000.0
 RULES = ClaimRules(identity=US, lease_ttl_s=1000, margin_s=300)
 
 
-def lease(revision, *, ip=OUR_IP, extra=None, ttl=1000.0, key=KEY):
+def lease(
+    revision: int,
+    *,
+    ip: IPv4Address = OUR_IP,
+    extra: dict[str, str] | None = None,
+    ttl: float | None = 1000.0,
+    key: LeaseKey = KEY,
+) -> Lease:
     extra = SIGNED if extra is None else extra
     attributes = LeaseAttributes(public_ip=ip, extra=extra)
     return Lease(key=key, attributes=attributes, revision=revision, lease_ttl_s=ttl)
@@ -55,11 +64,11 @@ OTHER = lease(12, ip=THEIR_IP, extra={NODE: "them"})
 OVERLAPPING = lease(12, ip=THEIR_IP, extra={}, key=INSIDE)
 
 
-def seen(*leases, bad=()):
+def seen(*leases: Lease, bad: Sequence[str] = ()) -> Looked:
     return Looked(Snapshot(leases, 20, tuple(BadEntry(name, "rubbish") for name in bad)))
 
 
-INPUTS = {
+INPUTS: dict[str, tuple[Input, float]] = {
     # Time: while nothing is due; when the renewal is due; when the lease has expired.
     "tick": (Tick(), 0),
     "later": (Tick(), 750),
@@ -93,14 +102,14 @@ INPUTS = {
 }
 
 
-def idle(rules=RULES, revision=11) -> ClaimMachine:
+def idle(rules: ClaimRules = RULES, revision: int = 11) -> ClaimMachine:
     """Our lease, just written."""
     machine = ClaimMachine(rules, offer=OFFER, key=KEY)
     machine.acquired(lease(revision), offer=OFFER, now=NOW)
     return machine
 
 
-def after(*inputs: str | Input, rules=RULES, revision=11) -> ClaimMachine:
+def after(*inputs: str | Input, rules: ClaimRules = RULES, revision: int = 11) -> ClaimMachine:
     """The machine after these inputs; "next" begins what is due."""
     machine = idle(rules, revision)
     for each in inputs:
@@ -482,7 +491,7 @@ def test_a_lease_at_a_former_address_is_ours_if_it_bears_our_id() -> None:
 
 
 def test_an_event_held_back_during_a_write_counts_once_the_answer_is_there() -> None:
-    for event, outcome_ in [
+    cases: list[tuple[Event, tuple[LeaseState, Step]]] = [
         (Observed(None), (LeaseState.HELD, Step.LOOK)),
         (Unreadable("rubbish"), (LeaseState.HELD, Step.LOOK)),
         (Observed(lease(13)), (LeaseState.HELD, Step.IDLE)),
@@ -490,18 +499,20 @@ def test_an_event_held_back_during_a_write_counts_once_the_answer_is_there() -> 
         (Observed(lease(14, extra=SIGNED | {CHALLENGE: "beef"})), (LeaseState.HELD, Step.RENEW)),
         (Observed(replace(OTHER, revision=14)), (LeaseState.CONFLICT, Step.LOOK)),
         (Observed(replace(OTHER, revision=12)), (LeaseState.HELD, Step.IDLE)),
-    ]:
+    ]
+    for event, outcome_ in cases:
         machine = after("unsigned", "next", event, "wrote")
         assert (machine.state, machine.step) == outcome_, event
 
 
 def test_an_event_held_back_during_a_write_without_an_answer_may_be_its_echo() -> None:
-    for event, outcome_ in [
+    cases: list[tuple[Event, tuple[LeaseState, Step]]] = [
         (Observed(None), (LeaseState.LOST, Step.LOOK)),
         (Unreadable("rubbish"), (LeaseState.CONFLICT, Step.LOOK)),
         (Observed(lease(13)), (LeaseState.HELD, Step.LOOK)),
         (Observed(replace(OTHER, revision=14)), (LeaseState.CONFLICT, Step.LOOK)),
-    ]:
+    ]
+    for event, outcome_ in cases:
         machine = after("unsigned", "next", event, "failed")
         assert (machine.state, machine.step) == outcome_, event
         assert machine.next(now=NOW) == WaitUntil(NOW + 1), "the store has just failed"
@@ -529,9 +540,9 @@ def notices(machine: ClaimMachine, *inputs: Input, now: float = NOW) -> list[str
 
 def test_a_write_by_another_with_our_identity_is_reported_once_a_minute() -> None:
     machine = after()
-    assert notices(machine, Observed(lease(12))) == ["WrittenByAnother"]
-    assert notices(machine, Observed(lease(13)), now=NOW + 59) == []
-    assert notices(machine, Observed(lease(14)), now=NOW + 60) == ["WrittenByAnother"]
+    assert notices(machine, Observed(lease(12))) == ["WrittenByAnother", "Working"]
+    assert notices(machine, Observed(lease(13)), now=NOW + 59) == ["Working"]
+    assert notices(machine, Observed(lease(14)), now=NOW + 60) == ["WrittenByAnother", "Working"]
 
 
 def test_what_may_be_our_own_write_is_not_reported_as_anothers() -> None:
@@ -559,6 +570,15 @@ def test_failures_and_their_end_are_reported() -> None:
     assert notices(machine, Wrote(lease(13))) == ["Working", "StateChanged"]
 
 
+def test_a_failure_is_over_when_our_lease_shows_up_by_itself() -> None:
+    """Otherwise the next renewal, a day later, reports an outage of one day."""
+    machine = after("gone", "next", "saw nothing")
+    assert notices(machine, Observed(lease(12))) == ["WrittenByAnother", "StateChanged", "Working"]
+    machine = after("gone", "next", "saw nothing")
+    unsigned = Observed(lease(12, extra={}))
+    assert "Working" not in notices(machine, unsigned), "a renewal is still to be done"
+
+
 def test_reasons() -> None:
     for inputs, why in [
         (("gone",), "it was deleted or has expired"),
@@ -571,7 +591,7 @@ def test_reasons() -> None:
         assert after(*inputs).why == why
 
 
-def test_giving_up_names_the_lease_its_state_and_the_reason() -> None:
+def test_giving_up_names_the_lease_and_its_state() -> None:
     machine = after("gone", "next", "saw none", rules=EXITS)
-    expected = GiveUp(f"lease {KEY} is lost: it was deleted or has expired")
+    expected = GiveUp(f"lease {KEY} is lost")
     assert machine.next(now=NOW) == machine.next(now=NOW + 10**6) == expected

@@ -24,7 +24,7 @@ from tundp.lease.model import LeaseAttributes, LeaseKey
         ("10.5.52.0-24&::-0", "10.5.52.0/24", "::/0"),
     ],
 )
-def test_keys(text, v4, v6):
+def test_keys_are_parsed(text, v4, v6):
     key = codec.parse_key(text)
     assert key == LeaseKey(IPv4Interface(v4), None if v6 is None else IPv6Interface(v6))
     assert str(key) == text
@@ -79,7 +79,7 @@ def test_a_key_keeps_its_host_bits_but_covers_its_subnet():
         "config",
     ],
 )
-def test_not_keys(text):
+def test_malformed_keys_are_refused(text):
     with pytest.raises(LeaseFormatError) as caught:
         codec.parse_key(text)
     assert repr(text) in str(caught.value)
@@ -131,7 +131,7 @@ def test_not_keys(text):
         ),
     ],
 )
-def test_values_read(text, expected):
+def test_values_are_parsed(text, expected):
     assert codec.parse_value(text) == expected
 
 
@@ -161,7 +161,7 @@ def test_missing_public_ip_is_unspecified():
         ('{"PublicIP":"192.0.2.1","x":NaN}', "NaN"),
     ],
 )
-def test_values_refused(text, why):
+def test_malformed_values_are_refused(text, why):
     with pytest.raises(LeaseFormatError) as caught:
         codec.parse_value(text)
     assert why in str(caught.value)
@@ -207,12 +207,12 @@ def test_a_deeply_nested_value_is_one_bad_entry_not_the_end_of_the_watch(key, de
         ),
     ],
 )
-def test_values_written(attributes, text):
+def test_values_are_encoded(attributes, text):
     assert codec.encode_value(attributes) == text
     assert codec.parse_value(text) == attributes
 
 
-def test_the_old_form_is_read_and_the_new_one_written():
+def test_old_value_form_is_parsed_and_encoded_as_the_new_one():
     attributes = codec.parse_value('{"PublicIP":"192.0.2.10"}')
     assert codec.encode_value(attributes) == '{"PublicIP":"192.0.2.10","PublicIPv6":null}'
 
@@ -222,7 +222,7 @@ def test_unknown_keys_survive_a_renewal():
     assert codec.encode_value(codec.parse_value(text)) == text
 
 
-def test_go_escapes_are_read():
+def test_go_escapes_are_parsed():
     text = '{"PublicIP":"192.0.2.1","note":"\\u003ca\\u0026b\\u003e"}'
     assert codec.parse_value(text).extra == {"note": "<a&b>"}
 
@@ -234,7 +234,7 @@ def test_go_escapes_are_read():
         '{"PublicIP":"192.0.2.1","note":-1e999}',
     ],
 )
-def test_what_is_written_is_json(text):
+def test_encoded_values_are_json(text):
     # Python's json writes Infinity, which poisons every reader of the prefix.
     try:
         attributes = codec.parse_value(text)
@@ -243,7 +243,7 @@ def test_what_is_written_is_json(text):
     assert "Infinity" not in codec.encode_value(attributes)
 
 
-def test_what_is_written_is_utf8():
+def test_encoded_values_are_utf8():
     try:
         attributes = codec.parse_value('{"PublicIP":"192.0.2.1","note":"\\ud800"}')
     except LeaseFormatError:

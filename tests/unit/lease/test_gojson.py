@@ -25,11 +25,11 @@ def test_keys_match_in_any_case(spelling):
         ('{"a": 1, "a": null}', None),
     ],
 )
-def test_the_last_of_several_spellings_wins(text, expected):
+def test_last_of_several_spellings_of_a_key_wins(text, expected):
     assert gojson.parse_object(text, "value").get("a") == expected
 
 
-def test_null_and_missing_are_two_things():
+def test_null_and_missing_differ():
     fields = gojson.parse_object('{"a": null}', "value")
     assert fields.get("a") is None
     assert fields.get("b") is gojson.MISSING
@@ -64,7 +64,7 @@ def test_unknown_keys_keep_their_spelling_and_become_plain():
         ("3", "3, not a JSON object"),
     ],
 )
-def test_what_is_not_an_object(text, why):
+def test_documents_other_than_an_object_are_refused(text, why):
     with pytest.raises(LeaseFormatError) as caught:
         gojson.parse_object(text, "lease value")
     assert why in str(caught.value)
@@ -72,7 +72,7 @@ def test_what_is_not_an_object(text, why):
 
 
 @pytest.mark.parametrize("depth", [1, 10, 100, 400, 600, 900, 2000])
-def test_nesting_is_read_or_refused_but_never_unwinds_further(depth):
+def test_nesting_is_accepted_or_refused_with_a_format_error(depth):
     # Lists deep enough to be read, but too deep to be walked, are refused like the rest.
     text = '{"x":' + "[" * depth + "]" * depth + "}"
     try:
@@ -115,7 +115,7 @@ def test_a_deep_value_can_be_described(depth):
         (gojson.expect_bool, None, False),
     ],
 )
-def test_types(expect, value, accepted):
+def test_expected_types_are_as_strict_as_go(expect, value, accepted):
     if accepted:
         assert expect(value, "SomeKey") is value
         return
@@ -129,7 +129,7 @@ def test_types(expect, value, accepted):
     "text",
     ["", "192.0.2", "192.0.2.1/24", "192.0.2.256", "192.0.2.01", " 192.0.2.1", "2001:db8::1"],
 )
-def test_not_an_ipv4_address(text):
+def test_malformed_ipv4_addresses_are_refused(text):
     with pytest.raises(LeaseFormatError) as caught:
         gojson.expect_ipv4(text, "PublicIP")
     assert str(caught.value) == f'PublicIP is "{text}", not an IPv4 address'

@@ -37,12 +37,12 @@ def with_extra(**extra: Any) -> LeaseAttributes:
     return LeaseAttributes(public_ip=IPv4Address("192.0.2.1"), extra=extra)
 
 
-def test_what_is_signed_is_recognised():
+def test_signed_attributes_yield_the_identity():
     assert identity_of(lease(signed(PLAIN, US, PLAIN))) == US
     assert identity_of(lease(signed(PLAIN, Identity("7c1f"), PLAIN))) == Identity("7c1f", "")
 
 
-def test_the_names_in_the_value_are_a_contract():
+def test_field_names_are_a_contract():
     """Nodes of other versions read them."""
     value = json.loads(codec.encode_value(challenged(signed(PLAIN, US, PLAIN), "ab")))
     assert value == {
@@ -74,7 +74,7 @@ def test_a_stock_flannel_reads_a_signed_lease():
         ({NODE.lower(): "7c1f"}, None, "extra fields are spelled exactly"),
     ],
 )
-def test_identity_of_anything(extra, identity, breaks):
+def test_identity_of_any_value(extra, identity, breaks):
     assert identity_of(lease(with_extra(**extra))) == identity, breaks
 
 
@@ -82,11 +82,11 @@ def test_identity_of_anything(extra, identity, breaks):
     ("extra", "challenge"),
     [({}, None), ({CHALLENGE: "ab"}, "ab"), ({CHALLENGE: ""}, ""), ({CHALLENGE: 5}, None)],
 )
-def test_challenge_in_anything(extra, challenge):
+def test_challenge_in_any_value(extra, challenge):
     assert challenge_in(lease(with_extra(**extra))) == challenge
 
 
-def test_signing_keeps_what_others_keep_and_takes_challenges_out():
+def test_signing_keeps_foreign_fields_and_removes_a_challenge():
     kept = with_extra(**{"Rack": "b7", NODE: "old", HOST: "old", CHALLENGE: "ab", "Deep": [{}]})
     now = signed(PLAIN, US, kept)
     assert now.extra == {"Rack": "b7", "Deep": [{}], NODE: "7c1f", HOST: "kube1"}
@@ -100,7 +100,7 @@ def test_signing_takes_the_rest_from_the_new_attributes():
     assert now.extra == {"Rack": "b7", NODE: "7c1f", HOST: "kube1"}
 
 
-def test_signing_without_an_identity_takes_others_names_out():
+def test_signing_without_an_identity_removes_another_nodes():
     kept = with_extra(**{"Rack": "b7", NODE: "old", HOST: "old", CHALLENGE: "ab"})
     assert signed(PLAIN, None, kept).extra == {"Rack": "b7"}
 
@@ -130,7 +130,7 @@ def test_answering_a_challenge_is_a_change():
     ("identity", "text"),
     [(US, "7c1f (host kube1)"), (Identity("7c1f"), "7c1f")],
 )
-def test_text_for_people(identity, text):
+def test_identity_as_text(identity, text):
     assert str(identity) == text
 
 

@@ -5,15 +5,11 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
+from tundp.backend.choose import BACKENDS, FLANNEL_BACKENDS, parse_network_config
+from tundp.backend.hostgw import host_gw_config
+from tundp.backend.udp.config import udp_config
 from tundp.errors import ConfigError
-from tundp.lease.network import (
-    FLANNEL_BACKENDS,
-    HostGwConfig,
-    NetworkConfig,
-    SubnetPool,
-    UdpConfig,
-    parse_network_config,
-)
+from tundp.lease.network import NetworkConfig, SubnetPool
 
 ORIGIN = "/coreos.com/network/config"
 
@@ -39,7 +35,7 @@ def v6(**keys: object) -> dict[str, object]:
     return v4(EnableIPv6=True, IPv6Network="2001:db8::/48") | keys
 
 
-def test_the_least_config():
+def test_minimal_config():
     config = parse(v4())
     assert config == NetworkConfig(
         pool=SubnetPool(
@@ -49,7 +45,7 @@ def test_the_least_config():
             subnet_max=IPv4Address("10.5.255.0"),
         ),
         pool6=None,
-        backend=UdpConfig(port=8285),
+        backend=udp_config(8285),
         enable_nftables=False,
     )
     assert config.network == IPv4Network("10.5.0.0/16")
@@ -167,7 +163,7 @@ def test_keys_in_any_case_last_duplicate_wins_unknown_ignored(text):
     assert config.network == IPv4Network("10.5.0.0/16")
     assert config.pool.subnet_len == 26
     assert config.pool.subnet_min == IPv4Address("10.5.1.0")
-    assert config.backend == UdpConfig(port=9000)
+    assert config.backend == udp_config(9000)
 
 
 TOO_MANY = "must be able to accommodate at least four subnets"
@@ -392,7 +388,7 @@ def test_refused_with_flannels_words_the_key_and_its_value(config, text, key, va
         ),
     ],
 )
-def test_the_first_rule_broken_is_the_one_reported(config, text, breaks):
+def test_first_broken_rule_is_reported(config, text, breaks):
     assert text in refusal(config), breaks
 
 
@@ -410,7 +406,7 @@ def test_the_first_rule_broken_is_the_one_reported(config, text, breaks):
         (v6(IPv6SubnetMin=None, IPv6SubnetMax="::"), True, "null and :: are the defaults"),
     ],
 )
-def test_families(config, has_ipv6, breaks):
+def test_enabled_families(config, has_ipv6, breaks):
     parsed = parse(config)
     assert (parsed.pool6 is not None) is has_ipv6, breaks
 
@@ -436,7 +432,7 @@ def test_enable_nftables(value, expected):
     ],
 )
 def test_backend(backend, port, breaks):
-    assert parse(v4(Backend=backend)).backend == UdpConfig(port=port), breaks
+    assert parse(v4(Backend=backend)).backend == udp_config(port), breaks
 
 
 @pytest.mark.parametrize(
@@ -477,11 +473,11 @@ def test_backend_refused(backend, text):
 @pytest.mark.parametrize("name", ["host-gw", "Host-GW", "HOST-GW"])
 def test_host_gw_is_a_backend_without_parameters(name):
     backend = parse(v4(Backend={"Type": name, "Port": "none of its business"})).backend
-    assert backend == HostGwConfig()
+    assert backend == host_gw_config()
     assert (backend.name, backend.lease_type) == ("host-gw", "host-gw")
 
 
-@pytest.mark.parametrize("name", [*sorted(FLANNEL_BACKENDS), "VXLAN"])
+@pytest.mark.parametrize("name", [*sorted(FLANNEL_BACKENDS - BACKENDS.keys()), "VXLAN"])
 def test_flannels_other_backends_are_refused_as_such(name):
     message = refusal(v4(Backend={"Type": name}))
     assert repr(name) in message
@@ -490,7 +486,17 @@ def test_flannels_other_backends_are_refused_as_such(name):
 
 def test_flannels_backends_are_the_registered_ones():
     assert sorted(FLANNEL_BACKENDS) == sorted(
-        ["vxlan", "alloc", "extension", "ipip", "ipsec", "wireguard", "tencent-vpc"]
+        [
+            "udp",
+            "vxlan",
+            "host-gw",
+            "alloc",
+            "extension",
+            "ipip",
+            "ipsec",
+            "wireguard",
+            "tencent-vpc",
+        ]
     )
 
 

@@ -6,7 +6,9 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from tests.routes import verdict
-from tundp.lease import routing as routing_module
+from tundp.backend.hostgw import host_gw_config
+from tundp.backend.udp.config import udp_config
+from tundp.lease import hops
 from tundp.lease.codec import parse_key
 from tundp.lease.fib import FIRST_HOP_ID, row_of
 from tundp.lease.model import (
@@ -22,7 +24,6 @@ from tundp.lease.model import (
     Put,
     Snapshot,
 )
-from tundp.lease.network import HostGwConfig, UdpConfig
 from tundp.lease.routing import (
     OwnGone,
     OwnSeen,
@@ -52,7 +53,7 @@ def lease(key: str, ip: str = "192.0.2.7", backend: str = "", revision: int = 1)
 def ledger(*leases: Lease, addresses: tuple[str, ...] = ("192.0.2.1",)) -> Routing:
     made = Routing(
         network=NETWORK,
-        backend=UdpConfig(),
+        backend=udp_config(),
         own_key=parse_key(OWN),
         own_addresses=[IPv4Address(address) for address in addresses],
     )
@@ -161,7 +162,7 @@ def test_our_own_lease_is_neither_peer_nor_refused():
 def test_host_gw_peers_are_host_gw_leases_and_gateways_without_a_port():
     made = Routing(
         network=NETWORK,
-        backend=HostGwConfig(),
+        backend=host_gw_config(),
         own_key=parse_key(OWN),
         own_addresses=[OWN_ADDRESS],
     )
@@ -418,7 +419,7 @@ def test_a_peer_that_comes_back_finds_its_hop_id_and_it_is_not_assigned_anew():
 
 
 def test_a_hop_id_is_given_to_another_only_after_its_last_fib_went_out_of_use(monkeypatch):
-    monkeypatch.setattr(routing_module, "KEPT_ENDPOINTS", 0)
+    monkeypatch.setattr(hops, "KEPT_ENDPOINTS", 0)
     made = ledger(lease("10.5.2.0-24", "192.0.2.2"))
     first = hop_of(made, "10.5.2.0/24")
     made.fib()  # generation 1 has it
@@ -436,17 +437,17 @@ def test_a_hop_id_is_given_to_another_only_after_its_last_fib_went_out_of_use(mo
 
 def test_endpoints_without_a_lease_are_kept_up_to_a_number():
     made = ledger()
-    for count in range(routing_module.KEPT_ENDPOINTS + 50):
+    for count in range(hops.KEPT_ENDPOINTS + 50):
         key, address = "10.5.2.0-24", f"198.51.{100 + count // 250}.{1 + count % 250}"
         put(made, lease(key, address))
         made.note_seen(made.fib().generation)
         delete(made, key)
         made.note_seen(made.fib().generation)
-    assert len(made.fib().hop_array) <= FIRST_HOP_ID + routing_module.KEPT_ENDPOINTS + 2
+    assert len(made.fib().hop_array) <= FIRST_HOP_ID + hops.KEPT_ENDPOINTS + 2
 
 
 def test_no_hop_id_left_is_a_refusal_by_name(monkeypatch):
-    monkeypatch.setattr(routing_module, "HOPS_MAX", FIRST_HOP_ID + 2)
+    monkeypatch.setattr(hops, "HOPS_MAX", FIRST_HOP_ID + 2)
     made = ledger(*(lease(f"10.5.{n}.0-24", f"192.0.2.{n}") for n in (2, 3, 4)))
     assert len(made.peers) == 2
     assert list(refusals(made).values()) == [Refusal.TOO_MANY_PEERS]

@@ -38,12 +38,12 @@ DUAL_TEXT = (
 
 
 @pytest.mark.parametrize(("env", "text"), [(V4, V4_TEXT), (DUAL, DUAL_TEXT)])
-def test_exact_bytes(env, text):
+def test_rendered_bytes(env, text):
     assert render(env) == text
 
 
 @pytest.mark.parametrize("env", [V4, DUAL])
-def test_read_back(env):
+def test_rendered_text_is_parsed_back(env):
     assert previous_key(render(env)) == env.key
 
 
@@ -98,6 +98,6 @@ def test_previous_key(text, key, breaks):
     assert (None if found is None else str(found)) == key, breaks
 
 
-def test_an_ipv6_half_must_be_single_too():
+def test_previous_key_needs_a_single_ipv6_subnet():
     text = "FLANNEL_SUBNET=10.5.7.1/24\nFLANNEL_IPV6_SUBNET=fd00::1/64,fd01::1/64\n"
     assert previous_key(text) == parse_key("10.5.7.0-24")

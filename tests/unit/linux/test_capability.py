@@ -18,7 +18,7 @@ PROGRAM = """
 import ctypes, logging, os, subprocess, sys, threading
 sys.path[:0] = {path!r}
 logging.basicConfig(level=logging.DEBUG, stream=sys.stdout, format="%(levelname)s %(message)s")
-from tundp.linux import capability
+from tundp.linux import capability, uapi
 def sets(directory="/proc/thread-self"):
     lines = open(directory + "/status").read().splitlines()
     pairs = [line.split(":") for line in lines if line.startswith(("Cap", "NoNewPrivs"))]
@@ -80,7 +80,7 @@ every = capability._mask("CapPrm")
 for number in (0, 1):
     part = every >> 32 * number & 0xFFFFFFFF
     words[number] = capability._Words(part, part, part)
-header = capability._Header(capability._VERSION_3, 0)
+header = capability._Header(uapi.LINUX_CAPABILITY_VERSION_3, 0)
 assert libc.capset(ctypes.byref(header), words) == 0
 for number in (12, 13): assert libc.prctl(47, 2, number, 0, 0) == 0
 assert sets()["CapAmb"] == 0x3000, sets()

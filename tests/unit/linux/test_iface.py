@@ -5,7 +5,11 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 import pytest
 
 from tundp.errors import ConfigError
-from tundp.linux.iface import Host, Interface, compile_go_regex, select_interface
+from tundp.linux.goregex import compile_go_regex
+from tundp.linux.iface import Host, Interface, Selection
+from tundp.linux.iface import choose as selectors
+from tundp.linux.iface.explain import finish
+from tundp.linux.iface.model import Case
 from tundp.linux.netlink import Address, Link, Route, RouteLookup
 from tundp.linux.uapi import RT_SCOPE_HOST
 
@@ -66,13 +70,30 @@ USUAL = host(address(2, "192.0.2.1/24"), address(3, "198.51.100.1/24"))
 TARGET = IPv4Address("203.0.113.5")
 
 
-def choose(given: Host, *wanted: str, public_ip: str | None = None, **more) -> Interface:
-    return select_interface(
-        given,
-        wanted=wanted,
-        public_ip=None if public_ip is None else IPv4Address(public_ip),
-        **more,
+def choose(
+    given: Host,
+    *wanted: str,
+    public_ip: str | None = None,
+    regexes=(),
+    can_reach: IPv4Address | None = None,
+    reached: RouteLookup | None = None,
+    can_reach_error: str | None = None,
+    network: IPv4Network | None = None,
+) -> Interface:
+    """What `look` would choose with these flags if the kernel said all this."""
+    case = Case(
+        host=given,
+        selection=Selection(
+            iface=wanted,
+            iface_regex=tuple(regexes),
+            iface_can_reach=can_reach,
+            public_ip=None if public_ip is None else IPv4Address(public_ip),
+        ),
+        reached=reached,
+        can_reach_error=can_reach_error,
+        network=network,
     )
+    return finish(case, selectors.choose(case))
 
 
 def reach(index: int, source: str | None) -> dict:

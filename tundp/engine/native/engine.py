@@ -114,9 +114,8 @@ class NativeEngine:
         for sock in self._socks:
             set_udp_gro(sock, is_on=self._has(Offload.UDP_GRO))
         self._fibs: list[NativeFib] = []
-        started = time.time()
         self._missing = {
-            offload: DisabledOffload(reason, started)
+            offload: DisabledOffload(reason)
             for offload, reason in (self._kernel.missing if self._kernel else {}).items()
         }
         self._ungranted: dict[Offload, DisabledOffload] = {}
@@ -298,7 +297,7 @@ class NativeEngine:
             Offload.UDP_COALESCE: (tun.knows_uso, "the TUN takes no UDP super-packets"),
         }
         return {
-            offload: DisabledOffload(reason, time.time())
+            offload: DisabledOffload(reason)
             for offload, (is_there, reason) in is_granted.items()
             if self._has(offload) and not is_there
         }

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tundp.linux.command import Finished, find, run
-from tundp.linux.firewall.settings import FirewallSettings, Overlay
+from tundp.linux.firewall.settings import FirewallSettings, NetworkPair, Overlay
 
 PACKAGE: Final = "nftables"
 PROGRAM: Final = "nft"
@@ -108,8 +108,11 @@ class Nftables:
         # As printed right after the rules were made, not as we spell them.
         self._lines: dict[str, list[str]] = {}
 
-    async def install(self) -> None:
-        """Put everything in place, in one transaction. PlatformError with nft's complaint."""
+    async def install(self, pairs: Sequence[NetworkPair] = ()) -> None:
+        """Put everything in place, in one transaction. PlatformError with nft's complaint.
+
+        flannel v0.11 made iptables' rules only: there are none of `pairs` here.
+        """
         self._lines = {}
         self._script = make_script(self._settings, await probe())
         await self._load()

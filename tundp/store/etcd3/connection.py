@@ -16,7 +16,6 @@ from grpclib.protocol import H2Protocol
 
 from tundp.errors import (
     AccessDenied,
-    StoreUnavailable,
 )
 from tundp.store.access import (
     REQUEST_TIMEOUT_S,
@@ -25,7 +24,8 @@ from tundp.store.access import (
     parse_endpoints,
     tls_context,
 )
-from tundp.store.etcd3.words import FAILURES, denial, wants_login, why_failed
+from tundp.store.endpoints import Endpoints
+from tundp.store.etcd3.words import FAILURES, denial, is_untouched, wants_login, why_failed
 from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
 from tundp.store.names import Names
 
@@ -37,9 +37,9 @@ PING_TIMEOUT_S: Final = 4.0
 """A watch on a server that hangs ends after PING_S + PING_TIMEOUT_S. Pings more often than
 every 5 s would be refused (etcd --grpc-keepalive-min-time)."""
 LOGINS: Final = 3
-"""Tries of one call to log in again: a server may restart while we do."""
+"""Logins of one call: a server may restart between login and request."""
 _WINDOW_LEN: Final = 64 << 20
-"""HTTP/2 window: a snapshot is one message, and 65,000 leases are 8 MB."""
+"""HTTP/2 window in bytes: a snapshot is one message, and 65,000 leases are 8 MB."""
 CONFIG: Final = Configuration(
     _keepalive_time=PING_S,
     _keepalive_timeout=PING_TIMEOUT_S,
@@ -49,8 +49,6 @@ CONFIG: Final = Configuration(
     http2_stream_window_size=_WINDOW_LEN,
 )
 SERVICE: Final = "/etcdserverpb."
-_UNTOUCHED: Final = frozenset({Status.UNAUTHENTICATED, Status.PERMISSION_DENIED})
-"""Refusals after which nothing was done for certain."""
 
 
 class EtcdChannel(Channel):
@@ -58,7 +56,7 @@ class EtcdChannel(Channel):
 
     def __init__(self, endpoint: Endpoint, tls: ssl.SSLContext | None, names: Names) -> None:
         super().__init__(endpoint.host.strip("[]"), endpoint.port, ssl=tls, config=CONFIG)
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._names = names
 
     async def _create_connection(self) -> H2Protocol:
@@ -85,33 +83,34 @@ class EtcdChannel(Channel):
                 failures.append(error)
             else:
                 return protocol
-        reasons = [why_failed(failure, self._endpoint) for failure in failures]
+        reasons = [why_failed(failure, self.endpoint) for failure in failures]
         if len(set(reasons)) == 1:
             raise failures[0]
         raise OSError(", ".join(map("{}: {}".format, addresses, reasons)))
 
 
 class Connection:
-    """One HTTP/2 connection to one endpoint at a time, and the list to go through."""
+    """One HTTP/2 connection, to one endpoint at a time; the others follow when it fails."""
 
     def __init__(self, access: EtcdAccess) -> None:
         self._access = access
-        self._endpoints = list(parse_endpoints(access.endpoints))
+        self._endpoints = Endpoints(parse_endpoints(access.endpoints), "etcd v3")
         self._tls = tls_context(access)
         self._tls.set_alpn_protocols(["h2"])
-        self._channel: Channel | None = None
+        self._channel: EtcdChannel | None = None
         self._lock: asyncio.Lock | None = None
         self._token = ""
         self._is_logged_in = False
+        self._was_logged_in = False
         self._names = Names()
-        self.urls = ",".join(endpoint.url for endpoint in self._endpoints)
+        self.urls = self._endpoints.urls
 
     async def call(
         self, method: str, request: Any, answer_type: type[T], *, once: bool = False
     ) -> T:
-        """One request on the first endpoint that answers. `once`: see `use`."""
+        """Send one unary request to the first endpoint that answers. `once`: see `use`."""
 
-        async def ask(channel: Channel, metadata: dict[str, str]) -> T:
+        async def ask(channel: EtcdChannel, metadata: dict[str, str]) -> T:
             unary = UnaryUnaryMethod(channel, SERVICE + method, type(request), answer_type)
             return await unary(request, timeout=REQUEST_TIMEOUT_S, metadata=metadata)
 
@@ -119,62 +118,60 @@ class Connection:
 
     async def use(
         self,
-        operation: Callable[[Channel, dict[str, str]], Awaitable[T]],
+        operation: Callable[[EtcdChannel, dict[str, str]], Awaitable[T]],
         *,
         once: bool = False,
     ) -> T:
-        """`operation(channel, metadata)` on the first endpoint that lets it through.
+        """Await `operation(channel, metadata)` on the first endpoint it succeeds at.
 
-        once: it must not run twice, so it is tried again only where it cannot have run.
+        once: it must not run twice, so it is retried only if it cannot have run.
         """
-        failures: list[str] = []
+        attempts = self._endpoints.attempts(once=once)
         logins_left = LOGINS
-        tries_left = len(self._endpoints)
-        while tries_left:
-            endpoint = self._endpoints[0]
+        while attempts.may_go_on:
+            endpoint = self._endpoints.current
             try:
                 channel = await self._connect()
             except FAILURES as error:
-                failures.append(f"{endpoint.url}: {why_failed(error, endpoint)}")
-                self._rotate(None)
-                tries_left -= 1
+                attempts.failed(endpoint, why_failed(error, endpoint), may_have_run=False)
+                self._leave(None)
                 continue
-            token = self._token
-            # A member cut off from the leader must say so rather than let us wait.
+            endpoint, token = channel.endpoint, self._token
+            # hasleader: a member without a leader fails the request instead of blocking it.
             metadata = {"hasleader": "true"} | ({"token": token} if token else {})
             try:
-                return await operation(channel, metadata)
-            except GRPCError as error:
-                if logins_left and self._access.username and wants_login(error):
-                    # etcd's simple tokens die with the server that gave them, or of age, and
-                    # auth may have been switched on. Whoever comes first logs in for all.
-                    logins_left -= 1
-                    if self._token == token:
-                        self._is_logged_in = False
-                    continue
-                if (denied := denial(error, endpoint)) is not None:
-                    raise denied from None
-                failures.append(f"{endpoint.url}: {why_failed(error, endpoint)}")
-                is_done = once and error.status not in _UNTOUCHED
+                result = await operation(channel, metadata)
             except FAILURES as error:
-                failures.append(f"{endpoint.url}: {why_failed(error, endpoint)}")
-                is_done = once
-            self._rotate(channel)
-            tries_left -= 1
-            if is_done:
-                break
-        raise StoreUnavailable(f"etcd does not answer: {'; '.join(failures)}")
+                if isinstance(error, GRPCError):
+                    if logins_left and self._access.username and wants_login(error):
+                        # etcd's simple tokens die with the server that gave them, or of age,
+                        # and auth may have been switched on. The first to come logs in for all.
+                        logins_left -= 1
+                        if self._token == token:
+                            self._is_logged_in = False
+                        continue
+                    if (denied := denial(error, endpoint)) is not None:
+                        raise denied from None
+                attempts.failed(
+                    endpoint, why_failed(error, endpoint), may_have_run=not is_untouched(error)
+                )
+                self._leave(channel)
+            else:
+                self._endpoints.answered(endpoint)
+                return result
+        raise attempts.error()
 
-    def lost(self, channel: Channel) -> None:
-        """A stream on `channel` broke: whoever comes next starts with another endpoint."""
-        self._rotate(channel)
+    def lost(self, channel: EtcdChannel, why: str) -> None:
+        """Report that a stream on `channel` broke: the next request starts at another endpoint."""
+        self._endpoints.failed(channel.endpoint, why)
+        self._leave(channel)
 
     def reconnect(self) -> None:
-        """Have a new connection to the same endpoint; what waits on the old one fails."""
+        """Connect to the same endpoint anew at the next request; pending requests fail."""
         self._disconnect()
 
     def close(self) -> None:
-        """Close the connection for good."""
+        """Close the connection and its name lookups; pending requests fail."""
         self._disconnect()
         self._names.close()
 
@@ -183,31 +180,35 @@ class Connection:
             self._channel.close()
             self._channel = None
 
-    async def _connect(self) -> Channel:
+    async def _connect(self) -> EtcdChannel:
         if self._lock is None:
             self._lock = asyncio.Lock()
         async with self._lock:
-            endpoint = self._endpoints[0]
             if self._channel is not None:
                 if self._access.username and not self._is_logged_in:
                     async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                        await self._log_in(self._channel, endpoint)
+                        await self._log_in(self._channel)
                 return self._channel
+            endpoint = self._endpoints.current
             tls = self._tls if endpoint.scheme == "https" else None
             channel = EtcdChannel(endpoint, tls, self._names)
             try:
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
                     await channel.__connect__()
                     if self._access.username and not self._is_logged_in:
-                        await self._log_in(channel, endpoint)
-            except BaseException:
+                        await self._log_in(channel)
+            except BaseException as error:
                 channel.close()
+                if isinstance(error, asyncio.CancelledError):
+                    # Perhaps by a deadline of the caller's, shorter than ours.
+                    self._endpoints.rotate()
                 raise
             self._channel = channel
             return channel
 
-    async def _log_in(self, channel: Channel, endpoint: Endpoint) -> None:
-        """Get a token, or find that none is needed."""
+    async def _log_in(self, channel: EtcdChannel) -> None:
+        """Authenticate: store a token, or that authentication is not enabled."""
+        endpoint = channel.endpoint
         method = UnaryUnaryMethod(
             channel,
             f"{SERVICE}Auth/Authenticate",
@@ -230,12 +231,19 @@ class Connection:
                 ) from None
             raise
         self._token, self._is_logged_in = str(answer.token), True
+        if self._was_logged_in:
+            _log.info(
+                "etcd at %s: logged in again as %s; the login before was no longer valid",
+                endpoint.url,
+                self._access.username,
+            )
+        self._was_logged_in = True
 
-    def _rotate(self, channel: Channel | None) -> None:
-        """Leave `channel`'s endpoint (None: the one that could not be connected) for the next."""
+    def _leave(self, channel: EtcdChannel | None) -> None:
+        """Drop `channel` and go to the next endpoint. None: the current one did not connect."""
         if channel is not self._channel:
-            return  # somebody else has left it already
+            return  # another request has done so already
         if channel is not None:
             channel.close()
             self._channel = None
-        self._endpoints.append(self._endpoints.pop(0))
+        self._endpoints.rotate()

@@ -1,0 +1,88 @@
+"""The admin socket: what a daemon answers is what the client reads."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from tundp.admin import STATUS_PATH, fetch_document, fetch_status, serve_admin
+from tundp.errors import PlatformError
+from tundp.observe.status import STATUS_SCHEMA, DaemonState, Lazy, PeerStatus, Status
+
+STATUS = Status(
+    version="0.2.0",
+    pid=4242,
+    state=DaemonState.RUNNING,
+    started_at=1.5,
+    uptime_s=2.0,
+    node_id='"\\\N{SNOWMAN}',
+    network=IPv4Network("10.5.0.0/16"),
+)
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    # A unix socket's path has room for 107 bytes, which tmp_path may exceed.
+    with tempfile.TemporaryDirectory(prefix="adm") as directory:
+        yield Path(directory) / "admin.sock"
+
+
+def peers(count: int) -> list[PeerStatus]:
+    return [
+        PeerStatus(
+            subnet=IPv4Network((0x0A000000 + (number << 8), 24)),
+            public_ip=IPv4Address("192.0.2.2"),
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2000])
+async def test_what_the_daemon_has_is_what_the_client_reads(path: Path, count: int) -> None:
+    status = replace(STATUS, peers=Lazy(count, lambda: peers(count)))
+    async with serve_admin(path, lambda: status, lambda: b""):
+        assert await fetch_status(path) == replace(STATUS, peers=tuple(peers(count)))
+        assert await fetch_document(path) == status.to_json()
+    assert not path.exists()
+
+
+async def test_a_daemon_of_another_schema_is_named(path: Path) -> None:
+    newer = replace(STATUS, schema=STATUS_SCHEMA + 1)
+    async with serve_admin(path, lambda: newer, lambda: b""):
+        with pytest.raises(PlatformError, match=f"has schema {STATUS_SCHEMA + 1}") as caught:
+            await fetch_status(path)
+        assert str(path) in str(caught.value)
+        assert (await fetch_document(path))["schema"] == STATUS_SCHEMA + 1
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [("rubbish", "application/json"), ("rubbish", "text/plain"), ("[]", "application/json")],
+)
+async def test_an_answer_that_is_no_status_is_an_error(
+    path: Path, body: str, content_type: str
+) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=body, content_type=content_type)
+
+    app = web.Application()
+    app.router.add_get(STATUS_PATH, answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.UnixSite(runner, str(path)).start()
+        with pytest.raises(PlatformError, match=str(path)):
+            await fetch_status(path)
+    finally:
+        await runner.cleanup()
+
+
+async def test_no_daemon_is_named(path: Path) -> None:
+    with pytest.raises(PlatformError, match="no daemon answers on"):
+        await fetch_status(path)

@@ -1,0 +1,201 @@
+"""From the ledger to its consumers: one publication a change, complete deltas, not too often."""
+
+from __future__ import annotations
+
+import asyncio
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from tundp.backend.udp.config import udp_config
+from tundp.daemon import publish
+from tundp.daemon.publish import Publisher
+from tundp.lease.codec import parse_key
+from tundp.lease.fib import Fib
+from tundp.lease.model import BadEntry, Events, Gone, Lease, LeaseAttributes, Peer, Put, Snapshot
+from tundp.lease.routing import Routing, RoutingDelta
+
+OWN = parse_key("10.5.1.0-24")
+OURS = IPv4Address("192.0.2.1")
+
+
+def lease(number: int, address: str, key: str = "") -> Lease:
+    return Lease(
+        key=parse_key(key or f"10.5.{number}.0-24"),
+        attributes=LeaseAttributes(public_ip=IPv4Address(address)),
+        revision=1,
+        lease_ttl_s=None,
+    )
+
+
+class Sink:
+    """A consumer that keeps what it was given, and by differences what that adds up to."""
+
+    def __init__(self) -> None:
+        self.fibs: list[Fib] = []
+        self.deltas: list[RoutingDelta] = []
+        self.peers: dict[IPv4Network, Peer] = {}
+        self.seen_generation = 0
+
+    def install(self, fib: Fib, delta: RoutingDelta) -> None:
+        self.fibs.append(fib)
+        self.deltas.append(delta)
+        for peer in delta.gone:
+            assert self.peers.pop(peer.subnet) == peer
+        for old, new in delta.moved:
+            assert self.peers[old.subnet] == old
+            self.peers[new.subnet] = new
+        for peer in delta.come:
+            assert peer.subnet not in self.peers
+            self.peers[peer.subnet] = peer
+
+    def seen(self) -> int:
+        return self.seen_generation
+
+
+class Bench:
+    """A ledger, its publisher and two consumers."""
+
+    def __init__(self, *known: Lease) -> None:
+        self.routing = Routing(
+            network=IPv4Network("10.5.0.0/16"),
+            backend=udp_config(),
+            own_key=OWN,
+            own_addresses=[OURS],
+        )
+        self.publisher = Publisher(self.routing)
+        self.publisher.apply(self.routing.apply(Snapshot(known, 1)))
+        self.first = self.publisher.first_fib()
+        self.sinks = [Sink(), Sink()]
+        for sink in self.sinks:
+            sink.peers = dict(self.routing.peers)
+
+    def start(self) -> None:
+        self.publisher.start(self.sinks)
+
+    def apply(self, *events: Put | Gone | BadEntry) -> None:
+        self.publisher.apply(self.routing.apply(Events(events, self.routing.revision + 1)))
+
+    async def settle(self) -> None:
+        """Until every consumer has what the ledger has."""
+        async with asyncio.timeout(20):
+            while any(sink.peers != dict(self.routing.peers) for sink in self.sinks):
+                await asyncio.sleep(0.001)
+
+
+async def test_the_first_table_is_full_and_nobody_is_told_of_it_again():
+    bench = Bench(lease(2, "192.0.2.2"), lease(3, "192.0.2.3"))
+    assert bench.first.index(int(IPv4Address("10.5.2.9"))) != 0
+    bench.start()
+    assert [sink.fibs for sink in bench.sinks] == [[], []]
+
+
+async def test_a_change_is_published_once_to_every_consumer():
+    bench = Bench(lease(2, "192.0.2.2"))
+    bench.start()
+    bench.apply(Put(lease(3, "192.0.2.3")))
+    await bench.settle()
+    for sink in bench.sinks:
+        assert len(sink.fibs) == 1
+        assert sink.fibs[0].generation == bench.routing.generation == 2
+        assert [str(peer.subnet) for peer in sink.deltas[0].come] == ["10.5.3.0/24"]
+
+
+async def test_our_addresses_changed_is_one_publication_though_peers_move_with_them():
+    bench = Bench(lease(2, "192.0.2.2"), lease(3, "192.0.2.3"))
+    bench.start()
+    delta = bench.routing.set_own_addresses([OURS, IPv4Address("192.0.2.2")])
+    assert delta.moves_packets
+    bench.publisher.apply(delta, is_own_changed=True)
+    await bench.settle()
+    await asyncio.sleep(0.05)
+    for sink in bench.sinks:
+        assert len(sink.fibs) == 1
+        assert int(IPv4Address("192.0.2.2")) in sink.fibs[0].own_addresses
+        assert sink.fibs[0].index(int(IPv4Address("10.5.2.1"))) == 0
+
+
+async def test_own_addresses_alone_make_a_table_though_no_peer_moves():
+    bench = Bench(lease(2, "192.0.2.2"))
+    bench.start()
+    delta = bench.routing.set_own_addresses([OURS, IPv4Address("198.51.100.1")])
+    bench.publisher.apply(delta, is_own_changed=True)
+    assert [len(sink.fibs) for sink in bench.sinks] == [1, 1]
+    assert int(IPv4Address("198.51.100.1")) in bench.sinks[0].fibs[0].own_addresses
+
+
+async def test_what_moves_no_packet_makes_no_table():
+    bench = Bench(lease(2, "192.0.2.2"))
+    bench.start()
+    bench.apply(Put(lease(2, "192.0.2.2")), BadEntry("rubbish", "no subnet"))
+    bench.apply(Put(lease(4, "0.0.0.0")))
+    await asyncio.sleep(0.02)
+    assert [len(sink.fibs) for sink in bench.sinks] == [0, 0]
+    assert bench.routing.generation == 1
+
+
+async def test_changes_between_the_first_table_and_the_start_are_not_lost():
+    bench = Bench(lease(2, "192.0.2.2"))
+    bench.apply(Put(lease(3, "192.0.2.3")))
+    bench.apply(Gone(parse_key("10.5.2.0-24")))
+    bench.start()
+    await bench.settle()
+    for sink in bench.sinks:
+        assert len(sink.deltas) == 1
+        assert [str(peer.subnet) for peer in sink.deltas[0].gone] == ["10.5.2.0/24"]
+        assert [str(peer.subnet) for peer in sink.deltas[0].come] == ["10.5.3.0/24"]
+
+
+async def test_dear_tables_are_made_less_often_and_their_deltas_add_up(monkeypatch):
+    bench = Bench()
+    bench.start()
+    made = bench.routing.fib
+    monkeypatch.setattr(publish, "PUBLISH_SHARE", 100.0)
+
+    def dear() -> Fib:
+        end = asyncio.get_running_loop().time() + 0.002
+        while asyncio.get_running_loop().time() < end:
+            pass
+        return made()
+
+    monkeypatch.setattr(bench.routing, "fib", dear)
+    for number in range(2, 60):
+        bench.apply(Put(lease(number, f"192.0.2.{number}")))
+        bench.apply(Put(lease(number, f"192.0.2.{number + 100}")))
+        if number % 3 == 0:
+            bench.apply(Gone(parse_key(f"10.5.{number}.0-24")))
+        await asyncio.sleep(0)
+    await bench.settle()
+    assert 2 <= len(bench.sinks[0].fibs) == len(bench.sinks[1].fibs) < 20, "58 changes"
+    assert len(bench.routing.peers) == 39
+
+
+async def test_the_ledger_learns_what_the_slowest_consumer_has_seen(monkeypatch):
+    bench = Bench()
+    bench.start()
+    seen: list[int] = []
+    monkeypatch.setattr(bench.routing, "note_seen", seen.append)
+    bench.sinks[0].seen_generation, bench.sinks[1].seen_generation = 7, 4
+    bench.apply(Put(lease(2, "192.0.2.2")))
+    assert seen == [4]
+
+
+async def test_after_close_nothing_is_published():
+    bench = Bench()
+    bench.start()
+    bench.apply(Put(lease(2, "192.0.2.2")))
+    bench.apply(Put(lease(3, "192.0.2.3")))
+    count = len(bench.sinks[0].fibs)
+    bench.publisher.close()
+    await asyncio.sleep(0.05)
+    assert len(bench.sinks[0].fibs) == count
+
+
+@pytest.mark.parametrize("count", [3, publish.PEERS_NAMED + 1])
+async def test_the_log_names_peers_or_counts_them(count, caplog):
+    caplog.set_level("INFO")
+    bench = Bench()
+    bench.apply(*(Put(lease(number, f"192.0.2.{number}")) for number in range(2, 2 + count)))
+    named = [line for line in caplog.messages if line.startswith("peer 10.5.")]
+    counted = [line for line in caplog.messages if line.startswith("peers: 0 gone,")]
+    assert (len(named), len(counted)) == ((count, 0) if count == 3 else (0, 1))

@@ -1,0 +1,1 @@
+"""The checks of `tundp config check`; daemon/check.py has the list."""

@@ -1,0 +1,169 @@
+"""Checks of this host: rights, files, ports, routes, firewall."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+from tundp.daemon.checks.inspection import Inspection
+from tundp.daemon.unit import installed_unit
+from tundp.errors import PlatformError
+from tundp.finding import Finding, Verdict
+from tundp.linux import capability, unreachable
+from tundp.linux.command import find
+from tundp.linux.tun import require_device
+
+BR_NETFILTER: Final = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+
+
+async def check_rights(_: Inspection) -> AsyncIterator[Finding]:
+    """Whether this process may make and configure network devices."""
+    try:
+        capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
+        require_device()
+    except PlatformError as error:
+        yield Finding(id="rights", verdict=Verdict.FAIL, evidence=str(error))
+    else:
+        yield Finding(
+            id="rights", verdict=Verdict.OK, evidence="CAP_NET_ADMIN, and /dev/net/tun opens"
+        )
+
+
+async def check_files(inspection: Inspection) -> AsyncIterator[Finding]:
+    """Whether the files a daemon writes can be written."""
+    settings = inspection.settings
+    store_file = settings.store.path
+    wanted = {
+        "subnet-file": settings.subnet_file.parent,
+        "state-dir": settings.state_dir,
+        "admin-socket": settings.admin_socket.parent,
+        "store": None if store_file is None else store_file.parent,
+    }
+    for flag, path in wanted.items():
+        there = path
+        while there is not None and not there.exists():
+            there = there.parent
+        if there is not None and not (there.is_dir() and os.access(there, os.W_OK)):
+            yield Finding(
+                id=f"files.{flag}",
+                verdict=Verdict.FAIL,
+                title=f"--{flag}",
+                evidence=f"{there} cannot be written, or is no directory",
+            )
+    unit = installed_unit(["tundp.service", "tundp@.service"])
+    if unit is None:
+        return
+    for flag, path in wanted.items():
+        if path is not None and not unit.may_write(path.absolute()):
+            below = ", ".join(str(each) for each in unit.writable)
+            yield Finding(
+                id=f"files.unit.{flag}",
+                verdict=Verdict.WARN,
+                title=f"--{flag}",
+                evidence=f"{unit.name} lets the daemon write below {below} only, not in {path}",
+                next_step="another path, or ReadWritePaths= in a drop-in: systemctl edit"
+                f" {unit.name}",
+            )
+
+
+async def check_ports(inspection: Inspection) -> AsyncIterator[Finding]:
+    """Whether what a daemon listens on is free; not asked while one runs."""
+    settings, config, chosen = (
+        inspection.settings,
+        inspection.network_config,
+        inspection.interface,
+    )
+    if config is None or chosen is None or inspection.is_running:
+        return
+    wanted = []
+    if port := config.backend.peer_port:
+        wanted.append((socket.SOCK_DGRAM, str(chosen.address), port, "the overlay's udp port"))
+    if settings.healthz_port:
+        wanted.append(
+            (socket.SOCK_STREAM, settings.healthz_ip, settings.healthz_port, "--healthz-port")
+        )
+    if settings.metrics_addr is not None:
+        wanted.append((socket.SOCK_STREAM, *settings.metrics_addr, "--metrics-addr"))
+    is_free = True
+    with contextlib.ExitStack() as stack:
+        for kind, ip, number, what in wanted:
+            family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+            sock = stack.enter_context(socket.socket(family, kind))
+            if kind == socket.SOCK_STREAM:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind((ip, number))
+            except OSError as error:
+                is_free = False
+                yield Finding(
+                    id="ports.taken",
+                    verdict=Verdict.FAIL,
+                    title=what,
+                    evidence=f"{ip}:{number}: {error.strerror}",
+                    next_step="who has it tells ss -lnp (a flanneld still running?)",
+                )
+    if is_free:
+        evidence = ", ".join(f"{ip}:{number}" for _, ip, number, _ in wanted)
+        yield Finding(id="ports", verdict=Verdict.OK, evidence=evidence)
+
+
+async def check_routes(inspection: Inspection) -> AsyncIterator[Finding]:
+    """Whether anything else has addresses or routes of the overlay's network."""
+    if inspection.network_config is None:
+        return
+    network = inspection.network_config.network
+    names = {link.index: link.name for link in await inspection.netlink.links()}
+    is_clear = True
+    for route in await inspection.netlink.routes():
+        over = ", ".join(names.get(index, str(index)) for index in route.indexes)
+        if route.priority == unreachable.METRIC and not route.is_unicast:
+            continue
+        is_pods = any(
+            names.get(i, "").startswith(("cni", "docker", "flannel")) for i in route.indexes
+        )
+        if route.destination.prefixlen == 0 or is_pods or not route.destination.overlaps(network):
+            continue
+        is_clear = False
+        yield Finding(
+            id="routes.overlap",
+            verdict=Verdict.FAIL if route.destination == network else Verdict.WARN,
+            title="route",
+            evidence=f"{route.destination} over {over or 'nothing'} overlaps the network {network}:"
+            " packets for it do not reach the overlay, or leave it",
+        )
+    if is_clear:
+        yield Finding(id="routes", verdict=Verdict.OK, evidence=f"none in the way of {network}")
+
+
+async def check_br_netfilter(_: Inspection) -> AsyncIterator[Finding]:
+    """Whether bridged packets pass iptables, as kube-proxy needs."""
+    if not BR_NETFILTER.exists():
+        yield Finding(
+            id="br_netfilter",
+            verdict=Verdict.OK,
+            evidence="not loaded; flannel would refuse to start, the overlay does not need it, but"
+            " kube-proxy's rules miss pods' traffic within a bridge without it",
+        )
+
+
+async def check_firewall(inspection: Inspection) -> AsyncIterator[Finding]:
+    """Whether the wanted rules can be made."""
+    settings, config = inspection.settings, inspection.network_config
+    if not (settings.ip_masq or settings.iptables_forward_rules):
+        yield Finding(id="firewall", verdict=Verdict.OK, evidence="no rules wanted")
+        return
+    tool = "nft" if config is not None and config.enable_nftables else "iptables"
+    if (path := find(tool)) is not None:
+        yield Finding(id="firewall", verdict=Verdict.OK, evidence=f"rules by {path}")
+        return
+    yield Finding(
+        id="firewall",
+        verdict=Verdict.WARN,
+        evidence=f"{tool} is not installed: no"
+        f" {'masquerading and no ' if settings.ip_masq else ''}forward rules",
+        next_step="install it, or say --iptables-forward-rules=false",
+    )

@@ -1,0 +1,200 @@
+"""Checks of what the node has in common with the others: store, leases, interface, gateways."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterator
+from ipaddress import IPv4Address
+from typing import Final
+
+from tundp.backend.base import Surroundings
+from tundp.backend.choose import kind_of, parse_network_config
+from tundp.daemon.checks.inspection import Inspection
+from tundp.daemon.underlay import selection_of
+from tundp.errors import ConfigError, OutOfSubnets, PlatformError, StoreError
+from tundp.finding import Finding, Verdict
+from tundp.lease import subnet_env
+from tundp.lease.allocate import Keep, plan_claim
+from tundp.lease.identity import identity_of
+from tundp.lease.model import Snapshot
+from tundp.lease.network import (
+    BackendConfig,
+)
+from tundp.lease.table import keys_of
+from tundp.linux.iface import look
+from tundp.store.base import Store
+from tundp.subnet.lease_cache import LeaseCache
+
+ANSWER_S: Final = 12.0
+"""Deadline for the store, all of its endpoints together."""
+
+
+async def check_store(inspection: Inspection) -> AsyncIterator[Finding]:
+    """The network config and the leases."""
+    store = inspection.store
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            text = await store.network_config()
+            config = inspection.network_config = parse_network_config(text, store.description)
+            snapshot = inspection.snapshot = await store.snapshot()
+    except (StoreError, ConfigError, TimeoutError) as error:
+        evidence = str(error) or f"{store.description} timed out"
+        yield Finding(id="store", verdict=Verdict.FAIL, evidence=evidence)
+        return
+    pool = config.pool
+    yield Finding(
+        id="store.network-config",
+        verdict=Verdict.OK,
+        title="network config",
+        evidence=f"{config.network}, /{pool.subnet_len} subnets from {pool.subnet_min} to"
+        f" {pool.subnet_max}, backend {_backend(config.backend)}",
+    )
+    for warning in store.warnings:
+        yield Finding(
+            id=f"store.{warning.id}",
+            verdict=Verdict.WARN,
+            title="store",
+            evidence=warning.evidence,
+            next_step=warning.next_step,
+        )
+    for finding in _lease_findings(store, snapshot):
+        yield finding
+
+
+def _backend(config: BackendConfig) -> str:
+    return f"{config.name}, port {config.peer_port}" if config.peer_port else config.name
+
+
+def _lease_findings(store: Store, snapshot: Snapshot) -> Iterator[Finding]:
+    yield Finding(
+        id="store",
+        verdict=Verdict.OK,
+        evidence=f"{store.description}: {len(snapshot.leases)} leases",
+    )
+    for entry in snapshot.bad:
+        yield Finding(
+            id="store.unreadable",
+            verdict=Verdict.WARN,
+            title="unreadable entry",
+            evidence=f"{entry.name}: {entry.why}",
+        )
+    if held := keys_of(snapshot.bad):
+        yield Finding(
+            id="store.withheld",
+            verdict=Verdict.WARN,
+            title="subnets not given out",
+            evidence=", ".join(str(key) for key in held),
+        )
+
+
+async def check_interface(inspection: Inspection) -> AsyncIterator[Finding]:
+    """Which interface leads to the other nodes."""
+    config = inspection.network_config
+    try:
+        chosen = inspection.interface = await look(
+            inspection.netlink,
+            selection_of(inspection.settings),
+            None if config is None else config.network,
+        )
+    except (ConfigError, PlatformError) as error:
+        yield Finding(id="interface", verdict=Verdict.FAIL, evidence=str(error))
+        return
+    mtu = None
+    if config is not None:
+        try:
+            mtu = kind_of(config.backend).mtu(chosen)
+        except ConfigError as error:
+            yield Finding(id="interface.mtu", verdict=Verdict.FAIL, evidence=str(error))
+    yield Finding(
+        id="interface",
+        verdict=Verdict.OK,
+        evidence=f"{chosen.link.name} ({chosen.address}), advertising {chosen.public_ip},"
+        f"{'' if mtu is None else f' overlay MTU {mtu}'} (chosen: {chosen.why})",
+    )
+    for other in chosen.others:
+        yield Finding(
+            id="interface.other", verdict=Verdict.NOTE, title="interface not taken", evidence=other
+        )
+    for warning in chosen.warnings:
+        yield Finding(
+            id="interface.warning", verdict=Verdict.WARN, title="interface", evidence=warning
+        )
+
+
+async def check_lease(inspection: Inspection) -> AsyncIterator[Finding]:
+    """Which lease a start would take."""
+    settings, config = inspection.settings, inspection.network_config
+    snapshot, interface = inspection.snapshot, inspection.interface
+    if config is None or snapshot is None or interface is None:
+        return
+    node_id = LeaseCache(settings.state_dir, settings.instance).known_node_id()
+    try:
+        text = settings.subnet_file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    previous = subnet_env.previous_key(text)
+    public_ip = interface.public_ip
+    verdict = Verdict.OK
+    try:
+        plan = plan_claim(
+            snapshot.leases,
+            unreadable=keys_of(snapshot.bad),
+            network_config=config,
+            public_ip=public_ip,
+            node_id=node_id,
+            previous=previous,
+            rng=random.Random(),
+        )
+    except OutOfSubnets as error:
+        verdict, evidence = Verdict.FAIL, str(error)
+    else:
+        if isinstance(plan, Keep):
+            verdict, evidence = _kept(plan, public_ip, node_id)
+        elif plan.key == previous:
+            evidence = f"would take {plan.key} again, as in subnet.env"
+        elif previous is not None:
+            verdict = Verdict.WARN
+            evidence = (
+                f"none for {public_ip}, and {previous} of subnet.env cannot be had: a new subnet"
+                " would be taken, and bridges and pods made before have addresses of the old one"
+            )
+        else:
+            evidence = "would take a new one"
+    yield Finding(id="lease", verdict=verdict, evidence=evidence)
+
+
+def _kept(plan: Keep, public_ip: IPv4Address, node_id: str | None) -> tuple[Verdict, str]:
+    """Verdict and evidence for a lease that is there already."""
+    key, holder = plan.lease.key, identity_of(plan.lease)
+    if holder is None:
+        return (
+            Verdict.OK,
+            f"would keep {key}, found by its PublicIP {public_ip}",
+        )
+    if holder.node_id == node_id:
+        return Verdict.OK, f"would keep {key}, ours from before"
+    return (
+        Verdict.WARN,
+        f"{key} with our PublicIP {public_ip} is of node {holder}: a start asks whether that is"
+        " alive, and fails if it is",
+    )
+
+
+async def check_backend(inspection: Inspection) -> AsyncIterator[Finding]:
+    """What the network's backend needs of the interface and of the other nodes."""
+    config, snapshot, chosen = (
+        inspection.network_config,
+        inspection.snapshot,
+        inspection.interface,
+    )
+    if config is None or snapshot is None or chosen is None:
+        return
+    networks = tuple(
+        address.interface.network
+        for address in await inspection.netlink.addresses()
+        if address.index == chosen.link.index
+    )
+    around = Surroundings(interface=chosen, networks=networks, leases=snapshot.leases)
+    for finding in kind_of(config.backend).check(config.backend, around):
+        yield finding

@@ -1,0 +1,7 @@
+"""The underlay interface: asked for, chosen, and explained."""
+
+from tundp.linux.iface.ask import look as look
+from tundp.linux.iface.ask import relook as relook
+from tundp.linux.iface.model import Host as Host
+from tundp.linux.iface.model import Interface as Interface
+from tundp.linux.iface.model import Selection as Selection
