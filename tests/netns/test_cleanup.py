@@ -39,13 +39,13 @@ async def run_tundp(overlay: Any, machine: Machine, *flags: str) -> None:
     subnet_file = next(
         (flag.partition("=")[2] for flag in flags if flag.startswith("--subnet-file=")), SUBNET_FILE
     )
-    for _ in range(1000):
-        if machine.path(subnet_file).exists():
-            break
+
+    async def is_set_up() -> bool:
         assert daemon.poll() is None, machine.node.log_tail()
-        await asyncio.sleep(0.02)
-    else:
-        raise AssertionError(f"no {subnet_file}: {machine.node.log_tail()}")
+        rules = (await machine.node.host.run("nft", "list", "ruleset")).stdout
+        return machine.path(subnet_file).exists() and all(name in rules for name in NAMES)
+
+    await until(is_set_up)
     assert await stop_process(daemon) == 0
 
 

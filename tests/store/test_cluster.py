@@ -146,14 +146,15 @@ def test_killed_members_cost_no_lease_and_no_event(
 
     async def write_and_renew(world: ClusterWorld, nodes: list[LeasePlane], number: int) -> None:
         revisions = [node.claim.lease.revision for node in nodes]
+        # Beyond the first hundred free subnets: no node has drawn them.
+        changed, added = f"10.5.{200 + number}.0-24", f"10.5.{210 + number}.0-24"
         for step in range(5):
-            await world.put(f"10.5.{number}.0-24", value(f"198.51.100.{step}"))
-        await world.put(f"10.5.{number + 100}.0-24", value("198.51.100.9"))
+            await world.put(changed, value(f"198.51.100.{step}"))
+        await world.put(added, value("198.51.100.9"))
         for node, revision in zip(nodes, revisions, strict=True):
             await until(
                 lambda node=node: (
-                    node.known().get(f"10.5.{number}.0-24") == "198.51.100.4"
-                    and f"10.5.{number + 100}.0-24" in node.known()
+                    node.known().get(changed) == "198.51.100.4" and added in node.known()
                 )
             )
             await until(lambda node=node, revision=revision: node.claim.lease.revision > revision)

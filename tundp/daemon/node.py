@@ -93,7 +93,6 @@ class Node:
         # The device has an address of its own now, which is no peer's business.
         await self._learn_addresses()
         await self.ensure_unreachable()
-        self.write_subnet_file()
 
     async def ensure_unreachable(self) -> None:
         """See daemon.unreachable."""

@@ -107,10 +107,13 @@ async def run(settings: Settings, store: Store, resources: Resources) -> None:
         )
         stack.callback(node.close)
         await node.open()
+        # From here on the node answers for itself, rules that are not set up yet included.
         desk.node = node
-        await node.firewall.set_up()
         desk.health.attend(backend.heartbeat, node.findings)
         desk.metrics.summary = node.summary
+        await node.firewall.set_up()
+        # Last: CNI starts pods as soon as it is there, and they need masquerading.
+        node.write_subnet_file()
         await node.run()
 
 
