@@ -200,10 +200,10 @@ def test_diff_takes_directories(capsys: pytest.CaptureFixture[str], tmp_path: Pa
 def test_a_signal_is_exit_code_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(given: Given) -> None:
+    def interrupted(given: Given[Any]) -> None:
         raise Interrupted("interrupted; everything torn down")
 
-    command = dataclasses.replace(demo.COMMAND, run=interrupted)
+    command = dataclasses.replace(demo.COMMAND, run=interrupted)  # type: ignore[arg-type]
     monkeypatch.setattr(program, "COMMANDS", (command,))
     assert main(["demo"]) == EXIT_INTERRUPTED == 130
     assert capsys.readouterr().err == "tundp: interrupted; everything torn down\n"
@@ -284,7 +284,7 @@ def test_no_command_at_all_prints_the_help_and_fails(capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_help_of_a_command(
-    capsys: pytest.CaptureFixture[str], command: Command | RunCommand
+    capsys: pytest.CaptureFixture[str], command: Command[Any] | RunCommand
 ) -> None:
     assert main(["help", *command.name.split()]) == EXIT_OK
     text = capsys.readouterr().out
@@ -519,7 +519,7 @@ def test_a_running_daemons_password_is_read_from_where_it_has_it(tmp_path: Path)
     told = load_settings(["--etcd-username=u", f"--etcd-password={SECRET}"], {})
     with pytest.raises(ConfigError, match="give it again as --etcd-password"):
         asked(told)
-    assert asked(told, **{"etcd-password": "again"}).etcd_password == "again"
+    assert asked(told, os.getpid(), **{"etcd-password": "again"}).etcd_password == "again"
 
 
 def test_a_daemon_that_does_not_report_its_settings_is_named(

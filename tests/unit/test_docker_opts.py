@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,10 @@ FREE_TEXT = (INDIVIDUAL + COMBINED).replace("10.1.74.1", "198.51.100.1")
 
 
 def settings(directory: Path, **changes: object) -> DockerOptsSettings:
-    paths = {"subnet_file": directory / "subnet.env", "docker_file": directory / "docker"}
+    paths: dict[str, Any] = {
+        "subnet_file": directory / "subnet.env",
+        "docker_file": directory / "docker",
+    }
     return DockerOptsSettings(**paths | changes)
 
 
@@ -276,13 +280,13 @@ def test_command_lines(
 ) -> None:
     written = []
 
-    async def write(settings: DockerOptsSettings, environment: os._Environ) -> None:
+    async def write(settings: DockerOptsSettings, environment: Mapping[str, str]) -> None:
         written.append(settings)
 
     monkeypatch.setattr(docker_opts, "write", write)
     assert main(["docker-opts", *line.split()]) == (EXIT_FAILED if expected is None else EXIT_OK)
     if expected is not None:
-        values = DEFAULTS | expected
+        values: dict[str, Any] = DEFAULTS | expected
         values |= {name: Path(values[name]) for name in ("subnet_file", "docker_file")}
         assert written == [DockerOptsSettings(**values)], breaks
         assert capsys.readouterr().err == ""
@@ -293,7 +297,7 @@ def test_the_subnet_file_of_variable_and_file(
 ) -> None:
     written = []
 
-    async def write(settings: DockerOptsSettings, environment: os._Environ) -> None:
+    async def write(settings: DockerOptsSettings, environment: Mapping[str, str]) -> None:
         written.append(settings.subnet_file)
 
     monkeypatch.setattr(docker_opts, "write", write)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,7 @@ def test_every_row_of_a_table_has_its_cells() -> None:
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
 @pytest.mark.parametrize("command", [*COMMANDS, FLANNELD], ids=lambda command: command.full_name)
-def test_a_manual_page_is_formatted_without_complaint(command: Command | RunCommand) -> None:
+def test_a_manual_page_is_formatted_without_complaint(command: Command[Any] | RunCommand) -> None:
     page = docs.command_page(command)
     formatted = subprocess.run(
         ["groff", "-ww", "-man", "-Tascii", "-P-c"], input=page, capture_output=True, text=True

@@ -74,7 +74,7 @@ def test_turning_threads_are_alive() -> None:
 
     async def main(health: Health, _: Hurried) -> None:
         health.attend(lambda: (next(count), 7 + next(count)), lambda: FINE)
-        for _ in range(20):
+        for _round in range(20):
             await looks(1)
             assert health.is_alive
             assert health.is_ready
@@ -137,7 +137,7 @@ def test_what_is_not_stuck(script: list[tuple[Any, ...] | tuple[int]], breaks: s
 
     async def main(health: Health, _: Hurried) -> None:
         health.attend(threads.pulse, lambda: FINE)
-        for _ in script[1:]:
+        for _round in script[1:]:
             await looks(1)
             assert health.is_alive, breaks
 
@@ -151,7 +151,7 @@ def test_threads_that_take_turns_at_being_late_are_not_stuck() -> None:
 
     async def main(health: Health, _: Hurried) -> None:
         health.attend(threads.pulse, lambda: FINE)
-        for _ in range(len(script) // 2):
+        for _round in range(len(script) // 2):
             await looks(1)
             assert health.is_alive, of(health, "packet-threads").evidence
 
@@ -179,7 +179,7 @@ def test_a_loop_that_is_late_is_not_alive_and_recovers() -> None:
 def test_a_loop_that_is_a_little_late_is_alive() -> None:
     async def main(health: Health, loop: Hurried) -> None:
         await looks(3)
-        for _ in range(5):
+        for _round in range(5):
             loop.now += LAG_MAX_S / 2
             assert health.is_alive
             await looks(1)
@@ -209,7 +209,7 @@ def test_ready_says_what_it_waits_for() -> None:
         ]
         assert health.is_alive
         # Back and forth: flannel's readyz never goes back to 503.
-        for _ in range(3):
+        for _round in range(3):
             checks[0] = FINE[0]
             assert health.is_ready
             checks[0] = BAD[0]
@@ -349,7 +349,7 @@ def test_a_watchdog_in_a_hurry_calls_no_thread_stuck_early(
     async def main(health: Health, loop: Hurried) -> None:
         loops.append(loop)
         health.attend(pulse, lambda: FINE)
-        for _ in range(100):
+        for _round in range(100):
             await asyncio.sleep(0.1)
             assert health.is_alive
 

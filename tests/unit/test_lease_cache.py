@@ -64,7 +64,7 @@ NODE_ID = "7c1f000000000001"
 
 def save(memory: LeaseCache, store: str = "etcd:/a", **changes: Any) -> None:
     memory.save(
-        **{
+        **{  # type: ignore[arg-type]
             "store": store,
             "node_id": NODE_ID,
             "api": "v3",

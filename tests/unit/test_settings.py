@@ -379,7 +379,7 @@ def test_store_path(store: str, path: Path | None) -> None:
 
 def test_config_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        load_settings([], {}).v = 3
+        load_settings([], {}).v = 3  # type: ignore[misc]
 
 
 # Every flag of flannel's
@@ -636,19 +636,23 @@ def test_unknown_variables_are_named() -> None:
 # The file
 
 
+class SettingsFile:
+    """A file at `path`; calling it writes a text there and loads it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, text: str, *arguments: str, **environment: str) -> Settings:
+        self.path.write_text(text, encoding="utf-8")
+        return load_settings([f"--config={self.path}", *arguments], environment)
+
+
 @pytest.fixture
-def file(tmp_path: Path) -> Any:
-    path = tmp_path / "tundp.toml"
-
-    def write(text: str, *arguments: str, **environment: str) -> Settings:
-        path.write_text(text, encoding="utf-8")
-        return load_settings([f"--config={path}", *arguments], environment)
-
-    write.path = path
-    return write
+def file(tmp_path: Path) -> SettingsFile:
+    return SettingsFile(tmp_path / "tundp.toml")
 
 
-def test_flag_over_variable_over_file_over_default(file: Any) -> None:
+def test_flag_over_variable_over_file_over_default(file: SettingsFile) -> None:
     text = 'etcd-prefix = "/file"\nv = 1\niface = ["a", "b"]\nspin = 7\n'
     config = file(text, "--etcd-prefix=/flag", FLANNELD_ETCD_PREFIX="/variable", FLANNELD_V="2")
     assert (config.etcd_prefix, config.v, config.iface, config.spin_us) == (
@@ -665,12 +669,12 @@ def test_flag_over_variable_over_file_over_default(file: Any) -> None:
     assert config.origins.keys() == {option.name for option in FLAGS}
 
 
-def test_repeatable_flags_replace_and_are_not_added_to(file: Any) -> None:
+def test_repeatable_flags_replace_and_are_not_added_to(file: SettingsFile) -> None:
     assert file('iface = ["a", "b"]', "--iface=c").iface == ("c",)
     assert file('iface = ["a", "b"]', FLANNELD_IFACE="c,d").iface == ("c,d",)
 
 
-def test_empty_variables_do_not_hide_the_file(file: Any) -> None:
+def test_empty_variables_do_not_hide_the_file(file: SettingsFile) -> None:
     assert file("v = 3", FLANNELD_V="").v == 3
 
 
@@ -719,7 +723,7 @@ def test_the_file_may_be_named_by_a_variable(tmp_path: Path) -> None:
         ("# nothing", "v", 0),
     ],
 )
-def test_values_of_a_file(file: Any, text: str, field: str, value: Any) -> None:
+def test_values_of_a_file(file: SettingsFile, text: str, field: str, value: Any) -> None:
     assert getattr(file(text), field) == value
 
 
@@ -753,7 +757,7 @@ def test_values_of_a_file(file: Any, text: str, field: str, value: Any) -> None:
         ("kube-subnet-mgr = true", ["not yet in tundp"], "checked like flags"),
     ],
 )
-def test_refused_files(file: Any, text: str, texts: list[str], breaks: str) -> None:
+def test_refused_files(file: SettingsFile, text: str, texts: list[str], breaks: str) -> None:
     with pytest.raises(ConfigError) as caught:
         file(text)
     message = str(caught.value)
@@ -763,7 +767,7 @@ def test_refused_files(file: Any, text: str, texts: list[str], breaks: str) -> N
 
 
 @pytest.mark.parametrize("text", ['etcd-prefix = ["/a", "/b"]', 'store = ["etcd"]', "v = [1]"])
-def test_a_list_is_for_flags_that_take_several(file: Any, text: str) -> None:
+def test_a_list_is_for_flags_that_take_several(file: SettingsFile, text: str) -> None:
     with pytest.raises(ConfigError):
         file(text)
 
@@ -784,7 +788,7 @@ def test_a_file_of_bytes(tmp_path: Path) -> None:
     assert "is not TOML" in refusal(f"--config={path}")
 
 
-def test_a_flag_saves_nobody_from_a_wrong_file(file: Any) -> None:
+def test_a_flag_saves_nobody_from_a_wrong_file(file: SettingsFile) -> None:
     with pytest.raises(ConfigError, match="--etcd-keyfile is missing"):
         file('etcd-certfile = "c"', "--v=1")
     with pytest.raises(ConfigError, match="v 'x' is not"):
@@ -805,13 +809,13 @@ def test_a_flag_saves_nobody_from_a_wrong_file(file: Any) -> None:
         f'etcd-password = "{SECRET}"',
     ],
 )
-def test_a_password_in_a_file_is_in_no_message(file: Any, text: str) -> None:
+def test_a_password_in_a_file_is_in_no_message(file: SettingsFile, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         file(text)
     assert SECRET not in str(caught.value)
 
 
-def test_a_password_in_a_file_is_not_described(file: Any) -> None:
+def test_a_password_in_a_file_is_not_described(file: SettingsFile) -> None:
     config = file(f'etcd-username = "u"\netcd-password = "{SECRET}"')
     assert config.etcd_password == SECRET
     assert SECRET not in config.describe()
@@ -873,7 +877,7 @@ def test_another_subnet_file_is_another_instance() -> None:
     assert said.admin_socket == Path("/s")
 
 
-def test_the_subnet_file_of_a_file_or_variable_counts_too(file: Any) -> None:
+def test_the_subnet_file_of_a_file_or_variable_counts_too(file: SettingsFile) -> None:
     assert file('subnet-file = "/run/b.env"').instance.name == "run-b.env"
     assert load_settings([], {"FLANNELD_SUBNET_FILE": "/run/b.env"}).instance.name == "run-b.env"
 

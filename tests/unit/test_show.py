@@ -537,13 +537,13 @@ def test_no_finding_and_no_daemon_is_cut(is_terminal: bool, names: Any) -> None:
         probe_parts(
             replace(
                 PROBE,
-                findings=[
+                findings=(
                     *PROBE.findings,
                     *(
                         feature("x", name, is_there=False, evidence="e", since="s", without="w")
                         for name in names
                     ),
-                ],
+                ),
             )
         ),
     ):

@@ -232,7 +232,7 @@ class Misfit(Exception):  # noqa: N818
     """A document is not what a schema says."""
 
 
-TYPES = {
+TYPES: dict[str, Any] = {
     "object": dict,
     "array": list,
     "string": str,
@@ -391,7 +391,7 @@ def test_what_is_lazy_is_made_once_and_only_when_looked_at() -> None:
 
     lazy = Lazy(2, make)
     assert len(lazy) == 2
-    status = replace(UDP, refused=lazy)
+    status = replace(UDP, refused=lazy)  # type: ignore[arg-type]
     assert status.routing is not None
     assert made == []
     assert list(lazy) == ["a", "b"]

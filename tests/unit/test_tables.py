@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
 
@@ -21,19 +21,21 @@ NATIVE = Path(__file__).parents[2] / "native"
 
 
 @pytest.fixture
-def tables() -> Any:
+def tables() -> ModuleType:
     spec = importlib.util.spec_from_file_location("tables", NATIVE / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_generated_header_is_current(tables: Any) -> None:
+def test_the_generated_header_is_current(tables: ModuleType) -> None:
     assert tables.is_current(), "run: python native/tables.py"
 
 
 def test_an_edited_table_makes_the_header_stale(
-    tables: Any, monkeypatch: pytest.MonkeyPatch
+    tables: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = dataclasses.replace(COUNTERS[0], name="one_more")
     monkeypatch.setattr(tables, "COUNTERS", (*COUNTERS, more))

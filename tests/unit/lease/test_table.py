@@ -193,7 +193,7 @@ def test_dual_stack_key_is_a_key_of_its_own() -> None:
 
 def test_leases_cannot_be_written() -> None:
     with pytest.raises(TypeError):
-        table(A).leases[B.key] = B
+        table(A).leases[B.key] = B  # type: ignore[index]
 
 
 @pytest.mark.parametrize(("ttl", "expected"), [(None, True), (0.0, False), (86400.0, False)])

@@ -103,7 +103,7 @@ def choose(
     return finish(case, selectors.choose(case))
 
 
-def reach(index: int, source: str | None) -> dict:
+def reach(index: int, source: str | None) -> dict[str, Any]:
     """--iface-can-reach, and what the kernel answered."""
     lookup = RouteLookup(index=index, source=None if source is None else IPv4Address(source))
     return {"can_reach": TARGET, "reached": lookup}
@@ -480,7 +480,7 @@ def test_an_empty_selector_is_the_default_route() -> None:
 
 
 def test_a_selector_beats_public_ip_which_is_advertised() -> None:
-    more = {"public_ip": "192.0.2.1"}
+    more: dict[str, Any] = {"public_ip": "192.0.2.1"}
     for chosen in (
         choose(USUAL, regexes=["eth1"], **more),
         choose(USUAL, **reach(3, "198.51.100.1"), **more),

@@ -72,7 +72,7 @@ def test_silent_without_systemd(monkeypatch: pytest.MonkeyPatch, value: str | No
     else:
         monkeypatch.setenv("NOTIFY_SOCKET", value)
     monkeypatch.setattr(socket, "socket", refuse)
-    assert notify.notify("READY=1") is None
+    notify.notify("READY=1")
 
 
 def test_a_deaf_socket_is_a_warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,6 @@ from tundp.choices import Engine
 from tundp.engine import choose
 from tundp.engine.native import library
 from tundp.errors import Unsupported
-from tundp.linux import offload
 from tundp.linux.offload import ALL, KernelOffloads, Offload, find_offloads, udp_segment_defect
 
 
@@ -46,7 +46,7 @@ def test_a_defective_kernel_costs_udp_segment_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def found_on(release: str) -> KernelOffloads:
-        monkeypatch.setattr(offload.os, "uname", lambda: SimpleNamespace(release=release))
+        monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
         return find_offloads()
 
     sound, defective = found_on("7.1.5"), found_on("7.1.0")

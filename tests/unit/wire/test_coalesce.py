@@ -49,7 +49,9 @@ def joined(packet: bytes, gso_size: int, count: int) -> Written:
     return Written(header, super_packet(packet), count)
 
 
-def merge(*packets: bytes, **settings: Any) -> tuple[list[Written], dict[Miss, int]]:
+def merge(
+    *packets: bytes | bytearray | memoryview, **settings: Any
+) -> tuple[list[Written], dict[Miss, int]]:
     """One batch: what is written, and the misses there were."""
     merger = Coalescer(**settings)
     for packet in packets:
@@ -90,7 +92,7 @@ def test_udp_datagrams_become_one(kind: type[bytearray] | type[bytes] | type[mem
 
 
 def test_a_merged_tcp_packet_field_by_field() -> None:
-    same = {
+    same: dict[str, Any] = {
         "tos": 0x2E,
         "ttl": 7,
         "ack": 0x01020304,
@@ -131,7 +133,7 @@ def test_a_merged_tcp_packet_field_by_field() -> None:
 
 
 def test_a_merged_udp_packet_field_by_field() -> None:
-    same = {"tos": 1, "ttl": 9, "frag": 0}
+    same: dict[str, Any] = {"tos": 1, "ttl": 9, "frag": 0}
     (one,), misses = merge(
         udp(DATA[:7], ident=8, **same),
         udp(DATA[7:14], ident=9, **same),
@@ -361,7 +363,7 @@ def test_tcp_headers_that_differ(difference: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES, ids=str)
-def test_udp_headers_that_differ(difference: dict[str, int]) -> None:
+def test_udp_headers_that_differ(difference: dict[str, Any]) -> None:
     second = udp(DATA[100:200], **difference)
     assert merge(U1, second) == ([alone(U1), alone(second)], {Miss.HEADER_DIFFERS: 1})
     third = udp(DATA[200:], **{**difference, "ident": 0x1236})
@@ -510,7 +512,7 @@ KEY_DIFFERENCES = [
 
 
 @pytest.mark.parametrize("difference", KEY_DIFFERENCES, ids=str)
-def test_flows_do_not_mix_and_do_not_disturb(difference: dict[str, int]) -> None:
+def test_flows_do_not_mix_and_do_not_disturb(difference: dict[str, Any]) -> None:
     other = [
         tcp(DATA[:100], **difference),
         tcp(DATA[100:200], 1100, **difference),
@@ -524,7 +526,12 @@ def test_flows_do_not_mix_and_do_not_disturb(difference: dict[str, int]) -> None
 
 
 def test_the_two_directions_are_two_flows() -> None:
-    back = {"sport": 443, "dport": 5201, "source": DESTINATION, "destination": SOURCE}
+    back: dict[str, Any] = {
+        "sport": 443,
+        "dport": 5201,
+        "source": DESTINATION,
+        "destination": SOURCE,
+    }
     answer = tcp(DATA[:100], **back)
     expected = [joined(tcp(DATA[:200]), 100, 2), alone(answer)]
     assert merge(ONE, answer, TWO) == (expected, {})

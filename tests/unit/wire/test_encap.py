@@ -41,11 +41,13 @@ def route(address: int) -> Hop | None:
 
 
 def packet(payload: bytes = b"x" * 32, **fields: Any) -> bytearray:
-    given = {"src": "10.5.1.2", "dst": "10.5.2.2", "proto": 17} | fields
+    given: dict[str, Any] = {"src": "10.5.1.2", "dst": "10.5.2.2", "proto": 17} | fields
     return bytearray(bytes(IP(**given) / Raw(payload)))
 
 
-def encap(data: bytearray, mtu: int = 1472, lookup: Any = route) -> Any:
+def encap(
+    data: bytearray, mtu: int = 1472, lookup: Callable[[int], Hop | None] = route
+) -> Forward[Hop] | Reply | Drop:
     return encapsulate(
         memoryview(data), lookup=lookup, path_mtu=lambda hop: mtu, tun_address=TUNNEL
     )
@@ -54,10 +56,10 @@ def encap(data: bytearray, mtu: int = 1472, lookup: Any = route) -> Any:
 def decap(
     data: bytearray,
     *,
-    admits: Any = lambda inner, outer: True,
-    is_ours: Any = None,
+    admits: Callable[[int, int], bool] = lambda inner, outer: True,
+    is_ours: Callable[[int], bool] | None = None,
     check: SourceCheck = SourceCheck.ENFORCE,
-) -> Any:
+) -> Deliver | Reply | Drop:
     """Without is_ours, whatever the packet is for is ours, and nothing else."""
     destination = int.from_bytes(data[16:20], "big")
     return decapsulate(
@@ -307,7 +309,7 @@ def test_admits_is_asked_for_inner_and_outer_source_in_this_order() -> None:
 
 
 def test_off_does_not_even_ask() -> None:
-    def admits(inner: Any, outer: Any) -> None:
+    def admits(inner: int, outer: int) -> bool:
         raise AssertionError("asked")
 
     assert isinstance(decap(packet(), admits=admits, check=SourceCheck.OFF), Deliver)
@@ -346,7 +348,7 @@ def test_is_ours_is_asked_for_the_source_and_unless_off_for_the_destination(
 ) -> None:
     asked = []
 
-    def is_ours(inner: Any) -> Any:
+    def is_ours(inner: int) -> Any:
         asked.append(inner)
         return inner == 0x0A050202
 
@@ -356,7 +358,7 @@ def test_is_ours_is_asked_for_the_source_and_unless_off_for_the_destination(
 
 def test_two_mismatches_are_told_apart() -> None:
     # Both are counted, but a drop has one reason: the first.
-    neither = {"admits": lambda inner, outer: False, "is_ours": lambda inner: False}
+    neither: dict[str, Any] = {"admits": lambda inner, outer: False, "is_ours": lambda inner: False}
     verdict = decap(packet(), **neither, check=SourceCheck.COUNT)
     assert isinstance(verdict, Deliver)
     assert (verdict.source_matches, verdict.destination_matches) == (False, False)
@@ -385,7 +387,7 @@ def test_a_source_no_host_has_never_comes_from_the_wire(source: str, check: Sour
 def test_our_own_addresses_never_come_from_the_wire(check: SourceCheck) -> None:
     asked = []
 
-    def is_ours(inner: Any) -> Any:
+    def is_ours(inner: int) -> Any:
         asked.append(inner)
         return True
 

@@ -16,7 +16,7 @@ TUNNEL = 0x0A050100  # 10.5.1.0
 
 
 def offender(payload: bytes = b"x" * 64, **fields: Any) -> bytes:
-    given = {"src": "10.5.1.2", "dst": "10.5.9.9", "proto": 17} | fields
+    given: dict[str, Any] = {"src": "10.5.1.2", "dst": "10.5.9.9", "proto": 17} | fields
     return bytes(IP(**given) / Raw(payload))
 
 

@@ -45,9 +45,11 @@ def vnet_for(packet: bytes, gso_size: int, /, **fields: Any) -> VnetHeader:
     return VnetHeader(1, gso_type, 0, gso_size, start, offset)._replace(**fields)
 
 
-def cut(packet: bytes, gso_size: int, **fields: Any) -> list[bytes] | DropReason:
+def cut(packet: bytes, gso_size: int, **fields: Any) -> list[bytes]:
     """A finished packet, cut as if it had come from a TUN as a super-packet."""
-    return cut_raw(super_packet(packet), vnet_for(packet, gso_size, **fields))
+    made = cut_raw(super_packet(packet), vnet_for(packet, gso_size, **fields))
+    assert not isinstance(made, DropReason), made
+    return made
 
 
 def cut_raw(packet: bytes, header: VnetHeader) -> list[bytes] | DropReason:
@@ -57,7 +59,7 @@ def cut_raw(packet: bytes, header: VnetHeader) -> list[bytes] | DropReason:
 
 def test_a_tcp_super_packet_field_by_field() -> None:
     data = counted(2500)
-    same = {
+    same: dict[str, Any] = {
         "tos": 0x2E,
         "ttl": 7,
         "ack": 0x01020304,
@@ -76,7 +78,7 @@ def test_a_tcp_super_packet_field_by_field() -> None:
 
 def test_a_udp_super_packet_field_by_field() -> None:
     data = counted(2500)
-    same = {"tos": 0xB8, "ttl": 255, "frag": 0}
+    same: dict[str, Any] = {"tos": 0xB8, "ttl": 255, "frag": 0}
     assert cut(udp(data, ident=0xFFFE, **same), 1000) == [
         udp(data[:1000], ident=0xFFFE, **same),
         udp(data[1000:2000], ident=0xFFFF, **same),
@@ -86,7 +88,13 @@ def test_a_udp_super_packet_field_by_field() -> None:
 
 def test_scapy_makes_the_same_packets() -> None:
     data = counted(3000)
-    network = {"src": "192.0.2.1", "dst": "198.51.100.2", "tos": 3, "ttl": 9, "flags": "DF"}
+    network: dict[str, Any] = {
+        "src": "192.0.2.1",
+        "dst": "198.51.100.2",
+        "tos": 3,
+        "ttl": 9,
+        "flags": "DF",
+    }
     for whole, made in (
         (
             IP(id=7, **network) / TCP(seq=5, ack=9, flags="PA", window=77) / Raw(data),
@@ -309,6 +317,7 @@ def test_the_read_is_left_alone_and_shared_with_nobody() -> None:
     before = bytes(buffer)
     header = vnet_for(before, 100)
     made = wire_segment.segment(header, memoryview(buffer))
+    assert not isinstance(made, DropReason)
     expected = [bytes(one) for one in made]
     for one in made:
         one[0] ^= 0xFF
