@@ -172,6 +172,40 @@ async def test_dear_tables_are_made_less_often_and_their_deltas_add_up(
     assert len(bench.routing.peers) == 39
 
 
+async def test_changes_that_wait_are_merged_once_and_not_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(lease(2, "192.0.2.2"))
+    count = 200
+    merges: list[int] = []
+    merged = publish.merged
+
+    def counted(*deltas: RoutingDelta) -> RoutingDelta:
+        merges.append(len(deltas))
+        return merged(*deltas)
+
+    monkeypatch.setattr(publish, "merged", counted)
+    for number in range(count):
+        bench.apply(Put(lease(2, f"192.0.2.{3 + number}")))
+    bench.start()
+    await bench.settle()
+    # The cost of n changes in a row would be n squared.
+    assert merges == [count]
+    assert len(bench.sinks[0].fibs) == 1
+
+
+async def test_packets_do_not_wait_for_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    bench.start()
+    monkeypatch.setattr(publish, "LASTING_LEASES", 1)
+    published: list[int] = []
+    monkeypatch.setattr(publish.gc, "collect", lambda: published.append(len(bench.sinks[0].fibs)))
+    bench.apply(Put(lease(2, "192.0.2.2")), Put(lease(3, "192.0.2.3")))
+    assert published == [1]
+
+
 async def test_the_ledger_learns_what_the_slowest_consumer_has_seen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
