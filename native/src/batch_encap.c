@@ -77,7 +77,7 @@ static bool decide(struct batch *batch, uint8_t *out)
 	return true;
 }
 
-/* Takes the read at hand apart into the arena, until it is done with or the socket is full. */
+/* Segments the current read into the arena, until it is complete or the socket is full. */
 static void continue_reading(struct batch *batch)
 {
 	struct reading *reading = &batch->reading;
@@ -99,7 +99,7 @@ static void continue_reading(struct batch *batch)
 	}
 }
 
-/* Takes up a read: `len` bytes at `packet`, behind `vnet`. */
+/* Begins a read: `len` bytes at `packet`, described by `vnet`. */
 static void begin_reading(struct batch *batch, const struct tundp_vnet *vnet, const uint8_t *packet,
 			  size_t len)
 {

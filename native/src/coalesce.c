@@ -1,5 +1,5 @@
 /* Merging packets of one flow into super-packets. Python twin: tundp/wire/coalesce.py, which is
- * the specification and says why each rule is there.
+ * the specification and has the reasons for each rule.
  *
  * A packet that may begin a super-packet is copied into its item's buffer while its checksum
  * is verified, and so is the payload of one that joins: nothing is walked twice. */

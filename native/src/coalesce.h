@@ -1,5 +1,5 @@
-/* Coalescing: packets from the wire to as few TUN writes as possible. Python twin: tundp/wire/coalesce.py,
- * which is the specification. */
+/* Coalescing: packets from the wire to as few TUN writes as possible. Python twin:
+ * tundp/wire/coalesce.py, which is the specification. */
 #ifndef TUNDP_COALESCE_H
 #define TUNDP_COALESCE_H
 

@@ -1,4 +1,4 @@
-/* Finishing checksums and splitting super-packets. Python twin: tundp/wire/segment.py, which
+/* Segmentation: checksums completed, super-packets cut. Python twin: tundp/wire/segment.py, which
  * is the specification.
  *
  * Only the payload is walked per packet: the words of the headers that stay the same are

@@ -1,4 +1,4 @@
-/* A read from the TUN to the packets it stands for. Python twin: tundp/wire/segment.py. */
+/* Segmentation: from one read of the TUN to its packets. Python twin: tundp/wire/segment.py. */
 #ifndef TUNDP_SEGMENT_H
 #define TUNDP_SEGMENT_H
 

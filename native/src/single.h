@@ -1,6 +1,6 @@
 /* One packet's way through a worker, each direction, and its ICMP errors. The engine `simple`
  * takes every packet this way, the batch engines those that need more than a copy. Nothing here
- * waits: a full socket is the caller's to wait for. */
+ * blocks: the caller waits for a full socket. */
 #ifndef TUNDP_SINGLE_H
 #define TUNDP_SINGLE_H
 
@@ -8,7 +8,7 @@
 
 #include "count.h"
 
-enum { SEND_REFUSALS_MAX = 64 }; /* EAGAINs in a row of a socket that says it has room */
+enum { SEND_REFUSALS_MAX = 64 }; /* EAGAINs in a row from a socket that polls as writable */
 
 /* Where datagrams go: an endpoint, and the hop id that meant it when they were decided. */
 struct destination {

@@ -1,7 +1,7 @@
-/* Trains: neighbours of equal size for one peer, that leave in one send (UDP_SEGMENT), in the order
- * their packets were read. A refused train is sent again, whole or packet by packet, or dropped.
- * Nothing waits for a full socket in here: whatever is underway stays as it is, in `trains` and
- * `outgoing`, and `is_blocked` says so. */
+/* Trains: neighbours of equal size for one peer, that leave in one send (UDP_SEGMENT), in the
+ * order their packets were read. A refused train is sent again, whole or packet by packet, or
+ * dropped. Nothing here blocks: when the socket is full, `is_blocked` is set and the packets stay
+ * in `trains` and `outgoing`. */
 #include "train.h"
 
 #include <arpa/inet.h>
@@ -69,8 +69,9 @@ static struct subject subject_of(const struct batch *batch, const struct train *
 				 .error = error };
 }
 
-/* A whole train was refused; its packets go one by one. If that works, this path has no
- * UDP_SEGMENT, and later ones go so at once; if not (a blackhole route), it was not that. */
+/* Marks the path of a train as without UDP_SEGMENT, if the train was refused as a whole and some
+ * of its packets, sent one by one, were not. If none left either (a blackhole route), UDP_SEGMENT
+ * was not the reason. */
 static void learn_no_gso(struct batch *batch, const struct train *train)
 {
 	const struct tundp_fib *fib = batch->fib;
@@ -84,7 +85,7 @@ static void learn_no_gso(struct batch *batch, const struct train *train)
 	publish_news(batch->worker);
 }
 
-/* The first packet of a train that goes one by one. */
+/* Makes the first packet of a train the outgoing one. */
 static void begin_outgoing(struct batch *batch, const struct train *train)
 {
 	const struct subject first = subject_of(batch, train, 0);
@@ -135,8 +136,7 @@ static void drop_train(struct batch *batch, const struct train *train, uint32_t 
 	count_dropped(worker, &worker->counters.encap, &tally, reason, subject);
 }
 
-/* Takes up a refused train: true if it shall be sent again, whole or one by one, false if it is
- * done with. */
+/* Handles a refused train. True: send it again, whole or one by one; false: it was dropped. */
 static bool retry(struct batch *batch, struct train *train, int error, int *tries)
 {
 	struct tundp_worker *worker = batch->worker;
@@ -146,7 +146,7 @@ static bool retry(struct batch *batch, struct train *train, int error, int *trie
 	case EINTR:
 		return true;
 	case EAGAIN:
-		/* Refused so often by a socket with room, it is no lack of room. */
+		/* A socket that polls as writable and keeps refusing has another problem. */
 		if (++batch->refusals < SEND_REFUSALS_MAX) {
 			batch->is_blocked = true;
 			worker->counters.send_waits++;
@@ -163,7 +163,7 @@ static bool retry(struct batch *batch, struct train *train, int error, int *trie
 			break;
 		/* fall through */
 	case EMSGSIZE:
-		/* A single packet's is its own to learn from, and counts there. */
+		/* That of a single packet is counted when it is sent again alone. */
 		if (train->count > 1)
 			(void)count_send_refusal(worker, &subject);
 		train->refusal = error;
@@ -176,7 +176,7 @@ static bool retry(struct batch *batch, struct train *train, int error, int *trie
 	return false;
 }
 
-/* Forgets the first `count` trains, which are done with. */
+/* Removes the first `count` trains: sent or dropped. */
 static void remove_trains(struct batch *batch, uint32_t count)
 {
 	batch->train_count -= count;

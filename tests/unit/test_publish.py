@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tundp.backend.udp.config import udp_config
 from tundp.daemon import publish
 from tundp.daemon.publish import Publisher
+from tundp.lease import routing
 from tundp.lease.codec import parse_key
 from tundp.lease.fib import Fib
 from tundp.lease.model import BadEntry, Events, Gone, Lease, LeaseAttributes, Peer, Put, Snapshot
@@ -178,11 +180,10 @@ async def test_changes_that_wait_are_merged_once_and_not_one_by_one(
     bench = Bench(lease(2, "192.0.2.2"))
     count = 200
     merges: list[int] = []
-    merged = publish.merged
 
     def counted(*deltas: RoutingDelta) -> RoutingDelta:
         merges.append(len(deltas))
-        return merged(*deltas)
+        return routing.merged(*deltas)
 
     monkeypatch.setattr(publish, "merged", counted)
     for number in range(count):
@@ -201,7 +202,7 @@ async def test_packets_do_not_wait_for_the_garbage_collector(
     bench.start()
     monkeypatch.setattr(publish, "LASTING_LEASES", 1)
     published: list[int] = []
-    monkeypatch.setattr(publish.gc, "collect", lambda: published.append(len(bench.sinks[0].fibs)))
+    monkeypatch.setattr(gc, "collect", lambda: published.append(len(bench.sinks[0].fibs)))
     bench.apply(Put(lease(2, "192.0.2.2")), Put(lease(3, "192.0.2.3")))
     assert published == [1]
 

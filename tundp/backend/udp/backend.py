@@ -24,7 +24,7 @@ from tundp.backend.udp.sockets import move_sockets, open_sockets
 from tundp.backoff import Backoff, Outage
 from tundp.engine.base import Dataplane, EngineContext
 from tundp.engine.choose import make_engine
-from tundp.errors import PlatformError
+from tundp.errors import ConfigError, PlatformError
 from tundp.finding import Finding, must_hold
 from tundp.lease.fib import Fib
 from tundp.lease.model import LeaseAttributes, LeaseKey, Peer
@@ -35,7 +35,7 @@ from tundp.linux.gateways import remove_gateway_routes
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.tun import Tun, require_device
-from tundp.wire import overhead
+from tundp.wire import ip, overhead
 from tundp.wire.policy import Policy
 
 _log = logging.getLogger(__name__)
@@ -292,7 +292,16 @@ class UdpBackend:
 
 def mtu_of(interface: Interface) -> int:
     """The TUN device's MTU over the interface's link. ConfigError if IPv4 does not fit."""
-    return overhead.tun_mtu(interface.link.mtu, interface.link.name)
+    link = interface.link
+    mtu = overhead.tun_mtu(link.mtu)
+    if mtu is None:
+        least = ip.MIN_MTU + overhead.OVERHEAD
+        raise ConfigError(
+            f"interface {link.name} has MTU {link.mtu}: after {overhead.OVERHEAD} bytes of outer"
+            f" headers {link.mtu - overhead.OVERHEAD} are left, and IPv4 needs {ip.MIN_MTU}"
+            f" (RFC 791); raise it to {least} or more, or choose another with --iface"
+        )
+    return mtu
 
 
 def _are_bound_to(socks: Sequence[socket.socket], address: IPv4Address, port: int) -> bool:
