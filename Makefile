@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+# Processes that run tests at a time; `auto` is one for each CPU.
+WORKERS ?= auto
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
@@ -20,7 +22,8 @@ help:
 	@echo 'make bench    the overlay against kernel VXLAN, report in tundp-bench/ (root)'
 	@echo 'make micro    micro-benchmarks of single functions'
 	@echo 'make scale    what 1,000 to 65,000 leases cost, and a start (root)'
-	@echo 'make fuzz     every parser and the engines under a fuzzer; FUZZ_SECONDS=60 for each'
+	@echo 'make fuzz     every parser and the engines under a fuzzer; FUZZ_SECONDS=60 for each,'
+	@echo '              8 make it a minute in all'
 	@echo 'make cross    the C code for arm64 and big-endian s390x, its tests under qemu'
 	@echo 'make rungs    the end-to-end tests once more with each offload off, each layout (root)'
 	@echo 'make build    only set up: .venv with tundp in it, the C module compiled'
@@ -40,13 +43,13 @@ test: root build
 	@setup/apt.sh test
 	@ETCD_REQUIRED=1 setup/etcd.sh
 	@setup/debian.sh
-	@$(PY) -m pytest -q -n 2 --dist loadfile $(PYTEST_ARGS)
+	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 check: build
 	@$(PY) -m ruff format --check --quiet .
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m mypy --no-error-summary
-	@$(PY) -m pytest -q tests/unit tests/property tests/twin
+	@$(PY) -m pytest -q -n $(WORKERS) tests/unit tests/property tests/twin
 
 bench: root build
 	@$(PY) -m tundp bench
@@ -75,7 +78,7 @@ RUNGS := $(RUNGS);gso --layout=split;gso --workers=2;gso --spin=0;mmsg --layout=
 rungs: root build
 	@setup/apt.sh test
 	@ETCD_REQUIRED=1 setup/etcd.sh
-	@TUNDP_TEST_ENGINES='$(RUNGS)' $(PY) -m pytest -q tests/netns/test_packets.py tests/netns/test_life.py
+	@TUNDP_TEST_ENGINES='$(RUNGS)' $(PY) -m pytest -q -n $(WORKERS) tests/netns/test_packets.py tests/netns/test_life.py
 
 format: build
 	@$(PY) -m ruff format --quiet .

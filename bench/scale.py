@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from tundp.backend.udp.config import udp_config
 from tundp.backoff import Backoff, Outage
 from tundp.engine.native.fib import NativeFib
 from tundp.lab.etcd import PrivateEtcd
@@ -29,7 +30,6 @@ from tundp.lab.overlay import OverlayLab, make_directory
 from tundp.lab.traffic import ping
 from tundp.lease import codec
 from tundp.lease.model import Events, LeaseAttributes, Snapshot
-from tundp.lease.network import UdpConfig
 from tundp.lease.routing import Routing
 from tundp.store.access import EtcdAccess
 from tundp.store.base import Store
@@ -106,7 +106,7 @@ def attributes_of(number: int, shift: int = 0) -> LeaseAttributes:
 async def measure(etcd: PrivateEtcd, count: int, api: str) -> dict[str, float]:
     store = open_store(etcd, api)
     writer = open_store(etcd, api)
-    routing = Routing(network=NETWORK, backend=UdpConfig(), own_key=OWN, own_addresses=[])
+    routing = Routing(network=NETWORK, backend=udp_config(), own_key=OWN, own_addresses=[])
     kept = []
 
     def publish() -> None:

@@ -15,6 +15,9 @@ sys.path.insert(0, str(HERE))
 
 import tables  # noqa: E402
 
+FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O3", "-fvisibility=hidden")
+WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wvla")
+"""Of the shipped build. The tests add -Werror, and -Wconversion, which cffi's code fails."""
 HEADERS = ("tundp_tables.h", "tundp.h", "tundp_twins.h")
 SOURCES = [
     f"native/src/{name}.c"
@@ -53,6 +56,6 @@ ffi.set_source(
     '#include "tundp_twins.h"',
     sources=SOURCES,
     include_dirs=["native/include", "native/src"],
-    extra_compile_args=["-std=c11", "-D_GNU_SOURCE", "-O3", "-fvisibility=hidden"],
+    extra_compile_args=[*FLAGS, *WARNINGS],
     py_limited_api=True,
 )

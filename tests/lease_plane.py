@@ -11,6 +11,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv4Address
 
+from tundp.backend.choose import parse_network_config
 from tundp.lease.identity import Identity
 from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.lease.network import NetworkConfig
@@ -62,6 +63,7 @@ class LeasePlane:
                 is_forced=is_forced,
                 retry_s=retry_s,
             ),
+            parse=parse_network_config,
             rng=rng or random.Random(),
         )
         self.updates: list[Snapshot | Events] = []

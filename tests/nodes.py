@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -21,11 +21,11 @@ from typing import Any
 
 from tests.routes import peer as make_peer
 from tundp.choices import Engine, SourceCheck
-from tundp.engine.base import Dataplane, EngineContext
+from tundp.engine.base import Dataplane, EngineContext, HopsAssigned
 from tundp.engine.choose import make_engine
 from tundp.engine.native.engine import EngineSettings, NativeEngine
-from tundp.lab.lab import Host
-from tundp.lab.overlay import LabNode
+from tundp.lab.lab import Host, Lab
+from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import PingStream, ping
 from tundp.lease.fib import Fib, build_fib
 from tundp.lease.model import Peer
@@ -34,6 +34,11 @@ from tundp.linux.offload import KernelOffloads
 from tundp.linux.tun import Tun
 from tundp.linux.udp import open_udp, rebind
 from tundp.wire.policy import Policy
+
+MakeLab = Callable[[], Lab]
+"""The fixture `make_lab`: a lab with a name nobody else on the machine has."""
+MakeOverlay = Callable[..., contextlib.AbstractAsyncContextManager[OverlayLab]]
+"""The fixture `make_overlay`: flags of the daemons by position, the lab's shape by name."""
 
 PORT = 8285
 HEALTH_PORT = 10256
@@ -174,10 +179,10 @@ class EngineNode:
         """The TUN's address: the subnet's first."""
         return str(self.subnet.network_address)
 
-    def install(self, peers: Collection[Peer]) -> None:
+    def install(self, peers: Collection[Peer], delta: HopsAssigned | None = None) -> None:
         """Send to these peers from now on."""
         self.generation += 1
-        self.engine.install(_fib(peers, self.subnet, self.generation))
+        self.engine.install(_fib(peers, self.subnet, self.generation), delta)
 
     def follow(self, peer: EngineNode) -> None:
         """Send to where the peer is now."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar, overload
 
 DEADLINE_S: Final = 60.0
 POLL_S: Final = 0.02
@@ -18,13 +18,29 @@ POLL_S: Final = 0.02
 T = TypeVar("T")
 
 
+@overload
 async def until(
-    condition: Callable[[], Awaitable[T]] | Callable[[], T],
+    condition: Callable[..., Coroutine[Any, Any, T]],
     what: str = "",
     *,
     deadline_s: float = DEADLINE_S,
     poll_s: float = POLL_S,
-) -> T:
+) -> T: ...
+@overload
+async def until(
+    condition: Callable[..., T],
+    what: str = "",
+    *,
+    deadline_s: float = DEADLINE_S,
+    poll_s: float = POLL_S,
+) -> T: ...
+async def until(
+    condition: Callable[..., Any],
+    what: str = "",
+    *,
+    deadline_s: float = DEADLINE_S,
+    poll_s: float = POLL_S,
+) -> Any:
     """The first true value of `condition`, a function or a coroutine function.
 
     Fails after `deadline_s` with `what` was awaited, or else the condition's source, and the
@@ -33,8 +49,7 @@ async def until(
     deadline = time.monotonic() + deadline_s
     while True:
         found = condition()
-        # Not a cast: an awaitable is always true, and never what is waited for.
-        value: T = await found if inspect.isawaitable(found) else found
+        value = await found if inspect.isawaitable(found) else found
         if value:
             return value
         if time.monotonic() > deadline:
@@ -43,7 +58,7 @@ async def until(
 
 
 def until_sync(
-    condition: Callable[[], T],
+    condition: Callable[..., T],
     what: str = "",
     *,
     deadline_s: float = DEADLINE_S,

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class BlockingThread:
-    """Runs calls one after another, in order, on a thread that never holds up exit.
+    """Run calls one after another, in order, on a thread that never delays process exit.
 
     Cancelling a waiting `run` abandons the call: it still finishes on the thread, and
     its result is thrown away. Whoever needs a call to end sooner must interrupt it.

@@ -28,6 +28,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from tundp.backend.udp.config import DEFAULT_PORT
 from tundp.choices import DemoStore
 from tundp.engine.native.self_test import self_test
 from tundp.errors import ConfigError, Interrupted, LabError, TundpError, Unsupported
@@ -45,7 +46,6 @@ from tundp.lab.traffic import ping, transfer
 from tundp.layout import Line
 from tundp.lease.fib import FIRST_HOP_ID, build_fib
 from tundp.lease.model import Endpoint, Peer
-from tundp.lease.network import DEFAULT_PORT
 from tundp.observe.status import CountersStatus, Status
 from tundp.show import counters_grid, drop_lines
 

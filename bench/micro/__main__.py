@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 
 import numpy as np
@@ -35,10 +36,7 @@ def main() -> None:
     )
     compare(
         "FIB build: cost per lease",
-        [
-            (f"{count:>6} leases", (lambda count=count: fib_of(count)), count)
-            for count in (10, 1_000, 65_000)
-        ],
+        [(f"{count:>6} leases", partial(fib_of, count), count) for count in (10, 1_000, 65_000)],
     )
     compare("one packet of 1472 bytes, Python", packet_cases())
     data = bytes(range(256)) * 6
@@ -53,7 +51,7 @@ def main() -> None:
     compare(
         "sum of 64,000 bytes, the payload of a super-packet",
         [
-            (name, (lambda number=number: twins.variant_sum(number, whole)), 1)
+            (name, partial(twins.variant_sum, number, whole), 1)
             for number, name in enumerate(twins.sums_variants())
         ],
     )

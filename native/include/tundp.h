@@ -49,7 +49,7 @@ struct tundp_hop {
 	uint16_t flags;
 };
 
-/* Path state: what sending has taught of the path to a hop; all zero is "nothing known".
+/* Path state of a hop, learnt from refused sends; all zero is "nothing known".
  * Shared by the workers of a node and Python, all of whom write it: access is atomic. */
 struct tundp_path {
 	uint16_t inner_mtu; /* largest inner packet in bytes, 0 unlimited */
@@ -103,7 +103,7 @@ struct tundp_worker_config {
 	int tun_fd;
 	int udp_fd;
 	int control_fd; /* eventfd: written after `stop` or `fib` changed */
-	int notify_fd;  /* eventfd: written when path state was learnt or an offload refused; or -1 */
+	int notify_fd; /* eventfd: written when path state changed or an offload was refused; or -1 */
 	uint32_t address;          /* our end of the underlay, for asking path MTUs */
 	uint32_t directions;       /* enum tundp_direction_bits */
 	uint32_t offloads;         /* enum tundp_offload: what there is */
@@ -125,11 +125,11 @@ struct tundp_worker_control {
 
 /* What the worker writes and the controlling thread reads. */
 struct tundp_worker_shared {
-	uint64_t seen;       /* generation of the FIB in use; it holds none before */
-	uint64_t heartbeats; /* iterations of its loop */
+	uint64_t seen;              /* generation of the FIB in use; it holds none before */
+	uint64_t heartbeats;        /* iterations of its loop */
 	uint32_t offloads_disabled; /* enum tundp_offload: refused; Python clears them */
-	uint32_t overflows;  /* SO_RXQ_OVFL's last value, modulo 2^32 */
-	uint64_t sequence;   /* odd while the counters are being changed */
+	uint32_t overflows;         /* SO_RXQ_OVFL's last value, modulo 2^32 */
+	uint64_t sequence;          /* odd while the counters are being changed */
 };
 
 /* One thread's world: groups by who writes them, a cache line between two. */
@@ -164,7 +164,7 @@ void tundp_worker_rebound(struct tundp_worker *worker);
  * reached this one's generation. */
 void tundp_worker_install(struct tundp_worker *worker, const struct tundp_fib *fib);
 
-/* Make the run below return soon. */
+/* Make the worker's loop (tundp_*_run) return soon. */
 void tundp_worker_stop(struct tundp_worker *worker);
 
 /* Generation of the newest FIB the worker uses. */

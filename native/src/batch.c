@@ -33,11 +33,11 @@ struct waiting {
 	bool is_tun_ready;
 	bool is_udp_ready;
 	bool has_room;        /* for trains that waited */
-	bool is_tun_failed;   /* it reports an error: reading it will say which */
+	bool is_tun_failed;   /* it reports an error: reading it returns which */
 	uint32_t spin_credit; /* above 0: recent gaps were short enough to poll through */
 	uint64_t bytes_in;    /* in both directions, until the last wait */
 	uint32_t calm_waits;  /* since there was bulk traffic */
-	bool is_room_watched; /* epoll tells when the socket has room */
+	bool is_room_watched; /* epoll reports when the socket has room */
 };
 
 static int watch(int epoll_fd, int operation, int fd, uint32_t events)
@@ -47,8 +47,8 @@ static int watch(int epoll_fd, int operation, int fd, uint32_t events)
 	return epoll_ctl(epoll_fd, operation, fd, &event) ? -errno : 0;
 }
 
-/* While trains wait for room in the socket, the TUN is left alone and the socket's room is
- * waited for; datagrams are received all the while. */
+/* While trains wait for room in the socket, EPOLLOUT is watched and the TUN is not read;
+ * datagrams are received all the while. */
 static void watch_room(struct batch *batch, struct waiting *waiting)
 {
 	const struct tundp_worker *worker = batch->worker;
@@ -102,22 +102,21 @@ static bool spin(struct tundp_worker *worker, struct waiting *waiting)
 		}
 		(void)sched_yield();
 	} while (clock_now_ns() < until);
-	/* Yielding may have taken long: what came meanwhile is a hit all the same. */
+	/* Yielding may have taken long: what arrived meanwhile counts as a hit. */
 	if (poll_events(worker, waiting, 0)) {
 		worker->counters.spin_hits++;
 		return true;
 	}
-	waiting->spin_credit -=
-		waiting->spin_credit < SPIN_MISS_COST ? waiting->spin_credit : SPIN_MISS_COST;
+	waiting->spin_credit -= waiting->spin_credit < SPIN_MISS_COST ? waiting->spin_credit :
+									SPIN_MISS_COST;
 	return false;
 }
 
-/* Until something is there. A sleep that was shorter than a spin would have been earns
- * credit for spinning; with no credit left an idle worker sleeps at once. */
+/* Waits until a descriptor is ready. A sleep shorter than a spin would have been earns credit
+ * for spinning; with no credit left an idle worker sleeps at once. */
 static void wait(struct tundp_worker *worker, struct waiting *waiting)
 {
-	const uint64_t bytes_in =
-		worker->counters.encap.bytes_in + worker->counters.decap.bytes_in;
+	const uint64_t bytes_in = worker->counters.encap.bytes_in + worker->counters.decap.bytes_in;
 	uint64_t slept_at = 0;
 	bool may_spin;
 
@@ -158,7 +157,7 @@ static int serve(struct batch *batch, struct waiting *waiting)
 		if (waiting->is_tun_ready && !batch->is_blocked)
 			waiting->is_tun_ready = batch_encap_iteration(batch);
 		watch_room(batch, waiting);
-		/* One side that is never done must not hide what the other has. */
+		/* A direction that is always ready must not starve the other. */
 		if (waiting->is_udp_ready || (waiting->is_tun_ready && !batch->is_blocked))
 			(void)poll_events(worker, waiting, 0);
 		else

@@ -40,13 +40,19 @@ struct train {
 	uint32_t sent_count; /* packets that left one by one */
 };
 
+/* How the packets of one read travel: all alike. */
+struct lane {
+	struct destination to;
+	uint32_t fragment_mtu; /* above 0: packets above it leave in fragments */
+	uint32_t count_max;    /* packets in a train */
+};
+
 /* A TUN read that is being taken apart; its bytes are in read_buffer until `left` is 0. */
 struct reading {
 	struct segmenter segmenter;
-	uint32_t left; /* packets to come */
+	uint32_t left;   /* packets to come */
 	bool is_decided; /* the first packet's verdict, which is everybody's, was to forward */
-	uint32_t fragment_mtu;
-	struct destination to;
+	struct lane lane;
 };
 
 /* One datagram's control messages, aligned as they must be. */

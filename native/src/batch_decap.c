@@ -49,12 +49,12 @@ static void write_single(struct batch *batch, uint8_t *packet, const struct tall
 		count_delivered(worker, tally, subject);
 }
 
-/* The kernel does not take this kind of super-packet: the same packets go singly, now and
- * later. */
+/* The kernel refused a super-packet: write its packets one by one, and disable this kind of
+ * coalescing. */
 static void write_again_singly(struct batch *batch, const struct coalesced *refused)
 {
 	struct tundp_worker *worker = batch->worker;
-	/* Not the arena: trains may wait in it. One of several packets is never 64 KiB long. */
+	/* Not in the arena, where trains may wait. One of several packets is always below 64 KiB. */
 	uint8_t *packet = worker->piece + HEADROOM;
 	struct tally tally = { .packets = refused->count, .bytes_in = refused->bytes_in };
 	struct subject subject = subject_of(refused, EINVAL);
@@ -93,8 +93,8 @@ static void write_coalesced(void *context, const struct coalesced *coalesced)
 		.packets = coalesced->count,
 		.bytes_in = coalesced->bytes_in,
 		/* What the packets came with, each with its headers. */
-		.bytes_out = coalesced->len + (uint64_t)(coalesced->count - 1) *
-						      coalesced->vnet.hdr_len,
+		.bytes_out =
+			coalesced->len + (uint64_t)(coalesced->count - 1) * coalesced->vnet.hdr_len,
 	};
 	uint32_t reason;
 
@@ -163,7 +163,7 @@ static size_t read_control(struct batch *batch, struct msghdr *message, size_t l
 	return segment_len;
 }
 
-/* One datagram, to its verdict and into the coalescer. */
+/* Decides one datagram; a delivered one goes into the coalescer. */
 static void receive_one(struct batch *batch, uint8_t *datagram, const struct subject *subject)
 {
 	struct tundp_worker *worker = batch->worker;
@@ -182,7 +182,7 @@ static void receive_one(struct batch *batch, uint8_t *datagram, const struct sub
 		single_reply_to_peer(worker, batch->fib, &verdict);
 }
 
-/* Which hop a message came from: the one before mostly came from there, too. */
+/* The hop a message came from. Cached: consecutive messages mostly have one sender. */
 static struct origin find_origin(struct batch *batch, uint32_t outer)
 {
 	if (batch->heard.outer != outer || batch->heard_generation != batch->fib->generation) {
@@ -229,14 +229,14 @@ bool batch_decap_iteration(struct batch *batch)
 	const uint32_t slots = worker->config.offloads & TUNDP_OFFLOAD_UDP_GRO ?
 				       SUPER_RECEIVE_SLOTS :
 				       RECEIVE_SLOTS;
-	const int count = recvmmsg(worker->config.udp_fd, batch->receive_messages, slots,
-				   MSG_DONTWAIT, NULL);
+	const int count =
+		recvmmsg(worker->config.udp_fd, batch->receive_messages, slots, MSG_DONTWAIT, NULL);
 	uint64_t now_ns;
 
 	worker->counters.syscalls++;
 	if (count < 0) {
-		/* An ICMP error for an earlier datagram may be delivered here: that send is
-		 * history, and what is behind it, epoll will say. */
+		/* May be the pending error of an earlier send (ICMP): ignored. Whatever is queued
+		 * behind it makes epoll report the socket again. */
 		return errno == EINTR;
 	}
 	now_ns = clock_coarse_ns();

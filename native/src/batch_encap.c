@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <unistd.h>
 
+#include "publish.h"
 #include "train.h"
 
 void batch_encap_init(struct batch *batch)
@@ -27,75 +28,80 @@ static void drop_reading(struct batch *batch, uint64_t bytes_in, uint32_t reason
 	count_dropped(worker, &worker->counters.encap, &tally, reason, subject);
 }
 
-/* Decides a read by its first packet, which was just written to `packet`: addresses, TTL and
- * flags are the same in each, so they have one fate. `len` bytes are to be counted if it is not
- * to be forwarded. Returns the packet's length, 0 if the read is done with. */
-static uint32_t decide(struct batch *batch, uint8_t *packet, size_t made, uint64_t len)
+/* How many packets to a hop may leave in one send. */
+static uint32_t train_len_max(const struct batch *batch, const struct tundp_verdict *verdict)
 {
-	struct tundp_worker *worker = batch->worker;
-	struct reading *reading = &batch->reading;
-	struct tundp_verdict verdict;
+	const struct tundp_path *path = &batch->fib->paths[verdict->hop];
 
-	tundp_encapsulate(batch->fib, &worker->config.policy, packet, made, &verdict);
-	if (verdict.kind != TUNDP_FORWARD) {
-		const struct subject subject = { .packet = packet,
-						 .len = made,
-						 .hop = verdict.hop };
-
-		drop_reading(batch, len, verdict.reason, &subject);
-		if (verdict.kind == TUNDP_REPLY)
-			single_reply_to_tun(worker, &verdict);
-		return 0;
-	}
-	reading->is_decided = true;
-	reading->fragment_mtu = verdict.fragment_mtu;
-	reading->to.hop = verdict.hop;
-	reading->to.endpoint = batch->fib->hops[verdict.hop];
-	segment_lower_ttl(&reading->segmenter);
-	return verdict.len;
+	if (verdict->fragment_mtu || !publish_has(batch->worker, TUNDP_OFFLOAD_UDP_SEGMENT) ||
+	    __atomic_load_n(&path->no_gso, __ATOMIC_RELAXED))
+		return 1;
+	return batch->worker->config.max_segments;
 }
 
 /* Inner bytes of the packets of a read that are still to come. */
 static uint64_t bytes_left(const struct reading *reading)
 {
-	return reading->segmenter.payload_len +
-	       (uint64_t)reading->left * (reading->segmenter.gso_size ?
-						  reading->segmenter.header_len :
-						  0);
+	const struct segmenter *segmenter = &reading->segmenter;
+	const uint64_t header_len = segmenter->gso_size ? segmenter->header_len : 0;
+
+	return segmenter->payload_len + reading->left * header_len;
 }
 
-/* Takes the read at hand apart into the arena, until it is done with or the socket is full. */
+/* Writes the first packet of a read to `out` and decides all of them by it: addresses, TTL and
+ * flags are the same in each, so they have one fate. False if the read is done with. */
+static bool decide(struct batch *batch, uint8_t *out)
+{
+	struct tundp_worker *worker = batch->worker;
+	struct reading *reading = &batch->reading;
+	const uint64_t bytes_in = bytes_left(reading);
+	const size_t made = segment_next(&reading->segmenter, out);
+	struct tundp_verdict verdict;
+
+	tundp_encapsulate(batch->fib, &worker->config.policy, out, made, &verdict);
+	if (verdict.kind != TUNDP_FORWARD) {
+		const struct subject subject = { .packet = out, .len = made, .hop = verdict.hop };
+
+		drop_reading(batch, bytes_in, verdict.reason, &subject);
+		if (verdict.kind == TUNDP_REPLY)
+			single_reply_to_tun(worker, &verdict);
+		return false;
+	}
+	reading->is_decided = true;
+	reading->lane.to.hop = verdict.hop;
+	reading->lane.to.endpoint = batch->fib->hops[verdict.hop];
+	reading->lane.fragment_mtu = verdict.fragment_mtu;
+	reading->lane.count_max = train_len_max(batch, &verdict);
+	segment_lower_ttl(&reading->segmenter);
+	train_append(batch, &reading->lane, verdict.len, made);
+	return true;
+}
+
+/* Segments the current read into the arena, until it is complete or the socket is full. */
 static void continue_reading(struct batch *batch)
 {
 	struct reading *reading = &batch->reading;
 	struct segmenter *segmenter = &reading->segmenter;
+	const size_t piece_len = segmenter->gso_size ? segmenter->gso_size : segmenter->payload_len;
 
-	while (reading->left) {
-		const size_t room = (segmenter->gso_size ? segmenter->gso_size :
-							   segmenter->payload_len) +
-				    TUNDP_HEADERS_MAX;
-		const uint64_t len = bytes_left(reading);
-		uint8_t *out = train_make_room(batch, room);
-		uint32_t packet_len;
-		size_t made;
+	for (; reading->left; reading->left--) {
+		uint8_t *out = train_make_room(batch, piece_len + TUNDP_HEADERS_MAX);
 
 		if (!out)
 			return;
-		made = segment_next(segmenter, out);
-		packet_len = (uint32_t)made;
-		if (!reading->is_decided) {
-			packet_len = decide(batch, out, made, len);
-			if (!packet_len)
-				return;
+		if (reading->is_decided) {
+			const size_t made = segment_next(segmenter, out);
+
+			train_append(batch, &reading->lane, (uint32_t)made, made);
+		} else if (!decide(batch, out)) {
+			return;
 		}
-		train_append(batch, &reading->to, packet_len, reading->fragment_mtu, made);
-		reading->left--;
 	}
 }
 
-/* Takes up a read: `len` bytes at `packet`, behind `vnet`. */
-static void begin_reading(struct batch *batch, const struct tundp_vnet *vnet,
-			  const uint8_t *packet, size_t len)
+/* Begins a read: `len` bytes at `packet`, described by `vnet`. */
+static void begin_reading(struct batch *batch, const struct tundp_vnet *vnet, const uint8_t *packet,
+			  size_t len)
 {
 	struct reading *reading = &batch->reading;
 	const struct subject subject = { .packet = packet, .len = len };
@@ -128,7 +134,7 @@ void batch_encap_abandon(struct batch *batch)
 	const struct reading *reading = &batch->reading;
 	const struct subject rest = { .packet = reading->segmenter.payload,
 				      .len = reading->segmenter.payload_len,
-				      .hop = reading->is_decided ? reading->to.hop : 0 };
+				      .hop = reading->is_decided ? reading->lane.to.hop : 0 };
 
 	train_abandon_all(batch);
 	if (reading->left)
@@ -146,8 +152,8 @@ bool batch_encap_iteration(struct batch *batch)
 
 	for (int count = 0; count < READS_PER_ITERATION && !is_dry && !batch->is_blocked; count++) {
 		struct tundp_vnet vnet = { 0 };
-		ssize_t len = read(worker->config.tun_fd, start,
-				   READ_BUFFER_LEN - HEADROOM + vnet_len);
+		ssize_t len =
+			read(worker->config.tun_fd, start, READ_BUFFER_LEN - HEADROOM + vnet_len);
 
 		worker->counters.syscalls++;
 		if (len < 0) {

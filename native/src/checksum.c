@@ -60,16 +60,15 @@ static const struct tundp_sums portable = { "portable", sums_portable, copy_port
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl")))
 
 /* Both halves of each 64-bit lane, added to the lane's 64-bit accumulator. */
-#define ADD_256(accumulator, vector)                                                    \
-	((accumulator) = _mm256_add_epi64(                                              \
-		 (accumulator),                                                         \
-		 _mm256_add_epi64(_mm256_and_si256((vector), low_halves),               \
-				  _mm256_srli_epi64((vector), 32))))
+#define ADD_256(accumulator, vector)                                                               \
+	((accumulator) = _mm256_add_epi64((accumulator),                                           \
+					  _mm256_add_epi64(_mm256_and_si256((vector), low_halves), \
+							   _mm256_srli_epi64((vector), 32))))
 
 AVX2 static inline uint64_t reduce_256(__m256i vector)
 {
-	const __m128i half = _mm_add_epi64(_mm256_castsi256_si128(vector),
-					   _mm256_extracti128_si256(vector, 1));
+	const __m128i half =
+		_mm_add_epi64(_mm256_castsi256_si128(vector), _mm256_extracti128_si256(vector, 1));
 
 	return (uint64_t)_mm_cvtsi128_si64(half) + (uint64_t)_mm_extract_epi64(half, 1);
 }
@@ -105,8 +104,7 @@ AVX2 static inline uint64_t walk_avx2(uint8_t *to, const uint8_t *from, size_t l
 	}
 	if (is_copy)
 		memcpy(to, from, len);
-	first = _mm256_add_epi64(_mm256_add_epi64(first, second),
-				 _mm256_add_epi64(third, fourth));
+	first = _mm256_add_epi64(_mm256_add_epi64(first, second), _mm256_add_epi64(third, fourth));
 	return reduce_256(first) + tail_sum(from, len);
 }
 
@@ -122,14 +120,12 @@ AVX2 static uint64_t copy_avx2(uint8_t *to, const uint8_t *from, size_t len)
 
 static const struct tundp_sums avx2 = { "avx2", sum_avx2, copy_avx2 };
 
-#define ADD_512(accumulator, vector)                                                    \
-	((accumulator) = _mm512_add_epi64(                                              \
-		 (accumulator),                                                         \
-		 _mm512_add_epi64(_mm512_and_si512((vector), low_halves),               \
-				  _mm512_srli_epi64((vector), 32))))
+#define ADD_512(accumulator, vector)                                                               \
+	((accumulator) = _mm512_add_epi64((accumulator),                                           \
+					  _mm512_add_epi64(_mm512_and_si512((vector), low_halves), \
+							   _mm512_srli_epi64((vector), 32))))
 
-AVX512 static inline uint64_t walk_avx512(uint8_t *to, const uint8_t *from, size_t len,
-					  int is_copy)
+AVX512 static inline uint64_t walk_avx512(uint8_t *to, const uint8_t *from, size_t len, int is_copy)
 {
 	const __m512i low_halves = _mm512_set1_epi64(0xffffffff);
 	__m512i first = _mm512_setzero_si512(), second = first;

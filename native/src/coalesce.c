@@ -1,5 +1,5 @@
 /* Merging packets of one flow into super-packets. Python twin: tundp/wire/coalesce.py, which is
- * the specification and says why each rule is there.
+ * the specification and has the reasons for each rule.
  *
  * A packet that may begin a super-packet is copied into its item's buffer while its checksum
  * is verified, and so is the payload of one that joins: nothing is walked twice. */
@@ -20,8 +20,7 @@ static void miss(struct coalescer *coalescer, enum tundp_miss reason)
 	coalescer->misses[reason]++;
 }
 
-static void write_alone(struct coalescer *coalescer, uint8_t *packet, size_t len,
-			uint64_t bytes_in)
+static void write_alone(struct coalescer *coalescer, uint8_t *packet, size_t len, uint64_t bytes_in)
 {
 	const struct coalesced one = { .packet = packet,
 				       .len = len,
@@ -184,8 +183,7 @@ static void add(struct coalescer *coalescer, uint8_t *packet, size_t len, size_t
 	struct coalesce_item *item = find(coalescer, packet);
 	const bool is_tcp = packet[IP_OFF_PROTO] == PROTO_TCP;
 	const size_t payload_len = len - header_len;
-	const bool is_pushed =
-		is_tcp && packet[IP_MIN_HEADER_LEN + TCP_OFF_FLAGS] & TCP_PSH;
+	const bool is_pushed = is_tcp && packet[IP_MIN_HEADER_LEN + TCP_OFF_FLAGS] & TCP_PSH;
 	uint8_t *first;
 
 	if (item) {

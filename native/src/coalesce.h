@@ -1,5 +1,5 @@
-/* Coalescing: packets from the wire to as few TUN writes as possible. Python twin: tundp/wire/coalesce.py,
- * which is the specification. */
+/* Coalescing: packets from the wire to as few TUN writes as possible. Python twin:
+ * tundp/wire/coalesce.py, which is the specification. */
 #ifndef TUNDP_COALESCE_H
 #define TUNDP_COALESCE_H
 
@@ -23,8 +23,8 @@ struct coalesced {
 	struct tundp_vnet vnet;
 	uint8_t *packet;
 	size_t len;
-	uint32_t count;    /* packets in it */
-	uint64_t bytes_in; /* what they came in with */
+	uint32_t count;       /* packets in it */
+	uint64_t bytes_in;    /* what they came in with */
 	struct origin origin; /* of the first one */
 };
 

@@ -46,8 +46,8 @@ uint32_t count_send_refusal(struct tundp_worker *worker, const struct subject *s
 	__atomic_store_n(&hop->last_errno, (uint32_t)subject->error, __ATOMIC_RELAXED);
 	__atomic_store_n(&hop->last_refused_ns, clock_coarse_ns(), __ATOMIC_RELAXED);
 	switch (subject->error) {
-#define REASON(number, reason)                                                           \
-	case number:                                                                     \
+#define REASON(number, reason)                                                                     \
+	case number:                                                                               \
 		return reason;
 		TUNDP_SEND_REASONS(REASON)
 	default:

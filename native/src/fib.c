@@ -1,5 +1,5 @@
 /* Checking a FIB before it is used. Python twin: tundp/lease/fib.py, which also builds the table
- * and says how it is laid out. */
+ * and describes its layout. */
 #include <errno.h>
 
 #include "fib.h"

@@ -1,4 +1,4 @@
-/* IPv4 fragmentation. Python twin: tundp/wire/fragment.py, which says why. */
+/* IPv4 fragmentation. Python twin: tundp/wire/fragment.py, which has the reasons. */
 #include "ip.h"
 #include "tundp_twins.h"
 

@@ -1,4 +1,4 @@
-/* ICMP errors about inner packets. Python twin: tundp/wire/icmp.py, which says why. */
+/* ICMP errors about inner packets. Python twin: tundp/wire/icmp.py, which has the reasons. */
 #include "icmp.h"
 
 enum {
@@ -55,8 +55,8 @@ static bool may_answer(const uint8_t *offender, const struct ip_header *header)
 	return true;
 }
 
-static uint32_t build(const uint8_t *offender, const struct ip_header *header,
-		      uint32_t tun_address, const struct error *error, uint8_t *reply)
+static uint32_t build(const uint8_t *offender, const struct ip_header *header, uint32_t tun_address,
+		      const struct error *error, uint8_t *reply)
 {
 	uint8_t *icmp = reply + IP_MIN_HEADER_LEN;
 	uint16_t quote_len = error->quote_len;

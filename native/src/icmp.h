@@ -1,4 +1,4 @@
-/* ICMP errors about inner packets. Python twin: tundp/wire/icmp.py, which says why. */
+/* ICMP errors about inner packets. Python twin: tundp/wire/icmp.py, which has the reasons. */
 #ifndef TUNDP_ICMP_H
 #define TUNDP_ICMP_H
 

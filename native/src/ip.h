@@ -151,8 +151,7 @@ static inline void ip_restore_ttl(uint8_t *packet, const struct ip_header *heade
 static inline void ip_store_checksum(uint8_t *packet, size_t header_len)
 {
 	sums_store(packet + IP_OFF_CHECKSUM, 0);
-	sums_store(packet + IP_OFF_CHECKSUM,
-		   (uint16_t)~sums_fold(sums_words(packet, header_len)));
+	sums_store(packet + IP_OFF_CHECKSUM, (uint16_t)~sums_fold(sums_words(packet, header_len)));
 }
 
 #endif

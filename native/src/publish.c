@@ -1,5 +1,5 @@
-/* What the controlling thread (Python) and a running worker tell each other, without a lock: FIBs,
- * stop, heartbeat, disabled offloads. */
+/* Lock-free exchange between the controlling thread (Python) and a running worker: FIBs, stop,
+ * heartbeat, disabled offloads. */
 #include "publish.h"
 
 #include <assert.h>
@@ -8,12 +8,13 @@
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 
-/* More than any kernel takes (UDP_MAX_SEGMENTS is 128): that it is too many, the kernel says. */
+/* A sanity limit above what any kernel takes (UDP_MAX_SEGMENTS is 128): the kernel refuses more
+ * than it takes with EINVAL. */
 enum { SEGMENTS_MAX = 1024 };
 
 static_assert(sizeof(struct tundp_hop) == 8, "lease/fib.py's HOP_DTYPE");
 
-/* There is one writer, so it needs no locked addition. */
+/* Counts an iteration of the loop. One writer: a plain addition, stored atomically. */
 static void beat(struct tundp_worker *worker)
 {
 	uint64_t *heartbeats = &worker->shared.heartbeats;

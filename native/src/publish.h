@@ -6,7 +6,7 @@
 
 #include "tundp.h"
 
-/* Gives the calling thread, the worker's from now on, its name. */
+/* Names the calling thread, which is the worker's from now on. */
 void publish_name_thread(const struct tundp_worker *worker);
 
 /* Loads the published FIB, announces its generation as seen (an RCU-like quiescent point: no
@@ -15,11 +15,10 @@ const struct tundp_fib *publish_next_fib(struct tundp_worker *worker);
 
 bool publish_is_stopped(const struct tundp_worker *worker);
 
-/* Wakes Python: path state was learnt, or an offload disabled. */
+/* Wakes Python: path state was written, or an offload disabled. */
 void publish_news(struct tundp_worker *worker);
 
-/* Empties the control descriptor, which was readable; whatever it stands for is found in the
- * next iteration. */
+/* Empties the control eventfd, which was readable. The next iteration loads `stop` and `fib`. */
 void publish_drain_control(struct tundp_worker *worker);
 
 /* Disables an offload the kernel has refused, until Python restores it. */

@@ -1,4 +1,4 @@
-/* Finishing checksums and splitting super-packets. Python twin: tundp/wire/segment.py, which
+/* Segmentation: checksums completed, super-packets cut. Python twin: tundp/wire/segment.py, which
  * is the specification.
  *
  * Only the payload is walked per packet: the words of the headers that stay the same are
@@ -74,8 +74,8 @@ bool segment_begin(struct segmenter *segmenter, const struct tundp_sums *sums,
 	segmenter->payload = packet + segmenter->header_len;
 	segmenter->payload_len = len - transport_len;
 	segmenter->gso_size = vnet->gso_size;
-	segmenter->count = (uint32_t)((segmenter->payload_len + vnet->gso_size - 1) /
-				      vnet->gso_size);
+	segmenter->count =
+		(uint32_t)((segmenter->payload_len + vnet->gso_size - 1) / vnet->gso_size);
 	if (segmenter->count == 0)
 		segmenter->count = 1;
 	segmenter->is_tcp = is_tcp;
@@ -98,8 +98,7 @@ bool segment_begin(struct segmenter *segmenter, const struct tundp_sums *sums,
 		memset(header + ip.header_len + UDP_OFF_LEN, 0, 2);
 	}
 	segmenter->ip_sum = sums_portable(header, ip.header_len);
-	segmenter->transport_sum =
-		pseudo_sum(header, 0) + sums_portable(transport, transport_len);
+	segmenter->transport_sum = pseudo_sum(header, 0) + sums_portable(transport, transport_len);
 	return true;
 }
 

@@ -1,4 +1,4 @@
-/* A read from the TUN to the packets it stands for. Python twin: tundp/wire/segment.py. */
+/* Segmentation: from one read of the TUN to its packets. Python twin: tundp/wire/segment.py. */
 #ifndef TUNDP_SEGMENT_H
 #define TUNDP_SEGMENT_H
 
@@ -8,23 +8,23 @@
 /* A read being taken apart; borrows the read's bytes until the last `segment_next`. */
 struct segmenter {
 	const struct tundp_sums *sums;
-	const uint8_t *payload;   /* what is left of it */
+	const uint8_t *payload; /* what is left of it */
 	size_t payload_len;
-	uint32_t count;           /* packets in all */
-	uint32_t number;          /* the one made next */
-	uint32_t seq;             /* of that one, TCP only */
-	uint32_t gso_size;        /* 0: one plain packet, copied whole */
+	uint32_t count;    /* packets in all */
+	uint32_t number;   /* the one made next */
+	uint32_t seq;      /* of that one, TCP only */
+	uint32_t gso_size; /* 0: one plain packet, copied whole */
 	uint16_t id;
-	uint16_t header_len;      /* both headers */
+	uint16_t header_len; /* both headers */
 	uint16_t ip_header_len;
-	uint16_t seed;            /* plain: checksum so far, native order */
+	uint16_t seed; /* plain: checksum so far, native order */
 	uint16_t csum_start;
-	uint32_t csum_field;      /* offset in the packet */
-	bool has_checksum;        /* plain: there is one to finish */
-	uint8_t flags;            /* TCP, of the super-packet */
+	uint32_t csum_field; /* offset in the packet */
+	bool has_checksum;   /* plain: there is one to finish */
+	uint8_t flags;       /* TCP, of the super-packet */
 	bool is_tcp;
-	uint64_t ip_sum;          /* fixed words of the IPv4 header */
-	uint64_t transport_sum;   /* fixed words of transport and pseudo-header */
+	uint64_t ip_sum;        /* fixed words of the IPv4 header */
+	uint64_t transport_sum; /* fixed words of transport and pseudo-header */
 	uint8_t header[TUNDP_HEADERS_MAX];
 };
 

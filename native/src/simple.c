@@ -1,9 +1,9 @@
-/* The engine `simple`: what flannel's own proxy does, one packet a system call, so that the
- * difference to batched engines can be measured. Its packet rules are everybody's (single.c).
+/* The engine `simple`: one packet per system call, as flannel's own proxy, so that the gain of
+ * the batched engines can be measured. The packet rules are those of every engine (single.c).
  *
- * After a wakeup both descriptors are read in turn until neither has anything; the control
- * descriptor is looked at every BURST packets, where flannel's starves. While a packet waits for
- * room in the socket the TUN is not read, and datagrams are received all the while. */
+ * After a wakeup both descriptors are read alternately until neither is readable; the control
+ * flags are checked every BURST packets, where flannel's proxy starves them. While a packet waits
+ * for room in the socket the TUN is not read; datagrams are received all the while. */
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -29,9 +29,9 @@ size_t tundp_simple_len(void)
 	return sizeof(struct simple);
 }
 
-/* 1 one packet taken, 0 none there or to be taken, -EBADFD the TUN is gone. */
-static int from_tun(struct tundp_worker *worker, struct simple *simple,
-		    const struct tundp_fib *fib)
+/* Returns 1 if a packet was read, 0 if there was none or none may be read, -EBADFD if the TUN is
+ * gone. */
+static int from_tun(struct tundp_worker *worker, struct simple *simple, const struct tundp_fib *fib)
 {
 	ssize_t len;
 
@@ -47,8 +47,7 @@ static int from_tun(struct tundp_worker *worker, struct simple *simple,
 	return 1;
 }
 
-static int from_udp(struct tundp_worker *worker, struct simple *simple,
-		    const struct tundp_fib *fib)
+static int from_udp(struct tundp_worker *worker, struct simple *simple, const struct tundp_fib *fib)
 {
 	struct sockaddr_in from;
 	struct iovec buffer = { simple->udp_buffer, sizeof(simple->udp_buffer) };
@@ -107,7 +106,7 @@ static int wait(struct tundp_worker *worker, struct simple *simple, const struct
 	if (!simple->is_blocked)
 		return 0;
 	if (fds[0].revents & (POLLERR | POLLHUP)) {
-		/* The TUN is gone, reading it will say so. */
+		/* The TUN is gone: the next read returns EBADFD. */
 		single_abandon(worker, &simple->outgoing);
 		simple->is_blocked = false;
 	} else if (fds[1].revents & ~POLLIN) {

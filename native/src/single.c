@@ -125,7 +125,7 @@ static uint16_t learn_inner_mtu(struct tundp_worker *worker, const struct tundp_
 	uint16_t *limit = &fib->paths[to->hop].inner_mtu;
 	const uint16_t mtu = ask_inner_mtu(worker, &to->endpoint);
 
-	/* The endpoint may have moved while the packet waited: then nothing is learnt of it. */
+	/* The hop id may stand for another endpoint since the packet was decided. */
 	if (!fib_is_hop(fib, to->hop, &to->endpoint))
 		return mtu;
 	if (!mtu)
@@ -143,7 +143,7 @@ static void drop(struct tundp_worker *worker, const struct outgoing *outgoing, u
 	count_dropped(worker, &worker->counters.encap, &tally, reason, subject);
 }
 
-/* Decides a packet once more that the path refused as too big. True if it may be sent again. */
+/* Decides a packet again that was refused with EMSGSIZE. True if it may be sent again. */
 static bool narrow(struct tundp_worker *worker, const struct tundp_fib *fib,
 		   struct outgoing *outgoing, const struct subject *subject)
 {
@@ -182,7 +182,7 @@ bool single_forward(struct tundp_worker *worker, const struct tundp_fib *fib,
 			count_sent(worker, &tally, &subject);
 			return true;
 		}
-		/* Refused so often by a socket with room, it is no lack of room. */
+		/* A socket that polls as writable and keeps refusing has another problem. */
 		if (subject.error == EAGAIN && ++outgoing->refusals < SEND_REFUSALS_MAX) {
 			worker->counters.send_waits++;
 			return false;
@@ -191,8 +191,7 @@ bool single_forward(struct tundp_worker *worker, const struct tundp_fib *fib,
 			drop(worker, outgoing, count_send_refusal(worker, &subject), &subject);
 			return true;
 		}
-		/* This teaches us the path MTU, and the packet gets the verdict it should have
-		 * had. What the second try brings, stands. */
+		/* Learn the path MTU and decide the packet again. The second result is final. */
 		(void)count_send_refusal(worker, &subject);
 		if (!narrow(worker, fib, outgoing, &subject))
 			return true;
@@ -259,8 +258,8 @@ void single_reply_to_tun(struct tundp_worker *worker, const struct tundp_verdict
 		worker->counters.icmp_to_tun++;
 }
 
-/* An ICMP error about a peer's packet goes to whoever holds the packet's source. It never
- * waits: receiving must not stand still for it. */
+/* Sends an ICMP error about a peer's packet to the peer that holds the packet's source. Never
+ * waits for room in the socket: receiving must go on. */
 void single_reply_to_peer(struct tundp_worker *worker, const struct tundp_fib *fib,
 			  const struct tundp_verdict *verdict)
 {
@@ -287,8 +286,8 @@ void single_reply_to_peer(struct tundp_worker *worker, const struct tundp_fib *f
 	worker->counters.icmp_undeliverable++;
 }
 
-int single_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib,
-		       uint8_t *datagram, const struct subject *subject)
+int single_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, uint8_t *datagram,
+		       const struct subject *subject)
 {
 	struct tundp_direction *direction = &worker->counters.decap;
 	struct tally tally = { .packets = 1, .bytes_in = subject->len };

@@ -1,6 +1,6 @@
 /* One packet's way through a worker, each direction, and its ICMP errors. The engine `simple`
  * takes every packet this way, the batch engines those that need more than a copy. Nothing here
- * waits: a full socket is the caller's to wait for. */
+ * blocks: the caller waits for a full socket. */
 #ifndef TUNDP_SINGLE_H
 #define TUNDP_SINGLE_H
 
@@ -8,7 +8,7 @@
 
 #include "count.h"
 
-enum { SEND_REFUSALS_MAX = 64 }; /* EAGAINs in a row of a socket that says it has room */
+enum { SEND_REFUSALS_MAX = 64 }; /* EAGAINs in a row from a socket that polls as writable */
 
 /* Where datagrams go: an endpoint, and the hop id that meant it when they were decided. */
 struct destination {
@@ -26,11 +26,11 @@ struct outgoing {
 	uint64_t bytes_in;     /* what the packet came in with */
 
 	/* How far it is: zero at first. */
-	size_t taken;          /* payload bytes that left in fragments */
+	size_t taken; /* payload bytes that left in fragments */
 	uint64_t bytes_out;
 	uint32_t fragment_count;
-	uint32_t refusals;     /* EAGAINs in a row */
-	bool is_narrowed;      /* refused with EMSGSIZE once, and decided again */
+	uint32_t refusals; /* EAGAINs in a row */
+	bool is_narrowed;  /* refused with EMSGSIZE once, and decided again */
 };
 
 /* Sends a decided packet and counts it. True when it is done with, sent or dropped; false when
@@ -47,8 +47,8 @@ bool single_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib
 			size_t len, struct outgoing *outgoing);
 
 /* Takes one received datagram to its verdict and out. 0, or -EBADFD when the TUN is gone. */
-int single_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib,
-		       uint8_t *datagram, const struct subject *subject);
+int single_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, uint8_t *datagram,
+		       const struct subject *subject);
 
 /* Answers a dropped packet with the verdict's reply, if the ICMP budget allows: to the TUN, or to
  * the peer that holds the packet's source. */

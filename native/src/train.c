@@ -1,7 +1,7 @@
-/* Trains: neighbours of equal size for one peer, that leave in one send (UDP_SEGMENT), in the order
- * their packets were read. A refused train is sent again, whole or packet by packet, or dropped.
- * Nothing waits for a full socket in here: whatever is underway stays as it is, in `trains` and
- * `outgoing`, and `is_blocked` says so. */
+/* Trains: neighbours of equal size for one peer, that leave in one send (UDP_SEGMENT), in the
+ * order their packets were read. A refused train is sent again, whole or packet by packet, or
+ * dropped. Nothing here blocks: when the socket is full, `is_blocked` is set and the packets stay
+ * in `trains` and `outgoing`. */
 #include "train.h"
 
 #include <arpa/inet.h>
@@ -69,8 +69,9 @@ static struct subject subject_of(const struct batch *batch, const struct train *
 				 .error = error };
 }
 
-/* A whole train was refused; its packets go one by one. If that works, this path has no
- * UDP_SEGMENT, and later ones go so at once; if not (a blackhole route), it was not that. */
+/* Marks the path of a train as without UDP_SEGMENT, if the train was refused as a whole and some
+ * of its packets, sent one by one, were not. If none left either (a blackhole route), UDP_SEGMENT
+ * was not the reason. */
 static void learn_no_gso(struct batch *batch, const struct train *train)
 {
 	const struct tundp_fib *fib = batch->fib;
@@ -84,7 +85,7 @@ static void learn_no_gso(struct batch *batch, const struct train *train)
 	publish_news(batch->worker);
 }
 
-/* The first packet of a train that goes one by one. */
+/* Makes the first packet of a train the outgoing one. */
 static void begin_outgoing(struct batch *batch, const struct train *train)
 {
 	const struct subject first = subject_of(batch, train, 0);
@@ -135,8 +136,7 @@ static void drop_train(struct batch *batch, const struct train *train, uint32_t 
 	count_dropped(worker, &worker->counters.encap, &tally, reason, subject);
 }
 
-/* Takes up a refused train: true if it shall be sent again, whole or one by one, false if it is
- * done with. */
+/* Handles a refused train. True: send it again, whole or one by one; false: it was dropped. */
 static bool retry(struct batch *batch, struct train *train, int error, int *tries)
 {
 	struct tundp_worker *worker = batch->worker;
@@ -146,7 +146,7 @@ static bool retry(struct batch *batch, struct train *train, int error, int *trie
 	case EINTR:
 		return true;
 	case EAGAIN:
-		/* Refused so often by a socket with room, it is no lack of room. */
+		/* A socket that polls as writable and keeps refusing has another problem. */
 		if (++batch->refusals < SEND_REFUSALS_MAX) {
 			batch->is_blocked = true;
 			worker->counters.send_waits++;
@@ -163,7 +163,7 @@ static bool retry(struct batch *batch, struct train *train, int error, int *trie
 			break;
 		/* fall through */
 	case EMSGSIZE:
-		/* A single packet's is its own to learn from, and counts there. */
+		/* That of a single packet is counted when it is sent again alone. */
 		if (train->count > 1)
 			(void)count_send_refusal(worker, &subject);
 		train->refusal = error;
@@ -176,7 +176,7 @@ static bool retry(struct batch *batch, struct train *train, int error, int *trie
 	return false;
 }
 
-/* Forgets the first `count` trains, which are done with. */
+/* Removes the first `count` trains: sent or dropped. */
 static void remove_trains(struct batch *batch, uint32_t count)
 {
 	batch->train_count -= count;
@@ -190,7 +190,9 @@ static void count_trains(struct batch *batch, uint32_t at, uint32_t count)
 {
 	for (; count > 0; count--, at++) {
 		const struct train *train = &batch->trains[at];
-		const struct subject subject = subject_of(batch, train, 0);
+		const struct subject subject = { .packet = batch->send_arena + train->offset,
+						 .len = train->segment_len,
+						 .hop = train->to.hop };
 		const struct tally tally = { .packets = train->count,
 					     .bytes_in = train->bytes_in,
 					     .bytes_out = train->len };
@@ -206,8 +208,6 @@ static void send_trains(struct batch *batch, uint32_t count)
 	int tries = NO_BUFFER_TRIES;
 	uint32_t at = 0;
 
-	for (uint32_t i = 0; i < count; i++)
-		prepare(batch, i);
 	while (at < count && !batch->is_blocked) {
 		struct train *train = &batch->trains[at];
 		uint32_t end = at;
@@ -219,7 +219,7 @@ static void send_trains(struct batch *batch, uint32_t count)
 			continue;
 		}
 		while (end < count && !batch->trains[end].is_one_by_one)
-			end++;
+			prepare(batch, end++);
 		worker->counters.syscalls++;
 		sent = sendmmsg(worker->config.udp_fd, &batch->send_messages[at], end - at,
 				MSG_DONTWAIT);
@@ -265,52 +265,42 @@ void train_send_full(struct batch *batch)
 	}
 }
 
-uint8_t *train_make_room(struct batch *batch, size_t len)
+uint8_t *train_empty_arena(struct batch *batch)
 {
-	if (batch->train_count == TRAINS_MAX || SEND_ARENA_LEN - batch->arena_len < len) {
-		train_send_all(batch);
-		if (batch->train_count)
-			return NULL;
-	}
-	return batch->send_arena + batch->arena_len;
+	train_send_all(batch);
+	return batch->train_count ? NULL : batch->send_arena;
 }
 
 /* Whether a packet of `len` bytes may join a train. */
 static bool joins(const struct train *train, const struct destination *to, uint32_t len)
 {
-	return !train->is_closed && train->to.hop == to->hop &&
-	       train->to.endpoint.address == to->endpoint.address &&
-	       train->to.endpoint.port == to->endpoint.port && len <= train->segment_len;
+	return !train->is_closed && len <= train->segment_len && train->to.hop == to->hop &&
+	       !memcmp(&train->to.endpoint, &to->endpoint, sizeof(to->endpoint));
 }
 
-void train_append(struct batch *batch, const struct destination *to, uint32_t len,
-		  uint32_t fragment_mtu, uint64_t bytes_in)
+void train_append(struct batch *batch, const struct lane *lane, uint32_t len, uint64_t bytes_in)
 {
-	const struct tundp_worker *worker = batch->worker;
-	struct train *train = batch->train_count ? &batch->trains[batch->train_count - 1] : NULL;
+	struct train *train = &batch->trains[batch->train_count];
 
-	if (train && joins(train, to, len)) {
+	if (batch->train_count && joins(train - 1, &lane->to, len)) {
+		train--;
 		train->len += len;
 		train->count++;
 		train->bytes_in += bytes_in;
 	} else {
-		train = &batch->trains[batch->train_count++];
-		*train = (struct train){ .to = *to,
+		batch->train_count++;
+		*train = (struct train){ .to = lane->to,
 					 .offset = batch->arena_len,
 					 .len = len,
 					 .segment_len = len,
 					 .count = 1,
-					 .fragment_mtu = fragment_mtu,
-					 .is_one_by_one = fragment_mtu != 0,
+					 .fragment_mtu = lane->fragment_mtu,
+					 .is_one_by_one = lane->fragment_mtu != 0,
 					 .bytes_in = bytes_in };
 	}
 	batch->arena_len += len;
-	train->is_closed =
-		train->is_one_by_one || len < train->segment_len ||
-		train->len + train->segment_len > TUNDP_MAX_DATAGRAM_LEN ||
-		train->count >= worker->config.max_segments ||
-		!publish_has(worker, TUNDP_OFFLOAD_UDP_SEGMENT) ||
-		__atomic_load_n(&batch->fib->paths[to->hop].no_gso, __ATOMIC_RELAXED);
+	train->is_closed = len < train->segment_len || train->count >= lane->count_max ||
+			   train->len + train->segment_len > TUNDP_MAX_DATAGRAM_LEN;
 }
 
 void train_abandon_all(struct batch *batch)

@@ -6,14 +6,21 @@
 
 void train_init(struct batch *batch);
 
+/* Sends all trains: the arena, empty then, or NULL when the socket is full. */
+uint8_t *train_empty_arena(struct batch *batch);
+
 /* A place for one more packet of up to `len` bytes behind the arena's end, or NULL when the socket
  * is full. */
-uint8_t *train_make_room(struct batch *batch, size_t len);
+static inline uint8_t *train_make_room(struct batch *batch, size_t len)
+{
+	if (batch->train_count < TRAINS_MAX && SEND_ARENA_LEN - batch->arena_len >= len)
+		return batch->send_arena + batch->arena_len;
+	return train_empty_arena(batch);
+}
 
 /* The packet of `len` bytes just written there joins the last train or begins a new one. It came in
  * with `bytes_in`. */
-void train_append(struct batch *batch, const struct destination *to, uint32_t len,
-		  uint32_t fragment_mtu, uint64_t bytes_in);
+void train_append(struct batch *batch, const struct lane *lane, uint32_t len, uint64_t bytes_in);
 
 /* Sends the trains that nothing can join any more. */
 void train_send_full(struct batch *batch);

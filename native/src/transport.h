@@ -1,4 +1,5 @@
-/* TCP and UDP headers as segmentation and coalescing need them. Python twin: tundp/wire/transport.py. */
+/* TCP and UDP headers as segmentation and coalescing need them. Python twin:
+ * tundp/wire/transport.py. */
 #ifndef TUNDP_TRANSPORT_H
 #define TUNDP_TRANSPORT_H
 

@@ -58,7 +58,8 @@ int64_t tundp_segment(const struct tundp_vnet *vnet, const uint8_t *packet, size
 
 	if (!segment_begin(&segmenter, sums_best(), vnet, packet, len, &reason))
 		return -1 - (int64_t)reason;
-	if (segmenter.count > lens_count || len + (size_t)segmenter.count * TUNDP_HEADERS_MAX > out_len)
+	if (segmenter.count > lens_count ||
+	    len + (size_t)segmenter.count * TUNDP_HEADERS_MAX > out_len)
 		return INT64_MIN;
 	if (lowers_ttl)
 		segment_lower_ttl(&segmenter);

@@ -31,8 +31,7 @@ void tundp_encapsulate(const struct tundp_fib *fib, const struct tundp_policy *p
 	hop = fib_lookup(fib, header.destination);
 	if (hop == 0 || fib->hops[hop].flags & TUNDP_HOP_LOCAL) {
 		answer(verdict, hop == 0 ? TUNDP_DROP_NO_ROUTE : TUNDP_DROP_OWN_SUBNET,
-		       icmp_net_unreachable(packet, &header, policy->tun_address,
-					    verdict->reply));
+		       icmp_net_unreachable(packet, &header, policy->tun_address, verdict->reply));
 		return;
 	}
 	verdict->hop = hop;
@@ -111,8 +110,7 @@ void tundp_decapsulate(const struct tundp_fib *fib, const struct tundp_policy *p
 	}
 	if (header.ttl <= 1) {
 		answer(verdict, TUNDP_DROP_HOP_LIMIT_EXCEEDED,
-		       icmp_time_exceeded(datagram, &header, policy->tun_address,
-					  verdict->reply));
+		       icmp_time_exceeded(datagram, &header, policy->tun_address, verdict->reply));
 		return;
 	}
 	ip_decrement_ttl(datagram, &header);

@@ -14,7 +14,10 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pyroute2 import netns
@@ -26,7 +29,7 @@ from tundp.bench.results import load
 from tundp.bench.run import PREFIX, BenchSettings, Progress, clean_bench, run_bench
 from tundp.errors import LabError
 from tundp.finding import Verdict
-from tundp.lab.lab import Lab
+from tundp.lab.lab import Host, Lab
 
 PORT = 5999
 
@@ -35,16 +38,16 @@ def left_behind() -> list[str]:
     return [name for name in netns.listnetns() if name.startswith(PREFIX)]
 
 
-def settings(*only: str, **changes) -> BenchSettings:
-    base = {"rounds": 2, "seconds": 0.1, "topology": "host", "flanneld": None}
+def settings(*only: str, **changes: Any) -> BenchSettings:
+    base: dict[str, Any] = {"rounds": 2, "seconds": 0.1, "topology": "host", "flanneld": None}
     return BenchSettings(profile="quick", only=only, **(base | changes))
 
 
-async def small_bench(*only: str, **changes):
+async def small_bench(*only: str, **changes: Any) -> Any:
     return await run_bench(settings(*only, **changes), Progress(), lambda results: None)
 
 
-async def with_two_hosts(check) -> None:
+async def with_two_hosts(check: Any) -> None:
     async with Lab(f"tt{os.getpid()}b") as lab:
         left, right = await lab.host("l"), await lab.host("r")
         await lab.cable(left, "eth0", right, "eth0")
@@ -53,11 +56,11 @@ async def with_two_hosts(check) -> None:
         await check(left, right)
 
 
-async def test_stream_receiver_sees_one_wrong_byte():
+async def test_stream_receiver_sees_one_wrong_byte() -> None:
     data = generators.pattern()
     good = bytes(generators.require().ffi.buffer(data, 70_000)[:])
 
-    async def check(left, right):
+    async def check(left: Host, right: Host) -> None:
         for wrong_at, expected in ((None, 0), (123_456, 1)):
             receiver = generators.stream_receiver(right, "192.0.2.2", PORT, data).start()
             sender = await left.socket(socket.SOCK_STREAM)
@@ -76,7 +79,7 @@ async def test_stream_receiver_sees_one_wrong_byte():
     await with_two_hosts(check)
 
 
-async def test_datagram_receiver_tells_corrupt_double_late_and_reordered_apart():
+async def test_datagram_receiver_tells_corrupt_double_late_and_reordered_apart() -> None:
     data = generators.pattern()
     pattern = bytes(generators.require().ffi.buffer(data, 70_000)[:])
 
@@ -84,7 +87,7 @@ async def test_datagram_receiver_tells_corrupt_double_late_and_reordered_apart()
         header = struct.pack("=QQ", number, run)
         return bytearray(header + pattern[number : number + size - 16])
 
-    async def check(left, right):
+    async def check(left: Host, right: Host) -> None:
         receiver: Generator = generators.datagram_receiver(
             right, "192.0.2.2", PORT, data, run_id=7, size=100
         ).start()
@@ -92,7 +95,7 @@ async def test_datagram_receiver_tells_corrupt_double_late_and_reordered_apart()
         broken[50] ^= 0x10
         sender = await left.socket(socket.SOCK_DGRAM)
         sent = [datagram(1), datagram(2), broken, datagram(2), datagram(6), datagram(5)]
-        sent += [datagram(8, run=6), b"short", datagram(7)[:16], datagram(9)]
+        sent += [datagram(8, run=6), bytearray(b"short"), datagram(7)[:16], datagram(9)]
         with sender:
             for each in sent:
                 sender.sendto(each, ("192.0.2.2", PORT))
@@ -108,13 +111,14 @@ async def test_datagram_receiver_tells_corrupt_double_late_and_reordered_apart()
     await with_two_hosts(check)
 
 
-async def test_requests_are_matched_with_their_own_answers():
-    async def check(left, right):
+async def test_requests_are_matched_with_their_own_answers() -> None:
+    async def check(left: Host, right: Host) -> None:
         answers = generators.answerer(right, "192.0.2.2", PORT, is_stream=False, size=16).start()
         asks = generators.requester(left, "192.0.2.2", PORT, is_stream=False, size=16).start()
         await until(lambda: asks.counted().samples > 100)
         asks.stop()
         answers.stop()
+        assert asks.samples_ns is not None
         samples = asks.samples_ns[: asks.counted().samples]
         assert samples.min() > 1000
         assert asks.counted().lost == 0
@@ -122,8 +126,8 @@ async def test_requests_are_matched_with_their_own_answers():
     await with_two_hosts(check)
 
 
-async def test_traffic_interrupted_before_it_began_is_stopped_all_the_same():
-    async def check(left, right):
+async def test_traffic_interrupted_before_it_began_is_stopped_all_the_same() -> None:
+    async def check(left: Host, right: Host) -> None:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(max_workers=1))
         is_free = threading.Event()
@@ -131,7 +135,7 @@ async def test_traffic_interrupted_before_it_began_is_stopped_all_the_same():
         traffic = generators.answerer(right, "192.0.2.2", PORT, is_stream=False, size=16)
         is_waiting = asyncio.Event()
 
-        def wanted():
+        def wanted() -> Iterator[Any]:
             yield traffic
             raise AssertionError("it was interrupted before")
 
@@ -152,16 +156,18 @@ async def test_traffic_interrupted_before_it_began_is_stopped_all_the_same():
     await with_two_hosts(check)
 
 
-async def test_cpu_accounting_counts_a_known_burner():
+async def test_cpu_accounting_counts_a_known_burner() -> None:
     before = machine.read_cpu()
-    burnt = await asyncio.to_thread(machine.burn, 0.4)
+    burnt = await asyncio.to_thread(generators.burn, 0.4)
     used = machine.read_cpu().since(before)
     assert burnt >= 0.4
     # Other work may add all that there is; a blind counter or a wrong unit would be far off.
-    assert 0.5 * burnt < used.busy < 1.5 * os.cpu_count() * used.at
+    assert 0.5 * burnt < used.busy < 1.5 * len(os.sched_getaffinity(0)) * used.at
 
 
-async def test_cpu_accounting_takes_off_what_the_machine_does_on_its_own(monkeypatch):
+async def test_cpu_accounting_takes_off_what_the_machine_does_on_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # 3 CPU seconds in 2 s of nothing, then 5.5 in 3 s: 1 more than the machine's own 4.5.
     reads = iter([(10.0, 100.0), (13.0, 102.0), (13.0, 102.0), (18.5, 105.0)])
 
@@ -173,10 +179,12 @@ async def test_cpu_accounting_takes_off_what_the_machine_does_on_its_own(monkeyp
 
     monkeypatch.setattr(machine, "read_cpu", read_cpu)
     monkeypatch.setattr(machine, "burn", lambda seconds: seconds)
-    assert await machine.check_accounting(0.01) == (0.01, pytest.approx(1.0))
+    burnt, used = await machine.check_accounting(0.01)
+    assert burnt == 0.01
+    assert used == pytest.approx(1.0)
 
 
-async def test_bench_runs_verifies_and_leaves_nothing():
+async def test_bench_runs_verifies_and_leaves_nothing() -> None:
     found = await small_bench("veth", "simple", "tcp1", "udp64", "tcp_rr", rounds=1)
     assert not found.is_partial
     assert left_behind() == []
@@ -202,7 +210,7 @@ async def test_bench_runs_verifies_and_leaves_nothing():
     assert status["IP fragments wire"] is Verdict.OK
 
 
-async def test_every_workload_and_pods_work():
+async def test_every_workload_and_pods_work() -> None:
     names = ["udp1400-loss", "tcp1-rev", "udp_rr", "tcp_rr-load", "tcp_crr", "tcp4", "udp512"]
     found = await small_bench("veth", "virtual", *names, topology="pods", rounds=1)
     for name in names:
@@ -211,8 +219,8 @@ async def test_every_workload_and_pods_work():
     assert found.cell("virtual", "veth", "udp1400-loss", "loss").median <= 0.005
 
 
-async def test_a_wire_lab_that_is_none_is_not_comparable(monkeypatch):
-    async def forget(host, device):
+async def test_a_wire_lab_that_is_none_is_not_comparable(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def forget(host: Host, device: Any) -> Any:
         return None
 
     monkeypatch.setattr(paths, "make_wire_like", forget)
@@ -221,7 +229,7 @@ async def test_a_wire_lab_that_is_none_is_not_comparable(monkeypatch):
     assert "frames wire veth" in found.headline
 
 
-async def test_rows_this_kernel_lacks_say_so():
+async def test_rows_this_kernel_lacks_say_so() -> None:
     found = await small_bench("fou", "wireguard", "wireguard-go", "virtual", "tcp_rr", rounds=1)
     for row in found.rows:
         is_there = (
@@ -231,7 +239,7 @@ async def test_rows_this_kernel_lacks_say_so():
             assert bool(row.why_not) is not bool(is_there), row.name
 
 
-async def test_stock_flanneld_row_is_started_as_flanneld_is(tmp_path):
+async def test_stock_flanneld_row_is_started_as_flanneld_is(tmp_path: Path) -> None:
     # No flanneld binary can be had here: a script that takes its command line stands in.
     binary = tmp_path / "flanneld"
     files = f"--admin-socket={tmp_path}/$$.sock --state-dir={tmp_path}"
@@ -246,7 +254,7 @@ async def test_stock_flanneld_row_is_started_as_flanneld_is(tmp_path):
     assert row.why_not == "--flanneld /no/such: no such program"
 
 
-async def test_a_row_that_fails_takes_no_other_along(tmp_path):
+async def test_a_row_that_fails_takes_no_other_along(tmp_path: Path) -> None:
     binary = tmp_path / "flanneld"
     binary.write_bytes(b"\x00 no program")
     binary.chmod(0o755)
@@ -257,7 +265,7 @@ async def test_a_row_that_fails_takes_no_other_along(tmp_path):
     assert left_behind() == []
 
 
-async def test_two_benches_at_once_are_one_too_many():
+async def test_two_benches_at_once_are_one_too_many() -> None:
     first = asyncio.create_task(small_bench("veth", "tcp_rr", "virtual"))
     await until(left_behind, "the first bench's namespaces")
     with pytest.raises(LabError, match="another tundp bench is running"):
@@ -267,7 +275,7 @@ async def test_two_benches_at_once_are_one_too_many():
     assert not (await first).is_partial
 
 
-async def test_it_refuses_where_its_namespaces_exist_and_touches_none():
+async def test_it_refuses_where_its_namespaces_exist_and_touches_none() -> None:
     name = f"{PREFIX}-v-vxlan-l"
     netns.create(name)
     try:
@@ -282,17 +290,22 @@ def bench_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "tundp", "bench", *arguments]
 
 
-def has_result(process, out) -> bool:
-    assert process.poll() is None, process.stdout.read()
+def read(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.read()
+
+
+def has_result(process: subprocess.Popen[str], out: Path) -> bool:
+    assert process.poll() is None, read(process)
     return (out / "results.json").exists()
 
 
-def is_looking_at_frames(process) -> bool:
-    assert process.poll() is None, process.stdout.read()
+def is_looking_at_frames(process: subprocess.Popen[str]) -> bool:
+    assert process.poll() is None, read(process)
     return any(name.endswith("w-veth-r") for name in left_behind())
 
 
-def test_interrupted_bench_keeps_what_it_has_and_tears_down(tmp_path):
+def test_interrupted_bench_keeps_what_it_has_and_tears_down(tmp_path: Path) -> None:
     out = tmp_path / "report"
     process = subprocess.Popen(
         bench_command("--only=veth,tcp_rr,tcp1", "--rounds=12", "--seconds=0.1", f"--out={out}"),
@@ -316,7 +329,7 @@ def test_interrupted_bench_keeps_what_it_has_and_tears_down(tmp_path):
     assert left_behind() == []
 
 
-def test_command_writes_reports_and_diff_reads_them(tmp_path):
+def test_command_writes_reports_and_diff_reads_them(tmp_path: Path) -> None:
     out = tmp_path / "report"
     answer = subprocess.run(
         bench_command(
@@ -343,7 +356,7 @@ def test_command_writes_reports_and_diff_reads_them(tmp_path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGTERM])
-def test_ended_at_the_frame_look_leaves_nothing(tmp_path, signum):
+def test_ended_at_the_frame_look_leaves_nothing(tmp_path: Path, signum: signal.Signals) -> None:
     process = subprocess.Popen(
         bench_command("--only=veth,tcp_rr,wire", f"--out={tmp_path}/r"),
         stdout=subprocess.PIPE,
@@ -373,14 +386,14 @@ def test_ended_at_the_frame_look_leaves_nothing(tmp_path, signum):
         (["diff", "/no/a.json", "/no/b.json"], 2, "/no/a.json"),
     ],
 )
-def test_bad_input_is_named(arguments, code, expected):
+def test_bad_input_is_named(arguments: list[str], code: int, expected: str) -> None:
     answer = subprocess.run(bench_command(*arguments), capture_output=True, text=True)
     assert answer.returncode == code
     assert expected in answer.stderr
     assert "Traceback" not in answer.stderr
 
 
-def test_without_root_it_says_so(monkeypatch):
+def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(LabError, match="root"):
         asyncio.run(small_bench("tcp_rr", "virtual"))

@@ -9,6 +9,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -54,8 +56,9 @@ def results(fast: float = 20.0, *, jitter: float = 0.01, **values: float) -> Res
     return found
 
 
-def test_estimate_is_a_median_with_an_interval_that_holds_it():
+def test_estimate_is_a_median_with_an_interval_that_holds_it() -> None:
     found = stats.estimate([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert found is not None
     assert found.median == 3
     assert found.low <= 3 <= found.high
     assert found.spread == 4
@@ -64,17 +67,22 @@ def test_estimate_is_a_median_with_an_interval_that_holds_it():
     assert stats.estimate([5.0, 1.0, 3.0]) == stats.estimate([5.0, 1.0, 3.0])
 
 
-def test_interval_of_steady_samples_is_narrow_and_of_wild_ones_wide():
+def test_interval_of_steady_samples_is_narrow_and_of_wild_ones_wide() -> None:
     steady = stats.estimate([10, 10.1, 9.9, 10, 10.05])
     wild = stats.estimate([1, 30, 9, 12, 80])
+    assert steady is not None
+    assert wild is not None
     assert steady.high - steady.low < 0.5 < wild.high - wild.low
 
 
-def test_ratios_are_paired_by_round_so_drift_cancels():
+def test_ratios_are_paired_by_round_so_drift_cancels() -> None:
     found = results()
     ratio = found.ratio("wire", "fast", "tcp1", "gbps")
+    assert ratio is not None
     assert (ratio.low, ratio.median, ratio.high) == (2.0, 2.0, 2.0)
-    assert found.cell("wire", "fast", "tcp1", "gbps").spread > 10
+    cell = found.cell("wire", "fast", "tcp1", "gbps")
+    assert cell is not None
+    assert cell.spread > 10
 
 
 @pytest.mark.parametrize(
@@ -89,20 +97,22 @@ def test_ratios_are_paired_by_round_so_drift_cancels():
         ((1.2, 1.3, 1.4), 0.25, True, "same"),  # a noisy machine claims nothing
     ],
 )
-def test_a_win_is_claimed_only_outside_the_noise(ratio, noise, more_is_better, expected):
+def test_a_win_is_claimed_only_outside_the_noise(
+    ratio: tuple[float, float, float], noise: float, more_is_better: bool, expected: str
+) -> None:
     low, median, high = ratio
     found = Estimate(median=median, low=low, high=high, spread=0, count=5)
     assert stats.verdict(found, noise, more_is_better=more_is_better) == expected
 
 
 @pytest.mark.parametrize(("rounds", "status"), [(1, "fail"), (4, "fail"), (5, "ok")])
-def test_few_rounds_claim_nothing(rounds, status):
+def test_few_rounds_claim_nothing(rounds: int, status: str) -> None:
     few = Estimate(median=9, low=8, high=10, spread=0, count=rounds)
     assert (stats.verdict(few, 0.1, more_is_better=True) == "n/a") is (status == "fail")
     assert validity.check_rounds(rounds).verdict.value == status
 
 
-def test_a_bench_without_its_baseline_is_red():
+def test_a_bench_without_its_baseline_is_red() -> None:
     found = results()
     found.samples = [each for each in found.samples if each.row != NULL]
     checks = {check.title: check for check in validity.checks_after(found)}
@@ -112,7 +122,7 @@ def test_a_bench_without_its_baseline_is_red():
     assert checks["baseline"].verdict is Verdict.FAIL
 
 
-def test_newer_fields_are_passed_over_and_unknown_workloads_named(tmp_path):
+def test_newer_fields_are_passed_over_and_unknown_workloads_named(tmp_path: Path) -> None:
     found = results()
     found.save(tmp_path / "results.json")
     document = json.loads((tmp_path / "results.json").read_text())
@@ -125,18 +135,18 @@ def test_newer_fields_are_passed_over_and_unknown_workloads_named(tmp_path):
         diff(load(tmp_path / "other.json"), found)
 
 
-def test_without_a_null_test_nothing_is_claimed():
+def test_without_a_null_test_nothing_is_claimed() -> None:
     found = Estimate(median=9, low=8, high=10, spread=0, count=5)
     assert stats.verdict(found, None, more_is_better=True) == "n/a"
     assert stats.verdict(None, 0.1, more_is_better=True) == "n/a"
 
 
-def test_a_path_that_corrupts_cannot_win():
+def test_a_path_that_corrupts_cannot_win() -> None:
     assert results(30).verdict("wire", "fast", "tcp1") == "better"
     assert results(30, corrupt=1.0).verdict("wire", "fast", "tcp1") == "INVALID"
 
 
-def test_costs_follow_from_what_was_measured_and_are_none_otherwise():
+def test_costs_follow_from_what_was_measured_and_are_none_otherwise() -> None:
     values = sample("x", 0, 2.0).values
     assert derive(values, "cpu_s_per_gb") == pytest.approx(0.5)
     assert derive(values, "cpu_ns_per_packet") == pytest.approx(500)
@@ -145,7 +155,7 @@ def test_costs_follow_from_what_was_measured_and_are_none_otherwise():
     assert derive({"busy_s": 1.0}, "cpu_s_per_gb") is None
 
 
-def test_results_come_back_as_they_were_saved(tmp_path):
+def test_results_come_back_as_they_were_saved(tmp_path: Path) -> None:
     found = results()
     found.checks = [Finding(id="load", title="load", evidence="0.1", verdict=Verdict.OK)]
     found.save(tmp_path / "results.json")
@@ -159,7 +169,7 @@ def test_results_come_back_as_they_were_saved(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', '{"schema": 1}', "nonsense"])
-def test_something_else_is_refused_by_name(tmp_path, text):
+def test_something_else_is_refused_by_name(tmp_path: Path, text: str) -> None:
     path = tmp_path / "other.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"other\.json"):
@@ -171,14 +181,14 @@ def test_something_else_is_refused_by_name(tmp_path, text):
 @pytest.mark.parametrize(
     ("after", "expected"), [(20.0, "same"), (20.1, "same"), (30.0, "better"), (12.0, "worse")]
 )
-def test_diff_says_what_changed_beyond_noise(after, expected):
+def test_diff_says_what_changed_beyond_noise(after: float, expected: str) -> None:
     found = diff(results(20.0), results(after))[0]
     assert found.metric == "gbps"
     assert found.verdict == expected
     assert found.before == pytest.approx(2)
 
 
-def test_diff_fails_what_must_not_pass():
+def test_diff_fails_what_must_not_pass() -> None:
     gone = results(20.0)
     gone.samples = [each for each in gone.samples if each.row != "fast"]
     assert {each.verdict for each in diff(results(20.0), gone)} == {"gone"}
@@ -188,12 +198,12 @@ def test_diff_fails_what_must_not_pass():
     assert diff(Results(profile="", settings={}, started="", environment={}), gone) == []
 
 
-def test_diff_of_noisy_benches_says_nothing():
+def test_diff_of_noisy_benches_says_nothing() -> None:
     found = diff(results(20.0, jitter=0.5), results(24.0, jitter=0.5))[0]
     assert found.verdict == "same"
 
 
-def test_headline_names_every_red_check_and_an_interruption():
+def test_headline_names_every_red_check_and_an_interruption() -> None:
     found = results()
     assert found.headline.startswith("comparable")
     found.checks = [
@@ -214,14 +224,14 @@ def test_headline_names_every_red_check_and_an_interruption():
         ({"steal_s": 5.0}, "steal"),
     ],
 )
-def test_validity_after(values, red):
+def test_validity_after(values: dict[str, Any], red: str | None) -> None:
     checks = validity.checks_after(results(**values))
     assert [check.title for check in checks if check.verdict is Verdict.FAIL] == (
         [red] if red else []
     )
 
 
-def test_validity_notes_a_noisy_null_test():
+def test_validity_notes_a_noisy_null_test() -> None:
     checks = validity.checks_after(results(jitter=0.5))
     (check,) = [check for check in checks if check.title == "null test wire tcp1"]
     assert check.verdict is Verdict.NOTE
@@ -231,11 +241,11 @@ def test_validity_notes_a_noisy_null_test():
     ("sizes", "status"),
     [({1514: 100, 66: 50}, "ok"), ({1515: 1, 66: 50}, "fail"), ({64000: 9}, "fail"), ({}, "fail")],
 )
-def test_frames_of_a_wire(sizes, status):
+def test_frames_of_a_wire(sizes: dict[int, Any], status: str) -> None:
     assert validity.check_frames(Counter(sizes), 0, "wire x").verdict.value == status
 
 
-def test_losses_are_red_when_fragments_were_made():
+def test_losses_are_red_when_fragments_were_made() -> None:
     before = {"fragments": 5, "softirq drops": 1}
     (fragments, drops) = validity.check_losses("wire", before, before)
     assert (fragments.verdict.value, drops.verdict.value) == ("ok", "ok")
@@ -243,7 +253,7 @@ def test_losses_are_red_when_fragments_were_made():
     assert (fragments.verdict.value, drops.verdict.value) == ("fail", "note")
 
 
-async def test_accounting_that_misses_a_burner_is_red(monkeypatch):
+async def test_accounting_that_misses_a_burner_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
     async def blind() -> tuple[float, float]:
         return 0.5, 0.1
 
@@ -252,18 +262,18 @@ async def test_accounting_that_misses_a_burner_is_red(monkeypatch):
     assert {check.title: check.verdict for check in checks}["CPU accounting"] is Verdict.FAIL
 
 
-async def test_load_before_is_red(monkeypatch):
+async def test_load_before_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validity, "load_average", lambda: 3.0)
     checks = await validity.checks_before()
     assert {check.title: check.verdict for check in checks}["load before"] is Verdict.FAIL
 
 
-def settings(*only: str, **changes) -> BenchSettings:
+def settings(*only: str, **changes: Any) -> BenchSettings:
     base = {"rounds": None, "seconds": None, "topology": "host", "flanneld": None}
     return BenchSettings(profile="quick", only=only, **(base | changes))
 
 
-def test_plan_has_every_engine_and_always_the_baseline_twice():
+def test_plan_has_every_engine_and_always_the_baseline_twice() -> None:
     names = [path.name for path in make_plan(settings()).paths]
     assert names[:2] == [BASELINE, NULL]
     assert len([name for name in names if name == "simple" or "tundp-" in name]) == len(ENGINES)
@@ -273,14 +283,14 @@ def test_plan_has_every_engine_and_always_the_baseline_twice():
     assert plan.labs == ("wire",)
 
 
-def test_unknown_name_lists_what_there_is():
+def test_unknown_name_lists_what_there_is() -> None:
     with pytest.raises(ConfigError, match="no such row, workload or lab") as caught:
         make_plan(settings("vxlam"))
     for name in ("vxlan-csum", "tcp_crr", "virtual"):
         assert name in str(caught.value)
 
 
-def test_reports_print_na_where_nothing_was_measured_and_escape_markup():
+def test_reports_print_na_where_nothing_was_measured_and_escape_markup() -> None:
     found = results()
     found.checks = [Finding(id="b", title="<b>", evidence="|", verdict=Verdict.FAIL, meaning="x")]
     text = to_markdown(found)
@@ -308,7 +318,9 @@ def printed(parts: Iterable[RenderableType], *, is_terminal: bool) -> str:
 @pytest.mark.parametrize("is_terminal", [True, False])
 @hypothesis.settings(deadline=None, max_examples=10)
 @given(name=NAMES, gbps=st.floats(0.001, 2.0**63), losses=st.floats(0, 1))
-def test_no_figure_and_no_row_of_a_report_is_cut(is_terminal, name, gbps, losses):
+def test_no_figure_and_no_row_of_a_report_is_cut(
+    is_terminal: bool, name: str, gbps: float, losses: float
+) -> None:
     found = results()
     found.rows.append(Row(lab="wire", name=name, label=name, is_encrypted=False, why_not=None))
     found.samples += [
@@ -331,18 +343,18 @@ def test_no_figure_and_no_row_of_a_report_is_cut(is_terminal, name, gbps, losses
         assert [line for line in text.splitlines() if {name, metric} <= set(line.split())]
 
 
-def test_a_brief_report_fits_eighty_columns():
+def test_a_brief_report_fits_eighty_columns() -> None:
     text = printed(report_parts(results()), is_terminal=True)
     assert max(map(len, text.splitlines())) <= 80
     for head in ("path", "Gbit/s", "vs VXLAN", "CPU s/GB"):
         assert head in text
 
 
-def test_nothing_to_compare_is_said():
+def test_nothing_to_compare_is_said() -> None:
     assert printed(difference_parts([]), is_terminal=False) == "nothing in common to compare\n"
 
 
-def test_columns_of_text_begin_and_columns_of_figures_end_in_line():
+def test_columns_of_text_begin_and_columns_of_figures_end_in_line() -> None:
     found = results()
     found.checks = [
         Finding(id="load", title="load", evidence="0.10", verdict=Verdict.OK, meaning="a reason")
@@ -356,7 +368,7 @@ def test_columns_of_text_begin_and_columns_of_figures_end_in_line():
     assert page.count("<caption>") == page.count("<table>")
 
 
-def test_a_report_of_another_day_is_read(tmp_path):
+def test_a_report_of_another_day_is_read(tmp_path: Path) -> None:
     found = results()
     found.checks = [
         Finding(id="load", title="load", evidence="0.1", verdict=Verdict.FAIL, meaning="why")
@@ -372,12 +384,12 @@ def test_a_report_of_another_day_is_read(tmp_path):
     assert load(path).checks == found.checks
 
 
-def test_rows_of_ones_own_join_whatever_else_is_asked_for():
+def test_rows_of_ones_own_join_whatever_else_is_asked_for() -> None:
     plan = make_plan(settings("veth", "tcp1", rows=("spin=--engine=gso --spin=30",)))
     assert [path.name for path in plan.paths] == ["vxlan", "vxlan-again", "veth", "spin"]
 
 
-def test_the_ladder_has_a_rung_for_each_offload_but_the_last():
+def test_the_ladder_has_a_rung_for_each_offload_but_the_last() -> None:
     plan = make_plan(settings("tundp-gso", "tcp1", has_ladder=True))
     names = [path.name for path in plan.paths]
     assert names == ["vxlan", "vxlan-again", "tundp-gso", *(f"rung{n}" for n in range(1, 6))]
@@ -387,6 +399,6 @@ def test_the_ladder_has_a_rung_for_each_offload_but_the_last():
 @pytest.mark.parametrize(
     "row", ["", "x", "=--spin=1", "x=", "UP=--spin=1", "much-too-long=--spin=1", "veth=--spin=1"]
 )
-def test_a_row_that_is_none_is_refused_by_name(row):
+def test_a_row_that_is_none_is_refused_by_name(row: str) -> None:
     with pytest.raises(ConfigError, match="--row"):
         make_plan(settings(rows=(row,)))

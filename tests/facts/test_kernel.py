@@ -32,7 +32,7 @@ def in_namespace(body: str) -> str:
     return answer.stdout.strip()
 
 
-def test_a_deleted_tun_reads_ebadfd_and_wakes_its_poller():
+def test_a_deleted_tun_reads_ebadfd_and_wakes_its_poller() -> None:
     # engine/reference.py tells a deleted device by this, and is woken to find out.
     assert errno.EBADFD == 77
     assert in_namespace(
@@ -61,7 +61,7 @@ except OSError as error: print(error.errno)
         ("b'\\x45' + bytes(19)", "up", 0),
     ],
 )
-def test_what_a_tun_write_answers(packet, state, expected):
+def test_what_a_tun_write_answers(packet: str, state: str, expected: int) -> None:
     # The errno to drop-reason table of engine/reference.py.
     assert in_namespace(
         f"""
@@ -73,7 +73,7 @@ except OSError as error: print(error.errno)
     ) == str(expected)
 
 
-def test_the_device_goes_with_its_last_descriptor_and_children_do_not_keep_it():
+def test_the_device_goes_with_its_last_descriptor_and_children_do_not_keep_it() -> None:
     # SIGTERM leaves nothing behind: linux/tun.py makes the descriptor close-on-exec.
     assert (
         in_namespace(
@@ -91,7 +91,7 @@ child.kill(); child.wait()
     )
 
 
-def test_do_pmtu_refuses_what_the_route_cannot_carry_and_ip_mtu_tells():
+def test_do_pmtu_refuses_what_the_route_cannot_carry_and_ip_mtu_tells() -> None:
     # linux/udp.py: EMSGSIZE instead of outer fragments, and path_mtu() to learn the size.
     assert (
         in_namespace(
@@ -115,13 +115,13 @@ except OSError as error: print(error.errno == {errno.EMSGSIZE},
     )
 
 
-def test_forced_buffers_pass_the_sysctl_limit():
+def test_forced_buffers_pass_the_sysctl_limit() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, uapi.SO_RCVBUFFORCE, 8 << 20)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 16 << 20
 
 
-def test_rxq_ovfl_counts_what_the_socket_lost():
+def test_rxq_ovfl_counts_what_the_socket_lost() -> None:
     # engine/reference.py shows it as socket_overflows.
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
@@ -145,7 +145,7 @@ def test_rxq_ovfl_counts_what_the_socket_lost():
         ]
 
 
-def test_unconnected_udp_socket_never_hears_of_a_refusal():
+def test_unconnected_udp_socket_never_hears_of_a_refusal() -> None:
     # So one dead peer cannot make a send to another fail, and uvloop's reader stays awake.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
@@ -158,5 +158,5 @@ def test_unconnected_udp_socket_never_hears_of_a_refusal():
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
-def test_these_tests_run_as_root():
+def test_these_tests_run_as_root() -> None:
     assert os.geteuid() == 0

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def build(sources: Path, directory: Path) -> None:
 def fuzz(directory: Path, target: str, seconds: float) -> subprocess.CompletedProcess[str]:
     """Runs in the program's directory, where a crash leaves its input."""
     command = [f"./{target}", "-seconds", str(seconds), "-seed", "1", str(FUZZ / "corpus" / target)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=directory, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, cwd=directory, timeout=200)
 
 
 def fuzz_all(
@@ -59,12 +60,14 @@ def fuzz_all(
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
     return fuzz_all(SOURCES, tmp_path_factory.mktemp("fuzz"), 2)
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory):
+def planted(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, dict[str, subprocess.CompletedProcess[str]]]:
     directory = tmp_path_factory.mktemp("planted")
     sources = directory / "src"
     shutil.copytree(SOURCES, sources)
@@ -72,11 +75,11 @@ def planted(tmp_path_factory):
         text = (sources / file).read_text()
         assert text.count(sound) == 1, (file, sound)
         (sources / file).write_text(text.replace(sound, broken))
-    return directory, fuzz_all(sources, directory, 20)
+    return directory, fuzz_all(sources, directory, 60)  # it ends with the find
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_target(runs, target):
+def test_target(runs: Any, target: str) -> None:
     ran = runs[target]
     assert (ran.returncode, ran.stderr) == (0, "")
     # More than the corpus was run, however busy the machine is.
@@ -85,7 +88,7 @@ def test_target(runs, target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_planted_defect_is_found(planted, target):
+def test_a_planted_defect_is_found(planted: Any, target: str) -> None:
     directory, runs = planted
     assert runs[target].returncode == 1, runs[target].stdout
     (crash,) = directory.glob(f"crash-{target}-*")
@@ -95,7 +98,7 @@ def test_a_planted_defect_is_found(planted, target):
     assert again.returncode == 1
 
 
-def test_a_hang_is_found(tmp_path):
+def test_a_hang_is_found(tmp_path: Path) -> None:
     target = tmp_path / "hangs.c"
     target.write_text(
         "#include <stddef.h>\n#include <stdint.h>\n"
@@ -120,7 +123,7 @@ def contents(directory: Path) -> dict[Path, bytes]:
     return {path.relative_to(directory): path.read_bytes() for path in files}
 
 
-def test_the_corpus_is_what_its_script_writes(tmp_path):
+def test_the_corpus_is_what_its_script_writes(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(FUZZ / "make_corpus.py"), str(tmp_path)], check=True)
     kept = contents(FUZZ / "corpus")
     assert kept == contents(tmp_path)

@@ -81,11 +81,11 @@ def in_circles(graph: Graph) -> set[str]:
     return {name for name in graph if name in reach(graph, name)}
 
 
-def test_no_file_includes_itself():
+def test_no_file_includes_itself() -> None:
     assert in_circles(includes(files(SOURCES))) == set()
 
 
-def test_no_source_file_calls_itself_through_others():
+def test_no_source_file_calls_itself_through_others() -> None:
     graph = calls(files(SOURCES))
     assert in_circles(graph) == set()
     # What it looks for is there to be found.
@@ -100,7 +100,7 @@ def test_no_source_file_calls_itself_through_others():
         ("fib.h", "static inline void oops(void) { tundp_batch_len(); }", "batch.c"),
     ],
 )
-def test_a_circle_of_calls_is_seen(tmp_path, file, line, circle):
+def test_a_circle_of_calls_is_seen(tmp_path: Path, file: str, line: str, circle: str) -> None:
     sources = tmp_path / "src"
     shutil.copytree(SOURCES, sources)
     with (sources / file).open("a") as text:
@@ -108,7 +108,7 @@ def test_a_circle_of_calls_is_seen(tmp_path, file, line, circle):
     assert circle in in_circles(calls(files(sources)))
 
 
-def test_a_circle_of_includes_is_seen(tmp_path):
+def test_a_circle_of_includes_is_seen(tmp_path: Path) -> None:
     sources = tmp_path / "src"
     shutil.copytree(SOURCES, sources)
     (sources / "count.h").write_text('#include "batch.h"\n')
@@ -116,7 +116,7 @@ def test_a_circle_of_includes_is_seen(tmp_path):
 
 
 @pytest.mark.parametrize("header", ["ip.h", "fib.h", "transport.h"])
-def test_header_only(header):
+def test_header_only(header: str) -> None:
     # Other programs (a BPF object) may include these without linking anything of ours.
     texts = files(SOURCES)
     homes = calls(texts | {"user.c": f'#include "{header}"\n'})

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../native/src/count.h"
 #include "tundp_twins.h"
 
 static int failures;
@@ -460,6 +461,73 @@ static void test_super_packets(bool is_tcp)
 	free(super);
 }
 
+/* SO_RXQ_OVFL counts modulo 2^32, and from zero for a new socket: ours never goes back. */
+static void report_overflows(struct tundp_worker *worker, uint32_t drops)
+{
+	union {
+		struct cmsghdr header;
+		uint8_t bytes[CMSG_SPACE(sizeof(drops))];
+	} control = { .header = { .cmsg_len = CMSG_LEN(sizeof(drops)),
+				  .cmsg_level = SOL_SOCKET,
+				  .cmsg_type = SO_RXQ_OVFL } };
+
+	memcpy(CMSG_DATA(&control.header), &drops, sizeof(drops));
+	count_overflows(worker, &control.header);
+}
+
+static void test_overflows(void)
+{
+	struct tundp_worker *worker = malloc(sizeof(*worker));
+
+	tundp_worker_init(worker);
+	report_overflows(worker, 10);
+	CHECK(worker->counters.socket_overflows == 10);
+	report_overflows(worker, UINT32_MAX);
+	CHECK(worker->counters.socket_overflows == UINT32_MAX);
+	report_overflows(worker, 5);
+	CHECK(worker->counters.socket_overflows == UINT32_MAX + UINT64_C(6));
+	tundp_worker_rebound(worker);
+	report_overflows(worker, 4);
+	CHECK(worker->counters.socket_overflows == UINT32_MAX + UINT64_C(10));
+	free(worker);
+}
+
+/* A packet that was forwarded, then found too long: what tundp_encapsulate would have said. */
+static void test_narrow(void)
+{
+	const struct tundp_policy policy = { .tun_address = 0x0a050001 };
+	uint32_t table[] = { 8, 8, 8, 8 };
+	struct tundp_fib fib = make_fib(table, 4);
+	uint8_t original[200], forwarded[200];
+
+	for (int is_df = 0; is_df < 2; is_df++)
+		for (uint16_t mtu = 68; mtu < 220; mtu = (uint16_t)(mtu + 19)) {
+			struct tundp_verdict before, after;
+
+			memset(original, 7, sizeof(original));
+			memcpy(original, (uint8_t[]){ 0x45, 0, 0, 200, 0, 1, is_df ? 0x40 : 0, 0, 64,
+						      17, 0, 0, 192, 0, 2, 9, 10, 5, 0, 1 },
+			       20);
+			put(original + 10, (uint16_t)~slow_sum(original, 20), 2);
+			memcpy(forwarded, original, sizeof(original));
+			paths[8].inner_mtu = 0;
+			tundp_encapsulate(&fib, &policy, forwarded, 200, &before);
+			CHECK(before.kind == TUNDP_FORWARD && forwarded[8] == 63);
+			tundp_narrow(&policy, forwarded, 8, mtu, &after);
+			paths[8].inner_mtu = mtu;
+			tundp_encapsulate(&fib, &policy, original, 200, &before);
+			CHECK(after.kind == before.kind && after.hop == before.hop);
+			if (after.kind == TUNDP_FORWARD) {
+				CHECK(after.len == before.len);
+				CHECK(after.fragment_mtu == before.fragment_mtu);
+				CHECK(!memcmp(forwarded, original, sizeof(original)));
+				continue;
+			}
+			CHECK(after.reason == before.reason && after.reply_len == before.reply_len);
+			CHECK(!memcmp(after.reply, before.reply, after.reply_len));
+		}
+}
+
 int main(void)
 {
 	test_sums_variants();
@@ -469,6 +537,8 @@ int main(void)
 	test_destination_check();
 	test_sums();
 	test_ttl();
+	test_narrow();
+	test_overflows();
 	test_fib();
 	return failures ? 1 : 0;
 }

@@ -22,7 +22,7 @@ WARNINGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wconversion", "-W
         ("asan-ubsan", ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"]),
     ],
 )
-def test_c_sources(tmp_path, name, flags):
+def test_c_sources(tmp_path: Path, name: str, flags: list[str]) -> None:
     program = tmp_path / name
     compiler = ["gcc", *WARNINGS, *flags, f"-I{ROOT}/native/include", "-o", str(program)]
     built = subprocess.run([*compiler, *map(str, SOURCES)], capture_output=True, text=True)
@@ -34,7 +34,7 @@ def test_c_sources(tmp_path, name, flags):
 @pytest.mark.parametrize(
     "flags", [["-O2"], ["-O1", "-g", "-fsanitize=thread"]], ids=["plain", "tsan"]
 )
-def test_a_worker_and_its_controller(tmp_path, flags):
+def test_a_worker_and_its_controller(tmp_path: Path, flags: list[str]) -> None:
     # Publication of FIBs, counters under the sequence lock, and stopping, all at once.
     program = tmp_path / "threads"
     sources = [*SOURCES[:-1], Path(__file__).with_name("test_threads.c")]
@@ -59,7 +59,7 @@ def test_a_worker_and_its_controller(tmp_path, flags):
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
-def test_sanitizers_are_awake(tmp_path):
+def test_sanitizers_are_awake(tmp_path: Path) -> None:
     # One byte past the end must be seen, or the test above proves nothing.
     source = tmp_path / "past.c"
     source.write_text(

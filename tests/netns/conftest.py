@@ -10,22 +10,21 @@ import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from tests.nodes import MakeLab, MakeOverlay
 from tundp.lab.lab import Lab
 from tundp.lab.overlay import OverlayLab, make_directory
 
 NETWORK = {"Network": "10.5.0.0/16"}
 _numbers = itertools.count(1)
 
-MakeOverlay = Callable[..., contextlib.AbstractAsyncContextManager[OverlayLab]]
-
 
 @pytest.fixture
-def make_lab() -> Callable[[], Lab]:
+def make_lab() -> MakeLab:
     """A lab with a name nobody else on the machine has."""
     return lambda: Lab(f"tt{os.getpid()}x{next(_numbers)}")
 
@@ -37,7 +36,7 @@ def engine() -> str:
 
 
 @pytest.fixture
-def make_overlay(make_lab: Callable[[], Lab], engine: str) -> MakeOverlay:
+def make_overlay(make_lab: MakeLab, engine: str) -> MakeOverlay:
     """`async with make_overlay(...) as overlay`: nodes with running daemons, pods on request."""
 
     @contextlib.asynccontextmanager
@@ -74,8 +73,7 @@ def make_overlay(make_lab: Callable[[], Lab], engine: str) -> MakeOverlay:
                             print(f"--- node{node.number}\n{overlay.log_tail(node)}")
                     raise
                 finally:
-                    if overlay.etcd is not None:
-                        await overlay.etcd.close()
+                    await overlay.close_etcd()
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 

@@ -6,9 +6,11 @@ import asyncio
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tundp.lab.lab import stop_process
+from tundp.lab.lab import Host, stop_process
+from tundp.lab.overlay import LabNode, OverlayLab
 
 FLANNELD = str(Path(sys.executable).with_name("flanneld"))
 TUNDP = str(Path(sys.executable).with_name("tundp"))
@@ -18,44 +20,56 @@ class Machine:
     """A lab host with a /run and a /var/lib of its own: a daemon there needs no flag to keep
     off this machine's files."""
 
-    def __init__(self, overlay, node):
+    def __init__(self, overlay: OverlayLab, node: LabNode) -> None:
         self.node = node
         self._overlay = overlay
-        self._holder = None
+        self._started: subprocess.Popen[bytes] | None = None
 
-    async def __aenter__(self):
+    @property
+    def _holder(self) -> subprocess.Popen[bytes]:
+        """The process that keeps the mounts."""
+        assert self._started is not None, "not entered"
+        return self._started
+
+    async def __aenter__(self) -> Machine:
         script = "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && echo up && exec cat"
-        self._holder = await self.node.host.call(
-            subprocess.Popen,
+        popen: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen
+        self._started = await self.node.host.call(
+            popen,
             ["unshare", "--mount", "sh", "-c", script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
+        assert self._holder.stdout is not None
         assert await asyncio.to_thread(self._holder.stdout.readline) == b"up\n"
         return self
 
-    async def __aexit__(self, *_):
+    async def __aexit__(self, *_: object) -> None:
+        assert self._holder.stdin is not None
         self._holder.stdin.close()
         await stop_process(self._holder)
+        assert self._holder.stdout is not None
         self._holder.stdout.close()
 
-    def path(self, name):
+    def path(self, name: str) -> Path:
         """A file of that machine, as seen from here."""
         return Path(f"/proc/{self._holder.pid}/root{name}")
 
-    def _inside(self, argv):
+    def _inside(self, argv: Sequence[str]) -> list[str]:
         return ["nsenter", "--mount", f"--target={self._holder.pid}", *argv]
 
-    async def run(self, *argv, **environment):
+    async def run(self, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return await self.node.host.run(*self._inside(argv), environment=environment)
 
-    async def start(self, *argv, log=None, **environment):
+    async def start(
+        self, *argv: str, log: Path | None = None, **environment: str
+    ) -> subprocess.Popen[bytes]:
         path = log or self.node.log_path
         with path.open("ab") as file:
             return await self.node.host.popen(self._inside(argv), log=file, environment=environment)
 
 
-async def state_of(host) -> dict[str, str]:
+async def state_of(host: Host) -> dict[str, str]:
     """What a daemon may change of a host, in words."""
     found = {}
     for command in ("nft list ruleset", "ip -4 route show table all", "ip -o -4 addr", "ip rule"):

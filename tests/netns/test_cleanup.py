@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from tests.netns.machine import TUNDP, Machine, state_of
+from tests.nodes import MakeLab, MakeOverlay
+from tests.wait import until
 from tundp.lab.lab import stop_process
 
 SUBNET_FILE = "/run/flannel/subnet.env"
@@ -37,13 +39,13 @@ async def run_tundp(overlay: Any, machine: Machine, *flags: str) -> None:
     subnet_file = next(
         (flag.partition("=")[2] for flag in flags if flag.startswith("--subnet-file=")), SUBNET_FILE
     )
-    for _ in range(1000):
-        if machine.path(subnet_file).exists():
-            break
+
+    async def is_set_up() -> bool:
         assert daemon.poll() is None, machine.node.log_tail()
-        await asyncio.sleep(0.02)
-    else:
-        raise AssertionError(f"no {subnet_file}: {machine.node.log_tail()}")
+        rules = (await machine.node.host.run("nft", "list", "ruleset")).stdout
+        return machine.path(subnet_file).exists() and all(name in rules for name in NAMES)
+
+    await until(is_set_up)
     assert await stop_process(daemon) == 0
 
 
@@ -117,7 +119,7 @@ def owners(machine: Machine, tmp_path: Path) -> list[FlannelProcess]:
     ]
 
 
-async def test_what_a_running_flannel_uses_stays(make_overlay, tmp_path):
+async def test_what_a_running_flannel_uses_stays(make_overlay: MakeOverlay, tmp_path: Path) -> None:
     async with stopped_node(make_overlay, tmp_path) as machine:
         host = machine.node.host
         await cleanup(machine, "--dry-run")
@@ -145,8 +147,8 @@ async def test_what_a_running_flannel_uses_stays(make_overlay, tmp_path):
 
 
 async def test_subnet_env_that_a_flannel_wrote_since_stays_and_so_do_its_chains(
-    make_overlay, tmp_path
-):
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
     """The same text, byte for byte: flannel, restarting just now, would write it so."""
     async with stopped_node(make_overlay, tmp_path) as machine:
         env = machine.path(SUBNET_FILE)
@@ -166,7 +168,7 @@ async def test_subnet_env_that_a_flannel_wrote_since_stays_and_so_do_its_chains(
         assert "FLANNEL" not in (await machine.node.host.run("nft", "list", "ruleset")).stdout
 
 
-async def test_stock_flannel_alone_loses_nothing(make_overlay, tmp_path):
+async def test_stock_flannel_alone_loses_nothing(make_overlay: MakeOverlay, tmp_path: Path) -> None:
     """No tundp ever ran here with these files: cleanup has nothing to go by, and leaves all."""
     async with stopped_node(make_overlay, tmp_path) as machine:
         for name in (f"{SUBNET_FILE.replace('subnet', '.subnet')}.lock", "/var/lib/tundp"):
@@ -181,7 +183,9 @@ async def test_stock_flannel_alone_loses_nothing(make_overlay, tmp_path):
         assert await state_of(machine.node.host) == before
 
 
-async def test_another_network_beside_a_running_flannel_is_cleaned_up(make_overlay, tmp_path):
+async def test_another_network_beside_a_running_flannel_is_cleaned_up(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
     """Its chains and files have names of their own, which no flannel has."""
     blue = "/run/flannel/blue.env"
     async with stopped_node(make_overlay, tmp_path, f"--subnet-file={blue}") as machine:
@@ -195,7 +199,9 @@ async def test_another_network_beside_a_running_flannel_is_cleaned_up(make_overl
         await owner.stop()
 
 
-async def test_a_flannel_with_the_same_other_file_keeps_it(make_overlay, tmp_path):
+async def test_a_flannel_with_the_same_other_file_keeps_it(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
     blue = "/run/flannel/blue.env"
     async with stopped_node(make_overlay, tmp_path, f"--subnet-file={blue}") as machine:
         program = tmp_path / "flanneld"
@@ -210,7 +216,9 @@ async def test_a_flannel_with_the_same_other_file_keeps_it(make_overlay, tmp_pat
         await stop_process(owner)
 
 
-async def test_sockets_of_killed_daemons_go_and_live_ones_stay(make_overlay, until, tmp_path):
+async def test_sockets_of_killed_daemons_go_and_live_ones_stay(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
     async with stopped_node(make_overlay, tmp_path) as machine:
         store = f"--store=file:{tmp_path}/other.json"
         Path(tmp_path / "other.json").write_text(
@@ -243,7 +251,9 @@ async def test_sockets_of_killed_daemons_go_and_live_ones_stay(make_overlay, unt
         assert await stop_process(daemon) == 0
 
 
-async def test_a_running_daemon_without_its_lock_is_noticed(make_overlay, until, tmp_path):
+async def test_a_running_daemon_without_its_lock_is_noticed(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
     async with (
         make_overlay(nodes=1, start=False) as overlay,
         Machine(overlay, overlay.nodes[1]) as machine,
@@ -266,7 +276,9 @@ async def test_a_running_daemon_without_its_lock_is_noticed(make_overlay, until,
 
 
 @pytest.mark.parametrize("arguments", [(), ("--dry-run",)], ids=" ".join)
-async def test_without_rights_it_says_so_in_one_sentence(make_lab, arguments):
+async def test_without_rights_it_says_so_in_one_sentence(
+    make_lab: MakeLab, arguments: tuple[Any, ...]
+) -> None:
     async with make_lab() as lab:
         host = await lab.host("here")
         command = ["setpriv", "--bounding-set=-all", "--reuid=65534", "--clear-groups"]

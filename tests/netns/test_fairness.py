@@ -7,12 +7,15 @@ import contextlib
 import os
 import socket
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from tests.nodes import answers, counters, must_run
+from tests.nodes import MakeOverlay, answers, counters, must_run
 from tests.packets import ipv4
 from tests.wait import until
+from tundp.lab.overlay import LabNode
 from tundp.linux import uapi
 
 ENGINES = os.environ.get("TUNDP_TEST_ENGINES", "reference;gso;gso --layout=split").split(";")
@@ -20,7 +23,7 @@ pytestmark = pytest.mark.parametrize("engine", ENGINES)
 
 
 @contextlib.contextmanager
-def flood(sock: socket.socket, address: tuple[str, int], datagram: bytes):
+def flood(sock: socket.socket, address: tuple[str, int], datagram: bytes) -> Iterator[None]:
     """Datagrams as fast as a thread can make them, 120 in each send: more than we can take."""
     stop = threading.Event()
     burst = datagram * 120
@@ -41,7 +44,9 @@ def flood(sock: socket.socket, address: tuple[str, int], datagram: bytes):
         sock.close()
 
 
-async def trickles_through(node, direction: str, sock: socket.socket, address) -> None:
+async def trickles_through(
+    node: LabNode, direction: str, sock: socket.socket, address: Any
+) -> None:
     """Single datagrams are taken by `direction` while the flood goes on."""
     before = (await counters(node))[direction]["packets_in"]
 
@@ -49,13 +54,13 @@ async def trickles_through(node, direction: str, sock: socket.socket, address) -
         for _ in range(10):
             with contextlib.suppress(OSError):
                 sock.sendto(b"x" * 60, address)
-        return (await counters(node))[direction]["packets_in"] >= before + 20
+        return bool((await counters(node))[direction]["packets_in"] >= before + 20)
 
     with sock:
         await until(taken)
 
 
-async def test_a_flood_from_the_wire_leaves_encap_its_turns(make_overlay):
+async def test_a_flood_from_the_wire_leaves_encap_its_turns(make_overlay: MakeOverlay) -> None:
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         flooder = await two.host.socket(socket.SOCK_DGRAM)
@@ -67,7 +72,7 @@ async def test_a_flood_from_the_wire_leaves_encap_its_turns(make_overlay):
             await trickles_through(one, "encap", trickler, (two.tunnel_address, 7000))
 
 
-async def test_a_flood_from_the_tun_leaves_decap_its_turns(make_overlay):
+async def test_a_flood_from_the_tun_leaves_decap_its_turns(make_overlay: MakeOverlay) -> None:
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         flooder = await one.host.socket(socket.SOCK_DGRAM)
@@ -77,7 +82,7 @@ async def test_a_flood_from_the_tun_leaves_decap_its_turns(make_overlay):
             await trickles_through(one, "decap", trickler, (one.public_ip, 8285))
 
 
-async def test_a_slow_uplink_stops_neither_decap_nor_routes(make_overlay):
+async def test_a_slow_uplink_stops_neither_decap_nor_routes(make_overlay: MakeOverlay) -> None:
     async with make_overlay(pods=True) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         # 4 Mbit/s with a long queue: the send buffer fills, and stays full.
@@ -88,7 +93,7 @@ async def test_a_slow_uplink_stops_neither_decap_nor_routes(make_overlay):
         with flood(flooder, (two.tunnel_address, 7000), b"x" * 500):
 
             async def waits() -> bool:
-                return (await counters(one))["send_waits"] > 0
+                return bool((await counters(one))["send_waits"] > 0)
 
             await until(waits)
             await trickles_through(one, "decap", trickler, (one.public_ip, 8285))
@@ -99,6 +104,6 @@ async def test_a_slow_uplink_stops_neither_decap_nor_routes(make_overlay):
         assert counted["conserved"]
 
 
-async def _is_above(node, direction: str, count: int) -> bool:
+async def _is_above(node: LabNode, direction: str, count: int) -> bool:
     await asyncio.sleep(0.01)
-    return (await counters(node))[direction]["packets_in"] > count
+    return bool((await counters(node))[direction]["packets_in"] > count)

@@ -14,17 +14,21 @@ import os
 import re
 import socket
 import subprocess
+from collections.abc import AsyncIterator, Callable, Coroutine
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
 from tests.loops import LOOPS, run_on
+from tests.nodes import MakeLab
 from tests.wait import DEADLINE_S, until
 from tundp.errors import PlatformError
-from tundp.lab.lab import processes_in
+from tundp.lab.lab import Host, processes_in
 from tundp.linux import command, uapi
 from tundp.linux.firewall.choose import (
+    Firewall,
     FirewallSettings,
     Previous,
     leftovers,
@@ -43,14 +47,20 @@ BARE = {
 }
 BACK_ENDS = ["iptables", "iptables-legacy"]
 FLAVOURS = [*BACK_ENDS, "nftables"]
+T = TypeVar("T")
 
 
-def settings(**changes):
-    wanted = {"network": N, "subnet": S, "is_masquerading": True, "is_forwarding": True}
+def settings(**changes: Any) -> FirewallSettings:
+    wanted: dict[str, Any] = {
+        "network": N,
+        "subnet": S,
+        "is_masquerading": True,
+        "is_forwarding": True,
+    }
     return FirewallSettings(**wanted | changes)
 
 
-def make(flavour, **changes):
+def make(flavour: str, **changes: Any) -> Firewall:
     if flavour == "nftables":
         return make_firewall(settings(**changes), is_nftables=True)
     return make_firewall(settings(**changes), is_nftables=False, binary=flavour)
@@ -59,15 +69,19 @@ def make(flavour, **changes):
 class Box:
     """A namespace, and ways to run things in it."""
 
-    def __init__(self, host):
+    def __init__(self, host: Host) -> None:
         self.host = host
 
-    async def do(self, function, *arguments, loop="asyncio"):
+    async def do(
+        self,
+        function: Callable[..., Coroutine[Any, Any, T]],
+        *arguments: Any,
+        loop: str = "asyncio",
+    ) -> T:
         """Await `function(*arguments)` on a loop of its own inside the namespace."""
-
         return await self.host.call(lambda: run_on(LOOPS[loop], function(*arguments)))
 
-    async def sh(self, script):
+    async def sh(self, script: str) -> str:
         """Run a shell script inside; its standard output."""
         done = await self.host.call(
             subprocess.run, ["sh", "-ec", script], capture_output=True, text=True
@@ -75,7 +89,7 @@ class Box:
         assert done.returncode == 0, f"{script}: {done.stderr}"
         return done.stdout
 
-    async def everything(self):
+    async def everything(self) -> Any:
         """All there is, in every table of every kind, but counters and dates."""
         text = await self.sh(
             "nft list ruleset; iptables-legacy-save; ip6tables-legacy-save;"
@@ -84,19 +98,22 @@ class Box:
         return [re.sub(r"\[\d+:\d+\]", "", line) for line in text.splitlines() if line[:1] != "#"]
 
 
+MakeBox = Callable[[], contextlib.AbstractAsyncContextManager[Box]]
+
+
 @pytest.fixture
-def box(make_lab):
+def box(make_lab: MakeLab) -> MakeBox:
     """`async with box() as box`"""
 
     @contextlib.asynccontextmanager
-    async def make_box():
+    async def make_box() -> AsyncIterator[Box]:
         async with make_lab() as lab:
             yield Box(await lab.host("fw"))
 
     return make_box
 
 
-def golden(name):
+def golden(name: Any) -> Any:
     return (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
 
 
@@ -104,7 +121,7 @@ def golden(name):
 
 
 @pytest.mark.parametrize("binary", BACK_ENDS)
-async def test_iptables_rules_are_flannels(box, binary):
+async def test_iptables_rules_are_flannels(box: MakeBox, binary: str) -> None:
     async with box() as at:
         for masq, forward in itertools.product([False, True], repeat=2):
             changes = {"is_masquerading": masq, "is_forwarding": forward}
@@ -119,14 +136,14 @@ async def test_iptables_rules_are_flannels(box, binary):
 
 
 @pytest.mark.parametrize("binary", BACK_ENDS)
-async def test_random_ports_can_be_off_and_ipv6_left_alone(box, binary):
+async def test_random_ports_can_be_off_and_ipv6_left_alone(box: MakeBox, binary: str) -> None:
     async with box() as at:
         await at.do(make(binary, is_random_fully=False).set_up, None)
         assert await at.sh(f"{binary} -t nat -S") == golden("iptables-masq-plain")
         assert await at.sh("ip6tables-save; ip6tables-legacy-save") == ""
 
 
-async def test_nftables_rules_are_flannels(box):
+async def test_nftables_rules_are_flannels(box: MakeBox) -> None:
     async with box() as at:
         for masq, forward in itertools.product([False, True], repeat=2):
             kind = {(0, 0): "none", (1, 0): "masq", (0, 1): "forward", (1, 1): "both"}
@@ -144,7 +161,7 @@ async def test_nftables_rules_are_flannels(box):
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("flavour", FLAVOURS)
-async def test_setting_up_again_changes_nothing(box, flavour, loop):
+async def test_setting_up_again_changes_nothing(box: MakeBox, flavour: str, loop: str) -> None:
     async with box() as at:
         await at.do(make(flavour).set_up, None, loop=loop)
         before = await at.everything()
@@ -154,7 +171,7 @@ async def test_setting_up_again_changes_nothing(box, flavour, loop):
 
 
 @pytest.mark.parametrize("binary", BACK_ENDS)
-async def test_a_restart_moves_the_jumps_to_the_end(box, binary):
+async def test_a_restart_moves_the_jumps_to_the_end(box: MakeBox, binary: str) -> None:
     async with box() as at:
         await at.do(make(binary).set_up, None)
         await at.sh(
@@ -170,7 +187,7 @@ async def test_a_restart_moves_the_jumps_to_the_end(box, binary):
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-async def test_another_subnet_leaves_nothing_of_the_old_one(box, flavour):
+async def test_another_subnet_leaves_nothing_of_the_old_one(box: MakeBox, flavour: str) -> None:
     async with box() as at:
         await at.do(make(flavour, network=OTHER_N, subnet=OTHER_S).set_up, None)
         assert any("10.6.9.0" in line for line in await at.everything())
@@ -186,12 +203,12 @@ async def test_another_subnet_leaves_nothing_of_the_old_one(box, flavour):
 # What goes
 
 
-def names_of_flannel(lines):
+def names_of_flannel(lines: Any) -> Any:
     return [line for line in lines if "flannel" in line.lower()]
 
 
 @pytest.mark.parametrize("binary", BACK_ENDS)
-async def test_iptables_replaces_nftables(box, binary):
+async def test_iptables_replaces_nftables(box: MakeBox, binary: str) -> None:
     async with box() as at:
         await at.do(make("nftables", **V6).set_up, None)
         await at.do(make(binary, **V6).set_up, None)
@@ -200,7 +217,7 @@ async def test_iptables_replaces_nftables(box, binary):
 
 
 @pytest.mark.parametrize("binary", BACK_ENDS)
-async def test_nftables_replaces_iptables(box, binary):
+async def test_nftables_replaces_iptables(box: MakeBox, binary: str) -> None:
     # flannel looks for FLANNEL-FWD in nat, and forgets the jumps.
     async with box() as at:
         await at.do(make(binary, **V6).set_up, None)
@@ -212,7 +229,9 @@ async def test_nftables_replaces_iptables(box, binary):
 
 
 @pytest.mark.parametrize("binary", BACK_ENDS)
-async def test_another_instance_keeps_its_rules_of_the_other_flavour(box, binary):
+async def test_another_instance_keeps_its_rules_of_the_other_flavour(
+    box: MakeBox, binary: str
+) -> None:
     async with box() as at:
         for first, second in (("nftables", binary), (binary, "nftables")):
             await at.do(make(first).set_up, None)
@@ -226,7 +245,9 @@ async def test_another_instance_keeps_its_rules_of_the_other_flavour(box, binary
             await at.do(remove_all, [], "deadbeef")
 
 
-def v011(binary, network, subnet, random=" --random-fully"):
+def v011(
+    binary: str, network: IPv4Network, subnet: IPv4Network | str, random: str = " --random-fully"
+) -> str:
     """What flannel v0.11 runs."""
     nat, filter_ = f"{binary} -t nat -A POSTROUTING", f"{binary} -A FORWARD"
     return "\n".join(
@@ -244,7 +265,9 @@ def v011(binary, network, subnet, random=" --random-fully"):
 @pytest.mark.parametrize("random", ["", " --random-fully"])
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("is_wanted", [True, False])
-async def test_v011_rules_of_now_and_before_go(box, flavour, random, is_wanted):
+async def test_v011_rules_of_now_and_before_go(
+    box: MakeBox, flavour: str, random: str, is_wanted: bool
+) -> None:
     binary = "iptables" if flavour == "nftables" else flavour
     async with box() as at:
         # It forgets the rule of a subnet when the network stays.
@@ -290,7 +313,7 @@ table inet flannel-ipv4 { chain forward { counter accept; }; }
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-async def test_what_is_not_ours_is_as_before(box, flavour):
+async def test_what_is_not_ours_is_as_before(box: MakeBox, flavour: str) -> None:
     async with box() as at:
         for binary in BACK_ENDS:
             await at.sh(FOREIGN.format(ipt=binary, ip6t=binary.replace("ip", "ip6", 1)))
@@ -309,11 +332,11 @@ async def test_what_is_not_ours_is_as_before(box, flavour):
         assert await at.do(leftovers, [(N, S)]) == []
 
 
-def firewall_of(lines):
+def firewall_of(lines: Any) -> Any:
     return [line for line in lines if "FLANNEL-FWD" in line or "flannel-ipv6" in line]
 
 
-async def test_cleaning_up_takes_both_back_ends_and_jumps_of_others(box):
+async def test_cleaning_up_takes_both_back_ends_and_jumps_of_others(box: MakeBox) -> None:
     async with box() as at:
         for binary in BACK_ENDS:
             await at.do(make(binary, **V6).set_up, None)
@@ -331,7 +354,7 @@ async def test_cleaning_up_takes_both_back_ends_and_jumps_of_others(box):
             assert await at.sh(f"{binary} -t nat -S") == BARE["nat"]
 
 
-async def test_looking_leaves_no_trace(box):
+async def test_looking_leaves_no_trace(box: MakeBox) -> None:
     # iptables-legacy -t nat -S would make a nat table, and with it connection tracking.
     async with box() as at:
         assert await at.do(leftovers) == []
@@ -360,7 +383,7 @@ IPTABLES_DAMAGE = {
 
 
 @pytest.mark.parametrize("binary", BACK_ENDS)
-async def test_iptables_damage_is_seen_and_mended(box, binary):
+async def test_iptables_damage_is_seen_and_mended(box: MakeBox, binary: str) -> None:
     async with box() as at:
         new = make(binary)
         await at.do(new.set_up, None)
@@ -394,7 +417,7 @@ NFT_DAMAGE = {
 }
 
 
-async def test_nftables_damage_is_seen_and_mended(box):
+async def test_nftables_damage_is_seen_and_mended(box: MakeBox) -> None:
     async with box() as at:
         new = make("nftables")
         await at.do(new.set_up, None)
@@ -413,8 +436,8 @@ async def test_nftables_damage_is_seen_and_mended(box):
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 async def test_looking_costs_at_most_four_processes_and_leaves_additions(
-    box, flavour, monkeypatch, tmp_path
-):
+    box: MakeBox, flavour: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     async with box() as at:
         new = make(flavour)
         await at.do(new.set_up, None)
@@ -442,8 +465,8 @@ async def test_looking_costs_at_most_four_processes_and_leaves_additions(
 
 
 async def test_one_table_refused_does_not_stop_the_other_and_is_tried_again(
-    box, monkeypatch, tmp_path
-):
+    box: MakeBox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "refuse").touch()
     restore = tmp_path / "iptables-odd-restore"
     restore.write_text(
@@ -475,7 +498,9 @@ async def test_one_table_refused_does_not_stop_the_other_and_is_tried_again(
         assert await at.sh("iptables -t nat -S") == golden("iptables-masq")
 
 
-async def test_a_missing_program_is_named_with_its_package(monkeypatch, tmp_path):
+async def test_a_missing_program_is_named_with_its_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(command, "SYSTEM_PATH", "")
     for flavour, package in {"iptables": "iptables", "nftables": "nftables"}.items():
@@ -489,7 +514,9 @@ async def test_a_missing_program_is_named_with_its_package(monkeypatch, tmp_path
     await make("iptables", is_masquerading=False, is_forwarding=False).set_up(None)
 
 
-async def test_what_replaces_nothing_needs_no_other_program(box, monkeypatch, tmp_path):
+async def test_what_replaces_nothing_needs_no_other_program(
+    box: MakeBox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(command, "SYSTEM_PATH", "")
     async with box() as at:
         for flavour, names in {
@@ -507,28 +534,30 @@ async def test_what_replaces_nothing_needs_no_other_program(box, monkeypatch, tm
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-async def test_no_program_outlives_its_time_or_its_caller(box, tmp_path, loop):
+async def test_no_program_outlives_its_time_or_its_caller(
+    box: MakeBox, tmp_path: Path, loop: str
+) -> None:
     started_file = tmp_path / "started"
     endless = ["sh", "-c", f": >{started_file}; sleep 99; :"]
 
-    async def started():
+    async def started() -> Any:
         return started_file.exists()
 
-    async def cancelled():
+    async def cancelled() -> None:
         task = asyncio.ensure_future(command.run(*endless, package="dash"))
         await until(started)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    async def overdue():
+    async def overdue() -> None:
         with pytest.raises(PlatformError, match=r"more than 0\.05 s") as caught:
             await command.run(*endless, package="dash", timeout_s=0.05)
         assert caught.value.errno == errno.ETIMEDOUT
 
     async with box() as at:
 
-        async def is_over():
+        async def is_over() -> Any:
             return processes_in(at.host.namespace) == []
 
         for end in (cancelled, overdue):
@@ -536,7 +565,7 @@ async def test_no_program_outlives_its_time_or_its_caller(box, tmp_path, loop):
             await until(is_over)
 
 
-async def test_commands_get_input_and_a_small_environment():
+async def test_commands_get_input_and_a_small_environment() -> None:
     done = await command.run("sh", "-c", "cat; env", package="dash", stdin="\u00e4\n")
     assert done.stdout.startswith("\u00e4\n")
     names = {line.split("=")[0] for line in done.stdout.splitlines()[1:]}
@@ -548,14 +577,14 @@ async def test_commands_get_input_and_a_small_environment():
 # What the kernel tells
 
 
-def sh(script):
+def sh(script: Any) -> None:
     """In the namespace of the calling thread, and while its loop stands still."""
     subprocess.run(["sh", "-ec", script], check=True)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-async def test_a_change_wakes_the_watcher_and_silence_does_not(box, loop):
-    async def watch():
+async def test_a_change_wakes_the_watcher_and_silence_does_not(box: MakeBox, loop: str) -> None:
+    async def watch() -> None:
         async with watch_ruleset() as changed:
             assert not await changed(0.01)
             sh("nft add table ip somebody")
@@ -580,8 +609,8 @@ async def test_a_change_wakes_the_watcher_and_silence_does_not(box, loop):
         await at.do(watch, loop=loop)
 
 
-async def test_repairing_waits_for_a_change_and_then_mends(box):
-    async def watch():
+async def test_repairing_waits_for_a_change_and_then_mends(box: MakeBox) -> None:
+    async def watch() -> None:
         new = make("iptables")
         await new.set_up(None)
         async with watch_ruleset() as changed:
@@ -596,10 +625,12 @@ async def test_repairing_waits_for_a_change_and_then_mends(box):
         await at.do(watch)
 
 
-async def test_without_the_socket_only_time_passes(box, monkeypatch):
+async def test_without_the_socket_only_time_passes(
+    box: MakeBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(uapi, "NETLINK_NETFILTER", 31)  # no such protocol
 
-    async def watch():
+    async def watch() -> None:
         async with watch_ruleset() as changed:
             sh("nft add table ip somebody")
             assert not await changed(0.01)
@@ -608,8 +639,8 @@ async def test_without_the_socket_only_time_passes(box, monkeypatch):
         await at.do(watch)
 
 
-async def test_watching_again_and_again_leaves_no_descriptor_open():
-    async def count():
+async def test_watching_again_and_again_leaves_no_descriptor_open() -> None:
+    async def count() -> Any:
         async with watch_ruleset() as changed:
             await changed(0)
         return len(os.listdir("/proc/self/fd"))
@@ -621,7 +652,7 @@ async def test_watching_again_and_again_leaves_no_descriptor_open():
 # What packets do
 
 
-async def echo_source(client, server, address):
+async def echo_source(client: Any, server: Any, address: Any) -> Any:
     """The source address `server` sees when `client` sends to it."""
     with (
         await server.socket(socket.SOCK_DGRAM) as listener,
@@ -636,7 +667,7 @@ async def echo_source(client, server, address):
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-async def test_packets_are_let_through_and_masqueraded(make_lab, flavour):
+async def test_packets_are_let_through_and_masqueraded(make_lab: MakeLab, flavour: str) -> None:
     """pod 10.5.7.2 -- [node] -- peer 10.5.8.2 (another node's pod), outside 192.0.2.2."""
     async with make_lab() as lab:
         node = await lab.host("node")
@@ -661,7 +692,7 @@ async def test_packets_are_let_through_and_masqueraded(make_lab, flavour):
             await at.sh(f"{flavour} -P FORWARD DROP")
             with await pod.socket(socket.SOCK_DGRAM) as sender:
 
-                async def is_dropped():
+                async def is_dropped() -> Any:
                     sender.sendto(b"lost", ("192.0.2.2", 9))
                     return "policy DROP 0 packets" not in await at.sh(f"{flavour} -vL FORWARD")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes import answers, is_ready, link_of, log_contains
+from tests.nodes import MakeLab, MakeOverlay, answers, is_ready, link_of, log_contains
 from tests.wait import until
 from tundp.admin import open_admin_socket
 from tundp.backend.base import Given
@@ -19,6 +19,7 @@ from tundp.daemon.lock import is_running, take_lock
 from tundp.daemon.resources import Resources, open_resources
 from tundp.errors import PlatformError
 from tundp.instance import Instance
+from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import PingStream
 from tundp.linux.tun import Tun, TunMode
 from tundp.linux.udp import open_udp
@@ -30,7 +31,9 @@ SUPER = TunMode(has_vnet_header=True, wants_tso=True, wants_uso=True)
 PLAIN = TunMode()
 
 
-async def hold(overlay, node, stack, mode: TunMode) -> dict[str, object]:
+async def hold(
+    overlay: OverlayLab, node: LabNode, stack: contextlib.AsyncExitStack, mode: TunMode
+) -> dict[str, object]:
     """Everything a daemon of this node needs, held by this process."""
     tun = await node.host.call(Tun, "flannel%d", mode)
     stack.callback(tun.close)
@@ -60,7 +63,7 @@ def descriptors(given: dict[str, object]) -> list[int]:
     ]
 
 
-async def start(overlay, node, given: dict[str, object]):
+async def start(overlay: OverlayLab, node: LabNode, given: dict[str, object]) -> None:
     with node.log_path.open("ab") as log:
         node.daemon = await node.host.popen(
             [
@@ -80,7 +83,9 @@ async def start(overlay, node, given: dict[str, object]):
         )
 
 
-async def test_a_device_and_sockets_outlive_the_daemon_that_used_them(make_overlay):
+async def test_a_device_and_sockets_outlive_the_daemon_that_used_them(
+    make_overlay: MakeOverlay,
+) -> None:
     async with make_overlay(start=False) as overlay, contextlib.AsyncExitStack() as stack:
         one, two = overlay.nodes[1], overlay.nodes[2]
         await overlay.start_daemon(two)
@@ -106,7 +111,9 @@ async def test_a_device_and_sockets_outlive_the_daemon_that_used_them(make_overl
         assert stream.lost == 0, stream
 
 
-async def test_a_device_that_does_not_fit_is_named_and_another_is_made(make_overlay):
+async def test_a_device_that_does_not_fit_is_named_and_another_is_made(
+    make_overlay: MakeOverlay,
+) -> None:
     async with make_overlay(start=False) as overlay, contextlib.AsyncExitStack() as stack:
         one, two = overlay.nodes[1], overlay.nodes[2]
         await overlay.start_daemon(two)
@@ -117,7 +124,7 @@ async def test_a_device_that_does_not_fit_is_named_and_another_is_made(make_over
         await until(lambda: answers(two.host, one.tunnel_address))
 
 
-async def test_adopting_refuses_what_is_no_such_device(make_lab):
+async def test_adopting_refuses_what_is_no_such_device(make_lab: MakeLab) -> None:
     async with make_lab() as lab:
         host = await lab.host("one")
         tun = await host.call(Tun, "t%d", SUPER)
@@ -149,14 +156,16 @@ async def test_adopting_refuses_what_is_no_such_device(make_lab):
             other.close()
 
 
-async def test_a_health_port_below_1024_is_opened_before_rights_are_dropped(make_overlay):
+async def test_a_health_port_below_1024_is_opened_before_rights_are_dropped(
+    make_overlay: MakeOverlay,
+) -> None:
     async with make_overlay("--healthz-port=80") as overlay:
         one = overlay.nodes[1]
         status, _ = await one.get(80, "/healthz")
         assert status == 200
 
 
-def test_opening_is_all_or_nothing(tmp_path):
+def test_opening_is_all_or_nothing(tmp_path: Path) -> None:
     flags = [
         f"--subnet-file={tmp_path}/x.env",
         f"--admin-socket={tmp_path}/x.sock",

@@ -14,8 +14,9 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from tests.netns.machine import TUNDP
-from tests.nodes import answers, fails, is_ready, log_contains, readiness
+from tests.nodes import MakeOverlay, answers, fails, is_ready, log_contains, readiness
 from tests.wait import until
+from tundp.lab.lab import Host
 from tundp.lab.traffic import PingStream, ping, transfer
 from tundp.linux.unreachable import PROTOCOL
 
@@ -23,22 +24,24 @@ NETWORK = {"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}
 HEALTH = "--healthz-port=10256"
 
 
-async def routes_of(host) -> dict[str, str]:
+async def routes_of(host: Host) -> dict[str, str]:
     """What `ip route` says of routes with our protocol number: destination to the rest."""
     done = await host.run("ip", "-4", "route", "show", "proto", str(PROTOCOL))
     lines = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.strip()]
     return {destination: rest.strip() for destination, rest in lines}
 
 
-async def has_route(host, destination, gateway: str) -> bool:
+async def has_route(host: Host, destination: IPv4Network | str, gateway: str) -> bool:
     return (await routes_of(host)).get(str(destination), "").startswith(f"via {gateway} ")
 
 
-async def has_no_route(host, destination) -> bool:
+async def has_no_route(host: Host, destination: IPv4Network | str) -> bool:
     return str(destination) not in await routes_of(host)
 
 
-async def test_pods_reach_each_other_without_device_socket_or_encapsulation(make_overlay):
+async def test_pods_reach_each_other_without_device_socket_or_encapsulation(
+    make_overlay: MakeOverlay,
+) -> None:
     async with make_overlay(HEALTH, pods=True, network=NETWORK) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         answer = await ping(one.pod, two.pod_address, size=1472)
@@ -78,7 +81,7 @@ async def test_pods_reach_each_other_without_device_socket_or_encapsulation(make
             assert "tundp_peers 1.0" in metrics.stdout
 
 
-async def test_routes_follow_the_leases(make_overlay):
+async def test_routes_follow_the_leases(make_overlay: MakeOverlay) -> None:
     async with make_overlay(store="etcd", network=NETWORK) as overlay:
         one = overlay.nodes[1]
         key = "subnets/10.5.250.0-24"
@@ -107,7 +110,9 @@ async def test_routes_follow_the_leases(make_overlay):
         ("ip route replace {subnet} via 192.0.2.99 dev eth0 proto 85", "with our number, even"),
     ],
 )
-async def test_a_route_somebody_took_is_put_back(make_overlay, command, text):
+async def test_a_route_somebody_took_is_put_back(
+    make_overlay: MakeOverlay, command: str, text: str
+) -> None:
     async with make_overlay(network=NETWORK) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         subnet = two.gateway.network
@@ -117,7 +122,7 @@ async def test_a_route_somebody_took_is_put_back(make_overlay, command, text):
         await until(lambda: log_contains(one, "put back"))
 
 
-async def test_a_stale_route_of_ours_goes_and_others_stay(make_overlay):
+async def test_a_stale_route_of_ours_goes_and_others_stay(make_overlay: MakeOverlay) -> None:
     async with make_overlay(network=NETWORK) as overlay:
         one = overlay.nodes[1]
         for command in (
@@ -130,7 +135,9 @@ async def test_a_stale_route_of_ours_goes_and_others_stay(make_overlay):
         assert "192.0.2.9" in static.stdout
 
 
-async def test_a_peer_on_another_network_is_named_and_costs_no_other(make_overlay):
+async def test_a_peer_on_another_network_is_named_and_costs_no_other(
+    make_overlay: MakeOverlay,
+) -> None:
     async with make_overlay(HEALTH, store="etcd", network=NETWORK) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         await overlay.write_etcd(
@@ -150,7 +157,7 @@ async def test_a_peer_on_another_network_is_named_and_costs_no_other(make_overla
         await until(lambda: is_ready(one))
 
 
-async def test_pods_keep_their_way_while_the_daemon_restarts(make_overlay):
+async def test_pods_keep_their_way_while_the_daemon_restarts(make_overlay: MakeOverlay) -> None:
     async with make_overlay(pods=True, network=NETWORK) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         async with PingStream(one.pod, two.pod_address) as stream:
@@ -165,7 +172,9 @@ async def test_pods_keep_their_way_while_the_daemon_restarts(make_overlay):
         assert stream.lost == 0, stream
 
 
-async def test_what_has_no_lease_does_not_leave_by_the_default_route(make_overlay):
+async def test_what_has_no_lease_does_not_leave_by_the_default_route(
+    make_overlay: MakeOverlay,
+) -> None:
     async with make_overlay(network=NETWORK) as overlay:
         one = overlay.nodes[1]
         found = await one.host.run("ip", "route", "get", "10.5.240.1")
@@ -173,7 +182,7 @@ async def test_what_has_no_lease_does_not_leave_by_the_default_route(make_overla
         assert not await answers(one.host, "10.5.240.1")
 
 
-async def test_a_public_ip_of_no_interface_is_refused(make_overlay):
+async def test_a_public_ip_of_no_interface_is_refused(make_overlay: MakeOverlay) -> None:
     async with make_overlay(network=NETWORK, start=False) as overlay:
         one = overlay.nodes[1]
         await overlay.start_daemon(one, "--public-ip=203.0.113.9")
@@ -182,7 +191,7 @@ async def test_a_public_ip_of_no_interface_is_refused(make_overlay):
         assert await log_contains(one, "--public-ip 203.0.113.9 differs from the address 192.0.2.1")
 
 
-async def test_cleanup_removes_the_routes(make_overlay):
+async def test_cleanup_removes_the_routes(make_overlay: MakeOverlay) -> None:
     async with make_overlay(network=NETWORK) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         flags = [
@@ -202,7 +211,7 @@ async def test_cleanup_removes_the_routes(make_overlay):
         assert await routes_of(one.host) == {}
 
 
-async def test_the_links_mtu_and_address_are_followed(make_overlay):
+async def test_the_links_mtu_and_address_are_followed(make_overlay: MakeOverlay) -> None:
     async with make_overlay(store="etcd", network=NETWORK) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         subnet = one.gateway.network

@@ -13,14 +13,16 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from tests.wait import until
-from tundp.backend.hostgw import ERRORS_NAMED, HostGwBackend
+from tundp.backend.base import BackendContext, Given, PacketSettings
+from tundp.backend.hostgw import ERRORS_NAMED, HostGwBackend, host_gw_config
+from tundp.choices import Engine, SourceCheck
+from tundp.engine.native.engine import EngineSettings
 from tundp.errors import PlatformError
 from tundp.finding import failures
 from tundp.lab.lab import Host, Lab
 from tundp.lease.codec import parse_key
 from tundp.lease.fib import FIRST_HOP_ID, build_fib
 from tundp.lease.model import Endpoint, LeaseKey, Peer
-from tundp.lease.network import HostGwConfig
 from tundp.lease.routing import RoutingDelta
 from tundp.linux.iface import Selection, look
 from tundp.linux.route_table import RouteEntry
@@ -53,11 +55,25 @@ async def must_do(host: Host, command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def context_of(host: Host) -> BackendContext:
+    return BackendContext(
+        netlink=host.netlink,
+        packets=PacketSettings(
+            tun_name="flannel%d",
+            engine=Engine.AUTO,
+            workers=1,
+            source_check=SourceCheck.COUNT,
+            engine_settings=EngineSettings(),
+        ),
+        given=Given(),
+    )
+
+
 class Kept:
     """A host-gw backend, fed as the publisher feeds it."""
 
     def __init__(self, host: Host, overlay: IPv4Network, own: LeaseKey) -> None:
-        self.backend = HostGwBackend(HostGwConfig(), netlink=host.netlink)
+        self.backend = HostGwBackend(host_gw_config(), context_of(host))
         self.overlay = overlay
         self.own = own
         self.generation = 1
@@ -110,7 +126,9 @@ async def open_on(host: Host, *peers: Peer) -> Kept:
     return kept
 
 
-async def test_no_route_stays_to_the_former_gateway_of_a_subnet_whose_new_one_is_refused(make_host):
+async def test_no_route_stays_to_the_former_gateway_of_a_subnet_whose_new_one_is_refused(
+    make_host: MakeHost,
+) -> None:
     async with make_host() as host:
         before, after = peer(7, "192.0.2.77"), peer(7, FAR)
         kept = await open_on(host, before, peer(8, "192.0.2.78"))
@@ -123,7 +141,7 @@ async def test_no_route_stays_to_the_former_gateway_of_a_subnet_whose_new_one_is
         assert FAR in failures(kept.backend.checks())[0].evidence
 
 
-async def test_another_instance_of_the_host_keeps_its_routes(make_host):
+async def test_another_instance_of_the_host_keeps_its_routes(make_host: MakeHost) -> None:
     async with make_host() as host:
         blue_overlay = IPv4Network("10.6.0.0/16")
         one = await open_on(host, peer(7, "192.0.2.77"))
@@ -134,7 +152,9 @@ async def test_another_instance_of_the_host_keeps_its_routes(make_host):
         assert await routes_of(host) == {"10.5.7.0/24": "192.0.2.77", "10.6.9.0/24": "192.0.2.79"}
 
 
-async def test_our_own_change_under_way_is_no_surprise(make_host, monkeypatch):
+async def test_our_own_change_under_way_is_no_surprise(
+    make_host: MakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with make_host() as host:
         kept = await open_on(host, peer(7, "192.0.2.77"))
         real = host.netlink.list_routes
@@ -159,7 +179,7 @@ async def test_our_own_change_under_way_is_no_surprise(make_host, monkeypatch):
         assert len(await routes_of(host)) == 2
 
 
-async def test_what_was_put_back_is_named_once_and_not_by_the_thousand(make_host):
+async def test_what_was_put_back_is_named_once_and_not_by_the_thousand(make_host: MakeHost) -> None:
     async with make_host() as host:
         peers = [peer(number, f"192.0.2.{number}") for number in range(10, 60)]
         kept = await open_on(host, *peers)
@@ -175,7 +195,9 @@ async def test_what_was_put_back_is_named_once_and_not_by_the_thousand(make_host
         assert len(await routes_of(host)) == len(peers)
 
 
-async def test_routes_that_cannot_be_looked_at_are_a_finding(make_host, monkeypatch):
+async def test_routes_that_cannot_be_looked_at_are_a_finding(
+    make_host: MakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with make_host() as host:
         kept = await open_on(host, peer(7, "192.0.2.77"))
         assert failures(kept.backend.checks()) == []
@@ -197,7 +219,7 @@ async def test_routes_that_cannot_be_looked_at_are_a_finding(make_host, monkeypa
         assert len(await routes_of(host)) == 2
 
 
-async def test_a_peer_that_went_is_not_counted_as_refused(make_host):
+async def test_a_peer_that_went_is_not_counted_as_refused(make_host: MakeHost) -> None:
     async with make_host() as host:
         far = peer(7, FAR)
         kept = await open_on(host, far)

@@ -11,13 +11,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Any
 
 import pytest
 
 from tests.loops import LOOPS, run_on
+from tests.nodes import MakeLab
 from tundp.errors import ConfigError, PlatformError
-from tundp.linux.iface import Selection, look, relook
+from tundp.lab.lab import Host
+from tundp.linux.iface import Interface, Selection, look, relook
 from tundp.linux.netlink import RouteLookup
 
 NETS = ("192.0.2", "198.51.100", "203.0.113")
@@ -29,17 +33,17 @@ DEFAULT = Selection()
 class Case:
     """The host under test, and short words for what is done to it."""
 
-    def __init__(self, host) -> None:
+    def __init__(self, host: Host) -> None:
         self.host = host
         self.netlink = host.netlink
 
-    async def look(self, selection=DEFAULT):
+    async def look(self, selection: Selection = DEFAULT) -> Interface:
         return await look(self.netlink, selection, NETWORK)
 
-    async def relook(self, chosen, selection=DEFAULT):
+    async def relook(self, chosen: Interface, selection: Selection = DEFAULT) -> Interface:
         return await relook(self.netlink, selection, chosen, NETWORK)
 
-    async def address(self, command, device, text, **more):
+    async def address(self, command: str, device: str, text: str, **more: Any) -> None:
         interface = IPv4Interface(text)
         await self.netlink.call(
             f"{command} {text}",
@@ -51,20 +55,23 @@ class Case:
             **more,
         )
 
-    async def route(self, command, destination, **more):
+    async def route(self, command: str, destination: str, **more: Any) -> None:
         # Without a family pyroute2 0.9 looks for one in the gateway, and fails over multipath.
         await self.netlink.call(
             f"{command} route", "route", command, family=2, dst=destination, **more
         )
 
-    async def set_link(self, device, **attributes):
+    async def set_link(self, device: str, **attributes: Any) -> None:
         await self.netlink.set_link(await self.host.index(device), **attributes)
 
 
+MakeCase = Callable[..., contextlib.AbstractAsyncContextManager[Case]]
+
+
 @pytest.fixture
-def make_case(make_lab):
+def make_case(make_lab: MakeLab) -> MakeCase:
     @contextlib.asynccontextmanager
-    async def make(links=3, *, default="192.0.2.254"):
+    async def make(links: int = 3, *, default: str | None = "192.0.2.254") -> AsyncIterator[Case]:
         async with make_lab() as lab:
             host, router = await lab.host("h"), await lab.host("r")
             for number, net in enumerate(NETS[:links]):
@@ -78,11 +85,11 @@ def make_case(make_lab):
     return make
 
 
-def found(chosen) -> tuple[str, str]:
+def found(chosen: Interface) -> tuple[str, str]:
     return chosen.link.name, str(chosen.address)
 
 
-async def test_each_selector(make_case):
+async def test_each_selector(make_case: MakeCase) -> None:
     async with make_case() as case:
         await case.host.route("100.64.0.0/16", via="198.51.100.254")
         wanted = {
@@ -108,7 +115,7 @@ async def test_each_selector(make_case):
                 assert await case.relook(chosen, selection) == chosen, "nothing changed"
 
 
-async def test_nothing_fits(make_case):
+async def test_nothing_fits(make_case: MakeCase) -> None:
     async with make_case(1, default=None) as case:
         with pytest.raises(ConfigError, match=r"unable to find default route.*eth0 192\.0\.2\.1"):
             await case.look()
@@ -124,7 +131,7 @@ async def test_nothing_fits(make_case):
             assert text in str(caught.value)
 
 
-async def test_a_multipath_default_route(make_case):
+async def test_a_multipath_default_route(make_case: MakeCase) -> None:
     async with make_case(default=None) as case:
         gateways = [{"gateway": "203.0.113.254"}, {"gateway": "192.0.2.254"}]
         await case.route("add", "0.0.0.0/0", multipath=gateways)
@@ -134,14 +141,14 @@ async def test_a_multipath_default_route(make_case):
         assert "eth1 198.51.100.1: has no default route" in chosen.others
 
 
-async def test_the_default_route_with_the_lowest_metric(make_case):
+async def test_the_default_route_with_the_lowest_metric(make_case: MakeCase) -> None:
     async with make_case(default=None) as case:
         await case.route("add", "0.0.0.0/0", gateway="192.0.2.254", priority=200)
         await case.route("add", "0.0.0.0/0", gateway="198.51.100.254", priority=100)
         assert found(await case.look()) == ("eth1", "198.51.100.1")
 
 
-async def test_which_address_of_a_link(make_case):
+async def test_which_address_of_a_link(make_case: MakeCase) -> None:
     # As the kernel flags them: a lifetime makes one dynamic, none left deprecated.
     async with make_case(1) as case:
         await case.address("add", "eth0", "169.254.3.3/16")
@@ -163,7 +170,7 @@ async def test_which_address_of_a_link(make_case):
         assert addresses["192.0.2.4"].is_deprecated
 
 
-async def test_a_public_ip_behind_a_nat(make_case):
+async def test_a_public_ip_behind_a_nat(make_case: MakeCase) -> None:
     async with make_case() as case:
         public_ip = IPv4Address("100.64.7.7")
         selection = Selection(public_ip=public_ip)
@@ -184,7 +191,7 @@ async def test_a_public_ip_behind_a_nat(make_case):
         assert again.public_ip == public_ip, "it does not follow the address"
 
 
-async def test_device_kinds_and_their_warnings(make_case):
+async def test_device_kinds_and_their_warnings(make_case: MakeCase) -> None:
     async with make_case(1) as case:
         host = case.host
         await host.bridge("docker0")
@@ -214,7 +221,7 @@ async def test_device_kinds_and_their_warnings(make_case):
             await case.look(Selection(iface_regex=("^10",)))
 
 
-async def test_an_address_that_comes_and_one_that_goes(make_case):
+async def test_an_address_that_comes_and_one_that_goes(make_case: MakeCase) -> None:
     async with make_case() as case:
         chosen = await case.look()
         await case.address("add", "eth0", "192.0.2.8/24")
@@ -235,7 +242,7 @@ async def test_an_address_that_comes_and_one_that_goes(make_case):
         assert found(await case.relook(moved)) == ("eth0", "192.0.2.8")
 
 
-async def test_the_same_link_comes_before_what_would_be_chosen_today(make_case):
+async def test_the_same_link_comes_before_what_would_be_chosen_today(make_case: MakeCase) -> None:
     async with make_case(default=None) as case:
         await case.host.sysctl("ipv4/conf/eth0/promote_secondaries", 1)
         await case.address("add", "eth0", "192.0.2.8/24")
@@ -247,7 +254,7 @@ async def test_the_same_link_comes_before_what_would_be_chosen_today(make_case):
         assert found(await case.relook(chosen)) == ("eth0", "192.0.2.8")
 
 
-async def test_the_same_link_as_a_later_next_hop(make_case):
+async def test_the_same_link_as_a_later_next_hop(make_case: MakeCase) -> None:
     async with make_case() as case:
         await case.host.sysctl("ipv4/conf/eth0/promote_secondaries", 1)
         await case.address("add", "eth0", "192.0.2.8/24")
@@ -260,7 +267,7 @@ async def test_the_same_link_as_a_later_next_hop(make_case):
         assert found(await case.relook(chosen)) == ("eth0", "192.0.2.8")
 
 
-async def test_a_link_that_is_renamed_is_the_same(make_case):
+async def test_a_link_that_is_renamed_is_the_same(make_case: MakeCase) -> None:
     async with make_case(1) as case:
         selection = Selection(iface=("eth0",))
         chosen = await case.look(selection)
@@ -271,7 +278,7 @@ async def test_a_link_that_is_renamed_is_the_same(make_case):
         assert again.link.index == chosen.link.index
 
 
-async def test_all_addresses_of_the_link_go(make_case):
+async def test_all_addresses_of_the_link_go(make_case: MakeCase) -> None:
     async with make_case() as case:
         chosen = await case.look()
         await case.address("del", "eth0", "192.0.2.1/24")
@@ -281,7 +288,7 @@ async def test_all_addresses_of_the_link_go(make_case):
         assert found(await case.relook(chosen)) == ("eth2", "203.0.113.1")
 
 
-async def test_only_what_the_selection_allows_replaces_a_lost_address(make_case):
+async def test_only_what_the_selection_allows_replaces_a_lost_address(make_case: MakeCase) -> None:
     async with make_case() as case:
         await case.address("add", "eth1", "198.51.100.8/24")
         await case.address("add", "eth1", "10.77.0.1/24")
@@ -296,7 +303,7 @@ async def test_only_what_the_selection_allows_replaces_a_lost_address(make_case)
         assert after == [("eth2", "203.0.113.1"), ("eth1", "10.77.0.1"), ("eth1", "10.77.0.1")]
 
 
-async def test_the_public_ip_is_followed_to_another_link(make_case):
+async def test_the_public_ip_is_followed_to_another_link(make_case: MakeCase) -> None:
     async with make_case() as case:
         selection = Selection(public_ip=IPv4Address("192.0.2.1"))
         chosen = await case.look(selection)
@@ -308,7 +315,7 @@ async def test_the_public_ip_is_followed_to_another_link(make_case):
         assert found(again) == ("eth2", "192.0.2.1")
 
 
-async def test_mtu_and_state_of_the_chosen_link_are_fresh(make_case):
+async def test_mtu_and_state_of_the_chosen_link_are_fresh(make_case: MakeCase) -> None:
     async with make_case() as case:
         chosen = await case.look()
         assert (chosen.link.mtu, chosen.link.is_up, chosen.warnings) == (1500, True, ())
@@ -329,7 +336,7 @@ async def test_mtu_and_state_of_the_chosen_link_are_fresh(make_case):
         assert await case.relook(down) == chosen
 
 
-async def test_the_default_route_moves_and_we_stay(make_case):
+async def test_the_default_route_moves_and_we_stay(make_case: MakeCase) -> None:
     async with make_case() as case:
         chosen = await case.look()
         await case.route("del", "0.0.0.0/0", gateway="192.0.2.254")
@@ -342,7 +349,9 @@ async def test_the_default_route_moves_and_we_stay(make_case):
         assert await case.relook(again) == again
 
 
-async def test_a_link_that_is_replaced_by_one_of_its_name(make_case, make_lab):
+async def test_a_link_that_is_replaced_by_one_of_its_name(
+    make_case: MakeCase, make_lab: MakeLab
+) -> None:
     async with make_case(2) as case:
         selection = Selection(iface=("eth1",))
         chosen = await case.look(selection)
@@ -358,7 +367,9 @@ async def test_a_link_that_is_replaced_by_one_of_its_name(make_case, make_lab):
         assert again.link.index != chosen.link.index
 
 
-async def test_an_unnumbered_link_is_kept_while_loopback_has_the_address(make_case):
+async def test_an_unnumbered_link_is_kept_while_loopback_has_the_address(
+    make_case: MakeCase,
+) -> None:
     async with make_case(1, default=None) as case:
         await case.address("add", "lo", "100.64.1.1/32")
         await case.route(
@@ -374,7 +385,7 @@ async def test_an_unnumbered_link_is_kept_while_loopback_has_the_address(make_ca
             await case.relook(chosen, selection)
 
 
-async def test_route_to(make_case):
+async def test_route_to(make_case: MakeCase) -> None:
     async with make_case(2) as case:
         index = {link.name: link.index for link in await case.netlink.links()}
         await case.host.route("100.64.0.0/16", via="198.51.100.254")
@@ -402,7 +413,7 @@ async def test_route_to(make_case):
         assert caught.value.errno == errno.ENETUNREACH
 
 
-async def test_route_to_from_a_host_without_any_address(make_lab):
+async def test_route_to_from_a_host_without_any_address(make_lab: MakeLab) -> None:
     async with make_lab() as lab:
         host, router = await lab.host("h"), await lab.host("r")
         await lab.cable(host, "eth0", router, "eth0")
@@ -416,8 +427,8 @@ async def test_route_to_from_a_host_without_any_address(make_lab):
             await look(host.netlink, selection, None)
 
 
-def test_many_lookers_at_once_under_uvloop(make_case):
-    async def main():
+def test_many_lookers_at_once_under_uvloop(make_case: MakeCase) -> None:
+    async def main() -> None:
         async with make_case(1) as case:
             selection = Selection(iface_can_reach=FAR)
             answers = await asyncio.gather(*(case.look(selection) for _ in range(5)))

@@ -11,11 +11,14 @@ import signal
 import socket
 import threading
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.nodes import (
+    MakeOverlay,
     answers,
     counters,
     has_decapsulated,
@@ -28,6 +31,7 @@ from tests.nodes import (
     store_is,
 )
 from tests.wait import DEADLINE_S, until
+from tundp.lab.overlay import OverlayLab
 from tundp.lab.traffic import PingStream, ping
 
 ENGINES = os.environ.get("TUNDP_TEST_ENGINES", "reference;gso").split(";")
@@ -63,7 +67,7 @@ class Stream:
         self._sock.close()
 
 
-def edit_leases(overlay, change) -> None:
+def edit_leases(overlay: OverlayLab, change: Any) -> None:
     """As an operator would: edit a copy, move it over."""
     document = json.loads(overlay.lease_file.read_text())
     change(document["leases"])
@@ -73,7 +77,7 @@ def edit_leases(overlay, change) -> None:
     copy.rename(overlay.lease_file)
 
 
-async def test_route_moves_while_traffic_flows(make_overlay):
+async def test_route_moves_while_traffic_flows(make_overlay: MakeOverlay) -> None:
     async with make_overlay(nodes=3) as overlay:
         one, two, three = (overlay.nodes[n] for n in (1, 2, 3))
         edit_leases(
@@ -92,7 +96,7 @@ async def test_route_moves_while_traffic_flows(make_overlay):
         assert status["counters"]["encap"]["drops"] == {}
 
 
-async def test_peer_removed_then_back(make_overlay):
+async def test_peer_removed_then_back(make_overlay: MakeOverlay) -> None:
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         leases = json.loads(overlay.lease_file.read_text())["leases"]
@@ -101,13 +105,14 @@ async def test_peer_removed_then_back(make_overlay):
         edit_leases(overlay, lambda leases: leases.pop(key))
         await until(lambda: has_peer_count(one, 0))
         answer = await ping(one.host, two.tunnel_address)
+        assert answer is not None
         assert (answer.icmp_type, answer.code) == (3, 0)
         edit_leases(overlay, lambda current: current.update({key: leases[key]}))
         two.daemon.send_signal(signal.SIGCONT)
         await until(lambda: answers(one.host, two.tunnel_address))
 
 
-async def test_own_lease_deleted_is_regained(make_overlay):
+async def test_own_lease_deleted_is_regained(make_overlay: MakeOverlay) -> None:
     async with make_overlay() as overlay:
         one = overlay.nodes[1]
         key = str(one.gateway.network).replace("/", "-")
@@ -122,7 +127,9 @@ async def test_own_lease_deleted_is_regained(make_overlay):
         await until(lambda: answers(overlay.nodes[2].host, one.tunnel_address))
 
 
-async def test_own_subnet_taken_is_a_conflict_and_never_stolen_back(make_overlay):
+async def test_own_subnet_taken_is_a_conflict_and_never_stolen_back(
+    make_overlay: MakeOverlay,
+) -> None:
     async with make_overlay() as overlay:
         one = overlay.nodes[1]
         key = str(one.gateway.network).replace("/", "-")
@@ -133,7 +140,7 @@ async def test_own_subnet_taken_is_a_conflict_and_never_stolen_back(make_overlay
         assert one.daemon.poll() is None
 
 
-async def test_bad_leases_are_named_and_hurt_nobody(make_overlay):
+async def test_bad_leases_are_named_and_hurt_nobody(make_overlay: MakeOverlay) -> None:
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         bad = {
@@ -172,7 +179,7 @@ async def test_bad_leases_are_named_and_hurt_nobody(make_overlay):
             assert name in overlay.log_tail(one)
 
 
-async def test_a_lease_value_that_is_a_bomb_kills_nobody(make_overlay):
+async def test_a_lease_value_that_is_a_bomb_kills_nobody(make_overlay: MakeOverlay) -> None:
     async with make_overlay(store="etcd") as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         bombs = {
@@ -205,7 +212,7 @@ async def test_a_lease_value_that_is_a_bomb_kills_nobody(make_overlay):
         await until(two_less)
 
 
-async def test_a_stolen_route_is_named_and_taken_back_when_free(make_overlay):
+async def test_a_stolen_route_is_named_and_taken_back_when_free(make_overlay: MakeOverlay) -> None:
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         index = await one.host.index("eth0")
@@ -216,7 +223,9 @@ async def test_a_stolen_route_is_named_and_taken_back_when_free(make_overlay):
         await until(lambda: answers(one.host, two.tunnel_address))
 
 
-async def test_systemd_that_does_not_listen_is_a_warning(make_overlay, monkeypatch):
+async def test_systemd_that_does_not_listen_is_a_warning(
+    make_overlay: MakeOverlay, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "/nonexistent/notify")
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
@@ -224,7 +233,9 @@ async def test_systemd_that_does_not_listen_is_a_warning(make_overlay, monkeypat
         assert await answers(one.host, two.tunnel_address)
 
 
-async def test_restart_keeps_the_subnet_and_sigterm_leaves_nothing(make_overlay):
+async def test_restart_keeps_the_subnet_and_sigterm_leaves_nothing(
+    make_overlay: MakeOverlay,
+) -> None:
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         subnet = one.gateway
@@ -246,7 +257,7 @@ async def test_restart_keeps_the_subnet_and_sigterm_leaves_nothing(make_overlay)
         await until(lambda: answers(one.host, two.tunnel_address))
 
 
-async def test_previous_subnet_is_taken_again_from_subnet_env(make_overlay):
+async def test_previous_subnet_is_taken_again_from_subnet_env(make_overlay: MakeOverlay) -> None:
     # Nothing in the store tells who had which subnet: only subnet.env does.
     async with make_overlay() as overlay:
         one = overlay.nodes[1]
@@ -260,7 +271,9 @@ async def test_previous_subnet_is_taken_again_from_subnet_env(make_overlay):
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-async def test_deleted_tun_comes_back_idle_and_under_load(make_overlay, loop):
+async def test_deleted_tun_comes_back_idle_and_under_load(
+    make_overlay: MakeOverlay, loop: str
+) -> None:
     async with make_overlay(f"--loop={loop}") as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         for is_loaded in (False, True):
@@ -278,7 +291,7 @@ async def test_deleted_tun_comes_back_idle_and_under_load(make_overlay, loop):
             assert after["conserved"]
 
 
-async def test_address_route_mtu_and_state_are_put_back(make_overlay):
+async def test_address_route_mtu_and_state_are_put_back(make_overlay: MakeOverlay) -> None:
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         netlink = one.host.netlink
@@ -303,7 +316,9 @@ async def test_address_route_mtu_and_state_are_put_back(make_overlay):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-async def test_etcd_dies_under_traffic_and_no_packet_is_lost(make_overlay, signum):
+async def test_etcd_dies_under_traffic_and_no_packet_is_lost(
+    make_overlay: MakeOverlay, signum: signal.Signals
+) -> None:
     async with make_overlay(store="etcd") as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         async with PingStream(one.host, two.tunnel_address) as stream:
@@ -324,7 +339,7 @@ async def test_etcd_dies_under_traffic_and_no_packet_is_lost(make_overlay, signu
         assert overlay.log_tail(one).count("\n") < 60
 
 
-async def test_daemons_wait_for_etcd_and_for_the_config(make_overlay):
+async def test_daemons_wait_for_etcd_and_for_the_config(make_overlay: MakeOverlay) -> None:
     async with make_overlay(store="etcd", start=False) as overlay:
         one = overlay.nodes[1]
         await overlay.delete_etcd("config")
@@ -341,7 +356,7 @@ async def test_daemons_wait_for_etcd_and_for_the_config(make_overlay):
         assert len(waiting) == 3, waiting
 
 
-async def test_lease_value_in_etcd_is_flannels(make_overlay):
+async def test_lease_value_in_etcd_is_flannels(make_overlay: MakeOverlay) -> None:
     async with make_overlay(store="etcd", nodes=1) as overlay:
         one = overlay.nodes[1]
         key = str(one.gateway.network).replace("/", "-")
@@ -360,7 +375,7 @@ async def test_lease_value_in_etcd_is_flannels(make_overlay):
         assert one.subnet_file.stat().st_mode & 0o777 == 0o644
 
 
-async def test_device_is_as_flannel_makes_it(make_overlay):
+async def test_device_is_as_flannel_makes_it(make_overlay: MakeOverlay) -> None:
     async with make_overlay(nodes=1) as overlay:
         one = overlay.nodes[1]
         netlink = one.host.netlink
@@ -380,7 +395,7 @@ async def test_device_is_as_flannel_makes_it(make_overlay):
         assert await one.host.call(sysctls) == ["1", "1"]
 
 
-async def test_status_answers_at_saturation(make_overlay):
+async def test_status_answers_at_saturation(make_overlay: MakeOverlay) -> None:
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         with Stream(await one.host.socket(socket.SOCK_DGRAM), two.tunnel_address):
@@ -390,7 +405,7 @@ async def test_status_answers_at_saturation(make_overlay):
                 assert (await counters(two))["conserved"]
 
 
-async def test_descriptors_and_threads_do_not_leak(make_overlay):
+async def test_descriptors_and_threads_do_not_leak(make_overlay: MakeOverlay) -> None:
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
 
@@ -401,7 +416,7 @@ async def test_descriptors_and_threads_do_not_leak(make_overlay):
                     overlay,
                     lambda leases, key=key: leases.update({key: {"PublicIP": "192.0.2.99"}}),
                 )
-                await until(lambda key=key: has_peer(one, key.replace("-", "/"), "192.0.2.99"))
+                await until(partial(has_peer, one, key.replace("-", "/"), "192.0.2.99"))
                 edit_leases(overlay, lambda leases, key=key: leases.pop(key))
                 await until(lambda: has_peer_count(one, 1))
             index = await one.host.index("flannel0")

@@ -10,11 +10,13 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections.abc import AsyncIterator
 from ipaddress import IPv4Network
+from typing import Any
 
 import pytest
 
-from tests.nodes import PORT, engine_node
+from tests.nodes import PORT, MakeLab, engine_node
 from tests.packets import udp
 from tests.routes import peer as peer_of
 from tests.wait import DEADLINE_S, until
@@ -31,7 +33,7 @@ PEER = peer_of("10.5.2.0/24", "192.0.2.2")
 
 
 @contextlib.asynccontextmanager
-async def node(make_lab, offloads=ALL):
+async def node(make_lab: MakeLab, offloads: Any = ALL) -> AsyncIterator[Any]:
     """A node that believes the kernel takes 200 datagrams at once; its peer is a bare socket."""
     kernel = KernelOffloads(offloads=offloads, max_segments=TOO_MANY, missing={})
     async with make_lab() as lab:
@@ -62,7 +64,9 @@ def overlay_packet(number: int) -> bytes:
     )
 
 
-async def test_a_refused_send_goes_singly_and_stays_so_for_a_while(make_lab, caplog, monkeypatch):
+async def test_a_refused_send_goes_singly_and_stays_so_for_a_while(
+    make_lab: MakeLab, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level(logging.INFO)
     async with node(make_lab) as (one, peer):
         sender = await one.host.socket(socket.SOCK_DGRAM)
@@ -111,8 +115,8 @@ async def test_a_refused_send_goes_singly_and_stays_so_for_a_while(make_lab, cap
 
 
 async def test_a_refused_tun_write_goes_singly_and_stays_so_for_a_while(
-    make_lab, caplog, monkeypatch
-):
+    make_lab: MakeLab, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level(logging.INFO)
     async with node(make_lab) as (one, peer):
         receiver = await one.host.socket(socket.SOCK_DGRAM)
@@ -155,7 +159,7 @@ async def test_a_refused_tun_write_goes_singly_and_stays_so_for_a_while(
 
 
 @pytest.mark.parametrize("is_on", [True, False])
-async def test_udp_gro_is_what_the_engine_says(make_lab, is_on):
+async def test_udp_gro_is_what_the_engine_says(make_lab: MakeLab, is_on: bool) -> None:
     offloads = ALL if is_on else ALL - {Offload.UDP_GRO}
     async with node(make_lab, offloads) as (one, _):
         sock = one.engine._socks[0]

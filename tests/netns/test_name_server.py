@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.nodes import MakeOverlay
+from tests.wait import until
 from tundp.lab.overlay import STORE_ADDRESS, LabNode, OverlayLab
 from tundp.lab.traffic import ping
 
@@ -100,7 +102,9 @@ async def watch_pings(source: LabNode, address: str, until: asyncio.Event) -> tu
     ],
     ids=" ".join,
 )
-async def test_silent_name_server_and_a_lost_connection(make_overlay, until, tmp_path, flags):
+async def test_silent_name_server_and_a_lost_connection(
+    make_overlay: MakeOverlay, tmp_path: Path, flags: tuple[str, str]
+) -> None:
     async with make_overlay(nodes=2, store="etcd", start=False) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         if "--etcd-api=both" in flags:
@@ -128,7 +132,9 @@ async def test_silent_name_server_and_a_lost_connection(make_overlay, until, tmp
                     if one.daemon.poll() is not None:
                         raise AssertionError(f"the daemon ended: {one.log_tail()}")
                     status = await one.status_document()
-                    return status["lease"]["state"] == "held" and status["store"]["is_answering"]
+                    return bool(
+                        status["lease"]["state"] == "held" and status["store"]["is_answering"]
+                    )
 
                 await until(is_answering)
             finally:
@@ -142,8 +148,8 @@ async def test_silent_name_server_and_a_lost_connection(make_overlay, until, tmp
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("api", ["v2", "v3"])
 async def test_a_start_that_waits_for_a_name_server_can_be_stopped(
-    make_overlay, until, tmp_path, loop, api
-):
+    make_overlay: MakeOverlay, tmp_path: Path, loop: str, api: str
+) -> None:
     async with make_overlay(nodes=1, store="etcd", start=False) as overlay:
         one = overlay.nodes[1]
         resolver = Resolver(tmp_path, timeout_s=30)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 
+from tests.nodes import MakeLab
 from tundp.linux.netlink import Netlink
 
 
-async def test_many_askers_at_once_all_get_their_answer(make_lab):
+async def test_many_askers_at_once_all_get_their_answer(make_lab: MakeLab) -> None:
     # The kernel refuses a second dump on a socket with EBUSY.
     async with make_lab() as lab:
         host = await lab.host("h")
@@ -18,13 +19,13 @@ async def test_many_askers_at_once_all_get_their_answer(make_lab):
         assert all(answers)
 
 
-async def test_watching_again_and_again_leaves_no_descriptor_open():
+async def test_watching_again_and_again_leaves_no_descriptor_open() -> None:
     async with Netlink() as netlink:
         await netlink.links()
 
         async def watch() -> int:
             async with netlink.watch() as changes:
-                waiting = asyncio.create_task(changes())
+                waiting = asyncio.ensure_future(changes())
                 await asyncio.sleep(0)
                 waiting.cancel()
             return len(os.listdir("/proc/self/fd"))

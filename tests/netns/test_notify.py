@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.netns.conftest import MakeOverlay
-from tests.nodes import HEALTH_PORT
+from tests.nodes import HEALTH_PORT, MakeOverlay
 from tests.wait import until
 
 

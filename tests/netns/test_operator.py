@@ -15,14 +15,17 @@ import socket
 import subprocess
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.netns.machine import FLANNELD, TUNDP, Machine, state_of
-from tests.nodes import answers, has_received, has_sent, log_contains
+from tests.nodes import MakeOverlay, answers, has_received, has_sent, log_contains
 from tests.wait import DEADLINE_S, until
 from tundp.admin import fetch_document
+from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import PingStream, ping
 
 UNIT = Path(__file__).parents[2] / "systemd" / "tundp.service"
@@ -31,7 +34,7 @@ HEALTH = "--healthz-port=10256"
 ETH_P_ALL = 0x0003
 
 
-async def get(node, path: str) -> tuple[int, str]:
+async def get(node: LabNode, path: str) -> tuple[int, str]:
     """What the health server says; status 0 if there is none yet."""
     try:
         return await node.get(10256, path)
@@ -39,11 +42,11 @@ async def get(node, path: str) -> tuple[int, str]:
         return 0, ""
 
 
-async def says(node, path: str, status: int) -> bool:
+async def says(node: LabNode, path: str, status: int) -> bool:
     return (await get(node, path))[0] == status
 
 
-async def fails(node, *names: str) -> bool:
+async def fails(node: LabNode, *names: str) -> bool:
     """Whether /readyz is 503 for exactly these checks (200 for none), and /healthz 200."""
     is_alive = await get(node, "/healthz") == (200, "flanneld is running")
     status, body = await get(node, "/readyz?format=json")
@@ -54,7 +57,7 @@ async def fails(node, *names: str) -> bool:
     )
 
 
-async def test_a_stock_command_line(make_overlay):
+async def test_a_stock_command_line(make_overlay: MakeOverlay) -> None:
     network = {"Network": "10.5.0.0/16", "SubnetMin": "10.5.7.0", "SubnetMax": "10.5.7.0"}
     async with make_overlay(store="etcd", nodes=1, start=False, network=network) as overlay:
         one = overlay.nodes[1]
@@ -112,7 +115,7 @@ async def test_a_stock_command_line(make_overlay):
         (["-etcd-endpoints=http://root:hunter2@192.0.2.1"], 2, "which are never logged"),
     ],
 )
-def test_flags_of_flanneld(flags, code, stderr):
+def test_flags_of_flanneld(flags: list[str], code: int, stderr: str) -> None:
     finished = subprocess.run([FLANNELD, *flags], capture_output=True, text=True, timeout=30)
     assert finished.returncode == code, finished.stderr
     assert stderr in finished.stderr
@@ -121,7 +124,7 @@ def test_flags_of_flanneld(flags, code, stderr):
     assert "Traceback" not in finished.stderr
 
 
-async def test_two_networks_on_one_node(make_overlay):
+async def test_two_networks_on_one_node(make_overlay: MakeOverlay) -> None:
     async with (
         make_overlay(store="etcd", start=False) as overlay,
         contextlib.AsyncExitStack() as stack,
@@ -146,21 +149,21 @@ async def test_two_networks_on_one_node(make_overlay):
                     f"-subnet-file=/run/flannel/{name}.env",
                     log=overlay.directory / f"{node.number}-{name}.log",
                 )
-                await until(lambda n=node.number, x=name: runs(machines[n], daemons[n, x], x))
+                await until(partial(runs, machines[node.number], daemons[node.number, name], name))
         status = {at: await ask(machines[at[0]], at[1]) for at in daemons}
         assert {status[at]["backend"]["device"]["name"] for at in daemons} == {
             "flannel0",
             "flannel1",
         }
         for at in daemons:
-            await until(lambda at=at: has_peers(machines[at[0]], at[1], 1))
+            await until(partial(has_peers, machines[at[0]], at[1], 1))
 
         async def works(name: str) -> bool:
             address = status[2, name]["subnet"].split("/")[0]
             return await answers(one.host, address)
 
         for name in nets:
-            await until(lambda name=name: works(name))
+            await until(partial(works, name))
         before = await rules_about(machines[1], "10.6.")
         assert len(before) >= 6
 
@@ -182,15 +185,15 @@ async def test_two_networks_on_one_node(make_overlay):
         assert "unreachable 10.6.0.0/16" in routes
 
 
-def admin_socket(machine, name: str) -> Path:
+def admin_socket(machine: Machine, name: str) -> Path:
     return machine.path(f"/run/tundp/run-flannel-{name}.env.sock")
 
 
-async def ask(machine, name: str):
+async def ask(machine: Machine, name: str) -> Any:
     return await fetch_document(admin_socket(machine, name))
 
 
-async def runs(machine, daemon, name: str) -> bool:
+async def runs(machine: Machine, daemon: subprocess.Popen[bytes], name: str) -> bool:
     assert daemon.poll() is None
     if not admin_socket(machine, name).exists():
         return False
@@ -198,25 +201,25 @@ async def runs(machine, daemon, name: str) -> bool:
     return status["state"] == "running" and not failing(status)
 
 
-def failing(status) -> list[str]:
+def failing(status: dict[str, Any]) -> list[str]:
     return [each["id"] for each in status["findings"] if each["verdict"] != "ok"]
 
 
-async def rules_are_there(machine, name: str) -> bool:
+async def rules_are_there(machine: Machine, name: str) -> bool:
     status = await ask(machine, name)
     return "firewall" not in failing(status) and status["firewall"]["flavour"] != ""
 
 
-async def has_peers(machine, name: str, count: int) -> bool:
+async def has_peers(machine: Machine, name: str, count: int) -> bool:
     return len((await ask(machine, name))["peers"]) == count
 
 
-async def rules_about(machine, text: str) -> list[str]:
+async def rules_about(machine: Machine, text: str) -> list[str]:
     saved = await machine.run("iptables-save")
     return [line for line in saved.stdout.splitlines() if line.startswith("-A") and text in line]
 
 
-async def test_readyz_names_what_is_wrong_and_nothing_else(make_overlay):
+async def test_readyz_names_what_is_wrong_and_nothing_else(make_overlay: MakeOverlay) -> None:
     async with make_overlay(store="etcd", start=False) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         await overlay.start_daemon(two)
@@ -280,7 +283,7 @@ async def test_readyz_names_what_is_wrong_and_nothing_else(make_overlay):
             assert "cannot write /dev/null/subnet.env" in one.log_path.read_text()
 
 
-async def alarm(overlay, action: str) -> None:
+async def alarm(overlay: OverlayLab, action: str) -> None:
     """Make etcd believe, or no longer believe, that its disk is full."""
 
     def ask() -> None:
@@ -290,7 +293,7 @@ async def alarm(overlay, action: str) -> None:
     await overlay.switch.call(ask)
 
 
-async def has_rules(machine, *chains: str) -> bool:
+async def has_rules(machine: Machine, *chains: str) -> bool:
     saved = (await machine.run("iptables-save")).stdout
     return all(f"-A {chain} " in saved for chain in chains)
 
@@ -313,7 +316,7 @@ class Sink:
         return self.leaked
 
 
-async def test_nothing_leaks_and_cleanup_leaves_nothing(make_overlay):
+async def test_nothing_leaks_and_cleanup_leaves_nothing(make_overlay: MakeOverlay) -> None:
     async with make_overlay(store="etcd", start=False) as overlay:
         one = overlay.nodes[1]
         outside = await overlay.lab.host("sink")
@@ -341,7 +344,7 @@ async def test_nothing_leaks_and_cleanup_leaves_nothing(make_overlay):
                 await cleanup_scenario(machine, before)
 
 
-async def leak_scenario(overlay, machine, sink) -> None:
+async def leak_scenario(overlay: OverlayLab, machine: Machine, sink: Sink) -> None:
     one, two = overlay.nodes[1], overlay.nodes[2]
     flags = [f"-etcd-endpoints={overlay.etcd.url}", "-iface=eth0", "-ip-masq", HEALTH]
     flags += ["--ip-blackhole-route"]
@@ -369,7 +372,7 @@ async def leak_scenario(overlay, machine, sink) -> None:
     assert sink.count() == 0
 
 
-async def cleanup_scenario(machine, before) -> None:
+async def cleanup_scenario(machine: Machine, before: Any) -> None:
     one = machine.node
     await until(lambda: says(one, "/readyz", 200))
     refused = await machine.run(TUNDP, "cleanup")
@@ -406,7 +409,7 @@ async def cleanup_scenario(machine, before) -> None:
     assert (again.returncode, again.stdout) == (0, f"nothing to remove\n{node_id}")
 
 
-async def test_config_check_and_show_of_a_running_daemon(make_overlay):
+async def test_config_check_and_show_of_a_running_daemon(make_overlay: MakeOverlay) -> None:
     """Bare commands must not speak of settings nobody runs."""
     async with make_overlay(store="file", nodes=1) as overlay:
         one = overlay.nodes[1]
@@ -443,7 +446,7 @@ async def test_config_check_and_show_of_a_running_daemon(make_overlay):
         assert f"only root may ask the daemon on {one.admin_socket}" in nobody.stderr
 
 
-async def test_config_check_names_what_the_unit_cannot_write(make_overlay):
+async def test_config_check_names_what_the_unit_cannot_write(make_overlay: MakeOverlay) -> None:
     async with make_overlay(store="file", nodes=1, start=False) as overlay:
         one = overlay.nodes[1]
         units = overlay.directory / "units"
@@ -475,7 +478,7 @@ async def test_config_check_names_what_the_unit_cannot_write(make_overlay):
         assert "files.unit.subnet-file" not in findings
 
 
-async def test_config_check_and_show(make_overlay):
+async def test_config_check_and_show(make_overlay: MakeOverlay) -> None:
     async with make_overlay(store="etcd", nodes=1, start=False) as overlay:
         one = overlay.nodes[1]
         store = f"--etcd-endpoints={overlay.etcd.url}"

@@ -10,15 +10,19 @@ import random
 import socket
 import struct
 import subprocess
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.nodes import counters, has_decapsulated
+from tests.nodes import MakeOverlay, counters, has_decapsulated
 from tests.packets import ipv4, with_ttl
 from tests.wait import DEADLINE_S, until
+from tundp.lab.lab import Host
 from tundp.lab.offload import set_checksum_offload
-from tundp.lab.overlay import STORE_ADDRESS
+from tundp.lab.overlay import STORE_ADDRESS, OverlayLab
 from tundp.lab.traffic import Answer, ping, transfer
 from tundp.wire.drop import DropReason
 
@@ -28,14 +32,16 @@ ENGINES = os.environ.get("TUNDP_TEST_ENGINES", "reference;mmsg;gso").split(";")
 pytestmark = pytest.mark.parametrize("engine", ENGINES)
 
 
-async def checked_ping(host, address, **options) -> Answer:
+async def checked_ping(host: Host, address: Any, **options: Any) -> Answer:
     answer = await ping(host, address, **options)
     assert answer is not None, f"no answer from {address}"
     return answer
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-async def test_host_ping_costs_two_hops_and_pod_ping_four(make_overlay, loop):
+async def test_host_ping_costs_two_hops_and_pod_ping_four(
+    make_overlay: MakeOverlay, loop: str
+) -> None:
     # flannel decrements at both ends: 64 leaves, 62 arrives; two kernels forwarding cost two more.
     async with make_overlay(f"--loop={loop}", pods=True) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
@@ -60,7 +66,7 @@ async def test_host_ping_costs_two_hops_and_pod_ping_four(make_overlay, loop):
             assert counted["decap"]["packets_out"] == counted["decap"]["packets_in"] >= 5
 
 
-async def test_every_size_up_to_the_mtu_and_beyond_it_arrives(make_overlay):
+async def test_every_size_up_to_the_mtu_and_beyond_it_arrives(make_overlay: MakeOverlay) -> None:
     # 1444 fills the MTU of 1472; more is fragmented by the kernel before it reaches the TUN.
     async with make_overlay(pods=True) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
@@ -70,7 +76,7 @@ async def test_every_size_up_to_the_mtu_and_beyond_it_arrives(make_overlay):
             assert len(answer.packet) == 28 + size
 
 
-async def test_tcp_arrives_unchanged_in_both_directions(make_overlay):
+async def test_tcp_arrives_unchanged_in_both_directions(make_overlay: MakeOverlay) -> None:
     async with make_overlay(pods=True) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         for source, destination in ((one, two), (two, one)):
@@ -86,7 +92,9 @@ async def test_tcp_arrives_unchanged_in_both_directions(make_overlay):
             assert counted["decap"]["drops"] == {}
 
 
-async def test_wire_is_bare_ipv4_in_udp_8285_with_valid_checksums(make_overlay, tmp_path):
+async def test_wire_is_bare_ipv4_in_udp_8285_with_valid_checksums(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
     # Judged by tshark, not by our own parser.
     async with make_overlay(pods=True) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
@@ -151,7 +159,7 @@ async def test_wire_is_bare_ipv4_in_udp_8285_with_valid_checksums(make_overlay, 
         assert row["ip.dsfield"].split(",")[0] == "0x00"
 
 
-async def test_traceroute_has_no_star(make_overlay):
+async def test_traceroute_has_no_star(make_overlay: MakeOverlay) -> None:
     async with make_overlay(pods=True) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         seen = []
@@ -170,7 +178,9 @@ async def test_traceroute_has_no_star(make_overlay):
         assert (await counters(two))["icmp_to_peers"] == 1
 
 
-async def test_unleased_destination_is_unreachable_for_pod_and_host(make_overlay):
+async def test_unleased_destination_is_unreachable_for_pod_and_host(
+    make_overlay: MakeOverlay,
+) -> None:
     async with make_overlay(pods=True) as overlay:
         one = overlay.nodes[1]
         nowhere = str(next(unleased(overlay)) + 9)
@@ -186,7 +196,9 @@ async def test_unleased_destination_is_unreachable_for_pod_and_host(make_overlay
         assert (await counters(one))["encap"]["drops"] == {"no_route": 2}
 
 
-async def test_narrow_path_is_reported_to_df_and_fragmented_without(make_overlay):
+async def test_narrow_path_is_reported_to_df_and_fragmented_without(
+    make_overlay: MakeOverlay,
+) -> None:
     # The path to node2 carries 1400, the TUN 1472. flannel would fragment the outer datagram.
     async with make_overlay(pods=True) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
@@ -216,7 +228,7 @@ async def test_narrow_path_is_reported_to_df_and_fragmented_without(make_overlay
         assert is_equal
 
 
-async def test_mtu_follows_the_underlay(make_overlay):
+async def test_mtu_follows_the_underlay(make_overlay: MakeOverlay) -> None:
     async with make_overlay(mtu=9000, pods=True) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         assert one.environment["FLANNEL_MTU"] == "8972"
@@ -224,7 +236,7 @@ async def test_mtu_follows_the_underlay(make_overlay):
         assert answer.is_echo_reply
 
 
-async def test_garbage_from_the_wire_is_counted_by_name(make_overlay):
+async def test_garbage_from_the_wire_is_counted_by_name(make_overlay: MakeOverlay) -> None:
     async with make_overlay() as overlay:
         two = overlay.nodes[2]
         good = packet(str(overlay.nodes[1].gateway.ip), two.tunnel_address, 253, b"")
@@ -259,7 +271,7 @@ async def test_garbage_from_the_wire_is_counted_by_name(make_overlay):
         assert answer.is_echo_reply
 
 
-async def test_nobody_may_send_in_our_own_name(make_overlay):
+async def test_nobody_may_send_in_our_own_name(make_overlay: MakeOverlay) -> None:
     # accept_local is on for our ICMP, so the kernel would take these for its own.
     async with make_overlay("--source-check=off") as overlay:
         two = overlay.nodes[2]
@@ -286,7 +298,7 @@ async def test_nobody_may_send_in_our_own_name(make_overlay):
 
 
 @pytest.mark.parametrize("check", ["off", "count", "enforce"])
-async def test_source_check(make_overlay, check):
+async def test_source_check(make_overlay: MakeOverlay, check: str) -> None:
     # The switch is no peer. It claims to send for node1's subnet.
     async with make_overlay(f"--source-check={check}") as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
@@ -304,7 +316,9 @@ async def test_source_check(make_overlay, check):
         assert answer.is_echo_reply
 
 
-async def test_nobody_listening_and_firewalled_peers_lose_only_their_own_packets(make_overlay):
+async def test_nobody_listening_and_firewalled_peers_lose_only_their_own_packets(
+    make_overlay: MakeOverlay,
+) -> None:
     async with make_overlay(nodes=3) as overlay:
         one, two, three = (overlay.nodes[n] for n in (1, 2, 3))
         index = await one.host.index("eth0")
@@ -328,7 +342,7 @@ def receive_soon(sock: socket.socket) -> bytes:
     return sock.recv(100)
 
 
-def decode(capture) -> list[dict[str, str]]:
+def decode(capture: Any) -> list[dict[str, str]]:
     """Each frame as tshark sees it when told that port 8285 carries IP."""
     fields = [
         "frame.protocols", "ip.src", "ip.len", "ip.ttl", "ip.dsfield", "ip.flags.df",
@@ -345,7 +359,7 @@ def decode(capture) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text), delimiter=";"))
 
 
-def unleased(overlay):
+def unleased(overlay: OverlayLab) -> Iterator[Any]:
     held = {node.gateway.network for node in overlay.nodes.values()}
     for subnet in IPv4Network("10.5.0.0/16").subnets(new_prefix=24):
         if subnet not in held:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.netns.conftest import MakeOverlay
+from tests.nodes import MakeOverlay
 from tests.wait import until
 from tundp.lab.overlay import LabNode
 from tundp.lab.traffic import ping

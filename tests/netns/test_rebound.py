@@ -9,14 +9,14 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from ipaddress import IPv4Interface
 
 import pytest
 from pyroute2 import netns
 
 from tests.loops import LOOPS, run_on
-from tests.nodes import PORT, EngineNode, engine_node, must_run
+from tests.nodes import PORT, EngineNode, MakeLab, engine_node, must_run
 from tests.wait import DEADLINE_S, until
 from tundp.choices import Layout
 from tundp.engine.base import Dataplane
@@ -31,7 +31,9 @@ ENGINES = ["reference", "simple", "mmsg", "gso"]
 
 
 @contextlib.asynccontextmanager
-async def pair(make_lab, engine: str, layout: Layout = Layout.SHARED, *, is_attached: bool = True):
+async def pair(
+    make_lab: MakeLab, engine: str, layout: Layout = Layout.SHARED, *, is_attached: bool = True
+) -> AsyncIterator[tuple[EngineNode, EngineNode]]:
     async with make_lab() as lab, contextlib.AsyncExitStack() as stack:
         hosts = [await lab.host("left"), await lab.host("right")]
         await lab.cable(hosts[0], "eth0", hosts[1], "eth0")
@@ -76,7 +78,7 @@ async def exchange(left: EngineNode, right: EngineNode) -> None:
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_packets_flow_again_from_the_new_address(make_lab, engine, loop):
+def test_packets_flow_again_from_the_new_address(make_lab: MakeLab, engine: str, loop: str) -> None:
     async def test() -> None:
         async with pair(make_lab, engine) as (left, right):
             await exchange(left, right)
@@ -106,7 +108,7 @@ def test_packets_flow_again_from_the_new_address(make_lab, engine, loop):
 
 
 @pytest.mark.parametrize("engine", ["reference", "gso"])
-async def test_a_transfer_survives_one_move_after_the_other(make_lab, engine):
+async def test_a_transfer_survives_one_move_after_the_other(make_lab: MakeLab, engine: str) -> None:
     async with pair(make_lab, engine) as (left, right):
         sending = asyncio.create_task(
             transfer(left.host, right.host, right.tun_address, payload_len=4 << 20)
@@ -121,7 +123,7 @@ async def test_a_transfer_survives_one_move_after_the_other(make_lab, engine):
 
 
 @pytest.mark.parametrize("engine", ["reference", "gso"])
-async def test_what_was_learnt_of_paths_is_forgotten(make_lab, engine):
+async def test_what_was_learnt_of_paths_is_forgotten(make_lab: MakeLab, engine: str) -> None:
     async with pair(make_lab, engine) as (left, right):
         index = await left.host.index("eth0")
         path = {"dst": f"{right.address}/32", "oif": index, "metrics": {"mtu": 1400}}
@@ -155,7 +157,7 @@ def inside(host: Host) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("engine", ["reference", "gso"])
-async def test_overflows_of_both_sockets_add_up(make_lab, engine):
+async def test_overflows_of_both_sockets_add_up(make_lab: MakeLab, engine: str) -> None:
     burst = 200
 
     async with pair(make_lab, engine) as (left, right):
@@ -193,7 +195,7 @@ async def test_overflows_of_both_sockets_add_up(make_lab, engine):
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_full_socket_is_replaced(make_lab, engine, loop):
+def test_a_full_socket_is_replaced(make_lab: MakeLab, engine: str, loop: str) -> None:
     async def test() -> None:
         async with pair(make_lab, engine) as (left, right):
             # A snail of an uplink: the send buffer fills, and stays full.
@@ -242,7 +244,9 @@ def test_a_full_socket_is_replaced(make_lab, engine, loop):
         ("gso", Layout.SPLIT, 2),
     ],
 )
-async def test_each_thread_has_a_heartbeat_while_it_runs(make_lab, engine, layout, threads):
+async def test_each_thread_has_a_heartbeat_while_it_runs(
+    make_lab: MakeLab, engine: str, layout: Layout, threads: int
+) -> None:
     async with pair(make_lab, engine, layout) as (left, _):
         assert len(left.engine.heartbeat()) == threads
         for _ in range(3):  # idle as they are
@@ -253,7 +257,7 @@ async def test_each_thread_has_a_heartbeat_while_it_runs(make_lab, engine, layou
         assert len(left.engine.heartbeat()) == threads
 
 
-async def test_a_stuck_thread_has_no_heartbeat(make_lab):
+async def test_a_stuck_thread_has_no_heartbeat(make_lab: MakeLab) -> None:
     async with pair(make_lab, "simple", is_attached=False) as (left, right):
         # What no engine must do: wait for the TUN alone.
         os.set_blocking(left.tun.fd, True)

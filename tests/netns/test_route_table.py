@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import pytest
 
+from tests.nodes import MakeLab
+from tundp.lab.lab import Host
 from tundp.linux.route_table import RouteEntry
 
 GATEWAY = IPv4Address("192.0.2.2")
@@ -22,7 +24,7 @@ PROTOCOL = 85
 class Table:
     """A host with eth0 at 192.0.2.1/24, and what iproute2 says of its routes."""
 
-    def __init__(self, host: Any, index: int) -> None:
+    def __init__(self, host: Host, index: int) -> None:
         self.host = host
         self.index = index
 
@@ -31,10 +33,12 @@ class Table:
         return RouteEntry(destination=IPv4Network(destination), **known | fields)
 
     async def change(self, **changes: Any) -> list[Any]:
-        return await self.host.netlink.change_routes(**changes)
+        found: list[Any] = await self.host.netlink.change_routes(**changes)
+        return found
 
     async def entries(self, **filters: Any) -> list[RouteEntry]:
-        return await self.host.netlink.list_routes(**filters)
+        listed: list[RouteEntry] = await self.host.netlink.list_routes(**filters)
+        return listed
 
     async def ip_route(self, *words: str) -> list[dict[str, Any]]:
         """What `ip -json route show` prints for routes of our protocol."""
@@ -46,8 +50,11 @@ class Table:
         return found
 
 
+MakeTable = Callable[[], contextlib.AbstractAsyncContextManager[Table]]
+
+
 @pytest.fixture
-def make_table(make_lab):
+def make_table(make_lab: MakeLab) -> MakeTable:
     @contextlib.asynccontextmanager
     async def make() -> AsyncIterator[Table]:
         async with make_lab() as lab:
@@ -60,7 +67,7 @@ def make_table(make_lab):
     return make
 
 
-async def test_ten_thousand_come_and_go(make_table):
+async def test_ten_thousand_come_and_go(make_table: MakeTable) -> None:
     async with make_table() as table:
         subnets = list(IPv4Network("10.0.0.0/8").subnets(new_prefix=24))[:10_000]
         routes = [table.entry(str(subnet)) for subnet in subnets]
@@ -75,7 +82,7 @@ async def test_ten_thousand_come_and_go(make_table):
         assert await table.entries(protocol=PROTOCOL) == []
 
 
-async def test_failures_are_of_their_route_only(make_table):
+async def test_failures_are_of_their_route_only(make_table: MakeTable) -> None:
     async with make_table() as table:
         good = [table.entry(f"10.5.{number}.0/24") for number in range(256)]
         unreachable = table.entry("10.6.0.0/24", gateway=IPv4Address("203.0.113.9"))
@@ -97,7 +104,7 @@ async def test_failures_are_of_their_route_only(make_table):
         assert set(await table.entries(protocol=PROTOCOL)) == set(good)
 
 
-async def test_what_ip_route_shows_is_what_was_asked_for(make_table):
+async def test_what_ip_route_shows_is_what_was_asked_for(make_table: MakeTable) -> None:
     async with make_table() as table:
         onlink = table.entry(
             "10.5.1.0/24", gateway=IPv4Address("203.0.113.9"), is_onlink=True, metric=7
@@ -119,7 +126,7 @@ async def test_what_ip_route_shows_is_what_was_asked_for(make_table):
         assert await table.ip_route() == []
 
 
-async def test_listing_by_link_protocol_and_table(make_table):
+async def test_listing_by_link_protocol_and_table(make_table: MakeTable) -> None:
     async with make_table() as table:
         ours, others = table.entry("10.5.1.0/24"), table.entry("10.5.2.0/24", protocol=3)
         elsewhere = table.entry("10.5.3.0/24", table=1000)
@@ -138,7 +145,7 @@ async def test_listing_by_link_protocol_and_table(make_table):
         assert "10.5.4.0/24" not in destinations
 
 
-async def test_a_route_of_somebody_else_is_replaced_or_left(make_table):
+async def test_a_route_of_somebody_else_is_replaced_or_left(make_table: MakeTable) -> None:
     async with make_table() as table:
         others = table.entry("10.5.1.0/24", protocol=3)
         ours = replace(others, protocol=PROTOCOL, gateway=OTHER)
@@ -152,6 +159,6 @@ async def test_a_route_of_somebody_else_is_replaced_or_left(make_table):
         assert await table.entries(protocol=3, index=table.index) == []
 
 
-async def test_nothing_to_do_is_done_at_once(make_table):
+async def test_nothing_to_do_is_done_at_once(make_table: MakeTable) -> None:
     async with make_table() as table:
         assert await table.change() == []

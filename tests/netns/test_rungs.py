@@ -7,11 +7,13 @@ import os
 import random
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.nodes import counters
+from tests.nodes import MakeOverlay, counters
 from tests.wait import DEADLINE_S
+from tundp.lab.overlay import OverlayLab
 from tundp.lab.traffic import ping, transfer
 from tundp.linux import uapi
 from tundp.linux.offload import Offload
@@ -32,7 +34,7 @@ def receive(sock: socket.socket, count: int) -> list[bytes]:
     return [sock.recv(65536) for _ in range(count)]
 
 
-async def exchange(source, destination, address: str) -> None:
+async def exchange(source: Any, destination: Any, address: str) -> None:
     """UDP bursts of many sizes arrive whole and in order."""
     rng = random.Random(7)
     receiver = await destination.socket(socket.SOCK_DGRAM)
@@ -53,7 +55,7 @@ async def exchange(source, destination, address: str) -> None:
             assert await asyncio.to_thread(receive, receiver, count + len(lone)) == bursts + lone
 
 
-async def check_everything(overlay) -> None:
+async def check_everything(overlay: OverlayLab) -> None:
     one, two = overlay.nodes[1], overlay.nodes[2]
     for source, destination in ((one, two), (two, one)):
         assert await ping(source.pod, destination.pod_address, size=4000) is not None
@@ -72,7 +74,9 @@ async def check_everything(overlay) -> None:
 
 
 @pytest.mark.parametrize("without", [*NAMES, ",".join(NAMES)])
-async def test_an_offload_switched_off_is_not_used_and_not_missed(make_overlay, without):
+async def test_an_offload_switched_off_is_not_used_and_not_missed(
+    make_overlay: MakeOverlay, without: str
+) -> None:
     async with make_overlay("--engine=gso", f"--disable-offloads={without}", pods=True) as overlay:
         await check_everything(overlay)
         off = without.split(",")
@@ -104,12 +108,12 @@ async def test_an_offload_switched_off_is_not_used_and_not_missed(make_overlay, 
     ],
     ids=" ".join,
 )
-async def test_every_layout_carries_everything(make_overlay, flags):
+async def test_every_layout_carries_everything(make_overlay: MakeOverlay, flags: list[str]) -> None:
     async with make_overlay(*flags, pods=True) as overlay:
         await check_everything(overlay)
 
 
-async def test_super_packets_are_what_moves_by_default(make_overlay):
+async def test_super_packets_are_what_moves_by_default(make_overlay: MakeOverlay) -> None:
     async with make_overlay(pods=True) as overlay:
         await check_everything(overlay)
         status = await overlay.nodes[1].status_document()
@@ -122,7 +126,7 @@ async def test_super_packets_are_what_moves_by_default(make_overlay):
             assert counted["writes"] < counted["packets_out"] / 4
 
 
-async def test_threads_have_names_and_cpus(make_overlay):
+async def test_threads_have_names_and_cpus(make_overlay: MakeOverlay) -> None:
     cpu = min(os.sched_getaffinity(0))
     async with make_overlay(f"--cpus={cpu}", "--layout=split", nodes=1) as overlay:
         pid = (await overlay.nodes[1].status_document())["pid"]
@@ -134,7 +138,9 @@ async def test_threads_have_names_and_cpus(make_overlay):
 
 
 @pytest.mark.parametrize("engine", ["simple", "reference"])
-async def test_an_engine_with_one_worker_refuses_two(make_overlay, engine):
+async def test_an_engine_with_one_worker_refuses_two(
+    make_overlay: MakeOverlay, engine: str
+) -> None:
     async with make_overlay(nodes=1, start=False) as overlay:
         node = overlay.nodes[1]
         await overlay.start_daemon(node, f"--engine={engine}", "--workers=2")

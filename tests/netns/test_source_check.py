@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import partial
 
 import pytest
 
-from tests.nodes import counters, must_run
+from tests.nodes import MakeOverlay, counters, has_decapsulated, must_run
 from tests.packets import ipv4
 from tests.wait import until
-from tundp.lab.overlay import STORE_ADDRESS
+from tundp.lab.overlay import STORE_ADDRESS, LabNode, OverlayLab
 from tundp.lab.traffic import ping
 
 ENGINES = os.environ.get("TUNDP_TEST_ENGINES", "reference;gso").split(";")
@@ -32,7 +33,7 @@ table ip nat {
 """
 
 
-async def start(overlay, engine: str, checks: dict[int, str]) -> None:
+async def start(overlay: OverlayLab, engine: str, checks: dict[int, str]) -> None:
     for number, node in overlay.nodes.items():
         check = [f"--source-check={checks[number]}"] if number in checks else []
         await overlay.start_daemon(node, *f"--engine={engine}".split(), *check)
@@ -45,7 +46,9 @@ def packet(source: str, destination: str) -> bytes:
     return ipv4(b"", 253, source=source, destination=destination, ttl=2, frag=9)
 
 
-async def test_what_is_not_for_us_is_told_counted_or_dropped(make_overlay, engine):
+async def test_what_is_not_for_us_is_told_counted_or_dropped(
+    make_overlay: MakeOverlay, engine: str
+) -> None:
     checks = {1: "off", 2: "count", 3: "enforce"}
     async with make_overlay(nodes=3, start=False) as overlay:
         await start(overlay, engine, checks)
@@ -75,11 +78,7 @@ async def test_what_is_not_for_us_is_told_counted_or_dropped(make_overlay, engin
                 # Neither end fits.
                 forger.sendto(packet(source, "203.0.113.5"), at)
                 sent = len(ours) + len(foreign) + 1
-
-                async def are_taken(node=node, sent=sent) -> bool:
-                    return (await counters(node))["decap"]["packets_in"] >= sent
-
-                await until(are_taken)
+                await until(partial(has_decapsulated, node, sent - 1))
                 counted = await counters(node)
                 mismatches = counted["source_mismatches"], counted["destination_mismatches"]
                 drops = counted["decap"]["drops"]
@@ -98,7 +97,9 @@ async def test_what_is_not_for_us_is_told_counted_or_dropped(make_overlay, engin
                 assert counted["conserved"]
 
 
-async def test_a_peer_behind_nat_gets_in_unless_enforced(make_overlay, engine):
+async def test_a_peer_behind_nat_gets_in_unless_enforced(
+    make_overlay: MakeOverlay, engine: str
+) -> None:
     checks = {2: "count", 3: "enforce"}
     async with make_overlay(nodes=3, start=False) as overlay:
         one, two, three = overlay.nodes.values()
@@ -125,7 +126,7 @@ async def test_a_peer_behind_nat_gets_in_unless_enforced(make_overlay, engine):
         assert counted["source_mismatches"] == counted["destination_mismatches"] == 0
 
 
-async def put_behind_nat(overlay, node) -> None:
+async def put_behind_nat(overlay: OverlayLab, node: LabNode) -> None:
     """The switch becomes its router, and masquerades for it."""
     switch = overlay.switch
     port = f"port{node.number}"

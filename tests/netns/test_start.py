@@ -8,27 +8,30 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests.nodes import MakeLab, MakeOverlay
 from tests.wait import DEADLINE_S, until
 from tundp import demo
 from tundp.choices import DemoStore
 from tundp.demo import HOSTS
 from tundp.errors import ConfigError
 from tundp.lab.lab import leftovers
+from tundp.lab.overlay import LabNode, OverlayLab
 
 
-async def failing_start(overlay, node, *flags: str) -> tuple[int, str]:
+async def failing_start(overlay: OverlayLab, node: LabNode, *flags: str) -> tuple[int, str]:
     """Start a daemon that cannot run; its exit code and log."""
     await overlay.start_daemon(node, *flags)
     code = await asyncio.to_thread(node.daemon.wait, DEADLINE_S)
     return code, overlay.log_tail(node)
 
 
-async def test_no_default_route_and_no_iface(make_overlay):
+async def test_no_default_route_and_no_iface(make_overlay: MakeOverlay) -> None:
     async with make_overlay(nodes=1, start=False) as overlay:
         one = overlay.nodes[1]
         # Its only route is the underlay's own.
@@ -51,7 +54,9 @@ async def test_no_default_route_and_no_iface(make_overlay):
         (["--public-ip=198.51.100.7"], None),
     ],
 )
-async def test_flags_that_work_or_name_themselves(make_overlay, flags, expected):
+async def test_flags_that_work_or_name_themselves(
+    make_overlay: MakeOverlay, flags: list[str], expected: str | None
+) -> None:
     async with make_overlay(nodes=1, start=False) as overlay:
         one = overlay.nodes[1]
         if expected is None:
@@ -64,7 +69,7 @@ async def test_flags_that_work_or_name_themselves(make_overlay, flags, expected)
         assert "Traceback" not in text
 
 
-async def test_port_in_use_names_port_and_fix(make_overlay):
+async def test_port_in_use_names_port_and_fix(make_overlay: MakeOverlay) -> None:
     async with make_overlay(nodes=1) as overlay:
         one = overlay.nodes[1]
         first = one.daemon
@@ -86,7 +91,9 @@ async def test_port_in_use_names_port_and_fix(make_overlay):
         assert len(await overlay.read_leases()) == 1
 
 
-async def test_admin_socket_in_use_is_refused_and_a_stale_one_replaced(make_overlay):
+async def test_admin_socket_in_use_is_refused_and_a_stale_one_replaced(
+    make_overlay: MakeOverlay,
+) -> None:
     async with make_overlay(nodes=2) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         two.daemon.terminate()
@@ -95,7 +102,6 @@ async def test_admin_socket_in_use_is_refused_and_a_stale_one_replaced(make_over
         assert code == 1
         assert "--admin-socket" in text
         assert "flannel0" not in {link.name for link in await two.host.netlink.links()}
-        two.daemon = None
         await overlay.start_daemon(two)
         await overlay.wait_ready()
         two.daemon.kill()
@@ -105,7 +111,7 @@ async def test_admin_socket_in_use_is_refused_and_a_stale_one_replaced(make_over
         await overlay.wait_ready()
 
 
-async def test_route_of_the_network_elsewhere_is_refused(make_overlay):
+async def test_route_of_the_network_elsewhere_is_refused(make_overlay: MakeOverlay) -> None:
     # flannel ignores EEXIST here, and the overlay's packets silently go to the other device.
     async with make_overlay(nodes=1, start=False) as overlay:
         one = overlay.nodes[1]
@@ -116,7 +122,7 @@ async def test_route_of_the_network_elsewhere_is_refused(make_overlay):
         assert "ip route del 10.5.0.0/16" in text
 
 
-async def test_mtu_too_small_for_ipv4(make_overlay):
+async def test_mtu_too_small_for_ipv4(make_overlay: MakeOverlay) -> None:
     async with make_overlay(nodes=1, start=False) as overlay:
         one = overlay.nodes[1]
         await one.host.configure("eth0", mtu=80)
@@ -125,7 +131,9 @@ async def test_mtu_too_small_for_ipv4(make_overlay):
         assert "interface eth0 has MTU 80" in text
 
 
-async def test_unwritable_subnet_file_is_a_warning(make_overlay, tmp_path):
+async def test_unwritable_subnet_file_is_a_warning(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
     async with make_overlay(nodes=1, start=False) as overlay:
         one = overlay.nodes[1]
         blocker = tmp_path / "file"
@@ -135,7 +143,7 @@ async def test_unwritable_subnet_file_is_a_warning(make_overlay, tmp_path):
         assert f"cannot write {blocker}/subnet.env" in overlay.log_tail(one)
 
 
-async def test_sigterm_while_waiting_for_the_store(make_overlay):
+async def test_sigterm_while_waiting_for_the_store(make_overlay: MakeOverlay) -> None:
     async with make_overlay(nodes=1, start=False) as overlay:
         one = overlay.nodes[1]
         overlay.lease_file.unlink()
@@ -149,7 +157,7 @@ async def test_sigterm_while_waiting_for_the_store(make_overlay):
         assert await asyncio.to_thread(one.daemon.wait, DEADLINE_S) == 0
 
 
-async def test_second_signal_kills_at_once(make_overlay):
+async def test_second_signal_kills_at_once(make_overlay: MakeOverlay) -> None:
     async with make_overlay(nodes=1) as overlay:
         one = overlay.nodes[1]
         one.daemon.send_signal(signal.SIGSTOP)
@@ -171,7 +179,7 @@ def start_demo(*flags: str) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def no_demo():
+def no_demo() -> Iterator[None]:
     """The demo's own namespaces have fixed names: clean up whatever a failed test left."""
     yield
     subprocess.run(
@@ -180,7 +188,7 @@ def no_demo():
 
 
 @pytest.mark.parametrize("store", ["etcd", "file"])
-def test_demo_passes_and_leaves_nothing(no_demo, store):
+def test_demo_passes_and_leaves_nothing(no_demo: None, store: str) -> None:
     with start_demo(f"--store={store}") as demo:
         text, _ = demo.communicate(timeout=100)
     assert demo.returncode == 0, text
@@ -190,7 +198,9 @@ def test_demo_passes_and_leaves_nothing(no_demo, store):
     assert leftovers("tundp", HOSTS) == []
 
 
-async def test_demo_with_etcd_that_is_not_installed_is_wrong_usage(monkeypatch):
+async def test_demo_with_etcd_that_is_not_installed_is_wrong_usage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(demo, "find_etcd", lambda: None)
     out = io.StringIO()
     settings = demo.DemoSettings(store=DemoStore.ETCD, payload_len=1 << 20, is_kept=False)
@@ -199,7 +209,9 @@ async def test_demo_with_etcd_that_is_not_installed_is_wrong_usage(monkeypatch):
     assert out.getvalue() == ""
 
 
-async def test_demo_without_etcd_says_so_and_uses_the_file(no_demo, monkeypatch):
+async def test_demo_without_etcd_says_so_and_uses_the_file(
+    no_demo: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(demo, "find_etcd", lambda: None)
     out = io.StringIO()
     settings = demo.DemoSettings(store=DemoStore.AUTO, payload_len=1 << 20, is_kept=False)
@@ -209,8 +221,9 @@ async def test_demo_without_etcd_says_so_and_uses_the_file(no_demo, monkeypatch)
 
 
 @pytest.mark.parametrize("moment", ["private etcd", "daemons", "ping", "traceroute"])
-def test_demo_interrupted_leaves_nothing(no_demo, moment):
+def test_demo_interrupted_leaves_nothing(no_demo: None, moment: str) -> None:
     with start_demo("--megabytes=2000") as demo:
+        assert demo.stdout is not None
         for line in demo.stdout:
             if moment in line:
                 break
@@ -221,7 +234,7 @@ def test_demo_interrupted_leaves_nothing(no_demo, moment):
     assert leftovers("tundp", HOSTS) == []
 
 
-def test_demo_kept_goes_on_until_cleaned(no_demo):
+def test_demo_kept_goes_on_until_cleaned(no_demo: None) -> None:
     with start_demo("--keep") as demo:
         text, _ = demo.communicate(timeout=100)
     assert demo.returncode == 0, text
@@ -266,14 +279,14 @@ def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["status"], "no daemon answers on /run/tundp/admin.sock (No such file or directory)"),
     ],
 )
-def test_without_root_it_says_so(arguments, expected):
+def test_without_root_it_says_so(arguments: list[str], expected: str) -> None:
     answer = as_nobody(*arguments)
     assert answer.returncode == 1
     assert expected in answer.stderr
     assert "Traceback" not in answer.stderr
 
 
-async def test_probe_says_what_the_kernel_has_and_leaves_the_host_alone(make_lab):
+async def test_probe_says_what_the_kernel_has_and_leaves_the_host_alone(make_lab: MakeLab) -> None:
     async with make_lab() as lab:
         host = await lab.host("here")
         before = await host.netlink.links()
@@ -296,7 +309,9 @@ async def test_probe_says_what_the_kernel_has_and_leaves_the_host_alone(make_lab
         assert await host.netlink.links() == before
 
 
-async def test_subnet_env_that_is_removed_or_changed_is_written_again(make_overlay):
+async def test_subnet_env_that_is_removed_or_changed_is_written_again(
+    make_overlay: MakeOverlay,
+) -> None:
     async with make_overlay(nodes=1) as overlay:
         one = overlay.nodes[1]
         text = one.subnet_file.read_text()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.nodes import log_contains, must_run
+from tests.nodes import MakeOverlay, log_contains, must_run
 from tests.wait import until
 from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.linux.unreachable import PROTOCOL
@@ -21,7 +21,7 @@ HOST_GW = UDP | {"Backend": {"Type": "host-gw"}}
 async def restart(overlay: OverlayLab, network: dict[str, Any], *flags: str) -> LabNode:
     """Node 1 again, under another network config."""
     node = overlay.nodes[1]
-    if node.daemon is not None:
+    if node.log_path.exists():  # started before
         await node.stop_daemon()
     document = json.loads(overlay.lease_file.read_text())
     document["config"] = network
@@ -44,7 +44,9 @@ async def our_routes(node: LabNode) -> set[str]:
 
 
 @pytest.mark.parametrize(("before", "after"), [(UDP, HOST_GW), (HOST_GW, UDP)])
-async def test_our_lease_names_the_backend_of_now(make_overlay, before, after):
+async def test_our_lease_names_the_backend_of_now(
+    make_overlay: MakeOverlay, before: dict[str, Any], after: dict[str, Any]
+) -> None:
     async with make_overlay(nodes=1, network=before) as overlay:
         key = set(await overlay.read_leases())
         assert (await own_lease(overlay)).get("BackendType") == (
@@ -58,7 +60,9 @@ async def test_our_lease_names_the_backend_of_now(make_overlay, before, after):
 
 
 @pytest.mark.parametrize("backend", [{}, {"Backend": {"Type": "host-gw"}}], ids=["udp", "host-gw"])
-async def test_routes_for_the_subnet_and_network_of_last_time_go(make_overlay, backend):
+async def test_routes_for_the_subnet_and_network_of_last_time_go(
+    make_overlay: MakeOverlay, backend: dict[str, Any]
+) -> None:
     flag = "--ip-blackhole-route"
     async with make_overlay(nodes=1, start=False) as overlay:
         first = UDP | backend | {"SubnetMin": "10.5.10.0", "SubnetMax": "10.5.10.0"}
@@ -76,7 +80,7 @@ async def test_routes_for_the_subnet_and_network_of_last_time_go(make_overlay, b
         assert await our_routes(node) == {"unreachable 10.6.0.0/16"}
 
 
-async def test_subnet_env_is_written_when_the_rules_are_there(make_overlay):
+async def test_subnet_env_is_written_when_the_rules_are_there(make_overlay: MakeOverlay) -> None:
     async with make_overlay("--ip-masq", nodes=1) as overlay:
         node = overlay.nodes[1]
         await until(lambda: log_contains(node, "rules are in place"))
@@ -87,7 +91,9 @@ async def test_subnet_env_is_written_when_the_rules_are_there(make_overlay):
         assert written >= there_since
 
 
-async def test_a_changed_address_changes_nothing_else_in_the_lease(make_overlay):
+async def test_a_changed_address_changes_nothing_else_in_the_lease(
+    make_overlay: MakeOverlay,
+) -> None:
     network = UDP | {"EnableIPv6": True, "IPv6Network": "fd05::/48"}
     async with make_overlay("--public-ipv6=2001:db8::1", nodes=1, network=network) as overlay:
         node = overlay.nodes[1]

@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import IPv4Network
 
-from tests.nodes import link_of, must_run
+from tests.nodes import MakeLab, link_of, must_run
 from tests.routes import fib_of
-from tundp.backend.base import Given
-from tundp.backend.udp.backend import UdpBackend, UdpSettings
+from tundp.backend.base import BackendContext, Given, PacketSettings
+from tundp.backend.udp.backend import UdpBackend
+from tundp.backend.udp.config import DEFAULT_PORT, udp_config
 from tundp.choices import Engine, SourceCheck
 from tundp.engine.native.engine import EngineSettings
 from tundp.lab.lab import Host
 from tundp.lease.codec import parse_key
-from tundp.lease.network import UdpConfig
 from tundp.linux.iface import Interface, Selection, look
 from tundp.linux.tun import Tun, TunMode
 from tundp.linux.udp import open_udp
@@ -25,7 +25,9 @@ OWN = parse_key("10.5.1.0-24")
 
 
 @contextlib.asynccontextmanager
-async def opened(make_lab, *commands: str) -> AsyncIterator[tuple[Host, UdpBackend, Interface]]:
+async def opened(
+    make_lab: MakeLab, *commands: str
+) -> AsyncIterator[tuple[Host, UdpBackend, Interface]]:
     """A backend that carries packets on a host, after these commands."""
     async with make_lab() as lab:
         host, other = await lab.host("one"), await lab.host("two")
@@ -36,18 +38,17 @@ async def opened(make_lab, *commands: str) -> AsyncIterator[tuple[Host, UdpBacke
             await must_run(host, *command.split())
         interface = await look(host.netlink, Selection(iface=("eth0",)), OVERLAY)
         tun = await host.call(Tun, "flannel0", TunMode())
-        sock = await host.call(open_udp, interface.address, UdpConfig().port)
+        sock = await host.call(open_udp, interface.address, DEFAULT_PORT)
+        packets = PacketSettings(
+            tun_name="flannel0",
+            engine=Engine.REFERENCE,
+            workers=1,
+            source_check=SourceCheck.COUNT,
+            engine_settings=EngineSettings(),
+        )
+        given = Given(tun_fds=tun.fds, udp_socks=(sock,))
         backend = UdpBackend(
-            UdpConfig(),
-            UdpSettings(
-                tun_name="flannel0",
-                engine=Engine.REFERENCE,
-                workers=1,
-                source_check=SourceCheck.COUNT,
-                engine_settings=EngineSettings(),
-            ),
-            netlink=host.netlink,
-            given=Given(tun_fds=tun.fds, udp_socks=(sock,)),
+            udp_config(), BackendContext(netlink=host.netlink, packets=packets, given=given)
         )
         try:
             backend.prepare(interface)
@@ -57,7 +58,7 @@ async def opened(make_lab, *commands: str) -> AsyncIterator[tuple[Host, UdpBacke
             backend.close()
 
 
-async def test_routes_that_host_gw_left_do_not_bypass_the_device(make_lab):
+async def test_routes_that_host_gw_left_do_not_bypass_the_device(make_lab: MakeLab) -> None:
     async with opened(
         make_lab,
         "ip route add 10.5.7.0/24 via 192.0.2.2 dev eth0 proto 85",
@@ -70,7 +71,9 @@ async def test_routes_that_host_gw_left_do_not_bypass_the_device(make_lab):
             assert "via 192.0.2.2" in await must_run(host, "ip", "route", "get", address)
 
 
-async def test_a_link_with_another_mtu_is_followed_though_the_device_is_gone(make_lab):
+async def test_a_link_with_another_mtu_is_followed_though_the_device_is_gone(
+    make_lab: MakeLab,
+) -> None:
     async with opened(make_lab) as (host, backend, interface):
         assert backend.mtu == 1472
         await must_run(host, "ip", "link", "del", "flannel0")

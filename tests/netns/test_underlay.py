@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 
-from tests.nodes import answers, has_received, is_sending_to, link_of
+from tests.nodes import MakeOverlay, answers, has_received, is_sending_to, link_of
 from tests.wait import until
+from tundp.lab.overlay import LabNode
 from tundp.lab.traffic import PingStream
 
 
-async def test_the_nodes_address_changes_and_the_others_follow(make_overlay):
+async def test_the_nodes_address_changes_and_the_others_follow(make_overlay: MakeOverlay) -> None:
     async with make_overlay(store="etcd") as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         subnet, daemon = one.gateway, one.daemon
@@ -48,7 +50,7 @@ async def test_the_nodes_address_changes_and_the_others_follow(make_overlay):
         assert [each for each in status["findings"] if each["verdict"] != "ok"] == []
 
 
-async def test_mtu_down_up_and_a_deleted_device(make_overlay):
+async def test_mtu_down_up_and_a_deleted_device(make_overlay: MakeOverlay) -> None:
     async with make_overlay(store="etcd") as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         daemon = one.daemon
@@ -56,17 +58,14 @@ async def test_mtu_down_up_and_a_deleted_device(make_overlay):
         async def has_mtu(overlay_mtu: int) -> bool:
             tun = await link_of(one.host, "flannel0")
             said = int(one.environment["FLANNEL_MTU"])
-            return (
-                tun.mtu
-                == said
-                == overlay_mtu
-                == (await one.status_document())["backend"]["device"]["mtu"]
-            )
+            device = (await one.status_document())["backend"]["device"]
+            assert tun is not None
+            return tun.mtu == said == overlay_mtu == int(device["mtu"])
 
         async with PingStream(two.host, one.tunnel_address) as stream:
             for mtu in (1400, 1500):
                 await one.host.configure("eth0", mtu=mtu)
-                await until(lambda mtu=mtu: has_mtu(mtu - 28))
+                await until(partial(has_mtu, mtu - 28))
         print(f"MTU 1500, 1400, 1500: {stream}")
         assert stream.lost == 0
 
@@ -84,9 +83,9 @@ async def test_mtu_down_up_and_a_deleted_device(make_overlay):
         async with PingStream(two.host, one.tunnel_address) as stream:
             await until(lambda: has_received(stream, 20))
             await one.host.run("ip", "link", "set", "eth0", "down")
-            tun = await link_of(one.host, "flannel0")
+            index = await one.host.index("flannel0")
             await one.host.run("ip", "link", "del", "flannel0")
-            await until(lambda: is_another(one, tun.index))
+            await until(lambda: is_another(one, index))
             before = stream.received
             await one.host.run("ip", "link", "set", "eth0", "up")
             await until(lambda: has_received(stream, before + 20))
@@ -97,23 +96,24 @@ async def test_mtu_down_up_and_a_deleted_device(make_overlay):
         assert (await one.status_document())["counters"]["conserved"]
 
 
-async def underlay_is(node, *, ok: bool) -> bool:
+async def underlay_is(node: LabNode, *, ok: bool) -> bool:
     findings = (await node.status_document())["findings"]
     return {each["id"]: each["verdict"] == "ok" for each in findings}["underlay"] is ok
 
 
-async def is_another(node, index: int) -> bool:
+async def is_another(node: LabNode, index: int) -> bool:
     link = await link_of(node.host, "flannel0")
     return link is not None and link.index != index and link.is_up
 
 
-async def test_an_mtu_no_overlay_fits_in_ends_nothing(make_overlay):
+async def test_an_mtu_no_overlay_fits_in_ends_nothing(make_overlay: MakeOverlay) -> None:
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         index = await one.host.index("eth0")
         await one.host.netlink.set_link(index, mtu=90)
         await until(lambda: underlay_is(one, ok=False))
         tun = await link_of(one.host, "flannel0")
+        assert tun is not None
         assert tun.mtu == 1472
         await one.host.netlink.set_link(index, mtu=1500)
         await until(lambda: underlay_is(one, ok=True))

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from tests.clock import Hurried
 from tests.lease_plane import LeasePlane
 from tests.routes import verdict
+from tundp.backend.choose import parse_network_config
 from tundp.backoff import Backoff, Outage
 from tundp.errors import Compacted, Conflict, LeaseError, StoreUnavailable
 from tundp.lease import codec
@@ -41,7 +42,6 @@ from tundp.lease.model import (
     Put,
     Snapshot,
 )
-from tundp.lease.network import parse_network_config
 from tundp.lease.routing import Routing, RoutingDelta
 from tundp.store.both import BothStore
 from tundp.store.follow import follow
@@ -858,7 +858,7 @@ def test_both_stores_are_one(steps, seed, watched):
         rng = random.Random(seed)
         worlds = (World(), World())
         v2, v3 = (MemoryStore(world, rng, "us", hurry=True) for world in worlds)
-        both = BothStore(v2, v3)
+        both = BothStore(v2, v3, parse=parse_network_config)
         follower = Follower()
         seen: dict[LeaseKey, tuple[int, tuple[int | None, ...]]] = {}
 
@@ -992,7 +992,10 @@ def test_creating_in_both_has_at_most_one_winner(seed, count, also_in):
         rng = random.Random(seed)
         worlds = (World(), World())
         boths = [
-            BothStore(*(MemoryStore(world, rng, str(number)) for world in worlds))
+            BothStore(
+                *(MemoryStore(world, rng, str(number)) for world in worlds),
+                parse=parse_network_config,
+            )
             for number in range(count)
         ]
         creates = [

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.routes import fib_of
+from tundp.backend.choose import parse_network_config
 from tundp.errors import ConfigError, LeaseFormatError
 from tundp.lease import codec, subnet_env
 from tundp.lease.model import (
@@ -20,7 +21,6 @@ from tundp.lease.model import (
     Put,
     Snapshot,
 )
-from tundp.lease.network import parse_network_config
 from tundp.lease.table import LeaseTable
 
 SETTINGS = settings(max_examples=200, deadline=None)

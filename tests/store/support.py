@@ -20,7 +20,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -29,9 +29,10 @@ from urllib.parse import quote, urlencode, urlsplit
 from tests.lease_plane import LeasePlane
 from tests.loops import LoopFactory, run_on
 from tests.wait import DEADLINE_S, until
+from tundp.backend.choose import parse_network_config
 from tundp.backoff import Backoff, Outage
 from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
-from tundp.lease.network import NetworkConfig, parse_network_config
+from tundp.lease.network import NetworkConfig
 from tundp.lease.table import LeaseTable
 from tundp.store.access import EtcdAccess
 from tundp.store.base import Store
@@ -51,6 +52,7 @@ FREQUENT_PINGS = "--grpc-keepalive-min-time=500ms"
 """For an etcd under `short_timeouts`, which would send a client that pings so often away."""
 
 T = TypeVar("T")
+W = TypeVar("W")
 Runner = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
@@ -74,11 +76,11 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def everywhere(
-    worlds: dict[str, World], main: Callable[[World], Coroutine[Any, Any, None]]
+    worlds: Mapping[str, W], main: Callable[[W], Coroutine[Any, Any, None]]
 ) -> None:
     """`main` in every world at the same time: for tests that mostly wait for time to pass."""
 
-    async def one(name: str, world: World) -> None:
+    async def one(name: str, world: W) -> None:
         try:
             await main(world)
         except Exception as error:

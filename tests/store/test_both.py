@@ -18,6 +18,7 @@ from tests.store.support import (
     run,
 )
 from tests.wait import until
+from tundp.backend.choose import parse_network_config
 from tundp.errors import ConfigNotFound, Conflict, StoreUnavailable
 from tundp.lease.claim import LeaseState
 from tundp.lease.identity import Identity
@@ -70,7 +71,7 @@ def test_one_api_away_neither_hides_peers_nor_costs_the_lease(
 ) -> None:
     async def main() -> None:
         v2 = Cut(etcd_world.open())
-        both = BothStore(v2, etcd3_world.open())  # type: ignore[arg-type]
+        both = BothStore(v2, etcd3_world.open(), parse=parse_network_config)
         node = make_node(both, US, lease_ttl_s=4)
         async with node.up() as lease:
             key = str(lease.key)
@@ -95,7 +96,7 @@ def test_two_owners_of_one_subnet_are_a_conflict_and_neither_is_written_over(
     etcd_world: EtcdWorld, etcd3_world: Etcd3World
 ) -> None:
     async def main() -> None:
-        both = BothStore(etcd_world.open(), etcd3_world.open())
+        both = BothStore(etcd_world.open(), etcd3_world.open(), parse=parse_network_config)
         node = make_node(both, US, lease_ttl_s=4)
         async with node.up() as lease:
             key = str(lease.key)
@@ -164,7 +165,7 @@ def test_subnet_of_two_nodes_is_a_warning_while_it_is_so(
     etcd3_world.put(key, value(US))
 
     async def main() -> None:
-        store = BothStore(etcd_world.open(), etcd3_world.open())
+        store = BothStore(etcd_world.open(), etcd3_world.open(), parse=parse_network_config)
         for _ in range(2):
             await store.snapshot()
             (warning,) = store.warnings
@@ -190,7 +191,7 @@ def test_auto_waits_for_v3_before_it_settles_for_v2(
     async def main() -> None:
         v3 = Cut(etcd3_world.open())
         v3.cut()
-        auto = AutoStore(etcd_world.open(), v3)  # type: ignore[arg-type]
+        auto = AutoStore(etcd_world.open(), v3)
         with pytest.raises(StoreUnavailable):
             await auto.network_config()
         v3.mend()
@@ -210,7 +211,7 @@ def test_auto_settles_for_v2_where_v3_never_answers(
     async def main() -> None:
         v3 = Cut(etcd3_world.open())
         v3.cut()
-        auto = AutoStore(etcd_world.open(), v3)  # type: ignore[arg-type]
+        auto = AutoStore(etcd_world.open(), v3)
         for _ in range(SURE_AFTER - 1):
             with pytest.raises(StoreUnavailable):
                 await auto.network_config()
@@ -231,7 +232,7 @@ def test_auto_that_was_told_nothing_looks_when_asked(etcd3_world: Etcd3World) ->
             raise ConfigNotFound("nothing")
 
     async def main() -> None:
-        auto = AutoStore(Empty(etcd3_world.open()), etcd3_world.open())  # type: ignore[arg-type]
+        auto = AutoStore(Empty(etcd3_world.open()), etcd3_world.open())
         await auto.choose_api("rubbish")
         assert by_key((await auto.snapshot()).leases) == {"10.5.1.0-24": THEM}
         assert auto.api == "v3"

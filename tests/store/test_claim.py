@@ -345,7 +345,11 @@ def test_foreign_owner_is_never_overwritten(worlds: dict[str, World], watching: 
             assert node.key == key
             # The other one goes; the subnet is ours again.
             world.remove(key)
-            await until(lambda: node.claim.state is LeaseState.HELD)
+
+            def is_held() -> bool:
+                return node.claim.state is LeaseState.HELD
+
+            await until(is_held)
             await until(lambda: owner(world, key) == OURS)
 
     run(everywhere(worlds, main))
@@ -425,7 +429,7 @@ def test_own_write_that_the_watch_tells_of_first_is_nobody_elses(
 
     async def main() -> None:
         store = LateAnswers(world.open())
-        node = make_node(store, OURS)  # type: ignore[arg-type]
+        node = make_node(store, OURS)
         async with node.up() as first:
 
             def is_seen(lease: Lease) -> bool:
@@ -446,7 +450,7 @@ def test_deletion_that_overtakes_the_answer_to_our_create_is_not_forgotten(world
 
     async def main() -> None:
         store = LateAnswers(world.open())
-        node = make_node(store, OURS)  # type: ignore[arg-type]
+        node = make_node(store, OURS)
         async with node.up():
             key = node.key
             stage = "created"

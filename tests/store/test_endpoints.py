@@ -20,7 +20,7 @@ ONE, TWO = parse_endpoints(["http://192.0.2.1:2379", "http://192.0.2.2:2379"])
 CONFIG = "/coreos.com/network/config"
 
 
-def test_each_endpoint_is_tried_once():
+def test_each_endpoint_is_tried_once() -> None:
     endpoints = Endpoints([ONE, TWO], "etcd")
     attempts = endpoints.attempts(once=False)
     asked = []
@@ -35,13 +35,17 @@ def test_each_endpoint_is_tried_once():
 
 
 @pytest.mark.parametrize(("may_have_run", "goes_on"), [(True, False), (False, True)])
-def test_what_must_not_run_twice_goes_on_only_where_it_cannot_have_run(may_have_run, goes_on):
+def test_what_must_not_run_twice_goes_on_only_where_it_cannot_have_run(
+    may_have_run: bool, goes_on: bool
+) -> None:
     attempts = Endpoints([ONE, TWO], "etcd").attempts(once=True)
     attempts.failed(ONE, "closed", may_have_run=may_have_run)
     assert attempts.may_go_on is goes_on
 
 
-def test_a_change_is_logged_once_and_a_long_outage_not_at_all(caplog):
+def test_a_change_is_logged_once_and_a_long_outage_not_at_all(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO)
     endpoints = Endpoints([ONE, TWO], "etcd v3")
     for _ in range(3):

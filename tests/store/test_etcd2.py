@@ -34,7 +34,7 @@ from tests.wait import until
 from tundp.errors import AccessDenied, Compacted, ConfigError, ConfigNotFound, StoreUnavailable
 from tundp.lab.etcd import PrivateEtcd
 from tundp.lease.model import Events
-from tundp.store.access import EtcdAccess, parse_endpoints
+from tundp.store.access import REQUEST_TIMEOUT_S, EtcdAccess, parse_endpoints
 from tundp.store.etcd2 import Etcd2Store
 from tundp.store.etcd2 import connection as etcd2
 
@@ -42,7 +42,7 @@ A, B = lease_key("10.5.1.0-24"), lease_key("10.5.2.0-24")
 ONE, TWO = attributes("192.0.2.1"), attributes("192.0.2.2")
 HISTORY = 1000
 """Events that etcd's v2 API remembers, of all keys together."""
-TIMEOUT_S = etcd2.REQUEST_TIMEOUT_S + 2
+TIMEOUT_S = REQUEST_TIMEOUT_S + 2
 
 
 @pytest.fixture

@@ -154,7 +154,8 @@ def test_what_we_do_not_understand_survives_our_writes(file_world: FileWorld) ->
 
 
 def test_expiry_that_is_no_time_is_poison_and_not_expiry(file_world: FileWorld) -> None:
-    for expires in ("tomorrow", True, [], {}):
+    rubbish: list[object] = ["tomorrow", True, [], {}]
+    for expires in rubbish:
         file_world.path.write_text(
             json.dumps({"leases": {str(A): {"PublicIP": "192.0.2.1", "Expires": expires}}})
         )

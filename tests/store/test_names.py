@@ -53,21 +53,21 @@ def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tundp.store.names.PATIENCE_S", 0.05)
 
 
-async def test_ip_address_needs_no_lookup(name_server):
+async def test_ip_address_needs_no_lookup(name_server: NameServer) -> None:
     names = Names()
     assert await names.addresses("192.0.2.9", LONG_S) == ("192.0.2.9",)
     assert await names.addresses("2001:db8::9", LONG_S) == ("2001:db8::9",)
     assert name_server.asked == 0
 
 
-async def test_all_addresses_in_order_each_once(name_server):
+async def test_all_addresses_in_order_each_once(name_server: NameServer) -> None:
     name_server.answers = [["192.0.2.9", "192.0.2.8", "192.0.2.9"]]
     names = Names()
     assert await names.addresses("etcd.test", LONG_S) == ("192.0.2.9", "192.0.2.8")
     names.close()
 
 
-async def test_last_addresses_while_the_name_server_is_silent(name_server):
+async def test_last_addresses_while_the_name_server_is_silent(name_server: NameServer) -> None:
     name_server.answers = [["192.0.2.9"]]
     names = Names()
     await names.addresses("etcd.test", LONG_S)
@@ -76,7 +76,9 @@ async def test_last_addresses_while_the_name_server_is_silent(name_server):
     names.close()
 
 
-async def test_last_addresses_when_the_name_server_fails_for_a_moment(name_server):
+async def test_last_addresses_when_the_name_server_fails_for_a_moment(
+    name_server: NameServer,
+) -> None:
     name_server.answers = [["192.0.2.9"], socket.gaierror(socket.EAI_AGAIN, "again")]
     names = Names()
     await names.addresses("etcd.test", LONG_S)
@@ -84,7 +86,7 @@ async def test_last_addresses_when_the_name_server_fails_for_a_moment(name_serve
     names.close()
 
 
-async def test_name_that_is_gone_has_no_addresses(name_server):
+async def test_name_that_is_gone_has_no_addresses(name_server: NameServer) -> None:
     name_server.answers = [["192.0.2.9"], socket.gaierror(socket.EAI_NONAME, "no such name")]
     names = Names()
     await names.addresses("etcd.test", LONG_S)
@@ -93,7 +95,7 @@ async def test_name_that_is_gone_has_no_addresses(name_server):
     names.close()
 
 
-async def test_late_answer_serves_the_next_one_who_asks(name_server):
+async def test_late_answer_serves_the_next_one_who_asks(name_server: NameServer) -> None:
     name_server.answers = [["192.0.2.9"]]
     name_server.may_answer.clear()
     names = Names()
@@ -107,7 +109,7 @@ async def test_late_answer_serves_the_next_one_who_asks(name_server):
     names.close()
 
 
-async def test_cancelled_waiter_leaves_the_lookup_to_the_others(name_server):
+async def test_cancelled_waiter_leaves_the_lookup_to_the_others(name_server: NameServer) -> None:
     name_server.answers = [["192.0.2.9"]]
     name_server.may_answer.clear()
     names = Names()
@@ -120,7 +122,7 @@ async def test_cancelled_waiter_leaves_the_lookup_to_the_others(name_server):
     names.close()
 
 
-async def test_first_address_of_a_name_takes_no_connection(name_server):
+async def test_first_address_of_a_name_takes_no_connection(name_server: NameServer) -> None:
     """The second one is tried within the time of the same request."""
     etcd = PrivateEtcd()
     await etcd.start()
@@ -143,7 +145,7 @@ async def test_first_address_of_a_name_takes_no_connection(name_server):
         await etcd.close()
 
 
-async def test_every_address_is_named_when_none_answers(name_server):
+async def test_every_address_is_named_when_none_answers(name_server: NameServer) -> None:
     name_server.answers = [["127.0.0.2", "240.0.0.1"]]
     with socket.socket() as unused:
         unused.bind(("127.0.0.2", 0))

@@ -157,7 +157,7 @@ async def works(world: AnyWorld, url: str, **access: str) -> None:
 
 async def fails(store: Store) -> list[BaseException]:
     """What each call raises; none may wait for its timeout, and none may succeed."""
-    errors = []
+    errors: list[BaseException] = []
     for call in (
         store.snapshot(),
         store.network_config(),

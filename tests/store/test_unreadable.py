@@ -9,9 +9,9 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from tests.wait import until
+from tundp.backend.choose import parse_network_config
 from tundp.lease.claim import LeaseState
 from tundp.lease.model import LeaseAttributes, Snapshot
-from tundp.lease.network import parse_network_config
 from tundp.store.file import FileStore
 from tundp.subnet.claim_driver import Claim, ClaimSettings
 
@@ -58,7 +58,11 @@ async def test_it_is_no_hot_loop_and_ends_when_the_entry_goes(tmp_path: Path) ->
         del document["leases"][str(lease.key)]
         path.write_text(json.dumps(document))
         claim.observe(None)
-        await until(lambda: claim.state is LeaseState.HELD)
+
+        def is_held() -> bool:
+            return claim.state is LeaseState.HELD
+
+        await until(is_held)
         assert claim.lease.key == lease.key
     finally:
         keeping.cancel()

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from tests.lease_plane import Silent
+from tundp.backend.choose import parse_network_config
 from tundp.lease.model import LeaseAttributes
 from tundp.store.file import FileStore
 from tundp.subnet.manager import LeaseSettings, StoreSubnetManager
@@ -25,6 +26,7 @@ async def test_a_store_that_gave_the_lease_is_answering_before_its_first_update(
     manager = StoreSubnetManager(
         store,
         identity=None,
+        parse=parse_network_config,
         lease=LeaseSettings(lease_ttl_s=600, margin_s=60),
         rng=random.Random(1),
     )

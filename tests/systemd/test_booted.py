@@ -123,7 +123,7 @@ def subnet_of(machine: Machine, name: str = "subnet") -> str:
     return f"{found[1]}.0{found[2]}"
 
 
-def test_ready_says_what_it_is(tundp):
+def test_ready_says_what_it_is(tundp: Machine) -> None:
     shown = tundp.show("tundp")
     assert (shown["ActiveState"], shown["SubState"]) == ("active", "running")
     assert shown["StatusText"].startswith(f"{subnet_of(tundp)}, 0 peers")
@@ -132,7 +132,7 @@ def test_ready_says_what_it_is(tundp):
     assert "tundp" in tundp.run("cat", f"/proc/{shown['MainPID']}/comm")
 
 
-def test_it_may_do_one_thing(tundp):
+def test_it_may_do_one_thing(tundp: Machine) -> None:
     status = tundp.run("cat", f"/proc/{main_pid(tundp)}/status")
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     for name in ("CapEff", "CapPrm", "CapBnd"):
@@ -142,7 +142,7 @@ def test_it_may_do_one_thing(tundp):
     assert fields["Seccomp"].strip() == "2"
 
 
-def test_the_sandbox_is_in_nothings_way(tundp):
+def test_the_sandbox_is_in_nothings_way(tundp: Machine) -> None:
     before = tundp.journal("tundp.service")
     tundp.run("systemctl", "restart", "tundp")
     status = json.loads(tundp.run(f"{sys.prefix}/bin/tundp", "status", "--json"))
@@ -154,7 +154,7 @@ def test_the_sandbox_is_in_nothings_way(tundp):
     assert not re.findall(r"^.* [WEC] tundp.*$", log, re.MULTILINE), log
 
 
-def test_a_stop_is_a_success(tundp):
+def test_a_stop_is_a_success(tundp: Machine) -> None:
     subnet, before = subnet_of(tundp), tundp.journal("tundp.service")
     tundp.run("systemctl", "stop", "tundp")
     assert tundp.show("tundp")["ActiveState"] == "inactive"
@@ -169,7 +169,7 @@ def test_a_stop_is_a_success(tundp):
     assert tundp.show("tundp")["StatusText"].startswith(subnet)
 
 
-def test_a_killed_one_comes_back(tundp):
+def test_a_killed_one_comes_back(tundp: Machine) -> None:
     before, subnet = tundp.show("tundp"), subnet_of(tundp)
     tundp.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "tundp")
 
@@ -183,7 +183,7 @@ def test_a_killed_one_comes_back(tundp):
     assert after["StatusText"].startswith(subnet)
 
 
-def test_two_networks_side_by_side(tundp):
+def test_two_networks_side_by_side(tundp: Machine) -> None:
     names = ("blue", "green")
     tundp.run("systemctl", "start", *(f"tundp@{name}" for name in names))
     try:
@@ -200,7 +200,7 @@ def test_two_networks_side_by_side(tundp):
         tundp.run("systemctl", "stop", "tundp@*")
 
 
-def test_wrong_usage_is_not_tried_again(machine):
+def test_wrong_usage_is_not_tried_again(machine: Machine) -> None:
     machine.run("systemctl", "start", "tundp@wrong", is_checked=False)
     shown = machine.show("tundp@wrong")
     assert (shown["ActiveState"], shown["ExecMainStatus"]) == ("failed", "2")
@@ -208,7 +208,7 @@ def test_wrong_usage_is_not_tried_again(machine):
     assert "iface-of-mine" in machine.journal("tundp@wrong")
 
 
-def test_docker_gets_the_subnet_and_outlives_tundp(machine):
+def test_docker_gets_the_subnet_and_outlives_tundp(machine: Machine) -> None:
     machine.run("systemctl", "start", "docker")
     try:
         arguments = machine.run("cat", "/run/dockerd.arguments").split()
@@ -226,7 +226,7 @@ def test_docker_gets_the_subnet_and_outlives_tundp(machine):
         machine.run("systemctl", "stop", "docker")
 
 
-def test_docker_opts_names_a_route_that_has_the_subnet(tundp):
+def test_docker_opts_names_a_route_that_has_the_subnet(tundp: Machine) -> None:
     route = f"{subnet_of(tundp)} via 192.0.2.254"
     tundp.run("ip", "route", "add", *route.split())
     try:
@@ -240,7 +240,7 @@ def test_docker_opts_names_a_route_that_has_the_subnet(tundp):
         tundp.run("systemctl", "reset-failed", "tundp-docker-opts")
 
 
-def test_a_hanging_one_is_replaced(machine):
+def test_a_hanging_one_is_replaced(machine: Machine) -> None:
     unit = "tundp@watched"
     machine.run("systemctl", "start", unit)
     try:
@@ -264,7 +264,7 @@ def test_a_hanging_one_is_replaced(machine):
         machine.run("systemctl", "stop", unit)
 
 
-def test_a_boot_waits_only_as_long_as_the_drop_in_lets_it(machine):
+def test_a_boot_waits_only_as_long_as_the_drop_in_lets_it(machine: Machine) -> None:
     unit = "tundp@waiting"
     try:
         machine.run("systemctl", "start", "--no-block", "boot.target")

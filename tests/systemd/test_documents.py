@@ -161,7 +161,7 @@ def type_in(machine: Machine, document: str) -> str:
 
 
 @pytest.mark.timeout(3 * TYPING_S)
-def test_documents_as_typed(machine):
+def test_documents_as_typed(machine: Machine) -> None:
     files, network = list_files(machine), describe_network(machine)
 
     readme = type_in(machine, "README.md")

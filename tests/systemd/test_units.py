@@ -41,17 +41,17 @@ def analyze(*arguments: str | Path, directory: Path) -> subprocess.CompletedProc
     )
 
 
-def test_none_is_forgotten():
+def test_none_is_forgotten() -> None:
     assert set(SERVICES) == set(EXPOSURE_MAX)
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_unit_is_clean(directory, name):
+def test_a_unit_is_clean(directory: Path, name: str) -> None:
     answer = analyze("verify", "--man=no", directory / name, directory=directory)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
 
 
-def test_dockers_drop_in_is_clean(directory):
+def test_dockers_drop_in_is_clean(directory: Path) -> None:
     drop_in = directory / "docker.service.d" / "tundp.conf"
     # dockerd need not be installed here: everything else about its line stays.
     text = drop_in.read_text()
@@ -61,7 +61,7 @@ def test_dockers_drop_in_is_clean(directory):
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
 
 
-def test_a_wrong_key_would_be_noticed(directory):
+def test_a_wrong_key_would_be_noticed(directory: Path) -> None:
     unit = directory / "tundp.service"
     unit.write_text(unit.read_text() + "\n[Service]\nProtectSytem=strict\n")
     answer = analyze("verify", "--man=no", unit, directory=directory)
@@ -69,7 +69,7 @@ def test_a_wrong_key_would_be_noticed(directory):
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_the_sandbox_stays_tight(directory, name):
+def test_the_sandbox_stays_tight(directory: Path, name: str) -> None:
     threshold = round(EXPOSURE_MAX[name] * 10)
     answer = analyze(
         "security",
@@ -89,7 +89,7 @@ def settings(name: str, section: str) -> list[str]:
     return [line for line in body.splitlines() if line and not line.startswith("#")]
 
 
-def test_the_template_does_the_same():
+def test_the_template_does_the_same() -> None:
     own = ("EnvironmentFile=", "ExecStart=")
     one, many = (
         [line for line in settings(name, "Service") if not line.startswith(own)]
@@ -102,11 +102,11 @@ EXAMPLE = (UNITS / "tundp-default").read_text()
 ASSIGNMENTS = dict(re.findall(r"^#([A-Z0-9_]+)=(.*)$", EXAMPLE, re.MULTILINE))
 
 
-def test_the_example_sets_nothing():
+def test_the_example_sets_nothing() -> None:
     assert all(line.startswith("#") or not line for line in EXAMPLE.splitlines())
 
 
-def test_the_example_can_be_used():
+def test_the_example_can_be_used() -> None:
     assert not unknown_variables(ASSIGNMENTS)
     # The one that names a file, which is not here.
     settings = load_settings([], ASSIGNMENTS | {"TUNDP_CONFIG": ""})
@@ -114,7 +114,7 @@ def test_the_example_can_be_used():
     assert settings.store.path == Path("/var/lib/tundp/leases.json")
 
 
-def test_the_example_has_every_setting_that_has_an_effect():
+def test_the_example_has_every_setting_that_has_an_effect() -> None:
     expected = {
         flag.variable
         for flag in FLAGS
@@ -123,7 +123,7 @@ def test_the_example_has_every_setting_that_has_an_effect():
     assert ASSIGNMENTS.keys() == expected
 
 
-def test_the_examples_defaults_are_the_defaults():
+def test_the_examples_defaults_are_the_defaults() -> None:
     for flag in FLAGS:
         if flag.variable in ASSIGNMENTS and not flag.example:
             given = load_settings([], {flag.variable: ASSIGNMENTS[flag.variable]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from tundp.wire import checksum
 
 
 @pytest.mark.parametrize("offset", range(8))
-def test_sum_of_every_length_at_every_alignment(offset):
+def test_sum_of_every_length_at_every_alignment(offset: int) -> None:
     noise = random.Random(offset).randbytes(1600)
     for length in (*range(130), 1447, 1448, 1449, 1472, 1500):
         data = memoryview(noise)[offset : offset + length]
@@ -41,17 +42,17 @@ def test_sum_of_every_length_at_every_alignment(offset):
     ],
     ids=lambda data: f"{len(data)}:{data[:2].hex()}",
 )
-def test_sum_at_the_edges(data):
+def test_sum_at_the_edges(data: bytes) -> None:
     assert twins.ones_complement_sum(data) == checksum.ones_complement_sum(data)
 
 
 @given(st.binary(max_size=300))
 @settings(max_examples=300, deadline=None)
-def test_sum_of_anything(data):
+def test_sum_of_anything(data: Any) -> None:
     assert twins.ones_complement_sum(data) == checksum.ones_complement_sum(data)
 
 
-def test_ttl_patch_of_every_checksum():
+def test_ttl_patch_of_every_checksum() -> None:
     for value in range(0x10000):
         assert twins.after_ttl_decrement(value) == checksum.after_ttl_decrement(value)
 
@@ -65,7 +66,7 @@ subnets = st.builds(
 
 @given(st.lists(subnets, max_size=30, unique=True), st.booleans(), st.randoms())
 @settings(max_examples=200, deadline=None)
-def test_routes_of_any_table(networks, has_own, rng):
+def test_routes_of_any_table(networks: Any, has_own: Any, rng: Any) -> None:
     own = IPv4Network("10.5.3.0/24") if has_own else None
     routes = [(net, IPv4Address(0xC0000201 + n % 7)) for n, net in enumerate(networks)]
     fib = fib_of(*(route for route in routes if route[0] != own), own=own)
@@ -81,7 +82,7 @@ def test_routes_of_any_table(networks, has_own, rng):
     assert NativeFib(fib).indexes(addresses).tolist() == expected
 
 
-def test_c_reads_the_memory_python_built():
+def test_c_reads_the_memory_python_built() -> None:
     fib = fib_of(("10.5.2.0/24", "192.0.2.2"))
     reader = NativeFib(fib)
     address = int(reader._ffi.cast("uintptr_t", reader.struct.table))
@@ -98,7 +99,7 @@ def test_c_reads_the_memory_python_built():
         ("base_len", 30),  # 30 + 8 bits is more than an address has
     ],
 )
-def test_a_table_that_would_be_read_outside_is_refused(field, value):
+def test_a_table_that_would_be_read_outside_is_refused(field: str, value: int) -> None:
     fib = fib_of(("10.5.0.0/24", "192.0.2.2"), ("10.5.255.0/24", "192.0.2.3"))
     reader = NativeFib(fib)
     assert reader._lib.tundp_fib_check(reader.struct) == 0
@@ -107,7 +108,7 @@ def test_a_table_that_would_be_read_outside_is_refused(field, value):
 
 
 @pytest.mark.parametrize("target", [0, 5, 1 << 20])
-def test_a_chunk_that_points_backwards_or_outside_is_refused(target):
+def test_a_chunk_that_points_backwards_or_outside_is_refused(target: int) -> None:
     fib = fib_of(("10.0.0.0/9", "192.0.2.2"), ("10.200.7.16/28", "192.0.2.3"))
     table = fib.table.copy()
     chunk_slots = np.flatnonzero(table & 0x80000000)
@@ -118,7 +119,7 @@ def test_a_chunk_that_points_backwards_or_outside_is_refused(target):
         NativeFib(fib)
 
 
-def test_self_test_notices_a_difference(monkeypatch):
+def test_self_test_notices_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     fib = fib_of()
     assert self_test(fib) > 65536
     monkeypatch.setattr(checksum, "after_ttl_decrement", lambda value: value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -42,7 +44,7 @@ _native = library.require()
 ffi, lib = _native.ffi, _native.lib
 
 
-def vnet_for(packet: bytes, gso_size: int, /, **fields) -> VnetHeader:
+def vnet_for(packet: bytes, gso_size: int, /, **fields: Any) -> VnetHeader:
     start = (packet[0] & 15) * 4
     gso_type, offset = (1, 16) if packet[9] == 6 else (5, 6)
     return VnetHeader(1, gso_type, 0, gso_size, start, offset)._replace(**fields)
@@ -62,7 +64,7 @@ def assert_same_segments(header: VnetHeader, packet: bytes) -> list[bytes] | Dro
     return expected
 
 
-def assert_same_writes(packets: list[bytes], **how) -> tuple[list[Written], list[int]]:
+def assert_same_writes(packets: list[bytes], **how: Any) -> tuple[list[Written], list[int]]:
     merger = Coalescer(**how)
     for packet in packets:
         merger.add(packet)
@@ -76,7 +78,7 @@ def assert_same_writes(packets: list[bytes], **how) -> tuple[list[Written], list
 # Sums
 
 
-def test_there_is_a_variant_for_every_cpu():
+def test_there_is_a_variant_for_every_cpu() -> None:
     names = twins.sums_variants()
     assert names[-1] == "portable"
     assert len(set(names)) == len(names)
@@ -87,7 +89,7 @@ LENGTHS = range(2101)
 
 
 @VARIANTS
-def test_sums_of_every_length_at_every_alignment(variant):
+def test_sums_of_every_length_at_every_alignment(variant: int) -> None:
     noise = random.Random(variant).randbytes(LENGTHS.stop + 8)
     for offset in range(8):
         sums = prefix_sums(noise[offset:])
@@ -100,7 +102,7 @@ def test_sums_of_every_length_at_every_alignment(variant):
 
 @VARIANTS
 @pytest.mark.parametrize("byte", [0x00, 0x01, 0x80, 0xFF])
-def test_sums_of_one_byte_repeated(variant, byte):
+def test_sums_of_one_byte_repeated(variant: int, byte: int) -> None:
     data = memoryview(bytes((byte,)) * 65535)
     for length in (*range(300), 1447, 1448, 9000, 32768, 65534, 65535):
         expected = slow_sum(data[:length])
@@ -110,14 +112,14 @@ def test_sums_of_one_byte_repeated(variant, byte):
 
 @VARIANTS
 @pytest.mark.parametrize("length", [65533, 65534, 65535])
-def test_sums_of_the_longest(variant, length):
+def test_sums_of_the_longest(variant: int, length: int) -> None:
     data = random.Random(length).randbytes(length)
     assert twins.variant_sum(variant, data) == slow_sum(data)
     assert twins.variant_copy(variant, data) == (data, slow_sum(data))
 
 
 @VARIANTS
-def test_one_bit_anywhere_is_in_the_sum(variant):
+def test_one_bit_anywhere_is_in_the_sum(variant: int) -> None:
     for length in (1, 2, 3, 63, 64, 65, 127, 129, 191, 260):
         for at in range(length):
             data = bytearray(length)
@@ -129,7 +131,7 @@ def test_one_bit_anywhere_is_in_the_sum(variant):
 
 @VARIANTS
 @pytest.mark.parametrize("offset", range(8))
-def test_a_copy_stays_between_its_ends(variant, offset):
+def test_a_copy_stays_between_its_ends(variant: int, offset: int) -> None:
     data = random.Random(offset).randbytes(700)
     for length in (*range(260), 511, 512, 513, 700):
         out = bytearray(b"\xa5" * (offset + length + 64))
@@ -183,7 +185,7 @@ WHOLES = {
 
 @pytest.mark.parametrize("whole", WHOLES.values(), ids=WHOLES)
 @pytest.mark.parametrize("gso_size", [7, 99, 100, 1448, 1449, 32767, 65535])
-def test_super_packets(whole, gso_size):
+def test_super_packets(whole: bytes, gso_size: int) -> None:
     for packet in (super_packet(whole), whole + b"behind"):
         made = assert_same_segments(vnet_for(whole, gso_size), packet)
         assert not isinstance(made, DropReason)
@@ -192,14 +194,14 @@ def test_super_packets(whole, gso_size):
 
 
 @pytest.mark.parametrize("whole", [tcp(DATA[:3000]), udp(DATA[:3001])], ids=["tcp", "udp"])
-def test_a_tiny_mss(whole):
+def test_a_tiny_mss(whole: bytes) -> None:
     for gso_size in (1, 2, 3):
         made = assert_same_segments(vnet_for(whole, gso_size), super_packet(whole))
         assert len(made) >= 1000
 
 
 @pytest.mark.parametrize("make", [tcp, udp])
-def test_every_length_and_size(make):
+def test_every_length_and_size(make: Callable[..., Any]) -> None:
     for length in range(140):
         whole = make(DATA[length : 2 * length])
         for gso_size in (1, 63, 64, 65, 128):
@@ -207,13 +209,13 @@ def test_every_length_and_size(make):
 
 
 @pytest.mark.parametrize("make", [tcp, udp])
-def test_every_ttl(make):
+def test_every_ttl(make: Callable[..., Any]) -> None:
     for ttl in range(256):
         whole = make(DATA[:150], ttl=ttl, ident=0xFFFF)
         assert_same_segments(vnet_for(whole, 100), super_packet(whole))
 
 
-def test_every_tcp_flag():
+def test_every_tcp_flag() -> None:
     for flags in range(256):
         for gso_size in (50, 100, 150):
             whole = tcp(DATA[:150], 7, flags)
@@ -221,7 +223,7 @@ def test_every_tcp_flag():
 
 
 @pytest.mark.parametrize("make", [tcp, udp])
-def test_every_checksum(make):
+def test_every_checksum(make: Callable[..., Any]) -> None:
     # 65536 datagrams of two bytes: among them one whose checksum computes as zero.
     words = b"".join(word.to_bytes(2, "big") for word in range(1 << 16))
     seen = set()
@@ -237,7 +239,7 @@ def test_every_checksum(make):
 
 
 @pytest.mark.parametrize("gso_type", range(256))
-def test_every_type(gso_type):
+def test_every_type(gso_type: int) -> None:
     for whole in (TCP_WHOLE, UDP_WHOLE, TCP_WHOLE[:100], b"\x60" + bytes(80), b""):
         for described in (TCP_WHOLE, UDP_WHOLE):
             assert_same_segments(vnet_for(described, 1000, gso_type=gso_type), whole)
@@ -270,13 +272,13 @@ def test_every_type(gso_type):
     ],
     ids=str,
 )
-def test_vnet_headers_that_lie(fields):
+def test_vnet_headers_that_lie(fields: dict[str, int]) -> None:
     for whole in (TCP_WHOLE, UDP_WHOLE, *(tcp(b"1", frag=frag) for frag in (MF, 1, 0x1FFF))):
         assert_same_segments(vnet_for(whole, 1000, **fields), whole)
 
 
 @pytest.mark.parametrize("start", [0, 1, 20, 33])
-def test_a_plain_checksum_on_every_offset(start):
+def test_a_plain_checksum_on_every_offset(start: int) -> None:
     for length in (60, 61, 200):
         for offset in range(length - start + 2):
             for seed in (0, 0x1234, 0xFFFF):
@@ -286,7 +288,7 @@ def test_a_plain_checksum_on_every_offset(start):
 
 
 @pytest.mark.parametrize("offset", [6, 16])
-def test_a_plain_checksum_of_every_value(offset):
+def test_a_plain_checksum_of_every_value(offset: int) -> None:
     header = VnetHeader(1, 0, 0, 0, 4, offset)
     packet = bytearray(24)
     for word in range(0, 1 << 16, 7):
@@ -297,7 +299,7 @@ def test_a_plain_checksum_of_every_value(offset):
 
 
 @pytest.mark.parametrize("length", [65533, 65534, 65535])
-def test_the_longest_plain_packet(length):
+def test_the_longest_plain_packet(length: int) -> None:
     for offset in (0, 6, 16, length - 22, length - 21):
         assert_same_segments(VnetHeader(1, 0, 0, 0, 20, offset), DATA[:length])
 
@@ -305,7 +307,7 @@ def test_the_longest_plain_packet(length):
 @pytest.mark.parametrize(
     "whole", [tcp(DATA[:70], options=TIMESTAMPS), udp(DATA[:70])], ids=["tcp", "udp"]
 )
-def test_every_byte_of_the_headers_damaged(whole):
+def test_every_byte_of_the_headers_damaged(whole: bytes) -> None:
     header = vnet_for(whole, 30)
     for at in range(60):
         for bit in range(8):
@@ -318,7 +320,7 @@ def test_every_byte_of_the_headers_damaged(whole):
 @pytest.mark.parametrize(
     "whole", [tcp(DATA[:30], options=TIMESTAMPS), udp(DATA[:30])], ids=["tcp", "udp"]
 )
-def test_every_cut(whole):
+def test_every_cut(whole: bytes) -> None:
     header = vnet_for(whole, 10)
     for length in range(len(whole) + 1):
         assert_same_segments(header, whole[:length])
@@ -342,7 +344,7 @@ VNET_HEADERS = st.builds(
 
 @SETTINGS
 @given(VNET_HEADERS, st.binary(max_size=150))
-def test_any_vnet_header_on_any_bytes(header, data):
+def test_any_vnet_header_on_any_bytes(header: Any, data: Any) -> None:
     assert_same_segments(header, data)
 
 
@@ -380,21 +382,21 @@ def reads(draw: st.DrawFn) -> tuple[VnetHeader, bytes]:
 
 @SETTINGS
 @given(reads())
-def test_any_super_packet_and_what_is_nearly_one(read):
+def test_any_super_packet_and_what_is_nearly_one(read: Any) -> None:
     assert_same_segments(*read)
 
 
 # Merging
 
 
-def stream(count: int, size: int, *, start: int = 0, **fields) -> list[bytes]:
+def stream(count: int, size: int, *, start: int = 0, **fields: Any) -> list[bytes]:
     return [
         tcp(DATA[n * size :][:size], (start + n * size) & 0xFFFFFFFF, **fields)
         for n in range(count)
     ]
 
 
-def datagrams(count: int, size: int, **fields) -> list[bytes]:
+def datagrams(count: int, size: int, **fields: Any) -> list[bytes]:
     return [udp(DATA[n * size :][:size], **fields) for n in range(count)]
 
 
@@ -465,12 +467,12 @@ BATCHES = {
 
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
 @pytest.mark.parametrize("how", [{}, {"is_tcp_on": False}, {"is_udp_on": False}], ids=str)
-def test_batches(batch, how):
+def test_batches(batch: list[Any | bytes], how: dict[str, Any]) -> None:
     written, _ = assert_same_writes(batch, **how)
     assert sum(one.count for one in written) == len(batch)
 
 
-def test_the_batches_provoke_every_miss():
+def test_the_batches_provoke_every_miss() -> None:
     found = [0] * len(Miss)
     for batch in BATCHES.values():
         found = [a + b for a, b in zip(found, assert_same_writes(batch)[1], strict=True)]
@@ -479,7 +481,7 @@ def test_the_batches_provoke_every_miss():
     assert all(found)
 
 
-def test_every_tcp_flag_in_a_stream():
+def test_every_tcp_flag_in_a_stream() -> None:
     for flags in range(256):
         assert_same_writes([ONE, tcp(DATA[100:200], 100, flags), THREE])
         assert_same_writes([tcp(DATA[:100], 0, flags), tcp(DATA[100:200], 100, flags)])
@@ -489,13 +491,13 @@ def test_every_tcp_flag_in_a_stream():
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 63, 64, 128, 0xFFFF])
-def test_how_many_datagrams(most):
+def test_how_many_datagrams(most: int) -> None:
     for count in (1, 2, 3, 64, 65, 130):
         assert_same_writes(datagrams(count, 10), max_udp_segments=most)
     assert_same_writes(stream(130, 10), max_udp_segments=most)
 
 
-def test_every_size():
+def test_every_size() -> None:
     for size in range(1, 150):
         assert_same_writes([*stream(3, size), *datagrams(3, size)])
         for other in (1, size - 1, size + 1):
@@ -504,7 +506,7 @@ def test_every_size():
                 assert_same_writes([udp(DATA[:size]), udp(DATA[:other])])
 
 
-def test_every_checksum_in_the_field():
+def test_every_checksum_in_the_field() -> None:
     for value in range(0, 1 << 16, 11):
         assert_same_writes([ONE, stored(TWO, value)])
     for packet in (TWO, U2):
@@ -513,7 +515,7 @@ def test_every_checksum_in_the_field():
             assert_same_writes([ONE, U1, stored(packet, value), THREE, U3])
 
 
-def test_both_forms_of_a_zero_checksum():
+def test_both_forms_of_a_zero_checksum() -> None:
     # Where the sum of the rest is ffff, a stored 0 and a stored ffff are both right.
     base = slow_sum(tcp(b"\x00\x00", 0)[20:36] + b"\x00\x00" + tcp(b"\x00\x00", 0)[38:])
     word = ~slow_sum(struct.pack("!HH", base, pseudo(tcp(b"\x00\x00", 0)))) & 0xFFFF
@@ -525,7 +527,7 @@ def test_both_forms_of_a_zero_checksum():
 
 
 @pytest.mark.parametrize("make", [tcp, udp])
-def test_every_byte_of_the_second_packet_damaged(make):
+def test_every_byte_of_the_second_packet_damaged(make: Callable[..., Any]) -> None:
     later = [{"seq": 30 * n, "options": TIMESTAMPS} for n in range(3)] if make is tcp else [{}] * 3
     one, two, three = (make(DATA[30 * n :][:30], **later[n]) for n in range(3))
     for at in range(1, 70 if make is tcp else 40):
@@ -611,7 +613,7 @@ def random_packet(rng: random.Random, state: dict) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_long_random_batches(seed):
+def test_long_random_batches(seed: int) -> None:
     rng = random.Random(seed)
     found = [0] * len(Miss)
     most = 0
@@ -660,14 +662,14 @@ def accepted(draw: st.DrawFn) -> bytes:
 
 @SETTINGS
 @given(st.lists(accepted(), max_size=12))
-def test_any_packets(packets):
+def test_any_packets(packets: Any) -> None:
     for packet in packets:
         assert not isinstance(ip.parse(memoryview(packet)), DropReason)
     assert_same_writes(packets)
 
 
 @pytest.mark.parametrize("whole", WHOLES.values(), ids=WHOLES)
-def test_there_and_back(whole):
+def test_there_and_back(whole: bytes) -> None:
     made = assert_same_segments(vnet_for(whole, 1448), super_packet(whole))
     written, _ = assert_same_writes(made)
     back = []
@@ -679,7 +681,7 @@ def test_there_and_back(whole):
         assert back == made
 
 
-def test_numbers_of_misses_are_one():
+def test_numbers_of_misses_are_one() -> None:
     for miss in Miss:
         assert getattr(lib, f"TUNDP_MISS_{miss.name}") == miss
     assert len(Miss) == lib.TUNDP_MISS_COUNT

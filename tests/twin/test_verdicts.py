@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from tests.packets import ipv4
 from tests.routes import fib_of
 from tundp.engine.native import library
 from tundp.engine.native.fib import NativeFib
-from tundp.wire import fragment, ip
+from tundp.lease.fib import Fib
+from tundp.wire import checksum, fragment, ip
 from tundp.wire.drop import DropReason
 from tundp.wire.encap import (
     Deliver,
@@ -25,6 +27,7 @@ from tundp.wire.encap import (
     SourceCheck,
     decapsulate,
     encapsulate,
+    narrow,
 )
 from tundp.wire.ratelimit import ICMP_BURST, ICMP_RATE_PER_S, TokenBucket
 
@@ -53,7 +56,7 @@ _native = library.require()
 ffi, lib = _native.ffi, _native.lib
 
 
-def make_fib():
+def make_fib() -> Fib:
     return fib_of(
         ("10.5.1.0/24", IPv4Address(PEER)),
         ("10.5.2.0/24", IPv4Address(NARROW_PEER)),
@@ -69,7 +72,7 @@ NATIVE_FIB = NativeFib(FIB, PATHS)
 VERDICT = ffi.new("struct tundp_verdict *")
 
 
-def policy(check: SourceCheck):
+def policy(check: SourceCheck) -> Any:
     found = ffi.new("struct tundp_policy *")
     found.tun_address = TUNNEL
     found.source_check = list(SourceCheck).index(check)
@@ -123,7 +126,9 @@ def assert_same_decap(datagram: bytes, outer: int, check: SourceCheck) -> Delive
     return expected
 
 
-def assert_same(expected, mine: bytearray, theirs: bytearray) -> None:
+def assert_same(
+    expected: Deliver | Drop | Forward | Reply, mine: bytearray, theirs: bytearray
+) -> None:
     assert mine == theirs
     match expected:
         case Forward():
@@ -180,7 +185,7 @@ def build(
     return bytes(packet)
 
 
-def test_tables_are_one():
+def test_tables_are_one() -> None:
     for reason in DropReason:
         assert getattr(lib, f"TUNDP_DROP_{reason.name}") == reason
     assert len(DropReason) == lib.TUNDP_DROP_COUNT
@@ -189,7 +194,7 @@ def test_tables_are_one():
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_well_formed_and_nearly_well_formed_packets(seed):
+def test_well_formed_and_nearly_well_formed_packets(seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(150):
         option_len = rng.choice((0, 0, 0, 4, 12, 40))
@@ -208,9 +213,61 @@ def test_well_formed_and_nearly_well_formed_packets(seed):
 
 @given(st.binary(max_size=120), st.integers(0, 2**32 - 1), st.sampled_from(SourceCheck))
 @settings(max_examples=500, deadline=None)
-def test_any_bytes(data, outer, check):
+def test_any_bytes(data: Any, outer: Any, check: Any) -> None:
     assert_same_encap(data)
     assert_same_decap(data, outer, check)
+
+
+@given(
+    st.integers(0, 1480), st.sampled_from([0, 0x4000, 0x2001]), st.integers(68, 1600), st.booleans()
+)
+@settings(max_examples=400, deadline=None)
+def test_a_forwarded_packet_whose_path_is_narrower(
+    payload_len: Any, flags: Any, mtu: Any, is_known: Any
+) -> None:
+    packet = bytearray(
+        ipv4(
+            random.Random(payload_len).randbytes(payload_len),
+            17,
+            frag=flags,
+            source=ADDRESSES[6],
+            destination=ADDRESSES[0],
+        )
+    )
+    original = bytes(packet)
+    how = {"lookup": FIB.lookup, "tun_address": TUNNEL}
+    forwarded = encapsulate(memoryview(packet), path_mtu=lambda _: 0xFFFF, **how)
+    assert isinstance(forwarded, Forward)
+    kept = bytes(packet)
+    limit = mtu if is_known else None
+    expected = narrow(memoryview(packet), hop=forwarded.hop, mtu=limit, tun_address=TUNNEL)
+    assert packet == kept
+    # The verdict it would have had, had the path been known before.
+    again = bytearray(original)
+    wanted = encapsulate(memoryview(again), path_mtu=lambda _: limit or 0xFFFF, **how)
+    if isinstance(wanted, Forward):
+        assert isinstance(expected, Forward)
+        assert [*map(bytes, expected.packets)] == [*map(bytes, wanted.packets)]
+    else:
+        assert expected == wanted
+    lib.tundp_narrow(
+        policy(SourceCheck.OFF),
+        ffi.from_buffer("uint8_t[]", packet),
+        FIB.index(ADDRESSES[0]),
+        limit or 0,
+        VERDICT,
+    )
+    assert_same(expected, packet, packet)
+    if isinstance(expected, Forward):
+        assert sent_by_c(packet) == [*map(bytes, expected.packets)]
+
+
+def test_ttl_restored_for_every_checksum() -> None:
+    for value in range(0x10000):
+        lowered = checksum.after_ttl_decrement(value)
+        restored = checksum.before_ttl_decrement(lowered)
+        assert restored == value or (value, restored) == (0xFFFF, 0)
+        assert lib.tundp_checksum_before_ttl_decrement(lowered) == restored
 
 
 OWN_SUBNET = IPv4Network("10.5.3.0/24")
@@ -243,7 +300,7 @@ anywhere = st.one_of(
     check=st.sampled_from(SourceCheck),
 )
 @settings(max_examples=1500, deadline=None)
-def test_destination_check(destination, source, outer, ttl, check):
+def test_destination_check(destination: Any, source: Any, outer: Any, ttl: Any, check: Any) -> None:
     datagram = ipv4(bytes(8), 17, source=source, destination=destination, frag=0, ttl=ttl)
     verdict = assert_same_decap(datagram, outer, check)
     # Not by asking the FIB: what `own` means is said here once more.
@@ -273,7 +330,7 @@ def test_destination_check(destination, source, outer, ttl, check):
     st.sampled_from([0, 0x2000, 0x00B9, 0x20B9]),
 )
 @settings(max_examples=400, deadline=None)
-def test_fragments_of_anything(options, payload_len, mtu, flags_offset):
+def test_fragments_of_anything(options: Any, payload_len: Any, mtu: Any, flags_offset: Any) -> None:
     options = (options + bytes(-len(options) % 4))[:40]
     packet = bytearray(
         ipv4(
@@ -294,7 +351,7 @@ def test_fragments_of_anything(options, payload_len, mtu, flags_offset):
 
 @given(st.lists(st.integers(0, 60_000_000), max_size=300), st.integers(1, 10**15))
 @settings(max_examples=200, deadline=None)
-def test_token_buckets_agree(gaps, start):
+def test_token_buckets_agree(gaps: Any, start: Any) -> None:
     full_at_ns = ffi.new("uint64_t *")
     bucket = TokenBucket(rate_per_s=ICMP_RATE_PER_S, burst=ICMP_BURST)
     now = start
@@ -303,7 +360,7 @@ def test_token_buckets_agree(gaps, start):
         assert bool(lib.tundp_may_reply(full_at_ns, now)) is bucket.take(now)
 
 
-def test_struct_sizes_are_what_numpy_thinks():
+def test_struct_sizes_are_what_numpy_thinks() -> None:
     assert ffi.sizeof("struct tundp_hop") == FIB.hop_array.dtype.itemsize
     hop = ffi.from_buffer("struct tundp_hop[]", FIB.hop_array)
     for index, mine in enumerate(FIB.hops):

@@ -60,7 +60,7 @@ MAY_IMPORT = {
     },
     "lab": {"admin", "linux", "observe", "wire", *BOTTOM},
     "bench": {"engine", "lab", "layout", "linux", "observe", "wire", *BOTTOM},
-    "demo": {"engine", "lab", "layout", "lease", "observe", "show", *BOTTOM},
+    "demo": {"backend", "engine", "lab", "layout", "lease", "observe", "show", *BOTTOM},
     "cli": {
         "admin",
         "bench",

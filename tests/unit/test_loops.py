@@ -9,10 +9,9 @@ import pytest
 from tests.loops import LOOPS, LoopFactory, run_on
 
 
-@pytest.fixture(params=LOOPS.values(), ids=LOOPS.keys())
+@pytest.fixture(params=LOOPS)
 def loop_factory(request: pytest.FixtureRequest) -> LoopFactory:
-    found: LoopFactory = request.param
-    return found
+    return LOOPS[request.param]
 
 
 def test_the_result_comes_out(loop_factory: LoopFactory) -> None:

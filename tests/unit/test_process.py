@@ -7,14 +7,16 @@ import gc
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from tundp.backoff import Backoff
+from tundp.choices import Loop
 from tundp.daemon.process import loop_factory, run_until_signal
 from tundp.errors import TundpError
 
-LOOPS = ("asyncio", "uvloop")
+LOOPS = (Loop.ASYNCIO, Loop.UVLOOP)
 
 
 class FailsOnData(asyncio.Protocol):
@@ -79,7 +81,7 @@ LATE = (
 )
 
 
-def run(loop: str, failure: Callable[[], Awaitable[None]]) -> list[str]:
+def run(loop: Loop, failure: Callable[[], Awaitable[None]]) -> list[str]:
     """What a daemon still did after `failure`: nothing if it was ended."""
     done: list[str] = []
 
@@ -97,17 +99,19 @@ def run(loop: str, failure: Callable[[], Awaitable[None]]) -> list[str]:
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("failure", LATE, ids=lambda failure: failure.__name__)
-def test_late_failure_is_logged_and_ends_nothing(loop, failure, caplog):
+def test_late_failure_is_logged_and_ends_nothing(
+    loop: Loop, failure: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     assert run(loop, failure) == ["alive"]
     logged = [record for record in caplog.records if record.name == "tundp"]
     assert [record.levelno for record in logged] == [logging.WARNING]
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_bug_in_our_callback_ends_the_daemon(loop, caplog):
+def test_bug_in_our_callback_ends_the_daemon(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
     async def fail() -> None:
         # No Backoff: its own code fails, as a reader of packets with a bug would.
-        asyncio.get_running_loop().call_soon(Backoff.next_s, None)
+        asyncio.get_running_loop().call_soon(Backoff.next_s, None)  # type: ignore[arg-type]
 
     with pytest.raises(TundpError, match="ended by a bug"):
         run(loop, fail)

@@ -16,18 +16,23 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Protocol
 
+from tundp.choices import Engine, SourceCheck
 from tundp.engine.base import Dataplane
+from tundp.engine.native.engine import EngineSettings
 from tundp.finding import Finding
+from tundp.lease import gojson
 from tundp.lease.fib import Fib
-from tundp.lease.model import LeaseAttributes, LeaseKey, Peer
+from tundp.lease.model import Lease, LeaseAttributes, LeaseKey, Peer
+from tundp.lease.network import BackendConfig
 from tundp.lease.routing import RoutingDelta
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import Change as KernelChange
+from tundp.linux.netlink import Netlink
 
 
 class FibSink(Protocol):
@@ -61,6 +66,54 @@ class Given:
             os.close(fd)
         for sock in self.udp_socks:
             sock.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PacketSettings:
+    """What the operator chose, for backends that carry packets in this process."""
+
+    tun_name: str
+    """Name of the TUN device; `%d` in it becomes the lowest free number."""
+    engine: Engine
+    workers: int
+    """Sockets, and queues of the TUN device."""
+    source_check: SourceCheck
+    engine_settings: EngineSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendContext:
+    """What a backend is made with."""
+
+    netlink: Netlink
+    packets: PacketSettings
+    given: Given
+    """Descriptors of a predecessor to go on with; the backend's own from here on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What a backend judges before a start: `tundp config check`."""
+
+    interface: Interface
+    networks: tuple[IPv4Network, ...]
+    """The networks of the interface's addresses."""
+    leases: tuple[Lease, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendKind:
+    """One backend, before there is an instance of it."""
+
+    name: str
+    """As `Backend.Type` of the network config spells it, lower case."""
+    parse: Callable[[gojson.Fields], BackendConfig]
+    """The members of the Backend object to what they say; ConfigError."""
+    make: Callable[[BackendConfig, BackendContext], Backend]
+    mtu: Callable[[Interface], int]
+    """The largest inner packet over an interface, bytes; ConfigError if it cannot be used."""
+    check: Callable[[BackendConfig, Surroundings], Iterator[Finding]]
+    """What this backend needs beyond what every backend does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

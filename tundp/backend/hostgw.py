@@ -23,27 +23,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
-from tundp.backend.base import BackendStatus, FibSink, Given
+from tundp.backend.base import (
+    BackendContext,
+    BackendKind,
+    BackendStatus,
+    FibSink,
+    Given,
+    Surroundings,
+)
 from tundp.backoff import Outage
 from tundp.engine.base import Dataplane
 from tundp.errors import ConfigError, PlatformError
-from tundp.finding import Finding, must_hold
+from tundp.finding import Finding, Verdict, must_hold
+from tundp.lease import gojson
 from tundp.lease.fib import Fib
 from tundp.lease.model import LeaseAttributes, LeaseKey, Peer
-from tundp.lease.network import HostGwConfig
+from tundp.lease.network import BackendConfig
 from tundp.lease.routing import RoutingDelta
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import Change as KernelChange
-from tundp.linux.netlink import Netlink
 from tundp.linux.route_table import RouteEntry, RouteFailure
 from tundp.linux.unreachable import PROTOCOL
 
 _log = logging.getLogger(__name__)
 
+NAME: Final = "host-gw"
 RECONCILE_S: Final = 10.0
 """Between two comparisons with the kernel's table, as in flannel."""
 ERRORS_NAMED: Final = 5
@@ -53,9 +61,10 @@ ERRORS_NAMED: Final = 5
 class HostGwBackend:
     """See the module, and backend.base.Backend for the contract."""
 
-    def __init__(self, config: HostGwConfig, *, netlink: Netlink) -> None:
+    def __init__(self, config: BackendConfig, context: BackendContext) -> None:
+        context.given.close()
         self._config = config
-        self._netlink = netlink
+        self._netlink = context.netlink
         self._interface: Interface | None = None
         self._network: IPv4Network | None = None
         self._wanted: dict[IPv4Network, IPv4Address] = {}
@@ -316,3 +325,60 @@ def _some(names: Sequence[str]) -> list[str]:
     """The first ERRORS_NAMED, and how many more there are."""
     more = [f"{len(names) - ERRORS_NAMED} routes more"] if len(names) > ERRORS_NAMED else []
     return [*names[:ERRORS_NAMED], *more]
+
+
+def host_gw_config() -> BackendConfig:
+    """The host-gw backend, which takes no parameters. A peer is a gateway, and has no port."""
+    return BackendConfig(name=NAME, lease_type=NAME, lease_types=frozenset({NAME}))
+
+
+def _parse(_: gojson.Fields) -> BackendConfig:
+    return host_gw_config()
+
+
+def _mtu(interface: Interface) -> int:
+    return interface.link.mtu
+
+
+def _check(config: BackendConfig, around: Surroundings) -> Iterator[Finding]:
+    """Whether the other nodes are neighbours on the interface, and we are one for them."""
+    chosen = around.interface
+    if chosen.public_ip != chosen.address:
+        yield Finding(
+            id="backend.public-ip",
+            verdict=Verdict.FAIL,
+            title=NAME,
+            evidence=f"the PublicIP {chosen.public_ip} is not the address {chosen.address} of"
+            f" {chosen.link.name}, which other nodes would send to",
+            next_step="leave --public-ip out, or use the udp backend",
+        )
+    peers = [
+        lease
+        for lease in around.leases
+        if lease.attributes.backend_type.lower() in config.lease_types
+        and lease.attributes.public_ip != chosen.public_ip
+    ]
+    far = [
+        lease
+        for lease in peers
+        if not any(lease.attributes.public_ip in network for network in around.networks)
+    ]
+    for lease in far:
+        yield Finding(
+            id="backend.far",
+            verdict=Verdict.WARN,
+            title=NAME,
+            evidence=f"{lease.key} at {lease.attributes.public_ip} is on no network of"
+            f" {chosen.link.name}: no route can lead there",
+            next_step="host-gw needs all nodes on one layer-2 network; udp does not",
+        )
+    if not far:
+        yield Finding(
+            id="backend",
+            verdict=Verdict.OK,
+            title=NAME,
+            evidence=f"{len(peers)} other nodes, all on networks of {chosen.link.name}",
+        )
+
+
+KIND: Final = BackendKind(name=NAME, parse=_parse, make=HostGwBackend, mtu=_mtu, check=_check)

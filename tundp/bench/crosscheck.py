@@ -71,10 +71,14 @@ async def count_syscalls(lab_kind: str, path: BenchPath, ground: Ground) -> Find
         for generator in (receiver, sender):
             await finish(asyncio.to_thread(generator.start))
         await asyncio.sleep(TRACE_S)
+        # Counted is all of the traffic, as traced is: a busy machine may run this late.
+        for generator in (sender, receiver):
+            await asyncio.to_thread(generator.stop)
+        await ground.settle()
         after = await ground.counters()
     finally:
         for generator in (sender, receiver):
-            if generator.sock is not None:
+            if generator.sock is not None and generator.sock.fileno() >= 0:
                 await asyncio.to_thread(generator.stop)
         if strace.returncode is None:
             strace.send_signal(signal.SIGINT)

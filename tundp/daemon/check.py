@@ -77,7 +77,7 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "store": overlay.check_store,
         "interface": overlay.check_interface,
         "lease": overlay.check_lease,
-        "gateways": overlay.check_gateways,
+        "backend": overlay.check_backend,
         "ports": host.check_ports,
         "routes": host.check_routes,
         "br_netfilter": host.check_br_netfilter,

@@ -16,13 +16,14 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Final
 
+from tundp.backend.choose import parse_network_config
+from tundp.backend.udp.config import DEFAULT_PORT
 from tundp.daemon.lock import is_running, is_stamped
 from tundp.daemon.owners import Owner, find_owners, identity
 from tundp.daemon.stores import store_name
 from tundp.errors import ConfigError, PlatformError
 from tundp.instance import RUN_DIRECTORY
 from tundp.lease import subnet_env
-from tundp.lease.network import DEFAULT_PORT, parse_network_config
 from tundp.linux import capability, unreachable
 from tundp.linux.firewall import choose as firewall
 from tundp.linux.netlink import Netlink

@@ -19,6 +19,7 @@ import time
 from dataclasses import dataclass, field
 
 from tundp.admin import serve_admin
+from tundp.backend.choose import parse_network_config
 from tundp.choices import OnLeaseLost
 from tundp.daemon import report
 from tundp.daemon.backends import lease_offer, make_backend
@@ -213,6 +214,7 @@ def _make_manager(
             # Whoever would exit without a lease starts with none.
             is_start_allowed=not exits_when_lost,
         ),
+        parse=parse_network_config,
         rng=random.SystemRandom(),
     )
 

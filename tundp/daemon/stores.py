@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tundp.backend.choose import parse_network_config
 from tundp.choices import EtcdApi
 from tundp.settings.settings import Settings
 from tundp.store.access import EtcdAccess
@@ -32,7 +33,7 @@ def open_store(settings: Settings) -> Store:
         case EtcdApi.V3:
             return Etcd3Store(access)
         case EtcdApi.BOTH:
-            return BothStore(Etcd2Store(access), Etcd3Store(access))
+            return BothStore(Etcd2Store(access), Etcd3Store(access), parse=parse_network_config)
         case EtcdApi.AUTO:
             return AutoStore(Etcd2Store(access), Etcd3Store(access))
 

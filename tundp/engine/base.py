@@ -50,7 +50,7 @@ class OffloadState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathState:
-    """What sending has taught of the path to one hop."""
+    """Path state of one hop, learnt from refused sends."""
 
     inner_mtu: int | None = None
     """Largest inner packet in bytes; None: as the TUN's."""
@@ -59,7 +59,7 @@ class PathState:
     since: float
     """Unix time of the last change."""
     origin: str
-    """What taught it."""
+    """What it was learnt from: one of the texts above."""
 
 
 class HopsAssigned(Protocol):
@@ -140,7 +140,7 @@ class Dataplane(Protocol):
         ...
 
     def path_states(self) -> Mapping[int, PathState]:
-        """Path state by hop id, for hops of which anything was learnt."""
+        """Path state by hop id, of hops that have any."""
         ...
 
     def heartbeat(self) -> tuple[int, ...]:

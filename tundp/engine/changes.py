@@ -1,4 +1,4 @@
-"""What changed from one FIB to the next, for an engine that was not told."""
+"""The difference between two FIBs, for an engine that was given no delta."""
 
 from __future__ import annotations
 

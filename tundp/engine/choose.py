@@ -1,4 +1,4 @@
-"""Which engine a node runs, and why."""
+"""Choosing the engine a node runs."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ A packet's way, from read to send:
 
 Each direction owns one buffer, read into and patched in place: a packet is parsed once
 and never copied here. The event loop calls back while a descriptor is readable, and a
-call carries at most BUDGET packets, so timers, the store and route changes get their
-turn under any load. When the socket is full, the one packet in hand waits and the TUN is
-not read until there is room: the queue builds up in the kernel, where it belongs.
+call carries at most BUDGET packets, so that timers, the store and route changes are
+served under any load. When the socket is full, the one packet in hand waits and the TUN is
+not read until there is room: the queue builds up in the kernel.
 
 Why one room: whoever wants to know what an engine does reads it here, top to bottom.
 """
@@ -68,7 +68,7 @@ BUDGET: Final = 64
 """Packets per callback and direction before the loop gets control again."""
 BUFFER_LEN: Final = 65536
 REFUSALS_MAX: Final = 64
-"""EAGAINs in a row of a socket that says it has room: then it is no lack of room."""
+"""EAGAINs in a row from a socket that polls as writable: then the packet is dropped."""
 _ROUTED: Final = (DropReason.HOP_LIMIT_EXCEEDED, DropReason.TOO_BIG)
 """Encap drops that happen to a packet with a next hop."""
 _UNLIMITED: Final = 0xFFFF
@@ -237,8 +237,7 @@ class ReferenceEngine:
         if isinstance(verdict, Forward):
             refused = self._send_all(verdict)
         if isinstance(verdict, Forward) and refused == errno.EMSGSIZE:
-            # This teaches the path MTU; the packet then gets the verdict it should have had.
-            # What the second try brings, stands.
+            # Learn the path MTU and decide the packet again. The second result is final.
             verdict = narrow(
                 packet[: ip.read(packet).total_len],
                 hop=verdict.hop,

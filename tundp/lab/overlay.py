@@ -41,8 +41,30 @@ class LabNode:
     number: int
     host: Host
     directory: Path
-    pod: Host | None = None
-    daemon: subprocess.Popen[bytes] | None = None
+    _pod: Host | None = None
+    _daemon: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pod(self) -> Host:
+        """Its pod; LabError before `OverlayLab.add_pod`."""
+        if self._pod is None:
+            raise LabError(f"{self.host.namespace} has no pod yet")
+        return self._pod
+
+    @pod.setter
+    def pod(self, pod: Host) -> None:
+        self._pod = pod
+
+    @property
+    def daemon(self) -> subprocess.Popen[bytes]:
+        """The process of its daemon, which may have ended; LabError before one is started."""
+        if self._daemon is None:
+            raise LabError(f"{self.host.namespace} has no daemon yet")
+        return self._daemon
+
+    @daemon.setter
+    def daemon(self, daemon: subprocess.Popen[bytes]) -> None:
+        self._daemon = daemon
 
     @property
     def public_ip(self) -> str:
@@ -100,8 +122,6 @@ class LabNode:
 
     async def stop_daemon(self, signum: int = signal.SIGTERM) -> int:
         """Stop its daemon; the exit code, negative for the signal that killed it."""
-        if self.daemon is None:
-            raise LabError(f"{self.host.namespace} has no daemon to stop")
         if signum != signal.SIGTERM and self.daemon.poll() is None:
             self.daemon.send_signal(signum)
             await asyncio.to_thread(self.daemon.wait)
@@ -115,7 +135,7 @@ class LabNode:
         """Until its daemon has a lease, has told it to the node, and sees so many peers."""
         deadline = time.monotonic() + READY_S
         while not await self._sees_peers(count):
-            if self.daemon is None or self.daemon.poll() is not None:
+            if self.daemon.poll() is not None:
                 raise LabError(f"the daemon of {self.host.namespace} ended:\n{self.log_tail()}")
             if time.monotonic() > deadline:
                 raise LabError(
@@ -146,7 +166,7 @@ class OverlayLab:
         self.lab = lab
         self.directory = directory
         self.nodes: dict[int, LabNode] = {}
-        self.etcd: PrivateEtcd | None = None
+        self._etcd: PrivateEtcd | None = None
         self.etcd_api = "v3"
         self._switch: Host | None = None
 
@@ -158,6 +178,18 @@ class OverlayLab:
         return self._switch
 
     @property
+    def etcd(self) -> PrivateEtcd:
+        """The private etcd; LabError in a lab with a lease file."""
+        if self._etcd is None:
+            raise LabError("this lab has no etcd")
+        return self._etcd
+
+    async def close_etcd(self) -> None:
+        """Stop the private etcd, if there is one."""
+        if self._etcd is not None:
+            await self._etcd.close()
+
+    @property
     def lease_file(self) -> Path:
         """The lease file, when there is no etcd."""
         return self.directory / "leases.json"
@@ -165,8 +197,8 @@ class OverlayLab:
     @property
     def store_flags(self) -> list[str]:
         """The daemon's flags that name the store."""
-        if self.etcd is not None:
-            return [f"--etcd-endpoints={self.etcd.url}"]
+        if self._etcd is not None:
+            return [f"--etcd-endpoints={self._etcd.url}"]
         return [f"--store=file:{self.lease_file}"]
 
     async def build(self, node_count: int = 2, *, mtu: int = 1500) -> None:
@@ -191,8 +223,8 @@ class OverlayLab:
         self.etcd_api = api
         directory = self.directory / "etcd"
         directory.mkdir()
-        self.etcd = PrivateEtcd(STORE_ADDRESS, self.switch, directory=directory, is_kept=is_kept)
-        await self.etcd.start()
+        self._etcd = PrivateEtcd(STORE_ADDRESS, self.switch, directory=directory, is_kept=is_kept)
+        await self._etcd.start()
         await self.write_etcd("config", json.dumps(config))
 
     def write_lease_file(self, config: dict[str, Any]) -> None:
@@ -201,18 +233,18 @@ class OverlayLab:
 
     async def write_etcd(self, key: str, value: str, *, api: str = "") -> None:
         """Write a key under the prefix, as an operator would."""
-        await self._etcd.put(f"{PREFIX}/{key}", value, api=api or self.etcd_api)
+        await self.etcd.put(f"{PREFIX}/{key}", value, api=api or self.etcd_api)
 
     async def delete_etcd(self, key: str, *, api: str = "") -> None:
         """Delete a key under the prefix."""
-        await self._etcd.delete(f"{PREFIX}/{key}", api=api or self.etcd_api)
+        await self.etcd.delete(f"{PREFIX}/{key}", api=api or self.etcd_api)
 
     async def read_leases(self, *, api: str = "") -> dict[str, str]:
         """Key to value, straight from the store and not through a daemon."""
-        if self.etcd is None:
+        if self._etcd is None:
             document = json.loads(self.lease_file.read_text(encoding="utf-8"))
             return {key: json.dumps(value) for key, value in document["leases"].items()}
-        found = await self._etcd.read_all(f"{PREFIX}/subnets/", api=api or self.etcd_api)
+        found = await self.etcd.read_all(f"{PREFIX}/subnets/", api=api or self.etcd_api)
         return {key.rsplit("/", 1)[-1]: value for key, value in found.items()}
 
     async def start_daemon(self, node: LabNode, *flags: str, is_kept: bool = False) -> None:
@@ -242,12 +274,6 @@ class OverlayLab:
     def log_tail(self, node: LabNode) -> str:
         """The last lines of a daemon's log."""
         return node.log_tail()
-
-    @property
-    def _etcd(self) -> PrivateEtcd:
-        if self.etcd is None:
-            raise LabError("this lab has no etcd")
-        return self.etcd
 
 
 async def start_tundp(

@@ -225,7 +225,7 @@ class ClaimMachine:
         self._write(self._plan, Step.REGAINING)
 
     def _tick_ended(self, _: Tick, now: float) -> None:
-        self._action = GiveUp(f"lease {self.lease.key} is {self.state.value}: {self.why}")
+        self._action = GiveUp(f"lease {self.lease.key} is {self.state.value}")
 
     # Transitions: events of the watch, and offers
 

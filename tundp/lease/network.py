@@ -6,6 +6,7 @@ message followed by the key, its value and the rule.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final
@@ -13,69 +14,25 @@ from typing import Any, Final
 from tundp.errors import ConfigError, LeaseFormatError
 from tundp.lease import gojson
 
-DEFAULT_PORT: Final = 8285
-BACKEND_UDP: Final = "udp"
-BACKEND_HOST_GW: Final = "host-gw"
-FLANNEL_BACKENDS: Final = frozenset(
-    {"vxlan", "alloc", "extension", "ipip", "ipsec", "wireguard", "tencent-vpc"}
-)
-"""flannel's backends that tundp does not have."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UdpConfig:
-    """`Backend` of the network config for the udp backend."""
+class BackendConfig:
+    """`Backend` of the network config: what leases and routes depend on."""
 
-    port: int = DEFAULT_PORT
-    """UDP port of every node, 1 to 65535."""
-
-    @property
-    def name(self) -> str:
-        """The backend's name, as `Backend.Type` spells it."""
-        return BACKEND_UDP
-
-    @property
-    def lease_types(self) -> frozenset[str]:
-        """BackendType of the leases that are peers, lower case. flannel's udp leases have none."""
-        return frozenset({"", BACKEND_UDP})
-
-    @property
-    def lease_type(self) -> str:
-        """BackendType of our own lease: flannel's udp backend writes none."""
-        return ""
-
-    @property
-    def peer_port(self) -> int:
-        """UDP port of a peer's endpoint; leases carry none."""
-        return self.port
+    name: str
+    """The backend's name, lower case: `Backend.Type`."""
+    lease_type: str
+    """BackendType of our own lease."""
+    lease_types: frozenset[str]
+    """BackendType of the leases that are peers, lower case."""
+    peer_port: int = 0
+    """UDP port of every peer's endpoint, 1 to 65535; 0 for a backend without one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostGwConfig:
-    """`Backend` of the network config for the host-gw backend, which takes no parameters."""
-
-    @property
-    def name(self) -> str:
-        """The backend's name, as `Backend.Type` spells it."""
-        return BACKEND_HOST_GW
-
-    @property
-    def lease_types(self) -> frozenset[str]:
-        """BackendType of the leases that are peers, lower case."""
-        return frozenset({BACKEND_HOST_GW})
-
-    @property
-    def lease_type(self) -> str:
-        """BackendType of our own lease."""
-        return BACKEND_HOST_GW
-
-    @property
-    def peer_port(self) -> int:
-        """0: a peer is a gateway, and has no port."""
-        return 0
-
-
-BackendConfig = UdpConfig | HostGwConfig
+ParseBackend = Callable[[str, gojson.Fields], BackendConfig]
+"""Name (as given, not empty) and members of the Backend object to its config; ConfigError."""
+DEFAULT_BACKEND: Final = "udp"
+"""What a network config without Backend means."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,15 +106,18 @@ class NetworkConfig:
         return self.pool6.network
 
 
-def parse_network_config(text: str, origin: str) -> NetworkConfig:
-    """Parse and validate; ConfigError names `origin`, the key, its value and the rule."""
+def parse_network_config(text: str, origin: str, parse_backend: ParseBackend) -> NetworkConfig:
+    """Parse and validate; ConfigError names `origin`, the key, its value and the rule.
+
+    parse_backend: backend.choose's, which knows every backend.
+    """
     try:
-        return _parse(text)
+        return _parse(text, parse_backend)
     except (LeaseFormatError, ConfigError) as error:
         raise ConfigError(f"{error} (network config in {origin})") from None
 
 
-def _parse(text: str) -> NetworkConfig:
+def _parse(text: str, parse_backend: ParseBackend) -> NetworkConfig:
     fields = gojson.parse_object(text, "network config")
     enable_ipv4 = _flag(fields, "EnableIPv4", default=True)
     enable_ipv6 = _flag(fields, "EnableIPv6", default=False)
@@ -172,7 +132,7 @@ def _parse(text: str) -> NetworkConfig:
     return NetworkConfig(
         pool=_validate(v4, _V4),
         pool6=_validate(v6, _V6) if enable_ipv6 else None,
-        backend=_parse_backend(fields.get("Backend")),
+        backend=_read_backend(fields.get("Backend"), parse_backend),
         enable_nftables=enable_nftables,
     )
 
@@ -290,44 +250,24 @@ def _validate(given: _Given, family: Family) -> SubnetPool:
     )
 
 
-def _parse_backend(value: Any) -> BackendConfig:
-    """The backend and its parameters. Absent means udp with every default."""
+def _read_backend(value: Any, parse: ParseBackend) -> BackendConfig:
+    """The Backend object by its backend's own parser."""
     if value is gojson.MISSING:
-        return UdpConfig()
+        return parse(DEFAULT_BACKEND, gojson.Fields([]))
     if value is not None and not isinstance(value, gojson.Fields):
         raise ConfigError(
             "error decoding Backend property of config:"
             f" Backend is {gojson.describe(value)}, not a JSON object"
         )
-    given = value.get("Type") if value is not None else gojson.MISSING
+    fields = gojson.Fields([]) if value is None else value
+    given = fields.get("Type")
     name = "" if given is gojson.MISSING or given is None else given
     if not isinstance(name, str):
         raise ConfigError(
             "error decoding Backend property of config:"
             f" Backend.Type is {gojson.describe(name)}, not a string"
         )
-    match name.lower():
-        case "udp":
-            return UdpConfig(port=_parse_port(value.get("Port") if value else gojson.MISSING))
-        case "host-gw":
-            return HostGwConfig()
-    hint = 'write {"Type": "udp"} or {"Type": "host-gw"}, or leave Backend out'
-    if name.lower() in FLANNEL_BACKENDS:
-        raise ConfigError(f"backend type {name!r} is flannel's, but tundp does not have it: {hint}")
-    raise ConfigError(f"unknown backend type: {name} ({hint})")
-
-
-def _parse_port(port: Any) -> int:
-    if port is gojson.MISSING or port is None:
-        return DEFAULT_PORT
-    if isinstance(port, bool) or not isinstance(port, int):
-        raise ConfigError(
-            f"error decoding UDP backend config: Backend.Port is {gojson.describe(port)},"
-            " not a whole number"
-        )
-    if not 1 <= port <= 65535:
-        raise ConfigError(f"Backend.Port is {port}: a UDP port is 1 to 65535")
-    return port
+    return parse(name, fields)
 
 
 def _flag(fields: gojson.Fields, name: str, *, default: bool) -> bool:

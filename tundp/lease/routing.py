@@ -1,5 +1,7 @@
 """The routing ledger: leases, peers, refused leases and unreadable entries, in one place.
 
+Why one room: one ledger, whose parts change together; 450 lines with their docstrings.
+
     Snapshot | Events --apply--> RoutingDelta        what changed, for whoever is concerned
                       --fib()--> Fib                 the table packets consult
                       --why()--> RouteAnswer         which lease decides about an address

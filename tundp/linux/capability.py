@@ -1,4 +1,4 @@
-"""What this process may do: capabilities(7), asked of /proc, given up by capset(2)."""
+"""capabilities(7) of this process: read from /proc, dropped by capset(2)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Words(ctypes.Structure):
 
 
 def require(capability: int, purpose: str) -> None:
-    """PlatformError naming the capability and the fix if this process lacks it."""
+    """Raise PlatformError, naming capability and fix, if this process lacks it."""
     if capability not in held():
         raise PlatformError(
             f"{purpose} need {_NAMES[capability]}, which this process lacks:"
@@ -54,7 +54,7 @@ def held() -> frozenset[int]:
 
 
 def keep_only(capabilities: Iterable[int]) -> None:
-    """Give up every other capability for good: in all five sets, and over every exec to come.
+    """Drop every other capability irrevocably: from all five sets, and across exec.
 
     Call it before threads start: capabilities belong to a thread, and only those started
     later inherit what is left. A thread that still holds more is a warning in the log.
@@ -68,14 +68,14 @@ def keep_only(capabilities: Iterable[int]) -> None:
             raise ValueError(f"capability {capability} does not exist: 0 to {_SET_LEN - 1}")
         keep |= 1 << capability
     libc = ctypes.CDLL(None, use_errno=True)
-    # The bounding set first: dropping from it takes CAP_SETPCAP, which goes right after.
+    # The bounding set first: dropping from it needs CAP_SETPCAP, which is dropped next.
     for capability in sorted(_numbers(_mask("CapBnd") & ~keep)):
         if libc.prctl(uapi.PR_CAPBSET_DROP, capability, 0, 0, 0):
             _log.debug("the bounding set stays as it is: %s", os.strerror(ctypes.get_errno()))
             break
     if libc.prctl(uapi.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise _refusal("set no_new_privs")
-    # What leaves permitted and inheritable leaves the ambient set with them.
+    # A capability dropped from permitted and inheritable leaves the ambient set, too.
     effective, permitted, inheritable = (
         _mask(name) & keep for name in ("CapEff", "CapPrm", "CapInh")
     )

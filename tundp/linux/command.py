@@ -1,4 +1,4 @@
-"""Running a small program to its end, and saying what it said when it fails.
+"""Run a small program to completion; its stderr becomes the error when it fails.
 
 For tools that are the only documented door to something (iptables, nft). The child gets
 two variables, PATH and LC_ALL=C, so that its messages can be read; it never outlives the
@@ -22,14 +22,14 @@ from tundp.errors import PlatformError
 T = TypeVar("T")
 
 TIMEOUT_S: Final = 10.0
-"""How long a program may take; one listing 20,000 rules needs a fifth of a second."""
+"""Timeout of a program; listing 20,000 rules takes a fifth of a second."""
 SYSTEM_PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"
 """Searched after PATH: that of an ordinary user's shell lacks the sbin directories."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """How a program ended."""
+    """A completed program: exit code and output."""
 
     argv: tuple[str, ...]
     code: int
@@ -39,12 +39,12 @@ class Finished:
 
     @property
     def complaint(self) -> str:
-        """The first line of stderr that is not a remark (`# Warning: ...`), may be empty."""
+        """The first line of stderr that is no remark (`# Warning: ...`); may be empty."""
         lines = (line.strip() for line in self.stderr.splitlines())
         return next((line for line in lines if line and not line.startswith("#")), "")
 
     def error(self) -> PlatformError:
-        """What to raise if this end was not expected."""
+        """The exception for an unexpected exit code."""
         said = self.complaint or "it said nothing"
         hint = ""
         if "permission denied" in said.lower() or "not permitted" in said.lower():
@@ -55,7 +55,7 @@ class Finished:
 
 
 def find(name: str) -> str | None:
-    """Where the program is, None if it is not installed."""
+    """The program's path; None if it is not installed."""
     return shutil.which(name, path=_search_path())
 
 
@@ -90,7 +90,7 @@ async def run(
 
 
 async def try_all(steps: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
-    """Do every step, then raise what went wrong as one PlatformError, the first's errno on it."""
+    """Run every step, then raise all failures as one PlatformError with the first one's errno."""
     done: list[T] = []
     errors: list[PlatformError] = []
     for step in steps:

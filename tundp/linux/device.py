@@ -1,4 +1,4 @@
-"""The overlay's device as it should be: flannel's settings on it, and only what is missing redone.
+"""Configuration of the overlay's TUN device: flannel's settings, and repair of what is missing.
 
 address   <subnet base>/32, scope global
 MTU       underlay MTU - 28
@@ -23,14 +23,14 @@ from tundp.linux.tun import Tun
 _log = logging.getLogger(__name__)
 
 TX_QUEUE_LEN: Final = 5000
-"""Packets the kernel keeps for us while we are busy; the default 500 is a burst of 0.7 MB."""
+"""TUN queue length in packets; the default of 500 is a burst of 0.7 MB."""
 SUPER_TX_QUEUE_LEN: Final = 1000
-"""The same where a packet may be of 64 KB: never more than 64 MB of them."""
+"""The same with super-packets of up to 64 KB: at most 64 MB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSettings:
-    """What the device must look like."""
+    """Required settings of the device."""
 
     address: IPv4Address
     mtu: int
@@ -38,7 +38,7 @@ class DeviceSettings:
 
 
 async def configure(netlink: Netlink, tun: Tun, settings: DeviceSettings) -> int:
-    """Bring a new device up; its interface index."""
+    """Configure a new device and bring it up; return its interface index."""
     for family, name, value in (("ipv6", "disable_ipv6", 1), ("ipv4", "accept_local", 1)):
         try:
             sysctl.set_device(family, tun.name, name, value)
@@ -53,7 +53,7 @@ async def configure(netlink: Netlink, tun: Tun, settings: DeviceSettings) -> int
 
 
 async def repair(netlink: Netlink, index: int, settings: DeviceSettings) -> list[str]:
-    """Put back whatever is missing, and nothing else; what that was, for the log.
+    """Restore missing settings and nothing else; return what was missing, for the log.
 
     A device that is gone is left to whoever reads it: nothing is done.
     """

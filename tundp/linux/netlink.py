@@ -34,7 +34,7 @@ _NO_WAY: Final = {
     errno.EACCES: 'a "prohibit" route covers it (ip route)',
     errno.EINVAL: 'a "blackhole" route covers it (ip route)',
 }
-"""What a refused route lookup means, by errno (fib_props in net/ipv4/fib_semantics.c)."""
+"""Reason for a failed route lookup, by errno (fib_props in net/ipv4/fib_semantics.c)."""
 _RTMGRP: Final = uapi.RTMGRP_LINK | uapi.RTMGRP_IPV4_IFADDR | uapi.RTMGRP_IPV4_ROUTE
 
 
@@ -84,17 +84,17 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteLookup:
-    """The way a packet to one address would take now."""
+    """The kernel's routing decision for one destination."""
 
     index: int
     """The outgoing link; loopback's if the address is this host's own."""
     source: IPv4Address | None
-    """What it would be sent from; None where the host has no address for it."""
+    """The source address chosen; None if the host has none for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A link, an address or a route changed. What is now there, only asking tells."""
+    """Notification that a link, an address or a route changed; its new state has to be queried."""
 
     index: int
     """The link concerned, 0 if none is (a blackhole route)."""
@@ -103,7 +103,7 @@ class Change:
 
 
 class Netlink:
-    """Asks and configures one network namespace: the caller's, or one named under /run/netns."""
+    """Query and configure one network namespace: the caller's, or one named under /run/netns."""
 
     def __init__(self, namespace: str | None = None) -> None:
         self._namespace = namespace
@@ -178,7 +178,7 @@ class Netlink:
         )
 
     async def route_to(self, address: IPv4Address) -> RouteLookup:
-        """Ask which way a packet to `address` goes. PlatformError says why it goes nowhere."""
+        """Look up the route to `address`. PlatformError says why there is none."""
         what = f"find the route to {address}"
         if address.is_unspecified:
             # The kernel would take it for this host.
@@ -202,7 +202,7 @@ class Netlink:
         )
 
     async def ensure_address(self, index: int, interface: IPv4Interface) -> None:
-        """Give the link the address, scope global, no broadcast; harmless if it has it."""
+        """Add the address to the link, scope global, no broadcast; no error if it is there."""
         with _tolerate(errno.EEXIST):
             await self._do(
                 f"add address {interface} to link {index}",
@@ -214,7 +214,7 @@ class Netlink:
             )
 
     async def ensure_route(self, index: int, destination: IPv4Network) -> None:
-        """Send `destination` to the link: table main, proto boot, scope global.
+        """Add a route to `destination` over the link: table main, proto boot, scope global.
 
         A route for the same prefix over another link is not replaced: PlatformError
         says so (flannel ignores it, and the overlay silently goes elsewhere).
@@ -237,7 +237,7 @@ class Netlink:
 
     @contextlib.asynccontextmanager
     async def watch(self) -> AsyncIterator[Callable[[], Awaitable[list[Change]]]]:
-        """Gives a function that waits for changes of links, IPv4 addresses and routes.
+        """Yield a function that waits for changes of links, IPv4 addresses and routes.
 
         It returns all that came since the call before, at least one; nothing from the
         moment the block is entered is missed. PlatformError from it when changes were
@@ -283,7 +283,7 @@ class Netlink:
             monitor.cancel()
 
     async def call(self, what: str, object_: str, command: str, **arguments: Any) -> list[Any]:
-        """Any rtnetlink request by pyroute2's names; `what` is for the error."""
+        """Send any rtnetlink request, in pyroute2's names; `what` is for the error."""
         return await self._do(what, object_, command, **arguments)
 
     async def _check_route(self, index: int, destination: IPv4Network) -> None:
@@ -314,13 +314,13 @@ class Netlink:
                     put(_to_change(message))
 
     def _serve(self) -> None:
-        # A namespace belongs to a thread: this one's sockets open there, nobody else's do.
+        # Network namespaces are per thread: only sockets opened by this thread are in it.
         if self._namespace is not None:
             enter_namespace(self._namespace)
         self._loop.run_forever()
 
     def _open_table(self) -> RouteTable:
-        """On the thread of the route table, which is moved into the namespace first."""
+        """Open the route table's socket on its thread, after entering the namespace."""
         if self._table is None:
             if self._namespace is not None:
                 enter_namespace(self._namespace)

@@ -1,4 +1,4 @@
-"""sd_notify(3): telling systemd how we are. Silent where there is no systemd."""
+"""sd_notify(3): report readiness and status to systemd. No-op without systemd."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _log = logging.getLogger(__name__)
 
 
 def notify(*fields: str) -> None:
-    """Send `fields` such as `READY=1` or `STATUS=...`. Never blocks; a deaf socket is a warning."""
+    """Send `fields` such as `READY=1` or `STATUS=...`. Never blocks; a failure is a warning."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return

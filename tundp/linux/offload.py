@@ -1,4 +1,4 @@
-"""What the kernel can take off a dataplane's hands, and finding out what this one can.
+"""Segmentation and receive offloads of TUN and UDP sockets, and detection of what this kernel has.
 
 Asked by trying, never by version alone: distributions carry features back. The one
 exception is a defect no local test shows (`udp_segment_defect`).
@@ -30,7 +30,7 @@ ALL: Final = frozenset(Offload)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelOffloads:
-    """What there is, and why something is not, in words."""
+    """The offloads available, and the reason for each that is not."""
 
     offloads: frozenset[Offload]
     max_segments: int
@@ -38,7 +38,7 @@ class KernelOffloads:
 
 
 def find_offloads(disabled: frozenset[Offload] = frozenset()) -> KernelOffloads:
-    """Ask this kernel. What is asked for here is only granted when the TUN is opened (USO).
+    """Probe this kernel. USO is requested here, but only granted when the TUN is opened.
 
     disabled: not to be used whatever the kernel says.
     """
@@ -109,7 +109,7 @@ def _why_no_vnet_header() -> str | None:
 
 
 def _ask_udp_segment() -> tuple[int, str | None]:
-    """How many datagrams one send takes, and why that is one if it is."""
+    """The number of datagrams of one UDP_SEGMENT send; the reason if it is one."""
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,

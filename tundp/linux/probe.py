@@ -1,4 +1,4 @@
-"""What this kernel offers a dataplane, asked by doing it; for `tundp probe`.
+"""Probe the kernel's features for packet engines by using them; for `tundp probe`.
 
 The TUN questions need a device. It is made in a network namespace of the probe's own,
 so that nothing on the host sees it; where that is not allowed they stay unanswered.
@@ -95,7 +95,7 @@ def enter_private_namespace() -> str | None:
 
 
 def probe(kernel: KernelOffloads, *, may_make_device: bool) -> list[Finding]:
-    """Everything a dataplane of ours may use, in the order packets meet it."""
+    """Findings of every feature an engine may use, in the order packets meet them."""
     release = os.uname().release
     features = offload.tun_features()
     findings = [

@@ -29,7 +29,7 @@ IFREQ_LEN: Final = 40
 
 
 def require_device() -> None:
-    """PlatformError with the fix if no TUN can be opened here at all. Makes none."""
+    """Raise PlatformError, with the fix, if no TUN can be opened here. Creates none."""
     try:
         os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
@@ -45,11 +45,11 @@ class TunMode:
     """How a device is opened."""
 
     has_vnet_header: bool = False
-    """Each packet comes and goes behind a vnet header; super-packets may be written."""
+    """Each packet is preceded by a vnet header; super-packets may be written."""
     wants_tso: bool = False
-    """TCP super-packets shall come from it."""
+    """Receive TCP super-packets from it (TSO)."""
     wants_uso: bool = False
-    """UDP super-packets, too, if the kernel has them."""
+    """Receive UDP super-packets, too, if the kernel has USO."""
     queues: int = 1
 
 
@@ -124,7 +124,8 @@ class Tun:
         self.name = name
         try:
             for queue in range(mode.queues):
-                # Of a device with queues, anybody's would be another one: only ours may be.
+                # IFF_TUN_EXCL on the first queue: without it an existing multi-queue device of
+                # this name would be joined.
                 only_ours = uapi.IFF_TUN_EXCL if mode.queues > 1 and queue == 0 else 0
                 device = pytun.TunTapDevice(name=self.name, flags=flags | only_ours)
                 self._devices.append(device)

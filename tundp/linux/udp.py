@@ -18,7 +18,8 @@ _log = logging.getLogger(__name__)
 RECEIVE_BUFFER_LEN: Final = 8 << 20
 """The kernel's default of 208 KiB holds 92 full-size datagrams: 30 ms at 3,000 packets/s."""
 SEND_BUFFER_LEN: Final = 1 << 20
-"""16 super-packets: what waits for a slow uplink beyond that waits in the TUN, and is seen."""
+"""16 super-packets: beyond that, packets for a slow uplink queue in the TUN, where the kernel
+counts drops."""
 
 
 def open_udp(
@@ -50,7 +51,7 @@ def open_udp(
 
 
 def rebind(sock: socket.socket, new: socket.socket) -> None:
-    """Let `sock` and its descriptor be the socket `new` from now on; `new` is closed.
+    """Replace the socket under `sock`'s descriptor by `new` (dup2); close `new`.
 
     Whoever watches the descriptor must begin again: an epoll set does not notice.
     """
@@ -59,8 +60,8 @@ def rebind(sock: socket.socket, new: socket.socket) -> None:
 
 
 def path_mtu(source: IPv4Address, destination: str) -> int | None:
-    """What the kernel knows of the path to `destination`, in bytes; None if it has no route."""
-    # Connecting sends nothing: it only looks the route up, learnt exceptions included.
+    """The kernel's path MTU to `destination` in bytes (IP_MTU); None without a route."""
+    # Connecting sends nothing: it looks up the route, PMTU exceptions included.
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind((str(source), 0))
         probe.connect((destination, 9))

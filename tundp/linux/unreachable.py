@@ -1,4 +1,4 @@
-"""Routes that catch packets while nothing better does, so that none leaks to the default gateway.
+"""Unreachable routes of the overlay, which keep its packets from leaking to the default gateway.
 
 A route over a TUN dies with it; what it carried then follows the default route out of the
 host, unencapsulated, to whoever is there. A route of the same prefix that rejects, with a
@@ -18,7 +18,7 @@ from tundp.linux.uapi import RT_TABLE_MAIN
 
 METRIC: Final = 4096
 PROTOCOL: Final = 85
-"""Who made it, for `ip route` and for cleaning up; a number nobody has (rtnetlink.h)."""
+"""Protocol number of our routes, for `ip route` and cleanup; not assigned in rtnetlink.h."""
 UNREACHABLE: Final = "unreachable"
 """Senders get ICMP host unreachable, or EHOSTUNREACH."""
 BLACKHOLE: Final = "blackhole"
@@ -26,7 +26,7 @@ BLACKHOLE: Final = "blackhole"
 
 
 async def ensure(netlink: Netlink, kind: str, destination: IPv4Network) -> None:
-    """Have the route; harmless if it is there."""
+    """Add the route; no error if it is there."""
     try:
         await _change(netlink, "add", kind, destination)
     except PlatformError as error:
@@ -35,7 +35,7 @@ async def ensure(netlink: Netlink, kind: str, destination: IPv4Network) -> None:
 
 
 async def remove(netlink: Netlink, kind: str, destination: IPv4Network) -> bool:
-    """Remove the route, if it is ours; whether it was there."""
+    """Remove the route if it is ours; return whether it was there."""
     try:
         await _change(netlink, "del", kind, destination)
     except PlatformError as error:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Final
 
@@ -33,10 +33,7 @@ from tundp.errors import (
 from tundp.lease.identity import identity_of
 from tundp.lease.model import (
     TTL_UNKNOWN,
-    BadEntry,
-    BadEntryGone,
     Events,
-    Gone,
     Lease,
     LeaseAttributes,
     LeaseEvent,
@@ -44,7 +41,7 @@ from tundp.lease.model import (
     Put,
     Snapshot,
 )
-from tundp.lease.network import parse_network_config
+from tundp.lease.network import NetworkConfig
 from tundp.lease.table import LeaseTable
 from tundp.store.base import Store, StoreWarning
 
@@ -52,18 +49,18 @@ _log = logging.getLogger(__name__)
 
 AWAY_LOOK_S: Final = 1.0
 RENEW_NOW_S: Final = 1.0
-"""Said of a lease only one of the two has: whoever holds it renews it at once."""
+"""TTL reported for a lease that only one of the two stores has, so that its holder renews it (and
+writes it to both) immediately."""
 _CONTESTED_STEP: Final = "stop one of the two nodes and delete its entry"
 _VIEWS: Final = 8
-"""States `wait` can go on from. The claim looks beside the watch, but not so often."""
+"""Snapshots `wait` can continue from. The claim takes some beside the watch, but fewer."""
 
 
 class _Side:
-    """What is known of one of the two stores, and the wait for more."""
+    """The known state of one of the two stores, and the pending wait for its next update."""
 
     def __init__(self, store: Store, snapshot: Snapshot) -> None:
         self.table = LeaseTable()
-        self.bad: dict[str, BadEntry] = {}
         self._store = store
         self._revision = 0
         self._waiting: asyncio.Task[Events | Snapshot] | None = None
@@ -72,18 +69,18 @@ class _Side:
         self.apply(snapshot)
 
     def wait(self) -> asyncio.Task[Events | Snapshot]:
-        """The wait for this store's next update, begun if there is none yet."""
+        """The pending wait for this store's next update; started if there is none."""
         if self._waiting is None:
             self._waiting = asyncio.ensure_future(self._next())
         return self._waiting
 
     def known(self) -> Snapshot:
-        """What was last heard of this store."""
+        """The last known state of this store."""
         leases = tuple(self.table.leases.values())
-        return Snapshot(leases, self._revision, tuple(self.bad.values()))
+        return Snapshot(leases, self._revision, tuple(self.table.bad_entries.values()))
 
     async def _next(self) -> Events | Snapshot:
-        """The next update. While the store is away the other one must not wait for it."""
+        """The next update. Retries while the store does not answer: the other one goes on."""
         try:
             return await self._store.wait(self._revision)
         except Compacted:
@@ -107,7 +104,7 @@ class _Side:
         self._outage.failed(error, now=asyncio.get_running_loop().time())
 
     def take(self) -> None:
-        """Apply what the wait has brought, if it has; its exception is raised."""
+        """Apply the pending wait's update if it has completed; raise its exception."""
         if self._waiting is not None and self._waiting.done():
             task, self._waiting = self._waiting, None
             self.apply(task.result())
@@ -122,32 +119,26 @@ class _Side:
         self._revision = update.revision
         if isinstance(update, Snapshot):
             self.table.apply(update)
-            self.bad = {entry.name: entry for entry in update.bad}
-            return
-        self.table.apply(Events(tuple(filter(self._is_news, update.events)), update.revision))
-        for event in update.events:
-            match event:
-                case BadEntry(name):
-                    self.bad[name] = event
-                case BadEntryGone(name):
-                    self.bad.pop(name, None)
-                case Put(lease):
-                    self.bad.pop(str(lease.key), None)
-                case Gone(key):
-                    self.bad.pop(str(key), None)
+        else:
+            self.table.apply(Events(tuple(filter(self._is_news, update.events)), update.revision))
 
     def wrote(self, lease: Lease) -> None:
-        """Our own write, which the wait will show only later."""
+        """Apply our own write now; the watch reports it later."""
         self.table.apply(Events((Put(lease),), self._revision))
 
     def _is_news(self, event: LeaseEvent) -> bool:
         if not isinstance(event, Put):
             return True
-        known = self.table.leases.get(event.lease.key)
-        return known is None or event.lease.revision > known.revision
+        key = event.lease.key
+        known = self.table.leases.get(key)
+        # What made an unreadable entry readable is news, though it be our own write.
+        if known is None or str(key) in self.table.bad_entries:
+            return True
+        return event.lease.revision > known.revision
 
 
 _View = tuple[_Side, _Side]
+ParseNetworkConfig = Callable[[str, str], NetworkConfig]
 
 
 class BothStore:
@@ -155,8 +146,10 @@ class BothStore:
 
     api: Final = ""
 
-    def __init__(self, v2: Store, v3: Store) -> None:
+    def __init__(self, v2: Store, v3: Store, *, parse: ParseNetworkConfig) -> None:
+        """parse: text and origin of a network config to what it says; ConfigError."""
         self._stores = (v2, v3)
+        self._parse = parse
         self._count = 0
         self._versions: dict[LeaseKey, tuple[int, tuple[int | None, int | None]]] = {}
         self._contested: dict[LeaseKey, str] = {}
@@ -190,7 +183,7 @@ class BothStore:
             *(store.network_config() for store in self._stores), missing=ConfigNotFound
         )
         v2, v3 = (
-            parse_network_config(text, store.description)
+            self._parse(text, store.description)
             for text, store in zip(texts, self._stores, strict=True)
         )
         if v2 != v3:
@@ -218,7 +211,7 @@ class BothStore:
                 sides.append(_Side(self._stores[number], answer))
             else:
                 assert self._latest is not None
-                # One is away: what it said last still counts, and the other one is followed.
+                # One store does not answer: its last state still counts; follow the other.
                 side = _Side(self._stores[number], self._latest[number].known())
                 side.is_away = True
                 sides.append(side)
@@ -313,7 +306,7 @@ class BothStore:
                 self._wrote(attributes)  # it may have been
                 if before == (None, None):
                     raise  # a new lease needs both
-                # The other one must not lose its lease, too.
+                # Write to the other store all the same: it must not lose the lease, too.
                 away = error
                 written.append(None)
                 continue
@@ -326,7 +319,7 @@ class BothStore:
             for at, lease in zip(before, written, strict=True)
         )
         if away is not None:
-            # The same version as far as the caller knows: it will try again.
+            # Keep the revision the caller knows: it will retry.
             self._versions[key] = (self._versions[key][0], (revisions[0], revisions[1]))
             raise away
         ttls = [lease.lease_ttl_s for lease in written if lease is not None]
@@ -338,13 +331,13 @@ class BothStore:
         )
 
     def _wrote(self, attributes: LeaseAttributes) -> None:
-        """Remember what is ours. A watch must see which of two leases that makes ours now."""
+        """Record what we wrote. Wakes the watch: another of two differing leases may be ours."""
         if self._own != attributes:
             self._own = attributes
             self._own_changed.set()
 
     def _refuse_contested(self, key: LeaseKey) -> None:
-        """Conflict if the two stores have given `key` to two nodes: one of them is not us."""
+        """Raise Conflict if the two stores lease `key` to two different nodes."""
         if self._latest is None:
             return
         v2, v3 = (side.table.leases.get(key) for side in self._latest)
@@ -361,7 +354,7 @@ class BothStore:
         return revisions
 
     def _version(self, key: LeaseKey, revisions: tuple[int | None, int | None]) -> int:
-        """Our number for these two revisions of `key`."""
+        """The revision that stands for this pair of store revisions of `key`."""
         number, known = self._versions.get(key, (0, (None, None)))
         if number and revisions == known:
             return number
@@ -370,7 +363,7 @@ class BothStore:
         return self._count
 
     def _give(self, view: _View) -> Snapshot:
-        """The union of both as a snapshot, from which `wait` can go on."""
+        """The union of both stores as a snapshot that `wait` can continue from."""
         v2, v3 = (side.table.leases for side in view)
         leases = [self._merge(key, v2.get(key), v3.get(key)) for key in {**v2, **v3}]
         for key in [key for key in self._versions if key not in v2 and key not in v3]:
@@ -381,7 +374,7 @@ class BothStore:
         self._views[self._count] = view
         while len(self._views) > _VIEWS:
             del self._views[next(iter(self._views))]
-        bad = {**view[0].bad, **view[1].bad}
+        bad = {**view[0].table.bad_entries, **view[1].table.bad_entries}
         return Snapshot(tuple(leases), self._count, tuple(bad.values()))
 
     def _merge(self, key: LeaseKey, v2: Lease | None, v3: Lease | None) -> Lease:
@@ -393,7 +386,7 @@ class BothStore:
         one = v3 or v2
         assert one is not None
         if v2 is None or v3 is None:
-            # Ours, it is missing in the other one: due for renewal, which puts it there.
+            # If it is ours, a renewal is due, which creates it in the other store.
             self._contested.pop(key, None)
             ttl = None if one.is_reservation else RENEW_NOW_S
             return replace(one, revision=version, lease_ttl_s=ttl)
@@ -405,7 +398,7 @@ class BothStore:
             if self._contested.get(key) != text:
                 self._contested[key] = text
                 _log.error("%s: packets go to the latter; %s", text, _CONTESTED_STEP)
-            # Ours is no news to us: what we must see is that somebody else has it, too.
+            # If one of the two entries is ours, report the other: the claim must see the conflict.
             is_ours = self._own is not None and not _holders_differ(
                 v3, replace(v3, attributes=self._own)
             )
@@ -419,7 +412,7 @@ class BothStore:
     async def _both(
         self, *coroutines: Coroutine[Any, Any, Any], missing: type[Exception] | None = None
     ) -> list[Any]:
-        """Results of both; the first exception once both have ended."""
+        """Await both coroutines; return their results, or raise the first exception."""
         results = await asyncio.gather(*coroutines, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):

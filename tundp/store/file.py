@@ -53,19 +53,19 @@ EXPIRES_MAX: Final = 1e12
 """No lease lasts for 30,000 years; NaN and Infinity, which json reads, are above it too."""
 LOCK_S: Final = 5.0
 _POLL_S: Final = 1.0
-"""Longest time until a change is seen where inotify does not tell (network file systems)."""
+"""Poll interval, for file systems without inotify (network file systems)."""
 
 Document = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """The file as a waiter knows it."""
+    """One version of the file, as `wait` compares it."""
 
     stamp: tuple[int, ...] | None
     revision: int
     next_expiry: float | None
-    """Unix time at which the first lease expires: that, too, is a change."""
+    """Unix time at which the first lease expires, which is a change, too."""
 
 
 class FileStore:
@@ -253,7 +253,7 @@ class FileStore:
         return document
 
     def _is_still(self, after: int) -> bool:
-        """Whether what the waiter knows, the state at `after`, is what there still is."""
+        """Whether the file is still in the state that revision `after` stands for."""
         if self._waited.revision != after:
             # Its snapshot came by another way: only the revision tells whether it is old.
             snapshot, state = self._snapshot()
@@ -270,7 +270,7 @@ class FileStore:
         return min(_POLL_S, max(0.0, self._waited.next_expiry - self._now()))
 
     def _stamp(self) -> tuple[int, ...] | None:
-        """What tells one version of the file from the next, or None when there is no file."""
+        """Identity of this version of the file (inode, times, size); None if there is no file."""
         try:
             status = os.stat(self._path)
         except OSError:
@@ -344,7 +344,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watch_directory(directory: Path) -> Iterator[Callable[[float], Any]]:
-    """Gives a coroutine function that waits for any change in `directory`, or so many seconds."""
+    """Yield `changed(timeout_s)`, which waits for a change in `directory` or the timeout."""
     try:
         inotify = Inotify()
         inotify.add_watch(directory, Mask.MOVED_TO | Mask.CLOSE_WRITE | Mask.DELETE)

@@ -1,4 +1,4 @@
-"""Following a store for ever: a snapshot, then events, and a snapshot again when they are lost."""
+"""Follow a store: a snapshot, then events, and a new snapshot after events were compacted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 async def follow(
     store: Store, outage: Outage, backoff: Backoff
 ) -> AsyncIterator[Snapshot | Events]:
-    """Every update of the leases, in order, until cancelled. No error ends it.
+    """Yield every update of the leases, in order, until cancelled. No error ends it.
 
     While the store is away nothing is yielded, so whoever consumes this keeps what it
     has: known peers stay reachable. `outage` tells whether it is away right now.

@@ -15,7 +15,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,7 +24,7 @@ from tundp.errors import AccessDenied, ConfigError, StoreError, StoreUnavailable
 from tundp.lease.claim import RETRY_S
 from tundp.lease.identity import Identity
 from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
-from tundp.lease.network import NetworkConfig, parse_network_config
+from tundp.lease.network import NetworkConfig
 from tundp.lease.routing import OwnGone, OwnSeen, OwnUnreadable, Routing, RoutingDelta
 from tundp.store.base import Store
 from tundp.store.follow import follow
@@ -34,6 +34,7 @@ from tundp.subnet.lease_cache import CachedLeases, LeaseCache
 
 _log = logging.getLogger(__name__)
 
+ParseNetworkConfig = Callable[[str, str], NetworkConfig]
 STALE_AFTER_S: Final = 3.0
 """How long a start waits for the store before it goes on with the lease cache."""
 WIPED_S: Final = 2.0
@@ -80,11 +81,16 @@ class StoreSubnetManager:
         *,
         identity: Identity | None,
         lease: LeaseSettings,
+        parse: ParseNetworkConfig,
         rng: random.Random,
         cache: CacheSettings | None = None,
     ) -> None:
-        """cache: None keeps nothing on disk. rng: subnets, pauses and challenges are drawn."""
+        """parse: text and origin of a network config to what it says; ConfigError.
+
+        cache: None keeps nothing on disk. rng: subnets, pauses and challenges are drawn.
+        """
         self._store = store
+        self._parse = parse
         self._identity = identity
         self._lease_settings = lease
         self._rng = rng
@@ -127,7 +133,7 @@ class StoreSubnetManager:
             try:
                 async with asyncio.timeout(STALE_AFTER_S if cached is not None else None):
                     text = await self._store.network_config()
-                config = parse_network_config(text, self.description)
+                config = self._parse(text, self.description)
             except (StoreUnavailable, AccessDenied, TimeoutError) as error:
                 why = str(error) or "timed out"
                 progress.waiting_failed(why)
@@ -262,7 +268,7 @@ class StoreSubnetManager:
         cached = settings.cache.load(settings.store_name, self._identity.node_id)
         if cached is not None:
             try:
-                parse_network_config(cached.network_config, "the lease cache")
+                self._parse(cached.network_config, "the lease cache")
             except ConfigError as error:
                 _log.warning("the lease cache cannot be used: %s", error)
                 return None
@@ -271,7 +277,7 @@ class StoreSubnetManager:
     def _use_cache(self, cached: CachedLeases) -> NetworkConfig:
         self._cached = cached
         self._network_text = cached.network_config
-        return parse_network_config(cached.network_config, f"the lease cache of {self.description}")
+        return self._parse(cached.network_config, f"the lease cache of {self.description}")
 
     async def _resume(self, cached: CachedLeases, offer: LeaseAttributes) -> Acquired:
         """Go on with the cached leases: ours is LOST until the store answers."""
@@ -319,7 +325,7 @@ class StoreSubnetManager:
         assert self._network_config is not None
         try:
             text = await self._store.network_config()
-            config = parse_network_config(text, self.description)
+            config = self._parse(text, self.description)
         except (StoreError, ConfigError) as error:
             _log.warning("network config: %s; going on with the one in use", error)
             return

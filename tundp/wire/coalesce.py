@@ -1,9 +1,9 @@
-"""Packets from the wire to as few TUN writes as possible: the reverse of `segment`.
+"""Coalescing: packets from the wire to as few TUN writes as possible, the reverse of `segment`.
 
 Consecutive packets of one TCP or UDP flow become one super-packet if, and only if, the
 kernel's segmentation would make the same packets of it again (but for an IP ID that DF
 makes meaningless, RFC 6864, and a checksum of 0xFFFF, which comes back as 0). Both
-checksums are verified first, because the kernel believes whoever hands it a super-packet.
+checksums are verified first, because the kernel does not verify those of a super-packet.
 Nothing waits: `flush` ends every batch, and the order within a flow is the order of
 arrival. Native twin: native/src/coalesce.c.
 """
@@ -223,7 +223,7 @@ class Coalescer:
         return None
 
     def _pass_before_all(self, packet: bytes | bytearray | memoryview, miss: Miss) -> None:
-        """Write a packet whose flow cannot be told: everything that came before goes first."""
+        """Write a packet whose flow is unknown: everything that came before goes first."""
         self._miss(miss)
         self.flush()
         self._write_alone(packet)

@@ -167,8 +167,8 @@ def decapsulate(
         return _SILENT[header]
     packet = datagram[: header.total_len]
     if not ip.is_single_host(header.source) or is_ours(header.source):
-        # The kernel's own martian check is off on the TUN (accept_local, for our ICMP), so
-        # this one stands in for it, whatever the source check says.
+        # Replaces the kernel's own martian check, which is off on the TUN (accept_local, for
+        # our ICMP). Independent of the source check.
         return _SILENT[DropReason.MARTIAN_SOURCE]
     is_checked = source_check is not SourceCheck.OFF
     source_matches = not is_checked or admits(header.source, outer_source)

@@ -22,7 +22,7 @@ def fragment(packet: memoryview, header: ip.Ipv4Header, mtu: int) -> list[bytes]
 
     `header` must be the header as it now stands in `packet` and `mtu` at least 68,
     which always leaves room for 8 bytes behind the longest header. A fragment may
-    itself be fragmented: offset and MF carry on from what it says.
+    itself be fragmented: offset and MF continue from its own.
     """
     payload = packet[header.header_len : header.total_len]
     first_options = bytes(packet[ip.MIN_HEADER_LEN : header.header_len])

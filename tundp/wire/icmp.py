@@ -6,7 +6,7 @@ answer. So nothing beyond the real packet can be quoted.
 
 Net unreachable is byte for byte the one flannel's proxy builds. Two differences in
 *when*: flannel stays silent about every ICMP packet, here only about ICMP errors
-(RFC 1122 3.2.2), so a ping into nowhere says so; and the other suppression rules of
+(RFC 1122 3.2.2), so a ping without a route is answered; and the other suppression rules of
 RFC 1122/1812, which flannel lacks, hold.
 """
 

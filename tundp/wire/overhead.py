@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from tundp.errors import ConfigError
 from tundp.wire import ip
 
 OUTER_IPV4_LEN: Final = 20
@@ -24,13 +23,7 @@ def inner_mtu(outer_mtu: int) -> int:
     return min(outer_mtu - OVERHEAD, MAX_DATAGRAM_LEN)
 
 
-def tun_mtu(link_mtu: int, link_name: str) -> int:
-    """The MTU for the TUN over a link, or ConfigError if IPv4 does not fit."""
+def tun_mtu(link_mtu: int) -> int | None:
+    """The MTU for the TUN over a link; None if IPv4 does not fit (RFC 791)."""
     mtu = inner_mtu(link_mtu)
-    if mtu < ip.MIN_MTU:
-        raise ConfigError(
-            f"interface {link_name} has MTU {link_mtu}: after {OVERHEAD} bytes of outer headers"
-            f" {mtu} are left, and IPv4 needs {ip.MIN_MTU} (RFC 791);"
-            f" raise it to {ip.MIN_MTU + OVERHEAD} or more, or choose another with --iface"
-        )
-    return mtu
+    return mtu if mtu >= ip.MIN_MTU else None

@@ -1,4 +1,4 @@
-"""What the packet rules are told of this node. Native twin: struct tundp_policy."""
+"""Settings of the packet rules. Native twin: struct tundp_policy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tundp.choices import SourceCheck
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Own address and source check: the same for every packet of a run."""
+    """Own address and source check: the same for every packet."""
 
     tun_address: int
     """Our own address on the TUN (host order): the source of ICMP errors."""

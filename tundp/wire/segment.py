@@ -1,4 +1,4 @@
-"""A read from the TUN to the packets it stands for: finishing checksums, splitting.
+"""Segmentation: from one read of the TUN to its packets, every checksum completed.
 
 What the kernel's own segmentation does (net/ipv4/tcp_offload.c, udp_offload.c), so that
 each packet on the wire is the one a sender without offloads would have made. Native
@@ -15,7 +15,7 @@ _ONCE_AT_END = transport.FIN | transport.PSH
 
 
 def segment(header: VnetHeader, packet: memoryview) -> list[bytearray] | DropReason:
-    """The packets one read stands for, in order, every checksum finished; or why there are none.
+    """The packets of one read, in order, every checksum completed; or the reason to drop it.
 
     packet: what followed the vnet header. A plain packet comes back alone and otherwise
     unchanged, whatever it holds: `ip.parse` is the judge of that. A super-packet that is

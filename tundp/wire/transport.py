@@ -1,4 +1,4 @@
-"""What splitting and merging must know of TCP and UDP: field offsets, flags, checksums.
+"""TCP and UDP headers, as segmentation and coalescing need them: offsets, flags, checksums.
 
 RFC 9293 (TCP), RFC 768 (UDP). Offsets are from the start of the transport header.
 Native twin: native/src/transport.h.
@@ -47,7 +47,7 @@ def pseudo_sum(packet: bytes | bytearray | memoryview, transport_len: int) -> in
 
 
 def tcp_header_len(segment: bytes | bytearray | memoryview) -> int:
-    """What the data offset says, 0 to 60 bytes; `segment` has the minimal header."""
+    """Header length from the data offset field, 0 to 60 bytes; `segment` has the minimal header."""
     return (segment[TCP_DATA_OFF] >> 4) * 4
 
 

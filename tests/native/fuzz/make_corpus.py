@@ -12,6 +12,7 @@ import ipaddress
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 CORPUS = Path(__file__).with_name("corpus")
 
@@ -89,19 +90,19 @@ def tcp(
     tcp_flags: int = ACK,
     tcp_options: bytes = TIMESTAMPS,
     is_partial: bool = False,
-    **ip,
+    **ip: Any,
 ) -> bytes:
     offset = (20 + len(tcp_options)) << 2
     head = struct.pack("!HHIIBBHHH", 40000, 5201, seq, 7777, offset, tcp_flags, 502, 0, 0)
     return finished(ipv4(head + tcp_options + payload, 6, **ip), TCP_FIELD, is_partial=is_partial)
 
 
-def udp(payload: bytes, *, is_partial: bool = False, **ip) -> bytes:
+def udp(payload: bytes, *, is_partial: bool = False, **ip: Any) -> bytes:
     head = struct.pack("!HHHH", 40000, 4433, 8 + len(payload), 0)
     return finished(ipv4(head + payload, 17, **ip), UDP_FIELD, is_partial=is_partial)
 
 
-def icmp(kind: int = 8, body: bytes = b"abcdefghijklmnop", **ip) -> bytes:
+def icmp(kind: int = 8, body: bytes = b"abcdefghijklmnop", **ip: Any) -> bytes:
     message = struct.pack("!BBHHH", kind, 0, 0, 1, 1) + body
     return ipv4(put16(message, 2, checksum(message)), 1, **ip)
 
@@ -119,7 +120,7 @@ def text(length: int) -> bytes:
     return bytes(i * 11 & 0xFF for i in range(length))
 
 
-def tcp_flow(count: int, **fields) -> list[bytes]:
+def tcp_flow(count: int, **fields: Any) -> list[bytes]:
     return [tcp(text(100), seq=1000 + 100 * i, ident=5 + i, **fields) for i in range(count)]
 
 

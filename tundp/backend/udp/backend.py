@@ -15,30 +15,27 @@ import logging
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
-from tundp.backend.base import BackendStatus, FibSink, Given
+from tundp.backend.base import BackendContext, BackendStatus, FibSink, Given
 from tundp.backend.udp.sockets import move_sockets, open_sockets
 from tundp.backoff import Backoff, Outage
-from tundp.choices import Engine, SourceCheck
 from tundp.engine.base import Dataplane, EngineContext
 from tundp.engine.choose import make_engine
-from tundp.engine.native.engine import EngineSettings
-from tundp.errors import PlatformError
+from tundp.errors import ConfigError, PlatformError
 from tundp.finding import Finding, must_hold
 from tundp.lease.fib import Fib
 from tundp.lease.model import LeaseAttributes, LeaseKey, Peer
-from tundp.lease.network import UdpConfig
+from tundp.lease.network import BackendConfig
 from tundp.linux import device
 from tundp.linux.device import DeviceSettings
 from tundp.linux.gateways import remove_gateway_routes
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import Change as KernelChange
-from tundp.linux.netlink import Netlink
 from tundp.linux.tun import Tun, require_device
-from tundp.wire import overhead
+from tundp.wire import ip, overhead
 from tundp.wire.policy import Policy
 
 _log = logging.getLogger(__name__)
@@ -47,35 +44,14 @@ DEVICE_LIVES_S: Final = 10.0
 """A device that lasted so long was not part of a series of losses."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UdpSettings:
-    """What the operator chose for this backend."""
-
-    tun_name: str
-    """Name of the TUN device; `%d` in it becomes the lowest free number."""
-    engine: Engine
-    workers: int
-    """Sockets, and queues of the TUN device."""
-    source_check: SourceCheck
-    engine_settings: EngineSettings
-
-
 class UdpBackend:
     """See the module, and backend.base.Backend for the contract."""
 
-    def __init__(
-        self,
-        config: UdpConfig,
-        settings: UdpSettings,
-        *,
-        netlink: Netlink,
-        given: Given | None = None,
-    ) -> None:
-        """given: descriptors of a predecessor to go on with; owned from here on."""
+    def __init__(self, config: BackendConfig, context: BackendContext) -> None:
         self._config = config
-        self._settings = settings
-        self._netlink = netlink
-        self._given = given or Given()
+        self._settings = context.packets
+        self._netlink = context.netlink
+        self._given = context.given
         self._socks: list[socket.socket] = []
         self._interface: Interface | None = None
         self._device: DeviceSettings | None = None
@@ -99,7 +75,7 @@ class UdpBackend:
         if self._device is not None:
             return self._device.mtu
         assert self._interface is not None, "prepare() comes first"
-        return _mtu_of(self._interface)
+        return mtu_of(self._interface)
 
     @property
     def engine(self) -> Dataplane:
@@ -114,17 +90,19 @@ class UdpBackend:
     def prepare(self, interface: Interface) -> None:
         """See Backend: opens the sockets, so that a port in use fails the start early."""
         require_device()
-        _mtu_of(interface)
+        mtu_of(interface)
         self._interface = interface
         given = self._given.udp_socks
         if len(given) == self._settings.workers and _are_bound_to(
-            given, interface.address, self._config.port
+            given, interface.address, self._config.peer_port
         ):
             self._socks = list(given)
         else:
             for sock in given:
                 sock.close()
-            self._socks = open_sockets(interface.address, self._config.port, self._settings.workers)
+            self._socks = open_sockets(
+                interface.address, self._config.peer_port, self._settings.workers
+            )
         self._given = replace(self._given, udp_socks=())
 
     async def open(
@@ -198,7 +176,7 @@ class UdpBackend:
     async def underlay_changed(self, now: Interface) -> bool:
         """See Backend: moves the sockets to a changed address and follows the link's MTU."""
         assert self._interface is not None
-        mtu = _mtu_of(now)
+        mtu = mtu_of(now)
         has_moved = now.address != self._interface.address
         if has_moved:
             self._move(now)
@@ -221,7 +199,7 @@ class UdpBackend:
             name=self.name,
             overhead=self.overhead,
             mtu=self.mtu,
-            port=self._config.port,
+            port=self._config.peer_port,
             device="" if self._tun is None else self._tun.name,
             routes=None,
         )
@@ -301,7 +279,7 @@ class UdpBackend:
 
     def _move(self, now: Interface) -> None:
         """Sockets on the new address, under the old descriptors. PlatformError: nothing moved."""
-        fresh = open_sockets(now.address, self._config.port, len(self._socks))
+        fresh = open_sockets(now.address, self._config.peer_port, len(self._socks))
         if self._engine is not None:
             self._engine.detach()
         move_sockets(self._socks, fresh)
@@ -312,9 +290,18 @@ class UdpBackend:
         _log.warning("underlay address is %s on %s now: sockets moved", now.address, now.link.name)
 
 
-def _mtu_of(interface: Interface) -> int:
+def mtu_of(interface: Interface) -> int:
     """The TUN device's MTU over the interface's link. ConfigError if IPv4 does not fit."""
-    return overhead.tun_mtu(interface.link.mtu, interface.link.name)
+    link = interface.link
+    mtu = overhead.tun_mtu(link.mtu)
+    if mtu is None:
+        least = ip.MIN_MTU + overhead.OVERHEAD
+        raise ConfigError(
+            f"interface {link.name} has MTU {link.mtu}: after {overhead.OVERHEAD} bytes of outer"
+            f" headers {link.mtu - overhead.OVERHEAD} are left, and IPv4 needs {ip.MIN_MTU}"
+            f" (RFC 791); raise it to {least} or more, or choose another with --iface"
+        )
+    return mtu
 
 
 def _are_bound_to(socks: Sequence[socket.socket], address: IPv4Address, port: int) -> bool:

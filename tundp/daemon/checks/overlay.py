@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv4Address
 from typing import Final
 
+from tundp.backend.base import Surroundings
+from tundp.backend.choose import kind_of, parse_network_config
 from tundp.daemon.checks.inspection import Inspection
 from tundp.daemon.underlay import selection_of
 from tundp.errors import ConfigError, OutOfSubnets, PlatformError, StoreError
@@ -18,14 +20,11 @@ from tundp.lease.identity import identity_of
 from tundp.lease.model import Snapshot
 from tundp.lease.network import (
     BackendConfig,
-    HostGwConfig,
-    parse_network_config,
 )
 from tundp.lease.table import keys_of
 from tundp.linux.iface import look
 from tundp.store.base import Store
 from tundp.subnet.lease_cache import LeaseCache
-from tundp.wire import overhead
 
 ANSWER_S: Final = 12.0
 """Deadline for the store, all of its endpoints together."""
@@ -101,13 +100,17 @@ async def check_interface(inspection: Inspection) -> AsyncIterator[Finding]:
     except (ConfigError, PlatformError) as error:
         yield Finding(id="interface", verdict=Verdict.FAIL, evidence=str(error))
         return
-    is_direct = config is not None and isinstance(config.backend, HostGwConfig)
-    mtu = chosen.link.mtu if is_direct else overhead.tun_mtu(chosen.link.mtu, chosen.link.name)
+    mtu = None
+    if config is not None:
+        try:
+            mtu = kind_of(config.backend).mtu(chosen)
+        except ConfigError as error:
+            yield Finding(id="interface.mtu", verdict=Verdict.FAIL, evidence=str(error))
     yield Finding(
         id="interface",
         verdict=Verdict.OK,
         evidence=f"{chosen.link.name} ({chosen.address}), advertising {chosen.public_ip},"
-        f" overlay MTU {mtu} (chosen: {chosen.why})",
+        f"{'' if mtu is None else f' overlay MTU {mtu}'} (chosen: {chosen.why})",
     )
     for other in chosen.others:
         yield Finding(
@@ -178,8 +181,8 @@ def _kept(plan: Keep, public_ip: IPv4Address, node_id: str | None) -> tuple[Verd
     )
 
 
-async def check_gateways(inspection: Inspection) -> AsyncIterator[Finding]:
-    """Whether the host-gw backend's peers are neighbours on the interface."""
+async def check_backend(inspection: Inspection) -> AsyncIterator[Finding]:
+    """What the network's backend needs of the interface and of the other nodes."""
     config, snapshot, chosen = (
         inspection.network_config,
         inspection.snapshot,
@@ -187,46 +190,11 @@ async def check_gateways(inspection: Inspection) -> AsyncIterator[Finding]:
     )
     if config is None or snapshot is None or chosen is None:
         return
-    if not isinstance(config.backend, HostGwConfig):
-        return
-    if chosen.public_ip != chosen.address:
-        yield Finding(
-            id="gateways.public-ip",
-            verdict=Verdict.FAIL,
-            title="host-gw",
-            evidence=f"the PublicIP {chosen.public_ip} is not the address {chosen.address} of"
-            f" {chosen.link.name}, which other nodes would send to",
-            next_step="leave --public-ip out, or use the udp backend",
-        )
-    networks = [
+    networks = tuple(
         address.interface.network
         for address in await inspection.netlink.addresses()
         if address.index == chosen.link.index
-    ]
-    peers = [
-        lease
-        for lease in snapshot.leases
-        if lease.attributes.backend_type.lower() in config.backend.lease_types
-        and lease.attributes.public_ip != chosen.public_ip
-    ]
-    far = [
-        lease
-        for lease in peers
-        if not any(lease.attributes.public_ip in network for network in networks)
-    ]
-    for lease in far:
-        yield Finding(
-            id="gateways.far",
-            verdict=Verdict.WARN,
-            title="host-gw",
-            evidence=f"{lease.key} at {lease.attributes.public_ip} is on no network of"
-            f" {chosen.link.name}: no route can lead there",
-            next_step="host-gw needs all nodes on one layer-2 network; udp does not",
-        )
-    if not far:
-        yield Finding(
-            id="gateways",
-            verdict=Verdict.OK,
-            title="host-gw",
-            evidence=f"{len(peers)} other nodes, all on networks of {chosen.link.name}",
-        )
+    )
+    around = Surroundings(interface=chosen, networks=networks, leases=snapshot.leases)
+    for finding in kind_of(config.backend).check(config.backend, around):
+        yield finding

@@ -69,7 +69,7 @@ class EngineSettings:
     disabled: frozenset[Offload] = frozenset()
     """Offloads to do without."""
     cpus: tuple[int, ...] = ()
-    """Each thread in turn is bound to one; none: the scheduler's choice."""
+    """Threads are bound to these, round robin; none: the scheduler's choice."""
     spin_us: int = 0
     """Poll so long before sleeping, while that pays; 0 never."""
     layout: Layout = Layout.SHARED
@@ -91,7 +91,7 @@ class NativeEngine:
         settings: EngineSettings | None = None,
         kernel: KernelOffloads | None = None,
     ) -> None:
-        """kernel: what find_offloads said, if it was asked already."""
+        """kernel: the result of find_offloads, if there is one already."""
         native = require()
         self.name = engine.value
         self._engine = engine
@@ -176,7 +176,7 @@ class NativeEngine:
         return min(running, default=installed)
 
     def rebound(self) -> None:
-        """See Dataplane. Threads keep nothing of a socket: each run makes its own epoll set."""
+        """See Dataplane. Threads keep no state of a socket: each run makes its own epoll set."""
         for sock in self._socks:
             set_udp_gro(sock, is_on=self._has(Offload.UDP_GRO))
         for worker in self._workers:
@@ -331,7 +331,7 @@ class NativeEngine:
                 self._restore_at = self._loop.time() + PATH_STATE_S
 
     def _take_in_path_states(self) -> None:
-        """Read what workers have learnt of paths, and log it once."""
+        """Read the path state workers wrote, and log each change once."""
         if not self._fibs:
             return
         news = self._path_states.take_in(self._hop_count(), self._loop.time())
@@ -348,7 +348,7 @@ class NativeEngine:
                 )
 
     def _expire(self) -> None:
-        """Try again at full size, and with every offload, what was learnt long ago."""
+        """Forget path state and refused offloads that are PATH_STATE_S old."""
         self._expire_timer = self._loop.call_later(_EXPIRE_S, self._expire)
         self._take_in_path_states()
         now = self._loop.time()
@@ -360,7 +360,7 @@ class NativeEngine:
 
     def _on_end(self, tun_name: str, code: int) -> None:
         if self._tun_gone.is_set():
-            return  # another worker's news
+            return  # another worker reported it
         if code == errno.EBADFD:
             _log.warning("TUN device %s is gone", tun_name)
         else:

@@ -126,7 +126,7 @@ class HopTotals:
 
 
 class PathStates:
-    """What workers have learnt of paths, since when, and until when it is believed."""
+    """Path state as workers wrote it, with its age; it expires after `lasts_s`."""
 
     def __init__(self, paths: npt.NDArray[np.void], lasts_s: float) -> None:
         self._paths = paths

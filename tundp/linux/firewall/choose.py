@@ -1,4 +1,4 @@
-"""The firewall as the daemon uses it: set up once, looked after, cleaned up on request.
+"""Firewall rules of the overlay, iptables or nftables: set up, repair, removal.
 
 The rules are flannel's, byte for byte (see iptables.py and nftables.py), and like
 flannel's they stay when the daemon ends: the overlay's packets still need them after a
@@ -75,7 +75,7 @@ class Firewall:
         pairs = [(self._settings.network, self._settings.subnet)]
         if previous is not None:
             pairs.append((previous.network, previous.subnet))
-        # The old goes after the new has come, so that no packet meets neither.
+        # Remove the old rules after adding the new, so that no packet meets neither.
         await self._flavour.install(pairs)
         try:
             for line in await self._remove_other(pairs):
@@ -84,7 +84,7 @@ class Firewall:
             _log.warning("firewall: older rules may be left, and apply too: %s", error)
 
     async def repair(self) -> list[str]:
-        """Put back what is missing; what that was, for the log. Cheap if nothing is.
+        """Restore missing rules; return what was missing, for the log. Cheap if nothing is.
 
         PlatformError if it cannot be put back. What somebody added stays.
         """
@@ -120,7 +120,7 @@ async def remove_all(
 async def leftovers(
     networks: Iterable[tuple[IPv4Network, IPv4Network]] = (), mark: str = ""
 ) -> list[str]:
-    """What `remove_all` would remove, in the same words."""
+    """List what `remove_all` would remove, in the same words."""
     return await _remove(networks, mark, is_dry_run=True)
 
 

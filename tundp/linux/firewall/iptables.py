@@ -25,9 +25,9 @@ from tundp.linux.firewall.settings import FirewallSettings, NetworkPair, Overlay
 
 PACKAGE: Final = "iptables"
 KUBE_PROXY_MARK: Final = "0x4000/0x4000"
-"""kube-proxy masquerades packets with this mark itself; twice would be once too often."""
+"""Packets with this mark are masqueraded by kube-proxy already."""
 WAIT_SINCE: Final = (1, 6, 2)
-"""Since this version iptables-restore knows --wait, and MASQUERADE --random-fully."""
+"""First version whose iptables-restore knows --wait, and MASQUERADE --random-fully."""
 _MASQUERADE: Final = " -j MASQUERADE"
 
 
@@ -60,7 +60,7 @@ FORWARD: Final = RuleSet(
 
 
 def masquerade_rules(overlay: Overlay, mark: str = "") -> RuleSet:
-    """What leaves the overlay, or comes into it from this host, gets the host's address."""
+    """Masquerade packets that leave the overlay, or enter it from this host's other addresses."""
     network, subnet = overlay.network, overlay.subnet
     return _filled(
         MASQUERADE.marked(mark),
@@ -74,7 +74,7 @@ def masquerade_rules(overlay: Overlay, mark: str = "") -> RuleSet:
 
 
 def forward_rules(overlay: Overlay, mark: str = "") -> RuleSet:
-    """The overlay's packets pass, whatever the policy of FORWARD."""
+    """Accept the overlay's packets, whatever the policy of FORWARD."""
     return _filled(
         FORWARD.marked(mark),
         (f"-s {overlay.network}", "ACCEPT"),
@@ -222,7 +222,7 @@ class _Part:
         self._rules = rules
         self._pairs = pairs
         self._is_random_fully = is_random_fully
-        # As printed by this version right after the rules were made, not as we spell them.
+        # As this version of iptables printed them right after they were made.
         self._chain_lines: list[str] = []
         self._jump_lines: list[str] = []
 
@@ -287,7 +287,7 @@ class _Part:
         return await self._program.list_chain(self._rules.table, chain) or []
 
     def _jumps(self, listed: Sequence[str]) -> list[str]:
-        """Our jumps. One without our comment is an administrator's and stays his."""
+        """Jumps with our comment; one without it is an administrator's and stays."""
         end = f"-j {self._rules.chain}"
         return [line for line in listed if line.endswith(end) and self._rules.comment in line]
 

@@ -40,7 +40,7 @@ async def watch_ruleset() -> AsyncIterator[Callable[[float], Awaitable[bool]]]:
     try:
         watcher = _open_watcher()
     except OSError as error:
-        _log.info("firewall changes are not told by the kernel (%s): looking by the clock", error)
+        _log.info("no firewall change notifications from the kernel (%s): polling instead", error)
         yield changed
         return
 
@@ -52,7 +52,7 @@ async def watch_ruleset() -> AsyncIterator[Callable[[float], Awaitable[bool]]]:
             except BlockingIOError:
                 return
             except OSError as error:
-                _log.warning("cannot read what the kernel tells of the firewall: %s", error)
+                _log.warning("cannot read firewall change notifications: %s", error)
                 loop.remove_reader(watcher.fileno())
                 return
 

@@ -1,4 +1,4 @@
-"""python-etcd made to serve: clients without retries, an interruptible watch, endpoints in turn.
+"""python-etcd wrapped: clients without retries, an interruptible watch, endpoints in turn.
 
 python-etcd blocks, so each client lives on a thread of its own, one for requests and
 one for the watch. Its defects that matter here, and what is done about them:
@@ -9,8 +9,8 @@ one for the watch. Its defects that matter here, and what is done about them:
 - a blocked watch cannot be cancelled: `WatchClient` keeps the response in flight, and
   cancelling shuts its socket down
 - a watch that waits for an index the store has not reached yet (data wiped, restored)
-  would sleep through every event until then: the answer's headers come at once, and
-  tell
+  would sleep through every event until then: the headers, which come at once, carry
+  the store's index
 - keys are pasted into URLs: only keys printed from parsed values are ever used
 """
 
@@ -47,13 +47,13 @@ from tundp.store.endpoints import Endpoints
 T = TypeVar("T")
 
 WATCH_TIMEOUT_S: Final = 15.0
-"""A quiet watch is asked again this often. A server that hangs is noticed after one to two
-such times: first its silence looks like quiet, then not even headers come."""
+"""Read timeout of a watch, after which it is sent anew. A server that hangs is noticed after one
+to two of them: the first looks like a watch without events, the second gets no headers."""
 WATCH_TIMEOUT: Final = Timeout(connect=REQUEST_TIMEOUT_S, read=WATCH_TIMEOUT_S)
 
 
 class Client(etcd.Client):  # type: ignore[misc]
-    """python-etcd with one endpoint and no retries of its own."""
+    """A python-etcd client of one endpoint that never retries."""
 
     def __init__(self, endpoint: Endpoint, access: EtcdAccess, tls: ssl.SSLContext) -> None:
         super().__init__(
@@ -72,7 +72,7 @@ class Client(etcd.Client):  # type: ignore[misc]
 
 
 class WatchClient(Client):
-    """A client whose blocked watch can be ended from another thread."""
+    """A client whose blocked watch can be interrupted from another thread."""
 
     def __init__(self, endpoint: Endpoint, access: EtcdAccess, tls: ssl.SSLContext) -> None:
         super().__init__(endpoint, access, tls)
@@ -82,7 +82,7 @@ class WatchClient(Client):
         self._is_interrupted = False
 
     def next_event(self, path: str, after: int) -> etcd.EtcdResult | None:
-        """The next event under `path` after index `after`; None if none came in time."""
+        """Wait for the next event under `path` after index `after`; None on timeout."""
         self._waits_after = after
         try:
             return self.read(
@@ -91,7 +91,7 @@ class WatchClient(Client):
         except etcd.EtcdWatchTimedOut:
             if self._in_flight is None:
                 raise  # not even headers, which a quiet watch gets at once: it hangs
-            # Quiet, or cut off from the majority? A member without one says nothing, for ever.
+            # No events, or no majority? A member without one never answers a watch: ask it.
             with contextlib.suppress(etcd.EtcdKeyNotFound):
                 self.read(f"{path.rpartition('/')[0]}/config", quorum=True)
             return None
@@ -108,7 +108,7 @@ class WatchClient(Client):
                 self._in_flight = None
 
     def interrupt(self) -> None:
-        """End a read in progress, now or as soon as its headers arrive. Any thread."""
+        """Interrupt a read in progress, now or when its headers arrive. Thread-safe."""
         with self._lock:
             self._is_interrupted = True
             if self._in_flight is not None:
@@ -131,7 +131,7 @@ class WatchClient(Client):
 
 
 class Connection:
-    """One thread, one client, and the list of endpoints to go through."""
+    """One thread with one client, of one endpoint at a time; the others follow when it fails."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class Connection:
         self._calls: set[threading.Event] = set()
 
     async def call(self, operation: Callable[[Any], T], *, once: bool = False) -> T:
-        """`operation(client)` on the first endpoint that answers.
+        """Run `operation(client)` on the thread, at the first endpoint it succeeds at.
 
         once: the operation must not run twice, so only an endpoint that was never
         reached is followed by another one.
@@ -166,20 +166,20 @@ class Connection:
             self._calls.discard(abandoned)
 
     def reconnect(self) -> None:
-        """Make a new client for the next call; a watch in progress ends at once."""
+        """Use a new client for the next call, and interrupt a watch in progress."""
         self._is_stale = True
         client = self._client
         if isinstance(client, WatchClient):
             client.interrupt()
 
     def close(self) -> None:
-        """End the thread; a watch in progress ends first."""
+        """Interrupt a watch in progress and end the thread."""
         for abandoned in self._calls:
             self._abandon(abandoned)
         self._thread.close()
 
     def _abandon(self, abandoned: threading.Event) -> None:
-        # Order matters: `_try_endpoints` looks at the event after it has set `_client`.
+        # Order matters: `_try_endpoints` checks the event after setting `_client`.
         abandoned.set()
         client = self._client
         if isinstance(client, WatchClient):
@@ -222,7 +222,7 @@ class Connection:
             else:
                 self._endpoints.answered(endpoint)
                 if abandoned.is_set():
-                    # The interruption came too late for this call; it must not hit the next.
+                    # The interruption came after the call: a new client, lest it hits the next.
                     self._drop_client()
                 return result
         raise attempts.error()
@@ -238,19 +238,19 @@ class Connection:
 
 
 _CLOSED_ON_US: Final = ("EOF", "reset by peer", "Connection aborted", "closed connection")
-"""What a server that does not accept our certificate looks like, more or less at random."""
+"""Failures of a server that rejects our certificate, depending on timing."""
 _PASSED_ON: Final = (
     etcd.EtcdKeyNotFound,
     etcd.EtcdAlreadyExist,
     etcd.EtcdCompareFailed,
 )
-"""Answers, as opposed to failures: the caller knows what each means for its operation."""
+"""etcd's negative answers, as opposed to failures: the caller maps them to its own errors."""
 _HISTORY_LOST: Final = (
     etcd.EtcdEventIndexCleared,
     etcd.EtcdWatcherCleared,
     etcd.EtcdClusterIdChanged,
 )
-"""Ends of a watch after which only a snapshot tells what there is."""
+"""Errors of a watch that lost events: a new snapshot is needed."""
 
 
 def check_credentials(access: EtcdAccess) -> None:

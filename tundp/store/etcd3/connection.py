@@ -37,9 +37,9 @@ PING_TIMEOUT_S: Final = 4.0
 """A watch on a server that hangs ends after PING_S + PING_TIMEOUT_S. Pings more often than
 every 5 s would be refused (etcd --grpc-keepalive-min-time)."""
 LOGINS: Final = 3
-"""Tries of one call to log in again: a server may restart while we do."""
+"""Logins of one call: a server may restart between login and request."""
 _WINDOW_LEN: Final = 64 << 20
-"""HTTP/2 window: a snapshot is one message, and 65,000 leases are 8 MB."""
+"""HTTP/2 window in bytes: a snapshot is one message, and 65,000 leases are 8 MB."""
 CONFIG: Final = Configuration(
     _keepalive_time=PING_S,
     _keepalive_timeout=PING_TIMEOUT_S,
@@ -90,7 +90,7 @@ class EtcdChannel(Channel):
 
 
 class Connection:
-    """One HTTP/2 connection to one endpoint at a time, and the list to go through."""
+    """One HTTP/2 connection, to one endpoint at a time; the others follow when it fails."""
 
     def __init__(self, access: EtcdAccess) -> None:
         self._access = access
@@ -108,7 +108,7 @@ class Connection:
     async def call(
         self, method: str, request: Any, answer_type: type[T], *, once: bool = False
     ) -> T:
-        """One request on the first endpoint that answers. `once`: see `use`."""
+        """Send one unary request to the first endpoint that answers. `once`: see `use`."""
 
         async def ask(channel: EtcdChannel, metadata: dict[str, str]) -> T:
             unary = UnaryUnaryMethod(channel, SERVICE + method, type(request), answer_type)
@@ -122,9 +122,9 @@ class Connection:
         *,
         once: bool = False,
     ) -> T:
-        """`operation(channel, metadata)` on the first endpoint that lets it through.
+        """Await `operation(channel, metadata)` on the first endpoint it succeeds at.
 
-        once: it must not run twice, so it is tried again only where it cannot have run.
+        once: it must not run twice, so it is retried only if it cannot have run.
         """
         attempts = self._endpoints.attempts(once=once)
         logins_left = LOGINS
@@ -137,7 +137,7 @@ class Connection:
                 self._leave(None)
                 continue
             endpoint, token = channel.endpoint, self._token
-            # A member cut off from the leader must say so rather than let us wait.
+            # hasleader: a member without a leader fails the request instead of blocking it.
             metadata = {"hasleader": "true"} | ({"token": token} if token else {})
             try:
                 result = await operation(channel, metadata)
@@ -162,16 +162,16 @@ class Connection:
         raise attempts.error()
 
     def lost(self, channel: EtcdChannel, why: str) -> None:
-        """A stream on `channel` broke: whoever comes next starts with another endpoint."""
+        """Report that a stream on `channel` broke: the next request starts at another endpoint."""
         self._endpoints.failed(channel.endpoint, why)
         self._leave(channel)
 
     def reconnect(self) -> None:
-        """Have a new connection to the same endpoint; what waits on the old one fails."""
+        """Connect to the same endpoint anew at the next request; pending requests fail."""
         self._disconnect()
 
     def close(self) -> None:
-        """Close the connection for good."""
+        """Close the connection and its name lookups; pending requests fail."""
         self._disconnect()
         self._names.close()
 
@@ -207,7 +207,7 @@ class Connection:
             return channel
 
     async def _log_in(self, channel: EtcdChannel) -> None:
-        """Get a token, or find that none is needed."""
+        """Authenticate: store a token, or that authentication is not enabled."""
         endpoint = channel.endpoint
         method = UnaryUnaryMethod(
             channel,
@@ -240,9 +240,9 @@ class Connection:
         self._was_logged_in = True
 
     def _leave(self, channel: EtcdChannel | None) -> None:
-        """Leave `channel`'s endpoint (None: the one that could not be connected) for the next."""
+        """Drop `channel` and go to the next endpoint. None: the current one did not connect."""
         if channel is not self._channel:
-            return  # somebody else has left it already
+            return  # another request has done so already
         if channel is not None:
             channel.close()
             self._channel = None

@@ -141,7 +141,7 @@ class Etcd3Store:
         await self._close_watch()
         await asyncio.gather(*self._revocations, return_exceptions=True)
         self._connection.close()
-        await asyncio.sleep(0)  # the transport ends in the loop's next turn: let there be one
+        await asyncio.sleep(0)  # the transport is closed in the next iteration of the loop
 
     def _to_snapshot(self, answer: rpc.RangeResponse) -> Snapshot:
         entries = [self._decode(kv) for kv in answer.kvs]
@@ -174,7 +174,7 @@ class Etcd3Store:
             granted = await self._connection.call(
                 "Lease/LeaseGrant", rpc.LeaseGrantRequest(TTL=lease_ttl_s), rpc.LeaseGrantResponse
             )
-            # Never less than asked for; a little more where that is below etcd's least.
+            # At least what was asked for: etcd has a minimum.
             etcd_lease_id, granted_s = granted.ID, granted.TTL
         value = codec.encode_value(attributes).encode()
         put = rpc.RequestOp(
@@ -185,16 +185,15 @@ class Etcd3Store:
         except Conflict:
             self._revoke_soon(etcd_lease_id)
             raise
-        # The key hangs on the new etcd lease now; the old one, if it was ours, holds nothing.
-        # Nobody waits for that: what is renewed is renewed.
+        # The key is attached to the new etcd lease; revoke our old one in the background.
         self._revoke_soon(self._etcd_leases.pop(key, 0))
         self._etcd_leases[key] = etcd_lease_id
         return Lease(key=key, attributes=attributes, revision=revision, lease_ttl_s=granted_s)
 
     async def _transact(self, key: LeaseKey, guard: rpc.Compare, op: rpc.RequestOp) -> int:
-        """Do `op` if `guard` holds, else Conflict; the revision it made.
+        """Commit `op` if `guard` holds, else raise Conflict; return the new revision.
 
-        Never sent twice: the first time it may have been done, and its answer lost.
+        Never retried after it was sent: it may have been committed, and the answer lost.
         """
         answer = await self._connection.call(
             "KV/Txn",
@@ -213,7 +212,7 @@ class Etcd3Store:
             task.add_done_callback(self._revocations.discard)
 
     async def _revoke(self, etcd_lease_id: int) -> None:
-        """Give back an etcd lease nothing hangs on; should that fail, it expires by itself."""
+        """Revoke an etcd lease no key is attached to. If that fails, it expires."""
         with contextlib.suppress(StoreError):
             await self._connection.call(
                 "Lease/LeaseRevoke",

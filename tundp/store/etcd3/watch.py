@@ -22,7 +22,7 @@ from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
 
 
 class Watch:
-    """A watch stream in a task of its own, and what came of it and was not taken yet."""
+    """A watch stream, read by a task of its own into a queue."""
 
     def __init__(
         self, connection: Connection, prefix: bytes, after: int, cluster_id: int | None
@@ -35,7 +35,7 @@ class Watch:
         self._task = asyncio.ensure_future(self._run())
 
     async def next(self) -> list[rpc.WatchResponse]:
-        """What has come since the last call, at least one; `revision` moves on."""
+        """Wait for responses; return all queued ones, at least one, and advance `revision`."""
         found = [await self._queue.get()]
         while not self._queue.empty():
             found.append(self._queue.get_nowait())
@@ -51,14 +51,14 @@ class Watch:
         return taken
 
     async def close(self) -> None:
-        """End the stream."""
+        """Cancel the stream."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
         try:
             await self._connection.use(self._pump)
-        except Exception as error:  # noqa: BLE001  (whoever waits gets it, a bug of ours, too)
+        except Exception as error:  # noqa: BLE001  (raised again by `next`)
             self._queue.put_nowait(error)
 
     async def _pump(self, channel: EtcdChannel, metadata: dict[str, str]) -> None:
@@ -83,7 +83,7 @@ class Watch:
                     if not answer.created:
                         self._queue.put_nowait(answer)
             except FAILURES as error:
-                # Not on to the next endpoint from here: a snapshot comes first.
+                # Do not resume at the next endpoint: a snapshot comes first.
                 why = f"the watch broke: {words(error)}"
                 self._connection.lost(channel, why)
                 raise StoreUnavailable(why) from None
@@ -121,7 +121,7 @@ class Watch:
 
 
 def _revision_of(answer: rpc.WatchResponse) -> int:
-    """Up to where a response tells all: its last event, as the header may be far ahead of it."""
+    """The revision up to which a response is complete: its last event's, not its header's."""
     if answer.events:
         return int(answer.events[-1].kv.mod_revision)
     return int(answer.header.revision)

@@ -1,4 +1,4 @@
-"""What etcd's and the network's failures mean, and how they are told."""
+"""Failures of etcd's v3 API and of the connection to it: their classes and their wording."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ FAILURES: Final = (
     DecodeError,
 )
 NO_USER: Final = "user name is empty"
-"""What etcd says to a request without a token once auth is on."""
+"""etcd's answer to a request without a token while authentication is enabled."""
 
 
 _UNTOUCHED: Final = frozenset({Status.UNAUTHENTICATED, Status.PERMISSION_DENIED})
-"""Refusals after which nothing was done for certain."""
+"""Statuses that mean the request was not carried out."""
 
 
 def is_untouched(error: BaseException) -> bool:
