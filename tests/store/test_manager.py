@@ -30,6 +30,7 @@ from tests.store.support import (
     run,
 )
 from tests.wait import steadily, until
+from tundp.backend.choose import parse_network_config
 from tundp.instance import Instance
 from tundp.lab.etcd import PrivateEtcd
 from tundp.lease.claim import LeaseState
@@ -126,6 +127,7 @@ def manager_of(
 ) -> StoreSubnetManager:
     return StoreSubnetManager(
         store,
+        parse=parse_network_config,
         identity=identity,
         lease=LeaseSettings(lease_ttl_s=600, margin_s=60, retry_s=0.5),
         rng=random.Random(),
