@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network
 from types import MappingProxyType
@@ -207,6 +207,8 @@ class Routing:
         self._peers: dict[IPv4Network, Peer] = {}
         self._refused: dict[LeaseKey, RefusedLease] = {}
         self._duplicates: dict[LeaseKey, None] = {}
+        self._without_hop: dict[IPv4Network, None] = {}
+        """Subnets of which a lease was refused for want of a hop id."""
         self._hops = Hops()
         self._rows = Rows()
 
@@ -244,14 +246,8 @@ class Routing:
         """Apply one update of the store."""
         changes = self._table.apply(update)
         own = self._own_observations(update, changes)
-        moving = [change for change in changes if change.moves_packets]
-        delta = self._judge_again(moving)
-        return RoutingDelta(
-            gone=delta.gone,
-            come=delta.come,
-            moved=delta.moved,
-            hops_assigned=delta.hops_assigned,
-            newly_refused=delta.newly_refused,
+        return replace(
+            self._judge_again([change for change in changes if change.moves_packets]),
             own=own,
             newly_bad=self._table.newly_bad,
             changed_leases=len(changes),
@@ -327,7 +323,7 @@ class Routing:
         return tuple(seen)
 
     def _judge_again(self, changes: Collection[Change]) -> RoutingDelta:
-        """Elect the peer of each subnet that `changes` touch."""
+        """Elect the peer of each subnet that `changes` touch, or that waits for a hop id."""
         before: dict[IPv4Network, Peer | None] = {}
         refused_before: dict[LeaseKey, RefusedLease | None] = {}
         for change in changes:
@@ -336,6 +332,8 @@ class Routing:
             subnet = change.key.subnet
             before.setdefault(subnet, self._peers.get(subnet))
             self._index(change)
+        for subnet in self._without_hop if self._hops.has_room else ():
+            before.setdefault(subnet, self._peers.get(subnet))
         assigned: list[int] = []
         for subnet, was in before.items():
             for key in self._keys.get(subnet, ()):
@@ -374,6 +372,7 @@ class Routing:
     def _elect(self, subnet: IPv4Network, was: Peer | None, assigned: list[int]) -> None:
         """The first key that names an admissible peer wins; each other one is refused."""
         winner: Lease | None = None
+        self._without_hop.pop(subnet, None)
         for key in self._keys.get(subnet, ()):
             lease = self.leases[key]
             refusal = self._refuse(lease)
@@ -381,6 +380,7 @@ class Routing:
                 refusal = Refusal.DUPLICATE_SUBNET
             if refusal is None and self._hops.is_full(self._endpoint_of(lease)):
                 refusal = Refusal.TOO_MANY_PEERS
+                self._without_hop[subnet] = None
             if refusal is None:
                 winner = lease
             self._note_refusal(lease, refusal)
