@@ -11,9 +11,7 @@ snapshot and `fib` (a few numpy passes) are linear in it.
 
 flannel sends to anything under the prefix: a lease without PublicIP loops back into the
 sender, a vxlan node becomes a udp peer that never answers. Here each lease that is no peer
-is refused for one named reason.
-
-Each endpoint has a stable hop id: lease/hops.py.
+is refused for one named reason. Each endpoint has a stable hop id: lease/hops.py.
 """
 
 from __future__ import annotations
@@ -65,19 +63,19 @@ class RefusedLease:
 
 @dataclass(frozen=True, slots=True)
 class OwnSeen:
-    """The store has our key with this value; it differs from the one known before."""
+    """Our key has this value in the store; it differs from the one known before."""
 
     lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
 class OwnGone:
-    """The store does not have our key."""
+    """Our key is absent from the store."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnUnreadable:
-    """The store has our key with a value that cannot be read."""
+    """Our key has a value in the store that cannot be read."""
 
     why: str
 
@@ -245,10 +243,9 @@ class Routing:
     def apply(self, update: Snapshot | Events) -> RoutingDelta:
         """Apply one update of the store."""
         changes = self._table.apply(update)
-        own = self._own_observations(update, changes)
         return replace(
             self._judge_again([change for change in changes if change.moves_packets]),
-            own=own,
+            own=self._own_observations(update, changes),
             newly_bad=self._table.newly_bad,
             changed_leases=len(changes),
             has_lease_gone=any(change.new is None for change in changes),
@@ -317,7 +314,7 @@ class Routing:
             for change in changes
             if change.key == own
         ]
-        # Each snapshot without our lease is said, also when it was not known before either.
+        # Every snapshot without our lease is an observation, though it was not known before.
         if isinstance(update, Snapshot) and own not in self.leases and not seen:
             seen.append(OwnGone())
         return tuple(seen)
@@ -440,7 +437,7 @@ class Routing:
 
 
 def _is_news(before: RefusedLease | None, now: RefusedLease) -> bool:
-    """Whether an operator has not been told: a renewal of a refused lease is no news."""
+    """Whether the refusal differs from the one logged: a renewal of a refused lease does not."""
     return before is None or (before.refusal, before.lease.attributes.public_ip) != (
         now.refusal,
         now.lease.attributes.public_ip,
