@@ -21,7 +21,7 @@ HOST_GW = UDP | {"Backend": {"Type": "host-gw"}}
 async def restart(overlay: OverlayLab, network: dict[str, Any], *flags: str) -> LabNode:
     """Node 1 again, under another network config."""
     node = overlay.nodes[1]
-    if node.daemon is not None:
+    if node.log_path.exists():  # started before
         await node.stop_daemon()
     document = json.loads(overlay.lease_file.read_text())
     document["config"] = network
