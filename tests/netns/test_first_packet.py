@@ -26,3 +26,16 @@ async def test_no_packet_ever_meets_an_empty_table(
             counted = await counters(one)
         assert "no_route" not in counted["encap"]["drops"]
         assert counted["icmp_to_tun"] == 0
+
+
+async def test_pods_are_told_of_their_subnet_after_the_rules_are_there(
+    make_overlay: MakeOverlay,
+) -> None:
+    """CNI starts pods as soon as subnet.env is there: they must find masquerading in force."""
+    async with make_overlay(start=False) as overlay:
+        one = overlay.nodes[1]
+        await overlay.start_daemon(one, "--ip-masq")
+        await until(one.subnet_file.exists, poll_s=0.001)
+        rules = await one.host.run("iptables", "-t", "nat", "-S")
+        assert "-A POSTROUTING" in rules.stdout
+        assert "-j FLANNEL-POSTRTG" in rules.stdout

@@ -1,6 +1,10 @@
 """Delays between tries, and the log of an outage."""
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -17,12 +21,12 @@ LOG = logging.getLogger("tundp.test")
         (lambda: 0.5, [0.75, 1.5, 3.0, 3.75, 3.75], "jitter does not add up"),
     ],
 )
-def test_delays(rng, expected, breaks):
+def test_delays(rng: Callable[..., Any], expected: list[float], breaks: str) -> None:
     backoff = Backoff(1.0, 5.0, rng)
     assert [backoff.next_s() for _ in expected] == expected, breaks
 
 
-def test_reset_starts_over():
+def test_reset_starts_over() -> None:
     backoff = Backoff(0.2, 60.0, lambda: 0.0)
     for _ in range(5):
         backoff.next_s()
@@ -31,7 +35,7 @@ def test_reset_starts_over():
     assert backoff.next_s() == 0.4
 
 
-def test_default_jitter_stays_in_its_range_and_varies():
+def test_default_jitter_stays_in_its_range_and_varies() -> None:
     delays = set()
     for _ in range(50):
         delays.add(Backoff(1.0, 5.0).next_s())
@@ -40,7 +44,7 @@ def test_default_jitter_stays_in_its_range_and_varies():
 
 
 @pytest.fixture
-def lines(caplog):
+def lines(caplog: pytest.LogCaptureFixture) -> Callable[..., Any]:
     caplog.set_level(logging.INFO, logger=LOG.name)
 
     def taken() -> list[tuple[str, str]]:
@@ -51,7 +55,7 @@ def lines(caplog):
     return taken
 
 
-def test_an_outage_is_told_once_then_once_a_minute_then_its_end(lines):
+def test_an_outage_is_told_once_then_once_a_minute_then_its_end(lines: Any) -> None:
     outage = Outage(LOG, "etcd")
     assert not outage.is_on
     outage.failed("refused", now=100.0)
@@ -68,7 +72,7 @@ def test_an_outage_is_told_once_then_once_a_minute_then_its_end(lines):
     assert not outage.is_on
 
 
-def test_another_error_is_told_at_once(lines):
+def test_another_error_is_told_at_once(lines: Any) -> None:
     outage = Outage(LOG, "etcd")
     outage.failed("refused", now=0.0)
     outage.failed("refused", now=1.0)
@@ -79,7 +83,7 @@ def test_another_error_is_told_at_once(lines):
     ]
 
 
-def test_success_without_failure_is_silent(lines):
+def test_success_without_failure_is_silent(lines: Any) -> None:
     outage = Outage(LOG, "etcd")
     outage.ended(now=1.0)
     outage.failed("x", now=2.0)
@@ -89,7 +93,7 @@ def test_success_without_failure_is_silent(lines):
     assert lines() == []
 
 
-def test_a_second_outage_is_told_even_within_the_minute(lines):
+def test_a_second_outage_is_told_even_within_the_minute(lines: Any) -> None:
     outage = Outage(LOG, "etcd")
     outage.failed("refused", now=0.0)
     outage.failed("refused", now=0.5)
@@ -103,6 +107,6 @@ def test_a_second_outage_is_told_even_within_the_minute(lines):
     ]
 
 
-def test_percent_signs_in_errors_are_only_text(lines):
+def test_percent_signs_in_errors_are_only_text(lines: Any) -> None:
     Outage(LOG, "etcd %s").failed("100% %d", now=0.0)
     assert lines() == [("WARNING", "etcd %s: 100% %d; retrying")]

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import threading
 import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +33,9 @@ from tundp.cli import (
     program,
 )
 from tundp.cli.bench import BenchOptions
+from tundp.cli.command import Command, Given
 from tundp.cli.program import COMMANDS, EXAMPLES, find
+from tundp.cli.run import RunCommand
 from tundp.daemon.report import setting_statuses
 from tundp.daemon.running import settings_of
 from tundp.errors import ConfigError, Interrupted
@@ -45,13 +49,13 @@ SECRET = "hunter2"
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch):
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("FLANNELD_", "TUNDP_")):
             monkeypatch.delenv(name)
 
 
-def shown(capsys, *arguments: str) -> dict[str, object]:
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
     assert main(["config", "show", *arguments]) == EXIT_OK
     output, errors = capsys.readouterr()
     assert errors == ""
@@ -61,7 +65,7 @@ def shown(capsys, *arguments: str) -> dict[str, object]:
 # config show
 
 
-def test_show_has_every_setting(capsys):
+def test_show_has_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     settings = shown(capsys)
     assert settings.keys() == {flag.name for flag in SETTABLE}
     assert settings["iface"] == []
@@ -73,7 +77,9 @@ def test_show_has_every_setting(capsys):
     assert settings["admin-socket"] == "/run/tundp/admin.sock"
 
 
-def test_show_blanks_the_password(capsys, monkeypatch):
+def test_show_blanks_the_password(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FLANNELD_ETCD_PASSWORD", SECRET)
     for more in ([], ["--origin"]):
         main(["config", "show", "--etcd-username=u", *more])
@@ -82,7 +88,9 @@ def test_show_blanks_the_password(capsys, monkeypatch):
         assert 'etcd-password = "***"' in output
 
 
-def test_show_tells_where_each_came_from(capsys, monkeypatch, tmp_path):
+def test_show_tells_where_each_came_from(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     path = tmp_path / "tundp.toml"
     path.write_text("workers = 2\nspin = 7\nv = 1\n")
     monkeypatch.setenv("FLANNELD_IP_MASQ", "true")
@@ -103,7 +111,7 @@ def test_show_tells_where_each_came_from(capsys, monkeypatch, tmp_path):
     assert (settings["v"], settings["spin"], settings["workers"]) == (2, 8, 2)
 
 
-def test_show_keeps_signs_of_toml_in_their_place(capsys):
+def test_show_keeps_signs_of_toml_in_their_place(capsys: pytest.CaptureFixture[str]) -> None:
     text = '/a"b\\c#d\te'
     assert shown(capsys, f"--etcd-prefix={text}")["etcd-prefix"] == text
     assert shown(capsys, "--iface=a,b", '--iface="')["iface"] == ["a,b", '"']
@@ -150,7 +158,9 @@ def test_show_keeps_signs_of_toml_in_their_place(capsys):
         ),
     ],
 )
-def test_exit_codes(capsys, arguments, code, output, errors):
+def test_exit_codes(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, output: str, errors: str
+) -> None:
     assert main(arguments) == code
     got = capsys.readouterr()
     assert (output in got.out) if output else got.out == ""
@@ -170,14 +180,16 @@ def test_exit_codes(capsys, arguments, code, output, errors):
         (["--etcd-cafile=/nonexistent/ca"], EXIT_USAGE, "", "flanneld: "),
     ],
 )
-def test_flanneld(capsys, arguments, code, output, errors):
+def test_flanneld(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, output: str, errors: str
+) -> None:
     assert flanneld(arguments) == code
     got = capsys.readouterr()
     assert (output in got.out) if output else got.out == ""
     assert (errors in got.err) if errors else got.err == ""
 
 
-def test_diff_takes_directories(capsys, tmp_path):
+def test_diff_takes_directories(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text("{}")
@@ -185,8 +197,10 @@ def test_diff_takes_directories(capsys, tmp_path):
     assert f"{tmp_path}/a/results.json is no results.json of schema" in capsys.readouterr().err
 
 
-def test_a_signal_is_exit_code_130(monkeypatch, capsys):
-    def interrupted(given):
+def test_a_signal_is_exit_code_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(given: Given) -> None:
         raise Interrupted("interrupted; everything torn down")
 
     command = dataclasses.replace(demo.COMMAND, run=interrupted)
@@ -195,7 +209,7 @@ def test_a_signal_is_exit_code_130(monkeypatch, capsys):
     assert capsys.readouterr().err == "tundp: interrupted; everything torn down\n"
 
 
-def test_the_scripts_lead_here():
+def test_the_scripts_lead_here() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert project["project"]["scripts"] == {
         "tundp": "tundp.cli:main",
@@ -203,7 +217,7 @@ def test_the_scripts_lead_here():
     }
 
 
-def test_a_password_given_wrongly_is_not_repeated(capsys):
+def test_a_password_given_wrongly_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (
         [f"--etcd-password={SECRET}"],
         [f"--etcd-pasword={SECRET}"],
@@ -218,7 +232,7 @@ def test_a_password_given_wrongly_is_not_repeated(capsys):
 # Help
 
 
-def test_help_lists_every_option_in_its_group(capsys):
+def test_help_lists_every_option_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
     main(["run", "--help"])
     text = capsys.readouterr().out
     flannels, own = text.split("tundp's own flags:")
@@ -231,7 +245,7 @@ def test_help_lists_every_option_in_its_group(capsys):
         assert not flag.search(there), option.name
 
 
-def test_help_tells_defaults_and_variables(capsys):
+def test_help_tells_defaults_and_variables(capsys: pytest.CaptureFixture[str]) -> None:
     main(["run", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for option in FLAGS:
@@ -252,7 +266,7 @@ def test_help_tells_defaults_and_variables(capsys):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["-help"], ["help"]])
-def test_help_lists_every_command(capsys, arguments):
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert main(arguments) == EXIT_OK
     text, errors = capsys.readouterr()
     assert errors == ""
@@ -261,7 +275,7 @@ def test_help_lists_every_command(capsys, arguments):
     assert "exit codes:" in text
 
 
-def test_no_command_at_all_prints_the_help_and_fails(capsys):
+def test_no_command_at_all_prints_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == EXIT_USAGE
     output, errors = capsys.readouterr()
     assert output == ""
@@ -269,7 +283,9 @@ def test_no_command_at_all_prints_the_help_and_fails(capsys):
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_help_of_a_command(capsys, command):
+def test_help_of_a_command(
+    capsys: pytest.CaptureFixture[str], command: Command | RunCommand
+) -> None:
     assert main(["help", *command.name.split()]) == EXIT_OK
     text = capsys.readouterr().out
     assert text.startswith(f"usage: tundp {command.name} ")
@@ -283,7 +299,7 @@ def test_help_of_a_command(capsys, command):
         assert line in text
 
 
-def test_every_example_of_the_help_is_a_command_line_that_is_taken():
+def test_every_example_of_the_help_is_a_command_line_that_is_taken() -> None:
     """Only read: what the commands do with it is tested elsewhere."""
     lines = [line for line, _ in EXAMPLES]
     lines += [line for command in COMMANDS for line, _ in command.examples]
@@ -310,13 +326,17 @@ SPELLINGS = ("-{}={}", "--{}={}", "-{} {}", "--{} {}")
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_status_takes_every_spelling(capsys, tmp_path, spelling):
+def test_status_takes_every_spelling(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, spelling: str
+) -> None:
     path = tmp_path / "none.sock"
     assert main(["status", *spelling.format("admin-socket", path).split()]) == EXIT_FAILED
     assert str(path) in capsys.readouterr().err
 
 
-def test_status_takes_variables_and_the_file(capsys, monkeypatch, tmp_path):
+def test_status_takes_variables_and_the_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     path = tmp_path / "none.sock"
     monkeypatch.setenv("TUNDP_ADMIN_SOCKET", str(path))
     assert main(["status"]) == EXIT_FAILED
@@ -331,7 +351,9 @@ def test_status_takes_variables_and_the_file(capsys, monkeypatch, tmp_path):
     assert "/run/tundp/run-flannel-blue.env.sock" in capsys.readouterr().err
 
 
-def test_status_does_not_read_what_does_not_concern_it(capsys, monkeypatch, tmp_path):
+def test_status_does_not_read_what_does_not_concern_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("FLANNELD_V", "rubbish")
     monkeypatch.setenv("TUNDP_ADMIN_SOCKET", str(tmp_path / "none.sock"))
     assert main(["status"]) == EXIT_FAILED
@@ -341,12 +363,12 @@ def test_status_does_not_read_what_does_not_concern_it(capsys, monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_own_options_take_every_spelling(capsys, spelling):
+def test_own_options_take_every_spelling(capsys: pytest.CaptureFixture[str], spelling: str) -> None:
     assert main(["demo", *spelling.format("megabytes", "0").split()]) == EXIT_USAGE
     assert "--megabytes '0' is out of range: at least 1" in capsys.readouterr().err
 
 
-def test_operands_and_flags_mix():
+def test_operands_and_flags_mix() -> None:
     options = flags_of(BenchOptions)
     parsed = goflags.parse(["a", "-out", "x", "b", "--ladder"], options, operand_count=2)
     assert parsed.operands == ("a", "b")
@@ -361,7 +383,9 @@ def test_operands_and_flags_mix():
 # The settings in force
 
 
-def test_show_says_whose_settings_it_shows(capsys, monkeypatch, tmp_path):
+def test_show_says_whose_settings_it_shows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(config, "UNIT_FILE", tmp_path / "none")
     monkeypatch.setenv("TUNDP_ADMIN_SOCKET", str(tmp_path / "none.sock"))
     main(["config", "show"])
@@ -370,7 +394,9 @@ def test_show_says_whose_settings_it_shows(capsys, monkeypatch, tmp_path):
     assert capsys.readouterr().out.startswith("# settings given here: flags, environment")
 
 
-def test_show_names_the_units_file_and_reads_it_when_told(capsys, monkeypatch, tmp_path):
+def test_show_names_the_units_file_and_reads_it_when_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     file = tmp_path / "tundp"
     file.write_text(
         '# of the unit\n; too\nFLANNELD_IFACE=eth7\n TUNDP_SPIN = "7" \n'
@@ -405,7 +431,7 @@ def status_of(settings: Settings, pid: int = os.getpid()) -> Status:
 
 
 @pytest.fixture
-def daemon(tmp_path, monkeypatch):
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """A daemon's admin socket, answering with the settings of some flags and variables."""
     stack = contextlib.ExitStack()
     path = tmp_path / "admin.sock"
@@ -421,12 +447,12 @@ def daemon(tmp_path, monkeypatch):
 
 
 @contextlib.contextmanager
-def answering(path: Path, status: Status):
+def answering(path: Path, status: Status) -> Iterator[None]:
     """serve_admin on a loop of its own thread."""
     loop = asyncio.new_event_loop()
     started, stop = threading.Event(), asyncio.Event()
 
-    async def serve():
+    async def serve() -> None:
         async with serve_admin(path, lambda: status, bytes):
             started.set()
             await stop.wait()
@@ -442,7 +468,9 @@ def answering(path: Path, status: Status):
         loop.close()
 
 
-def test_show_without_flags_shows_the_running_daemons(capsys, daemon):
+def test_show_without_flags_shows_the_running_daemons(
+    capsys: pytest.CaptureFixture[str], daemon: Any
+) -> None:
     socket = daemon("--iface=eth7", TUNDP_SPIN="7")
     assert main(["config", "show", "--origin", socket]) == EXIT_OK
     output = capsys.readouterr().out
@@ -452,7 +480,9 @@ def test_show_without_flags_shows_the_running_daemons(capsys, daemon):
     assert re.search(r"^spin = 7 +# TUNDP_SPIN$", output, re.MULTILINE)
 
 
-def test_show_with_flags_shows_theirs_and_names_the_running_daemon(capsys, daemon):
+def test_show_with_flags_shows_theirs_and_names_the_running_daemon(
+    capsys: pytest.CaptureFixture[str], daemon: Any
+) -> None:
     socket = daemon("--iface=eth7")
     assert main(["config", "show", socket, "--v=1"]) == EXIT_OK
     output = capsys.readouterr().out
@@ -464,13 +494,15 @@ def test_show_with_flags_shows_theirs_and_names_the_running_daemon(capsys, daemo
     assert (shown["iface"], shown["v"]) == (["eth7"], 1)
 
 
-def test_show_running_without_a_daemon_fails(capsys, tmp_path):
+def test_show_running_without_a_daemon_fails(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     socket = tmp_path / "none.sock"
     assert main(["config", "show", "--running", f"--admin-socket={socket}"]) == EXIT_FAILED
     assert f"no daemon answers on {socket}" in capsys.readouterr().err
 
 
-def test_a_running_daemons_password_is_read_from_where_it_has_it(tmp_path):
+def test_a_running_daemons_password_is_read_from_where_it_has_it(tmp_path: Path) -> None:
     file = tmp_path / "tundp.toml"
     file.write_text(f'etcd-username = "u"\netcd-password = "{SECRET}"\n')
 
@@ -490,7 +522,9 @@ def test_a_running_daemons_password_is_read_from_where_it_has_it(tmp_path):
     assert asked(told, **{"etcd-password": "again"}).etcd_password == "again"
 
 
-def test_a_daemon_that_does_not_report_its_settings_is_named(capsys, tmp_path):
+def test_a_daemon_that_does_not_report_its_settings_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     path = tmp_path / "a.sock"
     with answering(path, dataclasses.replace(status_of(Settings()), settings={})):
         assert main(["config", "show", "--running", f"--admin-socket={path}"]) == EXIT_FAILED
@@ -515,7 +549,7 @@ def test_a_daemon_that_does_not_report_its_settings_is_named(capsys, tmp_path):
     ],
     ids=" ".join,
 )
-def test_only_what_a_command_needs_is_loaded(arguments):
+def test_only_what_a_command_needs_is_loaded(arguments: list[str]) -> None:
     """Half a second of imports before every usage text is what --help need not wait for."""
     program = (
         "import json, sys\n"

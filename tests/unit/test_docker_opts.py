@@ -6,6 +6,7 @@ import os
 import subprocess
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,39 +53,39 @@ def render(
         (False, True, COMBINED),
     ],
 )
-def test_which_lines(i, c, expected):
+def test_which_lines(i: bool, c: bool, expected: str) -> None:
     assert render(i=i, c=c) == expected
 
 
-def test_red_hats_way():
+def test_red_hats_way() -> None:
     assert render(k="DOCKER_NETWORK_OPTIONS", c=True) == COMBINED.replace(
         "DOCKER_OPTS", "DOCKER_NETWORK_OPTIONS"
     )
 
 
-def test_flannel_masquerades_so_docker_does_not():
+def test_flannel_masquerades_so_docker_does_not() -> None:
     text = SUBNET_ENV.replace("IPMASQ=false", "IPMASQ=true")
     assert 'DOCKER_OPT_IPMASQ="--ip-masq=false"\n' in render(text)
 
 
-def test_without_masquerade_its_value_does_not_matter():
+def test_without_masquerade_its_value_does_not_matter() -> None:
     assert render(SUBNET_ENV + "FLANNEL_IPMASQ=maybe\n", m=True, c=True) == (
         'DOCKER_OPTS=" --bip=10.1.74.1/24 --mtu=1472"\n'
     )
 
 
-def test_an_invalid_masquerade():
+def test_an_invalid_masquerade() -> None:
     with pytest.raises(ConfigError, match=r"^Invalid value of FLANNEL_IPMASQ: maybe"):
         render(SUBNET_ENV + "FLANNEL_IPMASQ=maybe\n")
 
 
-def test_a_value_already_there_goes_in_front():
+def test_a_value_already_there_goes_in_front() -> None:
     assert render(environment={"DOCKER_OPTS": "--debug"}, c=True) == (
         'DOCKER_OPTS="--debug  --bip=10.1.74.1/24 --ip-masq=true --mtu=1472"\n'
     )
 
 
-def test_other_options_are_taken_along_in_order():
+def test_other_options_are_taken_along_in_order() -> None:
     environment = {"DOCKER_OPT_LOG": "--log-level=warn", "DOCKER_OPT_A": "--a", "DOCKER_X": "x"}
     assert render(environment=environment) == (
         'DOCKER_OPT_A="--a"\n'
@@ -96,16 +97,16 @@ def test_other_options_are_taken_along_in_order():
     )
 
 
-def test_the_file_wins_over_the_environment():
+def test_the_file_wins_over_the_environment() -> None:
     environment = {"FLANNEL_MTU": "9000", "FLANNEL_SUBNET": "10.9.9.1/24", "DOCKER_OPT_MTU": "x"}
     assert render(environment=environment) == INDIVIDUAL + COMBINED
 
 
-def test_the_environment_alone():
+def test_the_environment_alone() -> None:
     assert render("", {"FLANNEL_MTU": "1400"}, c=True) == 'DOCKER_OPTS=" --mtu=1400"\n'
 
 
-def test_nothing_at_all():
+def test_nothing_at_all() -> None:
     assert render("") == 'DOCKER_OPTS=""\n'
 
 
@@ -120,19 +121,19 @@ def test_nothing_at_all():
         "A=1 FLANNEL_MTU=1450",
     ],
 )
-def test_a_file_as_a_shell_reads_it(line):
+def test_a_file_as_a_shell_reads_it(line: str) -> None:
     assert render(f"# a comment's quote\n\n{line}\nnonsense\n", c=True) == (
         'DOCKER_OPTS=" --mtu=1450"\n'
     )
 
 
-def test_a_file_no_shell_could_read():
+def test_a_file_no_shell_could_read() -> None:
     with pytest.raises(ConfigError, match=r"line 2 .*FLANNEL_MTU=.*No closing quotation"):
         render("A=1\nFLANNEL_MTU='1450\n")
 
 
 @pytest.mark.parametrize("value", ['--label="a b"', "--x=$HOME", "--x=`id`", "--x=a\\b", "--x=é'"])
-def test_a_shell_gets_every_value_back(tmp_path, value):
+def test_a_shell_gets_every_value_back(tmp_path: Path, value: str) -> None:
     (tmp_path / "opts").write_text(render("", {"DOCKER_OPT_X": value}), encoding="utf-8")
     answer = subprocess.run(
         ["sh", "-c", '. "$0"; printf %s "$DOCKER_OPT_X"', tmp_path / "opts"], capture_output=True
@@ -140,7 +141,7 @@ def test_a_shell_gets_every_value_back(tmp_path, value):
     assert answer.stdout.decode() == value
 
 
-def test_names_a_shell_cannot_have_stay_out():
+def test_names_a_shell_cannot_have_stay_out() -> None:
     assert render("", {"DOCKER_OPT_a-b": "x", "DOCKER_OPT_é": "x"}, i=True) == ""
 
 
@@ -154,7 +155,7 @@ def route(destination: str, gateway: str | None) -> Route:
     )
 
 
-def test_a_route_of_somebody_elses():
+def test_a_route_of_somebody_elses() -> None:
     subnet = IPv4Network("10.1.74.0/24")
     docker_opts.check_routes(
         subnet,
@@ -180,14 +181,14 @@ def settings(directory: Path, **changes: object) -> DockerOptsSettings:
     return DockerOptsSettings(**paths | changes)
 
 
-async def test_a_file_is_written(tmp_path):
+async def test_a_file_is_written(tmp_path: Path) -> None:
     (tmp_path / "subnet.env").write_text(FREE_SUBNET_ENV)
     await docker_opts.write(settings(tmp_path), {})
     assert (tmp_path / "docker").read_text() == FREE_TEXT
     assert (tmp_path / "docker").stat().st_mode & 0o777 == 0o644
 
 
-async def test_names_without_a_slash(tmp_path, monkeypatch):
+async def test_names_without_a_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("subnet.env").write_text(FREE_SUBNET_ENV)
     bare = settings(tmp_path, subnet_file=Path("subnet.env"), docker_file=Path("docker"))
@@ -195,25 +196,25 @@ async def test_names_without_a_slash(tmp_path, monkeypatch):
     assert Path("docker").read_text() == FREE_TEXT
 
 
-async def test_a_missing_file_is_no_error(tmp_path):
+async def test_a_missing_file_is_no_error(tmp_path: Path) -> None:
     await docker_opts.write(settings(tmp_path), {"FLANNEL_MTU": "1400"})
     assert "--mtu=1400" in (tmp_path / "docker").read_text()
 
 
-async def test_an_invalid_value_leaves_the_old_file(tmp_path):
+async def test_an_invalid_value_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "docker").write_text("old")
     with pytest.raises(ConfigError):
         await docker_opts.write(settings(tmp_path), {"FLANNEL_IPMASQ": "1"})
     assert (tmp_path / "docker").read_text() == "old"
 
 
-async def test_a_link_stays_a_link(tmp_path):
+async def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "docker").symlink_to("elsewhere")
     await docker_opts.write(settings(tmp_path), {})
     assert (tmp_path / "elsewhere").read_text() == 'DOCKER_OPTS=""\n'
 
 
-async def test_a_pipe_is_written_into(tmp_path):
+async def test_a_pipe_is_written_into(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "docker")
     fd = os.open(tmp_path / "docker", os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -223,13 +224,15 @@ async def test_a_pipe_is_written_into(tmp_path):
         os.close(fd)
 
 
-async def test_where_nothing_can_be_written(tmp_path):
+async def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PlatformError, match=r"cannot write .*file/docker.* with -d"):
         await docker_opts.write(settings(tmp_path, docker_file=tmp_path / "file" / "docker"), {})
 
 
-async def test_a_subnet_that_is_none_is_a_warning(tmp_path, caplog):
+async def test_a_subnet_that_is_none_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     await docker_opts.write(settings(tmp_path), {"FLANNEL_SUBNET": "10.1.74.1/99"})
     assert "--bip=10.1.74.1/99" in (tmp_path / "docker").read_text()
     assert "FLANNEL_SUBNET 10.1.74.1/99 is no IPv4 address" in caplog.messages[0]
@@ -264,10 +267,16 @@ SHORT = {"is_individual": True, "is_combined": True, "has_ip_masq": False, "key"
         ("--combined=false", {}, "switched off"),
     ],
 )
-def test_command_lines(monkeypatch, capsys, line, expected, breaks):
+def test_command_lines(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    expected: dict[str, Any] | None,
+    breaks: str,
+) -> None:
     written = []
 
-    async def write(settings, environment):
+    async def write(settings: DockerOptsSettings, environment: os._Environ) -> None:
         written.append(settings)
 
     monkeypatch.setattr(docker_opts, "write", write)
@@ -279,10 +288,12 @@ def test_command_lines(monkeypatch, capsys, line, expected, breaks):
         assert capsys.readouterr().err == ""
 
 
-def test_the_subnet_file_of_variable_and_file(monkeypatch, tmp_path):
+def test_the_subnet_file_of_variable_and_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     written = []
 
-    async def write(settings, environment):
+    async def write(settings: DockerOptsSettings, environment: os._Environ) -> None:
         written.append(settings.subnet_file)
 
     monkeypatch.setattr(docker_opts, "write", write)
@@ -296,7 +307,7 @@ def test_the_subnet_file_of_variable_and_file(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("line", ["-h", "-?", "--help", "-help"])
-def test_help(capsys, line):
+def test_help(capsys: pytest.CaptureFixture[str], line: str) -> None:
     assert main(["docker-opts", line]) == EXIT_OK
     output, errors = capsys.readouterr()
     assert output.startswith("usage: tundp docker-opts [flags]")
@@ -313,7 +324,7 @@ def test_help(capsys, line):
         ("-k A-B", "--key 'A-B' is no name"),
     ],
 )
-def test_wrong_usage(capsys, line, message):
+def test_wrong_usage(capsys: pytest.CaptureFixture[str], line: str, message: str) -> None:
     assert main(["docker-opts", *line.split()]) == EXIT_FAILED
     output, errors = capsys.readouterr()
     assert output == ""

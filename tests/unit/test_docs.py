@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tundp.cli import docs, shells
+from tundp.cli.command import Command
 from tundp.cli.program import COMMANDS
-from tundp.cli.run import FLANNELD
+from tundp.cli.run import FLANNELD, RunCommand
 from tundp.settings.declare import flag, flags_of
 from tundp.settings.help import flag_lines
 from tundp.settings.settings import FLAGS
@@ -20,7 +21,7 @@ from tundp.settings.settings import FLAGS
 ROOT = Path(__file__).parents[2]
 
 
-def test_what_is_in_the_repository_is_current():
+def test_what_is_in_the_repository_is_current() -> None:
     stale = [
         name
         for name, text in docs.documents().items()
@@ -29,12 +30,14 @@ def test_what_is_in_the_repository_is_current():
     assert not stale, "run: python -m tundp.cli.docs"
 
 
-def test_no_page_is_left_of_a_command_that_is_gone():
+def test_no_page_is_left_of_a_command_that_is_gone() -> None:
     made = {name for name in docs.documents() if name.startswith("docs/man/")}
     assert {f"docs/man/{path.name}" for path in (ROOT / "docs" / "man").iterdir()} == made
 
 
-def test_check_names_what_is_not_current(tmp_path, monkeypatch, capsys):
+def test_check_names_what_is_not_current(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert docs.main([]) == 0
     assert docs.main(["--check"]) == 0
@@ -45,7 +48,7 @@ def test_check_names_what_is_not_current(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "docs" / "reference.md").read_text() == "old"
 
 
-def test_the_reference_has_every_flag_and_command():
+def test_the_reference_has_every_flag_and_command() -> None:
     text = docs.reference()
     for each in FLAGS:
         assert f"| `--{each.name}` |" in text, each.name
@@ -56,7 +59,7 @@ def test_the_reference_has_every_flag_and_command():
             assert f"| `--{each.name}` |" in text, each.name
 
 
-def test_every_row_of_a_table_has_its_cells():
+def test_every_row_of_a_table_has_its_cells() -> None:
     width = 0
     for line in docs.reference().splitlines():
         if not line.startswith("|"):
@@ -69,7 +72,7 @@ def test_every_row_of_a_table_has_its_cells():
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
 @pytest.mark.parametrize("command", [*COMMANDS, FLANNELD], ids=lambda command: command.full_name)
-def test_a_manual_page_is_formatted_without_complaint(command):
+def test_a_manual_page_is_formatted_without_complaint(command: Command | RunCommand) -> None:
     page = docs.command_page(command)
     formatted = subprocess.run(
         ["groff", "-ww", "-man", "-Tascii", "-P-c"], input=page, capture_output=True, text=True
@@ -91,7 +94,7 @@ class Declared:
     names: tuple[str, ...] = flag(default=(), metavar="N", help="names", is_repeatable=True)
 
 
-def test_a_declaration_is_all_a_flag_needs():
+def test_a_declaration_is_all_a_flag_needs() -> None:
     window, dry, names = flags_of(Declared)
     assert (window.name, window.field, window.variable) == ("window", "window_s", "TUNDP_WINDOW")
     assert (dry.variable, dry.is_boolean, dry.metavar) == ("FLANNELD_DRY", True, "")
@@ -140,12 +143,12 @@ def completed(shell: str, *words: str) -> set[str]:
     ],
     ids=lambda value: " ".join(sorted(value) if isinstance(value, set) else value),
 )
-def test_bash_completes(line, expected):
+def test_bash_completes(line: list[str], expected: set[str]) -> None:
     found = completed(shells.bash(COMMANDS), *line)
     assert found == expected or (found >= expected and "/etc/hosts" in expected)
 
 
-def test_bash_completes_every_flag_of_every_command():
+def test_bash_completes_every_flag_of_every_command() -> None:
     for command in COMMANDS:
         words = ["tundp", *command.name.split(), "--"]
         expected = {f"--{each.name}" for each in command.flags}
@@ -153,7 +156,7 @@ def test_bash_completes_every_flag_of_every_command():
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_take_their_scripts(shell, tmp_path):
+def test_other_shells_take_their_scripts(shell: str, tmp_path: Path) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     path = tmp_path / "script"
@@ -163,7 +166,7 @@ def test_other_shells_take_their_scripts(shell, tmp_path):
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_know_every_flag(shell):
+def test_other_shells_know_every_flag(shell: str) -> None:
     text = shells.SCRIPTS[shell](COMMANDS)
     for command in COMMANDS:
         for each in command.flags:

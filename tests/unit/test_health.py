@@ -69,7 +69,7 @@ async def looks(count: int) -> None:
 # Packet threads
 
 
-def test_turning_threads_are_alive():
+def test_turning_threads_are_alive() -> None:
     count = iter(range(10_000))
 
     async def main(health: Health, _: Hurried) -> None:
@@ -83,7 +83,9 @@ def test_turning_threads_are_alive():
     hurried(main)
 
 
-def test_a_stuck_thread_is_found_after_so_many_looks_and_recovers(caplog):
+def test_a_stuck_thread_is_found_after_so_many_looks_and_recovers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     turning = [(n, n) for n in range(5)]
     stuck = [(4 + n, 4) for n in range(1, HEARTBEAT_MISSES + 3)]
     again = [(20 + n, 5 + n) for n in range(20)]
@@ -106,7 +108,7 @@ def test_a_stuck_thread_is_found_after_so_many_looks_and_recovers(caplog):
     ]
 
 
-def test_which_thread_is_stuck_and_for_how_long():
+def test_which_thread_is_stuck_and_for_how_long() -> None:
     count = iter(range(10_000))
 
     async def main(health: Health, _: Hurried) -> None:
@@ -130,7 +132,7 @@ def test_which_thread_is_stuck_and_for_how_long():
         ([(1, 1), (1,), (1, 1), (1,), (1, 1), (1,)], "another number of threads"),
     ],
 )
-def test_what_is_not_stuck(script, breaks):
+def test_what_is_not_stuck(script: list[tuple[Any, ...] | tuple[int]], breaks: str) -> None:
     threads = Threads(*script)
 
     async def main(health: Health, _: Hurried) -> None:
@@ -142,7 +144,7 @@ def test_what_is_not_stuck(script, breaks):
     hurried(main)
 
 
-def test_threads_that_take_turns_at_being_late_are_not_stuck():
+def test_threads_that_take_turns_at_being_late_are_not_stuck() -> None:
     """No one thread is where it was for HEARTBEAT_MISSES looks."""
     script = [(number // 2, (number + 1) // 2) for number in range(20)]
     threads = Threads(*script)
@@ -159,7 +161,7 @@ def test_threads_that_take_turns_at_being_late_are_not_stuck():
 # The loop
 
 
-def test_a_loop_that_is_late_is_not_alive_and_recovers():
+def test_a_loop_that_is_late_is_not_alive_and_recovers() -> None:
     async def main(health: Health, loop: Hurried) -> None:
         await looks(3)
         assert not of(health, "event-loop").is_failure
@@ -174,7 +176,7 @@ def test_a_loop_that_is_late_is_not_alive_and_recovers():
     hurried(main)
 
 
-def test_a_loop_that_is_a_little_late_is_alive():
+def test_a_loop_that_is_a_little_late_is_alive() -> None:
     async def main(health: Health, loop: Hurried) -> None:
         await looks(3)
         for _ in range(5):
@@ -189,7 +191,7 @@ def test_a_loop_that_is_a_little_late_is_alive():
 # Ready
 
 
-def test_ready_says_what_it_waits_for():
+def test_ready_says_what_it_waits_for() -> None:
     async def main(health: Health, _: Hurried) -> None:
         assert not health.is_ready
         assert health.is_alive
@@ -256,7 +258,9 @@ async def fed(received: Callable[[], list[str]], loop: Hurried, *, for_s: float)
 
 
 @pytest.mark.parametrize("interval_s", [1, 3, 30, 120])
-def test_the_watchdog_is_fed_twice_an_interval(monkeypatch, systemd, interval_s):
+def test_the_watchdog_is_fed_twice_an_interval(
+    monkeypatch: pytest.MonkeyPatch, systemd: Any, interval_s: int
+) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", str(interval_s * 1_000_000))
 
     async def main(health: Health, loop: Hurried) -> None:
@@ -269,7 +273,7 @@ def test_the_watchdog_is_fed_twice_an_interval(monkeypatch, systemd, interval_s)
     hurried(main)
 
 
-def test_the_watchdog_is_fed_before_there_is_a_node(systemd):
+def test_the_watchdog_is_fed_before_there_is_a_node(systemd: Any) -> None:
     """A start may wait for etcd for hours; systemd must not end it."""
 
     async def main(health: Health, loop: Hurried) -> None:
@@ -280,7 +284,7 @@ def test_the_watchdog_is_fed_before_there_is_a_node(systemd):
     hurried(main)
 
 
-def test_a_stuck_thread_starves_the_watchdog(systemd):
+def test_a_stuck_thread_starves_the_watchdog(systemd: Any) -> None:
     moving = True
     count = iter(range(10_000))
 
@@ -301,7 +305,7 @@ def test_a_stuck_thread_starves_the_watchdog(systemd):
     hurried(main)
 
 
-def test_a_node_that_is_not_ready_is_not_killed(systemd):
+def test_a_node_that_is_not_ready_is_not_killed(systemd: Any) -> None:
     async def main(health: Health, loop: Hurried) -> None:
         health.attend(lambda: (), lambda: BAD)
         assert not health.is_ready
@@ -320,7 +324,9 @@ def test_a_node_that_is_not_ready_is_not_killed(systemd):
         ({"WATCHDOG_USEC": "-1"}, "rubbish"),
     ],
 )
-def test_no_watchdog_no_datagrams(monkeypatch, systemd, variables, breaks):
+def test_no_watchdog_no_datagrams(
+    monkeypatch: pytest.MonkeyPatch, systemd: Any, variables: dict[str, str], breaks: str
+) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
@@ -330,7 +336,9 @@ def test_no_watchdog_no_datagrams(monkeypatch, systemd, variables, breaks):
     hurried(main)
 
 
-def test_a_watchdog_in_a_hurry_calls_no_thread_stuck_early(monkeypatch, systemd):
+def test_a_watchdog_in_a_hurry_calls_no_thread_stuck_early(
+    monkeypatch: pytest.MonkeyPatch, systemd: Any
+) -> None:
     """An engine's pulse means something a second later, not a quarter of one."""
     monkeypatch.setenv("WATCHDOG_USEC", "1000000")
     loops: list[Hurried] = []
@@ -390,7 +398,7 @@ DEAD = [must_hold("event-loop", False, "late by 5000 ms")]
         (Sham(ALIVE, FINE), "/metrics", 404, None),
     ],
 )
-async def test_answers(health, path, status, body):
+async def test_answers(health: Sham | Health, path: str, status: int, body: str | None) -> None:
     port = free_port()
     async with (
         serve_health(listener(port), health),
@@ -403,7 +411,7 @@ async def test_answers(health, path, status, body):
             assert response.content_type == "text/plain"
 
 
-async def test_verbose_is_a_line_a_check():
+async def test_verbose_is_a_line_a_check() -> None:
     checks = [*BAD, must_hold("firewall", False, "rules\nare gone", next_step="look at nft")]
     port = free_port()
     async with (
@@ -437,7 +445,7 @@ async def test_verbose_is_a_line_a_check():
         ("?verbose", "text/html, application/json;q=0.9"),
     ],
 )
-async def test_json_names_every_check(query, accept):
+async def test_json_names_every_check(query: str, accept: str) -> None:
     port = free_port()
     async with (
         serve_health(listener(port), Sham(ALIVE, BAD)),
@@ -463,7 +471,7 @@ async def test_json_names_every_check(query, accept):
         }
 
 
-async def test_answers_follow_the_node():
+async def test_answers_follow_the_node() -> None:
     port = free_port()
     checks = list(BAD)
     async with (
@@ -476,7 +484,7 @@ async def test_answers_follow_the_node():
                 assert response.status == status
 
 
-async def test_metrics_are_served():
+async def test_metrics_are_served() -> None:
     port = free_port()
     metrics = Metrics(lambda: FINE)
     async with (
@@ -489,7 +497,7 @@ async def test_metrics_are_served():
         assert "tundp_ready 1.0" in await response.text()
 
 
-async def test_off_is_off():
+async def test_off_is_off() -> None:
     before = os.listdir("/proc/self/fd")
     async with serve_health(None, Health()), serve_metrics(None, Metrics(lambda: FINE)):
         assert os.listdir("/proc/self/fd") == before, "a socket was opened"
@@ -499,7 +507,7 @@ def listener(port: int) -> socket.socket:
     return open_listener("127.0.0.1", port, "--flag")
 
 
-def test_a_port_in_use_names_the_flag():
+def test_a_port_in_use_names_the_flag() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
@@ -511,19 +519,19 @@ def test_a_port_in_use_names_the_flag():
     assert caught.value.errno == errno.EADDRINUSE
 
 
-def test_an_address_that_is_not_here_names_the_flag():
+def test_an_address_that_is_not_here_names_the_flag() -> None:
     with pytest.raises(PlatformError, match="--healthz-ip"):
         open_listener("192.0.2.77", free_port(), "--healthz-ip and --healthz-port")
 
 
-async def test_the_port_is_free_again_afterwards():
+async def test_the_port_is_free_again_afterwards() -> None:
     port = free_port()
     for _ in range(2):
         async with serve_health(listener(port), Health()):
             pass
 
 
-async def test_silent_connections_do_not_keep_a_probe_from_its_answer():
+async def test_silent_connections_do_not_keep_a_probe_from_its_answer() -> None:
     port = free_port()
     async with serve_health(listener(port), Health()):
         idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CONNECTIONS + 20)]

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ ATTRIBUTES = {
 
 
 @pytest.fixture(autouse=True)
-def machine(monkeypatch, tmp_path_factory):
+def machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Any]:
     """A machine id of the test's own; giving another one makes this a clone."""
     path = tmp_path_factory.mktemp("etc") / "machine-id"
 
@@ -84,7 +87,7 @@ def reload(path: Path, store: str = "etcd:/a", instance: Instance = ONE) -> Cach
     return LeaseCache(path, instance).load(store, NODE_ID)
 
 
-def test_round_trip(tmp_path):
+def test_round_trip(tmp_path: Path) -> None:
     save(LeaseCache(tmp_path, ONE))
     found = reload(tmp_path)
     assert found is not None
@@ -97,7 +100,7 @@ def test_round_trip(tmp_path):
         assert not one.is_ttl_known
 
 
-def test_a_later_save_replaces_the_earlier(tmp_path):
+def test_a_later_save_replaces_the_earlier(tmp_path: Path) -> None:
     memory = LeaseCache(tmp_path, ONE)
     save(memory)
     save(memory, leases=[], revision=78)
@@ -107,19 +110,19 @@ def test_a_later_save_replaces_the_earlier(tmp_path):
     assert os.listdir(tmp_path) == [lease_file(tmp_path).name]
 
 
-def test_another_stores_leases_are_none_of_ours(tmp_path):
+def test_another_stores_leases_are_none_of_ours(tmp_path: Path) -> None:
     save(LeaseCache(tmp_path, ONE), "etcd:/a")
     assert reload(tmp_path, "etcd:/b") is None
     assert reload(tmp_path, "file:/a") is None
     assert reload(tmp_path, "etcd:/a") is not None
 
 
-def test_a_clones_memory_is_its_originals(tmp_path):
+def test_a_clones_memory_is_its_originals(tmp_path: Path) -> None:
     save(LeaseCache(tmp_path, ONE))
     assert LeaseCache(tmp_path, ONE).load("etcd:/a", "another") is None
 
 
-def test_instances_keep_apart(tmp_path):
+def test_instances_keep_apart(tmp_path: Path) -> None:
     save(LeaseCache(tmp_path, ONE), revision=1)
     save(LeaseCache(tmp_path, B), revision=2)
     one, other = reload(tmp_path), reload(tmp_path, instance=B)
@@ -129,7 +132,7 @@ def test_instances_keep_apart(tmp_path):
     assert reload(tmp_path, instance=C) is None
 
 
-def test_only_root_may_read(tmp_path):
+def test_only_root_may_read(tmp_path: Path) -> None:
     memory = LeaseCache(tmp_path / "new" / "er", ONE)
     memory.identity()
     save(memory)
@@ -140,7 +143,7 @@ def test_only_root_may_read(tmp_path):
 # Age
 
 
-def test_age_is_that_of_the_file(tmp_path):
+def test_age_is_that_of_the_file(tmp_path: Path) -> None:
     memory = LeaseCache(tmp_path, ONE)
     save(memory)
     assert memory.lease_file is not None
@@ -151,7 +154,7 @@ def test_age_is_that_of_the_file(tmp_path):
     assert found.age_s == pytest.approx(1000, abs=60)
 
 
-def test_what_was_confirmed_is_as_new_as_what_was_saved(tmp_path):
+def test_what_was_confirmed_is_as_new_as_what_was_saved(tmp_path: Path) -> None:
     memory = LeaseCache(tmp_path, ONE)
     save(memory)
     assert memory.lease_file is not None
@@ -164,7 +167,7 @@ def test_what_was_confirmed_is_as_new_as_what_was_saved(tmp_path):
     assert memory.lease_file.read_bytes() == before
 
 
-def test_a_clock_set_back_makes_no_negative_age(tmp_path):
+def test_a_clock_set_back_makes_no_negative_age(tmp_path: Path) -> None:
     memory = LeaseCache(tmp_path, ONE)
     save(memory)
     assert memory.lease_file is not None
@@ -175,7 +178,9 @@ def test_a_clock_set_back_makes_no_negative_age(tmp_path):
     assert found.age_s == 0
 
 
-def test_confirming_what_was_never_saved_makes_nothing(tmp_path, caplog):
+def test_confirming_what_was_never_saved_makes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     LeaseCache(tmp_path, ONE).confirm()
     assert list(tmp_path.iterdir()) == []
     assert caplog.messages == []
@@ -206,13 +211,15 @@ def document(tmp_path: Path) -> dict[str, Any]:
         b"NaN",
     ],
 )
-def test_what_is_no_memory_is_none(tmp_path, text):
+def test_what_is_no_memory_is_none(tmp_path: Path, text: bytes) -> None:
     (lease_file(tmp_path)).write_bytes(text)
     assert reload(tmp_path) is None
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
-def test_a_file_cut_short_is_none(tmp_path, part, caplog):
+def test_a_file_cut_short_is_none(
+    tmp_path: Path, part: float, caplog: pytest.LogCaptureFixture
+) -> None:
     save(LeaseCache(tmp_path, ONE))
     path = lease_file(tmp_path)
     text = path.read_text().rstrip()
@@ -250,27 +257,27 @@ def test_a_file_cut_short_is_none(tmp_path, part, caplog):
     ],
     ids=str,
 )
-def test_a_document_of_another_kind_is_none(tmp_path, changes):
+def test_a_document_of_another_kind_is_none(tmp_path: Path, changes: Any) -> None:
     text = json.dumps(document(tmp_path) | changes)
     (lease_file(tmp_path)).write_text(text)
     assert reload(tmp_path) is None
 
 
 @pytest.mark.parametrize("missing", ["schema", "store", "api", "network_config", "own", "leases"])
-def test_a_document_without_a_part_is_none(tmp_path, missing):
+def test_a_document_without_a_part_is_none(tmp_path: Path, missing: str) -> None:
     text = json.dumps({k: v for k, v in document(tmp_path).items() if k != missing})
     (lease_file(tmp_path)).write_text(text)
     assert reload(tmp_path) is None
 
 
 @pytest.mark.parametrize("name", [lease_file(Path()).name, "node-id"])
-def test_a_bomb_is_none(tmp_path, name):
+def test_a_bomb_is_none(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("[" * 200_000)
     assert reload(tmp_path) is None
     assert LeaseCache(tmp_path, ONE).identity().node_id
 
 
-def test_a_directory_in_the_files_place(tmp_path, caplog):
+def test_a_directory_in_the_files_place(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (lease_file(tmp_path)).mkdir()
     memory = LeaseCache(tmp_path, ONE)
     assert memory.load("etcd:/a", NODE_ID) is None
@@ -283,7 +290,7 @@ def test_a_directory_in_the_files_place(tmp_path, caplog):
 # The node's id
 
 
-def test_the_id_is_kept(tmp_path):
+def test_the_id_is_kept(tmp_path: Path) -> None:
     first = LeaseCache(tmp_path, ONE).identity()
     assert len(first.node_id) == 16
     assert first.host == socket.gethostname()
@@ -296,14 +303,16 @@ def test_the_id_is_kept(tmp_path):
     assert LeaseCache(tmp_path / "other", ONE).identity().node_id != first.node_id
 
 
-def test_a_new_host_name_is_no_new_node(tmp_path, monkeypatch):
+def test_a_new_host_name_is_no_new_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = LeaseCache(tmp_path, ONE).identity()
     monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
     again = LeaseCache(tmp_path, ONE).identity()
     assert (again.node_id, again.host) == (first.node_id, "renamed")
 
 
-def test_a_clone_is_another_node(tmp_path, machine, caplog):
+def test_a_clone_is_another_node(
+    tmp_path: Path, machine: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     first = LeaseCache(tmp_path, ONE).identity()
     machine("fedcba9876543210fedcba9876543210")
     clone = LeaseCache(tmp_path, ONE).identity()
@@ -315,7 +324,7 @@ def test_a_clone_is_another_node(tmp_path, machine, caplog):
 
 
 @pytest.mark.parametrize("text", [None, "", "é"])
-def test_an_id_without_a_machine_id_is_kept(tmp_path, machine, text):
+def test_an_id_without_a_machine_id_is_kept(tmp_path: Path, machine: Any, text: str | None) -> None:
     machine(text)
     first = LeaseCache(tmp_path, ONE).identity()
     assert LeaseCache(tmp_path, ONE).identity() == first
@@ -323,7 +332,7 @@ def test_an_id_without_a_machine_id_is_kept(tmp_path, machine, text):
     assert LeaseCache(tmp_path, ONE).identity() == first
 
 
-def test_the_machine_id_itself_is_written_nowhere(tmp_path):
+def test_the_machine_id_itself_is_written_nowhere(tmp_path: Path) -> None:
     LeaseCache(tmp_path, ONE).identity()
     assert "0123456789abcdef" not in (tmp_path / "node-id").read_text()
 
@@ -333,7 +342,7 @@ def test_the_machine_id_itself_is_written_nowhere(tmp_path):
     ["", "7c1f", "[]", "{}", '{"NodeID": ""}', '{"NodeID": 5, "Machine": ""}', '{"NodeID": "a"}',
      '{"NodeID": ["a"], "Machine": ""}', '{"NodeID": "a", "Machine": []}'],
 )  # fmt: skip
-def test_an_id_that_cannot_be_read_is_made_anew(tmp_path, text):
+def test_an_id_that_cannot_be_read_is_made_anew(tmp_path: Path, text: str) -> None:
     (tmp_path / "node-id").write_text(text)
     made = LeaseCache(tmp_path, ONE).identity()
     assert len(made.node_id) == 16
@@ -343,7 +352,7 @@ def test_an_id_that_cannot_be_read_is_made_anew(tmp_path, text):
 # Where nothing can be kept
 
 
-def test_without_a_directory_nothing_is_kept(caplog):
+def test_without_a_directory_nothing_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     memory = LeaseCache(None, ONE)
     assert memory.lease_file is None
     save(memory)
@@ -353,7 +362,7 @@ def test_without_a_directory_nothing_is_kept(caplog):
     assert caplog.messages == []
 
 
-def test_an_unwritable_directory_is_one_warning(caplog):
+def test_an_unwritable_directory_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     # Root may write anywhere but here.
     memory = LeaseCache(Path("/proc/tundp-test"), ONE)
     assert memory.load("etcd:/a", NODE_ID) is None
@@ -366,7 +375,9 @@ def test_an_unwritable_directory_is_one_warning(caplog):
     assert "a stranger to its own lease" in line
 
 
-def test_a_second_failure_is_told_after_a_success(tmp_path, caplog):
+def test_a_second_failure_is_told_after_a_success(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     directory = tmp_path / "state"
     memory = LeaseCache(directory, ONE)
     directory.write_text("in the way")

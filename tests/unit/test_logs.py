@@ -43,7 +43,7 @@ def formatted(message: str, *arguments: object) -> str:
         ("somebody wrote Zmxhbm5lbDpjb3JyZWN0IGhvcnNl here", "Zmxhbm5lbDpjb3Jy"),
     ],
 )
-def test_secret_is_replaced(message, secret):
+def test_secret_is_replaced(message: str, secret: str) -> None:
     assert secret in message
     assert secret not in formatted("%s", message)
     assert "***" in formatted("%s", message)
@@ -60,11 +60,11 @@ def test_secret_is_replaced(message, secret):
         "network 10.5.0.0/16, udp port 8285, from etcd v3 at http://192.0.2.254:2379/coreos.com",
     ],
 )
-def test_other_lines_stay_as_they_are(message):
+def test_other_lines_stay_as_they_are(message: str) -> None:
     assert formatted("%s", message).endswith(f": {message}")
 
 
-def test_traceback_is_redacted_too():
+def test_traceback_is_redacted_too() -> None:
     formatter = logs.RedactingFormatter((PASSWORD,))
     try:
         raise ValueError(f"cannot log in with {PASSWORD}")
@@ -113,7 +113,7 @@ def lines(level: int, modules: str = "") -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("level", [0, 1, 2, 9])
-def test_v_is_about_our_own_loggers(level):
+def test_v_is_about_our_own_loggers(level: int) -> None:
     found = lines(level)
     assert ("tundp.store", "INFO") in found
     assert (("tundp.store", "DEBUG") in found) is (level > 0)
@@ -121,11 +121,11 @@ def test_v_is_about_our_own_loggers(level):
     assert others == {("asyncio", "WARNING"), ("asyncio", "ERROR")}
 
 
-def test_errors_only():
+def test_errors_only() -> None:
     assert {pair for pair in lines(-1) if pair[0] == "tundp"} == {("tundp", "ERROR")}
 
 
-def test_vmodule_sets_single_loggers_of_libraries_too():
+def test_vmodule_sets_single_loggers_of_libraries_too() -> None:
     found = lines(0, "tundp.store=1, h2=1,etcd=-1")
     assert ("tundp.store", "DEBUG") in found
     assert ("tundp", "DEBUG") not in found
@@ -134,7 +134,7 @@ def test_vmodule_sets_single_loggers_of_libraries_too():
 
 
 @pytest.mark.parametrize("item", ["hpack=1", "hpack.table=1", "=1", "main", "tundp=x", "a=1=2"])
-def test_vmodule_that_has_no_effect_is_named(item):
+def test_vmodule_that_has_no_effect_is_named(item: pytest.Item) -> None:
     """hpack shows headers in a coded form, which no pattern of ours finds."""
     refused, found = logged(0, f"{item}, h2=1")
     assert refused == [item]

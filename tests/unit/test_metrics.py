@@ -102,7 +102,7 @@ def value(found: Samples, series: str, /, **labels: str) -> float:
     return found[series, frozenset(labels.items())]
 
 
-def test_before_there_is_a_node():
+def test_before_there_is_a_node() -> None:
     found = scraped(Metrics(lambda: [must_hold("start", False, "waiting for a lease")]))
     assert value(found, "tundp_ready") == 0
     assert value(found, "tundp_check_ok", check="start") == 0
@@ -112,7 +112,7 @@ def test_before_there_is_a_node():
     assert not any(name.startswith("tundp_packets") for name, _ in found)
 
 
-def test_every_series_is_there_from_the_start():
+def test_every_series_is_there_from_the_start() -> None:
     found = scraped(running(status()))
     for direction in ("encap", "decap"):
         for name in ("packets", "forwarded_packets", "bytes"):
@@ -127,7 +127,7 @@ def test_every_series_is_there_from_the_start():
         assert value(found, f"tundp_{name}_total") == 0
 
 
-def test_values():
+def test_values() -> None:
     counters = Counters(source_mismatches=3, socket_overflows=5, errnos={"ENOBUFS": 7})
     counters.encap.packets_in, counters.encap.packets_out = 11, 10
     counters.encap.bytes_out = 12_345
@@ -172,7 +172,7 @@ def test_values():
     assert value(found, "tundp_check_ok", check="event-loop") == 1
 
 
-def test_a_scrape_is_as_new_as_the_node():
+def test_a_scrape_is_as_new_as_the_node() -> None:
     counters = Counters()
     metrics = Metrics(lambda: READY)
     metrics.summary = lambda: status(counters)
@@ -187,7 +187,7 @@ LABELS = {
 }
 
 
-def test_names_follow_the_rules():
+def test_names_follow_the_rules() -> None:
     text = running(status(Counters(errnos={"EPERM": 1}))).render().decode()
     families = list(text_string_to_metric_families(text))
     assert len({family.name for family in families}) == len(families)
@@ -275,7 +275,7 @@ def calls_of(function: Callable[[], object]) -> int:
     return count
 
 
-async def test_a_scrape_costs_the_same_whatever_the_number_of_peers():
+async def test_a_scrape_costs_the_same_whatever_the_number_of_peers() -> None:
     costs = {}
     for count in (10, 3000):
         engine = Engine()
@@ -296,14 +296,14 @@ async def test_a_scrape_costs_the_same_whatever_the_number_of_peers():
     assert abs(costs[3000] - costs[10]) < 1000, costs
 
 
-def test_no_series_of_a_peer():
+def test_no_series_of_a_peer() -> None:
     crowd = replace(ROUTING, peers=65_000, refused=200, bad_entries=200, narrow_paths=300)
     found = scraped(running(status(routing=crowd)))
     assert found.keys() == scraped(running(status())).keys()
     assert value(found, "tundp_peers") == 65_000
 
 
-def test_a_backend_that_leaves_packets_to_the_kernel_has_no_counters():
+def test_a_backend_that_leaves_packets_to_the_kernel_has_no_counters() -> None:
     backend = BackendStatus(type="host-gw", interface=INTERFACE)
     found = scraped(running(replace(status(), backend=backend, engine=None, counters=None)))
     assert value(found, "tundp_backend_info", type="host-gw") == 1
@@ -312,12 +312,12 @@ def test_a_backend_that_leaves_packets_to_the_kernel_has_no_counters():
         assert not name.startswith(("tundp_packets", "tundp_drops", "tundp_offload", "tundp_mtu"))
 
 
-def test_what_checks_are_called_is_only_text():
+def test_what_checks_are_called_is_only_text() -> None:
     metrics = Metrics(lambda: [must_hold('a"b\\c\nd', True, "")])
     assert value(scraped(metrics), "tundp_check_ok", check='a"b\\c\nd') == 1
 
 
-def test_route_changes_are_timed():
+def test_route_changes_are_timed() -> None:
     metrics = running(status())
     for seconds in (0.0005, 0.004, 60.0):
         metrics.route_apply.observe(seconds)
@@ -329,19 +329,19 @@ def test_route_changes_are_timed():
     assert value(found, "tundp_route_apply_seconds_bucket", le="+Inf") == 3
 
 
-def test_two_daemons_in_one_process_share_nothing():
+def test_two_daemons_in_one_process_share_nothing() -> None:
     one, other = (running(status(routing=replace(ROUTING, generation=n))) for n in (1, 2))
     one.route_apply.observe(1)
     assert value(scraped(other), "tundp_route_apply_seconds_count") == 0
     assert value(scraped(one), "tundp_fib_generation") == 1
 
 
-def test_every_counter_with_a_metric_is_exported():
+def test_every_counter_with_a_metric_is_exported() -> None:
     names = {name for name, _ in scraped(running(status()))}
     for spec in (*COUNTERS, *DIRECTION_COUNTERS):
         assert spec.metric is None or f"{spec.metric}_total" in names, spec
         assert spec.metric is not None or not spec.is_loss, f"{spec.name} is a loss nobody sees"
 
 
-def test_content_type():
+def test_content_type() -> None:
     assert CONTENT_TYPE.startswith("text/plain; version=")

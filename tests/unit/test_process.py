@@ -7,6 +7,7 @@ import gc
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -97,14 +98,16 @@ def run(loop: str, failure: Callable[[], Awaitable[None]]) -> list[str]:
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("failure", LATE, ids=lambda failure: failure.__name__)
-def test_late_failure_is_logged_and_ends_nothing(loop, failure, caplog):
+def test_late_failure_is_logged_and_ends_nothing(
+    loop: str, failure: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     assert run(loop, failure) == ["alive"]
     logged = [record for record in caplog.records if record.name == "tundp"]
     assert [record.levelno for record in logged] == [logging.WARNING]
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_bug_in_our_callback_ends_the_daemon(loop, caplog):
+def test_bug_in_our_callback_ends_the_daemon(loop: str, caplog: pytest.LogCaptureFixture) -> None:
     async def fail() -> None:
         # No Backoff: its own code fails, as a reader of packets with a bug would.
         asyncio.get_running_loop().call_soon(Backoff.next_s, None)

@@ -83,14 +83,14 @@ class Bench:
                 await asyncio.sleep(0.001)
 
 
-async def test_the_first_table_is_full_and_nobody_is_told_of_it_again():
+async def test_the_first_table_is_full_and_nobody_is_told_of_it_again() -> None:
     bench = Bench(lease(2, "192.0.2.2"), lease(3, "192.0.2.3"))
     assert bench.first.index(int(IPv4Address("10.5.2.9"))) != 0
     bench.start()
     assert [sink.fibs for sink in bench.sinks] == [[], []]
 
 
-async def test_a_change_is_published_once_to_every_consumer():
+async def test_a_change_is_published_once_to_every_consumer() -> None:
     bench = Bench(lease(2, "192.0.2.2"))
     bench.start()
     bench.apply(Put(lease(3, "192.0.2.3")))
@@ -101,7 +101,7 @@ async def test_a_change_is_published_once_to_every_consumer():
         assert [str(peer.subnet) for peer in sink.deltas[0].come] == ["10.5.3.0/24"]
 
 
-async def test_our_addresses_changed_is_one_publication_though_peers_move_with_them():
+async def test_our_addresses_changed_is_one_publication_though_peers_move_with_them() -> None:
     bench = Bench(lease(2, "192.0.2.2"), lease(3, "192.0.2.3"))
     bench.start()
     delta = bench.routing.set_own_addresses([OURS, IPv4Address("192.0.2.2")])
@@ -115,7 +115,7 @@ async def test_our_addresses_changed_is_one_publication_though_peers_move_with_t
         assert sink.fibs[0].index(int(IPv4Address("10.5.2.1"))) == 0
 
 
-async def test_own_addresses_alone_make_a_table_though_no_peer_moves():
+async def test_own_addresses_alone_make_a_table_though_no_peer_moves() -> None:
     bench = Bench(lease(2, "192.0.2.2"))
     bench.start()
     delta = bench.routing.set_own_addresses([OURS, IPv4Address("198.51.100.1")])
@@ -124,7 +124,7 @@ async def test_own_addresses_alone_make_a_table_though_no_peer_moves():
     assert int(IPv4Address("198.51.100.1")) in bench.sinks[0].fibs[0].own_addresses
 
 
-async def test_what_moves_no_packet_makes_no_table():
+async def test_what_moves_no_packet_makes_no_table() -> None:
     bench = Bench(lease(2, "192.0.2.2"))
     bench.start()
     bench.apply(Put(lease(2, "192.0.2.2")), BadEntry("rubbish", "no subnet"))
@@ -134,7 +134,7 @@ async def test_what_moves_no_packet_makes_no_table():
     assert bench.routing.generation == 1
 
 
-async def test_changes_between_the_first_table_and_the_start_are_not_lost():
+async def test_changes_between_the_first_table_and_the_start_are_not_lost() -> None:
     bench = Bench(lease(2, "192.0.2.2"))
     bench.apply(Put(lease(3, "192.0.2.3")))
     bench.apply(Gone(parse_key("10.5.2.0-24")))
@@ -146,7 +146,9 @@ async def test_changes_between_the_first_table_and_the_start_are_not_lost():
         assert [str(peer.subnet) for peer in sink.deltas[0].come] == ["10.5.3.0/24"]
 
 
-async def test_dear_tables_are_made_less_often_and_their_deltas_add_up(monkeypatch):
+async def test_dear_tables_are_made_less_often_and_their_deltas_add_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bench = Bench()
     bench.start()
     made = bench.routing.fib
@@ -170,7 +172,43 @@ async def test_dear_tables_are_made_less_often_and_their_deltas_add_up(monkeypat
     assert len(bench.routing.peers) == 39
 
 
-async def test_the_ledger_learns_what_the_slowest_consumer_has_seen(monkeypatch):
+async def test_changes_that_wait_are_merged_once_and_not_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(lease(2, "192.0.2.2"))
+    count = 200
+    merges: list[int] = []
+    merged = publish.merged
+
+    def counted(*deltas: RoutingDelta) -> RoutingDelta:
+        merges.append(len(deltas))
+        return merged(*deltas)
+
+    monkeypatch.setattr(publish, "merged", counted)
+    for number in range(count):
+        bench.apply(Put(lease(2, f"192.0.2.{3 + number}")))
+    bench.start()
+    await bench.settle()
+    # The cost of n changes in a row would be n squared.
+    assert merges == [count]
+    assert len(bench.sinks[0].fibs) == 1
+
+
+async def test_packets_do_not_wait_for_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    bench.start()
+    monkeypatch.setattr(publish, "LASTING_LEASES", 1)
+    published: list[int] = []
+    monkeypatch.setattr(publish.gc, "collect", lambda: published.append(len(bench.sinks[0].fibs)))
+    bench.apply(Put(lease(2, "192.0.2.2")), Put(lease(3, "192.0.2.3")))
+    assert published == [1]
+
+
+async def test_the_ledger_learns_what_the_slowest_consumer_has_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bench = Bench()
     bench.start()
     seen: list[int] = []
@@ -180,7 +218,7 @@ async def test_the_ledger_learns_what_the_slowest_consumer_has_seen(monkeypatch)
     assert seen == [4]
 
 
-async def test_after_close_nothing_is_published():
+async def test_after_close_nothing_is_published() -> None:
     bench = Bench()
     bench.start()
     bench.apply(Put(lease(2, "192.0.2.2")))
@@ -192,7 +230,9 @@ async def test_after_close_nothing_is_published():
 
 
 @pytest.mark.parametrize("count", [3, publish.PEERS_NAMED + 1])
-async def test_the_log_names_peers_or_counts_them(count, caplog):
+async def test_the_log_names_peers_or_counts_them(
+    count: int, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     bench = Bench()
     bench.apply(*(Put(lease(number, f"192.0.2.{number}")) for number in range(2, 2 + count)))

@@ -1,10 +1,13 @@
 """Flags and environment, in Go's syntax."""
 
+from __future__ import annotations
+
 import dataclasses
 import os
 import re
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +35,7 @@ def refusal(*arguments: str, **environment: str) -> str:
     return str(caught.value)
 
 
-def test_defaults():
+def test_defaults() -> None:
     assert load_settings([], {}) == Settings(
         etcd_endpoints=("http://127.0.0.1:4001", "http://127.0.0.1:2379"),
         etcd_prefix="/coreos.com/network",
@@ -88,7 +91,7 @@ def test_defaults():
     )
 
 
-def test_every_option_is_a_field_and_every_field_an_option():
+def test_every_option_is_a_field_and_every_field_an_option() -> None:
     fields = {field.name for field in dataclasses.fields(Settings)} - {"origins", "ignored"}
     assert {option.field for option in FLAGS} == fields
     assert len(FLAGS) == len(fields)
@@ -136,7 +139,7 @@ def test_every_option_is_a_field_and_every_field_an_option():
         (["--admin-socket=/s"], "admin_socket", Path("/s"), "a path"),
     ],
 )
-def test_flags(arguments, field, value, breaks):
+def test_flags(arguments: list[str], field: str, value: Any, breaks: str) -> None:
     assert getattr(load_settings(arguments, {}), field) == value, breaks
 
 
@@ -194,7 +197,7 @@ def test_flags(arguments, field, value, breaks):
         (["--etcd-password=p"], ["--etcd-username is missing"], "the other half"),
     ],
 )
-def test_refused(arguments, texts, breaks):
+def test_refused(arguments: list[str], texts: list[str], breaks: str) -> None:
     message = refusal(*arguments)
     for text in texts:
         assert text in message, breaks
@@ -220,7 +223,7 @@ def test_refused(arguments, texts, breaks):
         ("-9223372036854775808", -(2**63)),
     ],
 )
-def test_int_forms(text, value):
+def test_int_forms(text: str, value: int) -> None:
     assert parse_int(text) == value
 
 
@@ -229,18 +232,18 @@ def test_int_forms(text, value):
     ["", "x", "1.5", "08", "0x", "0b2", "0o8", "--5", "+-5", "1e3", "5 ", " 5", "5\n", "\u0663",
      "0\u0663", "\xb2", "9223372036854775808", "-9223372036854775809", "9" * 5000],
 )  # fmt: skip
-def test_not_ints_in_go(text):
+def test_not_ints_in_go(text: str) -> None:
     with pytest.raises(ValueError, match=r"whole number|range"):
         parse_int(text)
 
 
 @pytest.mark.parametrize("text", ["1", "t", "T", "true", "TRUE", "True"])
-def test_true(text):
+def test_true(text: str) -> None:
     assert parse_bool(text) is True
 
 
 @pytest.mark.parametrize("text", ["0", "f", "F", "false", "FALSE", "False"])
-def test_false(text):
+def test_false(text: str) -> None:
     assert parse_bool(text) is False
 
 
@@ -276,7 +279,7 @@ def test_false(text):
         ("flanneld_v", "2", "v", 0),
     ],
 )
-def test_environment(variable, text, field, value):
+def test_environment(variable: str, text: str, field: str, value: Any) -> None:
     assert getattr(load_settings([], {variable: text}), field) == value
 
 
@@ -291,7 +294,13 @@ def test_environment(variable, text, field, value):
         (["--version=false"], {"FLANNELD_VERSION": "1"}, "version", False, "as ever"),
     ],
 )
-def test_precedence(arguments, environment, field, value, breaks):
+def test_precedence(
+    arguments: list[Any | str],
+    environment: dict[str, str],
+    field: str,
+    value: int | str | tuple[str],
+    breaks: str,
+) -> None:
     assert getattr(load_settings(arguments, environment), field) == value, breaks
 
 
@@ -305,7 +314,7 @@ def test_precedence(arguments, environment, field, value, breaks):
         ("TUNDP_LOOP", "x", "is not one of"),
     ],
 )
-def test_a_bad_variable_is_named(variable, text, why):
+def test_a_bad_variable_is_named(variable: str, text: str, why: str) -> None:
     message = refusal(**{variable: text})
     assert message.startswith(f"{variable} '{text}'")
     assert why in message
@@ -328,7 +337,7 @@ SECRET = "hunter2"
         [f"--etcd-password={SECRET}", "--nonsense"],
     ],
 )
-def test_a_password_is_in_no_message(arguments):
+def test_a_password_is_in_no_message(arguments: list[str]) -> None:
     assert SECRET not in refusal(*arguments)
 
 
@@ -339,13 +348,13 @@ def test_a_password_is_in_no_message(arguments):
         (["--etcd-username=u"], {"FLANNELD_ETCD_PASSWORD": SECRET}),
     ],
 )
-def test_a_password_is_not_described(arguments, environment):
+def test_a_password_is_not_described(arguments: list[str], environment: dict[str, Any]) -> None:
     text = load_settings(arguments, environment).describe()
     assert SECRET not in text
     assert "***" in text
 
 
-def test_a_password_in_a_url_is_not_described_either():
+def test_a_password_in_a_url_is_not_described_either() -> None:
     try:
         config = load_settings([f"--etcd-endpoints=http://root:{SECRET}@192.0.2.9:2379"], {})
     except ConfigError as error:
@@ -354,7 +363,7 @@ def test_a_password_in_a_url_is_not_described_either():
         assert SECRET not in config.describe()
 
 
-def test_describe_shows_what_differs():
+def test_describe_shows_what_differs() -> None:
     assert load_settings([], {}).describe() == "all defaults"
     config = load_settings(["--iface=a", "--iface=b", "-v=1", "--public-ip=192.0.2.1"], {})
     assert config.describe() == "iface=a,b public-ip=192.0.2.1 v=1"
@@ -364,11 +373,11 @@ def test_describe_shows_what_differs():
     ("store", "path"),
     [("etcd", None), ("file:/a/b.json", Path("/a/b.json")), ("file:rel", Path("rel"))],
 )
-def test_store_path(store, path):
+def test_store_path(store: str, path: Path | None) -> None:
     assert load_settings([f"--store={store}"], {}).store.path == path
 
 
-def test_config_is_frozen():
+def test_config_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         load_settings([], {}).v = 3
 
@@ -427,7 +436,7 @@ VARIABLE_OF = {name: f"FLANNELD_{name.upper().replace('-', '_')}" for name in FL
 
 @pytest.mark.parametrize("name", FLANNELS_FLAGS)
 @pytest.mark.parametrize("form", ["-{}={}", "--{}={}", "-{} {}", "--{} {}"])
-def test_flannels_flags_in_every_form(name, form):
+def test_flannels_flags_in_every_form(name: str, form: str) -> None:
     text, value, default = FLANNELS_FLAGS[name]
     is_boolean = isinstance(default, bool)
     arguments = [form.format(name, text)] if "=" in form else [form.split()[0].format(name), text]
@@ -442,7 +451,7 @@ def test_flannels_flags_in_every_form(name, form):
 
 
 @pytest.mark.parametrize("name", sorted(FLANNELS_FLAGS.keys() - {"version"}))
-def test_flannels_flags_as_variables(name):
+def test_flannels_flags_as_variables(name: str) -> None:
     text, value, default = FLANNELS_FLAGS[name]
     config = load_settings(PAIRS.get(name, []), {VARIABLE_OF[name]: text})
     if not text:
@@ -451,7 +460,7 @@ def test_flannels_flags_as_variables(name):
     assert config.origins[name] == (VARIABLE_OF[name] if text else "default")
 
 
-def test_flannels_booleans_are_ours():
+def test_flannels_booleans_are_ours() -> None:
     """A boolean that took the next word would eat the flag behind it."""
     booleans = {name for name, (_, _, default) in FLANNELS_FLAGS.items() if default in (True, False)
                 and isinstance(default, bool)}  # fmt: skip
@@ -461,12 +470,12 @@ def test_flannels_booleans_are_ours():
     assert repeatable == {"iface", "iface-regex"}
 
 
-def test_nothing_else_passes_for_flannels():
+def test_nothing_else_passes_for_flannels() -> None:
     flannels = {option.name for option in FLAGS if option.is_flannels}
     assert flannels == FLANNELS_FLAGS.keys() | {"help"}
 
 
-def test_every_variable_is_flannels_or_ours():
+def test_every_variable_is_flannels_or_ours() -> None:
     for option in FLAGS:
         prefix = "FLANNELD_" if option.name in FLANNELS_FLAGS else "TUNDP_"
         expected = prefix + option.name.replace("-", "_").upper()
@@ -475,12 +484,12 @@ def test_every_variable_is_flannels_or_ours():
 
 @pytest.mark.parametrize("text", ["1", "t", "T", "true", "TRUE", "True"])
 @pytest.mark.parametrize("name", ["ip-masq", "ip-blackhole-route"])
-def test_true_on_the_command_line(name, text):
+def test_true_on_the_command_line(name: str, text: str) -> None:
     assert getattr(load_settings([f"-{name}={text}"], {}), name.replace("-", "_")) is True
 
 
 @pytest.mark.parametrize("text", ["0", "f", "F", "false", "FALSE", "False"])
-def test_false_on_the_command_line(text):
+def test_false_on_the_command_line(text: str) -> None:
     assert load_settings([f"--iptables-forward-rules={text}"], {}).iptables_forward_rules is False
 
 
@@ -492,7 +501,7 @@ def test_false_on_the_command_line(text):
         ("kubeconfig-file", "/k"),
     ],
 )
-def test_kubernetes_is_refused_not_ignored(name, text):
+def test_kubernetes_is_refused_not_ignored(name: str, text: str) -> None:
     for message in (
         refusal(f"--{name}={text}"),
         refusal(**{VARIABLE_OF[name]: text}),
@@ -503,7 +512,7 @@ def test_kubernetes_is_refused_not_ignored(name, text):
         assert "--store=file:PATH" in message
 
 
-def test_flags_without_effect_are_taken():
+def test_flags_without_effect_are_taken() -> None:
     arguments = [
         "--kube-annotation-prefix=a.b/c",
         "--net-config-path=/n",
@@ -528,7 +537,9 @@ def test_flags_without_effect_are_taken():
         (["--log_backtrace_at=a.go:7"], {}, ["log_backtrace_at"]),
     ],
 )
-def test_flags_without_effect_are_named(arguments, environment, names):
+def test_flags_without_effect_are_named(
+    arguments: list[Any | str], environment: dict[str, Any], names: list[Any | str]
+) -> None:
     sentences = load_settings(arguments, environment).without_effect()
     assert [sentence.split()[0] for sentence in sentences] == [f"--{name}" for name in names]
     for sentence in sentences:
@@ -536,7 +547,7 @@ def test_flags_without_effect_are_named(arguments, environment, names):
 
 
 @pytest.mark.parametrize("name", ["listen", "remote", "use-multi-cluster-cidr"])
-def test_flags_flannel_itself_dropped_are_unknown(name):
+def test_flags_flannel_itself_dropped_are_unknown(name: str) -> None:
     assert f"unknown flag --{name}" in refusal(f"--{name}=x")
 
 
@@ -572,7 +583,7 @@ def test_flags_flannel_itself_dropped_are_unknown(name):
         (["--etcd-endpoints=http://u:p@192.0.2.1:1"], ["FLANNELD_ETCD_PASSWORD"], "a secret"),
     ],
 )
-def test_refused_values(arguments, texts, breaks):
+def test_refused_values(arguments: list[str], texts: list[str], breaks: str) -> None:
     message = refusal(*arguments)
     for text in texts:
         assert text in message, breaks
@@ -589,16 +600,16 @@ def test_refused_values(arguments, texts, breaks):
         ("[2001:DB8::0:1]:80", ("2001:db8::1", 80)),
     ],
 )
-def test_metrics_address(text, value):
+def test_metrics_address(text: str, value: tuple[str, int] | None) -> None:
     assert load_settings([f"--metrics-addr={text}"], {}).metrics_addr == value
 
 
 @pytest.mark.parametrize("text", ["::1:9285", ": 80", ":8_0", ":+80", "]127.0.0.1[:80"])
-def test_what_is_no_metrics_address(text):
+def test_what_is_no_metrics_address(text: str) -> None:
     assert "ADDRESS:PORT" in refusal(f"--metrics-addr={text}")
 
 
-def test_cpus_are_those_there_are():
+def test_cpus_are_those_there_are() -> None:
     cpu = min(os.sched_getaffinity(0))
     config = load_settings([f"--cpus={cpu}"], {})
     assert config.cpus == (cpu,)
@@ -608,7 +619,7 @@ def test_cpus_are_those_there_are():
 # Unknown variables
 
 
-def test_unknown_variables_are_named():
+def test_unknown_variables_are_named() -> None:
     environment = {
         "FLANNELD_VERSION": "v0.28.9",
         "FLANNELD_IFACE": "eth0",
@@ -626,7 +637,7 @@ def test_unknown_variables_are_named():
 
 
 @pytest.fixture
-def file(tmp_path):
+def file(tmp_path: Path) -> Any:
     path = tmp_path / "tundp.toml"
 
     def write(text: str, *arguments: str, **environment: str) -> Settings:
@@ -637,7 +648,7 @@ def file(tmp_path):
     return write
 
 
-def test_flag_over_variable_over_file_over_default(file):
+def test_flag_over_variable_over_file_over_default(file: Any) -> None:
     text = 'etcd-prefix = "/file"\nv = 1\niface = ["a", "b"]\nspin = 7\n'
     config = file(text, "--etcd-prefix=/flag", FLANNELD_ETCD_PREFIX="/variable", FLANNELD_V="2")
     assert (config.etcd_prefix, config.v, config.iface, config.spin_us) == (
@@ -654,16 +665,16 @@ def test_flag_over_variable_over_file_over_default(file):
     assert config.origins.keys() == {option.name for option in FLAGS}
 
 
-def test_repeatable_flags_replace_and_are_not_added_to(file):
+def test_repeatable_flags_replace_and_are_not_added_to(file: Any) -> None:
     assert file('iface = ["a", "b"]', "--iface=c").iface == ("c",)
     assert file('iface = ["a", "b"]', FLANNELD_IFACE="c,d").iface == ("c,d",)
 
 
-def test_empty_variables_do_not_hide_the_file(file):
+def test_empty_variables_do_not_hide_the_file(file: Any) -> None:
     assert file("v = 3", FLANNELD_V="").v == 3
 
 
-def test_the_file_may_be_named_by_a_variable(tmp_path):
+def test_the_file_may_be_named_by_a_variable(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text("v = 3")
     assert load_settings([], {"TUNDP_CONFIG": str(path)}).v == 3
@@ -708,7 +719,7 @@ def test_the_file_may_be_named_by_a_variable(tmp_path):
         ("# nothing", "v", 0),
     ],
 )
-def test_values_of_a_file(file, text, field, value):
+def test_values_of_a_file(file: Any, text: str, field: str, value: Any) -> None:
     assert getattr(file(text), field) == value
 
 
@@ -742,7 +753,7 @@ def test_values_of_a_file(file, text, field, value):
         ("kube-subnet-mgr = true", ["not yet in tundp"], "checked like flags"),
     ],
 )
-def test_refused_files(file, text, texts, breaks):
+def test_refused_files(file: Any, text: str, texts: list[str], breaks: str) -> None:
     with pytest.raises(ConfigError) as caught:
         file(text)
     message = str(caught.value)
@@ -752,7 +763,7 @@ def test_refused_files(file, text, texts, breaks):
 
 
 @pytest.mark.parametrize("text", ['etcd-prefix = ["/a", "/b"]', 'store = ["etcd"]', "v = [1]"])
-def test_a_list_is_for_flags_that_take_several(file, text):
+def test_a_list_is_for_flags_that_take_several(file: Any, text: str) -> None:
     with pytest.raises(ConfigError):
         file(text)
 
@@ -761,19 +772,19 @@ def test_a_list_is_for_flags_that_take_several(file, text):
     ("path", "why"),
     [("/nonexistent/tundp.toml", "No such file or directory"), ("/", "Is a directory")],
 )
-def test_a_file_that_cannot_be_read(path, why):
+def test_a_file_that_cannot_be_read(path: str, why: str) -> None:
     message = refusal(f"--config={path}")
     assert message == f"--config {path}: {why}"
     assert refusal(TUNDP_CONFIG=path) == message
 
 
-def test_a_file_of_bytes(tmp_path):
+def test_a_file_of_bytes(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_bytes(b"v = 1 # \xff")
     assert "is not TOML" in refusal(f"--config={path}")
 
 
-def test_a_flag_saves_nobody_from_a_wrong_file(file):
+def test_a_flag_saves_nobody_from_a_wrong_file(file: Any) -> None:
     with pytest.raises(ConfigError, match="--etcd-keyfile is missing"):
         file('etcd-certfile = "c"', "--v=1")
     with pytest.raises(ConfigError, match="v 'x' is not"):
@@ -794,13 +805,13 @@ def test_a_flag_saves_nobody_from_a_wrong_file(file):
         f'etcd-password = "{SECRET}"',
     ],
 )
-def test_a_password_in_a_file_is_in_no_message(file, text):
+def test_a_password_in_a_file_is_in_no_message(file: Any, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         file(text)
     assert SECRET not in str(caught.value)
 
 
-def test_a_password_in_a_file_is_not_described(file):
+def test_a_password_in_a_file_is_not_described(file: Any) -> None:
     config = file(f'etcd-username = "u"\netcd-password = "{SECRET}"')
     assert config.etcd_password == SECRET
     assert SECRET not in config.describe()
@@ -826,7 +837,9 @@ def test_a_password_in_a_file_is_not_described(file):
         (["", "--iface=b"], (), ("", "--iface=b")),
     ],
 )
-def test_stray_arguments_end_the_flags_as_in_flannel(arguments, iface, ignored):
+def test_stray_arguments_end_the_flags_as_in_flannel(
+    arguments: list[str], iface: tuple[Any, ...], ignored: tuple[Any, ...]
+) -> None:
     config = load_settings(arguments, {}, ignores_stray=True)
     assert (config.iface, config.ignored) == (iface, ignored)
 
@@ -835,7 +848,7 @@ def test_stray_arguments_end_the_flags_as_in_flannel(arguments, iface, ignored):
     ("arguments", "why"),
     [(["--ifcae=a"], "unknown flag"), (["---v"], "bad flag syntax"), (["-v"], "needs an argument")],
 )
-def test_wrong_flags_are_wrong_even_then(arguments, why):
+def test_wrong_flags_are_wrong_even_then(arguments: list[str], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         load_settings(arguments, {}, ignores_stray=True)
 
@@ -843,14 +856,14 @@ def test_wrong_flags_are_wrong_even_then(arguments, why):
 # Several daemons of one host
 
 
-def test_one_daemon_has_flannels_names():
+def test_one_daemon_has_flannels_names() -> None:
     config = load_settings([], {})
     assert config.instance.name == ""
     assert config.admin_socket == Path("/run/tundp/admin.sock")
     assert load_settings(["--subnet-file=/run/flannel/subnet.env"], {}).instance == Instance()
 
 
-def test_another_subnet_file_is_another_instance():
+def test_another_subnet_file_is_another_instance() -> None:
     one = load_settings(["--subnet-file=/run/flannel/b.env"], {})
     other = load_settings(["--subnet-file=/run/flannel/c.env"], {})
     assert one.instance.name == "run-flannel-b.env"
@@ -860,19 +873,19 @@ def test_another_subnet_file_is_another_instance():
     assert said.admin_socket == Path("/s")
 
 
-def test_the_subnet_file_of_a_file_or_variable_counts_too(file):
+def test_the_subnet_file_of_a_file_or_variable_counts_too(file: Any) -> None:
     assert file('subnet-file = "/run/b.env"').instance.name == "run-b.env"
     assert load_settings([], {"FLANNELD_SUBNET_FILE": "/run/b.env"}).instance.name == "run-b.env"
 
 
-def test_a_long_subnet_file_still_makes_a_socket():
+def test_a_long_subnet_file_still_makes_a_socket() -> None:
     path = f"/run/{'a' * 60}/{'b' * 60}/subnet.env"
     socket = load_settings([f"--subnet-file={path}"], {}).admin_socket
     assert len(os.fsencode(socket)) <= 107
     assert socket.name.endswith("subnet.env.sock")
 
 
-def test_what_flannel_takes_is_taken():
+def test_what_flannel_takes_is_taken() -> None:
     assert load_settings(["--healthz-ip=localhost"], {}).healthz_ip == "127.0.0.1"
     assert load_settings(["--healthz-ip="], {}).healthz_ip == "0.0.0.0"
     assert load_settings(["--iptables-resync=100000"], {}).iptables_resync_s == 86400

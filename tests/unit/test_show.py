@@ -147,21 +147,21 @@ def shown(status: Status) -> str:
         "decap source_mismatch 1: the outer source does not hold the lease",
     ],
 )
-def test_what_status_shows(text):
+def test_what_status_shows(text: str) -> None:
     assert text in shown(STATUS)
 
 
-def test_each_peer_is_a_line():
+def test_each_peer_is_a_line() -> None:
     lines = shown(STATUS).splitlines()
     for subnet, at in (("10.5.2.0/24", "192.0.2.2:8285"), ("10.5.3.0/24", "192.0.2.3:8285")):
         assert [line.split() for line in lines if subnet in line] == [[subnet, at]]
 
 
-def test_without_peers_status_says_so():
+def test_without_peers_status_says_so() -> None:
     assert "none yet" in shown(replace(STATUS, peers=[]))
 
 
-def test_a_peer_is_shown_with_its_traffic_and_its_path():
+def test_a_peer_is_shown_with_its_traffic_and_its_path() -> None:
     path = PathStatus(inner_mtu=1372, no_gso=True, since=NOW - 9, origin="EMSGSIZE")
     heard = traffic(packets_out=4_282_411, packets_in=12, last_heard=NOW - 300)
     lines = shown(replace(STATUS, peers=[peer(2, path=path, traffic=heard)])).splitlines()
@@ -174,7 +174,7 @@ def test_a_peer_is_shown_with_its_traffic_and_its_path():
     ]
 
 
-def test_silent_peers_come_first():
+def test_silent_peers_come_first() -> None:
     peers = [
         peer(2, traffic=traffic()),
         peer(3, traffic=traffic(packets_out=5, packets_in=5, last_heard=NOW)),
@@ -186,7 +186,7 @@ def test_silent_peers_come_first():
     assert found[1:] == ["4", "2", "3", "5", "6"]
 
 
-def test_an_offload_disabled_while_running_is_shown_with_reason_and_time():
+def test_an_offload_disabled_while_running_is_shown_with_reason_and_time() -> None:
     engine = EngineStatus(
         name="gso",
         uses="tun-tso",
@@ -203,7 +203,7 @@ def test_an_offload_disabled_while_running_is_shown_with_reason_and_time():
     assert "udp-gro" not in text
 
 
-def test_a_backend_without_device_port_and_engine_is_shown():
+def test_a_backend_without_device_port_and_engine_is_shown() -> None:
     backend = BackendStatus(type="host-gw", interface=INTERFACE, mtu=1500, routes=3)
     peers = [replace(peer(2), port=None)]
     status = replace(STATUS, backend=backend, engine=None, counters=None, peers=peers)
@@ -216,7 +216,7 @@ def test_a_backend_without_device_port_and_engine_is_shown():
 
 
 @pytest.mark.parametrize("reason", DropReason)
-def test_every_drop_reason_is_explained(reason):
+def test_every_drop_reason_is_explained(reason: DropReason) -> None:
     counters = CountersStatus(decap=DirectionStatus(drops={reason.label: 1000}))
     (line,) = drop_lines(counters)
     assert line.plain.startswith(f"decap {reason.label} 1,000: ")
@@ -224,19 +224,19 @@ def test_every_drop_reason_is_explained(reason):
     assert reason.next_step in line.plain
 
 
-def test_a_reason_of_a_newer_daemon_is_shown_by_its_name():
+def test_a_reason_of_a_newer_daemon_is_shown_by_its_name() -> None:
     (line,) = drop_lines(CountersStatus(decap=DirectionStatus(drops={"brand_new": 3})))
     assert line.plain == "decap brand_new 3"
 
 
-def test_counters_that_mean_trouble_are_shown_though_they_are_no_drops():
+def test_counters_that_mean_trouble_are_shown_though_they_are_no_drops() -> None:
     totals = {"source_mismatches": 3, "icmp_rate_limited": 4, "socket_overflows": 5, "spins": 6}
     text = "\n".join(line.plain for line in drop_lines(CountersStatus(totals=totals)))
     for name, count in totals.items():
         assert (f"{name} {count}: " in text) is (name != "spins")
 
 
-def test_routine_reasons_are_shown_only_when_asked_for():
+def test_routine_reasons_are_shown_only_when_asked_for() -> None:
     assert drop_lines(CountersStatus(by_reason={"coalesce_misses": {"full": 7}})) == []
     (line,) = drop_lines(
         CountersStatus(by_reason={"coalesce_misses": {"full": 7}}), is_verbose=True
@@ -246,11 +246,11 @@ def test_routine_reasons_are_shown_only_when_asked_for():
     assert "EPERM 7" in line.plain
 
 
-def test_nothing_counted_shows_no_line():
+def test_nothing_counted_shows_no_line() -> None:
     assert drop_lines(CountersStatus()) == []
 
 
-def test_conservation_is_shown_and_its_violation_too():
+def test_conservation_is_shown_and_its_violation_too() -> None:
     assert shown(STATUS).count("holds") == 2
     encap = replace(COUNTERS.encap, packets_in=COUNTERS.encap.packets_in + 1)
     text = shown(replace(STATUS, counters=replace(COUNTERS, encap=encap)))
@@ -269,7 +269,7 @@ def test_conservation_is_shown_and_its_violation_too():
         ({"state": "conflict", "expires_in_s": 0}, "conflict, 0h00m left"),
     ],
 )
-def test_how_long_the_lease_lasts(lease, text):
+def test_how_long_the_lease_lasts(lease: dict[str, Any], text: str) -> None:
     assert text in shown(replace(STATUS, lease=LeaseStatus(key="10.5.1.0-24", **lease)))
 
 
@@ -283,19 +283,19 @@ def test_how_long_the_lease_lasts(lease, text):
         ("\\[x]", "a backslash would vanish"),
     ],
 )
-def test_names_from_the_store_are_only_text(name, breaks):
+def test_names_from_the_store_are_only_text(name: str, breaks: str) -> None:
     # Anybody who may write to the store chooses these.
     entry = BadEntryStatus(name=name, why=f"{name!r} is not a subnet key")
     text = shown(replace(STATUS, bad_entries=[entry]))
     assert f"ignored: {name}: {name!r} is not a subnet key" in text, breaks
 
 
-def test_an_ipv6_endpoint_is_shown_whole():
+def test_an_ipv6_endpoint_is_shown_whole() -> None:
     store = replace(STORE, description="etcd v2 at http://[fd00::9]:2379")
     assert "http://[fd00::9]:2379" in shown(replace(STATUS, store=store))
 
 
-def test_an_ipv6_lease_key_is_shown_whole():
+def test_an_ipv6_lease_key_is_shown_whole() -> None:
     # rich knows :a:, :b: and :ab: as emoji.
     key = "10.5.1.0-24&fd00:b:a::-64"
     refused = RefusedStatus(key=key, public_ip=IPv4Address(0), reason="x", means="x")
@@ -303,13 +303,13 @@ def test_an_ipv6_lease_key_is_shown_whole():
     assert shown(status).count(key) == 2
 
 
-def test_what_holds_is_not_mentioned():
+def test_what_holds_is_not_mentioned() -> None:
     text = shown(STATUS)
     for word in ("not ready", "interface:", " s old", "from disk", "firewall"):
         assert word not in text
 
 
-def test_every_check_that_fails_is_shown():
+def test_every_check_that_fails_is_shown() -> None:
     findings = [
         must_hold("lease", False, "192.0.2.9 holds it now"),
         must_hold("firewall", True, "in place"),
@@ -321,7 +321,7 @@ def test_every_check_that_fails_is_shown():
     assert "firewall" not in text
 
 
-def test_warnings_about_the_interface_are_shown():
+def test_warnings_about_the_interface_are_shown() -> None:
     interface = replace(INTERFACE, warnings=["--public-ip is on no interface [NAT]"])
     backend = BackendStatus(type="udp", interface=interface)
     text = shown(replace(STATUS, backend=backend))
@@ -341,11 +341,11 @@ def test_warnings_about_the_interface_are_shown():
         ),
     ],
 )
-def test_how_old_the_leases_are(changes, text):
+def test_how_old_the_leases_are(changes: dict[str, Any], text: str) -> None:
     assert text in shown(replace(STATUS, store=replace(STORE, **changes)))
 
 
-def test_packets_a_system_call():
+def test_packets_a_system_call() -> None:
     encap = DirectionStatus(packets_in=1280, packets_out=1280, reads=10, writes=20)
     text = shown(replace(STATUS, counters=CountersStatus(encap=encap)))
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
@@ -353,7 +353,7 @@ def test_packets_a_system_call():
     assert lines["decap"][-3:] == ["-", "-", "holds"]
 
 
-def test_a_daemon_that_starts_says_what_it_waits_for():
+def test_a_daemon_that_starts_says_what_it_waits_for() -> None:
     status = Status(
         version="0.2.0",
         pid=7,
@@ -365,7 +365,7 @@ def test_a_daemon_that_starts_says_what_it_waits_for():
     assert shown(status) == "starting, pid 7: waiting for a lease: etcd does not answer\n"
 
 
-def test_status_of_all_daemons_is_a_line_each():
+def test_status_of_all_daemons_is_a_line_each() -> None:
     starting = replace(STATUS, state=DaemonState.STARTING, waiting_for="a lease")
     sick = replace(STATUS, findings=[must_hold("lease", False, "lost")])
     text = printed(
@@ -398,7 +398,7 @@ FINDINGS = [
 ]
 
 
-def test_findings_are_lines_of_plain_text():
+def test_findings_are_lines_of_plain_text() -> None:
     assert printed(finding_parts(FINDINGS)).splitlines() == [
         "OK   settings: all defaults",
         f"WARN unreadable entry: [red]x[/]: {'y' * 300}",
@@ -470,7 +470,7 @@ def directions(counts: st.SearchStrategy[int]) -> st.SearchStrategy[DirectionSta
 @pytest.mark.parametrize("is_terminal", [True, False])
 @settings(deadline=None, max_examples=30)
 @given(encap=directions(COUNTS), decap=directions(COUNTS), total=COUNTS)
-def test_no_counter_is_cut(is_terminal, encap, decap, total):
+def test_no_counter_is_cut(is_terminal: bool, encap: Any, decap: Any, total: Any) -> None:
     counters = CountersStatus(encap=encap, decap=decap, totals={"socket_overflows": total})
     text = printed(status_parts(replace(STATUS, counters=counters)), is_terminal=is_terminal)
     assert "…" not in text
@@ -497,7 +497,9 @@ def test_no_counter_is_cut(is_terminal, encap, decap, total):
     address=st.ip_addresses(v=4),
     no_gso=st.booleans(),
 )
-def test_no_peer_is_cut(is_terminal, out, heard, age_s, mtu, address, no_gso):
+def test_no_peer_is_cut(
+    is_terminal: bool, out: Any, heard: Any, age_s: Any, mtu: Any, address: Any, no_gso: Any
+) -> None:
     one = replace(
         peer(255, traffic=traffic(packets_out=out, packets_in=heard, last_heard=NOW - age_s)),
         public_ip=IPv4Address(str(address)),
@@ -524,7 +526,7 @@ NAMES = st.text(st.characters(categories=["L", "N"], max_codepoint=0x17F), min_s
 @pytest.mark.parametrize("is_terminal", [True, False])
 @settings(deadline=None, max_examples=30)
 @given(names=st.lists(NAMES, min_size=1, max_size=4))
-def test_no_finding_and_no_daemon_is_cut(is_terminal, names):
+def test_no_finding_and_no_daemon_is_cut(is_terminal: bool, names: Any) -> None:
     findings = [
         Finding(id="x", verdict=Verdict.WARN, title=name, evidence=f"see {name} and {name}")
         for name in names
@@ -551,7 +553,7 @@ def test_no_finding_and_no_daemon_is_cut(is_terminal, names):
             assert name in text
 
 
-def test_a_probe_fits_eighty_columns_and_leaves_out_what_is_empty():
+def test_a_probe_fits_eighty_columns_and_leaves_out_what_is_empty() -> None:
     text = printed(probe_parts(PROBE), is_terminal=True)
     assert max(map(len, text.splitlines())) <= 80
     assert len(text.splitlines()) < 20
@@ -564,7 +566,7 @@ def test_a_probe_fits_eighty_columns_and_leaves_out_what_is_empty():
     assert "2.6.27 (not 6.1.103, 6.6.44, 6.10.3)" in in_a_pipe
 
 
-def test_long_lines_are_wrapped_between_words_on_a_terminal_only():
+def test_long_lines_are_wrapped_between_words_on_a_terminal_only() -> None:
     words = " ".join(f"word{number}" for number in range(40))
     lines = printed([Line(drop_lines(CountersStatus(totals={"socket_overflows": 1}))[0])])
     assert lines.count("\n") == 1
@@ -592,5 +594,5 @@ def test_long_lines_are_wrapped_between_words_on_a_terminal_only():
         (10**22, "1e+04 E"),
     ],
 )
-def test_scaled_figures_have_three_digits(count, text):
+def test_scaled_figures_have_three_digits(count: int, text: str) -> None:
     assert Figure(count).scaled == text

@@ -198,28 +198,28 @@ STATUSES = {"udp": UDP, "host-gw": HOST_GW, "starting": STARTING}
 
 
 @pytest.mark.parametrize("name", STATUSES)
-def test_a_status_is_the_golden_document(name):
+def test_a_status_is_the_golden_document(name: str) -> None:
     golden = json.loads((GOLDEN / f"status-{name}.json").read_text(encoding="utf-8"))
     assert json.loads(json.dumps(STATUSES[name].to_json())) == golden
 
 
 @pytest.mark.parametrize("name", STATUSES)
-def test_a_golden_document_is_read_back(name):
+def test_a_golden_document_is_read_back(name: str) -> None:
     golden = json.loads((GOLDEN / f"status-{name}.json").read_text(encoding="utf-8"))
     assert Status.from_json(golden) == STATUSES[name]
 
 
 @pytest.mark.parametrize("name", STATUSES)
-def test_a_golden_document_fits_the_schema(name):
+def test_a_golden_document_fits_the_schema(name: str) -> None:
     golden = json.loads((GOLDEN / f"status-{name}.json").read_text(encoding="utf-8"))
     validate(golden, SCHEMA)
 
 
-def test_the_schema_file_is_current():
+def test_the_schema_file_is_current() -> None:
     assert schema.PATH.read_text(encoding="utf-8") == schema.text(), "python -m tundp.cli.docs"
 
 
-def test_the_schema_describes_what_the_golden_documents_hold():
+def test_the_schema_describes_what_the_golden_documents_hold() -> None:
     """Every member of the fullest document is described by name."""
     document = UDP.to_json()
     assert SCHEMA["properties"].keys() == document.keys()
@@ -295,7 +295,7 @@ def validate(value: Any, rule: dict[str, Any], where: str = "$") -> None:
         (("schema",), STATUS_SCHEMA + 1, "another schema"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(path, value, breaks):
+def test_what_does_not_fit_is_refused_by_name(path: Any, value: Any, breaks: str) -> None:
     document = json.loads(json.dumps(UDP.to_json()))
     inner = document
     for step in path[:-1]:
@@ -307,7 +307,7 @@ def test_what_does_not_fit_is_refused_by_name(path, value, breaks):
 
 
 @pytest.mark.parametrize("path", [("pid",), ("lease", "state"), ("peers", 0, "subnet")])
-def test_what_is_missing_is_named(path):
+def test_what_is_missing_is_named(path: tuple[Any, ...]) -> None:
     document = json.loads(json.dumps(UDP.to_json()))
     inner = document
     for step in path[:-1]:
@@ -320,12 +320,12 @@ def test_what_is_missing_is_named(path):
 
 
 @pytest.mark.parametrize("document", [None, [], "x", {}, {"pid": 1}])
-def test_what_is_no_status_is_refused(document):
+def test_what_is_no_status_is_refused(document: Any) -> None:
     with pytest.raises(Malformed, match="no status"):
         Status.from_json(document)
 
 
-def test_members_of_a_newer_daemon_are_passed_over():
+def test_members_of_a_newer_daemon_are_passed_over() -> None:
     document = json.loads(json.dumps(UDP.to_json()))
     document["brand_new"] = {"x": 1}
     document["peers"][0]["brand_new"] = []
@@ -351,7 +351,9 @@ COUNTS = st.dictionaries(NAMES, st.integers(0, 2**64 - 1), max_size=4)
     texts=st.lists(st.text(), max_size=3),
     since=st.none() | st.floats(0, 2e9),
 )
-def test_a_status_is_read_back_as_it_was(totals, by_reason, drops, texts, since):
+def test_a_status_is_read_back_as_it_was(
+    totals: Any, by_reason: Any, drops: Any, texts: Any, since: Any
+) -> None:
     counters = CountersStatus(
         encap=DirectionStatus(packets_in=2**63, drops=drops), totals=totals, by_reason=by_reason
     )
@@ -369,7 +371,7 @@ def test_a_status_is_read_back_as_it_was(totals, by_reason, drops, texts, since)
     assert Status.from_json(document) == status
 
 
-def test_counters_keep_the_names_the_engine_gives_them():
+def test_counters_keep_the_names_the_engine_gives_them() -> None:
     counters = Counters(icmp_rate_limited=3, errnos={"EPERM": 1})
     counters.encap.packets_in = 5
     document = collect.counters_status(counters).to_json()
@@ -380,7 +382,7 @@ def test_counters_keep_the_names_the_engine_gives_them():
 # What grows with the number of peers
 
 
-def test_what_is_lazy_is_made_once_and_only_when_looked_at():
+def test_what_is_lazy_is_made_once_and_only_when_looked_at() -> None:
     made = []
 
     def make() -> list[str]:
@@ -433,7 +435,7 @@ def view(subnet: str, hop_id: int | None) -> PeerView:
     )
 
 
-def test_peers_are_in_the_order_of_their_subnets_with_what_the_engine_knows():
+def test_peers_are_in_the_order_of_their_subnets_with_what_the_engine_knows() -> None:
     views = [view("10.5.10.0/24", 1), view("10.5.9.0/24", 2), view("10.5.9.0/25", None)]
     peers = list(collect.peer_statuses(3, lambda: views, ENGINE))
     assert [str(peer.subnet) for peer in peers] == ["10.5.9.0/24", "10.5.9.0/25", "10.5.10.0/24"]
@@ -447,7 +449,7 @@ def test_peers_are_in_the_order_of_their_subnets_with_what_the_engine_knows():
     assert collect.path_counts(None) == (0, 0)
 
 
-def test_offloads_in_use_and_disabled_are_those_of_the_engine_now():
+def test_offloads_in_use_and_disabled_are_those_of_the_engine_now() -> None:
     assert collect.engine_status(ENGINE) == EngineStatus(
         name="gso",
         uses="tun-tso",

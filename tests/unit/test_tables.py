@@ -5,27 +5,36 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, Counters, DirectionCounters
+from tundp.engine.counters import (
+    COUNTERS,
+    DIRECTION_COUNTERS,
+    Counters,
+    CounterSpec,
+    DirectionCounters,
+)
 
 NATIVE = Path(__file__).parents[2] / "native"
 
 
 @pytest.fixture
-def tables():
+def tables() -> Any:
     spec = importlib.util.spec_from_file_location("tables", NATIVE / "tables.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_generated_header_is_current(tables):
+def test_the_generated_header_is_current(tables: Any) -> None:
     assert tables.is_current(), "run: python native/tables.py"
 
 
-def test_an_edited_table_makes_the_header_stale(tables, monkeypatch):
+def test_an_edited_table_makes_the_header_stale(
+    tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     more = dataclasses.replace(COUNTERS[0], name="one_more")
     monkeypatch.setattr(tables, "COUNTERS", (*COUNTERS, more))
     assert not tables.is_current()
@@ -33,14 +42,14 @@ def test_an_edited_table_makes_the_header_stale(tables, monkeypatch):
 
 
 @pytest.mark.parametrize("spec", [*COUNTERS, *DIRECTION_COUNTERS], ids=lambda spec: spec.name)
-def test_each_counter_says_what_it_counts(spec):
+def test_each_counter_says_what_it_counts(spec: CounterSpec) -> None:
     assert len(spec.means.split()) >= 4
     assert not spec.means.endswith(".")
     assert spec.metric is None or spec.metric.startswith("tundp_")
     assert not spec.is_loss or spec.is_notable
 
 
-def test_metrics_keep_their_names():
+def test_metrics_keep_their_names() -> None:
     exported = {spec.name: spec.metric for spec in (*COUNTERS, *DIRECTION_COUNTERS) if spec.metric}
     assert exported == {
         "packets_in": "tundp_packets",
@@ -62,7 +71,9 @@ def test_metrics_keep_their_names():
 @pytest.mark.parametrize(
     ("counters", "specs"), [(Counters, COUNTERS), (DirectionCounters, DIRECTION_COUNTERS)]
 )
-def test_each_field_is_in_the_table_and_in_json(counters, specs):
+def test_each_field_is_in_the_table_and_in_json(
+    counters: type[Counters] | type[DirectionCounters], specs: tuple[CounterSpec, ...]
+) -> None:
     others = {"encap", "decap", "drops", "coalesce_misses", "errnos"}
     names = {field.name for field in dataclasses.fields(counters)}
     assert {spec.name for spec in specs} == names - others

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,12 +21,12 @@ def directories(tmp_path: Path) -> list[Path]:
     return found
 
 
-def test_no_unit(directories):
+def test_no_unit(directories: Any) -> None:
     assert installed_unit([NAME], directories) is None
 
 
 @pytest.mark.parametrize("name", ["tundp.service", "tundp@.service"])
-def test_the_shipped_unit_may_write_where_the_defaults_are(name):
+def test_the_shipped_unit_may_write_where_the_defaults_are(name: str) -> None:
     unit = installed_unit([name], [SHIPPED])
     assert unit is not None
     assert unit.is_strict
@@ -35,14 +36,14 @@ def test_the_shipped_unit_may_write_where_the_defaults_are(name):
         assert not unit.may_write(Path(text)), text
 
 
-def test_without_strict_everything_may_be_written(directories):
+def test_without_strict_everything_may_be_written(directories: Any) -> None:
     (directories[2] / NAME).write_text("[Service]\nProtectSystem=full\n")
     unit = installed_unit([NAME], directories)
     assert unit == Unit(name=NAME, is_strict=False, writable=())
     assert unit.may_write(Path("/etc/tundp"))
 
 
-def test_drop_ins_add_and_reset(directories):
+def test_drop_ins_add_and_reset(directories: Any) -> None:
     etc, run, lib = directories
     (lib / NAME).write_text(
         "[Unit]\nReadWritePaths=/no\n[Service]\nProtectSystem=strict\nStateDirectory=tundp a:b\n"
@@ -65,12 +66,12 @@ def test_drop_ins_add_and_reset(directories):
     assert unit.writable == (Path("/var/lib/tundp"), Path("/var/lib/a"))
 
 
-def test_the_administrators_unit_hides_the_packages(directories):
+def test_the_administrators_unit_hides_the_packages(directories: Any) -> None:
     (directories[0] / NAME).write_text("[Service]\nProtectSystem=no\n")
     (directories[2] / NAME).write_text("[Service]\nProtectSystem=strict\n")
     assert not installed_unit([NAME], directories).is_strict
 
 
-def test_the_first_name_that_is_installed(directories):
+def test_the_first_name_that_is_installed(directories: Any) -> None:
     (directories[2] / "b.service").write_text("[Service]\n")
     assert installed_unit(["a.service", "b.service"], directories).name == "b.service"

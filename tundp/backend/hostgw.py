@@ -11,11 +11,12 @@ link's. What flannel's host-gw does, and where this differs:
   one of ours removed. flannel looks every 10 s and leaves stale routes.
 - A route for the subnet that is not ours (another gateway or device) is replaced, as by
   flannel.
-- Each route bears the protocol number PROTOCOL, so that `ip route` shows whose it is, and
-  one that leads elsewhere than it must is ours to remove. Routes stay when the daemon goes,
-  as flannel's do: pods keep their way while it restarts. `tundp cleanup` removes them.
+- Each route bears the protocol number PROTOCOL, so that `ip route` shows whose it is. One
+  inside the network that leads elsewhere than it must is ours to remove; those of other
+  networks are another instance's. Routes stay when the daemon goes, as flannel's do: pods
+  keep their way while it restarts. `tundp cleanup` removes them.
 - A gateway the kernel refuses (not on the link) is named in the log and in `checks`, and
-  costs no other route.
+  costs no other route. The subnet has no route then, rather than that to its former gateway.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ NAME: Final = "host-gw"
 RECONCILE_S: Final = 10.0
 """Between two comparisons with the kernel's table, as in flannel."""
 ERRORS_NAMED: Final = 5
-"""More refused routes at once are counted in the log, not named."""
+"""More routes at once are counted in the log, not named."""
 
 
 class HostGwBackend:
@@ -65,13 +66,18 @@ class HostGwBackend:
         self._config = config
         self._netlink = context.netlink
         self._interface: Interface | None = None
+        self._network: IPv4Network | None = None
         self._wanted: dict[IPv4Network, IPv4Address] = {}
         """Gateway of each peer's subnet."""
         self._errors: dict[IPv4Network, str] = {}
         """Routes the kernel refuses, and why."""
+        self._trouble = ""
+        """Why the kernel's table could not be compared last time; empty if it was."""
         self._generation = 0
         self._seen = 0
         self._is_due = asyncio.Event()
+        self._turn = asyncio.Lock()
+        """Held during a comparison: `run` and `repair` would undo each other's work."""
         self._outage = Outage(_log, "routes to the other nodes")
 
     @property
@@ -119,14 +125,16 @@ class HostGwBackend:
     ) -> None:
         """See Backend: the routes to all peers are there when this returns."""
         self._wanted = {subnet: peer.endpoint.address for subnet, peer in peers.items()}
+        self._network = network
         self._generation = fib.generation
-        put_back = await self._reconcile()
+        async with self._turn:
+            changed = await self._reconcile()
         _log.info(
-            "%d routes over %s, MTU %d (%d of them new)",
-            len(self._wanted) - len(self._errors),
+            "%d routes over %s, MTU %d (%d changed)",
+            self._route_count,
             self._link.link.name,
             self.mtu,
-            len(put_back),
+            len(changed),
         )
 
     def sinks(self) -> Sequence[FibSink]:
@@ -157,7 +165,8 @@ class HostGwBackend:
             except TimeoutError:
                 is_change = False
             try:
-                put_back = await self._reconcile()
+                async with self._turn:
+                    put_back = await self._reconcile()
             except PlatformError as error:
                 self._outage.failed(error, now=clock())
                 await asyncio.sleep(1.0)
@@ -165,13 +174,16 @@ class HostGwBackend:
                 continue
             self._outage.ended(now=clock())
             if put_back and not is_change:
-                _log.warning("routes changed behind our back; put back: %s", _some(put_back))
+                _log.warning(
+                    "routes changed behind our back; put back: %s", ", ".join(_some(put_back))
+                )
 
     async def repair(self) -> list[str]:
         """See Backend."""
-        if self._is_due.is_set():
-            return []  # `run` is about to change them: what differs now is no surprise
-        return await self._reconcile()
+        async with self._turn:
+            if self._is_due.is_set():
+                return []  # `run` is about to change them: what differs now is no surprise
+            return _some(await self._reconcile())
 
     def is_concerned(self, change: KernelChange) -> bool:
         """See Backend: a route for a peer's subnet."""
@@ -201,17 +213,20 @@ class HostGwBackend:
             mtu=self.mtu,
             port=None,
             device=None,
-            routes=len(self._wanted) - len(self._errors),
+            routes=self._route_count,
         )
 
     def checks(self) -> list[Finding]:
         """See Backend."""
-        if not self._errors:
-            detail = f"{len(self._wanted)} in the kernel's table"
+        refused = [(subnet, why) for subnet, why in self._errors.items() if subnet in self._wanted]
+        if self._trouble:
+            detail = self._trouble
+        elif refused:
+            subnet, why = refused[0]
+            detail = f"{len(refused)} of {len(self._wanted)} refused: {subnet}: {why}"
         else:
-            subnet, why = next(iter(self._errors.items()))
-            detail = f"{len(self._errors)} of {len(self._wanted)} refused: {subnet}: {why}"
-        return [must_hold("routes", not self._errors, detail)]
+            detail = f"{len(self._wanted)} in the kernel's table"
+        return [must_hold("routes", not (self._trouble or refused), detail)]
 
     def give(self) -> Given:
         """See Backend: routes outlive the process by themselves."""
@@ -225,29 +240,64 @@ class HostGwBackend:
         assert self._interface is not None, "prepare() comes first"
         return self._interface
 
+    @property
+    def _route_count(self) -> int:
+        """Routes in the kernel, as far as is known."""
+        return sum(subnet not in self._errors for subnet in self._wanted)
+
     async def _reconcile(self) -> list[str]:
-        """Make the kernel's routes what they must be; those that were not, for the log."""
+        """Make the kernel's routes what they must be; what was changed, for the log.
+
+        PlatformError if the kernel cannot be asked; `checks` says so until it can.
+        """
         self._is_due.clear()
         generation = self._generation
+        try:
+            changed = await self._compare()
+        except PlatformError as error:
+            self._trouble = str(error)
+            raise
+        self._trouble = ""
+        self._seen = generation
+        return changed
+
+    async def _compare(self) -> list[str]:
         index = self._link.link.index
         wanted = {
             subnet: RouteEntry(destination=subnet, gateway=gateway, index=index, protocol=PROTOCOL)
             for subnet, gateway in self._wanted.items()
         }
-        found = await self._netlink.list_routes(protocol=PROTOCOL)
-        present = [route for route in found if route.gateway is not None]
-        there = set(present)
-        stale = [route for route in present if wanted.get(route.destination) != route]
-        missing = [route for route in wanted.values() if route not in there]
+        present = dict.fromkeys(
+            route
+            for route in await self._netlink.list_routes(protocol=PROTOCOL)
+            if route.gateway is not None and self._is_inside(route.destination)
+        )
+        missing = [route for route in wanted.values() if route not in present]
         replaced = {route.destination for route in missing}
+        stale = [route for route in present if wanted.get(route.destination) != route]
         failures = await self._netlink.change_routes(
             replace=missing,
             delete=[route for route in stale if route.destination not in replaced],
         )
+        refused = {each.route.destination for each in failures if each.action == "replace"}
+        # Packets must not go on to a node that does not have the subnet any more.
+        failures += await self._netlink.change_routes(
+            delete=[route for route in stale if route.destination in refused]
+        )
         self._note_failures(failures, wanted)
-        self._seen = generation
-        refused = {failure.route for failure in failures}
-        return [str(route.destination) for route in (*missing, *stale) if route not in refused]
+        failed = {failure.route for failure in failures}
+        return [
+            *(f"route {each.destination}" for each in missing if each not in failed),
+            *(
+                f"no route {each.destination}"
+                for each in stale
+                if each not in failed and each.destination not in replaced - refused
+            ),
+        ]
+
+    def _is_inside(self, destination: IPv4Network) -> bool:
+        """Whether a route with our protocol number is this instance's."""
+        return self._network is not None and destination.subnet_of(self._network)
 
     def _note_failures(
         self, failures: Sequence[RouteFailure], wanted: Mapping[IPv4Network, RouteEntry]
@@ -271,9 +321,10 @@ class HostGwBackend:
             _log.error("and %d routes more are refused", len(news) - ERRORS_NAMED)
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - ERRORS_NAMED} more" if len(names) > ERRORS_NAMED else ""
-    return ", ".join(names[:ERRORS_NAMED]) + more
+def _some(names: Sequence[str]) -> list[str]:
+    """The first ERRORS_NAMED, and how many more there are."""
+    more = [f"{len(names) - ERRORS_NAMED} routes more"] if len(names) > ERRORS_NAMED else []
+    return [*names[:ERRORS_NAMED], *more]
 
 
 def host_gw_config() -> BackendConfig:

@@ -1,11 +1,15 @@
-"""The backend the network config asks for, made with the operator's settings."""
+"""The backend the network config asks for, and what our lease says of this node."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from tundp.backend.base import Backend, BackendContext, Given, PacketSettings
 from tundp.backend.choose import kind_of
 from tundp.engine.native.engine import EngineSettings
-from tundp.lease.network import BackendConfig
+from tundp.lease.model import LeaseAttributes
+from tundp.lease.network import BackendConfig, NetworkConfig
+from tundp.linux.iface import Interface
 from tundp.linux.netlink import Netlink
 from tundp.settings.settings import Settings
 
@@ -28,4 +32,14 @@ def make_backend(
     )
     return kind_of(config).make(
         config, BackendContext(netlink=netlink, packets=packets, given=given)
+    )
+
+
+def lease_offer(
+    backend: Backend, settings: Settings, network_config: NetworkConfig, interface: Interface
+) -> LeaseAttributes:
+    """All our lease shall say with this interface. ConfigError if the backend cannot use it."""
+    return replace(
+        backend.offer(interface),
+        public_ipv6=settings.public_ipv6 if network_config.pool6 is not None else None,
     )

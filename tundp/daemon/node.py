@@ -20,6 +20,7 @@ from typing import Final
 from tundp.backend.base import Backend
 from tundp.backoff import Backoff, Outage
 from tundp.daemon import report
+from tundp.daemon.backends import lease_offer
 from tundp.daemon.firewall_keeper import FirewallKeeper
 from tundp.daemon.publish import Publisher
 from tundp.daemon.subnet_file import SubnetFile
@@ -93,7 +94,6 @@ class Node:
         # The device has an address of its own now, which is no peer's business.
         await self._learn_addresses()
         await self.ensure_unreachable()
-        self.write_subnet_file()
 
     async def ensure_unreachable(self) -> None:
         """See daemon.unreachable."""
@@ -223,7 +223,7 @@ class Node:
             return
         mtu = self.backend.mtu
         try:
-            offer = self.backend.offer(now)
+            offer = lease_offer(self.backend, self.settings, self.network_config, now)
             if await self.backend.underlay_changed(now):
                 self.manager.reconnect()
         except (ConfigError, PlatformError) as error:

@@ -32,35 +32,35 @@ class Publisher:
     def __init__(self, routing: Routing) -> None:
         self._routing = routing
         self._sinks: tuple[FibSink, ...] = ()
-        self._pending: RoutingDelta | None = None
+        self._pending: list[RoutingDelta] = []
+        """What was applied since the last publication, oldest first; merged when it is due."""
         self._timer: asyncio.TimerHandle | None = None
         self._published_at = 0.0
         self._cost_s = 0.0
 
     def first_fib(self) -> Fib:
         """The FIB a backend is opened with: of everything known by now."""
-        self._pending = None
+        self._pending.clear()
         return self._routing.fib()
 
     def start(self, sinks: Sequence[FibSink]) -> None:
         """Feed `sinks` from now on: they have the FIB of `first_fib`, and get what came since."""
         self._sinks = tuple(sinks)
-        if self._pending is not None:
+        if self._pending:
             self._publish_soon()
 
     def apply(self, delta: RoutingDelta, *, is_own_changed: bool = False) -> None:
         """Log and publish a change. is_own_changed: this node's own addresses are others now."""
         _log_delta(delta)
+        if delta.moves_packets or is_own_changed:
+            self._pending.append(delta)
+            if self._sinks:
+                self._publish_soon()
         if delta.changed_leases > LASTING_LEASES:
             # Long-lived lease objects out of the collector's sight: a full collection walks
-            # tens of thousands of them for a tenth of a second.
+            # tens of thousands of them for a tenth of a second. Packets need not wait for it.
             gc.collect()
             gc.freeze()
-        if not (delta.moves_packets or is_own_changed):
-            return
-        self._pending = delta if self._pending is None else merged(self._pending, delta)
-        if self._sinks:
-            self._publish_soon()
 
     def close(self) -> None:
         """Publish no more."""
@@ -84,7 +84,8 @@ class Publisher:
         began = loop.time()
         self._routing.note_seen(min(sink.seen() for sink in self._sinks))
         fib = self._routing.fib()
-        delta, self._pending = self._pending or RoutingDelta(), None
+        delta = merged(*self._pending)
+        self._pending.clear()
         for sink in self._sinks:
             sink.install(fib, delta)
         self._published_at = loop.time()

@@ -1,7 +1,8 @@
 """From settings to a running node: opens everything in order, closes it all in reverse.
 
     resources -> admin, health, metrics -> network config -> interface -> backend.prepare
-        -> lease and snapshot -> ledger -> backend.open(FIB) -> firewall -> READY -> Node.run
+        -> lease and snapshot -> ledger -> backend.open(FIB) -> firewall -> subnet.env
+        -> READY -> Node.run
 
 Shutdown is cancellation and nothing else: `run` ends when its task is cancelled, and
 what it opened is closed on the way out. As with flannel the lease, the firewall rules and
@@ -15,19 +16,20 @@ import contextlib
 import logging
 import random
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from tundp.admin import serve_admin
 from tundp.backend.choose import parse_network_config
 from tundp.choices import OnLeaseLost
 from tundp.daemon import report
-from tundp.daemon.backends import make_backend
+from tundp.daemon.backends import lease_offer, make_backend
 from tundp.daemon.firewall_keeper import FirewallKeeper
 from tundp.daemon.node import Node
 from tundp.daemon.resources import Resources
 from tundp.daemon.stores import store_name
 from tundp.daemon.subnet_file import read_text
 from tundp.daemon.underlay import Underlay, selection_of
+from tundp.daemon.unreachable import remove_routes_of_before
 from tundp.errors import PlatformError
 from tundp.lease import subnet_env
 from tundp.lease.identity import Identity
@@ -73,10 +75,7 @@ async def run(settings: Settings, store: Store, resources: Resources) -> None:
         interface = await _choose_interface(netlink, selection, network_config)
         backend = make_backend(network_config.backend, settings, netlink, resources.take_backend())
         stack.callback(backend.close)
-        offer = replace(
-            backend.offer(interface),
-            public_ipv6=settings.public_ipv6 if network_config.pool6 is not None else None,
-        )
+        offer = lease_offer(backend, settings, network_config, interface)
         backend.prepare(interface)
         env_text = read_text(settings.subnet_file)
         acquired = await manager.acquire(
@@ -87,6 +86,7 @@ async def run(settings: Settings, store: Store, resources: Resources) -> None:
         )
         if acquired.cache_age_s is None:
             _log_lease(settings, env_text, acquired)
+        before = _previous_start(env_text)
         node = Node(
             settings=settings,
             network_config=network_config,
@@ -99,19 +99,14 @@ async def run(settings: Settings, store: Store, resources: Resources) -> None:
             netlink=netlink,
             firewall=FirewallKeeper(
                 _make_firewall(settings, network_config, acquired.lease.key),
-                _previous_rules(env_text),
+                before,
                 settings.iptables_resync_s,
             ),
             metrics=desk.metrics,
             node_id=identity.node_id,
         )
         stack.callback(node.close)
-        await node.open()
-        # From here on the node answers for itself, rules that are not set up yet included.
-        desk.node = node
-        desk.health.attend(backend.heartbeat, node.findings)
-        desk.metrics.summary = node.summary
-        await node.firewall.set_up()
+        await _bring_up(node, desk, before)
         await node.run()
 
 
@@ -129,6 +124,28 @@ class _Desk:
         if self.node is not None:
             return self.node.status()
         return report.starting(self.settings, self.health, self.started_at)
+
+
+async def _bring_up(node: Node, desk: _Desk, before: Previous | None) -> None:
+    """Make everything pods need: routes and device, firewall rules, subnet.env, in this order.
+
+    Docker and CNI go by subnet.env, so it comes last. Nor are the network and subnet of the
+    last start (`before`) forgotten before what they left is gone.
+    """
+    desk.health.waits_for(f"the {node.backend.name} backend")
+    await remove_routes_of_before(
+        node.netlink,
+        before,
+        network=node.network_config.network,
+        subnet=node.acquired.lease.key.subnet,
+    )
+    await node.open()
+    desk.node = node
+    desk.health.waits_for("the firewall rules")
+    await node.firewall.set_up()
+    node.write_subnet_file()
+    desk.health.attend(node.backend.heartbeat, node.findings)
+    desk.metrics.summary = node.summary
 
 
 async def _open_desk(
@@ -219,7 +236,8 @@ def _make_firewall(settings: Settings, network: NetworkConfig, key: LeaseKey) ->
     return make_firewall(wanted, is_nftables=network.enable_nftables)
 
 
-def _previous_rules(env_text: str) -> Previous | None:
+def _previous_start(env_text: str) -> Previous | None:
+    """Network and subnet of the last start, whose rules and routes may still be there."""
     network = subnet_env.previous_network(env_text)
     key = subnet_env.previous_key(env_text)
     if network is None or key is None:

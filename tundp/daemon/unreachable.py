@@ -9,6 +9,8 @@ from ipaddress import IPv4Network
 
 from tundp.errors import PlatformError
 from tundp.linux import unreachable
+from tundp.linux.firewall.choose import Previous
+from tundp.linux.gateways import remove_gateway_routes
 from tundp.linux.netlink import Netlink
 from tundp.settings.settings import Settings
 
@@ -28,6 +30,25 @@ async def ensure_unreachable(
     if settings.ip_blackhole_route:
         with _tolerated("the blackhole route"):
             await unreachable.ensure(netlink, unreachable.BLACKHOLE, subnet)
+
+
+async def remove_routes_of_before(
+    netlink: Netlink, before: Previous | None, *, network: IPv4Network, subnet: IPv4Network
+) -> None:
+    """Remove the routes that the last start left for another subnet or network than ours now.
+
+    They bear our protocol number. The subnet of before may be another node's by now, which a
+    blackhole route would cut off. One that cannot be removed is a warning.
+    """
+    if before is None:
+        return
+    if before.subnet != subnet:
+        with _tolerated("the blackhole route of last time"):
+            await unreachable.remove(netlink, unreachable.BLACKHOLE, before.subnet)
+    if before.network != network:
+        with _tolerated("routes of the network of last time"):
+            await unreachable.remove(netlink, unreachable.UNREACHABLE, before.network)
+            await remove_gateway_routes(netlink, before.network)
 
 
 @contextlib.contextmanager

@@ -113,14 +113,15 @@ class RoutingDelta:
         return bool(self.gone or self.come or self.moved)
 
 
-def merged(first: RoutingDelta, second: RoutingDelta) -> RoutingDelta:
-    """Two deltas in a row as one: for a consumer that was not served between them.
+def merged(*deltas: RoutingDelta) -> RoutingDelta:
+    """Deltas in a row as one: for a consumer that was not served between them.
 
-    `gone`, `come` and `moved` are the net effect by subnet; the rest is concatenated.
+    `gone`, `come` and `moved` are the net effect by subnet; the rest is concatenated. Linear in
+    what the deltas hold.
     """
     before: dict[IPv4Network, Peer | None] = {}
     after: dict[IPv4Network, Peer | None] = {}
-    for delta in (first, second):
+    for delta in deltas:
         for subnet, old, new in _changes(delta):
             before.setdefault(subnet, old)
             after[subnet] = new
@@ -129,12 +130,12 @@ def merged(first: RoutingDelta, second: RoutingDelta) -> RoutingDelta:
         gone=gone,
         come=come,
         moved=moved,
-        hops_assigned=(*first.hops_assigned, *second.hops_assigned),
-        own=(*first.own, *second.own),
-        newly_refused=(*first.newly_refused, *second.newly_refused),
-        newly_bad=(*first.newly_bad, *second.newly_bad),
-        changed_leases=first.changed_leases + second.changed_leases,
-        has_lease_gone=first.has_lease_gone or second.has_lease_gone,
+        hops_assigned=tuple(hop for delta in deltas for hop in delta.hops_assigned),
+        own=tuple(own for delta in deltas for own in delta.own),
+        newly_refused=tuple(each for delta in deltas for each in delta.newly_refused),
+        newly_bad=tuple(each for delta in deltas for each in delta.newly_bad),
+        changed_leases=sum(delta.changed_leases for delta in deltas),
+        has_lease_gone=any(delta.has_lease_gone for delta in deltas),
     )
 
 

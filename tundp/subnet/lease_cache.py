@@ -1,4 +1,4 @@
-"""What a node remembers on disk: its id, and the last leases it knew.
+"""The node id and the lease cache: files that let a node start while the store is away.
 
     <state-dir>/node-id           {"NodeID": "7c1f...", "Machine": "..."}
     <state-dir>/last-known.json   network settings, own subnet, all leases; another
@@ -51,7 +51,7 @@ class CachedLeases:
 
 
 class LeaseCache:
-    """The files of one daemon under `directory`; None remembers nothing."""
+    """The files of one daemon under `directory`; None: nothing is kept."""
 
     def __init__(self, directory: Path | None, instance: Instance) -> None:
         self._directory = directory
@@ -140,7 +140,7 @@ class LeaseCache:
         leases: Iterable[Lease],
         revision: int,
     ) -> None:
-        """Remember this. Blocks for a write to disk: call it on a thread."""
+        """Write the leases and what identifies them. Blocks for the disk: call it on a thread."""
         if self.lease_file is None:
             return
         document = {

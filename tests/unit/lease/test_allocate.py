@@ -1,8 +1,11 @@
 """The plan of a claim: flannel's steps, and never another node's lease."""
 
+from __future__ import annotations
+
 import json
 import random
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from typing import Any
 
 import pytest
 
@@ -72,7 +75,7 @@ def plan(
         (lease("10.5.7.0-24&2001:db8:0:7::-64", US), DUAL, "dual stack"),
     ],
 )
-def test_our_lease_is_kept(ours, network, breaks):
+def test_our_lease_is_kept(ours: Lease, network: NetworkConfig, breaks: str) -> None:
     others = (lease("10.5.2.0-24"), lease("10.5.3.0-24"))
     assert plan(*others, ours, network=network, previous="10.5.9.0-24") == Keep(ours), breaks
 
@@ -89,19 +92,21 @@ def test_our_lease_is_kept(ours, network, breaks):
         (lease("10.5.7.0-24&2001:db9:0:7::-64", US), DUAL, "IPv6 of another network"),
     ],
 )
-def test_lease_of_ours_that_no_longer_fits_is_deleted(ours, network, breaks):
+def test_lease_of_ours_that_no_longer_fits_is_deleted(
+    ours: Lease, network: NetworkConfig, breaks: str
+) -> None:
     verdict = plan(lease("10.5.2.0-24"), ours, network=network)
     assert isinstance(verdict, Take), breaks
     assert verdict.stale == (ours,)
     assert is_compatible(verdict.key, network)
 
 
-def test_fitting_lease_of_ours_is_kept_despite_a_stale_one():
+def test_fitting_lease_of_ours_is_kept_despite_a_stale_one() -> None:
     stale, fitting = lease("10.6.1.0-24", US), lease("10.5.7.0-24", US)
     assert plan(stale, fitting) == Keep(fitting)
 
 
-def test_all_stale_leases_of_ours_are_deleted_and_no_others():
+def test_all_stale_leases_of_ours_are_deleted_and_no_others() -> None:
     stale = (lease("10.6.1.0-24", US), lease("10.5.7.0-26", US))
     verdict = plan(lease("10.9.9.0-24", THEM), *stale)
     assert isinstance(verdict, Take)
@@ -118,14 +123,14 @@ def test_all_stale_leases_of_ours_are_deleted_and_no_others():
         ("10.5.33.0-24&2001:db8:0:33::-64", DUAL),
     ],
 )
-def test_previous_subnet_is_taken_when_free(previous, network):
+def test_previous_subnet_is_taken_when_free(previous: str, network: NetworkConfig) -> None:
     for seed in range(5):
         assert plan(lease("10.5.2.0-24"), network=network, previous=previous, seed=seed) == Take(
             parse_key(previous)
         )
 
 
-def test_previous_subnet_is_created_and_a_stale_lease_deleted():
+def test_previous_subnet_is_created_and_a_stale_lease_deleted() -> None:
     stale = lease("10.6.1.0-24", US)
     assert plan(stale, previous="10.5.33.0-24") == Take(parse_key("10.5.33.0-24"), (stale,))
 
@@ -139,7 +144,7 @@ def test_previous_subnet_is_created_and_a_stale_lease_deleted():
         ("10.5.33.128-25", "around somebody's smaller lease"),
     ],
 )
-def test_previous_subnet_is_not_taken_from_its_holder(held, breaks):
+def test_previous_subnet_is_not_taken_from_its_holder(held: str, breaks: str) -> None:
     for seed in range(5):
         verdict = plan(lease(held), previous="10.5.33.0-24", seed=seed)
         assert isinstance(verdict, Take)
@@ -147,7 +152,7 @@ def test_previous_subnet_is_not_taken_from_its_holder(held, breaks):
         assert verdict.stale == ()
 
 
-def test_previous_subnet_is_not_taken_if_its_ipv6_half_is_held():
+def test_previous_subnet_is_not_taken_if_its_ipv6_half_is_held() -> None:
     held = lease("10.5.2.0-24&2001:db8:0:33::-64")
     verdict = plan(held, network=DUAL, previous="10.5.33.0-24&2001:db8:0:33::-64")
     assert isinstance(verdict, Take)
@@ -156,7 +161,7 @@ def test_previous_subnet_is_not_taken_if_its_ipv6_half_is_held():
 
 
 @pytest.mark.parametrize("previous", ["10.6.33.0-24", "10.5.33.0-25", "10.5.0.0-24"])
-def test_previous_subnet_that_no_longer_fits_is_ignored(previous):
+def test_previous_subnet_that_no_longer_fits_is_ignored(previous: str) -> None:
     verdict = plan(previous=previous)
     assert isinstance(verdict, Take)
     assert verdict.key != parse_key(previous)
@@ -176,7 +181,7 @@ def drawn(*leases: Lease, network: NetworkConfig = V4, seeds: int = 1500) -> set
     return subnets
 
 
-def test_draw_is_from_exactly_the_first_hundred_free_subnets():
+def test_draw_is_from_exactly_the_first_hundred_free_subnets() -> None:
     held = [lease(f"10.5.{n}.0-24") for n in range(5, 25)]
     free = {IPv4Network(f"10.5.{n}.0/24") for n in range(1, 256) if not 5 <= n < 25}
     first_hundred = set(sorted(free)[:100])
@@ -184,7 +189,7 @@ def test_draw_is_from_exactly_the_first_hundred_free_subnets():
     assert max(first_hundred) == IPv4Network("10.5.120.0/24")
 
 
-def test_draw_is_from_all_free_subnets_if_fewer_than_a_hundred():
+def test_draw_is_from_all_free_subnets_if_fewer_than_a_hundred() -> None:
     network = config(SubnetMin="10.5.10.0", SubnetMax="10.5.13.0")
     held = lease("10.5.11.0-24")
     assert drawn(held, network=network, seeds=60) == {
@@ -207,18 +212,20 @@ def test_draw_is_from_all_free_subnets_if_fewer_than_a_hundred():
         (["10.6.0.0-16"], (10, 11, 12, 13), "another network's leases"),
     ],
 )
-def test_subnet_that_overlaps_a_lease_is_not_drawn(held, free, breaks):
+def test_subnet_that_overlaps_a_lease_is_not_drawn(
+    held: list[str], free: tuple[Any, ...], breaks: str
+) -> None:
     network = config(SubnetMin="10.5.10.0", SubnetMax="10.5.13.0")
     expected = {IPv4Network(f"10.5.{n}.0/24") for n in free}
     assert drawn(*(lease(key) for key in held), network=network, seeds=80) == expected, breaks
 
 
-def test_same_seed_draws_the_same_subnet():
+def test_same_seed_draws_the_same_subnet() -> None:
     assert plan(seed=4) == plan(seed=4)
     assert len({str(plan(seed=seed)) for seed in range(20)}) > 5
 
 
-def test_dual_stack_draws_both_halves_independently():
+def test_dual_stack_draws_both_halves_independently() -> None:
     pairs = set()
     for seed in range(50):
         verdict = plan(network=DUAL, seed=seed)
@@ -236,7 +243,7 @@ def test_dual_stack_draws_both_halves_independently():
     assert all(1 <= high <= 100 for _, high in pairs)
 
 
-def test_dual_stack_skips_held_ipv6_subnets():
+def test_dual_stack_skips_held_ipv6_subnets() -> None:
     network = config(
         EnableIPv6=True,
         IPv6Network="2001:db8::/48",
@@ -261,7 +268,7 @@ def test_dual_stack_skips_held_ipv6_subnets():
         (V4, [f"10.5.{n}.0-24" for n in range(1, 256)], "every single one held"),
     ],
 )
-def test_out_of_subnets(network, held, breaks):
+def test_out_of_subnets(network: NetworkConfig, held: list[Any | str], breaks: str) -> None:
     with pytest.raises(OutOfSubnets) as caught:
         plan(*(lease(key) for key in held), network=network)
     message = str(caught.value)
@@ -271,7 +278,7 @@ def test_out_of_subnets(network, held, breaks):
     assert "SubnetMin..SubnetMax" in message
 
 
-def test_out_of_ipv6_subnets():
+def test_out_of_ipv6_subnets() -> None:
     network = config(
         EnableIPv6=True,
         IPv6Network="2001:db8::/48",
@@ -282,7 +289,7 @@ def test_out_of_ipv6_subnets():
         plan(network=network)
 
 
-def test_subnet_of_an_unreadable_lease_is_held():
+def test_subnet_of_an_unreadable_lease_is_held() -> None:
     network = config(SubnetMin="10.5.10.0", SubnetMax="10.5.11.0")
     for seed in range(10):
         verdict = plan(network=network, unreadable=("10.5.10.0-24",), seed=seed)
@@ -291,7 +298,7 @@ def test_subnet_of_an_unreadable_lease_is_held():
     assert held == Take(parse_key("10.5.11.0-24"))
 
 
-def test_lease_with_unspecified_address_is_not_ours():
+def test_lease_with_unspecified_address_is_not_ours() -> None:
     unowned = lease("10.5.7.0-24", "0.0.0.0")
     verdict = plan_claim(
         [unowned],
@@ -304,12 +311,12 @@ def test_lease_with_unspecified_address_is_not_ours():
     assert verdict.stale == ()
 
 
-def test_last_free_subnet_is_found():
+def test_last_free_subnet_is_found() -> None:
     held = [lease(f"10.5.{n}.0-24") for n in range(1, 255)]
     assert plan(*held) == Take(parse_key("10.5.255.0-24"))
 
 
-def test_a_huge_lease_in_a_huge_pool_is_skipped_in_one_step():
+def test_a_huge_lease_in_a_huge_pool_is_skipped_in_one_step() -> None:
     # /30 subnets of a /8 are 4 million: walking them one by one would take minutes.
     network = parse_network_config(
         '{"Network": "10.0.0.0/8", "SubnetLen": 30, "SubnetMax": "10.128.0.0"}', "test"
@@ -338,14 +345,14 @@ FITS, STALE = "10.5.7.0-24", "10.6.7.0-24"
         ([lease(FITS, "0.0.0.0", node="us")], 0, "ours though its address is lost"),
     ],
 )
-def test_choice_among_several_leases_of_ours(leases, kept, breaks):
+def test_choice_among_several_leases_of_ours(leases: list[Lease], kept: int, breaks: str) -> None:
     others = [lease("10.5.2.0-24"), lease("10.5.3.0-24", node="them")]
     for order in (leases, leases[::-1]):
         verdict = plan(*others, *order, node_id="us", previous="10.5.9.0-24")
         assert verdict == Keep(leases[kept]), breaks
 
 
-def test_duplicate_nodes_lease_that_no_longer_fits_is_not_deleted():
+def test_duplicate_nodes_lease_that_no_longer_fits_is_not_deleted() -> None:
     """Its PublicIP is ours, but another node says it wrote it: nobody asked that one."""
     duplicates = lease(STALE, US, node="them")
     verdict = plan(duplicates, node_id="us")
@@ -353,7 +360,7 @@ def test_duplicate_nodes_lease_that_no_longer_fits_is_not_deleted():
     assert verdict.stale == ()
 
 
-def test_duplicate_nodes_lease_holds_its_subnet():
+def test_duplicate_nodes_lease_holds_its_subnet() -> None:
     network = config(SubnetMin="10.5.10.0", SubnetMax="10.5.11.0")
     half = lease("10.5.10.0-25", US, node="them")
     for seed in range(10):
@@ -363,7 +370,7 @@ def test_duplicate_nodes_lease_holds_its_subnet():
         assert verdict == Take(parse_key("10.5.11.0-24"))
 
 
-def test_stale_leases_of_ours_are_deleted_but_not_of_duplicates_or_clones():
+def test_stale_leases_of_ours_are_deleted_but_not_of_duplicates_or_clones() -> None:
     ours = (lease("10.6.8.0-24", US, node="us"), lease("10.6.9.0-24", US))
     rest = (
         lease("10.6.7.0-24", THEM, node="us"),  # perhaps a clone's
@@ -375,7 +382,7 @@ def test_stale_leases_of_ours_are_deleted_but_not_of_duplicates_or_clones():
     assert set(map(str, (one.key for one in verdict.stale))) == {str(one.key) for one in ours}
 
 
-def test_stale_lease_of_ours_does_not_hold_its_subnet():
+def test_stale_lease_of_ours_does_not_hold_its_subnet() -> None:
     network = config(SubnetMin="10.5.10.0", SubnetMax="10.5.10.0")
     half = lease("10.5.10.0-25", US)
     assert plan(half, network=network) == Take(parse_key("10.5.10.0-24"), (half,))
@@ -384,7 +391,7 @@ def test_stale_lease_of_ours_does_not_hold_its_subnet():
     )
 
 
-def test_without_a_node_id_every_signed_lease_is_another_nodes():
+def test_without_a_node_id_every_signed_lease_is_another_nodes() -> None:
     assert plan(lease(FITS, US, node="them")) == Keep(lease(FITS, US, node="them"))
     verdict = plan(lease(FITS, THEM, node="them"))
     assert isinstance(verdict, Take)
@@ -393,14 +400,14 @@ def test_without_a_node_id_every_signed_lease_is_another_nodes():
     assert verdict.stale == ()
 
 
-def test_lease_of_ours_by_address_and_by_id_is_deleted_once():
+def test_lease_of_ours_by_address_and_by_id_is_deleted_once() -> None:
     stale = lease(STALE, US, node="us")
     verdict = plan(stale, node_id="us")
     assert isinstance(verdict, Take)
     assert verdict.stale == (stale,)
 
 
-def test_lease_with_unspecified_address_and_another_id_is_not_ours():
+def test_lease_with_unspecified_address_and_another_id_is_not_ours() -> None:
     verdict = plan_claim(
         [lease(FITS, "0.0.0.0", node="them"), lease("10.5.8.0-24", "0.0.0.0")],
         network_config=V4,

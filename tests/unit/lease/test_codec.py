@@ -1,5 +1,7 @@
 """Lease keys and values, as both flannels write and read them."""
 
+from __future__ import annotations
+
 import json
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
@@ -24,13 +26,13 @@ from tundp.lease.model import LeaseAttributes, LeaseKey
         ("10.5.52.0-24&::-0", "10.5.52.0/24", "::/0"),
     ],
 )
-def test_keys_are_parsed(text, v4, v6):
+def test_keys_are_parsed(text: str, v4: str, v6: str | None) -> None:
     key = codec.parse_key(text)
     assert key == LeaseKey(IPv4Interface(v4), None if v6 is None else IPv6Interface(v6))
     assert str(key) == text
 
 
-def test_a_key_keeps_its_host_bits_but_covers_its_subnet():
+def test_a_key_keeps_its_host_bits_but_covers_its_subnet() -> None:
     key = codec.parse_key("10.5.52.7-24")
     assert str(key.subnet) == "10.5.52.0/24"
     assert not key.is_aligned
@@ -79,7 +81,7 @@ def test_a_key_keeps_its_host_bits_but_covers_its_subnet():
         "config",
     ],
 )
-def test_malformed_keys_are_refused(text):
+def test_malformed_keys_are_refused(text: str) -> None:
     with pytest.raises(LeaseFormatError) as caught:
         codec.parse_key(text)
     assert repr(text) in str(caught.value)
@@ -131,11 +133,11 @@ def test_malformed_keys_are_refused(text):
         ),
     ],
 )
-def test_values_are_parsed(text, expected):
+def test_values_are_parsed(text: str, expected: LeaseAttributes) -> None:
     assert codec.parse_value(text) == expected
 
 
-def test_missing_public_ip_is_unspecified():
+def test_missing_public_ip_is_unspecified() -> None:
     assert codec.parse_value("{}").public_ip == IPv4Address("0.0.0.0")
 
 
@@ -161,7 +163,7 @@ def test_missing_public_ip_is_unspecified():
         ('{"PublicIP":"192.0.2.1","x":NaN}', "NaN"),
     ],
 )
-def test_malformed_values_are_refused(text, why):
+def test_malformed_values_are_refused(text: str, why: str) -> None:
     with pytest.raises(LeaseFormatError) as caught:
         codec.parse_value(text)
     assert why in str(caught.value)
@@ -169,7 +171,9 @@ def test_malformed_values_are_refused(text, why):
 
 @pytest.mark.parametrize("depth", [600, 700, 900])
 @pytest.mark.parametrize("key", ["x", "BackendData"])
-def test_a_deeply_nested_value_is_one_bad_entry_not_the_end_of_the_watch(key, depth):
+def test_a_deeply_nested_value_is_one_bad_entry_not_the_end_of_the_watch(
+    key: str, depth: int
+) -> None:
     # One such value by anybody with write access must not stop every node of the cluster.
     text = f'{{"PublicIP":"192.0.2.1","{key}":' + "[" * depth + "]" * depth + "}"
     try:
@@ -207,22 +211,22 @@ def test_a_deeply_nested_value_is_one_bad_entry_not_the_end_of_the_watch(key, de
         ),
     ],
 )
-def test_values_are_encoded(attributes, text):
+def test_values_are_encoded(attributes: LeaseAttributes, text: str) -> None:
     assert codec.encode_value(attributes) == text
     assert codec.parse_value(text) == attributes
 
 
-def test_old_value_form_is_parsed_and_encoded_as_the_new_one():
+def test_old_value_form_is_parsed_and_encoded_as_the_new_one() -> None:
     attributes = codec.parse_value('{"PublicIP":"192.0.2.10"}')
     assert codec.encode_value(attributes) == '{"PublicIP":"192.0.2.10","PublicIPv6":null}'
 
 
-def test_unknown_keys_survive_a_renewal():
+def test_unknown_keys_survive_a_renewal() -> None:
     text = '{"PublicIP":"192.0.2.1","PublicIPv6":null,"Rack":{"Row":[1]},"note":"x"}'
     assert codec.encode_value(codec.parse_value(text)) == text
 
 
-def test_go_escapes_are_parsed():
+def test_go_escapes_are_parsed() -> None:
     text = '{"PublicIP":"192.0.2.1","note":"\\u003ca\\u0026b\\u003e"}'
     assert codec.parse_value(text).extra == {"note": "<a&b>"}
 
@@ -234,7 +238,7 @@ def test_go_escapes_are_parsed():
         '{"PublicIP":"192.0.2.1","note":-1e999}',
     ],
 )
-def test_encoded_values_are_json(text):
+def test_encoded_values_are_json(text: str) -> None:
     # Python's json writes Infinity, which poisons every reader of the prefix.
     try:
         attributes = codec.parse_value(text)
@@ -243,7 +247,7 @@ def test_encoded_values_are_json(text):
     assert "Infinity" not in codec.encode_value(attributes)
 
 
-def test_encoded_values_are_utf8():
+def test_encoded_values_are_utf8() -> None:
     try:
         attributes = codec.parse_value('{"PublicIP":"192.0.2.1","note":"\\ud800"}')
     except LeaseFormatError:

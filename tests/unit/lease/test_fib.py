@@ -1,6 +1,9 @@
 """The FIB: lookups, admission, and what must never change once it is built."""
 
+from __future__ import annotations
+
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,12 +80,12 @@ USUAL = (("10.5.2.0/24", "192.0.2.2"), ("10.5.3.0/24", "192.0.2.3"))
         ),
     ],
 )
-def test_lookup(routes, address, expected, breaks):
+def test_lookup(routes: tuple[Any, ...], address: str, expected: str | None, breaks: str) -> None:
     assert found(fib(*routes), address) == expected, breaks
     assert found(fib(*reversed(routes)), address) == expected, "the order of peers is no matter"
 
 
-def test_no_routes_at_all():
+def test_no_routes_at_all() -> None:
     made = fib(own=None)
     for address in ("0.0.0.0", "10.5.1.1", "255.255.255.255"):
         assert made.lookup(number(address)) is None
@@ -91,7 +94,7 @@ def test_no_routes_at_all():
 
 
 @pytest.mark.parametrize("prefix", range(33))
-def test_a_single_route_of_every_length(prefix):
+def test_a_single_route_of_every_length(prefix: int) -> None:
     subnet = IPv4Network((number("203.0.113.91"), prefix), strict=False)
     made = fib((str(subnet), "192.0.2.2"), own=None)
     first, last = int(subnet.network_address), int(subnet.broadcast_address)
@@ -104,19 +107,19 @@ def test_a_single_route_of_every_length(prefix):
             assert made.lookup(address) is None
 
 
-def test_next_hop_is_what_sendto_takes():
+def test_next_hop_is_what_sendto_takes() -> None:
     hop = fib(*USUAL).lookup(number("10.5.2.1"))
     assert hop == NextHop(number("192.0.2.2"), ("192.0.2.2", PORT))
     assert not hop.is_local
 
 
-def test_local_hop():
+def test_local_hop() -> None:
     hop = fib().lookup(number("10.5.1.1"))
     assert hop is not None
     assert hop.is_local
 
 
-def test_subnets_of_one_peer_share_a_hop():
+def test_subnets_of_one_peer_share_a_hop() -> None:
     made = fib(("10.5.2.0/24", "192.0.2.2"), ("10.5.3.0/24", "192.0.2.2"))
     assert made.lookup(number("10.5.2.1")) is made.lookup(number("10.5.3.1"))
     assert len(made.hops) == 3
@@ -136,7 +139,7 @@ def test_subnets_of_one_peer_share_a_hop():
         ("198.51.100.7", "0.0.0.0", False, "no lease: our own hop is no peer"),
     ],
 )
-def test_admits(inner, outer, admitted, breaks):
+def test_admits(inner: str, outer: str, admitted: bool, breaks: str) -> None:
     assert fib(*USUAL).admits(number(inner), number(outer)) is admitted, breaks
 
 
@@ -144,16 +147,16 @@ def test_admits(inner, outer, admitted, breaks):
     ("address", "own"),
     [("10.5.1.0", True), ("10.5.1.255", True), ("10.5.2.1", False), ("198.51.100.1", False)],
 )
-def test_is_own(address, own):
+def test_is_own(address: str, own: bool) -> None:
     assert fib(*USUAL).is_own(number(address)) is own
     assert not fib(*USUAL, own=None).is_own(number(address))
 
 
-def test_peer_addresses_are_those_of_peers_only():
+def test_peer_addresses_are_those_of_peers_only() -> None:
     assert fib(*USUAL).peer_addresses == {number("192.0.2.2"), number("192.0.2.3")}
 
 
-def test_arrays_are_read_only():
+def test_arrays_are_read_only() -> None:
     made = fib(*USUAL)
     with pytest.raises(ValueError, match="read-only"):
         made.table[0] = 1
@@ -162,7 +165,7 @@ def test_arrays_are_read_only():
     assert isinstance(made.hops, tuple)
 
 
-def test_hop_array_mirrors_hops_for_the_native_engine():
+def test_hop_array_mirrors_hops_for_the_native_engine() -> None:
     made = fib(*USUAL)
     assert made.hop_array.dtype == HOP_DTYPE
     assert HOP_DTYPE.itemsize == 8
@@ -177,7 +180,7 @@ def test_hop_array_mirrors_hops_for_the_native_engine():
 
 
 @pytest.mark.parametrize("generation", [0, 1, 2**40])
-def test_generation(generation):
+def test_generation(generation: int) -> None:
     assert fib(generation=generation).generation == generation
 
 
@@ -195,13 +198,15 @@ def test_generation(generation):
         ),
     ],
 )
-def test_shape_of_the_table(routes, base, base_len, strides, breaks):
+def test_shape_of_the_table(
+    routes: tuple[Any, ...], base: str, base_len: int, strides: tuple[Any, ...], breaks: str
+) -> None:
     made = fib(*routes)
     assert (made.base, made.base_len, made.strides) == (number(base), base_len, strides), breaks
     assert len(made.strides) <= 3
 
 
-def test_a_later_build_leaves_the_earlier_one_alone():
+def test_a_later_build_leaves_the_earlier_one_alone() -> None:
     first = fib(*USUAL)
     table = first.table.tobytes()
     fib(("10.5.2.0/24", "198.51.100.9"), generation=4)
@@ -210,7 +215,7 @@ def test_a_later_build_leaves_the_earlier_one_alone():
     assert first.generation == 3
 
 
-def test_hops_are_made_when_asked_for_and_are_what_the_array_says():
+def test_hops_are_made_when_asked_for_and_are_what_the_array_says() -> None:
     """The C engine reads the array alone; making 65,000 objects would be for nothing."""
     made = fib(*USUAL, ("10.5.9.0/24", "192.0.2.2"))
     assert made._hops is None
@@ -228,7 +233,7 @@ def test_hops_are_made_when_asked_for_and_are_what_the_array_says():
     assert made.peer_array.tolist() == sorted(made.peer_addresses)
 
 
-def test_no_peers_but_ourselves():
+def test_no_peers_but_ourselves() -> None:
     made = fib()
     assert made.peer_addresses == frozenset()
     assert made.peer_array.tolist() == []
@@ -237,7 +242,7 @@ def test_no_peers_but_ourselves():
     assert not made.admits(number("198.51.100.7"), number("192.0.2.2"))
 
 
-def test_peers_but_no_subnet_of_our_own():
+def test_peers_but_no_subnet_of_our_own() -> None:
     made = fib(*USUAL, own=None)
     assert found(made, "10.5.2.1") == "192.0.2.2"
     assert found(made, "10.5.1.1") is None
@@ -245,7 +250,7 @@ def test_peers_but_no_subnet_of_our_own():
     assert made.peer_addresses == {number("192.0.2.2"), number("192.0.2.3")}
 
 
-def test_our_other_addresses_are_ours_wherever_they_lie():
+def test_our_other_addresses_are_ours_wherever_they_lie() -> None:
     made = fib_of(("10.5.2.0/24", "192.0.2.2"), own=OWN, own_addresses=["192.0.2.1", "10.5.2.9"])
     for address, own in (
         ("192.0.2.1", True),
@@ -269,7 +274,9 @@ def test_our_other_addresses_are_ours_wherever_they_lie():
         ([0, 1, 2, 32], "0.0.0.0/0", "128.0.0.0/1", "the widest and the narrowest"),
     ],
 )
-def test_many_prefixes_are_a_linear_scan(lengths, base, own, breaks):
+def test_many_prefixes_are_a_linear_scan(
+    lengths: list[int], base: str, own: str | None, breaks: str
+) -> None:
     rng = np.random.default_rng(7)
     network = IPv4Network(base)
     start, size = int(network.network_address), network.num_addresses

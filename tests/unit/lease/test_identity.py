@@ -37,12 +37,12 @@ def with_extra(**extra: Any) -> LeaseAttributes:
     return LeaseAttributes(public_ip=IPv4Address("192.0.2.1"), extra=extra)
 
 
-def test_signed_attributes_yield_the_identity():
+def test_signed_attributes_yield_the_identity() -> None:
     assert identity_of(lease(signed(PLAIN, US, PLAIN))) == US
     assert identity_of(lease(signed(PLAIN, Identity("7c1f"), PLAIN))) == Identity("7c1f", "")
 
 
-def test_field_names_are_a_contract():
+def test_field_names_are_a_contract() -> None:
     """Nodes of other versions read them."""
     value = json.loads(codec.encode_value(challenged(signed(PLAIN, US, PLAIN), "ab")))
     assert value == {
@@ -54,7 +54,7 @@ def test_field_names_are_a_contract():
     }
 
 
-def test_a_stock_flannel_reads_a_signed_lease():
+def test_a_stock_flannel_reads_a_signed_lease() -> None:
     """It decodes the fields it knows, in this order, and ignores the rest."""
     text = codec.encode_value(signed(PLAIN, US, PLAIN))
     assert text.startswith('{"PublicIP":"192.0.2.1","PublicIPv6":null,')
@@ -74,7 +74,7 @@ def test_a_stock_flannel_reads_a_signed_lease():
         ({NODE.lower(): "7c1f"}, None, "extra fields are spelled exactly"),
     ],
 )
-def test_identity_of_any_value(extra, identity, breaks):
+def test_identity_of_any_value(extra: Any, identity: Identity | None, breaks: str) -> None:
     assert identity_of(lease(with_extra(**extra))) == identity, breaks
 
 
@@ -82,35 +82,35 @@ def test_identity_of_any_value(extra, identity, breaks):
     ("extra", "challenge"),
     [({}, None), ({CHALLENGE: "ab"}, "ab"), ({CHALLENGE: ""}, ""), ({CHALLENGE: 5}, None)],
 )
-def test_challenge_in_any_value(extra, challenge):
+def test_challenge_in_any_value(extra: dict[str, Any], challenge: str | None) -> None:
     assert challenge_in(lease(with_extra(**extra))) == challenge
 
 
-def test_signing_keeps_foreign_fields_and_removes_a_challenge():
+def test_signing_keeps_foreign_fields_and_removes_a_challenge() -> None:
     kept = with_extra(**{"Rack": "b7", NODE: "old", HOST: "old", CHALLENGE: "ab", "Deep": [{}]})
     now = signed(PLAIN, US, kept)
     assert now.extra == {"Rack": "b7", "Deep": [{}], NODE: "7c1f", HOST: "kube1"}
     assert challenge_in(lease(now)) is None
 
 
-def test_signing_takes_the_rest_from_the_new_attributes():
+def test_signing_takes_the_rest_from_the_new_attributes() -> None:
     new = LeaseAttributes(public_ip=IPv4Address("192.0.2.9"), extra={"Lost": 1})
     now = signed(new, US, with_extra(Rack="b7"))
     assert now.public_ip == IPv4Address("192.0.2.9")
     assert now.extra == {"Rack": "b7", NODE: "7c1f", HOST: "kube1"}
 
 
-def test_signing_without_an_identity_removes_another_nodes():
+def test_signing_without_an_identity_removes_another_nodes() -> None:
     kept = with_extra(**{"Rack": "b7", NODE: "old", HOST: "old", CHALLENGE: "ab"})
     assert signed(PLAIN, None, kept).extra == {"Rack": "b7"}
 
 
-def test_a_node_without_a_host_name_leaves_no_old_one():
+def test_a_node_without_a_host_name_leaves_no_old_one() -> None:
     kept = with_extra(**{NODE: "old", HOST: "old"})
     assert signed(PLAIN, Identity("7c1f"), kept).extra == {NODE: "7c1f"}
 
 
-def test_a_challenge_changes_nothing_else():
+def test_a_challenge_changes_nothing_else() -> None:
     before = with_extra(**{"Rack": "b7", NODE: "7c1f", CHALLENGE: "ab"})
     after = challenged(before, "cd")
     assert after.extra == {"Rack": "b7", NODE: "7c1f", CHALLENGE: "cd"}
@@ -119,7 +119,7 @@ def test_a_challenge_changes_nothing_else():
     assert identity_of(lease(after)) == Identity("7c1f")
 
 
-def test_answering_a_challenge_is_a_change():
+def test_answering_a_challenge_is_a_change() -> None:
     """Otherwise a store might not count the answer as a write."""
     asked = challenged(signed(PLAIN, US, PLAIN), "cd")
     assert signed(PLAIN, US, asked) != asked
@@ -130,7 +130,7 @@ def test_answering_a_challenge_is_a_change():
     ("identity", "text"),
     [(US, "7c1f (host kube1)"), (Identity("7c1f"), "7c1f")],
 )
-def test_identity_as_text(identity, text):
+def test_identity_as_text(identity: Identity, text: str) -> None:
     assert str(identity) == text
 
 
@@ -157,7 +157,13 @@ THEM = {NODE: "beef", HOST: "kube9"}
         (THEIR_IP, {}, None, Other("192.0.2.9"), "a stock flanneld"),
     ],
 )
-def test_holder_of(ip, extra, identity, expected, breaks):
+def test_holder_of(
+    ip: IPv4Address,
+    extra: dict[str, Any],
+    identity: Identity | None,
+    expected: Other | Ours,
+    breaks: str,
+) -> None:
     found = holder_of(
         lease(LeaseAttributes(public_ip=ip, extra=extra)),
         public_ip=OUR_IP,

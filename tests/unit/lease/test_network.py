@@ -1,7 +1,10 @@
 """The network config, row by row of flannel's tables."""
 
+from __future__ import annotations
+
 import json
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
 
 import pytest
 
@@ -35,7 +38,7 @@ def v6(**keys: object) -> dict[str, object]:
     return v4(EnableIPv6=True, IPv6Network="2001:db8::/48") | keys
 
 
-def test_minimal_config():
+def test_minimal_config() -> None:
     config = parse(v4())
     assert config == NetworkConfig(
         pool=SubnetPool(
@@ -64,7 +67,7 @@ def test_minimal_config():
         ("128.0.0.0/1", 24, "128.0.1.0", "255.255.255.0", "half of all addresses"),
     ],
 )
-def test_subnet_len_default(network, length, first, last, breaks):
+def test_subnet_len_default(network: str, length: int, first: str, last: str, breaks: str) -> None:
     pool = parse({"Network": network}).pool
     assert (pool.subnet_len, str(pool.subnet_min), str(pool.subnet_max)) == (
         length,
@@ -82,7 +85,9 @@ def test_subnet_len_default(network, length, first, last, breaks):
         ("2001:db8::/124", 126, "2001:db8::4", "2001:db8::c", "the smallest useful network"),
     ],
 )
-def test_ipv6_subnet_len_default(network, length, first, last, breaks):
+def test_ipv6_subnet_len_default(
+    network: str, length: int, first: str, last: str, breaks: str
+) -> None:
     pool = parse(v6(IPv6Network=network)).pool6
     assert pool is not None
     assert (pool.subnet_len, str(pool.subnet_min), str(pool.subnet_max)) == (
@@ -121,7 +126,9 @@ def test_ipv6_subnet_len_default(network, length, first, last, breaks):
         (v4(SubnetLen=28, SubnetMin="10.5.0.16"), 28, "10.5.0.16", "10.5.255.240", "aligned"),
     ],
 )
-def test_subnet_keys(config, length, first, last, breaks):
+def test_subnet_keys(
+    config: dict[str, Any], length: int, first: str, last: str, breaks: str
+) -> None:
     pool = parse(config).pool
     assert (pool.subnet_len, str(pool.subnet_min), str(pool.subnet_max)) == (
         length,
@@ -130,7 +137,7 @@ def test_subnet_keys(config, length, first, last, breaks):
     ), breaks
 
 
-def test_ipv6_subnet_keys():
+def test_ipv6_subnet_keys() -> None:
     pool = parse(
         v6(
             IPv6SubnetLen=56,
@@ -158,7 +165,7 @@ def test_ipv6_subnet_keys():
         ' "Backend": {"Type": "UDP", "Port": 9000, "VNI": 3}}',
     ],
 )
-def test_keys_in_any_case_last_duplicate_wins_unknown_ignored(text):
+def test_keys_in_any_case_last_duplicate_wins_unknown_ignored(text: str) -> None:
     config = parse(text)
     assert config.network == IPv4Network("10.5.0.0/16")
     assert config.pool.subnet_len == 26
@@ -336,7 +343,9 @@ TOO_MANY = "must be able to accommodate at least four subnets"
         ),
     ],
 )
-def test_refused_with_flannels_words_the_key_and_its_value(config, text, key, value):
+def test_refused_with_flannels_words_the_key_and_its_value(
+    config: Any, text: str, key: str, value: str
+) -> None:
     message = refusal(config)
     assert text in message
     assert key in message
@@ -388,7 +397,7 @@ def test_refused_with_flannels_words_the_key_and_its_value(config, text, key, va
         ),
     ],
 )
-def test_first_broken_rule_is_reported(config, text, breaks):
+def test_first_broken_rule_is_reported(config: dict[str, Any], text: str, breaks: str) -> None:
     assert text in refusal(config), breaks
 
 
@@ -406,13 +415,13 @@ def test_first_broken_rule_is_reported(config, text, breaks):
         (v6(IPv6SubnetMin=None, IPv6SubnetMax="::"), True, "null and :: are the defaults"),
     ],
 )
-def test_enabled_families(config, has_ipv6, breaks):
+def test_enabled_families(config: Any, has_ipv6: bool, breaks: str) -> None:
     parsed = parse(config)
     assert (parsed.pool6 is not None) is has_ipv6, breaks
 
 
 @pytest.mark.parametrize(("value", "expected"), [(True, True), (False, False), (None, False)])
-def test_enable_nftables(value, expected):
+def test_enable_nftables(value: bool | None, expected: bool) -> None:
     assert parse(v4(EnableNFTables=value)).enable_nftables is expected
 
 
@@ -431,7 +440,7 @@ def test_enable_nftables(value, expected):
         ({"Type": "udp", "VNI": 1, "Port": 9}, 9, "other backends' keys are ignored"),
     ],
 )
-def test_backend(backend, port, breaks):
+def test_backend(backend: dict[str, Any], port: int, breaks: str) -> None:
     assert parse(v4(Backend=backend)).backend == udp_config(port), breaks
 
 
@@ -466,25 +475,25 @@ def test_backend(backend, port, breaks):
         ({"Type": "udp", "Port": 10**30}, f"Backend.Port is {10**30}"),
     ],
 )
-def test_backend_refused(backend, text):
+def test_backend_refused(backend: Any, text: str) -> None:
     assert text in refusal(v4(Backend=backend))
 
 
 @pytest.mark.parametrize("name", ["host-gw", "Host-GW", "HOST-GW"])
-def test_host_gw_is_a_backend_without_parameters(name):
+def test_host_gw_is_a_backend_without_parameters(name: str) -> None:
     backend = parse(v4(Backend={"Type": name, "Port": "none of its business"})).backend
     assert backend == host_gw_config()
     assert (backend.name, backend.lease_type) == ("host-gw", "host-gw")
 
 
 @pytest.mark.parametrize("name", [*sorted(FLANNEL_BACKENDS - BACKENDS.keys()), "VXLAN"])
-def test_flannels_other_backends_are_refused_as_such(name):
+def test_flannels_other_backends_are_refused_as_such(name: str) -> None:
     message = refusal(v4(Backend={"Type": name}))
     assert repr(name) in message
     assert "tundp does not have it" in message
 
 
-def test_flannels_backends_are_the_registered_ones():
+def test_flannels_backends_are_the_registered_ones() -> None:
     assert sorted(FLANNEL_BACKENDS) == sorted(
         [
             "udp",
@@ -520,7 +529,7 @@ def test_flannels_backends_are_the_registered_ones():
         '{"Network": "10.5.0.0/16", "SubnetLen": ' + "9" * 5000 + "}",
     ],
 )
-def test_garbage_is_a_config_error_with_its_origin(text):
+def test_garbage_is_a_config_error_with_its_origin(text: str) -> None:
     refusal(text)
 
 
@@ -535,11 +544,11 @@ def test_garbage_is_a_config_error_with_its_origin(text):
         ("10.5.0.0/23", False),
     ],
 )
-def test_pool_admits(subnet, admitted):
+def test_pool_admits(subnet: str, admitted: bool) -> None:
     assert parse(v4()).pool.admits(IPv4Network(subnet)) is admitted
 
 
-def test_pool6_admits():
+def test_pool6_admits() -> None:
     pool = parse(v6()).pool6
     assert pool is not None
     assert pool.admits(IPv6Network("2001:db8:0:1::/64"))

@@ -1,5 +1,7 @@
 """The routing ledger: which leases become peers, why others do not, what an update changes."""
 
+from __future__ import annotations
+
 import random
 from ipaddress import IPv4Address, IPv4Network
 
@@ -108,7 +110,7 @@ def moved(delta: RoutingDelta) -> dict[str, tuple[str, str]]:
         (lease("10.5.2.0-24&fd00::-64"), "10.5.2.0/24", "the IPv4 half of a dual-stack lease"),
     ],
 )
-def test_lease_that_is_a_peer(given, subnet, breaks):
+def test_lease_that_is_a_peer(given: Lease, subnet: str, breaks: str) -> None:
     made = ledger(given)
     assert routes(made) == {subnet: str(given.attributes.public_ip)}, breaks
     assert not made.refused
@@ -139,19 +141,19 @@ def test_lease_that_is_a_peer(given, subnet, breaks):
         (lease("10.5.2.0-24", backend="alloc"), Refusal.OTHER_BACKEND, "nor there"),
     ],
 )
-def test_lease_that_is_refused(given, refusal, breaks):
+def test_lease_that_is_refused(given: Lease, refusal: Refusal, breaks: str) -> None:
     made = ledger(given, addresses=("192.0.2.1", "198.51.100.1"))
     assert not made.peers
     assert dict(made.refused) == {given.key: RefusedLease(given, refusal)}, breaks
 
 
-def test_every_refusal_is_a_sentence_for_an_operator():
+def test_every_refusal_is_a_sentence_for_an_operator() -> None:
     assert len({refusal.value for refusal in Refusal}) == len(Refusal) == 9
     for refusal in Refusal:
         assert len(refusal.value.split()) >= 4
 
 
-def test_our_own_lease_is_neither_peer_nor_refused():
+def test_our_own_lease_is_neither_peer_nor_refused() -> None:
     for address in ("192.0.2.1", "192.0.2.99"):
         made = ledger(lease(OWN, address))
         assert not made.peers
@@ -159,7 +161,7 @@ def test_our_own_lease_is_neither_peer_nor_refused():
         assert len(made.leases) == 1
 
 
-def test_host_gw_peers_are_host_gw_leases_and_gateways_without_a_port():
+def test_host_gw_peers_are_host_gw_leases_and_gateways_without_a_port() -> None:
     made = Routing(
         network=NETWORK,
         backend=host_gw_config(),
@@ -184,13 +186,13 @@ def test_host_gw_peers_are_host_gw_leases_and_gateways_without_a_port():
     assert fib.peer_array.tolist() == [int(IPv4Address("192.0.2.2")), int(IPv4Address("192.0.2.3"))]
 
 
-def test_one_refusal_does_not_touch_the_others():
+def test_one_refusal_does_not_touch_the_others() -> None:
     made = ledger(lease("10.5.2.0-24"), lease("10.5.3.0-24", "0.0.0.0"), lease("10.5.4.0-24"))
     assert routes(made) == {"10.5.2.0/24": "192.0.2.7", "10.5.4.0/24": "192.0.2.7"}
     assert refusals(made) == {"10.5.3.0-24": Refusal.NO_PUBLIC_IP}
 
 
-def test_duplicates_are_the_same_whatever_the_order():
+def test_duplicates_are_the_same_whatever_the_order() -> None:
     leases = [
         lease("10.5.2.0-24", "192.0.2.7"),
         lease("10.5.2.5-24", "192.0.2.8"),
@@ -207,20 +209,20 @@ def test_duplicates_are_the_same_whatever_the_order():
         assert len(made.refused) == 3
 
 
-def test_of_unaligned_duplicates_the_lower_wins():
+def test_of_unaligned_duplicates_the_lower_wins() -> None:
     low = lease("10.5.2.5-24", "192.0.2.8")
     high = lease("10.5.2.7-24", "192.0.2.9")
     for order in ((low, high), (high, low)):
         assert routes(ledger(*order)) == {"10.5.2.0/24": "192.0.2.8"}
 
 
-def test_a_refused_lease_does_not_shadow_a_good_duplicate():
+def test_a_refused_lease_does_not_shadow_a_good_duplicate() -> None:
     made = ledger(lease("10.5.2.0-24", "0.0.0.0"), lease("10.5.2.5-24", "192.0.2.8"))
     assert routes(made) == {"10.5.2.0/24": "192.0.2.8"}
     assert refusals(made) == {"10.5.2.0-24": Refusal.NO_PUBLIC_IP}
 
 
-def test_different_lengths_are_not_duplicates():
+def test_different_lengths_are_not_duplicates() -> None:
     made = ledger(lease("10.5.2.0-24"), lease("10.5.2.0-25", "192.0.2.8"))
     assert routes(made) == {"10.5.2.0/24": "192.0.2.7", "10.5.2.0/25": "192.0.2.8"}
 
@@ -228,7 +230,7 @@ def test_different_lengths_are_not_duplicates():
 # Deltas
 
 
-def test_delta_names_peers_that_came_moved_and_went():
+def test_delta_names_peers_that_came_moved_and_went() -> None:
     made = ledger()
     first, second = lease("10.5.2.0-24"), lease("10.5.3.0-24", "192.0.2.8")
     assert came(put(made, first, second)) == {
@@ -244,7 +246,7 @@ def test_delta_names_peers_that_came_moved_and_went():
     assert routes(made) == {"10.5.2.0/24": "192.0.2.9"}
 
 
-def test_what_cancels_out_in_one_batch_moves_nothing():
+def test_what_cancels_out_in_one_batch_moves_nothing() -> None:
     made = ledger(lease("10.5.2.0-24"))
     one, other = lease("10.5.2.0-24"), lease("10.5.3.0-24")
     there_again = made.apply(Events((Gone(one.key), Put(one)), 2))
@@ -256,18 +258,18 @@ def test_what_cancels_out_in_one_batch_moves_nothing():
     assert nothing == RoutingDelta()
 
 
-def test_a_renewal_changes_a_lease_and_moves_nothing():
+def test_a_renewal_changes_a_lease_and_moves_nothing() -> None:
     made = ledger(lease("10.5.2.0-24"))
     delta = put(made, lease("10.5.2.0-24", revision=9))
     assert (delta.changed_leases, delta.moves_packets) == (1, False)
     assert made.leases[parse_key("10.5.2.0-24")].revision == 9
 
 
-def test_what_was_never_there_goes_without_a_trace():
+def test_what_was_never_there_goes_without_a_trace() -> None:
     assert delete(ledger(), "10.5.2.0-24", "10.9.2.0-24") == RoutingDelta()
 
 
-def test_the_next_of_two_takes_over_when_the_first_goes():
+def test_the_next_of_two_takes_over_when_the_first_goes() -> None:
     made = ledger(lease("10.5.2.5-24", "192.0.2.8"))
     delta = put(made, lease("10.5.2.0-24"))
     assert moved(delta) == {"10.5.2.0/24": ("192.0.2.8", "192.0.2.7")}
@@ -278,7 +280,7 @@ def test_the_next_of_two_takes_over_when_the_first_goes():
     assert not made.refused
 
 
-def test_a_lease_that_becomes_bad_is_no_peer_any_more_and_back():
+def test_a_lease_that_becomes_bad_is_no_peer_any_more_and_back() -> None:
     made = ledger(lease("10.5.2.0-24"))
     delta = put(made, lease("10.5.2.0-24", "0.0.0.0"))
     assert went(delta) == {"10.5.2.0/24": "192.0.2.7"}
@@ -289,7 +291,7 @@ def test_a_lease_that_becomes_bad_is_no_peer_any_more_and_back():
     assert not made.refused
 
 
-def test_our_addresses_come_and_go():
+def test_our_addresses_come_and_go() -> None:
     made = ledger(lease("10.5.2.0-24"), lease("10.5.3.0-24", "192.0.2.8"))
 
     def own(*addresses: str) -> RoutingDelta:
@@ -308,7 +310,7 @@ def test_our_addresses_come_and_go():
     assert not made.refused and not made.duplicates
 
 
-def test_views_cannot_be_changed_from_outside():
+def test_views_cannot_be_changed_from_outside() -> None:
     made = ledger(lease("10.5.2.0-24"))
     for view in (made.peers, made.leases, made.refused, made.bad_entries):
         with pytest.raises(TypeError):
@@ -335,7 +337,7 @@ def test_views_cannot_be_changed_from_outside():
         ),
     ],
 )
-def test_own_lease(update, own, breaks):
+def test_own_lease(update: Events | Snapshot, own: str, breaks: str) -> None:
     made = ledger(lease(OWN, "192.0.2.1"))
     words = []
     for each in made.apply(update).own:
@@ -349,7 +351,7 @@ def test_own_lease(update, own, breaks):
     assert ", ".join(words) == own, breaks
 
 
-def test_each_snapshot_without_our_lease_says_so():
+def test_each_snapshot_without_our_lease_says_so() -> None:
     made = ledger(lease("10.5.2.0-24"))
     for revision in (5, 6):
         delta = made.apply(Snapshot((lease("10.5.2.0-24"),), revision))
@@ -359,7 +361,7 @@ def test_each_snapshot_without_our_lease_says_so():
 # Unreadable entries
 
 
-def test_unreadable_entries_are_named_once_and_touch_nothing():
+def test_unreadable_entries_are_named_once_and_touch_nothing() -> None:
     made = ledger(lease("10.5.2.0-24"))
     bad = BadEntry("10.5.2.0-24", "no JSON")
     assert made.apply(Events((bad,), 2)).newly_bad == (bad,)
@@ -387,7 +389,7 @@ def hop_of(made: Routing, subnet: str) -> int:
     return made.peers[IPv4Network(subnet)].hop_id
 
 
-def test_one_hop_id_for_an_endpoint_across_subnets_and_generations():
+def test_one_hop_id_for_an_endpoint_across_subnets_and_generations() -> None:
     made = ledger(
         lease("10.5.2.0-24", "192.0.2.2"),
         lease("10.5.3.0-24", "192.0.2.3"),
@@ -405,7 +407,7 @@ def test_one_hop_id_for_an_endpoint_across_subnets_and_generations():
     assert fib.hop_array["address"][three] == int(IPv4Address("192.0.2.3"))
 
 
-def test_a_peer_that_comes_back_finds_its_hop_id_and_it_is_not_assigned_anew():
+def test_a_peer_that_comes_back_finds_its_hop_id_and_it_is_not_assigned_anew() -> None:
     made = ledger()
     assigned = put(made, lease("10.5.2.0-24", "192.0.2.2")).hops_assigned
     assert assigned == (hop_of(made, "10.5.2.0/24"),)
@@ -418,7 +420,9 @@ def test_a_peer_that_comes_back_finds_its_hop_id_and_it_is_not_assigned_anew():
     assert hop_of(made, "10.5.9.0/24") == assigned[0]
 
 
-def test_a_hop_id_is_given_to_another_only_after_its_last_fib_went_out_of_use(monkeypatch):
+def test_a_hop_id_is_given_to_another_only_after_its_last_fib_went_out_of_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(hops, "KEPT_ENDPOINTS", 0)
     made = ledger(lease("10.5.2.0-24", "192.0.2.2"))
     first = hop_of(made, "10.5.2.0/24")
@@ -435,7 +439,7 @@ def test_a_hop_id_is_given_to_another_only_after_its_last_fib_went_out_of_use(mo
     assert delta.hops_assigned == (first,), "what was kept of it is the former endpoint's"
 
 
-def test_endpoints_without_a_lease_are_kept_up_to_a_number():
+def test_endpoints_without_a_lease_are_kept_up_to_a_number() -> None:
     made = ledger()
     for count in range(hops.KEPT_ENDPOINTS + 50):
         key, address = "10.5.2.0-24", f"198.51.{100 + count // 250}.{1 + count % 250}"
@@ -446,7 +450,7 @@ def test_endpoints_without_a_lease_are_kept_up_to_a_number():
     assert len(made.fib().hop_array) <= FIRST_HOP_ID + hops.KEPT_ENDPOINTS + 2
 
 
-def test_no_hop_id_left_is_a_refusal_by_name(monkeypatch):
+def test_no_hop_id_left_is_a_refusal_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hops, "HOPS_MAX", FIRST_HOP_ID + 2)
     made = ledger(*(lease(f"10.5.{n}.0-24", f"192.0.2.{n}") for n in (2, 3, 4)))
     assert len(made.peers) == 2
@@ -455,7 +459,7 @@ def test_no_hop_id_left_is_a_refusal_by_name(monkeypatch):
     assert len(made.peers) == 3, "a subnet more of a known endpoint needs no id"
 
 
-def test_fib_rows_are_the_peers_however_many_come_and_go():
+def test_fib_rows_are_the_peers_however_many_come_and_go() -> None:
     made = ledger()
     rng = random.Random(5)
     present: set[str] = set()
@@ -479,7 +483,7 @@ def test_fib_rows_are_the_peers_however_many_come_and_go():
     assert made.fib().peer_array.tolist() == []
 
 
-def test_generations_count_up():
+def test_generations_count_up() -> None:
     made = ledger()
     assert [made.fib().generation for _ in range(3)] == [1, 2, 3] == [1, 2, made.generation]
 
@@ -487,7 +491,7 @@ def test_generations_count_up():
 # Why a packet goes where it goes
 
 
-def test_why_names_the_lease_that_decides():
+def test_why_names_the_lease_that_decides() -> None:
     made = ledger(
         lease("10.5.0.0-16", "192.0.2.9"),
         lease("10.5.2.0-24", "192.0.2.2"),
@@ -512,7 +516,7 @@ def test_why_names_the_lease_that_decides():
 # Two deltas as one
 
 
-def test_merged_deltas_are_the_net_effect():
+def test_merged_deltas_are_the_net_effect() -> None:
     made = ledger(lease("10.5.2.0-24", "192.0.2.2"), lease("10.5.3.0-24", "192.0.2.3"))
     before = dict(made.peers)
     one = put(made, lease("10.5.2.0-24", "192.0.2.22"), lease("10.5.4.0-24", "192.0.2.4"))
@@ -528,7 +532,7 @@ def test_merged_deltas_are_the_net_effect():
     assert rebuilt == dict(made.peers)
 
 
-def test_random_updates_are_judged_as_a_verdict_over_all_leases():
+def test_random_updates_are_judged_as_a_verdict_over_all_leases() -> None:
     rng = random.Random(11)
     made = ledger()
     known: dict[LeaseKey, Lease] = {}

@@ -1,5 +1,7 @@
 """subnet.env, written byte for byte and read back in whatever state it is."""
 
+from __future__ import annotations
+
 from ipaddress import IPv4Network, IPv6Network
 
 import pytest
@@ -38,12 +40,12 @@ DUAL_TEXT = (
 
 
 @pytest.mark.parametrize(("env", "text"), [(V4, V4_TEXT), (DUAL, DUAL_TEXT)])
-def test_rendered_bytes(env, text):
+def test_rendered_bytes(env: SubnetEnv, text: str) -> None:
     assert render(env) == text
 
 
 @pytest.mark.parametrize("env", [V4, DUAL])
-def test_rendered_text_is_parsed_back(env):
+def test_rendered_text_is_parsed_back(env: SubnetEnv) -> None:
     assert previous_key(render(env)) == env.key
 
 
@@ -93,11 +95,11 @@ def test_rendered_text_is_parsed_back(env):
         ("\x00\x01\udcff", None, "not text at all"),
     ],
 )
-def test_previous_key(text, key, breaks):
+def test_previous_key(text: str, key: str | None, breaks: str) -> None:
     found = previous_key(text)
     assert (None if found is None else str(found)) == key, breaks
 
 
-def test_previous_key_needs_a_single_ipv6_subnet():
+def test_previous_key_needs_a_single_ipv6_subnet() -> None:
     text = "FLANNEL_SUBNET=10.5.7.1/24\nFLANNEL_IPV6_SUBNET=fd00::1/64,fd01::1/64\n"
     assert previous_key(text) == parse_key("10.5.7.0-24")

@@ -34,14 +34,14 @@ def in_child(body: str) -> str:
     return answer.stdout
 
 
-def test_numbers_are_the_kernels():
+def test_numbers_are_the_kernels() -> None:
     with open("/proc/self/status", encoding="utf-8") as status:
         line = next(line for line in status if line.startswith("CapEff:"))
     assert sum(1 << number for number in capability.held()) == int(line.split()[1], 16)
 
 
 @AS_ROOT
-def test_all_five_sets_hold_nothing_else():
+def test_all_five_sets_hold_nothing_else() -> None:
     out = in_child(
         """
 capability.keep_only([capability.CAP_NET_ADMIN])
@@ -59,7 +59,7 @@ for name, mask in sets().items(): print(name, hex(mask))
 
 
 @AS_ROOT
-def test_nothing_of_it_comes_back_over_exec():
+def test_nothing_of_it_comes_back_over_exec() -> None:
     # uid 0 gets its whole bounding set at exec: the reason that set is emptied, too.
     out = in_child(
         """
@@ -71,7 +71,7 @@ print(subprocess.run(["grep", "CapEff", "/proc/self/status"], capture_output=Tru
 
 
 @AS_ROOT
-def test_an_ambient_capability_goes_too():
+def test_an_ambient_capability_goes_too() -> None:
     out = in_child(
         """
 libc = ctypes.CDLL(None, use_errno=True)
@@ -92,7 +92,7 @@ print(hex(sets()["CapAmb"]), hex(sets()["CapInh"]))
 
 
 @AS_ROOT
-def test_what_was_kept_works_and_what_was_not_does_not():
+def test_what_was_kept_works_and_what_was_not_does_not() -> None:
     # 8 is CAP_SETPCAP: with it gone, the bounding set refuses; the rest goes all the same.
     out = in_child(
         """
@@ -113,7 +113,7 @@ except PermissionError: print("no chroot")
     assert "no chroot" in out
 
 
-def test_without_any_privilege_it_is_harmless():
+def test_without_any_privilege_it_is_harmless() -> None:
     out = in_child(
         """
 if os.geteuid() == 0:
@@ -126,7 +126,7 @@ print("held", sorted(capability.held()), sets()["NoNewPrivs"])
 
 
 @AS_ROOT
-def test_a_thread_from_before_is_named():
+def test_a_thread_from_before_is_named() -> None:
     out = in_child(
         """
 started, done = threading.Event(), threading.Event()
@@ -151,12 +151,12 @@ print("late", hex(late[0]))
 
 
 @pytest.mark.parametrize("number", [-1, 64])
-def test_no_such_capability(number):
+def test_no_such_capability(number: int) -> None:
     with pytest.raises(ValueError, match=f"capability {number} does not exist"):
         capability.keep_only([number])
 
 
-def test_what_is_lacking_is_named_with_the_fix():
+def test_what_is_lacking_is_named_with_the_fix() -> None:
     # 40 is the newest the kernel knows; 63 will not be given out soon.
     assert 63 not in capability.held()
     if os.geteuid() == 0:

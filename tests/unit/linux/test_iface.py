@@ -1,6 +1,9 @@
 """Choosing the interface, from hand-made answers of netlink."""
 
+from __future__ import annotations
+
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Any
 
 import pytest
 
@@ -60,7 +63,11 @@ LOOPBACK = address(1, "127.0.0.1/8")
 DEFAULT = route("0.0.0.0/0", 2)
 
 
-def host(*addresses: Address, routes=(DEFAULT,), links=(LO, ETH0, ETH1)) -> Host:
+def host(
+    *addresses: Address,
+    routes: tuple[Any, ...] = (DEFAULT,),
+    links: tuple[Any, ...] = (LO, ETH0, ETH1),
+) -> Host:
     return Host(links=links, addresses=(LOOPBACK, *addresses), routes=routes)
 
 
@@ -74,7 +81,7 @@ def choose(
     given: Host,
     *wanted: str,
     public_ip: str | None = None,
-    regexes=(),
+    regexes: list[str] | tuple[Any, ...] = (),
     can_reach: IPv4Address | None = None,
     reached: RouteLookup | None = None,
     can_reach_error: str | None = None,
@@ -102,7 +109,7 @@ def reach(index: int, source: str | None) -> dict:
     return {"can_reach": TARGET, "reached": lookup}
 
 
-def refusal(given: Host, *wanted: str, public_ip: str | None = None, **more) -> str:
+def refusal(given: Host, *wanted: str, public_ip: str | None = None, **more: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         choose(given, *wanted, public_ip=public_ip, **more)
     return str(caught.value)
@@ -124,7 +131,14 @@ def refusal(given: Host, *wanted: str, public_ip: str | None = None, **more) -> 
         (("lo", "eth1"), None, "eth1", "198.51.100.1", "198.51.100.1", "lo has nothing usable"),
     ],
 )
-def test_choice(wanted, public_ip, name, bound, advertised, breaks):
+def test_choice(
+    wanted: tuple[Any, ...],
+    public_ip: str | None,
+    name: str,
+    bound: str,
+    advertised: str,
+    breaks: str,
+) -> None:
     chosen = choose(USUAL, *wanted, public_ip=public_ip)
     assert (chosen.link.name, str(chosen.address), str(chosen.public_ip)) == (
         name,
@@ -144,13 +158,13 @@ def test_choice(wanted, public_ip, name, bound, advertised, breaks):
         (["0.0.0.0/8", "255.255.255.255/32", "192.0.2.2/24"], "192.0.2.2", "neither is a host's"),
     ],
 )
-def test_which_address_of_a_link(addresses, expected, breaks):
+def test_which_address_of_a_link(addresses: list[str], expected: str, breaks: str) -> None:
     given = host(*(address(2, text) for text in addresses))
     assert str(choose(given, "eth0").address) == expected, breaks
     assert str(choose(given).address) == expected, breaks
 
 
-def test_permanent_before_dynamic_but_global_before_both():
+def test_permanent_before_dynamic_but_global_before_both() -> None:
     dynamic = address(2, "192.0.2.1/24", permanent=False)
     permanent = address(2, "192.0.2.2/24")
     local = address(2, "169.254.1.1/16")
@@ -158,7 +172,7 @@ def test_permanent_before_dynamic_but_global_before_both():
     assert str(choose(host(local, dynamic)).address) == "192.0.2.1"
 
 
-def test_temporary_last_but_after_what_matters_more():
+def test_temporary_last_but_after_what_matters_more() -> None:
     temporary = address(2, "192.0.2.1/24", temporary=True)
     plain = address(2, "192.0.2.2/24")
     dynamic = address(2, "192.0.2.3/24", permanent=False)
@@ -166,7 +180,7 @@ def test_temporary_last_but_after_what_matters_more():
     assert str(choose(host(dynamic, temporary)).address) == "192.0.2.1"
 
 
-def test_deprecated_is_not_chosen_but_may_be_named():
+def test_deprecated_is_not_chosen_but_may_be_named() -> None:
     old = address(2, "192.0.2.1/24", deprecated=True)
     new = address(2, "192.0.2.2/24")
     assert str(choose(host(old, new)).address) == "192.0.2.2"
@@ -189,23 +203,23 @@ def test_deprecated_is_not_chosen_but_may_be_named():
         ),
     ],
 )
-def test_default_route(routes, name, breaks):
+def test_default_route(routes: tuple[Any, ...], name: str, breaks: str) -> None:
     given = host(address(2, "192.0.2.1/24"), address(3, "198.51.100.1/24"), routes=routes)
     assert choose(given).link.name == name, breaks
 
 
-def test_no_default_route():
+def test_no_default_route() -> None:
     message = refusal(host(address(2, "192.0.2.1/24"), routes=()))
     assert "unable to find default route" in message
     assert "eth0 192.0.2.1/24" in message, "what there is, to choose from"
 
 
-def test_no_addresses_at_all():
+def test_no_addresses_at_all() -> None:
     bare = Host(links=(LO,), addresses=(), routes=())
     assert "no IPv4 addresses at all" in refusal(bare)
 
 
-def test_nothing_wanted_fits():
+def test_nothing_wanted_fits() -> None:
     message = refusal(USUAL, "wlan0", "203.0.113.9", "lo")
     assert (
         "Failed to find interface to use that matches the interfaces and/or regexes provided"
@@ -217,17 +231,17 @@ def test_nothing_wanted_fits():
     assert "eth1 198.51.100.1/24" in message
 
 
-def test_wanted_never_falls_back_to_the_default_route():
+def test_wanted_never_falls_back_to_the_default_route() -> None:
     assert "Failed to find interface" in refusal(USUAL, "wlan0")
 
 
-def test_mtu_0_is_an_error():
+def test_mtu_0_is_an_error() -> None:
     given = host(address(2, "192.0.2.1/24"), links=(LO, link(2, "eth0", 0), ETH1))
     assert "failed to determine MTU for 192.0.2.1 interface eth0" in refusal(given)
     assert "failed to determine MTU" in refusal(given, "eth0")
 
 
-def test_mtu_0_of_one_wanted_leaves_the_next():
+def test_mtu_0_of_one_wanted_leaves_the_next() -> None:
     given = host(
         address(2, "192.0.2.1/24"),
         address(3, "198.51.100.1/24"),
@@ -236,7 +250,7 @@ def test_mtu_0_of_one_wanted_leaves_the_next():
     assert choose(given, "eth0", "eth1").link.name == "eth1"
 
 
-def test_mtu_0_where_the_public_ip_is_is_not_taken_for_a_nat():
+def test_mtu_0_where_the_public_ip_is_is_not_taken_for_a_nat() -> None:
     given = host(
         address(2, "192.0.2.1/24"),
         address(3, "198.51.100.1/24"),
@@ -246,24 +260,24 @@ def test_mtu_0_where_the_public_ip_is_is_not_taken_for_a_nat():
 
 
 @pytest.mark.parametrize("routes", [(route("0.0.0.0/0"),), (route("0.0.0.0/0", unicast=False),)])
-def test_a_default_route_to_no_interface(routes):
+def test_a_default_route_to_no_interface(routes: tuple[Route]) -> None:
     message = refusal(host(address(2, "192.0.2.1/24"), routes=routes))
     assert "found default route but could not determine interface" in message
     assert "eth0 192.0.2.1/24" in message
 
 
-def test_the_default_routes_interface_has_no_address():
+def test_the_default_routes_interface_has_no_address() -> None:
     given = host(address(3, "198.51.100.1/24"))
     assert "failed to find IPv4 address for interface eth0" in refusal(given)
 
 
-def test_an_address_two_interfaces_have_is_the_first_ones():
+def test_an_address_two_interfaces_have_is_the_first_ones() -> None:
     given = host(address(3, "192.0.2.1/24"), address(2, "192.0.2.1/24"))
     assert choose(given, "192.0.2.1").link.name == "eth0"
 
 
 @pytest.mark.parametrize("public_ip", ["0.0.0.0", "224.0.0.5", "255.255.255.255"])
-def test_a_public_ip_no_host_can_have(public_ip):
+def test_a_public_ip_no_host_can_have(public_ip: str) -> None:
     for wanted in ((), ("eth1",)):
         message = refusal(USUAL, *wanted, public_ip=public_ip)
         assert f"invalid public IP address: {public_ip}" in message
@@ -293,13 +307,13 @@ TWO_EACH = host(
         (r"^[[:alpha:]]+1\z", "eth1", "198.51.100.9", "Go's own writing"),
     ],
 )
-def test_regex(regex, name, bound, breaks):
+def test_regex(regex: str, name: str, bound: str, breaks: str) -> None:
     for links in ((LO, ETH0, ETH1), (ETH1, ETH0, LO)):
         chosen = choose(Host(links=links, addresses=TWO_EACH.addresses, routes=()), regexes=[regex])
         assert (chosen.link.name, str(chosen.address)) == (name, bound), breaks
 
 
-def test_regex_matches_nothing():
+def test_regex_matches_nothing() -> None:
     message = refusal(TWO_EACH, regexes=["wlan|^10"])
     assert "Failed to find interface to use that matches the interfaces and/or regexes" in message
     assert (
@@ -308,12 +322,12 @@ def test_regex_matches_nothing():
     ) in message
 
 
-def test_regex_matches_a_name_without_address():
+def test_regex_matches_a_name_without_address() -> None:
     message = refusal(host(address(2, "192.0.2.1/24")), regexes=["eth1"])
     assert "failed to find IPv4 address for interface eth1" in message
 
 
-def test_regex_passes_over_the_overlays_own_devices():
+def test_regex_passes_over_the_overlays_own_devices() -> None:
     given = host(
         address(4, "10.5.1.1/24"),
         address(5, "10.5.1.0/32"),
@@ -363,7 +377,7 @@ def test_regex_passes_over_the_overlays_own_devices():
         ("e{99999999999}", "repetition number"),
     ],
 )
-def test_bad_regex_is_named(regex, reason):
+def test_bad_regex_is_named(regex: str, reason: str) -> None:
     message = refusal(USUAL, regexes=[regex])
     assert f"could not compile the IP address regex '{regex}': " in message
     assert reason in message
@@ -394,25 +408,25 @@ def test_bad_regex_is_named(regex, reason):
         ("e+?t", "eth0", True),
     ],
 )
-def test_regexes_mean_what_they_mean_in_go(regex, subject, is_match):
+def test_regexes_mean_what_they_mean_in_go(regex: str, subject: str, is_match: bool) -> None:
     assert bool(compile_go_regex(regex).search(subject)) == is_match
 
 
 # Can-reach
 
 
-def test_can_reach():
+def test_can_reach() -> None:
     chosen = choose(USUAL, **reach(3, "198.51.100.1"))
     assert (chosen.link.name, str(chosen.address)) == ("eth1", "198.51.100.1")
     assert chosen.why == "--iface-can-reach 203.0.113.5 leads over it"
 
 
-def test_can_reach_takes_the_source_the_kernel_prefers():
+def test_can_reach_takes_the_source_the_kernel_prefers() -> None:
     assert str(choose(TWO_EACH, **reach(3, "198.51.100.1")).address) == "198.51.100.1"
     assert str(choose(TWO_EACH, **reach(3, None)).address) == "198.51.100.9", "or the best"
 
 
-def test_can_reach_over_an_interface_without_address():
+def test_can_reach_over_an_interface_without_address() -> None:
     # Unnumbered: the host's address is on loopback, the MTU that counts is the wire's.
     chosen = choose(host(address(1, "192.0.2.7/32")), **reach(3, "192.0.2.7"))
     assert (chosen.link.name, chosen.link.mtu, str(chosen.address)) == ("eth1", 9000, "192.0.2.7")
@@ -420,12 +434,12 @@ def test_can_reach_over_an_interface_without_address():
     assert "failed to find IPv4 address for interface eth1" in message
 
 
-def test_can_reach_an_address_of_our_own_is_not_loopback():
+def test_can_reach_an_address_of_our_own_is_not_loopback() -> None:
     chosen = choose(USUAL, **reach(1, "198.51.100.1"))
     assert (chosen.link.name, chosen.link.mtu) == ("eth1", 9000)
 
 
-def test_can_reach_nowhere():
+def test_can_reach_nowhere() -> None:
     message = refusal(USUAL, can_reach=TARGET, can_reach_error="cannot find the route: no way")
     assert "Failed to find interface to use" in message
     assert "failed to get ifcanreach based interface: cannot find the route: no way" in message
@@ -443,7 +457,9 @@ def test_can_reach_nowhere():
         (["wlan0"], ["(", "wlan1"], "eth1", ["wlan0", "'('", "wlan1"]),
     ],
 )
-def test_each_iface_then_each_regex_then_can_reach(wanted, regexes, name, failed):
+def test_each_iface_then_each_regex_then_can_reach(
+    wanted: list[str], regexes: list[str], name: str, failed: list[Any | str]
+) -> None:
     chosen = choose(USUAL, *wanted, regexes=regexes, **reach(3, "198.51.100.1"))
     assert chosen.link.name == name
     assert len(chosen.warnings) == len(failed)
@@ -451,19 +467,19 @@ def test_each_iface_then_each_regex_then_can_reach(wanted, regexes, name, failed
         assert text in warning
 
 
-def test_all_failures_are_named_at_the_end():
+def test_all_failures_are_named_at_the_end() -> None:
     message = refusal(USUAL, "wlan0", regexes=["wlan1", "("], can_reach=TARGET)
     places = [message.index(text) for text in ("wlan0", "wlan1", "'('", "ifcanreach", "There are")]
     assert places == sorted(places)
 
 
-def test_an_empty_selector_is_the_default_route():
+def test_an_empty_selector_is_the_default_route() -> None:
     assert choose(USUAL, "").link.name == "eth0"
     assert choose(USUAL, regexes=[""]).link.name == "eth0"
     assert "unable to find default route" in refusal(host(routes=()), "")
 
 
-def test_a_selector_beats_public_ip_which_is_advertised():
+def test_a_selector_beats_public_ip_which_is_advertised() -> None:
     more = {"public_ip": "192.0.2.1"}
     for chosen in (
         choose(USUAL, regexes=["eth1"], **more),
@@ -476,7 +492,7 @@ def test_a_selector_beats_public_ip_which_is_advertised():
 # What is said
 
 
-def test_why():
+def test_why() -> None:
     assert choose(USUAL).why == "has the default route"
     assert choose(USUAL, "eth1").why == "--iface eth1"
     assert choose(USUAL, regexes=["^198"]).why == "--iface-regex ^198 matches 198.51.100.1"
@@ -494,24 +510,24 @@ def test_why():
         ({"public_ip": "192.0.2.1"}, "eth1 198.51.100.1: does not carry --public-ip 192.0.2.1"),
     ],
 )
-def test_what_spoke_against_the_other(more, expected):
+def test_what_spoke_against_the_other(more: dict[str, Any], expected: str) -> None:
     assert choose(USUAL, **more).others == (expected,)
 
 
-def test_what_spoke_against_those_not_named():
+def test_what_spoke_against_those_not_named() -> None:
     expected = ("eth0 192.0.2.1: --iface eth1 names another",)
     assert choose(USUAL, "eth1").others == expected
     assert choose(host(address(2, "192.0.2.1/24"))).others == ()
 
 
-def test_a_default_route_that_comes_later():
+def test_a_default_route_that_comes_later() -> None:
     given = Host(links=USUAL.links, addresses=USUAL.addresses, routes=(route("0.0.0.0/0", 2, 3),))
     expected = ("eth1 198.51.100.1: its default route comes after that of eth0",)
     assert choose(given).others == expected
     assert choose(given, "eth0").others == ("eth1 198.51.100.1: --iface eth0 names another",)
 
 
-def test_what_spoke_against_others_of_the_same_link():
+def test_what_spoke_against_others_of_the_same_link() -> None:
     given = host(
         address(2, "192.0.2.1/24"),
         address(2, "192.0.2.2/25"),
@@ -529,7 +545,7 @@ def test_what_spoke_against_others_of_the_same_link():
     assert choose(given, "192.0.2.2").others[0] == "eth0 192.0.2.1: --iface 192.0.2.2 names another"
 
 
-def test_what_spoke_against_a_device_of_another_sort():
+def test_what_spoke_against_a_device_of_another_sort() -> None:
     given = host(
         address(2, "192.0.2.1/24"),
         address(1, "192.0.2.8/32"),
@@ -569,24 +585,26 @@ def test_what_spoke_against_a_device_of_another_sort():
         (USUAL, ("eth1",), "169.254.9.9", "told to send to 169.254.9.9, a link-local"),
     ],
 )
-def test_warnings(given, wanted, public_ip, warning):
+def test_warnings(
+    given: Host, wanted: tuple[Any, ...], public_ip: str | None, warning: str
+) -> None:
     assert any(warning in one for one in choose(given, *wanted, public_ip=public_ip).warnings)
 
 
 @pytest.mark.parametrize("more", [{}, {"public_ip": "10.0.2.15"}])
-def test_the_address_virtualbox_gives_to_everybody(more):
+def test_the_address_virtualbox_gives_to_everybody(more: dict[str, Any]) -> None:
     mine = "10.0.2.15/24" if not more else "192.0.2.1/24"
     (warning, *_) = choose(host(address(2, mine)), **more).warnings
     assert "told to send to 10.0.2.15, the address VirtualBox's NAT gives" in warning
     assert "--iface or --iface-can-reach" in warning
 
 
-def test_no_virtualbox_where_the_public_ip_says_otherwise():
+def test_no_virtualbox_where_the_public_ip_says_otherwise() -> None:
     chosen = choose(host(address(2, "10.0.2.15/24")), "eth0", public_ip="192.0.2.1")
     assert chosen.warnings == ()
 
 
-def test_an_address_inside_the_overlay():
+def test_an_address_inside_the_overlay() -> None:
     given = host(address(2, "10.5.7.1/24"))
     network = IPv4Network("10.5.0.0/16")
     (warning,) = choose(given, network=network).warnings
@@ -607,7 +625,9 @@ def test_an_address_inside_the_overlay():
         ("wg0", "wireguard", (), "(wireguard)"),
     ],
 )
-def test_a_device_that_leads_nowhere(name, kind, routes, warning):
+def test_a_device_that_leads_nowhere(
+    name: str, kind: str | None, routes: tuple[Any, ...], warning: str
+) -> None:
     given = host(
         address(4, "192.0.2.1/24"), routes=routes, links=(LO, ETH0, link(4, name, kind=kind))
     )
@@ -616,7 +636,7 @@ def test_a_device_that_leads_nowhere(name, kind, routes, warning):
     assert "--iface or --iface-can-reach" in said
 
 
-def test_a_bridge_may_well_be_the_uplink():
+def test_a_bridge_may_well_be_the_uplink() -> None:
     links = (LO, link(2, "br0", kind="bridge"))
     ours = address(2, "192.0.2.1/24")
     assert choose(host(ours, links=links)).warnings == ()
@@ -627,20 +647,20 @@ def test_a_bridge_may_well_be_the_uplink():
     assert len(choose(given, "br0").warnings) == 1
 
 
-def test_an_interface_that_is_down():
+def test_an_interface_that_is_down() -> None:
     given = host(address(2, "192.0.2.1/24"), links=(LO, link(2, "eth0", up=False)))
     assert choose(given).warnings == (
         "eth0 is down, and nothing comes or goes: ip link set eth0 up",
     )
 
 
-def test_no_warning_without_a_reason():
+def test_no_warning_without_a_reason() -> None:
     assert choose(USUAL).warnings == ()
     assert choose(USUAL, "eth1").warnings == ()
     assert choose(USUAL, public_ip="198.51.100.1").warnings == ()
 
 
-def test_an_address_of_a_link_that_came_after_the_links_were_listed():
+def test_an_address_of_a_link_that_came_after_the_links_were_listed() -> None:
     # netlink is asked three times; a container starting in between adds a veth.
     given = host(address(2, "192.0.2.1/24"), address(99, "198.51.100.9/24"))
     assert choose(given).link.name == "eth0"
@@ -649,11 +669,11 @@ def test_an_address_of_a_link_that_came_after_the_links_were_listed():
     refusal(given, "wlan0")
 
 
-def test_a_default_route_over_such_a_link():
+def test_a_default_route_over_such_a_link() -> None:
     refusal(host(address(2, "192.0.2.1/24"), routes=(route("0.0.0.0/0", 99),)))
 
 
-def test_such_an_address_among_the_others():
+def test_such_an_address_among_the_others() -> None:
     given = host(address(2, "192.0.2.1/24"), address(99, "198.51.100.9/24"))
     (said,) = choose(given).others
     assert said.startswith("interface 99 198.51.100.9: ")

@@ -1,8 +1,12 @@
 """sd_notify against a real datagram socket."""
 
+from __future__ import annotations
+
 import os
 import socket
 import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -10,7 +14,7 @@ from tundp.linux import notify
 
 
 @pytest.fixture
-def listen():
+def listen() -> Iterator[Callable[..., Any]]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.settimeout(5)
 
@@ -22,7 +26,7 @@ def listen():
 
 
 @pytest.fixture
-def short_dir():
+def short_dir() -> Iterator[str]:
     # A unix socket's path has room for 107 bytes, which tmp_path may exceed.
     with tempfile.TemporaryDirectory(prefix="sdn") as path:
         yield path
@@ -36,7 +40,13 @@ def short_dir():
         (("STATUS=é",), "STATUS=é".encode()),
     ],
 )
-def test_a_path(monkeypatch, listen, short_dir, fields, expected):
+def test_a_path(
+    monkeypatch: pytest.MonkeyPatch,
+    listen: Any,
+    short_dir: Any,
+    fields: tuple[Any, ...],
+    expected: bytes,
+) -> None:
     path = os.path.join(short_dir, "notify")
     sock = listen(path)
     monkeypatch.setenv("NOTIFY_SOCKET", path)
@@ -44,7 +54,7 @@ def test_a_path(monkeypatch, listen, short_dir, fields, expected):
     assert sock.recv(4096) == expected
 
 
-def test_an_abstract_address(monkeypatch, listen):
+def test_an_abstract_address(monkeypatch: pytest.MonkeyPatch, listen: Any) -> None:
     name = f"tundp-test-{os.getpid()}"
     sock = listen(f"\0{name}")
     monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
@@ -53,8 +63,8 @@ def test_an_abstract_address(monkeypatch, listen):
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_silent_without_systemd(monkeypatch, value):
-    def refuse(*_):
+def test_silent_without_systemd(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    def refuse(*_: Any) -> None:
         raise AssertionError("a socket was opened")
 
     if value is None:
@@ -65,7 +75,9 @@ def test_silent_without_systemd(monkeypatch, value):
     assert notify.notify("READY=1") is None
 
 
-def test_a_deaf_socket_is_a_warning(monkeypatch, short_dir, caplog):
+def test_a_deaf_socket_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, short_dir: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     path = os.path.join(short_dir, "nobody")
     monkeypatch.setenv("NOTIFY_SOCKET", path)
     notify.notify("READY=1")
@@ -74,7 +86,9 @@ def test_a_deaf_socket_is_a_warning(monkeypatch, short_dir, caplog):
     assert "No such file" in line
 
 
-def test_a_full_socket_does_not_block(monkeypatch, listen, short_dir, caplog):
+def test_a_full_socket_does_not_block(
+    monkeypatch: pytest.MonkeyPatch, listen: Any, short_dir: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     path = os.path.join(short_dir, "notify")
     listen(path)
     monkeypatch.setenv("NOTIFY_SOCKET", path)

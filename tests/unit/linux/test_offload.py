@@ -1,5 +1,7 @@
 """What a kernel is said to have, and which engine that means."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +15,7 @@ from tundp.linux.offload import ALL, KernelOffloads, Offload, find_offloads, udp
 
 
 @pytest.mark.parametrize("each", Offload)
-def test_every_offload_has_a_meaning(each):
+def test_every_offload_has_a_meaning(each: Offload) -> None:
     meaning = each.meaning
     assert meaning.means
     assert meaning.since[0].isdigit()
@@ -36,11 +38,13 @@ def test_every_offload_has_a_meaning(each):
         ("garbage", False),
     ],
 )
-def test_releases_that_mangle_equal_datagrams(release, is_defective):
+def test_releases_that_mangle_equal_datagrams(release: str, is_defective: bool) -> None:
     assert (udp_segment_defect(release) is not None) is is_defective
 
 
-def test_a_defective_kernel_costs_udp_segment_and_nothing_else(monkeypatch):
+def test_a_defective_kernel_costs_udp_segment_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def found_on(release: str) -> KernelOffloads:
         monkeypatch.setattr(offload.os, "uname", lambda: SimpleNamespace(release=release))
         return find_offloads()
@@ -53,23 +57,23 @@ def test_a_defective_kernel_costs_udp_segment_and_nothing_else(monkeypatch):
 
 
 @pytest.mark.parametrize("each", Offload)
-def test_what_is_disabled_is_missing_for_that_reason(each):
+def test_what_is_disabled_is_missing_for_that_reason(each: Offload) -> None:
     found = find_offloads(frozenset({each}))
     assert each not in found.offloads
     assert found.missing[each] == "switched off by --disable-offloads"
     assert found.offloads | found.missing.keys() == ALL
 
 
-def kernel(*offloads):
+def kernel(*offloads: Offload) -> KernelOffloads:
     return KernelOffloads(offloads=frozenset(offloads), max_segments=64, missing={})
 
 
-def test_auto_takes_super_packets_else_batches_else_python(monkeypatch):
+def test_auto_takes_super_packets_else_batches_else_python(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose.best_engine(kernel(*ALL))[0] is Engine.GSO
     assert choose.best_engine(kernel(Offload.UDP_GRO))[0] is Engine.GSO
     assert choose.best_engine(kernel())[0] is Engine.MMSG
 
-    def missing():
+    def missing() -> None:
         raise Unsupported("the native module is not built")
 
     monkeypatch.setattr(library, "require", missing)

@@ -29,7 +29,7 @@ def sections() -> dict[str, list[str]]:
     return found
 
 
-def test_every_constant_is_that_of_its_header(tmp_path):
+def test_every_constant_is_that_of_its_header(tmp_path: Path) -> None:
     source = tmp_path / "check.c"
     lines = ["#include <stdio.h>", "#include <sys/socket.h>", "#include <sys/ioctl.h>"]
     names = []
@@ -69,7 +69,7 @@ def test_every_constant_is_that_of_its_header(tmp_path):
     assert found == {name: getattr(uapi, name) for name in present}
 
 
-def test_every_constant_is_used():
+def test_every_constant_is_used() -> None:
     package = SOURCE.parents[1]
     text = "".join(
         path.read_text(encoding="utf-8") for path in package.rglob("*.py") if path != SOURCE

@@ -1,6 +1,10 @@
 """Which packets become one write, what that write looks like, and why the others stay alone."""
 
+from __future__ import annotations
+
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -45,7 +49,7 @@ def joined(packet: bytes, gso_size: int, count: int) -> Written:
     return Written(header, super_packet(packet), count)
 
 
-def merge(*packets: bytes, **settings) -> tuple[list[Written], dict[Miss, int]]:
+def merge(*packets: bytes, **settings: Any) -> tuple[list[Written], dict[Miss, int]]:
     """One batch: what is written, and the misses there were."""
     merger = Coalescer(**settings)
     for packet in packets:
@@ -61,29 +65,31 @@ U1, U2, U3 = udp(DATA[:100]), udp(DATA[100:200]), udp(DATA[200:])
 ICMP = ipv4(b"\x08\x00\xf7\xff\x00\x00\x00\x00", 1)
 
 
-def test_nothing_in_nothing_out():
+def test_nothing_in_nothing_out() -> None:
     assert merge() == ([], {})
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 @pytest.mark.parametrize("packet", [ONE, U1, ICMP], ids=["tcp", "udp", "icmp"])
-def test_one_packet_is_written_as_it_came(packet, kind):
+def test_one_packet_is_written_as_it_came(
+    packet: bytes, kind: type[bytearray] | type[bytes] | type[memoryview]
+) -> None:
     written, _ = merge(kind(packet))
     assert written == [alone(packet)]
     assert type(written[0].packet) is bytes
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-def test_tcp_segments_become_one(kind):
+def test_tcp_segments_become_one(kind: type[bytearray] | type[bytes] | type[memoryview]) -> None:
     assert merge(kind(ONE), kind(TWO), kind(THREE)) == ([joined(tcp(DATA), 100, 3)], {})
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-def test_udp_datagrams_become_one(kind):
+def test_udp_datagrams_become_one(kind: type[bytearray] | type[bytes] | type[memoryview]) -> None:
     assert merge(kind(U1), kind(U2), kind(U3)) == ([joined(udp(DATA), 100, 3)], {})
 
 
-def test_a_merged_tcp_packet_field_by_field():
+def test_a_merged_tcp_packet_field_by_field() -> None:
     same = {
         "tos": 0x2E,
         "ttl": 7,
@@ -124,7 +130,7 @@ def test_a_merged_tcp_packet_field_by_field():
     assert packet[52:] == DATA[:201]
 
 
-def test_a_merged_udp_packet_field_by_field():
+def test_a_merged_udp_packet_field_by_field() -> None:
     same = {"tos": 1, "ttl": 9, "frag": 0}
     (one,), misses = merge(
         udp(DATA[:7], ident=8, **same),
@@ -144,13 +150,13 @@ def test_a_merged_udp_packet_field_by_field():
     assert packet[28:] == DATA[:15]
 
 
-def test_two_packets_are_enough():
+def test_two_packets_are_enough() -> None:
     assert merge(ONE, TWO) == ([joined(tcp(DATA[:200]), 100, 2)], {})
     assert merge(U1, U2) == ([joined(udp(DATA[:200]), 100, 2)], {})
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1447, 1448, 32747])
-def test_payloads_of_every_size(size):
+def test_payloads_of_every_size(size: int) -> None:
     data = counted(2 * size)
     first, second = tcp(data[:size], 0), tcp(data[size:], size)
     assert merge(first, second) == ([joined(tcp(data, 0), size, 2)], {})
@@ -159,7 +165,7 @@ def test_payloads_of_every_size(size):
 
 
 @pytest.mark.parametrize("seq", [0xFFFFFFFF - lead for lead in (0, 99, 100, 101, 199, 200, 299)])
-def test_sequence_numbers_wrap_anywhere(seq):
+def test_sequence_numbers_wrap_anywhere(seq: int) -> None:
     packets = [tcp(DATA[n * 100 :][:100], seq + n * 100 & 0xFFFFFFFF) for n in range(3)]
     assert merge(*packets) == ([joined(tcp(DATA, seq), 100, 3)], {})
 
@@ -167,7 +173,7 @@ def test_sequence_numbers_wrap_anywhere(seq):
 # What ends a super-packet without being a miss
 
 
-def test_push_ends_it():
+def test_push_ends_it() -> None:
     pushed = tcp(DATA[100:200], 1100, ACK | PSH)
     assert merge(ONE, pushed, THREE) == (
         [joined(tcp(DATA[:200], flags=ACK | PSH), 100, 2), alone(THREE)],
@@ -175,20 +181,20 @@ def test_push_ends_it():
     )
 
 
-def test_a_pushed_packet_begins_none():
+def test_a_pushed_packet_begins_none() -> None:
     first = tcp(DATA[:100], flags=ACK | PSH)
     assert merge(first, TWO, THREE) == ([alone(first), joined(tcp(DATA[100:], 1100), 100, 2)], {})
     second = tcp(DATA[100:200], 1100, ACK | PSH)
     assert merge(first, second) == ([alone(first), alone(second)], {})
 
 
-def test_a_pushed_packet_does_not_wait():
+def test_a_pushed_packet_does_not_wait() -> None:
     merger = Coalescer()
     merger.add(tcp(DATA, flags=ACK | PSH))
     assert len(merger.written) == 1
 
 
-def test_a_short_segment_ends_it():
+def test_a_short_segment_ends_it() -> None:
     short, after = tcp(DATA[100:199], 1100), tcp(DATA[199:299], 1199)
     assert merge(ONE, short, after) == ([joined(tcp(DATA[:199]), 100, 2), alone(after)], {})
     short, after = udp(DATA[100:199]), udp(DATA[199:200])
@@ -196,7 +202,7 @@ def test_a_short_segment_ends_it():
 
 
 @pytest.mark.parametrize("ender", [tcp(DATA[100:150], 1100), tcp(DATA[100:200], 1100, ACK | PSH)])
-def test_what_ended_is_written_at_once(ender):
+def test_what_ended_is_written_at_once(ender: bytes) -> None:
     merger = Coalescer()
     merger.add(ONE)
     assert merger.written == []
@@ -204,7 +210,7 @@ def test_what_ended_is_written_at_once(ender):
     assert [one.count for one in merger.written] == [2]
 
 
-def test_a_batch_ends_at_flush():
+def test_a_batch_ends_at_flush() -> None:
     merger = Coalescer()
     merger.add(ONE)
     merger.flush()
@@ -219,7 +225,9 @@ def test_a_batch_ends_at_flush():
 
 @pytest.mark.parametrize("kind", [lambda buffer: buffer, memoryview], ids=["bytearray", "view"])
 @pytest.mark.parametrize("make", [tcp, udp])
-def test_the_callers_buffer_is_only_borrowed(make, kind):
+def test_the_callers_buffer_is_only_borrowed(
+    make: Callable[..., Any], kind: Callable[..., Any] | type[memoryview]
+) -> None:
     merger = Coalescer()
     buffer = bytearray(len(make(DATA[:100])))
     for number in range(2):
@@ -285,21 +293,23 @@ MISSES = [
 
 
 @pytest.mark.parametrize(("miss", "packets", "what"), MISSES, ids=[row[2] for row in MISSES])
-def test_a_miss_is_counted_once_and_changes_nothing(miss, packets, what):
+def test_a_miss_is_counted_once_and_changes_nothing(
+    miss: Miss, packets: list[bytes], what: str
+) -> None:
     assert merge(*packets) == ([alone(packet) for packet in packets], {miss: 1})
 
 
-def test_every_miss_is_provoked():
+def test_every_miss_is_provoked() -> None:
     elsewhere = {Miss.OFF, Miss.FULL}
     assert {miss for miss, _, _ in MISSES} | elsewhere == set(Miss)
 
 
-def test_numbers_and_names_of_misses():
+def test_numbers_and_names_of_misses() -> None:
     assert [miss.value for miss in Miss] == list(range(13))
     assert Miss.NOT_TRANSPORT.label == "not_transport"
 
 
-def test_switched_off():
+def test_switched_off() -> None:
     assert merge(ONE, TWO, is_tcp_on=False) == ([alone(ONE), alone(TWO)], {Miss.OFF: 2})
     assert merge(U1, U2, is_udp_on=False) == ([alone(U1), alone(U2)], {Miss.OFF: 2})
     whole = [joined(tcp(DATA[:200]), 100, 2)]
@@ -314,7 +324,7 @@ def test_switched_off():
     [tcp(b""), ipv4(b"", 6), stored(ONE, 7), tcp(DATA, flags=SYN)],
     ids=["pure ack", "no header", "bad checksum", "syn"],
 )
-def test_switched_off_nothing_else_is_asked(packet):
+def test_switched_off_nothing_else_is_asked(packet: bytes) -> None:
     assert merge(packet, is_tcp_on=False) == ([alone(packet)], {Miss.OFF: 1})
 
 
@@ -340,7 +350,7 @@ TCP_DIFFERENCES = [
 
 
 @pytest.mark.parametrize("difference", [*DIFFERENCES, *TCP_DIFFERENCES], ids=str)
-def test_tcp_headers_that_differ(difference):
+def test_tcp_headers_that_differ(difference: dict[str, Any]) -> None:
     second = tcp(DATA[100:200], **{"seq": 1100, **difference})
     expected = [alone(ONE), alone(second)]
     assert merge(ONE, second) == (expected, {Miss.HEADER_DIFFERS: 1})
@@ -351,7 +361,7 @@ def test_tcp_headers_that_differ(difference):
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES, ids=str)
-def test_udp_headers_that_differ(difference):
+def test_udp_headers_that_differ(difference: dict[str, int]) -> None:
     second = udp(DATA[100:200], **difference)
     assert merge(U1, second) == ([alone(U1), alone(second)], {Miss.HEADER_DIFFERS: 1})
     third = udp(DATA[200:], **{**difference, "ident": 0x1236})
@@ -360,14 +370,14 @@ def test_udp_headers_that_differ(difference):
 
 
 @pytest.mark.parametrize("at", range(12))
-def test_every_byte_of_tcp_options_counts(at):
+def test_every_byte_of_tcp_options_counts(at: int) -> None:
     other = TIMESTAMPS[:at] + bytes((TIMESTAMPS[at] ^ 1,)) + TIMESTAMPS[at + 1 :]
     first = tcp(DATA[:100], options=TIMESTAMPS)
     second = tcp(DATA[100:200], 1100, options=other)
     assert merge(first, second) == ([alone(first), alone(second)], {Miss.HEADER_DIFFERS: 1})
 
 
-def test_ece_goes_and_comes_with_all():
+def test_ece_goes_and_comes_with_all() -> None:
     first, second = tcp(DATA[:100], flags=ACK | ECE), tcp(DATA[100:200], 1100, ACK | ECE)
     assert merge(first, second) == ([joined(tcp(DATA[:200], flags=ACK | ECE), 100, 2)], {})
     assert merge(first, TWO) == ([alone(first), alone(TWO)], {Miss.HEADER_DIFFERS: 1})
@@ -381,7 +391,7 @@ def test_ece_goes_and_comes_with_all():
         ([ONE, tcp(DATA[:100], 7)], Miss.SEQUENCE),
     ],
 )
-def test_the_first_reason_is_the_one_counted(packets, why):
+def test_the_first_reason_is_the_one_counted(packets: list[bytes], why: Miss) -> None:
     assert merge(*packets)[1] == {why: 1}
 
 
@@ -390,7 +400,9 @@ def test_the_first_reason_is_the_one_counted(packets, why):
 
 @pytest.mark.parametrize("idents", [(7, 8, 9), (7, 7, 7), (0, 0, 0), (9, 500, 3)])
 @pytest.mark.parametrize("make", [tcp, udp])
-def test_with_df_any_identification_joins(make, idents):
+def test_with_df_any_identification_joins(
+    make: Callable[..., Any], idents: tuple[int, int, int]
+) -> None:
     seqs = [{"seq": seq} for seq in (1000, 1100, 1200)] if make is tcp else [{}] * 3
     packets = [
         make(DATA[n * 100 :][:100], ident=ident, **seqs[n]) for n, ident in enumerate(idents)
@@ -400,7 +412,9 @@ def test_with_df_any_identification_joins(make, idents):
 
 @pytest.mark.parametrize("idents", [(7, 8, 9), (0xFFFE, 0xFFFF, 0), (0xFFFF, 0, 1)])
 @pytest.mark.parametrize("make", [tcp, udp])
-def test_without_df_the_next_identification_joins(make, idents):
+def test_without_df_the_next_identification_joins(
+    make: Callable[..., Any], idents: tuple[int, int, int]
+) -> None:
     seqs = [{"seq": seq} for seq in (1000, 1100, 1200)] if make is tcp else [{}] * 3
     packets = [
         make(DATA[n * 100 :][:100], ident=ident, frag=0, **seqs[n])
@@ -411,14 +425,14 @@ def test_without_df_the_next_identification_joins(make, idents):
 
 @pytest.mark.parametrize("ident", [6, 7, 9, 8 + 256, 0])
 @pytest.mark.parametrize("make", [tcp, udp])
-def test_without_df_no_other_identification_joins(make, ident):
+def test_without_df_no_other_identification_joins(make: Callable[..., Any], ident: int) -> None:
     later = {"seq": 1100} if make is tcp else {}
     first = make(DATA[:100], ident=7, frag=0)
     second = make(DATA[100:200], ident=ident, frag=0, **later)
     assert merge(first, second) == ([alone(first), alone(second)], {Miss.SEQUENCE: 1})
 
 
-def test_without_df_the_third_follows_the_second():
+def test_without_df_the_third_follows_the_second() -> None:
     packets = [udp(DATA[:100], ident=ident, frag=0) for ident in (7, 8, 8)]
     whole = udp(DATA[:100] * 2, ident=7, frag=0)
     assert merge(*packets) == ([joined(whole, 100, 2), alone(packets[2])], {Miss.SEQUENCE: 1})
@@ -427,13 +441,13 @@ def test_without_df_the_third_follows_the_second():
 # Full
 
 
-def stream(count: int, size: int, make=tcp) -> tuple[list[bytes], bytes]:
+def stream(count: int, size: int, make: Any = tcp) -> tuple[list[bytes], bytes]:
     data = counted(count * size)
     seqs = [{"seq": n * size} for n in range(count)] if make is tcp else [{}] * count
     return [make(data[n * size :][:size], **seqs[n]) for n in range(count)], data
 
 
-def test_64_tcp_segments_and_no_more():
+def test_64_tcp_segments_and_no_more() -> None:
     packets, data = stream(129, 10)
     assert merge(*packets[:64]) == ([joined(tcp(data[:640], 0), 10, 64)], {})
     assert merge(*packets) == (
@@ -447,7 +461,7 @@ def test_64_tcp_segments_and_no_more():
 
 
 @pytest.mark.parametrize("most", [1, 2, 64, 128])
-def test_udp_datagrams_as_many_as_the_kernel_takes(most):
+def test_udp_datagrams_as_many_as_the_kernel_takes(most: int) -> None:
     packets, data = stream(most + 1, 10, udp)
     first = joined(udp(data[: most * 10]), 10, most) if most > 1 else alone(packets[0])
     expected = [first, alone(packets[most])]
@@ -455,7 +469,7 @@ def test_udp_datagrams_as_many_as_the_kernel_takes(most):
     assert merge(*packets[:most], max_udp_segments=most) == ([first], {})
 
 
-def test_udps_limit_is_64_unless_told_and_not_tcps():
+def test_udps_limit_is_64_unless_told_and_not_tcps() -> None:
     packets, _ = stream(65, 10, udp)
     assert [one.count for one in merge(*packets)[0]] == [64, 1]
     packets, _ = stream(65, 10)
@@ -464,7 +478,7 @@ def test_udps_limit_is_64_unless_told_and_not_tcps():
 
 
 @pytest.mark.parametrize(("make", "room"), [(tcp, 65495), (udp, 65507)])
-def test_65535_bytes_and_no_more(make, room):
+def test_65535_bytes_and_no_more(make: Callable[..., Any], room: int) -> None:
     size = 13102
     packets, data = stream(6, size, make)
     last = {"seq": 4 * size} if make is tcp else {}
@@ -478,7 +492,7 @@ def test_65535_bytes_and_no_more(make, room):
     assert merge(*packets[:4], beyond) == (expected, {Miss.FULL: 1})
 
 
-def test_a_packet_of_65535_bytes_has_room_for_none():
+def test_a_packet_of_65535_bytes_has_room_for_none() -> None:
     whole = tcp(counted(65495), 0)
     more = tcp(b"x", 65495)
     assert merge(whole, more) == ([alone(whole), alone(more)], {Miss.FULL: 1})
@@ -496,7 +510,7 @@ KEY_DIFFERENCES = [
 
 
 @pytest.mark.parametrize("difference", KEY_DIFFERENCES, ids=str)
-def test_flows_do_not_mix_and_do_not_disturb(difference):
+def test_flows_do_not_mix_and_do_not_disturb(difference: dict[str, int]) -> None:
     other = [
         tcp(DATA[:100], **difference),
         tcp(DATA[100:200], 1100, **difference),
@@ -509,19 +523,19 @@ def test_flows_do_not_mix_and_do_not_disturb(difference):
     assert merge(U1, other[0], U2, other[1]) == (expected, {})
 
 
-def test_the_two_directions_are_two_flows():
+def test_the_two_directions_are_two_flows() -> None:
     back = {"sport": 443, "dport": 5201, "source": DESTINATION, "destination": SOURCE}
     answer = tcp(DATA[:100], **back)
     expected = [joined(tcp(DATA[:200]), 100, 2), alone(answer)]
     assert merge(ONE, answer, TWO) == (expected, {})
 
 
-def test_tcp_and_udp_with_the_same_ports_are_two_flows():
+def test_tcp_and_udp_with_the_same_ports_are_two_flows() -> None:
     expected = [joined(tcp(DATA[:200]), 100, 2), joined(udp(DATA[:200]), 100, 2)]
     assert merge(ONE, U1, TWO, U2) == (expected, {})
 
 
-def test_the_ninth_flow_sends_the_oldest_on_its_way():
+def test_the_ninth_flow_sends_the_oldest_on_its_way() -> None:
     firsts = [tcp(DATA[:100], sport=port) for port in range(MAX_ITEMS + 1)]
     merger = Coalescer()
     for packet in firsts[:MAX_ITEMS]:
@@ -538,11 +552,11 @@ def test_the_ninth_flow_sends_the_oldest_on_its_way():
     assert sum(merger.misses) == 0
 
 
-def test_eight_flows():
+def test_eight_flows() -> None:
     assert MAX_ITEMS == 8
 
 
-def test_the_oldest_is_the_one_that_began_first():
+def test_the_oldest_is_the_one_that_began_first() -> None:
     merger = Coalescer()
     for port in range(MAX_ITEMS):
         merger.add(tcp(DATA[:100], sport=port))
@@ -551,7 +565,7 @@ def test_the_oldest_is_the_one_that_began_first():
     assert merger.written == [joined(tcp(DATA[:200], sport=0), 100, 2)]
 
 
-def test_one_that_ended_leaves_its_place():
+def test_one_that_ended_leaves_its_place() -> None:
     merger = Coalescer()
     for port in range(MAX_ITEMS):
         merger.add(tcp(DATA[:100], sport=port))
@@ -564,7 +578,7 @@ def test_one_that_ended_leaves_its_place():
     assert ports == [3, 0, 1, 2, 4, 5, 6, 7, 99]
 
 
-def test_a_packet_that_cannot_begin_one_evicts_none():
+def test_a_packet_that_cannot_begin_one_evicts_none() -> None:
     merger = Coalescer()
     for port in range(MAX_ITEMS):
         merger.add(tcp(DATA[:100], sport=port))
@@ -603,7 +617,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
-def test_tcp_keeps_its_order_round(odd):
+def test_tcp_keeps_its_order_round(odd: bytes) -> None:
     two, three = tcp(DATA[100:200], 1100), tcp(DATA[200:], 1200)
     written, misses = merge(ONE, two, odd, three, odd)
     assert written == [joined(tcp(DATA[:200]), 100, 2), alone(odd), alone(three), alone(odd)]
@@ -623,7 +637,7 @@ ODD_UDP = {
 
 
 @pytest.mark.parametrize("odd", ODD_UDP.values(), ids=ODD_UDP)
-def test_udp_keeps_its_order_round(odd):
+def test_udp_keeps_its_order_round(odd: bytes) -> None:
     written, misses = merge(U1, U2, odd, U3, odd)
     assert written == [joined(udp(DATA[:200]), 100, 2), alone(odd), alone(U3), alone(odd)]
     assert sum(misses.values()) == 2
@@ -641,7 +655,7 @@ def test_udp_keeps_its_order_round(odd):
     ],
     ids=["fragment", "icmp fragment", "options", "no tcp", "no udp", "data offset"],
 )
-def test_a_packet_whose_flow_cannot_be_told_goes_behind_all(odd):
+def test_a_packet_whose_flow_cannot_be_told_goes_behind_all(odd: bytes) -> None:
     written, misses = merge(ONE, U1, odd, TWO, U2)
     assert written == [alone(ONE), alone(U1), alone(odd), alone(TWO), alone(U2)]
     assert sum(misses.values()) == 1
@@ -660,12 +674,12 @@ def test_a_packet_whose_flow_cannot_be_told_goes_behind_all(odd):
     ],
     ids=["icmp", "esp", "ack", "syn", "bad checksum", "no checksum", "udp length"],
 )
-def test_a_packet_of_another_flow_disturbs_none(odd):
+def test_a_packet_of_another_flow_disturbs_none(odd: bytes) -> None:
     expected = [alone(odd), joined(tcp(DATA[:200]), 100, 2), joined(udp(DATA[:200]), 100, 2)]
     assert merge(ONE, U1, odd, TWO, U2)[0] == expected
 
 
-def test_switched_off_disturbs_none():
+def test_switched_off_disturbs_none() -> None:
     expected = [alone(U1), alone(U2), joined(tcp(DATA[:200]), 100, 2)]
     assert merge(ONE, U1, TWO, U2, is_udp_on=False) == (expected, {Miss.OFF: 2})
 
@@ -678,13 +692,13 @@ def test_switched_off_disturbs_none():
         (stored(tcp(DATA[100:200], 1099), 7), Miss.SEQUENCE),
     ],
 )
-def test_a_wrong_checksum_that_would_not_have_joined_either(second, why):
+def test_a_wrong_checksum_that_would_not_have_joined_either(second: bytes, why: Miss) -> None:
     # Two things are wrong with it, both are said; the item before it is closed once.
     expected = [joined(tcp(DATA[:200]), 100, 2), alone(second)]
     assert merge(ONE, TWO, second) == (expected, {why: 1, Miss.BAD_CHECKSUM: 1})
 
 
-def test_retransmission_between_segments():
+def test_retransmission_between_segments() -> None:
     four = tcp(counted(400)[300:], 1300)
     written, misses = merge(ONE, TWO, ONE, THREE, four)
     assert written == [
@@ -695,7 +709,7 @@ def test_retransmission_between_segments():
     assert misses == {Miss.SEQUENCE: 2}
 
 
-def test_udp_checksum_of_all_ones_stands_for_zero():
+def test_udp_checksum_of_all_ones_stands_for_zero() -> None:
     # A datagram whose sum comes out as zero carries ffff, and joins like any other.
     for word in range(1 << 16):
         first = udp(word.to_bytes(2, "big")) if word else U1

@@ -1,5 +1,7 @@
 """Drop reasons: stable numbers, stable names, and a meaning for each."""
 
+from __future__ import annotations
+
 import errno
 
 import pytest
@@ -31,31 +33,31 @@ NUMBERS = {
 }
 
 
-def test_numbers_and_names_are_pinned():
+def test_numbers_and_names_are_pinned() -> None:
     # The native engine counts by number, dashboards by name: neither may move.
     assert {reason.label: reason.value for reason in DropReason} == NUMBERS
 
 
-def test_numbers_index_an_array():
+def test_numbers_index_an_array() -> None:
     assert [reason.value for reason in DropReason] == list(range(len(DropReason)))
 
 
 @pytest.mark.parametrize("reason", DropReason)
-def test_every_reason_says_what_it_means_and_what_to_do(reason):
+def test_every_reason_says_what_it_means_and_what_to_do(reason: DropReason) -> None:
     assert len(reason.means.split()) >= 4
     assert len(reason.next_step.split()) >= 3
     assert not reason.means.endswith(".")  # `status` puts the stop
 
 
 @pytest.mark.parametrize("reason", DropReason)
-def test_advice_holds_for_every_engine_and_installation(reason):
+def test_advice_holds_for_every_engine_and_installation(reason: DropReason) -> None:
     # Only the reference engine logs single packets; devices and flags differ between nodes.
     text = f"{reason.means} {reason.next_step}"
     for never in ("logged", "-v=", "--", "flannel0", "flannel1"):
         assert never not in text
 
 
-def test_no_two_reasons_mean_the_same():
+def test_no_two_reasons_mean_the_same() -> None:
     assert len({reason.means for reason in DropReason}) == len(DropReason)
 
 
@@ -80,13 +82,13 @@ TUN = {
 
 
 @pytest.mark.parametrize("name", errno.errorcode.values())
-def test_reason_of_each_errno(name):
+def test_reason_of_each_errno(name: str) -> None:
     number = getattr(errno, name)
     name = errno.errorcode[number]  # EWOULDBLOCK is EAGAIN
     assert send_reason(number) is SEND.get(name, DropReason.SEND_FAILED)
     assert tun_reason(number) is TUN.get(name, DropReason.TUN_FAILED)
 
 
-def test_a_refusal_without_an_errno_has_a_reason():
+def test_a_refusal_without_an_errno_has_a_reason() -> None:
     assert send_reason(None) is DropReason.SEND_FAILED
     assert tun_reason(None) is DropReason.TUN_FAILED

@@ -1,6 +1,10 @@
 """The two verdicts: every drop reason they give, and the order of the checks."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP
@@ -36,12 +40,12 @@ def route(address: int) -> Hop | None:
     return {0x0A0501: NEAR, 0x0A0502: FAR}.get(address >> 8)
 
 
-def packet(payload: bytes = b"x" * 32, **fields) -> bytearray:
+def packet(payload: bytes = b"x" * 32, **fields: Any) -> bytearray:
     given = {"src": "10.5.1.2", "dst": "10.5.2.2", "proto": 17} | fields
     return bytearray(bytes(IP(**given) / Raw(payload)))
 
 
-def encap(data: bytearray, mtu: int = 1472, lookup=route):
+def encap(data: bytearray, mtu: int = 1472, lookup: Any = route) -> Any:
     return encapsulate(
         memoryview(data), lookup=lookup, path_mtu=lambda hop: mtu, tun_address=TUNNEL
     )
@@ -50,10 +54,10 @@ def encap(data: bytearray, mtu: int = 1472, lookup=route):
 def decap(
     data: bytearray,
     *,
-    admits=lambda inner, outer: True,
-    is_ours=None,
+    admits: Any = lambda inner, outer: True,
+    is_ours: Any = None,
     check: SourceCheck = SourceCheck.ENFORCE,
-):
+) -> Any:
     """Without is_ours, whatever the packet is for is ours, and nothing else."""
     destination = int.from_bytes(data[16:20], "big")
     return decapsulate(
@@ -81,7 +85,7 @@ UNPARSABLE = [
 
 
 @pytest.mark.parametrize(("data", "reason"), UNPARSABLE)
-def test_encap_drops_what_cannot_be_parsed_in_silence(data, reason):
+def test_encap_drops_what_cannot_be_parsed_in_silence(data: bytearray, reason: DropReason) -> None:
     before = bytes(data)
     assert encap(data) == Drop(reason)
     assert bytes(data) == before
@@ -97,7 +101,9 @@ def test_encap_drops_what_cannot_be_parsed_in_silence(data, reason):
         ({"flags": "DF"}, 51, DropReason.TOO_BIG, 3, 4),
     ],
 )
-def test_encap_answers_what_it_drops(fields, mtu, reason, icmp_type, code):
+def test_encap_answers_what_it_drops(
+    fields: dict[str, Any], mtu: int, reason: DropReason, icmp_type: int, code: int
+) -> None:
     data = packet(**fields)
     before = bytes(data)
     verdict = encap(data, mtu)
@@ -136,13 +142,13 @@ def test_encap_answers_what_it_drops(fields, mtu, reason, icmp_type, code):
         ),
     ],
 )
-def test_encap_order_of_checks(fields, reason, breaks):
+def test_encap_order_of_checks(fields: dict[str, Any], reason: DropReason, breaks: str) -> None:
     verdict = encap(packet(**fields), mtu=51)
     assert isinstance(verdict, Reply)
     assert verdict.reason is reason, breaks
 
 
-def test_ttl_1_without_route_gets_net_unreachable_quoting_ttl_1():
+def test_ttl_1_without_route_gets_net_unreachable_quoting_ttl_1() -> None:
     data = packet(ttl=1, dst="10.5.9.9")
     verdict = encap(data)
     assert isinstance(verdict, Reply)
@@ -150,7 +156,7 @@ def test_ttl_1_without_route_gets_net_unreachable_quoting_ttl_1():
 
 
 @pytest.mark.parametrize("way", [encap, decap])
-def test_ttl_0_never_wraps(way):
+def test_ttl_0_never_wraps(way: Callable[..., Any]) -> None:
     # flannel turns 0 into 255 and sends it on.
     data = packet(ttl=0)
     verdict = way(data)
@@ -160,7 +166,7 @@ def test_ttl_0_never_wraps(way):
 
 
 @pytest.mark.parametrize("ttl", [2, 64, 255])
-def test_forward_is_the_same_packet_one_hop_later(ttl):
+def test_forward_is_the_same_packet_one_hop_later(ttl: int) -> None:
     data = packet(ttl=ttl)
     verdict = encap(data)
     assert isinstance(verdict, Forward)
@@ -170,14 +176,14 @@ def test_forward_is_the_same_packet_one_hop_later(ttl):
     assert bytes(sent) == bytes(data), "a view of the caller's buffer, not a copy"
 
 
-def test_lookup_gets_the_destination_and_path_mtu_the_hop():
+def test_lookup_gets_the_destination_and_path_mtu_the_hop() -> None:
     asked = []
 
-    def lookup(address):
+    def lookup(address: Any) -> Any:
         asked.append(address)
         return FAR
 
-    def path_mtu(hop):
+    def path_mtu(hop: Any) -> Any:
         asked.append(hop)
         return 1472
 
@@ -190,14 +196,14 @@ def test_lookup_gets_the_destination_and_path_mtu_the_hop():
     assert asked == [0x0A054D08, FAR]
 
 
-def test_encap_trims_what_is_behind_the_packet():
+def test_encap_trims_what_is_behind_the_packet() -> None:
     data = packet() + bytearray(b"SECRET" * 10)
     verdict = encap(data)
     assert isinstance(verdict, Forward)
     assert bytes(verdict.packets[0]) == bytes(packet(ttl=63))
 
 
-def test_a_reply_never_quotes_what_is_behind_the_packet():
+def test_a_reply_never_quotes_what_is_behind_the_packet() -> None:
     for data in (packet(b"abc", dst="10.5.9.9"), packet(b"abc", ttl=1)):
         verdict = encap(data + bytearray(b"SECRET" * 10))
         assert isinstance(verdict, Reply)
@@ -212,27 +218,27 @@ def test_a_reply_never_quotes_what_is_behind_the_packet():
         (51, 2, "one byte over is fragmented"),
     ],
 )
-def test_path_mtu_edge(mtu, count, breaks):
+def test_path_mtu_edge(mtu: int, count: int, breaks: str) -> None:
     verdict = encap(packet(), mtu)
     assert isinstance(verdict, Forward)
     assert len(verdict.packets) == count, breaks
 
 
-def test_df_exactly_at_the_path_mtu_is_forwarded():
+def test_df_exactly_at_the_path_mtu_is_forwarded() -> None:
     assert isinstance(encap(packet(flags="DF"), 52), Forward)
 
 
-def test_the_length_that_counts_is_the_packets_not_the_buffers():
+def test_the_length_that_counts_is_the_packets_not_the_buffers() -> None:
     assert isinstance(encap(packet(flags="DF") + bytearray(100), 52), Forward)
 
 
-def test_too_big_names_the_mtu():
+def test_too_big_names_the_mtu() -> None:
     verdict = encap(packet(b"y" * 1452, flags="DF"), 1400)
     assert isinstance(verdict, Reply)
     assert IP(verdict.packet)[ICMP].nexthopmtu == 1400
 
 
-def test_fragments_have_the_lowered_ttl_and_right_checksums():
+def test_fragments_have_the_lowered_ttl_and_right_checksums() -> None:
     payload = bytes(range(256)) * 4
     verdict = encap(packet(payload, id=99, ttl=64), 400)
     assert isinstance(verdict, Forward)
@@ -255,7 +261,9 @@ def test_fragments_have_the_lowered_ttl_and_right_checksums():
 
 @pytest.mark.parametrize("check", SourceCheck)
 @pytest.mark.parametrize(("data", "reason"), UNPARSABLE)
-def test_decap_drops_what_cannot_be_parsed_in_silence(data, reason, check):
+def test_decap_drops_what_cannot_be_parsed_in_silence(
+    data: bytearray, reason: DropReason, check: SourceCheck
+) -> None:
     before = bytes(data)
     assert decap(data, check=check) == Drop(reason)
     assert bytes(data) == before
@@ -272,7 +280,9 @@ def test_decap_drops_what_cannot_be_parsed_in_silence(data, reason, check):
         (SourceCheck.ENFORCE, False, None, "enforce: a bad one is dropped"),
     ],
 )
-def test_source_check(check, admitted, expected, breaks):
+def test_source_check(
+    check: SourceCheck, admitted: bool, expected: bool | None, breaks: str
+) -> None:
     data = packet()
     before = bytes(data)
     verdict = decap(data, admits=lambda inner, outer: admitted, check=check)
@@ -285,10 +295,10 @@ def test_source_check(check, admitted, expected, breaks):
         assert bytes(verdict.packet) == bytes(packet(ttl=63))
 
 
-def test_admits_is_asked_for_inner_and_outer_source_in_this_order():
+def test_admits_is_asked_for_inner_and_outer_source_in_this_order() -> None:
     asked = []
 
-    def admits(inner, outer):
+    def admits(inner: Any, outer: Any) -> Any:
         asked.append((inner, outer))
         return True
 
@@ -296,8 +306,8 @@ def test_admits_is_asked_for_inner_and_outer_source_in_this_order():
     assert asked == [(0x0A050209, PEER)]
 
 
-def test_off_does_not_even_ask():
-    def admits(inner, outer):
+def test_off_does_not_even_ask() -> None:
+    def admits(inner: Any, outer: Any) -> None:
         raise AssertionError("asked")
 
     assert isinstance(decap(packet(), admits=admits, check=SourceCheck.OFF), Deliver)
@@ -314,7 +324,9 @@ def test_off_does_not_even_ask():
         (SourceCheck.ENFORCE, False, None, "enforce: another one is dropped"),
     ],
 )
-def test_destination_check(check, is_ours, expected, breaks):
+def test_destination_check(
+    check: SourceCheck, is_ours: bool, expected: bool | None, breaks: str
+) -> None:
     data = packet(src="10.5.1.2", dst="10.5.2.2")
     before = bytes(data)
     verdict = decap(data, is_ours=lambda inner: is_ours and inner == 0x0A050202, check=check)
@@ -329,10 +341,12 @@ def test_destination_check(check, is_ours, expected, breaks):
 
 
 @pytest.mark.parametrize("check", SourceCheck)
-def test_is_ours_is_asked_for_the_source_and_unless_off_for_the_destination(check):
+def test_is_ours_is_asked_for_the_source_and_unless_off_for_the_destination(
+    check: SourceCheck,
+) -> None:
     asked = []
 
-    def is_ours(inner):
+    def is_ours(inner: Any) -> Any:
         asked.append(inner)
         return inner == 0x0A050202
 
@@ -340,7 +354,7 @@ def test_is_ours_is_asked_for_the_source_and_unless_off_for_the_destination(chec
     assert asked == [0x0A050102, 0x0A050202][: 1 if check is SourceCheck.OFF else 2]
 
 
-def test_two_mismatches_are_told_apart():
+def test_two_mismatches_are_told_apart() -> None:
     # Both are counted, but a drop has one reason: the first.
     neither = {"admits": lambda inner, outer: False, "is_ours": lambda inner: False}
     verdict = decap(packet(), **neither, check=SourceCheck.COUNT)
@@ -349,7 +363,7 @@ def test_two_mismatches_are_told_apart():
     assert decap(packet(), **neither) == Drop(DropReason.SOURCE_MISMATCH)
 
 
-def test_destination_before_ttl():
+def test_destination_before_ttl() -> None:
     # What is not for us must not make us send ICMP either.
     verdict = decap(packet(ttl=1), is_ours=lambda inner: False)
     assert verdict == Drop(DropReason.DESTINATION_MISMATCH)
@@ -360,7 +374,7 @@ MARTIANS = ["0.0.0.0", "0.9.9.9", "127.0.0.1", "127.255.255.254", "224.0.0.1", "
 
 @pytest.mark.parametrize("check", SourceCheck)
 @pytest.mark.parametrize("source", MARTIANS)
-def test_a_source_no_host_has_never_comes_from_the_wire(source, check):
+def test_a_source_no_host_has_never_comes_from_the_wire(source: str, check: SourceCheck) -> None:
     data = packet(src=source)
     before = bytes(data)
     assert decap(data, check=check) == Drop(DropReason.MARTIAN_SOURCE)
@@ -368,10 +382,10 @@ def test_a_source_no_host_has_never_comes_from_the_wire(source, check):
 
 
 @pytest.mark.parametrize("check", SourceCheck)
-def test_our_own_addresses_never_come_from_the_wire(check):
+def test_our_own_addresses_never_come_from_the_wire(check: SourceCheck) -> None:
     asked = []
 
-    def is_ours(inner):
+    def is_ours(inner: Any) -> Any:
         asked.append(inner)
         return True
 
@@ -380,24 +394,24 @@ def test_our_own_addresses_never_come_from_the_wire(check):
     assert asked == [0x0A05014D]
 
 
-def test_martian_before_source_check():
+def test_martian_before_source_check() -> None:
     verdict = decap(packet(), admits=lambda inner, outer: False, is_ours=lambda inner: True)
     assert verdict == Drop(DropReason.MARTIAN_SOURCE)
 
 
 @pytest.mark.parametrize("source", ["1.0.0.1", "126.9.9.9", "128.0.0.1", "223.255.255.255"])
-def test_the_neighbours_of_martians_pass(source):
+def test_the_neighbours_of_martians_pass(source: str) -> None:
     assert isinstance(decap(packet(src=source)), Deliver)
 
 
-def test_source_before_ttl():
+def test_source_before_ttl() -> None:
     # A spoofed packet must not be able to make us send ICMP to a third party.
     verdict = decap(packet(ttl=1), admits=lambda inner, outer: False)
     assert verdict == Drop(DropReason.SOURCE_MISMATCH)
 
 
 @pytest.mark.parametrize("ttl", [0, 1])
-def test_decap_ttl_runs_out(ttl):
+def test_decap_ttl_runs_out(ttl: int) -> None:
     data = packet(ttl=ttl, src="10.5.2.9", dst="10.5.1.2")
     before = bytes(data)
     verdict = decap(data)
@@ -412,7 +426,7 @@ def test_decap_ttl_runs_out(ttl):
     assert decap(silent) == Drop(DropReason.HOP_LIMIT_EXCEEDED)
 
 
-def test_decap_delivers_a_view_of_the_callers_buffer_trimmed():
+def test_decap_delivers_a_view_of_the_callers_buffer_trimmed() -> None:
     data = packet(ttl=9) + bytearray(b"SECRET")
     verdict = decap(data)
     assert isinstance(verdict, Deliver)
@@ -421,12 +435,12 @@ def test_decap_delivers_a_view_of_the_callers_buffer_trimmed():
     assert data.endswith(b"SECRET")
 
 
-def test_twenty_bytes_are_a_packet():
+def test_twenty_bytes_are_a_packet() -> None:
     assert isinstance(encap(packet(b"")), Forward)
     assert isinstance(decap(packet(b"")), Deliver)
 
 
-def test_both_ends_lower_the_ttl_as_flannel_does():
+def test_both_ends_lower_the_ttl_as_flannel_does() -> None:
     data = packet(ttl=64)
     forward = encap(data)
     assert isinstance(forward, Forward)
@@ -436,5 +450,5 @@ def test_both_ends_lower_the_ttl_as_flannel_does():
     assert bytes(delivered.packet) == bytes(packet(ttl=62))
 
 
-def test_source_check_names_are_the_flags_values():
+def test_source_check_names_are_the_flags_values() -> None:
     assert [check.value for check in SourceCheck] == ["off", "count", "enforce"]

@@ -1,5 +1,7 @@
 """Fragmenting an inner packet; scapy reads the pieces, a few lines put them together again."""
 
+from __future__ import annotations
+
 import pytest
 from scapy.layers.inet import IP
 
@@ -63,14 +65,14 @@ def reassemble(pieces: list[bytes]) -> tuple[bytes, int]:
         (57, 76, [76, 21]),
     ],
 )
-def test_sizes(length, mtu, sizes):
+def test_sizes(length: int, mtu: int, sizes: list[int]) -> None:
     pieces = cut(whole(counted(length)), mtu)
     assert [len(piece) for piece in pieces] == sizes
     assert [IP(piece).len for piece in pieces] == sizes
     assert reassemble(pieces) == (counted(length), 0)
 
 
-def test_fields_of_the_pieces():
+def test_fields_of_the_pieces() -> None:
     pieces = [IP(piece) for piece in cut(whole(counted(100)), 68)]
     assert [str(piece.flags) for piece in pieces] == ["MF", "MF", ""]
     assert [piece.frag for piece in pieces] == [0, 6, 12]
@@ -79,7 +81,7 @@ def test_fields_of_the_pieces():
         assert (piece.id, piece.tos, piece.ttl) == (0x7788, 0x2E, 63)
 
 
-def test_checksums_by_scapy():
+def test_checksums_by_scapy() -> None:
     for raw in cut(whole(counted(500), options=ROUTER_ALERT), 120):
         piece = IP(raw)
         stored = piece.chksum
@@ -95,7 +97,7 @@ def test_checksums_by_scapy():
         (ip.FLAG_MF, "MF", "a first fragment goes on with MF"),
     ],
 )
-def test_a_fragment_is_fragmented_again(flags_offset, last_flag, breaks):
+def test_a_fragment_is_fragmented_again(flags_offset: int, last_flag: str, breaks: str) -> None:
     payload = counted(104)
     pieces = cut(whole(payload, flags_offset=flags_offset), 68)
     start = (flags_offset & 0x1FFF) * 8
@@ -104,7 +106,7 @@ def test_a_fragment_is_fragmented_again(flags_offset, last_flag, breaks):
     assert flags == ["MF", "MF", last_flag], breaks
 
 
-def test_the_highest_offset_a_packet_can_have():
+def test_the_highest_offset_a_packet_can_have() -> None:
     # The last 128 bytes of a packet of 65535: offset and flags must not run together.
     payload = counted(111)
     first = (65535 - 20 - 111) // 8
@@ -113,7 +115,7 @@ def test_the_highest_offset_a_packet_can_have():
     assert [str(IP(piece).flags) for piece in pieces] == ["MF", "MF", ""]
 
 
-def test_first_piece_has_all_options_later_ones_the_copied():
+def test_first_piece_has_all_options_later_ones_the_copied() -> None:
     options = ROUTER_ALERT + RECORD_ROUTE + LOOSE_ROUTE + NOP + END
     assert len(options) == 20
     pieces = cut(whole(counted(200), options=options), 92)
@@ -125,7 +127,7 @@ def test_first_piece_has_all_options_later_ones_the_copied():
     assert reassemble(pieces) == (counted(200), 0)
 
 
-def test_later_pieces_use_the_room_uncopied_options_leave():
+def test_later_pieces_use_the_room_uncopied_options_leave() -> None:
     pieces = cut(whole(counted(96), options=NOP * 40), 68)
     assert [len(piece) for piece in pieces] == [68, 68, 60]
     assert [IP(piece).ihl for piece in pieces] == [15, 5, 5]
@@ -149,11 +151,11 @@ def test_later_pieces_use_the_room_uncopied_options_leave():
         (ROUTER_ALERT + b"\x83\xff\x04\x00", ROUTER_ALERT, "what was read before stays"),
     ],
 )
-def test_copied_options(options, copied, breaks):
+def test_copied_options(options: bytes, copied: bytes, breaks: str) -> None:
     assert fragment.copied_options(options) == copied, breaks
 
 
-def test_source_is_left_alone():
+def test_source_is_left_alone() -> None:
     packet = bytearray(whole(counted(300)))
     before = bytes(packet)
     header = ip.parse(memoryview(packet))

@@ -1,5 +1,10 @@
 """ICMP errors: flannel's byte for byte, ours by the RFCs; scapy checks sums and fields."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP, IPOption
 from scapy.packet import Raw
@@ -10,7 +15,7 @@ from tundp.wire.drop import DropReason
 TUNNEL = 0x0A050100  # 10.5.1.0
 
 
-def offender(payload: bytes = b"x" * 64, **fields) -> bytes:
+def offender(payload: bytes = b"x" * 64, **fields: Any) -> bytes:
     given = {"src": "10.5.1.2", "dst": "10.5.9.9", "proto": 17} | fields
     return bytes(IP(**given) / Raw(payload))
 
@@ -83,17 +88,17 @@ def slow_checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def test_the_vector_is_sound():
+def test_the_vector_is_sound() -> None:
     assert slow_checksum(OFFENDER[:20]) == 0
     assert slow_checksum(NET_UNREACHABLE[:20]) == 0
     assert slow_checksum(NET_UNREACHABLE[20:]) == 0
 
 
-def test_net_unreachable_byte_for_byte():
+def test_net_unreachable_byte_for_byte() -> None:
     assert unreachable(OFFENDER) == NET_UNREACHABLE
 
 
-def test_net_unreachable_field_by_field():
+def test_net_unreachable_field_by_field() -> None:
     seen = dissect(unreachable(OFFENDER))
     assert (seen.version, seen.ihl, seen.tos, seen.len) == (4, 5, 0, 56)
     assert (seen.id, int(seen.flags), seen.frag) == (0, 0, 0)
@@ -118,7 +123,9 @@ def test_net_unreachable_field_by_field():
         (40, 0, 60),
     ],
 )
-def test_quote_is_header_and_eight_bytes_but_never_beyond_the_packet(options, payload, quoted):
+def test_quote_is_header_and_eight_bytes_but_never_beyond_the_packet(
+    options: int, payload: int, quoted: int
+) -> None:
     packet = offender(b"p" * payload, options=[IPOption(b"\x01")] * options)
     # The buffer behind the packet holds somebody else's bytes; the caller cuts them off.
     buffer = memoryview(packet + b"SECRET" * 20)
@@ -131,7 +138,7 @@ def test_quote_is_header_and_eight_bytes_but_never_beyond_the_packet(options, pa
 # Ours
 
 
-def test_time_exceeded():
+def test_time_exceeded() -> None:
     packet = offender(ttl=1)
     seen = dissect(exceeded(packet))
     assert (seen[ICMP].type, seen[ICMP].code) == (11, 0)
@@ -142,7 +149,7 @@ def test_time_exceeded():
 
 
 @pytest.mark.parametrize("mtu", [68, 1472, 9000, 65507])
-def test_fragmentation_needed_names_the_mtu(mtu):
+def test_fragmentation_needed_names_the_mtu(mtu: int) -> None:
     packet = offender(flags="DF")
     seen = dissect(too_big(packet, mtu))
     assert (seen[ICMP].type, seen[ICMP].code) == (3, 4)
@@ -156,7 +163,9 @@ def test_fragmentation_needed_names_the_mtu(mtu):
 @pytest.mark.parametrize(
     ("payload", "total"), [(0, 48), (64, 112), (528, 576), (529, 576), (9000, 576)]
 )
-def test_ours_quote_as_much_as_fits_576_bytes(build, payload, total):
+def test_ours_quote_as_much_as_fits_576_bytes(
+    build: Callable[..., Any], payload: int, total: int
+) -> None:
     packet = offender(b"q" * payload)
     seen = dissect(build(packet))
     assert seen.len == total
@@ -166,7 +175,7 @@ def test_ours_quote_as_much_as_fits_576_bytes(build, payload, total):
 # When no answer is allowed
 
 
-def icmp_offender(icmp_type: int, **fields) -> bytes:
+def icmp_offender(icmp_type: int, **fields: Any) -> bytes:
     return bytes(IP(src="10.5.1.2", dst="10.5.9.9", **fields) / ICMP(type=icmp_type) / Raw(b"abcd"))
 
 
@@ -206,7 +215,7 @@ NOT_ANSWERED = [
 
 @pytest.mark.parametrize("build", [unreachable, exceeded, too_big])
 @pytest.mark.parametrize(("packet", "breaks"), ANSWERED, ids=[breaks for _, breaks in ANSWERED])
-def test_answered(build, packet, breaks):
+def test_answered(build: Callable[..., Any], packet: bytes, breaks: str) -> None:
     seen = dissect(build(packet))
     assert seen.dst == IP(packet).src, breaks
     assert quote_of(seen).startswith(packet[:20])
@@ -216,18 +225,18 @@ def test_answered(build, packet, breaks):
 @pytest.mark.parametrize(
     ("packet", "breaks"), NOT_ANSWERED, ids=[breaks for _, breaks in NOT_ANSWERED]
 )
-def test_not_answered(build, packet, breaks):
+def test_not_answered(build: Callable[..., Any], packet: bytes, breaks: str) -> None:
     assert build(packet) is None, breaks
 
 
-def test_echo_request_into_nowhere_is_answered_unlike_flannel():
+def test_echo_request_into_nowhere_is_answered_unlike_flannel() -> None:
     packet = bytes(IP(src="10.5.1.2", dst="10.5.9.9") / ICMP(type=8, id=7, seq=1))
     seen = dissect(unreachable(packet))
     assert (seen[ICMP].type, seen[ICMP].code) == (3, 0)
     assert quote_of(seen) == packet
 
 
-def test_an_icmp_error_about_udp_is_never_answered_even_with_options():
+def test_an_icmp_error_about_udp_is_never_answered_even_with_options() -> None:
     inner = bytes(IP(src="10.5.9.9", dst="10.5.1.2") / UDP())
     packet = bytes(
         IP(src="10.5.1.2", dst="10.5.9.9", proto=1, options=[IPOption(b"\x01")] * 8)
@@ -237,7 +246,7 @@ def test_an_icmp_error_about_udp_is_never_answered_even_with_options():
     assert unreachable(packet) is None
 
 
-def test_the_offender_is_untouched():
+def test_the_offender_is_untouched() -> None:
     packet = bytearray(offender())
     before = bytes(packet)
     header = ip.parse(memoryview(packet))

@@ -1,5 +1,9 @@
 """Reading, patching and building IPv4 headers."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Raw
@@ -12,7 +16,7 @@ SOURCE = 0x0A050202
 DESTINATION = 0x0A050303
 
 
-def packet(payload: bytes = b"payload!", **fields) -> bytearray:
+def packet(payload: bytes = b"payload!", **fields: Any) -> bytearray:
     """A packet by scapy, so with lengths and a checksum that are not ours."""
     return bytearray(bytes(IP(src="10.5.2.2", dst="10.5.3.3", proto=17, **fields) / Raw(payload)))
 
@@ -23,7 +27,7 @@ def resum(data: bytearray) -> bytearray:
     return data
 
 
-def test_every_field_is_read_in_host_order():
+def test_every_field_is_read_in_host_order() -> None:
     header = ip.parse(
         memoryview(packet(tos=0xB8, id=0x1234, flags="DF", frag=0, ttl=61, chksum=None))
     )
@@ -42,7 +46,7 @@ def test_every_field_is_read_in_host_order():
     assert header.fragment_offset == 0
 
 
-def test_flags_and_offset_do_not_mix():
+def test_flags_and_offset_do_not_mix() -> None:
     header = ip.parse(memoryview(packet(flags="MF", frag=0x1FFC)))
     assert not isinstance(header, DropReason)
     assert header.fragment_offset == 0x1FFC
@@ -80,7 +84,7 @@ def mutated(at: int, value: int, *, payload: bytes = b"payload!", fix: bool = Tr
         (mutated(11, 0, fix=False), DropReason.BAD_HEADER_CHECKSUM, "the sum itself damaged"),
     ],
 )
-def test_what_is_not_carried(data, expected, breaks):
+def test_what_is_not_carried(data: bytearray | bytes, expected: DropReason, breaks: str) -> None:
     assert ip.parse(memoryview(data)) is expected, breaks
 
 
@@ -95,13 +99,13 @@ def test_what_is_not_carried(data, expected, breaks):
         (mutated(0, 0x47), 28, "IHL reaching to the very end of the packet"),
     ],
 )
-def test_what_is_carried(data, total_len, breaks):
+def test_what_is_carried(data: bytearray, total_len: int, breaks: str) -> None:
     header = ip.parse(memoryview(data))
     assert not isinstance(header, DropReason), breaks
     assert header.total_len == total_len
 
 
-def test_order_of_checks():
+def test_order_of_checks() -> None:
     # Version before IHL before total length before checksum: the first names the drop.
     everything_wrong = bytearray(b"\x62" + bytes(18) + b"\x01")
     assert ip.parse(memoryview(everything_wrong)) is DropReason.NOT_IPV4
@@ -113,7 +117,7 @@ def test_order_of_checks():
     assert ip.parse(memoryview(everything_wrong)) is DropReason.BAD_HEADER_CHECKSUM
 
 
-def test_options_are_part_of_the_checksum():
+def test_options_are_part_of_the_checksum() -> None:
     header = ip.build_header(
         payload_len=0,
         source=SOURCE,
@@ -128,7 +132,7 @@ def test_options_are_part_of_the_checksum():
 
 
 @pytest.mark.parametrize("ttl", [1, 2, 64, 128, 255])
-def test_decrement_ttl_touches_only_ttl_and_checksum(ttl):
+def test_decrement_ttl_touches_only_ttl_and_checksum(ttl: int) -> None:
     data = packet(ttl=ttl)
     before = bytes(data)
     header = ip.parse(memoryview(data))
@@ -142,7 +146,7 @@ def test_decrement_ttl_touches_only_ttl_and_checksum(ttl):
 
 
 @pytest.mark.parametrize("options", [b"", b"\x94\x04\x00\x00", b"\x01" * 40])
-def test_build_header_is_what_scapy_builds(options):
+def test_build_header_is_what_scapy_builds(options: bytes) -> None:
     header = ip.build_header(
         payload_len=8,
         source=SOURCE,
@@ -165,7 +169,7 @@ def test_build_header_is_what_scapy_builds(options):
     assert IP(bytes(seen)).chksum == stored
 
 
-def test_parse_reads_a_scapy_udp_packet():
+def test_parse_reads_a_scapy_udp_packet() -> None:
     data = bytes(IP(src="10.5.2.2", dst="10.5.3.3") / UDP(sport=1, dport=2) / Raw(b"x"))
     header = ip.parse(memoryview(data))
     assert not isinstance(header, DropReason)

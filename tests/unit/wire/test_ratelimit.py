@@ -1,5 +1,7 @@
 """The token bucket, with a clock made of integers."""
 
+from __future__ import annotations
+
 import pytest
 
 from tundp.wire.ratelimit import TokenBucket
@@ -13,12 +15,12 @@ def taken(bucket: TokenBucket, tries: int, now_ns: int) -> int:
 
 
 @pytest.mark.parametrize("start", [0, 5 * S, 2**62])
-def test_a_full_burst_at_once_and_no_more(start):
+def test_a_full_burst_at_once_and_no_more(start: int) -> None:
     bucket = TokenBucket(rate_per_s=1000, burst=50)
     assert taken(bucket, 200, start) == 50
 
 
-def test_refills_at_the_rate():
+def test_refills_at_the_rate() -> None:
     bucket = TokenBucket(rate_per_s=10, burst=3)
     assert taken(bucket, 9, 0) == 3
     assert not bucket.take(99 * MS), "a tenth of a second is not over yet"
@@ -27,7 +29,7 @@ def test_refills_at_the_rate():
     assert taken(bucket, 9, 300 * MS) == 2
 
 
-def test_fractions_of_a_token_are_kept():
+def test_fractions_of_a_token_are_kept() -> None:
     # Looking often must not cost the credit of the time between two looks.
     bucket = TokenBucket(rate_per_s=10, burst=1)
     assert bucket.take(0)
@@ -35,19 +37,19 @@ def test_fractions_of_a_token_are_kept():
     assert [at for at, answer in enumerate(answers, 1) if answer] == [10, 20]
 
 
-def test_never_more_than_the_burst_after_a_long_silence():
+def test_never_more_than_the_burst_after_a_long_silence() -> None:
     bucket = TokenBucket(rate_per_s=1000, burst=5)
     bucket.take(0)
     assert taken(bucket, 100, 3600 * S) == 5
 
 
-def test_long_run_rate():
+def test_long_run_rate() -> None:
     bucket = TokenBucket(rate_per_s=1000, burst=50)
     granted = sum(bucket.take(at * 100_000) for at in range(100_000))  # 10 s, 10 kHz
     assert 10_000 <= granted <= 10_050
 
 
-def test_readings_out_of_order_cost_nothing_and_give_nothing():
+def test_readings_out_of_order_cost_nothing_and_give_nothing() -> None:
     # Two threads of one node read the clock one after the other, and ask the other way round.
     bucket = TokenBucket(rate_per_s=10, burst=2)
     assert taken(bucket, 5, 10 * S) == 2
@@ -57,7 +59,7 @@ def test_readings_out_of_order_cost_nothing_and_give_nothing():
     assert not bucket.take(10 * S + 100 * MS)
 
 
-def test_a_reading_out_of_order_spends_what_is_there():
+def test_a_reading_out_of_order_spends_what_is_there() -> None:
     bucket = TokenBucket(rate_per_s=10, burst=2)
     assert bucket.take(10 * S)
     assert not bucket.take(10 * S - 101 * MS), "what came back since is not spent before"

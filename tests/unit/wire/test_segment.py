@@ -1,5 +1,10 @@
 """What one read of the TUN stands for. The packets expected are built here, field by field."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.packet import Raw
@@ -34,13 +39,13 @@ from tundp.wire.drop import DropReason
 from tundp.wire.vnet import VnetHeader
 
 
-def vnet_for(packet: bytes, gso_size: int, /, **fields) -> VnetHeader:
+def vnet_for(packet: bytes, gso_size: int, /, **fields: Any) -> VnetHeader:
     start = (packet[0] & 15) * 4
     gso_type, offset = (1, 16) if packet[9] == 6 else (5, 6)
     return VnetHeader(1, gso_type, 0, gso_size, start, offset)._replace(**fields)
 
 
-def cut(packet: bytes, gso_size: int, **fields) -> list[bytes] | DropReason:
+def cut(packet: bytes, gso_size: int, **fields: Any) -> list[bytes] | DropReason:
     """A finished packet, cut as if it had come from a TUN as a super-packet."""
     return cut_raw(super_packet(packet), vnet_for(packet, gso_size, **fields))
 
@@ -50,7 +55,7 @@ def cut_raw(packet: bytes, header: VnetHeader) -> list[bytes] | DropReason:
     return made if isinstance(made, DropReason) else [bytes(one) for one in made]
 
 
-def test_a_tcp_super_packet_field_by_field():
+def test_a_tcp_super_packet_field_by_field() -> None:
     data = counted(2500)
     same = {
         "tos": 0x2E,
@@ -69,7 +74,7 @@ def test_a_tcp_super_packet_field_by_field():
     ]
 
 
-def test_a_udp_super_packet_field_by_field():
+def test_a_udp_super_packet_field_by_field() -> None:
     data = counted(2500)
     same = {"tos": 0xB8, "ttl": 255, "frag": 0}
     assert cut(udp(data, ident=0xFFFE, **same), 1000) == [
@@ -79,7 +84,7 @@ def test_a_udp_super_packet_field_by_field():
     ]
 
 
-def test_scapy_makes_the_same_packets():
+def test_scapy_makes_the_same_packets() -> None:
     data = counted(3000)
     network = {"src": "192.0.2.1", "dst": "198.51.100.2", "tos": 3, "ttl": 9, "flags": "DF"}
     for whole, made in (
@@ -116,7 +121,7 @@ def test_scapy_makes_the_same_packets():
         (RST, "111"),
     ],
 )
-def test_which_packets_keep_a_flag(flag, kept):
+def test_which_packets_keep_a_flag(flag: int, kept: str) -> None:
     made = cut(tcp(counted(300), flags=flag), 100)
     assert [one[33] for one in made] == [flag if bit == "1" else 0 for bit in kept]
     assert [one[33] for one in cut(tcp(counted(200), flags=flag), 200)] == [flag], "one packet"
@@ -139,7 +144,7 @@ def test_which_packets_keep_a_flag(flag, kept):
     ids=str,
 )
 @pytest.mark.parametrize("make", [tcp, udp])
-def test_ip_fields_are_copied(make, fields):
+def test_ip_fields_are_copied(make: Callable[..., Any], fields: dict[str, Any]) -> None:
     data = counted(250)
     later = [{"seq": 1100}, {"seq": 1200}] if make is tcp else [{}, {}]
     assert cut(make(data, **fields), 100) == [
@@ -163,7 +168,7 @@ def test_ip_fields_are_copied(make, fields):
     ],
     ids=str,
 )
-def test_tcp_fields_are_copied(fields):
+def test_tcp_fields_are_copied(fields: dict[str, Any]) -> None:
     data = counted(250)
     assert cut(tcp(data, **fields), 125) == [
         tcp(data[:125], **fields),
@@ -171,7 +176,7 @@ def test_tcp_fields_are_copied(fields):
     ]
 
 
-def test_reserved_tcp_bits_are_copied():
+def test_reserved_tcp_bits_are_copied() -> None:
     def accurate_ecn(packet: bytes) -> bytes:
         return finished(packet[:32] + bytes((packet[32] | 1,)) + packet[33:])
 
@@ -185,7 +190,7 @@ def test_reserved_tcp_bits_are_copied():
 @pytest.mark.parametrize("make", [tcp, udp])
 @pytest.mark.parametrize("gso_size", [1, 2, 3, 7, 999, 1000, 1001, 65535])
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 7, 999, 1000, 1001, 2000])
-def test_every_byte_once_and_in_order(make, gso_size, length):
+def test_every_byte_once_and_in_order(make: Callable[..., Any], gso_size: int, length: int) -> None:
     data = counted(length)
     made = cut(make(data), gso_size)
     header_len = 40 if make is tcp else 28
@@ -200,13 +205,13 @@ def test_every_byte_once_and_in_order(make, gso_size, length):
 
 
 @pytest.mark.parametrize("make", [tcp, udp])
-def test_nothing_to_cut_is_one_finished_packet(make):
+def test_nothing_to_cut_is_one_finished_packet(make: Callable[..., Any]) -> None:
     for length in (0, 1, 100):
         whole = make(counted(length))
         assert cut(whole, 100) == [whole]
 
 
-def test_the_largest_super_packet():
+def test_the_largest_super_packet() -> None:
     data = counted(65495)
     made = cut(tcp(data, seq=0xFFFF8000), 1448)
     assert len(made) == 46
@@ -216,7 +221,7 @@ def test_the_largest_super_packet():
         assert one == tcp(part, seq=seq, ident=0x1234 + number)
 
 
-def test_a_tiny_mss_gives_thousands():
+def test_a_tiny_mss_gives_thousands() -> None:
     # wireguard-go loses the tail of these; no 64 or 128 bounds what a sender may ask for.
     data = counted(16001)
     made = cut(tcp(data, flags=PSH | ACK, ident=0xFF00), 4)
@@ -228,12 +233,12 @@ def test_a_tiny_mss_gives_thousands():
     assert made[4000] == tcp(data[-1:], seq=17000, ident=0x0EA0, flags=PSH | ACK)
 
 
-def test_the_offset_of_a_late_packet_is_not_signed():
+def test_the_offset_of_a_late_packet_is_not_signed() -> None:
     made = cut(tcp(counted(60000), seq=0xFFFFFFFF), 40000)
     assert [one[24:28] for one in made] == [b"\xff\xff\xff\xff", (39999).to_bytes(4, "big")]
 
 
-def payload_for(make, wanted: int) -> bytes:
+def payload_for(make: Any, wanted: int) -> bytes:
     """Two bytes that make the checksum computed come out as `wanted`."""
     base = slow_sum(stored(make(b"\x00\x00"), 0)[20:]) + pseudo(make(b"\x00\x00"))
     for word in range(1 << 16):
@@ -246,7 +251,7 @@ def payload_for(make, wanted: int) -> bytes:
 
 
 @pytest.mark.parametrize(("make", "value"), [(tcp, 0), (udp, 0xFFFF)])
-def test_a_computed_checksum_of_zero(make, value):
+def test_a_computed_checksum_of_zero(make: Callable[..., Any], value: int) -> None:
     first = payload_for(make, 0)
     made = cut(make(first + b"\x01\x02"), 2)
     at = checksum_at(made[0])
@@ -256,14 +261,16 @@ def test_a_computed_checksum_of_zero(make, value):
 
 @pytest.mark.parametrize("left", [0, 0xFFFF, 0x1234])
 @pytest.mark.parametrize("make", [tcp, udp])
-def test_what_is_in_the_checksum_field_of_a_super_packet_does_not_count(make, left):
+def test_what_is_in_the_checksum_field_of_a_super_packet_does_not_count(
+    make: Callable[..., Any], left: int
+) -> None:
     whole = make(counted(150))
     expected = cut(whole, 100)
     assert cut_raw(stored(whole, left), vnet_for(whole, 100)) == expected
 
 
 @pytest.mark.parametrize("wrong", [0, 8, 0xFFFF])
-def test_a_udp_length_that_lies_is_written_afresh(wrong):
+def test_a_udp_length_that_lies_is_written_afresh(wrong: int) -> None:
     whole = udp(counted(150))
     lying = whole[:24] + wrong.to_bytes(2, "big") + whole[26:]
     assert cut_raw(lying, vnet_for(whole, 100)) == cut(whole, 100)
@@ -271,33 +278,33 @@ def test_a_udp_length_that_lies_is_written_afresh(wrong):
 
 @pytest.mark.parametrize("hdr_len", [0, 1, 20, 40, 1000, 0xFFFF])
 @pytest.mark.parametrize("make", [tcp, udp])
-def test_hdr_len_is_never_believed(make, hdr_len):
+def test_hdr_len_is_never_believed(make: Callable[..., Any], hdr_len: int) -> None:
     whole = make(counted(250))
     assert cut(whole, 100, hdr_len=hdr_len) == cut(whole, 100)
     plain = VnetHeader(hdr_len=hdr_len)
     assert cut_raw(whole, plain) == [whole]
 
 
-def test_the_ecn_qualifier_changes_nothing():
+def test_the_ecn_qualifier_changes_nothing() -> None:
     whole = tcp(counted(250), flags=ACK | CWR)
     assert len(cut(whole, 100)) == 3
     assert cut(whole, 100, gso_type=0x81) == cut(whole, 100, gso_type=0x01)
 
 
 @pytest.mark.parametrize("flags", [3, 0xFF])
-def test_other_flags_do_not_matter(flags):
+def test_other_flags_do_not_matter(flags: int) -> None:
     whole = tcp(counted(250))
     assert cut(whole, 100, flags=flags) == cut(whole, 100)
 
 
 @pytest.mark.parametrize("make", [tcp, udp])
-def test_bytes_behind_the_total_length_are_not_payload(make):
+def test_bytes_behind_the_total_length_are_not_payload(make: Callable[..., Any]) -> None:
     whole = make(counted(250))
     expected = cut(whole, 100)
     assert cut_raw(super_packet(whole) + b"trailing" * 30, vnet_for(whole, 100)) == expected
 
 
-def test_the_read_is_left_alone_and_shared_with_nobody():
+def test_the_read_is_left_alone_and_shared_with_nobody() -> None:
     buffer = bytearray(super_packet(tcp(counted(250))))
     before = bytes(buffer)
     header = vnet_for(before, 100)
@@ -359,19 +366,21 @@ LIES = [
 
 
 @pytest.mark.parametrize(("packet", "fields", "breaks"), LIES, ids=[row[2] for row in LIES])
-def test_vnet_headers_that_do_not_describe_the_packet(packet, fields, breaks):
+def test_vnet_headers_that_do_not_describe_the_packet(
+    packet: bytes, fields: dict[str, Any], breaks: str
+) -> None:
     header = vnet_for(packet, 100, **fields)
     assert cut_raw(packet, header) is DropReason.BAD_VNET_HEADER, breaks
 
 
-def test_bytes_behind_the_packet_do_not_complete_its_headers():
+def test_bytes_behind_the_packet_do_not_complete_its_headers() -> None:
     short = ipv4(TCP_WHOLE[20:39], 6)
     assert cut_raw(short + bytes(100), vnet_for(short, 100)) is DropReason.BAD_VNET_HEADER
     short = ipv4(UDP_WHOLE[20:27], 17)
     assert cut_raw(short + bytes(100), vnet_for(short, 100)) is DropReason.BAD_VNET_HEADER
 
 
-def test_headers_that_just_fit():
+def test_headers_that_just_fit() -> None:
     for whole in (tcp(b"", options=b"\x01" * 40), tcp(b""), udp(b"")):
         assert cut(whole, 1) == [whole]
 
@@ -398,7 +407,9 @@ def damaged(at: int, value: int) -> bytes:
     ],
     ids=lambda value: str(len(value)) if isinstance(value, bytes) else value.name,
 )
-def test_super_packets_that_are_no_packets(packet, reason, gso_type):
+def test_super_packets_that_are_no_packets(
+    packet: bytes, reason: DropReason, gso_type: int
+) -> None:
     assert cut_raw(packet, vnet_for(TCP_WHOLE, 100, gso_type=gso_type)) is reason
     bad = VnetHeader(gso_type=gso_type)
     assert cut_raw(packet, bad) is reason, "what the packet is comes before what is said of it"
@@ -411,7 +422,7 @@ def test_super_packets_that_are_no_packets(packet, reason, gso_type):
     [b"", b"\x00", b"\x60" + bytes(50), TCP_WHOLE, stored(UDP_WHOLE, 7), TCP_WHOLE + b"behind"],
     ids=len,
 )
-def test_a_plain_packet_comes_back_whatever_it_is(packet, flags):
+def test_a_plain_packet_comes_back_whatever_it_is(packet: bytes, flags: int) -> None:
     header = VnetHeader(flags, vnet.GSO_NONE, 0xFFFF, 100, 0xFFFF, 0xFFFF)
     assert cut_raw(packet, header) == [packet]
 
@@ -420,14 +431,18 @@ def test_a_plain_packet_comes_back_whatever_it_is(packet, flags):
 @pytest.mark.parametrize("fields", [{}, {"ip_options": ROUTER_ALERT}], ids=["20", "24"])
 @pytest.mark.parametrize("make", [tcp, udp])
 @pytest.mark.parametrize("gso_size", [0, 1, 65535])
-def test_a_plain_packet_gets_its_checksum(make, length, fields, gso_size):
+def test_a_plain_packet_gets_its_checksum(
+    make: Callable[..., Any], length: int, fields: dict[str, Any], gso_size: int
+) -> None:
     whole = make(counted(length), **fields)
     header = vnet_for(whole, gso_size, gso_type=vnet.GSO_NONE)
     assert cut_raw(super_packet(whole), header) == [whole]
 
 
 @pytest.mark.parametrize("make", [tcp, udp])
-def test_the_checksum_of_a_plain_packet_begins_with_what_lies_in_the_field(make):
+def test_the_checksum_of_a_plain_packet_begins_with_what_lies_in_the_field(
+    make: Callable[..., Any],
+) -> None:
     # The kernel's seed is the pseudo-header's sum, but it is the kernel's: a partial sum of
     # whatever else it wants counted.
     whole = make(counted(99))
@@ -437,7 +452,7 @@ def test_the_checksum_of_a_plain_packet_begins_with_what_lies_in_the_field(make)
         assert cut_raw(stored(whole, seed), header) == [stored(whole, expected)]
 
 
-def test_a_plain_checksum_of_zero():
+def test_a_plain_checksum_of_zero() -> None:
     for make, value in ((tcp, 0), (udp, 0xFFFF)):
         whole = make(payload_for(make, 0))
         header = vnet_for(whole, 0, gso_type=0)
@@ -462,7 +477,9 @@ def test_a_plain_checksum_of_zero():
         (0, 0, 0, False),
     ],
 )
-def test_a_plain_checksum_field_lies_inside_the_packet(length, start, offset, is_inside):
+def test_a_plain_checksum_field_lies_inside_the_packet(
+    length: int, start: int, offset: int, is_inside: bool
+) -> None:
     data = counted(length)
     made = cut_raw(data, VnetHeader(1, 0, 0, 0, start, offset))
     if not is_inside:
@@ -476,7 +493,7 @@ def test_a_plain_checksum_field_lies_inside_the_packet(length, start, offset, is
 
 @pytest.mark.parametrize("offset", [1, 5, 7, 15, 17])
 @pytest.mark.parametrize("start", [0, 3, 20])
-def test_a_plain_checksum_field_on_any_offset(start, offset):
+def test_a_plain_checksum_field_on_any_offset(start: int, offset: int) -> None:
     data = counted(77)
     at = start + offset
     blank = data[:at] + b"\x00\x00" + data[at + 2 :]

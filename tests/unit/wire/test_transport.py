@@ -1,6 +1,9 @@
 """Pseudo-header, transport checksums and header lengths; sums by a slow sum and by scapy."""
 
+from __future__ import annotations
+
 import struct
+from typing import Any
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
@@ -10,21 +13,23 @@ from tests.packets import slow_sum
 from tundp.wire import transport
 
 
-def by_scapy(transport_header, payload: bytes = b"", **fields) -> bytes:
+def by_scapy(transport_header: TCP | UDP, payload: bytes = b"", **fields: Any) -> bytes:
     return bytes(IP(src="10.5.1.2", dst="10.5.2.3", **fields) / transport_header / Raw(payload))
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 @pytest.mark.parametrize("transport_len", [0, 8, 20, 1001, 0x00FF, 0xFF00, 65515])
 @pytest.mark.parametrize("ip_proto", [6, 17])
-def test_pseudo_sum(kind, transport_len, ip_proto):
+def test_pseudo_sum(
+    kind: type[bytearray] | type[bytes] | type[memoryview], transport_len: int, ip_proto: int
+) -> None:
     source, destination = 0xC0000201, 0xFFFEFDFC
     head = struct.pack("!BBHHHBBHII", 0x45, 9, 9, 9, 9, 9, ip_proto, 9, source, destination)
     expected = slow_sum(struct.pack("!IIBBH", source, destination, 0, ip_proto, transport_len))
     assert transport.pseudo_sum(kind(head + b"what follows"), transport_len) == expected
 
 
-def test_pseudo_sum_added_up_by_hand():
+def test_pseudo_sum_added_up_by_hand() -> None:
     # c000 + 0201 + c633 + 6402 + 0011 + 0010 = 1ec57, and the carry comes back.
     head = bytes(9) + b"\x11" + bytes(2) + bytes.fromhex("c0000201 c6336402".replace(" ", ""))
     assert transport.pseudo_sum(head, 16) == 0xEC58
@@ -32,14 +37,14 @@ def test_pseudo_sum_added_up_by_hand():
 
 @pytest.mark.parametrize("words", range(16))
 @pytest.mark.parametrize("reserved", [0, 1, 0xF])
-def test_tcp_header_len_is_the_high_nibble(words, reserved):
+def test_tcp_header_len_is_the_high_nibble(words: int, reserved: int) -> None:
     segment = bytearray(20)
     segment[12] = words << 4 | reserved
     assert transport.tcp_header_len(segment) == words * 4
     assert transport.tcp_header_len(memoryview(segment)) == words * 4
 
 
-def test_numbers_are_the_rfcs():
+def test_numbers_are_the_rfcs() -> None:
     header = TCP(sport=1, dport=2, seq=0x01020304, ack=0x05060708, window=0x090A, urgptr=0x0B0C)
     header.chksum = 0x0D0E
     raw = bytes(header)
@@ -74,12 +79,14 @@ PACKETS = [
 
 @pytest.mark.parametrize("packet", PACKETS, ids=lambda packet: f"{packet[9]}:{len(packet)}")
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-def test_scapys_checksums_are_valid(packet, kind):
+def test_scapys_checksums_are_valid(
+    packet: bytes, kind: type[bytearray] | type[bytes] | type[memoryview]
+) -> None:
     assert transport.is_valid(kind(packet), 20)
 
 
 @pytest.mark.parametrize("packet", PACKETS[:4], ids=lambda packet: f"{packet[9]}:{len(packet)}")
-def test_no_damage_passes(packet):
+def test_no_damage_passes(packet: bytes) -> None:
     seen = [9, *range(12, len(packet))]  # protocol, addresses, and all behind the IPv4 header
     for at in seen:
         damaged = bytearray(packet)
@@ -87,12 +94,12 @@ def test_no_damage_passes(packet):
         assert not transport.is_valid(damaged, 20), at
 
 
-def test_the_length_is_part_of_the_sum():
+def test_the_length_is_part_of_the_sum() -> None:
     # Two zero bytes more change nothing but the pseudo-header's length.
     assert not transport.is_valid(PACKETS[0] + b"\x00\x00", 20)
 
 
-def test_the_transport_header_begins_behind_ip_options():
+def test_the_transport_header_begins_behind_ip_options() -> None:
     inner = bytes(UDP(sport=1, dport=2, len=12, chksum=0)) + b"data"
     packet = bytearray(by_scapy(UDP(sport=1, dport=2), b"data"))[:20] + b"\x01" * 4 + inner
     whole = struct.pack("!4s4sBBH", packet[12:16], packet[16:20], 0, 17, 12) + inner
@@ -104,7 +111,7 @@ def test_the_transport_header_begins_behind_ip_options():
 @pytest.mark.parametrize("length", [8, 9, 20, 21, 1400])
 @pytest.mark.parametrize("offset", [6, 16])
 @pytest.mark.parametrize("before", [b"\x00\x00", b"\xff\xff", b"\x12\x34"], ids=bytes.hex)
-def test_finish_makes_seed_and_data_sum_to_ones(length, offset, before):
+def test_finish_makes_seed_and_data_sum_to_ones(length: int, offset: int, before: bytes) -> None:
     start, seed = 11, 0xBEEF
     packet = bytearray(n * 37 + 5 & 0xFF for n in range(start + length + offset))
     field = start + offset
@@ -125,14 +132,14 @@ def test_finish_makes_seed_and_data_sum_to_ones(length, offset, before):
         (4, 0x0000, "any other field is not UDP's"),
     ],
 )
-def test_a_checksum_of_zero(offset, stored, breaks):
+def test_a_checksum_of_zero(offset: int, stored: int, breaks: str) -> None:
     packet = bytearray(20)
     packet[2:4] = b"\x12\x34"
     transport.finish(packet, 0, offset, 0xEDCB)  # 1234 + edcb = ffff
     assert int.from_bytes(packet[offset : offset + 2], "big") == stored, breaks
 
 
-def test_all_zeros_sum_to_zero_not_to_ones():
+def test_all_zeros_sum_to_zero_not_to_ones() -> None:
     packet = bytearray(18)
     transport.finish(packet, 0, 16, 0)
     assert packet[16:] == b"\xff\xff"

@@ -1,5 +1,7 @@
 """The ten bytes before a packet, spelled out by hand from linux/virtio_net.h."""
 
+from __future__ import annotations
+
 import sys
 
 import pytest
@@ -24,13 +26,13 @@ FIELDS = [
 
 
 @pytest.mark.parametrize("fields", FIELDS)
-def test_layout(fields):
+def test_layout(fields: tuple[int, ...]) -> None:
     assert len(by_hand(*fields)) == vnet.LEN == 10
     assert vnet.parse(by_hand(*fields)) == VnetHeader(*fields)
     assert VnetHeader(*fields).pack() == by_hand(*fields)
 
 
-def test_every_name_is_at_its_place():
+def test_every_name_is_at_its_place() -> None:
     header = vnet.parse(by_hand(3, 0x85, 0x1122, 0x3344, 0x5566, 0x7788))
     assert header.flags == 3
     assert header.gso_type == 0x85
@@ -41,12 +43,12 @@ def test_every_name_is_at_its_place():
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-def test_what_follows_is_the_packet(kind):
+def test_what_follows_is_the_packet(kind: type[bytearray] | type[bytes] | type[memoryview]) -> None:
     data = kind(by_hand(1, 5, 28, 1200, 20, 6) + b"\x45 and so on")
     assert vnet.parse(data) == VnetHeader(1, 5, 28, 1200, 20, 6)
 
 
-def test_a_finished_packet_has_ten_zeros_before_it():
+def test_a_finished_packet_has_ten_zeros_before_it() -> None:
     assert VnetHeader().pack() == bytes(10)
     assert vnet.parse(bytes(10)) == VnetHeader()
 
@@ -61,7 +63,7 @@ def test_a_finished_packet_has_ten_zeros_before_it():
         (0xFE, False, "no other bit means it"),
     ],
 )
-def test_needs_checksum(flags, expected, breaks):
+def test_needs_checksum(flags: int, expected: bool, breaks: str) -> None:
     assert VnetHeader(flags=flags).needs_checksum is expected, breaks
 
 
@@ -69,11 +71,11 @@ def test_needs_checksum(flags, expected, breaks):
     ("gso_type", "kind"),
     [(0, 0), (0x80, 0), (1, 1), (0x81, 1), (0x84, 4), (5, 5), (3, 3), (0x43, 0x43), (0xFF, 0x7F)],
 )
-def test_kind_is_the_type_without_the_ecn_bit_and_nothing_else(gso_type, kind):
+def test_kind_is_the_type_without_the_ecn_bit_and_nothing_else(gso_type: int, kind: int) -> None:
     assert VnetHeader(gso_type=gso_type).kind == kind
 
 
-def test_numbers_are_the_kernels():
+def test_numbers_are_the_kernels() -> None:
     # include/uapi/linux/virtio_net.h
     assert vnet.NEEDS_CSUM == 1
     assert (vnet.GSO_NONE, vnet.GSO_TCPV4, vnet.GSO_TCPV6, vnet.GSO_UDP_L4) == (0, 1, 4, 5)

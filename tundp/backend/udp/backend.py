@@ -10,6 +10,7 @@ one: a packet that comes in the first millisecond finds its peer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -30,6 +31,7 @@ from tundp.lease.model import LeaseAttributes, LeaseKey, Peer
 from tundp.lease.network import BackendConfig
 from tundp.linux import device
 from tundp.linux.device import DeviceSettings
+from tundp.linux.gateways import remove_gateway_routes
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.tun import Tun, require_device
@@ -129,6 +131,7 @@ class UdpBackend:
             ),
         )
         await self._open_device()
+        await self._remove_gateway_routes(network)
 
     def sinks(self) -> Sequence[FibSink]:
         """See Backend."""
@@ -181,7 +184,9 @@ class UdpBackend:
         if self._device is not None and mtu != self._device.mtu:
             self._device = replace(self._device, mtu=mtu)
             if self._tun_index:
-                await self._netlink.set_link(self._tun_index, mtu=mtu)
+                # The device may be gone by now: `repair`, or whoever makes it again, sets it then.
+                with contextlib.suppress(PlatformError):
+                    await self._netlink.set_link(self._tun_index, mtu=mtu)
         return has_moved
 
     def heartbeat(self) -> tuple[int, ...]:
@@ -247,6 +252,16 @@ class UdpBackend:
             self._device.network,
             self.engine.name,
         )
+
+    async def _remove_gateway_routes(self, network: IPv4Network) -> None:
+        """Remove what the host-gw backend left, if the network config named that before."""
+        try:
+            count = await remove_gateway_routes(self._netlink, network)
+        except PlatformError as error:
+            _log.warning("routes of the host-gw backend bypass the device: %s", error)
+        else:
+            if count:
+                _log.info("%d routes of the host-gw backend removed", count)
 
     def _adopt_tun(self) -> Tun | None:
         """The device given by a predecessor, if there is one and it fits the engine."""

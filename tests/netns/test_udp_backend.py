@@ -1,0 +1,80 @@
+"""The udp backend in this process, over a TUN device of a lab host that it is given."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from ipaddress import IPv4Network
+
+from tests.nodes import link_of, must_run
+from tests.routes import fib_of
+from tundp.backend.base import Given
+from tundp.backend.udp.backend import UdpBackend, UdpSettings
+from tundp.choices import Engine, SourceCheck
+from tundp.engine.native.engine import EngineSettings
+from tundp.lab.lab import Host
+from tundp.lease.codec import parse_key
+from tundp.lease.network import UdpConfig
+from tundp.linux.iface import Interface, Selection, look
+from tundp.linux.tun import Tun, TunMode
+from tundp.linux.udp import open_udp
+
+OVERLAY = IPv4Network("10.5.0.0/16")
+OWN = parse_key("10.5.1.0-24")
+
+
+@contextlib.asynccontextmanager
+async def opened(make_lab, *commands: str) -> AsyncIterator[tuple[Host, UdpBackend, Interface]]:
+    """A backend that carries packets on a host, after these commands."""
+    async with make_lab() as lab:
+        host, other = await lab.host("one"), await lab.host("two")
+        await lab.cable(host, "eth0", other, "eth0")
+        await host.configure("eth0", "192.0.2.1/24")
+        await other.configure("eth0", "192.0.2.2/24")
+        for command in commands:
+            await must_run(host, *command.split())
+        interface = await look(host.netlink, Selection(iface=("eth0",)), OVERLAY)
+        tun = await host.call(Tun, "flannel0", TunMode())
+        sock = await host.call(open_udp, interface.address, UdpConfig().port)
+        backend = UdpBackend(
+            UdpConfig(),
+            UdpSettings(
+                tun_name="flannel0",
+                engine=Engine.REFERENCE,
+                workers=1,
+                source_check=SourceCheck.COUNT,
+                engine_settings=EngineSettings(),
+            ),
+            netlink=host.netlink,
+            given=Given(tun_fds=tun.fds, udp_socks=(sock,)),
+        )
+        try:
+            backend.prepare(interface)
+            await backend.open(OVERLAY, OWN, fib=fib_of(own=OWN.subnet), peers={})
+            yield host, backend, interface
+        finally:
+            backend.close()
+
+
+async def test_routes_that_host_gw_left_do_not_bypass_the_device(make_lab):
+    async with opened(
+        make_lab,
+        "ip route add 10.5.7.0/24 via 192.0.2.2 dev eth0 proto 85",
+        "ip route add 10.6.7.0/24 via 192.0.2.2 dev eth0 proto 85",
+        "ip route add 10.5.8.0/24 via 192.0.2.2 dev eth0 proto static",
+    ) as (host, _, _):
+        assert "dev flannel0" in await must_run(host, "ip", "route", "get", "10.5.7.9")
+        # Another instance's, and an operator's, are not ours to remove.
+        for address in ("10.6.7.9", "10.5.8.9"):
+            assert "via 192.0.2.2" in await must_run(host, "ip", "route", "get", address)
+
+
+async def test_a_link_with_another_mtu_is_followed_though_the_device_is_gone(make_lab):
+    async with opened(make_lab) as (host, backend, interface):
+        assert backend.mtu == 1472
+        await must_run(host, "ip", "link", "del", "flannel0")
+        assert await link_of(host, "flannel0") is None
+        now = replace(interface, link=replace(interface.link, mtu=1400))
+        assert await backend.underlay_changed(now) is False
+        assert backend.mtu == 1372
