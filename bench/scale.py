@@ -29,7 +29,7 @@ from tundp.lab.lab import Lab
 from tundp.lab.overlay import OverlayLab, make_directory
 from tundp.lab.traffic import ping
 from tundp.lease import codec
-from tundp.lease.model import Events, LeaseAttributes, Snapshot
+from tundp.lease.model import Events, LeaseAttributes, LeaseKey, Snapshot
 from tundp.lease.routing import Routing
 from tundp.store.access import EtcdAccess
 from tundp.store.base import Store
@@ -95,7 +95,7 @@ def open_store(etcd: PrivateEtcd, api: str) -> Store:
     return Etcd2Store(access) if api == "v2" else Etcd3Store(access)
 
 
-def key_of(number: int):
+def key_of(number: int) -> LeaseKey:
     return codec.parse_key(f"10.{number >> 8}.{number & 255}.0-24")
 
 

@@ -134,7 +134,8 @@ async def route(world: World, command: str, **what: Any) -> None:
 def drops(world: World) -> dict[str, int]:
     counted = world.engine.counters().as_dict()
     assert counted["conserved"]
-    return counted["encap"]["drops"] | counted["decap"]["drops"]
+    found: dict[str, int] = counted["encap"]["drops"] | counted["decap"]["drops"]
+    return found
 
 
 @every_engine

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -79,7 +78,7 @@ def planted(
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_target(runs: Any, target: str) -> None:
+def test_target(runs: dict[str, subprocess.CompletedProcess[str]], target: str) -> None:
     ran = runs[target]
     assert (ran.returncode, ran.stderr) == (0, "")
     # More than the corpus was run, however busy the machine is.
@@ -88,7 +87,9 @@ def test_target(runs: Any, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_planted_defect_is_found(planted: Any, target: str) -> None:
+def test_a_planted_defect_is_found(
+    planted: tuple[Path, dict[str, subprocess.CompletedProcess[str]]], target: str
+) -> None:
     directory, runs = planted
     assert runs[target].returncode == 1, runs[target].stdout
     (crash,) = directory.glob(f"crash-{target}-*")

@@ -1,8 +1,11 @@
 """FIB against a linear scan, the lease table against a dict, codec and config on any text."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
+from typing import Any
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -49,11 +52,15 @@ def subnets(draw: st.DrawFn) -> IPv4Network:
     own=IPv4Network("10.5.0.0/16"),
     probes=[0x0A050101, 0x0A050102, 0x0A050104],
 )
-def test_fib_is_a_longest_prefix_scan(routes, own, probes):
+def test_fib_is_a_longest_prefix_scan(
+    routes: dict[IPv4Network, int], own: IPv4Network | None, probes: list[int]
+) -> None:
     if own is not None:
         routes.pop(own, None)
     fib = fib_of(*((subnet, IPv4Address(0xC0000200 + n)) for subnet, n in routes.items()), own=own)
-    scan = [(subnet, 0xC0000200 + n) for subnet, n in routes.items()]
+    scan: list[tuple[IPv4Network, int | None]] = [
+        (subnet, 0xC0000200 + n) for subnet, n in routes.items()
+    ]
     if own is not None:
         scan.append((own, None))
     scan.sort(key=lambda entry: entry[0].prefixlen, reverse=True)
@@ -110,7 +117,7 @@ BAD = st.builds(
     st.sampled_from([*(str(key) for key in KEYS), "rubbish", "10.5.1.0-24hi"]),
     st.just(""),
 )
-UPDATES = st.one_of(
+UPDATES: st.SearchStrategy[tuple[str, list[Any], list[BadEntry]]] = st.one_of(
     st.builds(
         lambda leases, bad: ("snapshot", leases, bad),
         st.lists(LEASES, unique_by=lambda lease: str(lease.key)),
@@ -128,7 +135,7 @@ UPDATES = st.one_of(
 
 @SETTINGS
 @given(st.lists(UPDATES, max_size=8))
-def test_table_is_a_dict(updates):
+def test_table_is_a_dict(updates: list[Any]) -> None:
     table = LeaseTable()
     model: dict[LeaseKey, Lease] = {}
     replayed: dict[LeaseKey, Lease] = {}
@@ -192,7 +199,7 @@ ATTRIBUTES = st.builds(
 
 @SETTINGS
 @given(ATTRIBUTES)
-def test_value_round_trip(attributes):
+def test_value_round_trip(attributes: LeaseAttributes) -> None:
     text = codec.encode_value(attributes)
     assert codec.parse_value(text) == attributes
     assert json.loads(text.encode())
@@ -205,7 +212,7 @@ def test_value_round_trip(attributes):
     st.integers(0, 31),
     st.none() | st.tuples(st.integers(0, 2**128 - 1), st.integers(0, 127)),
 )
-def test_key_round_trip(v4, length, v6):
+def test_key_round_trip(v4: int, length: int, v6: tuple[int, int] | None) -> None:
     half = None
     # Of the mapped addresses Python and Go write different text; nobody leases them.
     if v6 is not None and not IPv6Address(v6[0]).ipv4_mapped:
@@ -228,14 +235,14 @@ TEXTS = st.one_of(
 
 @SETTINGS
 @given(st.text(max_size=40) | st.from_regex(r"[0-9.]{0,12}-[0-9]{0,3}(&[0-9a-f:]*-[0-9]*)?"))
-def test_parse_key_raises_nothing_else(text):
+def test_parse_key_raises_nothing_else(text: str) -> None:
     with contextlib.suppress(LeaseFormatError):
         assert isinstance(codec.parse_key(text), LeaseKey)
 
 
 @SETTINGS
 @given(TEXTS)
-def test_parse_value_raises_nothing_else_and_what_it_reads_it_can_write(text):
+def test_parse_value_raises_nothing_else_and_what_it_reads_it_can_write(text: str) -> None:
     try:
         attributes = codec.parse_value(text)
     except LeaseFormatError:
@@ -273,7 +280,7 @@ NETWORK_VALUES = st.one_of(
         .map(json.dumps),
     )
 )
-def test_network_config_raises_nothing_but_config_errors(text):
+def test_network_config_raises_nothing_but_config_errors(text: str) -> None:
     try:
         config = parse_network_config(text, "origin")
     except ConfigError as error:
@@ -298,14 +305,14 @@ def test_network_config_raises_nothing_but_config_errors(text):
     | st.text(max_size=30).map(lambda text: f"FLANNEL_SUBNET={text}")
     | st.from_regex(r"(export )?FLANNEL_(IPV6_)?SUBNET[=:] ?[\"']?[0-9a-f.:%/,]{0,30}[\"']?")
 )
-def test_previous_key_never_raises(text):
+def test_previous_key_never_raises(text: str) -> None:
     found = subnet_env.previous_key(text)
     assert found is None or (isinstance(found, LeaseKey) and found.is_aligned)
 
 
 @SETTINGS
 @given(st.integers(0, 2**32 - 1), st.integers(0, 30), st.integers(68, 65507), st.booleans())
-def test_subnet_env_round_trip(base, length, mtu, masq):
+def test_subnet_env_round_trip(base: int, length: int, mtu: int, masq: bool) -> None:
     subnet = IPv4Network((base >> (32 - length) << (32 - length), length))
     key = LeaseKey(IPv4Interface(str(subnet)))
     env = subnet_env.SubnetEnv(network=subnet, key=key, network6=None, mtu=mtu, ip_masq=masq)

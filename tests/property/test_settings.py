@@ -1,10 +1,13 @@
 """Any list of arguments and any environment: a Settings or a ConfigError, nothing else."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -45,7 +48,9 @@ GOOD = st.builds("--{}={}".format, NAMES, TEXTS)
 )
 @example([f"--v={'9' * 5000}"], {})
 @example(["--public-ip=\x00", "--tun-name=\x00"], {})
-def test_load_config_raises_nothing_but_config_errors(arguments, environment):
+def test_load_config_raises_nothing_but_config_errors(
+    arguments: list[str], environment: dict[str, str]
+) -> None:
     try:
         config = load_settings(arguments, environment)
     except ConfigError as error:
@@ -60,7 +65,7 @@ def test_load_config_raises_nothing_but_config_errors(arguments, environment):
 
 @SETTINGS
 @given(st.text(st.characters(codec="ascii", exclude_characters=","), min_size=12, max_size=20))
-def test_a_long_password_never_shows(secret):
+def test_a_long_password_never_shows(secret: str) -> None:
     secret = f"s3cr3t{secret}"
     arguments = ["--etcd-username=u", "--etcd-password", secret]
     assert secret not in load_settings(arguments, {}).describe()
@@ -74,7 +79,7 @@ def test_a_long_password_never_shows(secret):
 
 @SETTINGS
 @given(st.integers(-(2**63), 2**63 - 1))
-def test_every_form_of_an_int_is_read(number):
+def test_every_form_of_an_int_is_read(number: int) -> None:
     sign, digits = ("-", -number) if number < 0 else ("", number)
     for text in (f"{number}", f"{number:#x}", f"{number:#o}", f"{number:#b}", f"{sign}0{digits:o}"):
         assert parse_int(text) == number
@@ -171,7 +176,7 @@ def read_back(text: str) -> Settings:
 @settings(SETTINGS, max_examples=120)
 @given(command_lines(), st.booleans())
 @example(["--metrics-addr=:1", "--cpus=0", "--state-dir="], False)
-def test_what_is_shown_can_be_read_back(arguments, with_origin):
+def test_what_is_shown_can_be_read_back(arguments: list[str], with_origin: bool) -> None:
     config = load_settings(arguments, {})
     again = read_back(shown(config, with_origin=with_origin))
     # The password is not shown, and this one was read from a file.
@@ -181,7 +186,7 @@ def test_what_is_shown_can_be_read_back(arguments, with_origin):
 
 @settings(SETTINGS, max_examples=120)
 @given(command_lines())
-def test_what_a_daemon_reports_can_be_read_back(arguments):
+def test_what_a_daemon_reports_can_be_read_back(arguments: list[str]) -> None:
     config = load_settings(arguments, {})
     again = resolve_reported(reported(config), config.origins, {}, "daemon")
     password = "***" if config.etcd_password else ""
@@ -189,19 +194,19 @@ def test_what_a_daemon_reports_can_be_read_back(arguments):
     assert again.origins == config.origins
 
 
-def test_an_ipv6_address_to_listen_on_shown_can_be_read_back():
+def test_an_ipv6_address_to_listen_on_shown_can_be_read_back() -> None:
     config = load_settings(["--metrics-addr=[::1]:9285"], {})
     assert read_back(shown(config, with_origin=False)).metrics_addr == ("::1", 9285)
 
 
-def test_text_beyond_16_bits_shown_can_be_read_back():
+def test_text_beyond_16_bits_shown_can_be_read_back() -> None:
     config = load_settings(["--etcd-prefix=/\U0001f600"], {})
     assert read_back(shown(config, with_origin=False)).etcd_prefix == "/\U0001f600"
 
 
 @SETTINGS
 @given(st.text(max_size=60))
-def test_any_file_is_settings_or_a_config_error(text):
+def test_any_file_is_settings_or_a_config_error(text: str) -> None:
     with contextlib.suppress(ConfigError):
         assert isinstance(read_back(text), Settings)
 
@@ -220,7 +225,9 @@ def test_any_file_is_settings_or_a_config_error(text):
         max_size=4,
     )
 )
-def test_any_values_in_a_file_are_settings_or_a_config_error_naming_one(document):
+def test_any_values_in_a_file_are_settings_or_a_config_error_naming_one(
+    document: dict[str, Any],
+) -> None:
     text = "".join(f"{name} = {value}\n" for name, value in document.items())
     try:
         config = read_back(text)

@@ -1,5 +1,10 @@
 """Split and merged, merged and split: the same packets again; any bytes: no exception."""
 
+from __future__ import annotations
+
+import random
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +37,7 @@ from tundp.wire.vnet import VnetHeader
 SETTINGS = settings(max_examples=120, deadline=None)
 
 
-def merge(packets: list[bytes], **how) -> Coalescer:
+def merge(packets: list[bytes], **how: Any) -> Coalescer:
     merger = Coalescer(**how)
     for packet in packets:
         merger.add(packet)
@@ -58,12 +63,14 @@ FIELDS = st.fixed_dictionaries(
 
 
 @st.composite
-def super_packets(draw: st.DrawFn, *, flags=0xFF, ip_options=True, segments=200) -> tuple:
+def super_packets(
+    draw: st.DrawFn, *, flags: int = 0xFF, ip_options: bool = True, segments: int = 200
+) -> tuple[VnetHeader, bytes]:
     """A vnet header and the super-packet behind it, as a TUN hands them over."""
     gso_size = draw(st.integers(1, 40) | st.integers(1, 1500))
     length = draw(st.integers(0, min(65_000, gso_size * segments)))
     payload = draw(st.binary(min_size=7, max_size=7)) * (length // 7 + 1)
-    fields = draw(FIELDS)
+    fields: dict[str, Any] = dict(draw(FIELDS))
     if ip_options:
         fields["ip_options"] = draw(st.sampled_from([b"", b"", ROUTER_ALERT, b"\x01" * 40]))
     if draw(st.booleans()):
@@ -79,7 +86,7 @@ def super_packets(draw: st.DrawFn, *, flags=0xFF, ip_options=True, segments=200)
 
 @SETTINGS
 @given(super_packets())
-def test_each_packet_is_sound_and_the_payload_is_whole(pair):
+def test_each_packet_is_sound_and_the_payload_is_whole(pair: tuple[VnetHeader, bytes]) -> None:
     header, packet = pair
     made = cut(Written(header, packet, 1))
     length = headers_len(packet)
@@ -105,7 +112,7 @@ def test_each_packet_is_sound_and_the_payload_is_whole(pair):
 
 @SETTINGS
 @given(super_packets(flags=ACK | PSH | ECE, ip_options=False, segments=64))
-def test_split_then_merged_is_the_super_packet_again(pair):
+def test_split_then_merged_is_the_super_packet_again(pair: tuple[VnetHeader, bytes]) -> None:
     header, packet = pair
     made = cut(Written(header, packet, 1))
     merger = merge(made)
@@ -121,7 +128,7 @@ def test_split_then_merged_is_the_super_packet_again(pair):
 def streams(draw: st.DrawFn) -> list[bytes]:
     """Packets of a few flows, most of them the next of theirs, some of them anything."""
     made: list[bytes] = []
-    state: dict[tuple, list[int]] = {}
+    state: dict[tuple[int, int], list[int]] = {}
     frag = draw(st.sampled_from([DF, DF, 0]))
     usual = draw(st.integers(1, 9))
     for _ in range(draw(st.integers(0, 40))):
@@ -131,7 +138,7 @@ def streams(draw: st.DrawFn) -> list[bytes]:
         odd = draw(st.sampled_from(["no"] * 20 + ODDITIES))
         size = draw(st.integers(0, 10)) if odd == "size" else usual
         payload = (len(made) % 251 + 1).to_bytes(1, "big") * size
-        fields = {"frag": frag, "ident": ident & 0xFFFF, "sport": sport}
+        fields: dict[str, Any] = {"frag": frag, "ident": ident & 0xFFFF, "sport": sport}
         if odd == "ident":
             fields["ident"] = draw(st.integers(0, 0xFFFF))
         if odd == "field":
@@ -200,7 +207,9 @@ def without_atomic_ident(packet: bytes) -> bytes:
     is_udp_on=st.sampled_from([True, True, True, False]),
     most=st.sampled_from([64, 2, 3, 128]),
 )
-def test_merged_then_split_is_every_flow_as_it_was(packets, is_tcp_on, is_udp_on, most):
+def test_merged_then_split_is_every_flow_as_it_was(
+    packets: list[bytes], is_tcp_on: bool, is_udp_on: bool, most: int
+) -> None:
     merger = merge(packets, is_tcp_on=is_tcp_on, is_udp_on=is_udp_on, max_udp_segments=most)
     assert sum(one.count for one in merger.written) == len(packets), "nothing lost"
     back = []
@@ -212,7 +221,8 @@ def test_merged_then_split_is_every_flow_as_it_was(packets, is_tcp_on, is_udp_on
         if one.count == 1:
             assert made[0] in packets, "written alone is written as it came"
         back += made
-    sent, got = {}, {}
+    sent: dict[bytes, list[bytes]] = {}
+    got: dict[bytes, list[bytes]] = {}
     for packet in packets:
         sent.setdefault(flow(packet), []).append(without_atomic_ident(packet))
     for packet in back:
@@ -225,7 +235,7 @@ def test_merged_then_split_is_every_flow_as_it_was(packets, is_tcp_on, is_udp_on
 
 @SETTINGS
 @given(streams())
-def test_a_packet_whose_flow_cannot_be_told_overtakes_none(packets):
+def test_a_packet_whose_flow_cannot_be_told_overtakes_none(packets: list[bytes]) -> None:
     written = merge(packets).written
     for number, packet in enumerate(packets):
         frag = int.from_bytes(packet[6:8], "big")
@@ -244,7 +254,9 @@ def test_a_packet_whose_flow_cannot_be_told_overtakes_none(packets):
 
 @SETTINGS
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.booleans(), st.randoms())
-def test_up_to_eight_undisturbed_flows_are_one_write_each(lengths, is_tcp, rng):
+def test_up_to_eight_undisturbed_flows_are_one_write_each(
+    lengths: list[int], is_tcp: bool, rng: random.Random
+) -> None:
     queues = {
         sport: [
             tcp(b"seven..", 7 * n, ACK, sport=sport)
@@ -265,7 +277,7 @@ def test_up_to_eight_undisturbed_flows_are_one_write_each(lengths, is_tcp, rng):
 
 @SETTINGS
 @given(streams(), st.integers(0, 40))
-def test_batches_are_independent(packets, at):
+def test_batches_are_independent(packets: list[bytes], at: int) -> None:
     merger = Coalescer()
     for batch in (packets[:at], packets[at:]):
         for packet in batch:
@@ -289,7 +301,7 @@ SUPER_BYTES = super_packets(segments=20).map(lambda pair: pair[1])
 
 
 @st.composite
-def damaged(draw: st.DrawFn, packets=SUPER_BYTES) -> bytes:
+def damaged(draw: st.DrawFn, packets: st.SearchStrategy[bytes] = SUPER_BYTES) -> bytes:
     """A good packet with a few bytes changed, its IPv4 checksum mostly right again."""
     data = bytearray(draw(packets))
     for _ in range(draw(st.integers(0, 3))):
@@ -303,7 +315,7 @@ def damaged(draw: st.DrawFn, packets=SUPER_BYTES) -> bytes:
 
 @SETTINGS
 @given(VNET_HEADERS, st.binary(max_size=120) | damaged() | SUPER_BYTES)
-def test_no_vnet_header_on_no_bytes_raises(header, data):
+def test_no_vnet_header_on_no_bytes_raises(header: VnetHeader, data: bytes) -> None:
     made = segment.segment(header, memoryview(data))
     if isinstance(made, DropReason):
         assert made is DropReason.BAD_VNET_HEADER or made <= DropReason.BAD_HEADER_CHECKSUM
@@ -337,7 +349,7 @@ def carried(draw: st.DrawFn) -> bytes:
 
 @settings(SETTINGS, max_examples=60)
 @given(st.lists(carried(), max_size=6))
-def test_no_packet_that_parses_raises_or_is_lost(packets):
+def test_no_packet_that_parses_raises_or_is_lost(packets: list[bytes]) -> None:
     for packet in packets:
         assert not isinstance(ip.parse(memoryview(packet)), DropReason)
     merger = merge(packets)

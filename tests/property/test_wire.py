@@ -1,7 +1,10 @@
 """Any bytes through the wire rules; fragments put together again; header sums by a slow sum."""
 
+from __future__ import annotations
+
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -89,7 +92,7 @@ def check_lowered(sent: bytes, original: bytes) -> None:
 
 @SETTINGS
 @given(ANY)
-def test_parse_never_raises_and_says_what_the_bytes_say(data):
+def test_parse_never_raises_and_says_what_the_bytes_say(data: bytes) -> None:
     header = ip.parse(memoryview(data))
     if isinstance(header, DropReason):
         assert header <= DropReason.BAD_HEADER_CHECKSUM
@@ -107,7 +110,9 @@ def test_parse_never_raises_and_says_what_the_bytes_say(data):
     route=st.sampled_from([None, Hop(is_local=True), Hop(is_local=False), Hop(is_local=False)]),
     mtu=st.sampled_from([68, 76, 100, 1472, 65507]),
 )
-def test_encapsulate_gives_one_consistent_verdict_for_any_bytes(data, route, mtu):
+def test_encapsulate_gives_one_consistent_verdict_for_any_bytes(
+    data: bytes, route: Hop | None, mtu: int
+) -> None:
     buffer = bytearray(data)
     verdict = encapsulate(
         memoryview(buffer),
@@ -124,7 +129,7 @@ def test_encapsulate_gives_one_consistent_verdict_for_any_bytes(data, route, mtu
             if len(sent) == 1:
                 check_lowered(bytes(sent[0]), data)
             for piece in sent:
-                assert slow_sum(bytes(piece[: header_len(piece)])) == 0xFFFF
+                assert slow_sum(bytes(piece[: header_len(bytes(piece))])) == 0xFFFF
                 assert piece[8] == data[8] - 1
                 assert int.from_bytes(piece[2:4], "big") == len(piece)
         case Reply(reason):
@@ -147,8 +152,10 @@ def test_encapsulate_gives_one_consistent_verdict_for_any_bytes(data, route, mtu
         assert verdict == Drop(parsed)
     elif route is None or route.is_local:
         expected = DropReason.NO_ROUTE if route is None else DropReason.OWN_SUBNET
+        assert isinstance(verdict, Reply | Drop)
         assert verdict.reason is expected
     elif parsed.ttl <= 1:
+        assert isinstance(verdict, Reply | Drop)
         assert verdict.reason is DropReason.HOP_LIMIT_EXCEEDED
     else:
         assert isinstance(verdict, Forward) or verdict.reason is DropReason.TOO_BIG
@@ -163,8 +170,8 @@ def test_encapsulate_gives_one_consistent_verdict_for_any_bytes(data, route, mtu
     check=st.sampled_from(SourceCheck),
 )
 def test_decapsulate_gives_one_consistent_verdict_for_any_bytes(
-    data, ours, for_us, admitted, check
-):
+    data: bytes, ours: bool, for_us: bool, admitted: bool, check: SourceCheck
+) -> None:
     buffer = bytearray(data)
     answers = iter([ours, for_us])  # for the source, then the destination
     verdict = decapsulate(
@@ -185,6 +192,7 @@ def test_decapsulate_gives_one_consistent_verdict_for_any_bytes(
     elif check is SourceCheck.ENFORCE and not for_us:
         assert verdict == Drop(DropReason.DESTINATION_MISMATCH)
     elif parsed.ttl <= 1:
+        assert isinstance(verdict, Reply | Drop)
         assert verdict.reason is DropReason.HOP_LIMIT_EXCEEDED
     else:
         assert isinstance(verdict, Deliver)
@@ -208,7 +216,9 @@ def test_decapsulate_gives_one_consistent_verdict_for_any_bytes(
     more=st.booleans(),
 )
 @example(payload=b"x" * 9, options=b"\x01" * 40, mtu=68, offset=0, more=False)
-def test_fragments_reassemble(payload, options, mtu, offset, more):
+def test_fragments_reassemble(
+    payload: bytes, options: bytes, mtu: int, offset: int, more: bool
+) -> None:
     packet = ipv4(
         payload,
         17,
@@ -242,7 +252,7 @@ def test_fragments_reassemble(payload, options, mtu, offset, more):
 
 @SETTINGS
 @given(st.binary(max_size=40))
-def test_copied_options_are_whole_words_and_no_longer(options):
+def test_copied_options_are_whole_words_and_no_longer(options: bytes) -> None:
     copied = fragment.copied_options(options)
     assert len(copied) % 4 == 0
     assert len(copied) <= len(options) + 3
@@ -255,7 +265,9 @@ def test_copied_options_are_whole_words_and_no_longer(options):
     burst=st.integers(1, 100),
     steps=st.lists(st.integers(-(10**9), 10**9), max_size=100),
 )
-def test_bucket_never_grants_more_than_burst_and_rate(rate, burst, steps):
+def test_bucket_never_grants_more_than_burst_and_rate(
+    rate: int, burst: int, steps: list[Any]
+) -> None:
     bucket = TokenBucket(rate_per_s=rate, burst=burst)
     cost = 10**9 // rate
     now = forward = granted = 0

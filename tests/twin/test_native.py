@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +47,7 @@ def test_sum_at_the_edges(data: bytes) -> None:
 
 @given(st.binary(max_size=300))
 @settings(max_examples=300, deadline=None)
-def test_sum_of_anything(data: Any) -> None:
+def test_sum_of_anything(data: bytes) -> None:
     assert twins.ones_complement_sum(data) == checksum.ones_complement_sum(data)
 
 
@@ -66,7 +65,9 @@ subnets = st.builds(
 
 @given(st.lists(subnets, max_size=30, unique=True), st.booleans(), st.randoms())
 @settings(max_examples=200, deadline=None)
-def test_routes_of_any_table(networks: Any, has_own: Any, rng: Any) -> None:
+def test_routes_of_any_table(
+    networks: list[IPv4Network], has_own: bool, rng: random.Random
+) -> None:
     own = IPv4Network("10.5.3.0/24") if has_own else None
     routes = [(net, IPv4Address(0xC0000201 + n % 7)) for n, net in enumerate(networks)]
     fib = fib_of(*(route for route in routes if route[0] != own), own=own)

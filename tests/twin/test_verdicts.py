@@ -16,7 +16,7 @@ from tests.packets import ipv4
 from tests.routes import fib_of
 from tundp.engine.native import library
 from tundp.engine.native.fib import NativeFib
-from tundp.lease.fib import Fib
+from tundp.lease.fib import Fib, NextHop
 from tundp.wire import checksum, fragment, ip
 from tundp.wire.drop import DropReason
 from tundp.wire.encap import (
@@ -127,7 +127,7 @@ def assert_same_decap(datagram: bytes, outer: int, check: SourceCheck) -> Delive
 
 
 def assert_same(
-    expected: Deliver | Drop | Forward | Reply, mine: bytearray, theirs: bytearray
+    expected: Deliver | Drop | Forward[NextHop] | Reply, mine: bytearray, theirs: bytearray
 ) -> None:
     assert mine == theirs
     match expected:
@@ -213,7 +213,7 @@ def test_well_formed_and_nearly_well_formed_packets(seed: int) -> None:
 
 @given(st.binary(max_size=120), st.integers(0, 2**32 - 1), st.sampled_from(SourceCheck))
 @settings(max_examples=500, deadline=None)
-def test_any_bytes(data: Any, outer: Any, check: Any) -> None:
+def test_any_bytes(data: bytes, outer: int, check: SourceCheck) -> None:
     assert_same_encap(data)
     assert_same_decap(data, outer, check)
 
@@ -223,7 +223,7 @@ def test_any_bytes(data: Any, outer: Any, check: Any) -> None:
 )
 @settings(max_examples=400, deadline=None)
 def test_a_forwarded_packet_whose_path_is_narrower(
-    payload_len: Any, flags: Any, mtu: Any, is_known: Any
+    payload_len: int, flags: int, mtu: int, is_known: bool
 ) -> None:
     packet = bytearray(
         ipv4(
@@ -235,7 +235,7 @@ def test_a_forwarded_packet_whose_path_is_narrower(
         )
     )
     original = bytes(packet)
-    how = {"lookup": FIB.lookup, "tun_address": TUNNEL}
+    how: dict[str, Any] = {"lookup": FIB.lookup, "tun_address": TUNNEL}
     forwarded = encapsulate(memoryview(packet), path_mtu=lambda _: 0xFFFF, **how)
     assert isinstance(forwarded, Forward)
     kept = bytes(packet)
@@ -300,7 +300,9 @@ anywhere = st.one_of(
     check=st.sampled_from(SourceCheck),
 )
 @settings(max_examples=1500, deadline=None)
-def test_destination_check(destination: Any, source: Any, outer: Any, ttl: Any, check: Any) -> None:
+def test_destination_check(
+    destination: int, source: int, outer: int, ttl: int, check: SourceCheck
+) -> None:
     datagram = ipv4(bytes(8), 17, source=source, destination=destination, frag=0, ttl=ttl)
     verdict = assert_same_decap(datagram, outer, check)
     # Not by asking the FIB: what `own` means is said here once more.
@@ -312,6 +314,7 @@ def test_destination_check(destination: Any, source: Any, outer: Any, ttl: Any, 
     elif check is SourceCheck.ENFORCE and not is_own:
         assert verdict == Drop(DropReason.DESTINATION_MISMATCH)
     elif ttl <= 1:
+        assert not isinstance(verdict, Deliver)
         assert verdict.reason is DropReason.HOP_LIMIT_EXCEEDED
     else:
         assert isinstance(verdict, Deliver)
@@ -330,7 +333,9 @@ def test_destination_check(destination: Any, source: Any, outer: Any, ttl: Any, 
     st.sampled_from([0, 0x2000, 0x00B9, 0x20B9]),
 )
 @settings(max_examples=400, deadline=None)
-def test_fragments_of_anything(options: Any, payload_len: Any, mtu: Any, flags_offset: Any) -> None:
+def test_fragments_of_anything(
+    options: bytes, payload_len: int, mtu: int, flags_offset: int
+) -> None:
     options = (options + bytes(-len(options) % 4))[:40]
     packet = bytearray(
         ipv4(
@@ -351,7 +356,7 @@ def test_fragments_of_anything(options: Any, payload_len: Any, mtu: Any, flags_o
 
 @given(st.lists(st.integers(0, 60_000_000), max_size=300), st.integers(1, 10**15))
 @settings(max_examples=200, deadline=None)
-def test_token_buckets_agree(gaps: Any, start: Any) -> None:
+def test_token_buckets_agree(gaps: list[int], start: int) -> None:
     full_at_ns = ffi.new("uint64_t *")
     bucket = TokenBucket(rate_per_s=ICMP_RATE_PER_S, burst=ICMP_BURST)
     now = start
