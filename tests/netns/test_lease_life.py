@@ -545,5 +545,5 @@ async def test_auto_takes_the_api_with_the_config(make_overlay: MakeOverlay) -> 
             for api in ("v2", "v3"):
                 found = await overlay.etcd.read_all(f"/{prefix}/subnets/", api=api)
                 assert [key.rsplit("/")[-1] for key in found] == [key_of(one)] * (api == taken)
-            warning = "there is a network config in etcd v3 and in v2: taking v3"
+            warning = "there is a network config in etcd v3 and in v2: v3 counts"
             assert (warning in one.log_path.read_text()) is (len(apis) == 2)

@@ -8,7 +8,6 @@ import gc
 import json
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ from tests.store.support import (
 )
 from tests.wait import until
 from tundp.errors import AccessDenied, Compacted, ConfigError, ConfigNotFound, StoreUnavailable
-from tundp.lab.etcd import PrivateEtcd
+from tundp.lab.etcd import PrivateEtcd, free_port
 from tundp.lease.model import Events
 from tundp.store.access import REQUEST_TIMEOUT_S, EtcdAccess, parse_endpoints
 from tundp.store.etcd2 import Etcd2Store
@@ -428,7 +427,7 @@ def v3_only_url(tmp_path: Path) -> Iterator[str]:
     """An etcd as it comes: since 3.4 without the v2 API."""
     binary = shutil.which("etcd")
     assert binary is not None
-    url, peer = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
+    url, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
     argv = [
         binary,
         f"--data-dir={tmp_path}/data",
@@ -482,9 +481,3 @@ def _is_healthy(url: str) -> bool:
     with contextlib.closing(Raw(url)) as raw, contextlib.suppress(OSError):
         return json.dumps(raw.request("GET", "/health")[1]).find("true") > 0
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
