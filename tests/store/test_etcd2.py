@@ -111,8 +111,7 @@ def test_events_we_cause_are_such_as_flannel_can_read(etcd_world: EtcdWorld) -> 
         assert etcd_world.raw.action_after(subnets, created.revision) == "compareAndSwap"
         await store.delete(A, revision=updated.revision)
         index = updated.revision
-        while etcd_world.read(str(A)) is not None:
-            await asyncio.sleep(0.02)
+        await until(lambda: etcd_world.read(str(A)) is None)
         while (action := etcd_world.raw.action_after(subnets, index)) == "compareAndSwap":
             index += 1
         assert action in ("delete", "expire")
