@@ -269,7 +269,9 @@ def test_quiet_leases_in_a_busy_etcd_are_still_followed(
     run(main())
 
 
-def test_quiet_watch_is_asked_again(etcd_world: EtcdWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_that_times_out_without_events_goes_on_from_its_revision(
+    etcd_world: EtcdWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(etcd2, "WATCH_TIMEOUT", Timeout(connect=5.0, read=0.2))
 
     async def main() -> None:
