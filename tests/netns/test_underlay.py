@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from functools import partial
+from ipaddress import IPv4Network
 
-from tests.nodes import MakeOverlay, answers, has_received, is_sending_to, link_of
+import pytest
+
+from tests.nodes import MakeLab, MakeOverlay, answers, has_received, is_sending_to, link_of
 from tests.wait import until
+from tundp.daemon.underlay import Underlay
+from tundp.errors import ConfigError
 from tundp.lab.overlay import LabNode
 from tundp.lab.traffic import PingStream
+from tundp.linux.iface import Selection, look
 
 
 async def test_the_nodes_address_changes_and_the_others_follow(make_overlay: MakeOverlay) -> None:
@@ -48,6 +55,33 @@ async def test_the_nodes_address_changes_and_the_others_follow(make_overlay: Mak
         assert status["backend"]["interface"]["address"] == "192.0.2.11"
         assert status["lease"]["state"] == "held"
         assert [each for each in status["findings"] if each["verdict"] != "ok"] == []
+
+
+async def test_an_interface_that_cannot_be_used_is_named_once_and_until_it_can(
+    make_lab: MakeLab, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with make_lab() as lab:
+        host, other = await lab.host("one"), await lab.host("two")
+        await lab.cable(host, "eth0", other, "eth0")
+        await host.configure("eth0", "192.0.2.1/24")
+        network, selection = IPv4Network("10.5.0.0/16"), Selection(iface=("eth0",))
+        interface = await look(host.netlink, selection, network)
+        underlay = Underlay(host.netlink, selection, interface=interface, network=network)
+        refused = ConfigError("MTU 68 is too small")
+        for _ in range(3):
+            now = await underlay.look()
+            assert now == interface
+            underlay.failed(refused)
+            assert underlay.error == str(refused)
+        assert await underlay.look() is not None
+        assert underlay.error == str(refused), "being there is not being used"
+        underlay.follow(interface)
+        assert underlay.error == ""
+    lines = [line for line in caplog.messages if line.startswith("underlay:")]
+    assert len(lines) == 2, lines
+    assert str(refused) in lines[0]
+    assert "again" in lines[1]
 
 
 async def test_mtu_down_up_and_a_deleted_device(make_overlay: MakeOverlay) -> None:

@@ -1,4 +1,4 @@
-"""What a node remembers on disk: read back as it was written, and never a reason to fail."""
+"""The node id and the lease cache on disk: read back as written, and never a reason to fail."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ A backend owns everything that is particular to its way of carrying packets: the
 sockets of udp, the kernel routes of host-gw. What every backend needs is the daemon's:
 lease, routing ledger, firewall, unreachable route, subnet.env, health.
 
-    prepare(interface)       open what can be had before the lease is known
     offer(interface)         what our lease shall say
+    prepare(interface)       open what can be had before the lease is known
     open(lease key, fib)     make the device or routes; packets flow from here on
     run()                    keep them until cancelled
     underlay_changed(...)    another address, MTU or link

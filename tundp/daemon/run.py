@@ -68,7 +68,7 @@ async def run(settings: Settings, store: Store, resources: Resources) -> None:
         desk = await _open_desk(stack, settings, resources)
         netlink = await stack.enter_async_context(Netlink())
         selection = selection_of(settings)
-        # Before the network config, which may be long in coming: a wrong flag is told at once.
+        # Before the network config, which may be long in coming: a wrong flag fails at once.
         await look(netlink, selection, None)
         network_config = await manager.network_config(desk.health)
         _log_network(network_config, manager)

@@ -49,15 +49,15 @@ class Underlay:
         self._network = network
 
     async def look(self) -> Interface | None:
-        """The interface as it is now; None, and `error`, if there is none that fits."""
+        """The interface as it is now; None, and `error`, if there is none that fits.
+
+        An `error` of before stays until the backend uses what was found: `follow`.
+        """
         try:
             now = await self._patient_look()
         except ConfigError as error:
             self.failed(error)
             return None
-        if self.error and now.address == self.interface.address:
-            _log.info("underlay: %s (%s) again", now.link.name, now.address)
-            self.error = ""
         if now.link.is_up != self.interface.link.is_up:
             _log.warning("interface %s went %s", now.link.name, "up" if now.link.is_up else "down")
         return now
@@ -70,6 +70,8 @@ class Underlay:
 
     def follow(self, now: Interface) -> None:
         """The backend uses `now`."""
+        if self.error:
+            _log.info("underlay: %s (%s) again", now.link.name, now.address)
         self.interface = now
         self.error = ""
 

@@ -45,11 +45,14 @@ class Hops:
         """No FIB older than `generation` is in use any more."""
         self._seen = max(self._seen, generation)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether an id is left for an endpoint that has none."""
+        return self._end < HOPS_MAX or self._reusable(kept=0) is not None
+
     def is_full(self, endpoint: Endpoint) -> bool:
         """Whether `endpoint` would need an id, and none is left."""
-        return (
-            endpoint not in self._ids and self._end == HOPS_MAX and self._reusable(kept=0) is None
-        )
+        return endpoint not in self._ids and not self.has_room
 
     def take(self, endpoint: Endpoint) -> tuple[int, bool]:
         """The id for one subnet more; and whether it stood for another endpoint, or none, before.

@@ -126,8 +126,8 @@ def _parse(text: str, parse_backend: ParseBackend) -> NetworkConfig:
     v6 = _read_family(fields, _V6)
     if not enable_ipv4:
         raise ConfigError(
-            "EnableIPv4 is false: the udp backend carries IPv4 only, so an overlay without IPv4"
-            " has nothing to send; remove EnableIPv4 or use another backend"
+            "EnableIPv4 is false: tundp carries IPv4 only, so an overlay without IPv4 has"
+            " nothing to send; remove EnableIPv4"
         )
     return NetworkConfig(
         pool=_validate(v4, _V4),

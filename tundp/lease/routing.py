@@ -11,16 +11,14 @@ snapshot and `fib` (a few numpy passes) are linear in it.
 
 flannel sends to anything under the prefix: a lease without PublicIP loops back into the
 sender, a vxlan node becomes a udp peer that never answers. Here each lease that is no peer
-is refused for one named reason.
-
-Each endpoint has a stable hop id: lease/hops.py.
+is refused for one named reason. Each endpoint has a stable hop id: lease/hops.py.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network
 from types import MappingProxyType
@@ -65,19 +63,19 @@ class RefusedLease:
 
 @dataclass(frozen=True, slots=True)
 class OwnSeen:
-    """The store has our key with this value; it differs from the one known before."""
+    """Our key has this value in the store; it differs from the one known before."""
 
     lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
 class OwnGone:
-    """The store does not have our key."""
+    """Our key is absent from the store."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnUnreadable:
-    """The store has our key with a value that cannot be read."""
+    """Our key has a value in the store that cannot be read."""
 
     why: str
 
@@ -207,6 +205,8 @@ class Routing:
         self._peers: dict[IPv4Network, Peer] = {}
         self._refused: dict[LeaseKey, RefusedLease] = {}
         self._duplicates: dict[LeaseKey, None] = {}
+        self._without_hop: dict[IPv4Network, None] = {}
+        """Subnets of which a lease was refused for want of a hop id."""
         self._hops = Hops()
         self._rows = Rows()
 
@@ -243,16 +243,9 @@ class Routing:
     def apply(self, update: Snapshot | Events) -> RoutingDelta:
         """Apply one update of the store."""
         changes = self._table.apply(update)
-        own = self._own_observations(update, changes)
-        moving = [change for change in changes if change.moves_packets]
-        delta = self._judge_again(moving)
-        return RoutingDelta(
-            gone=delta.gone,
-            come=delta.come,
-            moved=delta.moved,
-            hops_assigned=delta.hops_assigned,
-            newly_refused=delta.newly_refused,
-            own=own,
+        return replace(
+            self._judge_again([change for change in changes if change.moves_packets]),
+            own=self._own_observations(update, changes),
             newly_bad=self._table.newly_bad,
             changed_leases=len(changes),
             has_lease_gone=any(change.new is None for change in changes),
@@ -321,13 +314,13 @@ class Routing:
             for change in changes
             if change.key == own
         ]
-        # Each snapshot without our lease is said, also when it was not known before either.
+        # Every snapshot without our lease is an observation, though it was not known before.
         if isinstance(update, Snapshot) and own not in self.leases and not seen:
             seen.append(OwnGone())
         return tuple(seen)
 
     def _judge_again(self, changes: Collection[Change]) -> RoutingDelta:
-        """Elect the peer of each subnet that `changes` touch."""
+        """Elect the peer of each subnet that `changes` touch, or that waits for a hop id."""
         before: dict[IPv4Network, Peer | None] = {}
         refused_before: dict[LeaseKey, RefusedLease | None] = {}
         for change in changes:
@@ -336,6 +329,8 @@ class Routing:
             subnet = change.key.subnet
             before.setdefault(subnet, self._peers.get(subnet))
             self._index(change)
+        for subnet in self._without_hop if self._hops.has_room else ():
+            before.setdefault(subnet, self._peers.get(subnet))
         assigned: list[int] = []
         for subnet, was in before.items():
             for key in self._keys.get(subnet, ()):
@@ -374,6 +369,7 @@ class Routing:
     def _elect(self, subnet: IPv4Network, was: Peer | None, assigned: list[int]) -> None:
         """The first key that names an admissible peer wins; each other one is refused."""
         winner: Lease | None = None
+        self._without_hop.pop(subnet, None)
         for key in self._keys.get(subnet, ()):
             lease = self.leases[key]
             refusal = self._refuse(lease)
@@ -381,6 +377,7 @@ class Routing:
                 refusal = Refusal.DUPLICATE_SUBNET
             if refusal is None and self._hops.is_full(self._endpoint_of(lease)):
                 refusal = Refusal.TOO_MANY_PEERS
+                self._without_hop[subnet] = None
             if refusal is None:
                 winner = lease
             self._note_refusal(lease, refusal)
@@ -440,7 +437,7 @@ class Routing:
 
 
 def _is_news(before: RefusedLease | None, now: RefusedLease) -> bool:
-    """Whether an operator has not been told: a renewal of a refused lease is no news."""
+    """Whether the refusal differs from the one logged: a renewal of a refused lease does not."""
     return before is None or (before.refusal, before.lease.attributes.public_ip) != (
         now.refusal,
         now.lease.attributes.public_ip,

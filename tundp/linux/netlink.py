@@ -24,6 +24,7 @@ from pyroute2.netlink.rtnl import rt_type
 from tundp.blocking import BlockingThread
 from tundp.errors import PlatformError
 from tundp.linux import uapi
+from tundp.linux.route_table import Route as Route
 from tundp.linux.route_table import RouteEntry, RouteFailure, RouteTable
 
 T = TypeVar("T")
@@ -63,23 +64,6 @@ class Address:
     """IFA_F_TEMPORARY, which for IPv4 is the same bit as IFA_F_SECONDARY, and means that."""
     scope: int = 0
     """rtnetlink.h's RT_SCOPE_: 0 universe, 253 link, 254 host."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """One IPv4 route of the main table; several `indexes` for a multipath route."""
-
-    destination: IPv4Network
-    indexes: tuple[int, ...]
-    gateway: IPv4Address | None
-    priority: int
-    kind: str
-    """`unicast`, or what becomes of packets instead: `blackhole`, `unreachable`, ..."""
-
-    @property
-    def is_unicast(self) -> bool:
-        """False for blackhole, unreachable and the like."""
-        return self.kind == "unicast"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,10 +136,7 @@ class Netlink:
 
     async def routes(self) -> list[Route]:
         """The IPv4 routes of the main table, in the kernel's order."""
-        messages = await self._dump(
-            "list routes", lambda r: r.get_routes(family=2, table=uapi.RT_TABLE_MAIN)
-        )
-        return [_to_route(m) for m in messages]
+        return await self._table_thread.run(lambda: self._open_table().routes())
 
     async def change_routes(
         self,

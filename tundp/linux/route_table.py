@@ -13,13 +13,16 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from typing import Final
+from typing import Final, TypeVar
 
 from tundp.errors import PlatformError
 from tundp.linux import uapi
+
+T = TypeVar("T")
 
 BATCH: Final = 128
 """Requests in one datagram. Their acknowledgements wait in the receive buffer, at most some
@@ -33,6 +36,8 @@ _HEADER: Final = struct.Struct("=IHHII")
 _RTMSG: Final = struct.Struct("=BBBBBBBBI")
 """struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags."""
 _ATTRIBUTE: Final = struct.Struct("=HH")
+_NEXT_HOP: Final = struct.Struct("=HBBi")
+"""struct rtnexthop: length with attributes, flags, hops, interface index."""
 _KINDS: Final = {
     "unicast": uapi.RTN_UNICAST,
     "blackhole": uapi.RTN_BLACKHOLE,
@@ -41,6 +46,23 @@ _KINDS: Final = {
     "throw": uapi.RTN_THROW,
 }
 _KIND_NAMES: Final = {number: name for name, number in _KINDS.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One IPv4 route of the main table; several `indexes` for a multipath route."""
+
+    destination: IPv4Network
+    indexes: tuple[int, ...]
+    gateway: IPv4Address | None
+    priority: int
+    kind: str
+    """`unicast`, or what becomes of packets instead: `blackhole`, `unreachable`, ..."""
+
+    @property
+    def is_unicast(self) -> bool:
+        """False for blackhole, unreachable and the like."""
+        return self.kind == "unicast"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +191,7 @@ class RouteTable:
         name for. PlatformError if the table changes faster than it can be read.
         """
         for _ in range(_TRIES):
-            found, is_consistent = self._dump(index, protocol, table)
+            found, is_consistent = self._dump(index, protocol, table, _decode)
             if is_consistent:
                 return [
                     route
@@ -180,6 +202,19 @@ class RouteTable:
                     and protocol in (0, route.protocol)
                 ]
         raise PlatformError("cannot list routes: they change faster than they can be read")
+
+    def routes(self, table: int = uapi.RT_TABLE_MAIN) -> list[Route]:
+        """All routes of one table in the kernel's order, those with several next hops, too.
+
+        If the table changes faster than it can be read, what was read last.
+        """
+        found: list[tuple[int, Route]] = []
+        for _ in range(_TRIES):
+            found, is_consistent = self._dump(0, 0, table, _decode_hops)
+            if is_consistent:
+                break
+        # Before Linux 4.20 the kernel gives those of every table.
+        return [route for its_table, route in found if its_table == table]
 
     def _send(self, requests: Sequence[tuple[str, RouteEntry]]) -> list[RouteFailure]:
         first = self._sequence + 1
@@ -217,7 +252,10 @@ class RouteTable:
             ) from None
         return failures
 
-    def _dump(self, index: int, protocol: int, table: int) -> tuple[list[RouteEntry], bool]:
+    def _dump(
+        self, index: int, protocol: int, table: int, decode: Callable[[memoryview], T | None]
+    ) -> tuple[list[T], bool]:
+        """What `decode` makes of each message; whether the table stayed the same meanwhile."""
         self._sequence += 1
         body = _RTMSG.pack(socket.AF_INET, 0, 0, 0, table & 0xFF, protocol, 0, 0, 0)
         body += _attribute(uapi.RTA_TABLE, struct.pack("=I", table))
@@ -230,7 +268,7 @@ class RouteTable:
             self._sequence,
             0,
         )
-        found: list[RouteEntry] = []
+        found: list[T] = []
         is_consistent = True
         try:
             self._socket.send(header + body)
@@ -246,7 +284,7 @@ class RouteTable:
                         raise PlatformError(f"cannot list routes: {reason}", code)
                     if kind == uapi.NLMSG_DONE:
                         return found, is_consistent
-                    if kind == uapi.RTM_NEWROUTE and (route := _decode(payload)) is not None:
+                    if kind == uapi.RTM_NEWROUTE and (route := decode(payload)) is not None:
                         found.append(route)
         except OSError as error:
             if isinstance(error, PlatformError):
@@ -325,6 +363,38 @@ def _decode(body: memoryview) -> RouteEntry | None:
         table=number(uapi.RTA_TABLE, table),
         source=address(uapi.RTA_PREFSRC),
     )
+
+
+def _decode_hops(body: memoryview) -> tuple[int, Route]:
+    """Table and route of a message, whatever its kind and however many its next hops."""
+    _, prefix_len, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(body)
+    values = dict(_attributes(body[_RTMSG.size :]))
+    destination, gateway = values.get(uapi.RTA_DST), values.get(uapi.RTA_GATEWAY)
+    index, priority = values.get(uapi.RTA_OIF), values.get(uapi.RTA_PRIORITY)
+    if (full_table := values.get(uapi.RTA_TABLE)) is not None:
+        table = int.from_bytes(full_table, sys.byteorder)
+    indexes: tuple[int, ...]
+    if index is not None:
+        indexes = (int.from_bytes(index, sys.byteorder),)
+    else:
+        indexes = tuple(_hop_indexes(values.get(uapi.RTA_MULTIPATH, memoryview(b""))))
+    return table, Route(
+        destination=IPv4Network((bytes(destination) if destination else 0, prefix_len)),
+        indexes=indexes,
+        gateway=IPv4Address(bytes(gateway)) if gateway is not None else None,
+        priority=0 if priority is None else int.from_bytes(priority, sys.byteorder),
+        kind=_KIND_NAMES.get(kind, str(kind)),
+    )
+
+
+def _hop_indexes(multipath: memoryview) -> Iterator[int]:
+    """The link of each next hop."""
+    while len(multipath) >= _NEXT_HOP.size:
+        length, _, _, index = _NEXT_HOP.unpack_from(multipath)
+        if not _NEXT_HOP.size <= length <= len(multipath):
+            return
+        yield index
+        multipath = multipath[_aligned(length) :]
 
 
 def _decode_error(flags: int, body: memoryview) -> tuple[int, str]:

@@ -61,7 +61,7 @@ class LeaseStatus:
     """Where the leases live, for people."""
     is_answering: bool
     is_synced: bool
-    """Whether the store itself, and not only the lease cache, was heard since the start."""
+    """Whether the store itself has answered since the start, and not only the lease cache."""
     synced_at: float | None
     """When the leases were last known to be the store's, Unix time."""
     age_s: int | None

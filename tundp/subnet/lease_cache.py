@@ -1,7 +1,7 @@
 """The node id and the lease cache: files that let a node start while the store is away.
 
     <state-dir>/node-id           {"NodeID": "7c1f...", "Machine": "..."}
-    <state-dir>/last-known.json   network settings, own subnet, all leases; another
+    <state-dir>/last-known.json   network config, own subnet, all leases; another
                                   instance of the same host has its own, named after it
 
 With the leases a node that starts while etcd is away serves what it knew; flannel waits
@@ -38,7 +38,7 @@ _MACHINE_ID: Final = Path("/etc/machine-id")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedLeases:
-    """The overlay as it was last known, `age_s` seconds ago."""
+    """The leases and the network config of one store, confirmed `age_s` seconds ago."""
 
     store: str
     """Which store it was: another one's leases are none of ours."""
@@ -93,7 +93,7 @@ class LeaseCache:
         return Identity(node_id + suffix, host)
 
     def load(self, store: str, node_id: str) -> CachedLeases | None:
-        """What this node knew of `store`, or None. A clone's memory is its original's."""
+        """The cached leases of `store`, or None. Those of another node id are a clone's."""
         document = _read_json(self.lease_file)
         if document.get("schema") != SCHEMA or document.get("store") != store:
             return None
@@ -124,6 +124,7 @@ class LeaseCache:
             ValueError,
             OverflowError,
             AttributeError,
+            OSError,
             LeaseFormatError,
         ) as error:
             _log.warning("%s cannot be used: %r", self.lease_file, error)
@@ -156,12 +157,12 @@ class LeaseCache:
         self._write(self.lease_file, json.dumps(document) + "\n")
 
     def confirm(self) -> None:
-        """What was saved last is still so: its age starts anew."""
+        """Reset the age of the lease cache: what was saved last is still the store's."""
         if self.lease_file is not None:
             try:
                 os.utime(self.lease_file)
             except OSError:
-                return  # it could not be written either, which was said
+                return  # it could not be written either, which was logged
 
     def _stamp(self) -> float:
         assert self.lease_file is not None

@@ -181,7 +181,7 @@ class StoreSubnetManager:
         progress.waits_for("a lease", lambda: claim.waiting_for)
         lease, snapshot = await claim.acquire()
         self._has_own_lease = True
-        # The store itself was heard, though its watch has not begun.
+        # The store itself has answered, though its watch has not begun.
         self._is_synced, self._synced_at = True, time.time()
         return Acquired(lease=lease, snapshot=snapshot, origin=claim.origin)
 
@@ -343,7 +343,7 @@ class StoreSubnetManager:
                 async with asyncio.timeout(CONFIRM_S):
                     await self._is_unsaved.wait()
             if not self._is_unsaved.is_set():
-                # A store that was never heard has confirmed nothing, though nothing failed yet.
+                # A store that never answered confirms nothing, though nothing has failed yet.
                 if self._is_synced and not self._outage.is_on:
                     await asyncio.to_thread(cache.cache.confirm)
                 continue

@@ -401,6 +401,13 @@ def test_first_broken_rule_is_reported(config: dict[str, Any], text: str, breaks
     assert text in refusal(config), breaks
 
 
+@pytest.mark.parametrize("backend", ["udp", "host-gw"])
+def test_an_overlay_without_ipv4_is_refused_whatever_the_backend(backend: str) -> None:
+    told = refusal(v6(EnableIPv4=False, Backend={"Type": backend}))
+    assert "EnableIPv4" in told
+    assert "backend" not in told.partition("(network config")[0], "no other one would do it"
+
+
 @pytest.mark.parametrize(
     ("config", "has_ipv6", "breaks"),
     [

@@ -459,6 +459,22 @@ def test_no_hop_id_left_is_a_refusal_by_name(monkeypatch: pytest.MonkeyPatch) ->
     assert len(made.peers) == 3, "a subnet more of a known endpoint needs no id"
 
 
+def test_who_was_refused_for_want_of_a_hop_id_gets_the_next_free_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hops, "HOPS_MAX", FIRST_HOP_ID + 2)
+    made = ledger(*(lease(f"10.5.{n}.0-24", f"192.0.2.{n}") for n in (2, 3, 4)))
+    made.fib()
+    delete(made, "10.5.2.0-24")
+    assert len(made.peers) == 1, "a packet thread may still use the id"
+    made.note_seen(made.fib().generation)
+    # Any update will do.
+    delta = put(made, lease("10.5.3.0-24", "192.0.2.3", revision=99))
+    assert [str(peer.subnet) for peer in delta.come] == ["10.5.4.0/24"]
+    assert delta.hops_assigned == (delta.come[0].hop_id,)
+    assert refusals(made) == {}
+
+
 def test_fib_rows_are_the_peers_however_many_come_and_go() -> None:
     made = ledger()
     rng = random.Random(5)
