@@ -110,8 +110,7 @@ def test_events_we_cause_are_such_as_flannel_can_read(etcd_world: EtcdWorld) -> 
         assert etcd_world.raw.action_after(subnets, created.revision) == "compareAndSwap"
         await store.delete(A, revision=updated.revision)
         index = updated.revision
-        while etcd_world.read(str(A)) is not None:
-            await asyncio.sleep(0.02)
+        await until(lambda: etcd_world.read(str(A)) is None)
         while (action := etcd_world.raw.action_after(subnets, index)) == "compareAndSwap":
             index += 1
         assert action in ("delete", "expire")
@@ -269,7 +268,9 @@ def test_quiet_leases_in_a_busy_etcd_are_still_followed(
     run(main())
 
 
-def test_quiet_watch_is_asked_again(etcd_world: EtcdWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_that_times_out_without_events_goes_on_from_its_revision(
+    etcd_world: EtcdWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(etcd2, "WATCH_TIMEOUT", Timeout(connect=5.0, read=0.2))
 
     async def main() -> None:
