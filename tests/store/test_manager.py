@@ -285,6 +285,29 @@ def test_a_start_without_the_store_serves_the_cached_leases(
     run(main())
 
 
+def test_cached_leases_are_no_news_of_our_own(file_world: FileWorld, cache: LeaseCache) -> None:
+    """Whose our subnet was when it was cached: only the store can tell whose it is now."""
+
+    async def main() -> None:
+        file_world.set_config(CONFIG)
+        async with way_to(file_world) as way:
+            first = await cached_run(way, cache)
+            assert cache.lease_file is not None
+            document = json.loads(cache.lease_file.read_text())
+            document["leases"][first.key] = OTHER[:-1] + ',"TundpNode":"7c1f0000000000ff"}'
+            cache.lease_file.write_text(json.dumps(document))
+            await way.close()
+            manager = manager_of(way.open(), cache)
+            kept = await Kept.acquire(manager, await manager.network_config(Told()))
+            assert manager.state().state is LeaseState.LOST
+            assert manager.state().conflict == ""
+            async with background(kept.run()):
+                await way.reopen()
+                await until(lambda: manager.state().state is LeaseState.HELD)
+
+    run(main())
+
+
 def test_a_changed_network_config_is_named_when_the_store_is_back(
     file_world: FileWorld, cache: LeaseCache, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -213,7 +213,8 @@ class StoreSubnetManager:
     def observe(self, delta: RoutingDelta, routing: Routing) -> None:
         """See SubnetManager."""
         self._leases, self._revision = routing.leases, routing.revision
-        for own in delta.own:
+        # Until the store itself has answered, the leases are cached ones: no news of ours.
+        for own in delta.own if self._is_synced else ():
             match own:
                 case OwnSeen(lease):
                     self.claim.observe(lease)
