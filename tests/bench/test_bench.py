@@ -219,7 +219,9 @@ async def test_every_workload_and_pods_work() -> None:
     assert found.cell("virtual", "veth", "udp1400-loss", "loss").median <= 0.005
 
 
-async def test_a_wire_lab_that_is_none_is_not_comparable(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bench_is_not_comparable_where_the_wire_has_super_packets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def forget(host: Host, device: Any) -> Any:
         return None
 
@@ -229,7 +231,7 @@ async def test_a_wire_lab_that_is_none_is_not_comparable(monkeypatch: pytest.Mon
     assert "frames wire veth" in found.headline
 
 
-async def test_rows_this_kernel_lacks_say_so() -> None:
+async def test_bench_names_the_rows_this_kernel_lacks() -> None:
     found = await small_bench("fou", "wireguard", "wireguard-go", "virtual", "tcp_rr", rounds=1)
     for row in found.rows:
         is_there = (
@@ -275,7 +277,7 @@ async def test_two_benches_at_once_are_one_too_many() -> None:
     assert not (await first).is_partial
 
 
-async def test_it_refuses_where_its_namespaces_exist_and_touches_none() -> None:
+async def test_bench_refuses_to_start_where_its_namespaces_exist() -> None:
     name = f"{PREFIX}-v-vxlan-l"
     netns.create(name)
     try:
@@ -356,7 +358,9 @@ def test_command_writes_reports_and_diff_reads_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGTERM])
-def test_ended_at_the_frame_look_leaves_nothing(tmp_path: Path, signum: signal.Signals) -> None:
+def test_bench_ended_while_it_looks_at_frames_leaves_nothing(
+    tmp_path: Path, signum: signal.Signals
+) -> None:
     process = subprocess.Popen(
         bench_command("--only=veth,tcp_rr,wire", f"--out={tmp_path}/r"),
         stdout=subprocess.PIPE,

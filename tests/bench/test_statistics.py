@@ -169,7 +169,7 @@ def test_results_come_back_as_they_were_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', '{"schema": 1}', "nonsense"])
-def test_something_else_is_refused_by_name(tmp_path: Path, text: str) -> None:
+def test_a_file_that_holds_no_bench_results_is_refused_by_name(tmp_path: Path, text: str) -> None:
     path = tmp_path / "other.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"other\.json"):

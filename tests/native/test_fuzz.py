@@ -125,7 +125,8 @@ def contents(directory: Path) -> dict[Path, bytes]:
 
 
 def test_the_corpus_is_what_its_script_writes(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, str(FUZZ / "make_corpus.py"), str(tmp_path)], check=True)
+    command = [sys.executable, "-m", "tests.native.fuzz.make_corpus", str(tmp_path)]
+    subprocess.run(command, check=True, cwd=ROOT)
     kept = contents(FUZZ / "corpus")
     assert kept == contents(tmp_path)
     assert {path.parts[0] for path in kept} == set(TARGETS) == set(PLANTED)

@@ -34,7 +34,9 @@ def test_c_sources(tmp_path: Path, name: str, flags: list[str]) -> None:
 @pytest.mark.parametrize(
     "flags", [["-O2"], ["-O1", "-g", "-fsanitize=thread"]], ids=["plain", "tsan"]
 )
-def test_a_worker_and_its_controller(tmp_path: Path, flags: list[str]) -> None:
+def test_sanitizers_find_no_fault_between_worker_and_controller(
+    tmp_path: Path, flags: list[str]
+) -> None:
     # Publication of FIBs, counters under the sequence lock, and stopping, all at once.
     program = tmp_path / "threads"
     sources = [*SOURCES[:-1], Path(__file__).with_name("test_threads.c")]

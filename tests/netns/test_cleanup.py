@@ -70,8 +70,8 @@ class FlannelProcess:
     async def start(self) -> None:
         await asyncio.to_thread(shutil.copy, "/bin/sleep", self._program)
         self._process = await self._machine.start(str(self._program), "1000")
-        while Path(f"/proc/{self._process.pid}/comm").read_text() != "flanneld\n":
-            await asyncio.sleep(0.01)
+        name = Path(f"/proc/{self._process.pid}/comm")
+        await until(lambda: name.read_text() == "flanneld\n")
 
     async def stop(self) -> None:
         await stop_process(self._process)
@@ -88,8 +88,11 @@ class PortHolder(FlannelProcess):
             sys.executable, "-c", f"{program}; import time; time.sleep(1000)"
         )
         host = self._machine.node.host
-        while ":8285 " not in (await host.run("ss", "-Hlun")).stdout:
-            await asyncio.sleep(0.01)
+
+        async def is_bound() -> bool:
+            return ":8285 " in (await host.run("ss", "-Hlun")).stdout
+
+        await until(is_bound)
 
 
 class Device(FlannelProcess):
@@ -207,8 +210,8 @@ async def test_a_flannel_with_the_same_other_file_keeps_it(
         program = tmp_path / "flanneld"
         await asyncio.to_thread(shutil.copy, "/bin/sleep", program)
         owner = await machine.start(str(program), "1000", FLANNELD_SUBNET_FILE=blue)
-        while Path(f"/proc/{owner.pid}/comm").read_text() != "flanneld\n":
-            await asyncio.sleep(0.01)
+        name = Path(f"/proc/{owner.pid}/comm")
+        await until(lambda: name.read_text() == "flanneld\n")
         removed, left = await cleanup(machine, f"--subnet-file={blue}")
         assert not any(f"file {blue}" in line for line in removed)
         assert any(line.startswith(f"left file {blue}: flanneld (pid ") for line in left)

@@ -115,7 +115,7 @@ async def test_each_selector(make_case: MakeCase) -> None:
                 assert await case.relook(chosen, selection) == chosen, "nothing changed"
 
 
-async def test_nothing_fits(make_case: MakeCase) -> None:
+async def test_selectors_that_fit_no_interface_are_all_named(make_case: MakeCase) -> None:
     async with make_case(1, default=None) as case:
         with pytest.raises(ConfigError, match=r"unable to find default route.*eth0 192\.0\.2\.1"):
             await case.look()

@@ -222,7 +222,7 @@ def test_auto_settles_for_v2_where_v3_never_answers(
     run(main())
 
 
-def test_auto_that_was_told_nothing_looks_when_asked(etcd3_world: Etcd3World) -> None:
+def test_auto_store_without_a_config_finds_the_api_with_the_leases(etcd3_world: Etcd3World) -> None:
     """A start from memory asks for leases without having asked for the config."""
     etcd3_world.set_config(CONFIG)
     etcd3_world.put("10.5.1.0-24", value(THEM))

@@ -381,7 +381,7 @@ def test_follow_keeps_up_with_a_busy_store(world: World, run: Runner) -> None:
     run(main())
 
 
-def test_own_writes_are_followed_too(world: World, run: Runner) -> None:
+def test_a_follower_sees_the_writes_of_its_own_store(world: World, run: Runner) -> None:
     async def main() -> None:
         store = world.open()
         async with following(store) as follower:

@@ -8,7 +8,6 @@ import gc
 import json
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ from tests.store.support import (
 )
 from tests.wait import until
 from tundp.errors import AccessDenied, Compacted, ConfigError, ConfigNotFound, StoreUnavailable
-from tundp.lab.etcd import PrivateEtcd
+from tundp.lab.etcd import PrivateEtcd, free_port
 from tundp.lease.model import Events
 from tundp.store.access import REQUEST_TIMEOUT_S, EtcdAccess, parse_endpoints
 from tundp.store.etcd2 import Etcd2Store
@@ -111,8 +110,7 @@ def test_events_we_cause_are_such_as_flannel_can_read(etcd_world: EtcdWorld) -> 
         assert etcd_world.raw.action_after(subnets, created.revision) == "compareAndSwap"
         await store.delete(A, revision=updated.revision)
         index = updated.revision
-        while etcd_world.read(str(A)) is not None:
-            await asyncio.sleep(0.02)
+        await until(lambda: etcd_world.read(str(A)) is None)
         while (action := etcd_world.raw.action_after(subnets, index)) == "compareAndSwap":
             index += 1
         assert action in ("delete", "expire")
@@ -270,7 +268,9 @@ def test_quiet_leases_in_a_busy_etcd_are_still_followed(
     run(main())
 
 
-def test_quiet_watch_is_asked_again(etcd_world: EtcdWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_that_times_out_without_events_goes_on_from_its_revision(
+    etcd_world: EtcdWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(etcd2, "WATCH_TIMEOUT", Timeout(connect=5.0, read=0.2))
 
     async def main() -> None:
@@ -428,7 +428,7 @@ def v3_only_url(tmp_path: Path) -> Iterator[str]:
     """An etcd as it comes: since 3.4 without the v2 API."""
     binary = shutil.which("etcd")
     assert binary is not None
-    url, peer = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
+    url, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
     argv = [
         binary,
         f"--data-dir={tmp_path}/data",
@@ -482,9 +482,3 @@ def _is_healthy(url: str) -> bool:
     with contextlib.closing(Raw(url)) as raw, contextlib.suppress(OSError):
         return json.dumps(raw.request("GET", "/health")[1]).find("true") > 0
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

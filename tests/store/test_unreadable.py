@@ -26,7 +26,9 @@ class CountingStore(FileStore):
         return await super().snapshot()
 
 
-async def test_it_is_no_hot_loop_and_ends_when_the_entry_goes(tmp_path: Path) -> None:
+async def test_an_unreadable_entry_is_no_hot_loop_and_its_conflict_ends_with_it(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "leases.json"
     config = {"Network": "10.5.0.0/16"}
     path.write_text(json.dumps({"config": config, "leases": {}}))

@@ -123,7 +123,7 @@ def subnet_of(machine: Machine, name: str = "subnet") -> str:
     return f"{found[1]}.0{found[2]}"
 
 
-def test_ready_says_what_it_is(tundp: Machine) -> None:
+def test_the_booted_daemon_tells_systemd_its_subnet_and_peers(tundp: Machine) -> None:
     shown = tundp.show("tundp")
     assert (shown["ActiveState"], shown["SubState"]) == ("active", "running")
     assert shown["StatusText"].startswith(f"{subnet_of(tundp)}, 0 peers")
@@ -132,7 +132,7 @@ def test_ready_says_what_it_is(tundp: Machine) -> None:
     assert "tundp" in tundp.run("cat", f"/proc/{shown['MainPID']}/comm")
 
 
-def test_it_may_do_one_thing(tundp: Machine) -> None:
+def test_the_booted_daemon_holds_cap_net_admin_alone(tundp: Machine) -> None:
     status = tundp.run("cat", f"/proc/{main_pid(tundp)}/status")
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     for name in ("CapEff", "CapPrm", "CapBnd"):
@@ -142,7 +142,7 @@ def test_it_may_do_one_thing(tundp: Machine) -> None:
     assert fields["Seccomp"].strip() == "2"
 
 
-def test_the_sandbox_is_in_nothings_way(tundp: Machine) -> None:
+def test_the_sandbox_of_the_unit_hinders_no_part_of_the_daemon(tundp: Machine) -> None:
     before = tundp.journal("tundp.service")
     tundp.run("systemctl", "restart", "tundp")
     status = json.loads(tundp.run(f"{sys.prefix}/bin/tundp", "status", "--json"))
@@ -154,7 +154,7 @@ def test_the_sandbox_is_in_nothings_way(tundp: Machine) -> None:
     assert not re.findall(r"^.* [WEC] tundp.*$", log, re.MULTILINE), log
 
 
-def test_a_stop_is_a_success(tundp: Machine) -> None:
+def test_systemctl_stop_is_a_success_and_keeps_the_subnet(tundp: Machine) -> None:
     subnet, before = subnet_of(tundp), tundp.journal("tundp.service")
     tundp.run("systemctl", "stop", "tundp")
     assert tundp.show("tundp")["ActiveState"] == "inactive"
@@ -169,7 +169,7 @@ def test_a_stop_is_a_success(tundp: Machine) -> None:
     assert tundp.show("tundp")["StatusText"].startswith(subnet)
 
 
-def test_a_killed_one_comes_back(tundp: Machine) -> None:
+def test_a_killed_daemon_is_restarted_with_its_subnet(tundp: Machine) -> None:
     before, subnet = tundp.show("tundp"), subnet_of(tundp)
     tundp.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "tundp")
 
@@ -200,7 +200,7 @@ def test_two_networks_side_by_side(tundp: Machine) -> None:
         tundp.run("systemctl", "stop", "tundp@*")
 
 
-def test_wrong_usage_is_not_tried_again(machine: Machine) -> None:
+def test_a_daemon_with_a_wrong_flag_is_not_restarted(machine: Machine) -> None:
     machine.run("systemctl", "start", "tundp@wrong", is_checked=False)
     shown = machine.show("tundp@wrong")
     assert (shown["ActiveState"], shown["ExecMainStatus"]) == ("failed", "2")
@@ -240,7 +240,7 @@ def test_docker_opts_names_a_route_that_has_the_subnet(tundp: Machine) -> None:
         tundp.run("systemctl", "reset-failed", "tundp-docker-opts")
 
 
-def test_a_hanging_one_is_replaced(machine: Machine) -> None:
+def test_a_stopped_daemon_is_replaced_by_the_watchdog(machine: Machine) -> None:
     unit = "tundp@watched"
     machine.run("systemctl", "start", unit)
     try:

@@ -41,17 +41,17 @@ def analyze(*arguments: str | Path, directory: Path) -> subprocess.CompletedProc
     )
 
 
-def test_none_is_forgotten() -> None:
+def test_every_service_has_its_limit_of_exposure() -> None:
     assert set(SERVICES) == set(EXPOSURE_MAX)
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_unit_is_clean(directory: Path, name: str) -> None:
+def test_systemd_analyze_finds_no_fault_in_a_unit(directory: Path, name: str) -> None:
     answer = analyze("verify", "--man=no", directory / name, directory=directory)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
 
 
-def test_dockers_drop_in_is_clean(directory: Path) -> None:
+def test_systemd_analyze_finds_no_fault_in_dockers_drop_in(directory: Path) -> None:
     drop_in = directory / "docker.service.d" / "tundp.conf"
     # dockerd need not be installed here: everything else about its line stays.
     text = drop_in.read_text()
@@ -61,7 +61,7 @@ def test_dockers_drop_in_is_clean(directory: Path) -> None:
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
 
 
-def test_a_wrong_key_would_be_noticed(directory: Path) -> None:
+def test_systemd_analyze_finds_a_wrong_key(directory: Path) -> None:
     unit = directory / "tundp.service"
     unit.write_text(unit.read_text() + "\n[Service]\nProtectSytem=strict\n")
     answer = analyze("verify", "--man=no", unit, directory=directory)
@@ -89,7 +89,7 @@ def settings(name: str, section: str) -> list[str]:
     return [line for line in body.splitlines() if line and not line.startswith("#")]
 
 
-def test_the_template_does_the_same() -> None:
+def test_the_template_unit_differs_in_environment_and_command_alone() -> None:
     own = ("EnvironmentFile=", "ExecStart=")
     one, many = (
         [line for line in settings(name, "Service") if not line.startswith(own)]
@@ -102,11 +102,11 @@ EXAMPLE = (UNITS / "tundp-default").read_text()
 ASSIGNMENTS = dict(re.findall(r"^#([A-Z0-9_]+)=(.*)$", EXAMPLE, re.MULTILINE))
 
 
-def test_the_example_sets_nothing() -> None:
+def test_the_example_environment_file_sets_nothing() -> None:
     assert all(line.startswith("#") or not line for line in EXAMPLE.splitlines())
 
 
-def test_the_example_can_be_used() -> None:
+def test_the_example_environment_file_can_be_used() -> None:
     assert not unknown_variables(ASSIGNMENTS)
     # The one that names a file, which is not here.
     settings = load_settings([], ASSIGNMENTS | {"TUNDP_CONFIG": ""})
@@ -114,7 +114,7 @@ def test_the_example_can_be_used() -> None:
     assert settings.store.path == Path("/var/lib/tundp/leases.json")
 
 
-def test_the_example_has_every_setting_that_has_an_effect() -> None:
+def test_the_example_environment_file_has_every_setting_with_an_effect() -> None:
     expected = {
         flag.variable
         for flag in FLAGS
@@ -123,7 +123,7 @@ def test_the_example_has_every_setting_that_has_an_effect() -> None:
     assert ASSIGNMENTS.keys() == expected
 
 
-def test_the_examples_defaults_are_the_defaults() -> None:
+def test_the_example_environment_file_shows_the_defaults() -> None:
     for flag in FLAGS:
         if flag.variable in ASSIGNMENTS and not flag.example:
             given = load_settings([], {flag.variable: ASSIGNMENTS[flag.variable]})

@@ -80,7 +80,7 @@ def test_an_invalid_masquerade() -> None:
         render(SUBNET_ENV + "FLANNEL_IPMASQ=maybe\n")
 
 
-def test_a_value_already_there_goes_in_front() -> None:
+def test_docker_opts_keeps_the_value_of_the_environment_in_front() -> None:
     assert render(environment={"DOCKER_OPTS": "--debug"}, c=True) == (
         'DOCKER_OPTS="--debug  --bip=10.1.74.1/24 --ip-masq=true --mtu=1472"\n'
     )

@@ -18,6 +18,7 @@ from aiohttp import ClientSession
 from tests.clock import Hurried
 from tundp.errors import PlatformError
 from tundp.finding import Finding, must_hold
+from tundp.lab.etcd import free_port
 from tundp.observe.health import HEARTBEAT_S, LAG_MAX_S, STUCK_S, Health
 from tundp.observe.metrics import CONTENT_TYPE, Metrics
 from tundp.observe.web import CONNECTIONS, open_listener, serve_health, serve_metrics
@@ -357,13 +358,6 @@ def test_a_watchdog_in_a_hurry_calls_no_thread_stuck_early(
 
 
 # Over HTTP
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class Sham(Health):

@@ -217,7 +217,7 @@ def test_what_is_no_memory_is_none(tmp_path: Path, text: bytes) -> None:
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
-def test_a_file_cut_short_is_none(
+def test_a_cache_file_cut_short_is_no_cache(
     tmp_path: Path, part: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(LeaseCache(tmp_path, ONE))
@@ -257,21 +257,21 @@ def test_a_file_cut_short_is_none(
     ],
     ids=str,
 )
-def test_a_document_of_another_kind_is_none(tmp_path: Path, changes: Any) -> None:
+def test_a_cache_file_of_another_schema_is_no_cache(tmp_path: Path, changes: Any) -> None:
     text = json.dumps(document(tmp_path) | changes)
     (lease_file(tmp_path)).write_text(text)
     assert reload(tmp_path) is None
 
 
 @pytest.mark.parametrize("missing", ["schema", "store", "api", "network_config", "own", "leases"])
-def test_a_document_without_a_part_is_none(tmp_path: Path, missing: str) -> None:
+def test_a_cache_file_without_a_part_is_no_cache(tmp_path: Path, missing: str) -> None:
     text = json.dumps({k: v for k, v in document(tmp_path).items() if k != missing})
     (lease_file(tmp_path)).write_text(text)
     assert reload(tmp_path) is None
 
 
 @pytest.mark.parametrize("name", [lease_file(Path()).name, "node-id"])
-def test_a_bomb_is_none(tmp_path: Path, name: str) -> None:
+def test_a_cache_file_nested_too_deep_is_no_cache(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("[" * 200_000)
     assert reload(tmp_path) is None
     assert LeaseCache(tmp_path, ONE).identity().node_id

@@ -102,7 +102,7 @@ def value(found: Samples, series: str, /, **labels: str) -> float:
     return found[series, frozenset(labels.items())]
 
 
-def test_before_there_is_a_node() -> None:
+def test_metrics_before_there_is_a_node() -> None:
     found = scraped(Metrics(lambda: [must_hold("start", False, "waiting for a lease")]))
     assert value(found, "tundp_ready") == 0
     assert value(found, "tundp_check_ok", check="start") == 0

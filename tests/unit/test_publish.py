@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from tests.wait import until
 from tundp.backend.udp.config import udp_config
 from tundp.daemon import publish
 from tundp.daemon.publish import Publisher
@@ -80,9 +81,9 @@ class Bench:
 
     async def settle(self) -> None:
         """Until every consumer has what the ledger has."""
-        async with asyncio.timeout(20):
-            while any(sink.peers != dict(self.routing.peers) for sink in self.sinks):
-                await asyncio.sleep(0.001)
+        await until(
+            lambda: all(sink.peers == dict(self.routing.peers) for sink in self.sinks), poll_s=0.001
+        )
 
 
 async def test_the_first_table_is_full_and_nobody_is_told_of_it_again() -> None:

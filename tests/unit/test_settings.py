@@ -470,7 +470,7 @@ def test_flannels_booleans_are_ours() -> None:
     assert repeatable == {"iface", "iface-regex"}
 
 
-def test_nothing_else_passes_for_flannels() -> None:
+def test_no_other_flag_passes_for_flannels() -> None:
     flannels = {option.name for option in FLAGS if option.is_flannels}
     assert flannels == FLANNELS_FLAGS.keys() | {"help"}
 

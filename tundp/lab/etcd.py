@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import random
 import shutil
 import signal
 import socket
@@ -30,6 +32,8 @@ from tundp.lab.lab import Host, stop_process
 T = TypeVar("T")
 
 READY_S: Final = 60.0
+FIRST_PORT: Final = 10_000
+PORT_TRIES: Final = 100
 
 
 def find_etcd() -> str | None:
@@ -271,10 +275,23 @@ class PrivateCluster:
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listened on a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A TCP port of loopback that nobody has, below those the kernel gives to clients.
+
+    One that `bind` to port 0 gives is a client's port (`ip_local_port_range`): any connection
+    of this machine may have it by the time the server listens, or while the server is stopped.
+    """
+    for _ in range(PORT_TRIES):
+        port = random.randrange(FIRST_PORT, _first_client_port())
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise LabError(f"no free TCP port in {PORT_TRIES} tries from {FIRST_PORT} on")
+
+
+def _first_client_port() -> int:
+    text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+    first = int(text.split()[0])
+    return first if first > FIRST_PORT else 65536
 
 
 def _alone(peer_port: int) -> Member:

@@ -96,78 +96,81 @@ def enter_private_namespace() -> str | None:
 
 def probe(kernel: KernelOffloads, *, may_make_device: bool) -> list[Finding]:
     """Findings of every feature an engine may use, in the order packets meet them."""
-    release = os.uname().release
-    features = offload.tun_features()
-    findings = [
-        feature(
-            "tun",
-            "/dev/net/tun",
-            is_there=bool(features),
-            evidence=f"flags {features:#06x}" if features else "cannot be opened",
-            since="2.4",
-            without="nothing works: load the tun module, or pass the device to the container",
-            is_needed=True,
-        ),
-        feature(
-            "vnet-header",
-            "vnet header",
-            is_there=bool(features & uapi.IFF_VNET_HDR),
-            evidence="IFF_VNET_HDR: super-packets cross the TUN whole",
-            since="2.6.27",
-            without="engine mmsg: one packet per TUN read and write",
-        ),
-        feature(
-            "multi-queue",
-            "multi-queue",
-            is_there=bool(features & uapi.IFF_MULTI_QUEUE),
-            evidence="IFF_MULTI_QUEUE: --workers above 1",
-            since="3.8",
-            without="one worker",
-        ),
+    return [
+        *_tun_findings(offload.tun_features()),
+        *(_device_findings() if may_make_device else ()),
+        *_socket_findings(kernel, os.uname().release),
     ]
-    findings += _device_findings() if may_make_device else []
+
+
+def _tun_findings(features: int) -> Iterator[Finding]:
+    yield feature(
+        "tun",
+        "/dev/net/tun",
+        is_there=bool(features),
+        evidence=f"flags {features:#06x}" if features else "cannot be opened",
+        since="2.4",
+        without="nothing works: load the tun module, or pass the device to the container",
+        is_needed=True,
+    )
+    yield feature(
+        "vnet-header",
+        "vnet header",
+        is_there=bool(features & uapi.IFF_VNET_HDR),
+        evidence="IFF_VNET_HDR: super-packets cross the TUN whole",
+        since="2.6.27",
+        without="engine mmsg: one packet per TUN read and write",
+    )
+    yield feature(
+        "multi-queue",
+        "multi-queue",
+        is_there=bool(features & uapi.IFF_MULTI_QUEUE),
+        evidence="IFF_MULTI_QUEUE: --workers above 1",
+        since="3.8",
+        without="one worker",
+    )
+
+
+def _socket_findings(kernel: KernelOffloads, release: str) -> Iterator[Finding]:
     segment_defect = offload.udp_segment_defect(release)
     has_segment = Offload.UDP_SEGMENT not in kernel.missing
-    findings += [
-        feature(
-            "udp-segment",
-            "UDP_SEGMENT",
-            is_there=has_segment,
-            evidence=(
-                f"up to {kernel.max_segments} datagrams a send"
-                if has_segment
-                else kernel.missing[Offload.UDP_SEGMENT]
-            ),
-            since="4.18 (128 a send since 6.9)",
-            without=Offload.UDP_SEGMENT.meaning.without,
+    yield feature(
+        "udp-segment",
+        "UDP_SEGMENT",
+        is_there=has_segment,
+        evidence=(
+            f"up to {kernel.max_segments} datagrams a send"
+            if has_segment
+            else kernel.missing[Offload.UDP_SEGMENT]
         ),
-        feature(
-            "udp-segment-sound",
-            "UDP_SEGMENT sound",
-            is_there=segment_defect is None,
-            evidence=segment_defect or f"Linux {release} is not among the defective ones",
-            since="not 7.0 to 7.1.4",
-            without="UDP_SEGMENT is left alone",
-        ),
-        feature(
-            "udp-gro",
-            "UDP_GRO",
-            is_there=Offload.UDP_GRO not in kernel.missing,
-            evidence=kernel.missing.get(Offload.UDP_GRO, "datagrams of one peer come merged"),
-            since="5.0 (5.12 to be asked for it)",
-            without=Offload.UDP_GRO.meaning.without,
-        ),
-        _forced_buffers(),
-        feature(
-            "so-reuseport",
-            "SO_REUSEPORT",
-            is_there=hasattr(socket, "SO_REUSEPORT"),
-            evidence="each worker a socket on the same port; a peer stays with one",
-            since="3.9",
-            without="one worker",
-        ),
-    ]
-    return findings
+        since="4.18 (128 a send since 6.9)",
+        without=Offload.UDP_SEGMENT.meaning.without,
+    )
+    yield feature(
+        "udp-segment-sound",
+        "UDP_SEGMENT sound",
+        is_there=segment_defect is None,
+        evidence=segment_defect or f"Linux {release} is not among the defective ones",
+        since="not 7.0 to 7.1.4",
+        without="UDP_SEGMENT is left alone",
+    )
+    yield feature(
+        "udp-gro",
+        "UDP_GRO",
+        is_there=Offload.UDP_GRO not in kernel.missing,
+        evidence=kernel.missing.get(Offload.UDP_GRO, "datagrams of one peer come merged"),
+        since="5.0 (5.12 to be asked for it)",
+        without=Offload.UDP_GRO.meaning.without,
+    )
+    yield _forced_buffers()
+    yield feature(
+        "so-reuseport",
+        "SO_REUSEPORT",
+        is_there=hasattr(socket, "SO_REUSEPORT"),
+        evidence="each worker a socket on the same port; a peer stays with one",
+        since="3.9",
+        without="one worker",
+    )
 
 
 def _device_findings() -> Iterator[Finding]:

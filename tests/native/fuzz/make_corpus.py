@@ -1,6 +1,6 @@
 """Writes the seed corpus: real packets, in the shape each fuzz target takes its input.
 
-    python3 tests/native/fuzz/make_corpus.py [DIRECTORY]
+    python3 -m tests.native.fuzz.make_corpus [DIRECTORY]
 
 What it writes is kept in the repository, so that fuzzing needs no Python; run it again after
 a change here. Vnet headers are in the byte order of the machines we run on, little-endian.
@@ -8,11 +8,13 @@ a change here. Vnet headers are in the byte order of the machines we run on, lit
 
 from __future__ import annotations
 
-import ipaddress
 import struct
 import sys
 from pathlib import Path
 from typing import Any
+
+from tests import packets
+from tests.packets import ACK, CWR, DF, FIN, MF, PSH, ROUTER_ALERT, SYN
 
 CORPUS = Path(__file__).with_name("corpus")
 
@@ -20,12 +22,9 @@ CORPUS = Path(__file__).with_name("corpus")
 WIDE, NARROW, OWN, NO_ROUTE = "10.5.0.7", "10.5.0.2", "10.5.0.4", "10.5.0.5"
 POD = "10.5.0.6"
 
-FIN, SYN, PSH, ACK, CWR = 0x01, 0x02, 0x08, 0x10, 0x80
-DF, MF = 0x4000, 0x2000
 TIMESTAMPS = bytes.fromhex("0101080a0012d68700a1b2c3")
 OF_SYN = bytes.fromhex("020405b40402080a0012d6870000000001030307")
 RECORD_ROUTE = bytes.fromhex("0707040a05000100")
-ROUTER_ALERT = bytes.fromhex("94040000")  # the one kind that fragments repeat
 
 NEEDS_CSUM, TCPV4, TCPV6, UDP_L4, ECN = 1, 1, 4, 5, 0x80
 TCP_FIELD, UDP_FIELD = 16, 6
@@ -34,22 +33,7 @@ TCP_FIELD, UDP_FIELD = 16, 6
 ASIS, MEND = b"\0", b"\1"
 
 
-def checksum(data: bytes) -> int:
-    """RFC 1071."""
-    data += b"\0" * (len(data) % 2)
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
-def put16(data: bytes, at: int, value: int) -> bytes:
-    return data[:at] + struct.pack("!H", value) + data[at + 2 :]
-
-
-def ipv4(
-    payload: bytes,
-    proto: int,
+def fields(
     *,
     source: str = POD,
     to: str = WIDE,
@@ -57,30 +41,19 @@ def ipv4(
     flags: int = DF,
     ttl: int = 64,
     options: bytes = b"",
-) -> bytes:
-    head = struct.pack(
-        "!BBHHHBBH4s4s",
-        0x45 + len(options) // 4,
-        0,
-        20 + len(options) + len(payload),
-        ident,
-        flags,
-        ttl,
-        proto,
-        0,
-        ipaddress.IPv4Address(source).packed,
-        ipaddress.IPv4Address(to).packed,
-    )
-    head += options
-    return put16(head, 10, checksum(head)) + payload
+) -> packets.IpFields:
+    return {
+        "source": source,
+        "destination": to,
+        "ident": ident,
+        "frag": flags,
+        "ttl": ttl,
+        "ip_options": options,
+    }
 
 
-def finished(packet: bytes, field: int, *, is_partial: bool) -> bytes:
-    """Fills the transport checksum in, or, partial, what a stack leaves a device to finish."""
-    start = (packet[0] & 15) * 4
-    pseudo = packet[12:20] + struct.pack("!HH", packet[9], len(packet) - start)
-    value = checksum(pseudo) ^ 0xFFFF if is_partial else checksum(pseudo + packet[start:])
-    return put16(packet, start + field, value)
+def ipv4(payload: bytes, proto: int, **ip: Any) -> bytes:
+    return packets.ipv4(payload, proto, **fields(**ip))
 
 
 def tcp(
@@ -92,19 +65,28 @@ def tcp(
     is_partial: bool = False,
     **ip: Any,
 ) -> bytes:
-    offset = (20 + len(tcp_options)) << 2
-    head = struct.pack("!HHIIBBHHH", 40000, 5201, seq, 7777, offset, tcp_flags, 502, 0, 0)
-    return finished(ipv4(head + tcp_options + payload, 6, **ip), TCP_FIELD, is_partial=is_partial)
+    """is_partial: with the checksum a stack leaves a device to finish."""
+    whole = packets.tcp(
+        payload,
+        seq,
+        tcp_flags,
+        tcp_options,
+        sport=40000,
+        dport=5201,
+        ack=7777,
+        window=502,
+        **fields(**ip),
+    )
+    return packets.super_packet(whole) if is_partial else whole
 
 
 def udp(payload: bytes, *, is_partial: bool = False, **ip: Any) -> bytes:
-    head = struct.pack("!HHHH", 40000, 4433, 8 + len(payload), 0)
-    return finished(ipv4(head + payload, 17, **ip), UDP_FIELD, is_partial=is_partial)
+    whole = packets.udp(payload, sport=40000, dport=4433, **fields(**ip))
+    return packets.super_packet(whole) if is_partial else whole
 
 
 def icmp(kind: int = 8, body: bytes = b"abcdefghijklmnop", **ip: Any) -> bytes:
-    message = struct.pack("!BBHHH", kind, 0, 0, 1, 1) + body
-    return ipv4(put16(message, 2, checksum(message)), 1, **ip)
+    return packets.icmp_echo(body, kind=kind, **fields(**ip))
 
 
 def vnet(kind: int, gso_size: int, hdr_len: int, start: int, field: int) -> bytes:
@@ -199,7 +181,8 @@ def for_engine() -> dict[str, bytes]:
     small = [PLAIN + udp(text(150), to=NARROW, flags=0), PLAIN + icmp(ttl=1), PLAIN + IPV6]
     wide = SUPER_UDP[:10] + udp(text(700), to=NARROW, flags=0, is_partial=True)
     # A record said to be longer than the input is filled up: 60 kB of it.
-    big = put16(udp(text(20)), 2, 0)
+    whole = udp(text(20))
+    big = whole[:2] + b"\0\0" + whole[4:]
     long = struct.pack("!H", 60010) + PLAIN + big
     # No super-packet for all its bits: the kernel's ECN flag alone.
     long_ecn = struct.pack("!H", 60010) + vnet(ECN, 1, 0, 0, 0) + big

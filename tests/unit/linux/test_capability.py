@@ -59,7 +59,7 @@ for name, mask in sets().items(): print(name, hex(mask))
 
 
 @AS_ROOT
-def test_nothing_of_it_comes_back_over_exec() -> None:
+def test_dropped_capabilities_do_not_come_back_over_exec() -> None:
     # uid 0 gets its whole bounding set at exec: the reason that set is emptied, too.
     out = in_child(
         """
@@ -71,7 +71,7 @@ print(subprocess.run(["grep", "CapEff", "/proc/self/status"], capture_output=Tru
 
 
 @AS_ROOT
-def test_an_ambient_capability_goes_too() -> None:
+def test_an_ambient_capability_is_dropped_too() -> None:
     out = in_child(
         """
 libc = ctypes.CDLL(None, use_errno=True)
@@ -151,7 +151,7 @@ print("late", hex(late[0]))
 
 
 @pytest.mark.parametrize("number", [-1, 64])
-def test_no_such_capability(number: int) -> None:
+def test_a_capability_that_does_not_exist_is_refused(number: int) -> None:
     with pytest.raises(ValueError, match=f"capability {number} does not exist"):
         capability.keep_only([number])
 

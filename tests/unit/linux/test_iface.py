@@ -669,11 +669,11 @@ def test_an_address_of_a_link_that_came_after_the_links_were_listed() -> None:
     refusal(given, "wlan0")
 
 
-def test_a_default_route_over_such_a_link() -> None:
+def test_a_default_route_over_an_unknown_link_is_refused() -> None:
     refusal(host(address(2, "192.0.2.1/24"), routes=(route("0.0.0.0/0", 99),)))
 
 
-def test_such_an_address_among_the_others() -> None:
+def test_an_address_of_an_unknown_link_is_named_among_the_others() -> None:
     given = host(address(2, "192.0.2.1/24"), address(99, "198.51.100.9/24"))
     (said,) = choose(given).others
     assert said.startswith("interface 99 198.51.100.9: ")

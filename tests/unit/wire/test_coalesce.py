@@ -175,7 +175,7 @@ def test_sequence_numbers_wrap_anywhere(seq: int) -> None:
 # What ends a super-packet without being a miss
 
 
-def test_push_ends_it() -> None:
+def test_push_ends_a_merged_packet() -> None:
     pushed = tcp(DATA[100:200], 1100, ACK | PSH)
     assert merge(ONE, pushed, THREE) == (
         [joined(tcp(DATA[:200], flags=ACK | PSH), 100, 2), alone(THREE)],
@@ -196,7 +196,7 @@ def test_a_pushed_packet_does_not_wait() -> None:
     assert len(merger.written) == 1
 
 
-def test_a_short_segment_ends_it() -> None:
+def test_a_short_segment_ends_a_merged_packet() -> None:
     short, after = tcp(DATA[100:199], 1100), tcp(DATA[199:299], 1199)
     assert merge(ONE, short, after) == ([joined(tcp(DATA[:199]), 100, 2), alone(after)], {})
     short, after = udp(DATA[100:199]), udp(DATA[199:200])
@@ -326,7 +326,7 @@ def test_switched_off() -> None:
     [tcp(b""), ipv4(b"", 6), stored(ONE, 7), tcp(DATA, flags=SYN)],
     ids=["pure ack", "no header", "bad checksum", "syn"],
 )
-def test_switched_off_nothing_else_is_asked(packet: bytes) -> None:
+def test_coalescing_switched_off_counts_no_other_miss(packet: bytes) -> None:
     assert merge(packet, is_tcp_on=False) == ([alone(packet)], {Miss.OFF: 1})
 
 
@@ -572,7 +572,7 @@ def test_the_oldest_is_the_one_that_began_first() -> None:
     assert merger.written == [joined(tcp(DATA[:200], sport=0), 100, 2)]
 
 
-def test_one_that_ended_leaves_its_place() -> None:
+def test_a_merged_packet_that_ended_makes_room_for_another_flow() -> None:
     merger = Coalescer()
     for port in range(MAX_ITEMS):
         merger.add(tcp(DATA[:100], sport=port))
@@ -686,7 +686,7 @@ def test_a_packet_of_another_flow_disturbs_none(odd: bytes) -> None:
     assert merge(ONE, U1, odd, TWO, U2)[0] == expected
 
 
-def test_switched_off_disturbs_none() -> None:
+def test_coalescing_udp_switched_off_leaves_tcp_flows_whole() -> None:
     expected = [alone(U1), alone(U2), joined(tcp(DATA[:200]), 100, 2)]
     assert merge(ONE, U1, TWO, U2, is_udp_on=False) == (expected, {Miss.OFF: 2})
 

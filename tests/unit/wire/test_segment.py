@@ -300,7 +300,7 @@ def test_the_ecn_qualifier_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("flags", [3, 0xFF])
-def test_other_flags_do_not_matter(flags: int) -> None:
+def test_other_vnet_flags_do_not_change_the_segments(flags: int) -> None:
     whole = tcp(counted(250))
     assert cut(whole, 100, flags=flags) == cut(whole, 100)
 
