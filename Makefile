@@ -18,7 +18,7 @@ NATIVE := setup.py $(TABLES) $(wildcard native/*.py native/*/*.h native/*/*.c)
 help:
 	@echo 'make demo     two nodes with pods in network namespaces, checked end to end (root)'
 	@echo 'make test     all tests (root)'
-	@echo 'make check    format, lint, types and the tests that need no root, in under a minute'
+	@echo 'make check    format, lint, types and the tests that need no root, in two minutes'
 	@echo 'make bench    the overlay against kernel VXLAN, report in tundp-bench/ (root)'
 	@echo 'make micro    micro-benchmarks of single functions'
 	@echo 'make scale    what 1,000 to 65,000 leases cost, and a start (root)'
