@@ -132,13 +132,16 @@ void batch_encap_resume(struct batch *batch)
 void batch_encap_abandon(struct batch *batch)
 {
 	const struct reading *reading = &batch->reading;
-	const struct subject rest = { .packet = reading->segmenter.payload,
-				      .len = reading->segmenter.payload_len,
-				      .hop = reading->is_decided ? reading->lane.to.hop : 0 };
 
 	train_abandon_all(batch);
-	if (reading->left)
+	if (reading->left) {
+		const struct subject rest = { .packet = reading->segmenter.payload,
+					      .len = reading->segmenter.payload_len,
+					      .hop = reading->is_decided ? reading->lane.to.hop :
+									   0 };
+
 		drop_reading(batch, bytes_left(reading), TUNDP_DROP_SEND_NO_BUFFER, &rest);
+	}
 }
 
 bool batch_encap_iteration(struct batch *batch)
