@@ -13,11 +13,12 @@ TABLES := tundp/choices.py tundp/engine/counters.py $(wildcard tundp/wire/*.py)
 NATIVE := setup.py $(TABLES) $(wildcard native/*.py native/*/*.h native/*/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help root build demo test check bench micro scale fuzz cross rungs format clean
+.PHONY: help root build demo test lint check bench micro scale fuzz cross rungs format clean
 
 help:
 	@echo 'make demo     two nodes with pods in network namespaces, checked end to end (root)'
 	@echo 'make test     all tests (root)'
+	@echo 'make lint     format, lint and types'
 	@echo 'make check    format, lint, types and the tests that need no root, in two minutes'
 	@echo 'make bench    the overlay against kernel VXLAN, report in tundp-bench/ (root)'
 	@echo 'make micro    micro-benchmarks of single functions'
@@ -45,10 +46,12 @@ test: root build
 	@setup/debian.sh
 	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-check: build
+lint: build
 	@$(PY) -m ruff format --check --quiet .
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m mypy --no-error-summary
+
+check: lint
 	@$(PY) -m pytest -q -n $(WORKERS) tests/unit tests/property tests/twin
 
 bench: root build
