@@ -565,6 +565,28 @@ async def test_no_program_outlives_its_time_or_its_caller(
             await until(is_over)
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_program_cancelled_while_it_starts_is_over(
+    box: MakeBox, turns: int, loop: str
+) -> None:
+    left: list[int] = []
+
+    async with box() as at:
+
+        async def cancelled() -> None:
+            task = asyncio.ensure_future(command.run("sleep", "99", package="coreutils"))
+            for _turn in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            left.extend(processes_in(at.host.namespace))
+
+        await at.do(cancelled, loop=loop)
+    assert left == []
+
+
 async def test_commands_get_input_and_a_small_environment() -> None:
     done = await command.run("sh", "-c", "cat; env", package="dash", stdin="\u00e4\n")
     assert done.stdout.startswith("\u00e4\n")

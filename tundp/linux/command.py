@@ -107,8 +107,8 @@ async def _run_with(
     path: str, argv: tuple[str, ...], files: tuple[BinaryIO, BinaryIO, BinaryIO], timeout_s: float
 ) -> int:
     stdin, stdout, stderr = (file.fileno() for file in files)
-    try:
-        process = await asyncio.create_subprocess_exec(
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
             path,
             *argv[1:],
             stdin=stdin,
@@ -119,9 +119,11 @@ async def _run_with(
             # whatever the program starts can be killed with it.
             start_new_session=True,
         )
-    except OSError as error:
-        raise PlatformError(f"cannot run {path}: {error.strerror or error}", error.errno) from None
+    )
     try:
+        # Whole even if we are cancelled: uvloop 0.22 kills a program whose start is cancelled,
+        # but does not wait for its end.
+        process = await asyncio.shield(starting)
         async with asyncio.timeout(timeout_s):
             return await process.wait()
     except TimeoutError:
@@ -130,12 +132,22 @@ async def _run_with(
             " see whether another program holds the firewall's lock (/run/xtables.lock)",
             errno.ETIMEDOUT,
         ) from None
+    except OSError as error:
+        raise PlatformError(f"cannot run {path}: {error.strerror or error}", error.errno) from None
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            # SIGKILL cannot be ignored: this wait is short, and leaves no zombie.
-            await asyncio.shield(process.wait())
+        await _end(starting)
+
+
+async def _end(starting: asyncio.Future[asyncio.subprocess.Process]) -> None:
+    await asyncio.wait({starting})
+    if starting.exception() is not None:
+        return
+    process = starting.result()
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        # SIGKILL cannot be ignored: this wait is short, and leaves no zombie.
+        await asyncio.shield(process.wait())
 
 
 def _file(text: str = "") -> BinaryIO:
