@@ -51,7 +51,7 @@ class Host:
     async def start(self) -> None:
         """Create the namespace, loopback up."""
         try:
-            await asyncio.to_thread(netns.create, self.namespace)
+            await asyncio.to_thread(create_namespace, self.namespace)
         except OSError as error:
             raise LabError(
                 f"cannot create network namespace {self.namespace}: {error}; run as root"
@@ -67,7 +67,7 @@ class Host:
         await self._netlink.stop()
         self._thread.close()
         if (NETNS_DIR / self.namespace).exists():
-            await asyncio.to_thread(netns.remove, self.namespace)
+            await asyncio.to_thread(remove_namespace, self.namespace)
 
     async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run `function` inside the namespace, on the host's one thread."""
@@ -287,6 +287,18 @@ def processes_in(namespace: str) -> list[int]:
             if entry.name.isdigit() and (entry / "ns/net").stat().st_ino == inode:
                 found.append(int(entry.name))
     return found
+
+
+def create_namespace(name: str) -> None:
+    """Create one network namespace by name; OSError with what ip(8) said if it cannot.
+
+    By ip(8): pyroute2's own waits a fixed time for a child, too short on a busy machine.
+    """
+    done = subprocess.run(
+        ["ip", "netns", "add", name], capture_output=True, text=True, timeout=RUN_S, check=False
+    )
+    if done.returncode:
+        raise OSError(done.stderr.strip() or f"ip netns add: exit code {done.returncode}")
 
 
 def remove_namespace(name: str) -> None:
