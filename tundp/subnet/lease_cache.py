@@ -29,6 +29,7 @@ from tundp.instance import Instance
 from tundp.lease import codec
 from tundp.lease.identity import Identity, clean_host
 from tundp.lease.model import TTL_UNKNOWN, Lease, LeaseKey
+from tundp.subnet.refusals import Refusals
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,12 @@ class LeaseCache:
         self._is_failing = False
 
     @property
+    def refusals(self) -> Refusals:
+        """The starts of this instance that a live node has refused, kept beside the leases."""
+        path = self.lease_file
+        return Refusals(None if path is None else path.with_name(f"refused-{path.name}"))
+
+    @property
     def lease_file(self) -> Path | None:
         """Where the leases are kept."""
         return None if self._directory is None else self._directory / self._instance.lease_cache
@@ -87,10 +94,25 @@ class LeaseCache:
             return Identity(node_id + suffix, host)
         if node_id:
             _log.warning("%s is another machine's (a clone?): making a new node id", path)
+        return Identity(self._make_node_id(), host)
+
+    def renewed_identity(self, former: Identity) -> Identity:
+        """A new id for this node, kept on disk, after `former` was found to be a live node's.
+
+        If the id on disk is not `former` any more, another instance of this host has made it.
+        """
+        known = self.known_node_id()
+        if known and known != former.node_id:
+            return Identity(known, former.host)
+        return Identity(self._make_node_id(), former.host)
+
+    def _make_node_id(self) -> str:
+        """A random id, written to disk if there is one, with the instance's suffix."""
         node_id = uuid.uuid4().hex[:16]
-        if path is not None:
-            self._write(path, json.dumps({"NodeID": node_id, "Machine": machine}) + "\n")
-        return Identity(node_id + suffix, host)
+        if self._directory is not None:
+            text = json.dumps({"NodeID": node_id, "Machine": _machine()}) + "\n"
+            self._write(self._directory / "node-id", text)
+        return node_id + self._instance.node_id_suffix
 
     def load(self, store: str, node_id: str) -> CachedLeases | None:
         """The cached leases of `store`, or None. Those of another node id are a clone's."""
