@@ -65,6 +65,7 @@ class Bench:
             backend=udp_config(),
             own_key=OWN,
             own_addresses=[OURS],
+            public_ip=OURS,
         )
         self.publisher = Publisher(self.routing)
         self.publisher.apply(self.routing.apply(Snapshot(known, 1)))
@@ -107,7 +108,7 @@ async def test_a_change_is_published_once_to_every_consumer() -> None:
 async def test_our_addresses_changed_is_one_publication_though_peers_move_with_them() -> None:
     bench = Bench(lease(2, "192.0.2.2"), lease(3, "192.0.2.3"))
     bench.start()
-    delta = bench.routing.set_own_addresses([OURS, IPv4Address("192.0.2.2")])
+    delta = bench.routing.set_own_addresses([OURS, IPv4Address("192.0.2.2")], OURS)
     assert delta.moves_packets
     bench.publisher.apply(delta, is_own_changed=True)
     await bench.settle()
@@ -121,7 +122,7 @@ async def test_our_addresses_changed_is_one_publication_though_peers_move_with_t
 async def test_own_addresses_alone_make_a_table_though_no_peer_moves() -> None:
     bench = Bench(lease(2, "192.0.2.2"))
     bench.start()
-    delta = bench.routing.set_own_addresses([OURS, IPv4Address("198.51.100.1")])
+    delta = bench.routing.set_own_addresses([OURS, IPv4Address("198.51.100.1")], OURS)
     bench.publisher.apply(delta, is_own_changed=True)
     assert [len(sink.fibs) for sink in bench.sinks] == [1, 1]
     assert int(IPv4Address("198.51.100.1")) in bench.sinks[0].fibs[0].own_addresses

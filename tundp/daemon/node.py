@@ -29,6 +29,7 @@ from tundp.daemon.unreachable import ensure_unreachable
 from tundp.errors import ConfigError, PlatformError
 from tundp.finding import Finding
 from tundp.lease.claim import LeaseState
+from tundp.lease.identity import Identity
 from tundp.lease.model import Events, Snapshot
 from tundp.lease.network import NetworkConfig
 from tundp.lease.routing import Routing
@@ -64,7 +65,7 @@ class Node:
     netlink: Netlink
     firewall: FirewallKeeper
     metrics: Metrics
-    node_id: str
+    identity: Identity
     subnet_file: SubnetFile = field(init=False)
     routing: Routing = field(init=False)
     publisher: Publisher = field(init=False)
@@ -77,6 +78,8 @@ class Node:
             backend=self.network_config.backend,
             own_key=self.acquired.lease.key,
             own_addresses=[self.underlay.interface.public_ip],
+            public_ip=self.underlay.interface.public_ip,
+            identity=self.identity,
         )
         self.publisher = Publisher(self.routing)
 
@@ -210,9 +213,10 @@ class Node:
             for address in await self.netlink.addresses()
             if not self.backend.owns_address(address.index)
         }
-        own.add(self.underlay.interface.public_ip)
-        if own != self.routing.own_addresses:
-            delta = self.routing.set_own_addresses(own)
+        public_ip = self.underlay.interface.public_ip
+        own.add(public_ip)
+        if own != self.routing.own_addresses or public_ip != self.routing.public_ip:
+            delta = self.routing.set_own_addresses(own, public_ip)
             self.publisher.apply(delta, is_own_changed=True)
 
     async def _follow_underlay(self) -> None:

@@ -103,7 +103,7 @@ async def run(settings: Settings, store: Store, resources: Resources) -> None:
                 settings.iptables_resync_s,
             ),
             metrics=desk.metrics,
-            node_id=identity.node_id,
+            identity=manager.identity or identity,
         )
         stack.callback(node.close)
         await _bring_up(node, desk, before)
