@@ -73,6 +73,32 @@ class Ration:
         return f" (and {count} more since)" if count else ""
 
 
+class TokenBucket:
+    """Lines of one kind: `burst` at once, then one each REMIND_S; the rest is counted."""
+
+    def __init__(self, burst: int) -> None:
+        self.withheld = 0
+        """Lines refused, and not yet told of."""
+        self._burst = self._tokens = float(burst)
+        self._at = float("-inf")
+        self._summaries = Ration(1)
+
+    def take(self, now: float) -> bool:
+        """Whether one more line may be logged at `now` (monotonic seconds)."""
+        if self._at > float("-inf"):
+            self._tokens = min(self._burst, self._tokens + (now - self._at) / REMIND_S)
+        self._at = now
+        if self._tokens < 1:
+            self.withheld += 1
+            return False
+        self._tokens -= 1
+        return True
+
+    def may_summarise(self, now: float) -> bool:
+        """Whether a line about those withheld may be logged: one in REMIND_S."""
+        return self._summaries.take(now)
+
+
 class Outage:
     """One line when something fails, one a minute while it lasts, one when it is over.
 
@@ -80,8 +106,9 @@ class Outage:
     """
 
     def __init__(self, logger: logging.Logger, what: str) -> None:
+        self.what = what
+        """What fails, for people."""
         self._logger = logger
-        self._what = what
         self._since: float | None = None
         self._ration = Ration()
         self._said_at = 0.0
@@ -112,7 +139,7 @@ class Outage:
             self._unsaid += 1
             return
         repeated = f" (failed {self._unsaid} more times since)" if self._unsaid else ""
-        self._logger.warning("%s: %s; retrying%s", self._what, text, repeated)
+        self._logger.warning("%s: %s; retrying%s", self.what, text, repeated)
         self._said, self._said_at, self._unsaid = text, now, 0
         self._is_said = True
 
@@ -122,7 +149,7 @@ class Outage:
         if self._since is None:
             return
         if self._is_said:
-            self._logger.info("%s: working again after %.1f s", self._what, now - self._since)
+            self._logger.info("%s: working again after %.1f s", self.what, now - self._since)
             self._ration.spend(now)
             self._ended_at, self._unsaid = now, 0
         self._is_said = False
@@ -137,9 +164,13 @@ class Contest:
         self._ration = Ration()
         self._times: deque[float] = deque(maxlen=1000)
 
-    def undone(self, what: str, *, now: float) -> None:
-        """Log at `now` (monotonic seconds) that somebody undid our work, and we did it again."""
+    def note(self, *, now: float) -> None:
+        """Count that somebody undid our work at `now` (monotonic seconds); nothing is logged."""
         self._times.append(now)
+
+    def undone(self, what: str, *, now: float) -> None:
+        """The same, and log that we did it again."""
+        self.note(now=now)
         if self._ration.take(now):
             contest = self.words(now=now)
             self._logger.warning("%s%s", what, f": {contest}" if contest else "")
