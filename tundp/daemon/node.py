@@ -14,11 +14,12 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from tundp.backend.base import Backend
-from tundp.backoff import Backoff, Outage
+from tundp.backoff import Backoff, Contest, Outage
 from tundp.daemon import report
 from tundp.daemon.backends import lease_offer
 from tundp.daemon.firewall_keeper import FirewallKeeper
@@ -69,6 +70,10 @@ class Node:
     subnet_file: SubnetFile = field(init=False)
     routing: Routing = field(init=False)
     publisher: Publisher = field(init=False)
+    contest: Contest = field(default_factory=lambda: Contest(_log))
+    """Over what `_watch_kernel` puts back."""
+    worries: Callable[[], list[Finding]] = list
+    """Who cannot ask the daemon, and why."""
     started_at: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
@@ -178,7 +183,8 @@ class Node:
                         done = await self._look_at_kernel()
                         outage.ended(now=clock())
                         if done:
-                            _log.warning("changed behind our back; put back: %s", ", ".join(done))
+                            what = f"changed behind our back; put back: {', '.join(done)}"
+                            self.contest.undone(what, now=clock())
                             await asyncio.sleep(backoff.next_s())
                             continue
                         backoff.reset()

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import tundp
 from tundp.engine.base import Dataplane
-from tundp.finding import Finding, must_hold
+from tundp.finding import Finding, must_hold, worries
 from tundp.lease.claim import LeaseState
 from tundp.lease.identity import identity_of
 from tundp.lease.routing import Routing
+from tundp.linux import notify
 from tundp.observe import collect
 from tundp.observe.collect import PeerView
 from tundp.observe.status import (
@@ -158,6 +159,11 @@ def findings(node: Node) -> list[Finding]:
         ),
         must_hold("firewall", not node.firewall.missing, node.firewall.missing or "in place"),
         must_hold("subnet-file", not node.subnet_file.error, node.subnet_file.error or "written"),
+        *worries("firewall-contest", node.firewall.contest),
+        *worries("kernel-contest", node.contest.words(now=time.monotonic())),
+        *worries("state-dir", lease.cache_error),
+        *node.worries(),
+        *worries("systemd", notify.failure()),
     ]
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tundp.backoff import Outage
 from tundp.errors import LeaseFormatError
 from tundp.files import write_atomically
 from tundp.instance import Instance
@@ -57,7 +58,16 @@ class LeaseCache:
     def __init__(self, directory: Path | None, instance: Instance) -> None:
         self._directory = directory
         self._instance = instance
-        self._is_failing = False
+        self._outage = Outage(
+            _log,
+            f"cannot write below {directory}: after a restart this node is a stranger to its own"
+            " lease (8 s more), and cannot start while the store is away",
+        )
+
+    @property
+    def error(self) -> str:
+        """Why the last file could not be written; empty if it was."""
+        return f"{self._directory}: {self._outage.error}" if self._outage.error else ""
 
     @property
     def refusals(self) -> Refusals:
@@ -194,16 +204,9 @@ class LeaseCache:
         try:
             write_atomically(path, text, mode=0o600)
         except OSError as error:
-            if not self._is_failing:
-                _log.warning(
-                    "cannot write %s: %s; after a restart this node is a stranger to its own lease"
-                    " (8 s more), and cannot start while the store is away",
-                    path,
-                    error.strerror,
-                )
-            self._is_failing = True
+            self._outage.failed(error.strerror or error, now=time.monotonic())
         else:
-            self._is_failing = False
+            self._outage.ended(now=time.monotonic())
 
 
 def _read_json(path: Path | None) -> dict[str, Any]:
@@ -211,7 +214,7 @@ def _read_json(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:
         _log.warning("cannot read %s: %s", path, error)

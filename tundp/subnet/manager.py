@@ -265,6 +265,7 @@ class StoreSubnetManager:
             is_synced=self._is_synced,
             synced_at=self._synced_at,
             age_s=self._age_s(),
+            cache_error="" if self._cache is None else self._cache.cache.error,
         )
 
     async def close(self) -> None:
@@ -405,7 +406,7 @@ class StoreSubnetManager:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CONFIRM_S):
                     await self._is_unsaved.wait()
-            if not self._is_unsaved.is_set():
+            if not self._is_unsaved.is_set() and not cache.cache.error:
                 # A store that never answered confirms nothing, though nothing has failed yet.
                 if self._is_synced and not self._outage.is_on:
                     await asyncio.to_thread(cache.cache.confirm)
