@@ -99,6 +99,8 @@ class LeasePlane:
             backend=self.network_config.backend,
             own_key=acquired.lease.key,
             own_addresses=[self.offer.public_ip],
+            public_ip=self.offer.public_ip,
+            identity=self.manager.identity,
         )
         self._apply(acquired.snapshot)
         return acquired.lease

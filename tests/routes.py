@@ -55,6 +55,8 @@ def verdict(
 ) -> tuple[Mapping[IPv4Network, IPv4Address], Mapping[LeaseKey, Refusal]]:
     """Peers by subnet, and refused leases with the reason: written anew, from the rules.
 
+    own_addresses: without our PublicIP, which none of the leases may have.
+
     Every lease is judged in one pass over all, sorted; nothing is kept between calls.
     """
     taken = frozenset(own_addresses)
@@ -76,7 +78,7 @@ def verdict(
         elif int(address) == 0:
             refused[lease.key] = Refusal.NO_PUBLIC_IP
         elif address in taken:
-            refused[lease.key] = Refusal.OWN_PUBLIC_IP
+            refused[lease.key] = Refusal.HOST_ADDRESS
         elif int(network[0]) <= int(address) <= int(network[-1]):
             refused[lease.key] = Refusal.INSIDE_NETWORK
         elif octet in (0, 127) or octet >= 224:

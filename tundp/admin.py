@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -20,14 +21,19 @@ from typing import Any, Final
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector, web
 
+from tundp.backoff import Contest, Outage
 from tundp.errors import PlatformError
 from tundp.observe.codec import Malformed
 from tundp.observe.status import Status
+
+_log = logging.getLogger(__name__)
 
 STATUS_PATH: Final = "/v1/status"
 METRICS_PATH: Final = "/v1/metrics"
 ANSWER_S: Final = 30.0
 """Deadline for a daemon's answer: one with 65,000 peers takes seconds on a busy machine."""
+LOOK_S: Final = 5.0
+"""Between two looks at the socket's path."""
 _PROBE_S: Final = 1.0
 _BACKLOG: Final = 128
 
@@ -39,14 +45,14 @@ async def serve_admin(
     metrics: Callable[[], bytes],
     *,
     sock: socket.socket | None = None,
-) -> AsyncIterator[None]:
+) -> AsyncIterator[AdminSocket]:
     """Answer on `path` until the block ends, then remove it.
 
-    sock: the listening socket, if it is open already; owned from here on.
+    sock: the listening socket, if it is open already; owned from here on. Yields the socket's
+    keeper: a socket whose path is removed is made again.
     """
     if sock is None:
         sock = await asyncio.to_thread(open_admin_socket, path)
-    made = _identity(path)
 
     async def answer(_: web.Request) -> web.Response:
         # With tens of thousands of peers this takes a second, which the event loop cannot spare.
@@ -61,14 +67,69 @@ async def serve_admin(
     app.router.add_get(METRICS_PATH, answer_metrics)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
+    keeper = AdminSocket(path, sock, runner)
     try:
-        await web.SockSite(runner, sock).start()
-        yield
+        await keeper.serve()
+        watch = asyncio.ensure_future(keeper.keep())
+        try:
+            yield keeper
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
     finally:
         await runner.cleanup()
-        sock.close()
-        if _identity(path) == made:
-            path.unlink(missing_ok=True)
+        keeper.close()
+
+
+class AdminSocket:
+    """The admin socket and its path while the daemon runs."""
+
+    def __init__(self, path: Path, sock: socket.socket, runner: web.AppRunner) -> None:
+        self._path = path
+        self._sock = sock
+        self._runner = runner
+        self._site: web.SockSite | None = None
+        self._made = _identity(path)
+        self._outage = Outage(_log, "admin socket")
+        self._contest = Contest(_log)
+
+    @property
+    def error(self) -> str:
+        """Why nobody can ask the daemon, or who keeps removing its socket; empty if all is well."""
+        now = asyncio.get_running_loop().time()
+        return self._outage.error or self._contest.words(now=now)
+
+    async def serve(self) -> None:
+        """Answer on the socket of now."""
+        self._site = web.SockSite(self._runner, self._sock)
+        await self._site.start()
+
+    async def keep(self) -> None:
+        """Make the socket again whenever its path leads to another one or nowhere."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if _identity(self._path) == self._made:
+                continue
+            try:
+                sock = await asyncio.to_thread(open_admin_socket, self._path)
+            except OSError as error:
+                self._outage.failed(error, now=clock())
+                continue
+            before, self._sock = (self._site, self._sock), sock
+            self._made = _identity(self._path)
+            await self.serve()
+            if before[0] is not None:
+                await before[0].stop()
+            before[1].close()
+            self._outage.ended(now=clock())
+            self._contest.undone(f"admin socket {self._path} was removed: made again", now=clock())
+
+    def close(self) -> None:
+        """Remove the path, if it is still ours."""
+        self._sock.close()
+        if _identity(self._path) == self._made:
+            self._path.unlink(missing_ok=True)
 
 
 def open_admin_socket(path: Path) -> socket.socket:

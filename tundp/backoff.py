@@ -1,14 +1,24 @@
-"""Waiting between tries, and saying so without flooding the log."""
+"""Pauses between tries, and log lines about what lasts: two a minute at most, whatever happens.
+
+Outage    something fails, and is tried again
+Contest   two programs undo each other's work
+Ration    how many lines of one kind may be logged
+"""
 
 from __future__ import annotations
 
 import logging
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 REMIND_S: Final = 60.0
 """A lasting outage is mentioned again this often."""
+LINES: Final = 2
+"""Lines about one thing in any REMIND_S."""
+CONTEST: Final = 3
+"""Times that somebody undid the same work within REMIND_S, from which on it is a contest."""
 
 
 class Backoff:
@@ -36,16 +46,79 @@ class Backoff:
         self._next_s = self._first_s
 
 
+class Ration:
+    """A number of log lines of one kind for any REMIND_S. Pure: times are the caller's."""
+
+    def __init__(self, lines: int = LINES) -> None:
+        self._times: deque[float] = deque(maxlen=lines)
+        self.withheld = 0
+        """Lines refused since the last one that was granted."""
+
+    def take(self, now: float) -> bool:
+        """Whether one more line may be logged at `now` (monotonic seconds)."""
+        times = self._times
+        if len(times) == times.maxlen and now - times[0] < REMIND_S:
+            self.withheld += 1
+            return False
+        self.spend(now)
+        return True
+
+    def spend(self, now: float) -> None:
+        """Count a line that is logged whatever was logged before."""
+        self._times.append(now)
+
+    def withheld_words(self) -> str:
+        """` (and N more since)` about the lines refused, which count as reported; or empty."""
+        count, self.withheld = self.withheld, 0
+        return f" (and {count} more since)" if count else ""
+
+
+class TokenBucket:
+    """Lines of one kind: `burst` at once, then one each REMIND_S; the rest is counted."""
+
+    def __init__(self, burst: int) -> None:
+        self.withheld = 0
+        """Lines refused, and not yet told of."""
+        self._burst = self._tokens = float(burst)
+        self._at = float("-inf")
+        self._summaries = Ration(1)
+
+    def take(self, now: float) -> bool:
+        """Whether one more line may be logged at `now` (monotonic seconds)."""
+        if self._at > float("-inf"):
+            self._tokens = min(self._burst, self._tokens + (now - self._at) / REMIND_S)
+        self._at = now
+        if self._tokens < 1:
+            self.withheld += 1
+            return False
+        self._tokens -= 1
+        return True
+
+    def may_summarise(self, now: float) -> bool:
+        """Whether a line about those withheld may be logged: one in REMIND_S."""
+        return self._summaries.take(now)
+
+
 class Outage:
-    """One line when something fails, one a minute while it lasts, one when it is over."""
+    """One line when something fails, one a minute while it lasts, one when it is over.
+
+    Something that fails and works by turns, or fails in other words each time, costs no more.
+    """
 
     def __init__(self, logger: logging.Logger, what: str) -> None:
+        self.what = what
+        """What fails, for people."""
         self._logger = logger
-        self._what = what
         self._since: float | None = None
+        self._ration = Ration()
         self._said_at = 0.0
         self._said = ""
+        self._is_said = False
+        """Whether the log says that it fails just now."""
+        self._ended_at = float("-inf")
         self._unsaid = 0
+        self.error = ""
+        """How the last try failed; empty if it did not."""
 
     @property
     def is_on(self) -> bool:
@@ -54,20 +127,61 @@ class Outage:
 
     def failed(self, error: object, *, now: float) -> None:
         """Report one failed try at `now` (monotonic seconds)."""
-        text = str(error)
+        self.error = text = str(error)
         if self._since is None:
             self._since = now
-        elif text == self._said and now - self._said_at < REMIND_S:
+        if self._is_said and now - self._said_at < REMIND_S:
+            is_flapping = now - self._ended_at < REMIND_S
+            if text == self._said or is_flapping:
+                self._unsaid += 1
+                return
+        if not self._ration.take(now):
             self._unsaid += 1
             return
         repeated = f" (failed {self._unsaid} more times since)" if self._unsaid else ""
-        self._logger.warning("%s: %s; retrying%s", self._what, text, repeated)
+        self._logger.warning("%s: %s; retrying%s", self.what, text, repeated)
         self._said, self._said_at, self._unsaid = text, now, 0
+        self._is_said = True
 
     def ended(self, *, now: float) -> None:
-        """Report a success at `now`; silent if nothing had failed."""
+        """Report a success at `now`; silent if nothing had failed, or nobody was told so."""
+        self.error = ""
         if self._since is None:
             return
-        self._logger.info("%s: working again after %.1f s", self._what, now - self._since)
+        if self._is_said:
+            self._logger.info("%s: working again after %.1f s", self.what, now - self._since)
+            self._ration.spend(now)
+            self._ended_at, self._unsaid = now, 0
+        self._is_said = False
         self._since = None
-        self._unsaid = 0
+
+
+class Contest:
+    """Two programs that undo each other's work: named, and not answered with a line each time."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._ration = Ration()
+        self._times: deque[float] = deque(maxlen=1000)
+
+    def note(self, *, now: float) -> None:
+        """Count that somebody undid our work at `now` (monotonic seconds); nothing is logged."""
+        self._times.append(now)
+
+    def undone(self, what: str, *, now: float) -> None:
+        """The same, and log that we did it again."""
+        self.note(now=now)
+        if self._ration.take(now):
+            contest = self.words(now=now)
+            self._logger.warning("%s%s", what, f": {contest}" if contest else "")
+
+    def words(self, *, now: float) -> str:
+        """Who fights over it, and how often, for status and readyz; empty if nobody does."""
+        while self._times and now - self._times[0] >= REMIND_S:
+            self._times.popleft()
+        count = len(self._times)
+        if count < CONTEST:
+            return ""
+        return (
+            f"another program has undone it {count} times in the last minute: stop one of the two"
+        )

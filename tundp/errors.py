@@ -5,6 +5,7 @@
     ├── LeaseError                             a lease cannot be had
     │   ├── LeaseFormatError (also ValueError) one lease key or value cannot be read
     │   ├── DuplicateNode                      a live node has our PublicIP or our node id
+    │   │   └── CloneAlive                     our node id: this machine is a clone of it
     │   ├── LeaseLost                          ours is gone, and --on-lease-lost=exit
     │   └── OutOfSubnets                       every subnet of the network is leased
     ├── StoreError                             the lease store said no
@@ -47,6 +48,10 @@ class LeaseFormatError(LeaseError, ValueError):
 
 class DuplicateNode(LeaseError):
     """Another node with our PublicIP, or our node id, is alive; the message names both."""
+
+
+class CloneAlive(DuplicateNode):
+    """A live node at another PublicIP has our node id, as after cloning a machine's disk."""
 
 
 class LeaseLost(LeaseError):

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
+from typing import Final
+
+_CANNOT_REPLACE: Final = frozenset(
+    {errno.EBUSY, errno.EROFS, errno.EACCES, errno.EPERM, errno.EXDEV}
+)
+"""Errors of the directory that say nothing of the file in it: a file that is a mount point
+(rename(2): EBUSY), a directory that is read-only or another user's."""
 
 
 def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
@@ -21,3 +29,34 @@ def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_replacing(path: Path, text: str) -> None:
+    """As `write_atomically`, but where the file cannot be replaced it is written in place.
+
+    A single file mounted into a container (`docker run -v`, a subPath) cannot be renamed over.
+    Written in place, a reader may see the new text cut off for a moment, never mixed with the
+    old one's lines. OSError, of the replacing, if neither works.
+    """
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        if error.errno not in _CANNOT_REPLACE or not path.is_file():
+            raise
+        try:
+            _write_in_place(path, text.encode())
+        except OSError:
+            raise error from None
+
+
+def _write_in_place(path: Path, text: bytes) -> None:
+    """One write over the old text, which is cut off behind it if it was longer."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        written = os.write(fd, text)
+        if written != len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.ftruncate(fd, len(text))
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, unique
-from typing import Any
+from typing import Any, Final
 
 
 @unique
@@ -81,6 +81,22 @@ def must_hold(
         evidence=evidence,
         next_step=next_step,
     )
+
+
+def worries(finding_id: str, evidence: str, *, next_step: str = "") -> list[Finding]:
+    """A WARN of what works, but not for sure; none if `evidence` is empty."""
+    if not evidence:
+        return []
+    return [Finding(id=finding_id, verdict=Verdict.WARN, evidence=evidence, next_step=next_step)]
+
+
+NAME_MAX: Final = 80
+"""Characters of a name that somebody else chose, in a log line or a status."""
+
+
+def short(text: str, limit: int = NAME_MAX) -> str:
+    """`text`, cut at `limit` characters with an ellipsis."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def failures(findings: Iterable[Finding]) -> list[Finding]:

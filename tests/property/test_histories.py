@@ -369,13 +369,21 @@ PEER_STEPS = st.lists(
 )
 
 
+NO_LEASES = IPv4Address("203.0.113.255")
+"""Our PublicIP, which no lease here has: whose a lease with it is depends on its history."""
+
+
 class Follower:
     """The routing ledger fed by a store, judged after every update."""
 
     def __init__(self) -> None:
         self.addresses: frozenset[IPv4Address] = frozenset()
         self.routing = Routing(
-            network=NETWORK, backend=CONFIG.backend, own_key=OWN, own_addresses=()
+            network=NETWORK,
+            backend=CONFIG.backend,
+            own_key=OWN,
+            own_addresses=(),
+            public_ip=NO_LEASES,
         )
         self.peers: dict[IPv4Network, Peer] = {}
 
@@ -389,7 +397,7 @@ class Follower:
 
     def move(self, addresses: frozenset[IPv4Address]) -> None:
         self.addresses = addresses
-        self.check(self.routing.set_own_addresses(addresses))
+        self.check(self.routing.set_own_addresses(addresses, NO_LEASES))
 
     def check(self, delta: RoutingDelta) -> None:
         """The deltas alone tell the whole story, and the ledger agrees with a verdict over all."""

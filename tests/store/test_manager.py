@@ -149,6 +149,7 @@ class Kept:
             backend=NETWORK.backend,
             own_key=acquired.lease.key,
             own_addresses=[OURS],
+            public_ip=OURS,
         )
         self.manager.observe(self.routing.apply(acquired.snapshot), self.routing)
         self.seen: list[set[str]] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tundp.backoff import REMIND_S, Backoff, Outage
+from tundp.backoff import REMIND_S, Backoff, Contest, Outage, Ration
 
 LOG = logging.getLogger("tundp.test")
 
@@ -93,18 +93,66 @@ def test_success_without_failure_is_silent(lines: Any) -> None:
     assert lines() == []
 
 
-def test_a_second_outage_is_told_even_within_the_minute(lines: Any) -> None:
+def test_what_fails_and_works_by_turns_costs_two_lines_a_minute(lines: Any) -> None:
+    outage = Outage(LOG, "etcd")
+    for second in range(300):
+        outage.failed("refused" if second % 3 else "no route", now=2.0 * second)
+        assert outage.error
+        outage.ended(now=2.0 * second + 1)
+        assert not outage.error
+    told = lines()
+    assert len(told) <= 20, told
+    assert told[0] == ("WARNING", "etcd: no route; retrying")
+    assert told[1] == ("INFO", "etcd: working again after 1.0 s")
+    assert told[2] == ("WARNING", "etcd: no route; retrying (failed 29 more times since)")
+    assert told[-1][0] == "INFO", "the last word is how it is"
+
+
+def test_words_that_change_each_time_cost_two_lines_a_minute(lines: Any) -> None:
+    outage = Outage(LOG, "etcd")
+    for second in range(600):
+        outage.failed(f"refused, port {second}", now=float(second))
+    told = lines()
+    assert len(told) <= 20, told
+    assert told[2] == ("WARNING", "etcd: refused, port 60; retrying (failed 58 more times since)")
+
+
+def test_an_outage_nobody_was_told_of_is_told_once_it_lasts(lines: Any) -> None:
     outage = Outage(LOG, "etcd")
     outage.failed("refused", now=0.0)
-    outage.failed("refused", now=0.5)
     outage.ended(now=1.0)
     lines()
     outage.failed("refused", now=2.0)
-    outage.ended(now=4.0)
+    assert lines() == [] and outage.is_on
+    outage.failed("refused", now=61.0)
+    outage.ended(now=62.0)
     assert lines() == [
-        ("WARNING", "etcd: refused; retrying"),
-        ("INFO", "etcd: working again after 2.0 s"),
+        ("WARNING", "etcd: refused; retrying (failed 1 more times since)"),
+        ("INFO", "etcd: working again after 60.0 s"),
     ]
+
+
+def test_a_contest_is_named_from_the_third_time_on_and_ends_by_itself(lines: Any) -> None:
+    contest = Contest(LOG)
+    assert contest.words(now=0.0) == ""
+    for second in range(600):
+        contest.undone("rules were gone; put back", now=float(second))
+        assert bool(contest.words(now=float(second))) == (second >= 2)
+    told = [text for _, text in lines()]
+    assert len(told) <= 20, told
+    assert told[0] == "rules were gone; put back"
+    assert "another program has undone it 60 times in the last minute" in told[2]
+    assert contest.words(now=656.0)
+    assert contest.words(now=660.0) == ""
+
+
+def test_a_ration_counts_what_it_refuses() -> None:
+    ration = Ration(3)
+    assert [ration.take(float(second)) for second in range(5)] == [True, True, True, False, False]
+    assert ration.withheld == 2
+    assert ration.take(REMIND_S)
+    assert ration.withheld_words() == " (and 2 more since)"
+    assert ration.withheld_words() == ""
 
 
 def test_percent_signs_in_errors_are_only_text(lines: Any) -> None:

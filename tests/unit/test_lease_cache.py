@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
@@ -375,9 +376,10 @@ def test_an_unwritable_directory_is_one_warning(caplog: pytest.LogCaptureFixture
     assert "a stranger to its own lease" in line
 
 
-def test_a_second_failure_is_told_after_a_success(
+def test_a_second_failure_within_a_minute_is_in_the_status_and_not_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     directory = tmp_path / "state"
     memory = LeaseCache(directory, ONE)
     directory.write_text("in the way")
@@ -387,8 +389,11 @@ def test_a_second_failure_is_told_after_a_success(
     directory.unlink()
     save(memory)
     assert memory.load("etcd:/a", NODE_ID) is not None
+    assert memory.error == ""
+    assert "working again" in caplog.messages[-1]
     (lease_file(directory)).unlink()
     directory.rmdir()
     directory.write_text("in the way again")
     save(memory)
-    assert sum("cannot write" in line for line in caplog.messages) == 2
+    assert sum("cannot write" in line for line in caplog.messages) == 2, caplog.messages
+    assert str(directory) in memory.error

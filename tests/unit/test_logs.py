@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from tundp.daemon import logs
+from tundp.daemon.logs import BURST, RepeatFilter
 
 PASSWORD = "correct horse"
 
@@ -141,3 +142,33 @@ def test_vmodule_that_has_no_effect_is_named(item: str) -> None:
     assert refused == [item]
     assert ("h2", "DEBUG") in found
     assert not [name for name, _ in found if name.startswith("hpack")]
+
+
+def test_lines_of_one_kind_are_counted_from_the_twentieth_on() -> None:
+    now = [100.0]
+    repeats = RepeatFilter(clock=lambda: now[0])
+
+    def let_through(template: str, *arguments: object, level: int = logging.INFO) -> str:
+        record = logging.LogRecord("tundp.x", level, "", 0, template, arguments, None)
+        return record.getMessage() if repeats.filter(record) else ""
+
+    told = [let_through("link %s went down", f"eth{n}") for n in range(1000)]
+    assert [text for text in told if text] == [f"link eth{n} went down" for n in range(BURST)]
+    assert let_through("link %s went up", "eth0"), "another kind"
+    assert let_through("%s: %s", "one", "x"), "the first argument says what"
+    for n in range(100):
+        let_through("%s: %s", "two", n)
+    assert let_through("%s: %s", "one", "x")
+    assert let_through("link %s went down", "eth0", level=logging.DEBUG), "asked for"
+    now[0] += 60
+    assert let_through("link %s went down", "eth1") == (
+        "link eth1 went down (and 980 more lines like this since)"
+    )
+    assert let_through("link %s went down", "eth1") == ""
+
+
+def test_kinds_without_end_take_no_memory_without_end() -> None:
+    repeats = RepeatFilter(clock=lambda: 1.0)
+    for n in range(5000):
+        assert repeats.filter(logging.LogRecord("x", logging.INFO, "", 0, f"line {n}", (), None))
+    assert len(repeats._buckets) <= 1000

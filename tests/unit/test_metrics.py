@@ -241,6 +241,7 @@ def routing_of(count: int) -> Routing:
         backend=network.backend,
         own_key=own,
         own_addresses=[IPv4Address("192.0.2.1")],
+        public_ip=IPv4Address("192.0.2.1"),
     )
     subnets = IPv4Network("10.0.0.0/9").subnets(new_prefix=28)
     leases = []

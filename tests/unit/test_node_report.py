@@ -11,9 +11,10 @@ import pytest
 
 from tundp.backend.udp.config import udp_config
 from tundp.daemon import report
-from tundp.finding import Finding, failures, must_hold
+from tundp.finding import Finding, Verdict, failures, must_hold, worries
 from tundp.lease.claim import LeaseState
 from tundp.lease.codec import parse_key
+from tundp.lease.identity import NODE, Identity
 from tundp.lease.model import Lease, LeaseAttributes, Snapshot
 from tundp.lease.routing import Routing
 from tundp.linux.iface import Interface
@@ -51,7 +52,11 @@ def node_with(
     missing: str = "",
     file_error: str = "",
     peer_ip: str = "192.0.2.2",
+    peer_node: str = "",
     device: bool = True,
+    rules_contest: str = "",
+    kernel_contest: str = "",
+    admin_error: str = "",
 ) -> Any:
     """What `report.findings` reads of a node; the ledger is a real one, with one other lease."""
     routing = Routing(
@@ -59,10 +64,14 @@ def node_with(
         backend=udp_config(),
         own_key=OWN,
         own_addresses=[OURS],
+        public_ip=OURS,
+        identity=Identity("us"),
     )
     other = Lease(
         key=parse_key("10.5.2.0-24"),
-        attributes=LeaseAttributes(public_ip=IPv4Address(peer_ip)),
+        attributes=LeaseAttributes(
+            public_ip=IPv4Address(peer_ip), extra={NODE: peer_node} if peer_node else {}
+        ),
         revision=1,
         lease_ttl_s=None,
     )
@@ -72,7 +81,9 @@ def node_with(
         underlay=SimpleNamespace(interface=interface, error=underlay_error),
         routing=routing,
         backend=SimpleNamespace(checks=lambda: [must_hold("device", device, "flannel0")]),
-        firewall=SimpleNamespace(missing=missing),
+        firewall=SimpleNamespace(missing=missing, contest=rules_contest),
+        contest=SimpleNamespace(words=lambda now: kernel_contest),
+        worries=lambda: worries("admin-socket", admin_error),
         subnet_file=SimpleNamespace(error=file_error),
     )
 
@@ -96,7 +107,11 @@ def test_nothing_fails_of_a_node_that_works() -> None:
             "lease",
             "node b at 192.0.2.9",
         ),
-        (node_with(peer_ip="192.0.2.1"), "lease", "10.5.2.0-24 has our PublicIP, too"),
+        (
+            node_with(peer_ip="192.0.2.1", peer_node="them"),
+            "lease",
+            "node them has our PublicIP, too: lease 10.5.2.0-24",
+        ),
         (node_with(device=False), "device", "flannel0"),
         (
             node_with(interface=replace(UP, link=replace(UP.link, is_up=False))),
@@ -119,6 +134,33 @@ def test_one_thing_wrong_is_one_finding_that_says_what(
     (found,) = failures(report.findings(node))
     assert found.id == failing
     assert evidence in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("ip", "breaks"),
+    [("192.0.2.1", "a leftover of a flanneld"), ("172.17.0.1", "docker0's, everywhere")],
+)
+def test_a_lease_nobody_lives_in_is_no_failure(ip: str, breaks: str) -> None:
+    node = node_with(peer_ip=ip)
+    node.routing.set_own_addresses([OURS, IPv4Address("172.17.0.1")], OURS)
+    assert len(node.routing.refused) == 1
+    assert failures(report.findings(node)) == [], breaks
+
+
+@pytest.mark.parametrize(
+    ("node", "worry"),
+    [
+        (node_with(rules_contest="undone 9 times"), "firewall-contest"),
+        (node_with(kernel_contest="undone 9 times"), "kernel-contest"),
+        (node_with(admin_error="undone 9 times"), "admin-socket"),
+        (node_with(lease=replace(HELD, cache_error="undone 9 times")), "state-dir"),
+    ],
+)
+def test_what_works_for_now_is_a_warning_that_says_what(node: Any, worry: str) -> None:
+    found = report.findings(node)
+    assert failures(found) == []
+    (warning,) = [each for each in found if each.verdict is Verdict.WARN]
+    assert (warning.id, warning.evidence) == (worry, "undone 9 times")
 
 
 def test_a_store_away_after_the_start_is_no_failure_and_its_age_is_shown() -> None:

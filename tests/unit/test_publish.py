@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 import pytest
 
 from tests.wait import until
 from tundp.backend.udp.config import udp_config
 from tundp.daemon import publish
-from tundp.daemon.publish import Publisher
+from tundp.daemon.publish import LINES_NAMED, DeltaLog, Publisher
 from tundp.lease import routing
 from tundp.lease.codec import parse_key
 from tundp.lease.fib import Fib
-from tundp.lease.model import BadEntry, Events, Gone, Lease, LeaseAttributes, Peer, Put, Snapshot
-from tundp.lease.routing import Routing, RoutingDelta
+from tundp.lease.model import (
+    BadEntry,
+    Endpoint,
+    Events,
+    Gone,
+    Lease,
+    LeaseAttributes,
+    Peer,
+    Put,
+    Snapshot,
+)
+from tundp.lease.routing import Refusal, RefusedLease, Routing, RoutingDelta
 
 OWN = parse_key("10.5.1.0-24")
 OURS = IPv4Address("192.0.2.1")
@@ -65,6 +77,7 @@ class Bench:
             backend=udp_config(),
             own_key=OWN,
             own_addresses=[OURS],
+            public_ip=OURS,
         )
         self.publisher = Publisher(self.routing)
         self.publisher.apply(self.routing.apply(Snapshot(known, 1)))
@@ -107,7 +120,7 @@ async def test_a_change_is_published_once_to_every_consumer() -> None:
 async def test_our_addresses_changed_is_one_publication_though_peers_move_with_them() -> None:
     bench = Bench(lease(2, "192.0.2.2"), lease(3, "192.0.2.3"))
     bench.start()
-    delta = bench.routing.set_own_addresses([OURS, IPv4Address("192.0.2.2")])
+    delta = bench.routing.set_own_addresses([OURS, IPv4Address("192.0.2.2")], OURS)
     assert delta.moves_packets
     bench.publisher.apply(delta, is_own_changed=True)
     await bench.settle()
@@ -121,7 +134,7 @@ async def test_our_addresses_changed_is_one_publication_though_peers_move_with_t
 async def test_own_addresses_alone_make_a_table_though_no_peer_moves() -> None:
     bench = Bench(lease(2, "192.0.2.2"))
     bench.start()
-    delta = bench.routing.set_own_addresses([OURS, IPv4Address("198.51.100.1")])
+    delta = bench.routing.set_own_addresses([OURS, IPv4Address("198.51.100.1")], OURS)
     bench.publisher.apply(delta, is_own_changed=True)
     assert [len(sink.fibs) for sink in bench.sinks] == [1, 1]
     assert int(IPv4Address("198.51.100.1")) in bench.sinks[0].fibs[0].own_addresses
@@ -241,3 +254,61 @@ async def test_the_log_names_peers_or_counts_them(
     named = [line for line in caplog.messages if line.startswith("peer 10.5.")]
     counted = [line for line in caplog.messages if line.startswith("peers: 0 gone,")]
     assert (len(named), len(counted)) == ((count, 0) if count == 3 else (0, 1))
+
+
+class Lines:
+    """The log's lines about updates, on a clock of our own."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO)
+        self.now = 100.0
+        self.log = DeltaLog(clock=lambda: self.now)
+        self._caplog = caplog
+
+    def write(self, **delta: Any) -> list[str]:
+        self._caplog.clear()
+        self.log.write(RoutingDelta(**delta))
+        return list(self._caplog.messages)
+
+
+def refused(count: int) -> tuple[RefusedLease, ...]:
+    return tuple(
+        RefusedLease(lease(n % 250, "192.0.2.9"), Refusal.OUTSIDE_NETWORK) for n in range(count)
+    )
+
+
+def test_of_many_refused_leases_some_are_named_and_the_rest_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lines = Lines(caplog)
+    told = lines.write(newly_refused=refused(20_000))
+    assert len(told) == LINES_NAMED + 1
+    assert told[-1] == "and 19980 more leases are no peers; see tundp status"
+    told = lines.write(newly_bad=tuple(BadEntry(f"bad-{n}", "no subnet") for n in range(100_000)))
+    assert len(told) == LINES_NAMED + 1, "another kind has its own ration"
+    assert told[-1] == "and 99980 more entries are ignored; see tundp status"
+
+
+def test_a_lease_that_flaps_costs_two_lines_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    lines = Lines(caplog)
+    peer = Peer(
+        subnet=IPv4Network("10.5.2.0/24"),
+        endpoint=Endpoint(IPv4Address("192.0.2.2"), 8285),
+        hop_id=1,
+        backend_type="",
+        backend_data=None,
+    )
+    told = []
+    for second in range(600):
+        lines.now = 100.0 + second
+        told += lines.write(come=(peer,)) + lines.write(gone=(peer,))
+    # Twenty at once, then one a minute, and one that counts the rest.
+    assert len(told) <= LINES_NAMED + 10 + 10, told
+    assert any("more changes of peers" in line for line in told)
+
+
+def test_names_and_reasons_are_cut(caplog: pytest.LogCaptureFixture) -> None:
+    lines = Lines(caplog)
+    (line,) = lines.write(newly_bad=(BadEntry("k" * 1_000_000, f"'{'k' * 1_000_000}' is no"),))
+    assert len(line) < 350
+    assert f"{'k' * 79}…" in line

@@ -23,10 +23,10 @@ from tundp.choices import (
 )
 from tundp.errors import ConfigError
 from tundp.instance import Instance
-from tundp.settings.declare import parse_bool
+from tundp.settings.declare import Flag, parse_bool
 from tundp.settings.parsers import StoreChoice, parse_int
 from tundp.settings.settings import FLAGS, Settings
-from tundp.settings.sources import load_settings, unknown_variables
+from tundp.settings.sources import load_settings, unknown_variables, variable_warnings
 
 
 def refusal(*arguments: str, **environment: str) -> str:
@@ -631,6 +631,100 @@ def test_unknown_variables_are_named() -> None:
         "flanneld_v": "1",
     }
     assert unknown_variables(environment) == ["FLANNELD_IFCAE", "TUNDP_IFACE"]
+
+
+# What got into a variable by accident
+
+VARIABLES = [each for each in FLAGS if each.variable and not each.is_secret]
+LINKS = {
+    "FLANNELD_SERVICE_HOST": "10.96.0.5",
+    "FLANNELD_SERVICE_PORT": "8285",
+    "FLANNELD_SERVICE_PORT_HTTP_ALT": "8080",
+    "FLANNELD_PORT": "tcp://10.96.0.5:8285",
+    "FLANNELD_PORT_8285_UDP": "udp://10.96.0.5:8285",
+    "FLANNELD_PORT_8285_UDP_PROTO": "udp",
+    "FLANNELD_PORT_8285_UDP_PORT": "8285",
+    "FLANNELD_PORT_8285_UDP_ADDR": "10.96.0.5",
+    "TUNDP_METRICS_SERVICE_HOST": "10.96.0.6",
+}
+
+
+@pytest.mark.parametrize("flag", VARIABLES, ids=lambda flag: flag.name)
+@pytest.mark.parametrize(
+    "text", ["tcp://10.96.0.5:8080", "udp://[fd00::1]:53", "sctp://10.96.0.5:1", '"tcp://h:1"']
+)
+def test_a_service_link_is_as_if_not_set(flag: Flag, text: str) -> None:
+    settings = load_settings([], {flag.variable: text})
+    assert settings == load_settings([], {})
+    assert settings.origins[flag.name] == "default"
+    (sentence,) = variable_warnings({flag.variable: text})
+    assert flag.variable in sentence
+    assert "service link" in sentence
+
+
+@pytest.mark.parametrize("flag", VARIABLES, ids=lambda flag: flag.name)
+def test_nothing_in_quotes_or_blanks_is_as_if_not_set(flag: Flag) -> None:
+    for text in ('""', "''", " ", "\r", '" "', " \t\r\n"):
+        assert load_settings([], {flag.variable: text}) == load_settings([], {}), text
+        (sentence,) = variable_warnings({flag.variable: text})
+        assert flag.variable in sentence
+    assert variable_warnings({flag.variable: ""}) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "field", "value"),
+    [
+        ("FLANNELD_HEALTHZ_PORT", '"8080"', "healthz_port", 8080),
+        ("FLANNELD_HEALTHZ_PORT", "'8080'", "healthz_port", 8080),
+        ("FLANNELD_HEALTHZ_PORT", "8080\r", "healthz_port", 8080),
+        ("FLANNELD_HEALTHZ_PORT", '"8080"\r\n', "healthz_port", 8080),
+        ("FLANNELD_HEALTHZ_PORT", '" 8080 "', "healthz_port", 8080),
+        ("FLANNELD_HEALTHZ_PORT", "\ufeff8080\u00a0", "healthz_port", 8080),
+        ("FLANNELD_IP_MASQ", '"true"', "ip_masq", True),
+        ("FLANNELD_IP_MASQ", "true ", "ip_masq", True),
+        ("FLANNELD_IFACE", "'eth0'", "iface", ("eth0",)),
+        ("FLANNELD_ETCD_ENDPOINTS", '"http://a:1,http://b:1"', "etcd_endpoints", None),
+        ("FLANNELD_SUBNET_FILE", "/run/x.env\r", "subnet_file", Path("/run/x.env")),
+        ("TUNDP_SOURCE_CHECK", '"enforce"', "source_check", SourceCheck.ENFORCE),
+    ],
+)
+def test_quotes_and_line_ends_are_left_out(
+    variable: str, text: str, field: str, value: object
+) -> None:
+    found = getattr(load_settings([], {variable: text}), field)
+    assert found == (("http://a:1", "http://b:1") if value is None else value)
+    (sentence,) = variable_warnings({variable: text})
+    assert variable in sentence
+    assert "without quotes and blanks around" in sentence
+
+
+@pytest.mark.parametrize(
+    "text", ["80a", "tcp", "tcp://", "http://10.96.0.5:8080", "10.96.0.5:8080", '"80a"', '"8080']
+)
+def test_a_typo_stays_an_error(text: str) -> None:
+    assert "FLANNELD_HEALTHZ_PORT" in refusal(FLANNELD_HEALTHZ_PORT=text)
+
+
+@pytest.mark.parametrize("text", ["tcp://10.96.0.5:8080", '"8080"'])
+def test_a_flag_is_no_accident(text: str) -> None:
+    assert "--healthz-port" in refusal(f"--healthz-port={text}")
+
+
+@pytest.mark.parametrize("text", ['"secret"', "secret ", "secret\r", '""'])
+def test_a_password_is_taken_as_it_is_and_not_shown(text: str) -> None:
+    environment = {"FLANNELD_ETCD_USERNAME": "u", "FLANNELD_ETCD_PASSWORD": text}
+    assert load_settings([], environment).etcd_password == text
+    (sentence,) = variable_warnings(environment)
+    assert "FLANNELD_ETCD_PASSWORD" in sentence
+    assert "secret" not in sentence
+
+
+def test_the_links_of_a_service_are_one_sentence() -> None:
+    assert unknown_variables(LINKS) == []
+    links, *rest = variable_warnings(LINKS)
+    assert "Kubernetes' links" in links
+    assert len(rest) == 0, rest
+    assert load_settings([], LINKS) == load_settings([], {})
 
 
 # The file

@@ -13,7 +13,7 @@ from tundp.settings.declare import option
 from tundp.settings.parsers import parse_path
 from tundp.settings.settings import DEFAULT, Settings
 from tundp.settings.show import example_lines, toml_lines
-from tundp.settings.sources import read_environment_file, resolve, unknown_variables
+from tundp.settings.sources import read_environment_file, resolve, variable_warnings
 
 UNIT_FILE: Final = Path("/etc/default/tundp")
 """The EnvironmentFile= of the shipped unit."""
@@ -141,8 +141,8 @@ def _running(
 def _warn_of_unknown(environment: dict[str, str] | None) -> None:
     import os
 
-    for name in unknown_variables(os.environ if environment is None else environment):
-        print_error(f"variable {name} is set, but tundp does not know it")
+    for sentence in variable_warnings(os.environ if environment is None else environment):
+        print_error(sentence)
 
 
 SHOW = Command(

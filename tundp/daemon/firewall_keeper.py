@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Final
 
-from tundp.backoff import Backoff, Outage
+from tundp.backoff import Backoff, Contest, Outage
 from tundp.errors import PlatformError
 from tundp.linux.firewall.choose import Firewall, Previous, needs_raw_sockets, watch_ruleset
 
@@ -20,12 +21,23 @@ class FirewallKeeper:
     """The firewall's rules. None wanted: there is nothing to do, and nothing missing."""
 
     def __init__(self, firewall: Firewall | None, previous: Previous | None, resync_s: int) -> None:
-        self.missing = "not set up yet" if firewall is not None else ""
-        """What is wrong with the rules; empty when all are there."""
+        self._failure = "not set up yet" if firewall is not None else ""
+        """Why the rules are not there; empty when all are."""
+        self._contest = Contest(_log)
         self._firewall = firewall
         self._previous = previous
         self._resync_s = resync_s
         self._outage = Outage(_log, f"{self.flavour} rules")
+
+    @property
+    def missing(self) -> str:
+        """What is wrong with the rules; empty when all are there."""
+        return self._failure
+
+    @property
+    def contest(self) -> str:
+        """Whether another program keeps taking them, and how often; empty if none does."""
+        return self._contest.words(now=time.monotonic())
 
     @property
     def flavour(self) -> str:
@@ -39,10 +51,10 @@ class FirewallKeeper:
         try:
             await self._firewall.set_up(self._previous)
         except PlatformError as error:
-            self.missing = str(error)
+            self._failure = str(error)
             self._outage.failed(error, now=asyncio.get_running_loop().time())
         else:
-            self.missing = ""
+            self._failure = ""
             _log.info("%s rules are in place", self.flavour)
 
     async def keep(self) -> None:
@@ -58,13 +70,16 @@ class FirewallKeeper:
         async with watch_ruleset() as changed:
             while True:
                 try:
-                    if self.missing:
+                    if self._failure:
                         await self._firewall.set_up(self._previous)
-                        self.missing = ""
+                        self._failure = ""
                     elif missing := await self._firewall.repair():
-                        _log.warning("firewall rules were gone; put back: %s", ", ".join(missing))
+                        self._contest.undone(
+                            f"firewall rules were gone; put back: {', '.join(missing)}",
+                            now=time.monotonic(),
+                        )
                 except PlatformError as error:
-                    self.missing = str(error)
+                    self._failure = str(error)
                     outage.failed(error, now=clock())
                     await asyncio.sleep(backoff.next_s())
                     continue

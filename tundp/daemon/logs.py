@@ -2,7 +2,8 @@
 
 `-v` sets the level of the loggers of this package. Libraries stay at WARNING whatever it
 is: with etcd's authentication on, their debugging shows session tokens. `--vmodule` sets
-single loggers, a library's too. Every line is redacted on its way out, whoever logs it.
+single loggers, a library's too. Every line is redacted on its way out, whoever logs it, and
+lines of one kind are counted from the twentieth on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ from __future__ import annotations
 import base64
 import logging
 import re
+import time
+from collections.abc import Callable
 from typing import Final
+
+from tundp.backoff import TokenBucket
 
 OWN: Final = "tundp"
 FORMAT: Final = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
@@ -20,6 +25,10 @@ MUTE: Final = ("hpack", "hyperframe")
 """Libraries whose debugging shows headers in a coded form no pattern would find."""
 MIN_SECRET_LEN: Final = 4
 """Shorter passwords are not searched for: each line would be full of them."""
+BURST: Final = 20
+"""Lines of one kind at once."""
+_KINDS: Final = 1000
+_KIND_LEN: Final = 100
 
 _NUMBER: Final = re.compile(r"-?\d{1,9}")
 _NAME: Final = r"(?:token|authorization|passw(?:or)?d|secret|cookie)"
@@ -66,6 +75,41 @@ class RedactingFormatter(logging.Formatter):
         return text
 
 
+class RepeatFilter(logging.Filter):
+    """Lets of each kind of line BURST through at once and one a minute, and counts the rest.
+
+    The last resort against what fails or changes without end: lines that are known to repeat
+    have rations of their own (tundp.backoff). A kind is a logger and a template, with the first
+    argument where the template begins with it. Debugging passes: somebody asked for it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._buckets: dict[tuple[str, str, str], TokenBucket] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging.Filter. A line after ones that were held back says how many."""
+        if record.levelno < logging.INFO:
+            return True
+        template = str(record.msg)
+        first = ""
+        if template.startswith("%s") and isinstance(record.args, tuple) and record.args:
+            first = str(record.args[0])[:_KIND_LEN]
+        kind = (record.name, template[:_KIND_LEN], first)
+        bucket = self._buckets.pop(kind, None) or TokenBucket(BURST)
+        # The kinds seen last stay: dictionaries keep the order of insertion.
+        self._buckets[kind] = bucket
+        if len(self._buckets) > _KINDS:
+            del self._buckets[next(iter(self._buckets))]
+        if not bucket.take(self._clock()):
+            return False
+        if bucket.withheld:
+            record.msg = f"{template} (and {bucket.withheld} more lines like this since)"
+            bucket.withheld = 0
+        return True
+
+
 def set_up(level: int, modules: str = "", *, username: str = "", password: str = "") -> list[str]:
     """Log to stderr; returns the items of `modules` that have no effect, for a warning.
 
@@ -74,6 +118,7 @@ def set_up(level: int, modules: str = "", *, username: str = "", password: str =
     """
     basic = base64.b64encode(f"{username}:{password}".encode("latin-1", "replace")).decode()
     handler = logging.StreamHandler()
+    handler.addFilter(RepeatFilter())
     handler.setFormatter(RedactingFormatter((password, basic) if password else ()))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger(OWN).setLevel(_severity(level))

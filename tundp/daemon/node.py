@@ -14,11 +14,12 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from tundp.backend.base import Backend
-from tundp.backoff import Backoff, Outage
+from tundp.backoff import Backoff, Contest, Outage
 from tundp.daemon import report
 from tundp.daemon.backends import lease_offer
 from tundp.daemon.firewall_keeper import FirewallKeeper
@@ -29,6 +30,7 @@ from tundp.daemon.unreachable import ensure_unreachable
 from tundp.errors import ConfigError, PlatformError
 from tundp.finding import Finding
 from tundp.lease.claim import LeaseState
+from tundp.lease.identity import Identity
 from tundp.lease.model import Events, Snapshot
 from tundp.lease.network import NetworkConfig
 from tundp.lease.routing import Routing
@@ -64,10 +66,14 @@ class Node:
     netlink: Netlink
     firewall: FirewallKeeper
     metrics: Metrics
-    node_id: str
+    identity: Identity
     subnet_file: SubnetFile = field(init=False)
     routing: Routing = field(init=False)
     publisher: Publisher = field(init=False)
+    contest: Contest = field(default_factory=lambda: Contest(_log))
+    """Over what `_watch_kernel` puts back."""
+    worries: Callable[[], list[Finding]] = list
+    """Who cannot ask the daemon, and why."""
     started_at: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
@@ -77,6 +83,8 @@ class Node:
             backend=self.network_config.backend,
             own_key=self.acquired.lease.key,
             own_addresses=[self.underlay.interface.public_ip],
+            public_ip=self.underlay.interface.public_ip,
+            identity=self.identity,
         )
         self.publisher = Publisher(self.routing)
 
@@ -175,7 +183,8 @@ class Node:
                         done = await self._look_at_kernel()
                         outage.ended(now=clock())
                         if done:
-                            _log.warning("changed behind our back; put back: %s", ", ".join(done))
+                            what = f"changed behind our back; put back: {', '.join(done)}"
+                            self.contest.undone(what, now=clock())
                             await asyncio.sleep(backoff.next_s())
                             continue
                         backoff.reset()
@@ -210,9 +219,10 @@ class Node:
             for address in await self.netlink.addresses()
             if not self.backend.owns_address(address.index)
         }
-        own.add(self.underlay.interface.public_ip)
-        if own != self.routing.own_addresses:
-            delta = self.routing.set_own_addresses(own)
+        public_ip = self.underlay.interface.public_ip
+        own.add(public_ip)
+        if own != self.routing.own_addresses or public_ip != self.routing.public_ip:
+            delta = self.routing.set_own_addresses(own, public_ip)
             self.publisher.apply(delta, is_own_changed=True)
 
     async def _follow_underlay(self) -> None:

@@ -23,7 +23,7 @@ from tundp.choices import Loop
 from tundp.daemon import logs
 from tundp.errors import ConfigError, PlatformError, TundpError
 from tundp.settings.settings import Settings
-from tundp.settings.sources import unknown_variables
+from tundp.settings.sources import variable_warnings
 
 if TYPE_CHECKING:
     from tundp.daemon.resources import Resources
@@ -68,8 +68,8 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
     )
     for item in unknown:
         _log.warning("--vmodule %s has no effect: not LOGGER=LEVEL, as in tundp.store=1", item)
-    for name in unknown_variables(os.environ):
-        _log.warning("variable %s is set, but tundp does not know it", name)
+    for sentence in variable_warnings(os.environ):
+        _log.warning("%s", sentence)
     _log.info("tundp %s starting: %s", tundp.__version__, settings.describe())
     capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
     resources = open_resources(settings, given)

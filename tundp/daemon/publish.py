@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from tundp.backend.base import FibSink
+from tundp.backoff import TokenBucket
+from tundp.finding import short
 from tundp.lease.fib import Fib
 from tundp.lease.routing import Routing, RoutingDelta, merged
 
@@ -18,6 +21,10 @@ LASTING_LEASES: Final = 1000
 """An update of more makes the garbage collector's work noticeable."""
 PEERS_NAMED: Final = 20
 """More changes at once are counted in the log, not named."""
+LINES_NAMED: Final = 20
+"""Of one kind of line, before they are counted only."""
+WHY_MAX: Final = 200
+"""Characters of a reason: it may quote what is in the store."""
 PUBLISH_SHARE: Final = 5.0
 """FIB rebuilds may use at most one part in so many of event-loop time."""
 
@@ -37,6 +44,7 @@ class Publisher:
         self._timer: asyncio.TimerHandle | None = None
         self._published_at = 0.0
         self._cost_s = 0.0
+        self._log = DeltaLog()
 
     def first_fib(self) -> Fib:
         """The FIB a backend is opened with: of everything known by now."""
@@ -51,7 +59,7 @@ class Publisher:
 
     def apply(self, delta: RoutingDelta, *, is_own_changed: bool = False) -> None:
         """Log and publish a change. is_own_changed: this node's own addresses are others now."""
-        _log_delta(delta)
+        self._log.write(delta)
         if delta.moves_packets or is_own_changed:
             self._pending.append(delta)
             if self._sinks:
@@ -92,31 +100,62 @@ class Publisher:
         self._cost_s = self._published_at - began
 
 
-def _log_delta(delta: RoutingDelta) -> None:
-    """Name each peer that came, moved or went, and each entry that cannot be used."""
-    for bad in delta.newly_bad:
-        _log.warning("entry %r ignored: %s", bad.name, bad.why)
-    for refused in delta.newly_refused:
-        _log.warning(
-            "lease %s (%s) is no peer: it %s",
-            refused.lease.key,
-            refused.lease.attributes.public_ip,
-            refused.refusal.value,
-        )
-    count = len(delta.gone) + len(delta.come) + len(delta.moved)
-    if count > PEERS_NAMED:
-        _log.info(
-            "peers: %d gone, %d new, %d moved",
-            len(delta.gone),
-            len(delta.come),
-            len(delta.moved),
-        )
-        return
-    for peer in delta.come:
-        _log.info("peer %s at %s", peer.subnet, peer.endpoint.address)
-    for old, new in delta.moved:
-        _log.info(
-            "peer %s at %s, before at %s", new.subnet, new.endpoint.address, old.endpoint.address
-        )
-    for peer in delta.gone:
-        _log.info("peer %s at %s gone", peer.subnet, peer.endpoint.address)
+class DeltaLog:
+    """The log's lines about changed leases: the store must not decide how much is logged.
+
+    Of each kind of line LINES_NAMED at once and one a minute, and one that counts the rest.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._rations = {kind: TokenBucket(LINES_NAMED) for kind in ("entries", "leases", "peers")}
+
+    def write(self, delta: RoutingDelta) -> None:
+        """Name each peer that came, moved or went, and each entry that cannot be used."""
+        for bad in delta.newly_bad:
+            if self._may_name("entries"):
+                _log.warning("entry %r ignored: %s", short(bad.name), short(bad.why, WHY_MAX))
+        self._count_rest("entries", logging.WARNING, "entries are ignored")
+        for refused in delta.newly_refused:
+            if self._may_name("leases"):
+                _log.warning(
+                    "lease %s (%s) is no peer: it %s",
+                    refused.lease.key,
+                    refused.lease.attributes.public_ip,
+                    refused.refusal.value,
+                )
+        self._count_rest("leases", logging.WARNING, "leases are no peers")
+        self._write_peers(delta)
+
+    def _write_peers(self, delta: RoutingDelta) -> None:
+        count = len(delta.gone) + len(delta.come) + len(delta.moved)
+        if count > PEERS_NAMED:
+            if self._may_name("peers"):
+                _log.info(
+                    "peers: %d gone, %d new, %d moved",
+                    len(delta.gone),
+                    len(delta.come),
+                    len(delta.moved),
+                )
+            return
+        for peer in delta.come:
+            if self._may_name("peers"):
+                _log.info("peer %s at %s", peer.subnet, peer.endpoint.address)
+        for old, new in delta.moved:
+            if self._may_name("peers"):
+                before = old.endpoint.address
+                _log.info("peer %s at %s, before at %s", new.subnet, new.endpoint.address, before)
+        for peer in delta.gone:
+            if self._may_name("peers"):
+                _log.info("peer %s at %s gone", peer.subnet, peer.endpoint.address)
+        self._count_rest("peers", logging.INFO, "changes of peers")
+
+    def _may_name(self, kind: str) -> bool:
+        return self._rations[kind].take(self._clock())
+
+    def _count_rest(self, kind: str, level: int, what: str) -> None:
+        """A line about the ones that were not named, when one may be written."""
+        bucket = self._rations[kind]
+        if bucket.withheld and bucket.may_summarise(self._clock()):
+            _log.log(level, "and %d more %s; see tundp status", bucket.withheld, what)
+            bucket.withheld = 0

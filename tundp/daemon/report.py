@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import tundp
 from tundp.engine.base import Dataplane
-from tundp.finding import Finding, must_hold
+from tundp.finding import Finding, must_hold, worries
 from tundp.lease.claim import LeaseState
+from tundp.lease.identity import identity_of
 from tundp.lease.routing import Routing
+from tundp.linux import notify
 from tundp.observe import collect
 from tundp.observe.collect import PeerView
 from tundp.observe.status import (
@@ -60,7 +62,7 @@ def summary(node: Node) -> Status:
         started_at=node.started_at,
         uptime_s=round(time.time() - node.started_at, 1),
         loop=type(asyncio.get_running_loop()).__module__.partition(".")[0],
-        node_id=node.node_id,
+        node_id=node.identity.node_id,
         network=node.network_config.network,
         subnet=lease.key.subnet,
         public_ip=node.underlay.interface.public_ip,
@@ -136,13 +138,12 @@ def findings(node: Node) -> list[Finding]:
     lease = node.manager.state()
     underlay = node.underlay
     link = underlay.interface.link
-    duplicate = next(iter(node.routing.duplicates), None)
+    duplicate = _duplicate(node.routing)
     return [
         must_hold(
             "lease",
-            lease.state is LeaseState.HELD and duplicate is None,
-            lease.conflict
-            or (f"{duplicate} has our PublicIP, too" if duplicate else lease.state.value),
+            lease.state is LeaseState.HELD and not duplicate,
+            lease.conflict or duplicate or lease.state.value,
         ),
         *node.backend.checks(),
         must_hold(
@@ -158,7 +159,22 @@ def findings(node: Node) -> list[Finding]:
         ),
         must_hold("firewall", not node.firewall.missing, node.firewall.missing or "in place"),
         must_hold("subnet-file", not node.subnet_file.error, node.subnet_file.error or "written"),
+        *worries("firewall-contest", node.firewall.contest),
+        *worries("kernel-contest", node.contest.words(now=time.monotonic())),
+        *worries("state-dir", lease.cache_error),
+        *node.worries(),
+        *worries("systemd", notify.failure()),
     ]
+
+
+def _duplicate(routing: Routing) -> str:
+    """Which other node advertises our PublicIP; empty if none does."""
+    key = next(iter(routing.duplicates), None)
+    if key is None:
+        return ""
+    identity = identity_of(routing.leases[key])
+    who = "a flannel without node id" if identity is None else f"node {identity}"
+    return f"{who} has our PublicIP, too: lease {key}"
 
 
 def setting_statuses(settings: Settings) -> dict[str, SettingStatus]:

@@ -13,6 +13,7 @@ CAP_NET_ADMIN. Whatever was given is not opened again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from tundp.admin import open_admin_socket
 from tundp.backend.base import Given
 from tundp.daemon.lock import take_lock
+from tundp.errors import PlatformError
 from tundp.observe.web import open_listener
 from tundp.settings.settings import Settings
 
@@ -66,7 +68,9 @@ def open_resources(settings: Settings, given: Resources | None = None) -> Resour
                 settings.healthz_ip, settings.healthz_port, "--healthz-ip and --healthz-port"
             )
         if resources.metrics is None and settings.metrics_addr is not None:
-            resources.metrics = open_listener(*settings.metrics_addr, "--metrics-addr")
+            # Packets flow without metrics: whoever serves them tries again (keep_metrics).
+            with contextlib.suppress(PlatformError):
+                resources.metrics = open_listener(*settings.metrics_addr, "--metrics-addr")
     except BaseException:
         resources.close()
         raise

@@ -18,7 +18,7 @@ import random
 import time
 from dataclasses import dataclass, field
 
-from tundp.admin import serve_admin
+from tundp.admin import AdminSocket, serve_admin
 from tundp.backend.choose import parse_network_config
 from tundp.choices import OnLeaseLost
 from tundp.daemon import report
@@ -31,6 +31,7 @@ from tundp.daemon.subnet_file import read_text
 from tundp.daemon.underlay import Underlay, selection_of
 from tundp.daemon.unreachable import remove_routes_of_before
 from tundp.errors import PlatformError
+from tundp.finding import Finding, worries
 from tundp.lease import subnet_env
 from tundp.lease.identity import Identity
 from tundp.lease.model import LeaseKey
@@ -42,7 +43,7 @@ from tundp.linux.tun import require_device
 from tundp.observe.health import Health
 from tundp.observe.metrics import Metrics
 from tundp.observe.status import Status
-from tundp.observe.web import serve_health, serve_metrics
+from tundp.observe.web import MetricsServer, serve_health
 from tundp.settings.settings import Settings
 from tundp.store.base import Store
 from tundp.subnet.base import Acquired, SubnetManager
@@ -103,7 +104,8 @@ async def run(settings: Settings, store: Store, resources: Resources) -> None:
                 settings.iptables_resync_s,
             ),
             metrics=desk.metrics,
-            node_id=identity.node_id,
+            identity=manager.identity or identity,
+            worries=desk.worries,
         )
         stack.callback(node.close)
         await _bring_up(node, desk, before)
@@ -119,6 +121,15 @@ class _Desk:
     metrics: Metrics
     started_at: float = field(default_factory=time.time)
     node: Node | None = None
+    admin: AdminSocket | None = None
+    metrics_server: MetricsServer | None = None
+
+    def worries(self) -> list[Finding]:
+        """Who cannot ask the daemon, and why."""
+        return [
+            *worries("admin-socket", "" if self.admin is None else self.admin.error),
+            *worries("metrics", "" if self.metrics_server is None else self.metrics_server.error),
+        ]
 
     def status(self) -> Status:
         if self.node is not None:
@@ -155,14 +166,22 @@ async def _open_desk(
     health = Health()
     metrics = Metrics(health.ready)
     desk = _Desk(settings, health, metrics)
-    await stack.enter_async_context(
+    desk.admin = await stack.enter_async_context(
         serve_admin(settings.admin_socket, desk.status, metrics.render, sock=resources.admin)
     )
     await stack.enter_async_context(serve_health(resources.health, health))
-    await stack.enter_async_context(serve_metrics(resources.metrics, metrics))
-    watch = asyncio.ensure_future(health.watch())
-    stack.callback(watch.cancel)
+    tasks = [asyncio.ensure_future(health.watch())]
+    if settings.metrics_addr is not None:
+        desk.metrics_server = MetricsServer(*settings.metrics_addr, resources.metrics, metrics)
+        tasks.append(asyncio.ensure_future(desk.metrics_server.run()))
+    stack.push_async_callback(_cancel, *tasks)
     return desk
+
+
+async def _cancel(*tasks: asyncio.Future[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _log_network(config: NetworkConfig, manager: SubnetManager) -> None:

@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final, NamedTuple
 
+from tundp.backoff import Ration
 from tundp.engine.base import (
     EMSGSIZE_ORIGIN,
     EngineContext,
@@ -119,6 +120,7 @@ class ReferenceEngine:
         self._udp_buffer = memoryview(bytearray(BUFFER_LEN))
         self._tun: Tun | None = None
         self._tun_gone = asyncio.Event()
+        self._gone_lines = Ration(1)
         self._unsent: _Unsent | None = None
         self._overflows = 0
         self._hops = HopLedger()
@@ -455,7 +457,8 @@ class ReferenceEngine:
     def _on_tun_error(self, error: OSError) -> None:
         """Sort a TUN error: a deleted device is reported, anything else is a passing state."""
         if error.errno in (errno.EBADFD, errno.EBADF) and self._tun is not None:
-            _log.warning("TUN device %s is gone", self._tun.name)
+            if self._gone_lines.take(time.monotonic()):
+                _log.warning("TUN device %s is gone", self._tun.name)
             self.detach()
             self._tun_gone.set()
 

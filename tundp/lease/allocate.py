@@ -1,6 +1,7 @@
 """Plan which lease to claim: flannel's acquisition steps, without its races.
 
-    1. a lease with our PublicIP, or else our node id, that still fits the network config: keep it
+    1. a lease that may be ours (lease/identity.py) and still fits the network config: keep it;
+       of several the previous one if it is ours for sure, else by node id, else by PublicIP
     2. such leases that no longer fit: delete them, unless another node may hold them
     3. the previous subnet (from subnet.env), if it fits and no lease overlaps it: create it
     4. else create a random one of the first 100 free subnets
@@ -25,8 +26,8 @@ from ipaddress import (
 from typing import Final
 
 from tundp.errors import OutOfSubnets
-from tundp.lease.identity import identity_of
-from tundp.lease.model import UNSPECIFIED, Lease, LeaseKey
+from tundp.lease.identity import Holder, Identity, whose
+from tundp.lease.model import Lease, LeaseKey
 from tundp.lease.network import NetworkConfig, SubnetPool
 
 CANDIDATES: Final = 100
@@ -67,42 +68,41 @@ def plan_claim(
     The lease to keep may be held by a duplicate node or a clone: the caller challenges it
     (subnet/challenge.py).
     """
+    identity = Identity(node_id) if node_id else None
+    holders = [whose(lease, public_ip=public_ip, identity=identity) for lease in leases]
     ours = [
-        lease
-        for lease in leases
-        if lease.attributes.public_ip == public_ip and public_ip != UNSPECIFIED
+        (lease, holder)
+        for lease, holder in zip(leases, holders, strict=True)
+        if holder is not Holder.OTHER
     ]
-    by_id = [lease for lease in leases if node_id and _node_id(lease) == node_id]
-    ours += [lease for lease in by_id if lease not in ours]
-    ours.sort(key=lambda lease: lease not in by_id)
-    # Signed by another node id with our PublicIP: a duplicate node may hold it.
-    contested = [lease for lease in ours if _node_id(lease) not in ("", node_id)]
-    # Ours that no longer fit are deleted before anything is created: they hold no subnet.
-    held = [*(lease.key for lease in leases if lease not in ours), *unreadable]
-    for lease in ours:
-        if is_compatible(lease.key, network_config):
-            return Keep(lease)
-    # Signed by our node id with another PublicIP: a clone may hold it.
-    contested += [lease for lease in ours if lease.attributes.public_ip != public_ip]
-    ours = [lease for lease in ours if lease not in contested]
-    held += [lease.key for lease in contested]
+    fitting = [each for each in ours if is_compatible(each[0].key, network_config)]
+    if fitting:
+        return Keep(min(fitting, key=lambda each: _rank(each[0], each[1], previous))[0])
+    # Those that no longer fit are deleted before anything is created, so they hold no subnet;
+    # but not those that a duplicate node or a clone may hold.
+    stale = [lease for lease, holder in ours if holder in (Holder.OURS, Holder.LEFTOVER)]
+    held = [*(lease.key for lease in leases if lease not in stale), *unreadable]
     if (
         previous is not None
         and is_compatible(previous, network_config)
         and not any(overlap(previous, key) for key in held)
     ):
-        return Take(previous, tuple(ours))
+        return Take(previous, tuple(stale))
     v4 = _draw(network_config.pool, [key.subnet for key in held], rng)
     v6 = None
     if network_config.pool6 is not None:
         held6 = [key.v6.network for key in held if key.v6 is not None]
         v6 = IPv6Interface(str(_draw(network_config.pool6, held6, rng)))
-    return Take(LeaseKey(IPv4Interface(str(v4)), v6), tuple(ours))
+    return Take(LeaseKey(IPv4Interface(str(v4)), v6), tuple(stale))
 
 
-def _node_id(lease: Lease) -> str:
-    identity = identity_of(lease)
-    return "" if identity is None else identity.node_id
+_RANKS: Final = (Holder.OURS, Holder.CLONE, Holder.LEFTOVER, Holder.DUPLICATE)
+
+
+def _rank(lease: Lease, holder: Holder, previous: LeaseKey | None) -> tuple[bool, int]:
+    """Of several leases to keep, the least: the subnet pods have addresses of, then our id."""
+    is_previous = lease.key == previous and holder in (Holder.OURS, Holder.LEFTOVER)
+    return not is_previous, _RANKS.index(holder)
 
 
 def is_compatible(key: LeaseKey, network_config: NetworkConfig) -> bool:

@@ -12,7 +12,7 @@ A node that finds its PublicIP, or its node id, in a lease another node may hold
 challenge into it and waits (subnet/challenge.py); a live holder answers by writing its lease
 without it (lease/claim.py). So a dead holder's lease is taken over without an operator, and a
 live holder's is not while it reaches the store. A lease without a node id, from a stock flanneld
-or written by hand, is attributed by its PublicIP.
+or written by hand, is attributed by its PublicIP: `whose` is the one place that judges.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from enum import Enum, unique
 from ipaddress import IPv4Address
 from typing import Final
 
-from tundp.lease.model import Lease, LeaseAttributes
+from tundp.lease.model import UNSPECIFIED, Lease, LeaseAttributes
 
 NODE: Final = "TundpNode"
 HOST: Final = "TundpHost"
@@ -81,6 +82,44 @@ def challenged(attributes: LeaseAttributes, challenge: str) -> LeaseAttributes:
     return replace(attributes, extra={**attributes.extra, CHALLENGE: challenge})
 
 
+@unique
+class Holder(Enum):
+    """Whose a lease is, as seen by one node; the value is for people."""
+
+    OURS = "this node"
+    """Our node id, and our PublicIP or one we had."""
+    LEFTOVER = "this node before it had a node id, or a stock flanneld"
+    """Our PublicIP and no node id: written by a stock flanneld of this host, or by hand. A
+    stock flanneld elsewhere that advertises our address by mistake looks the same."""
+    DUPLICATE = "another node with our PublicIP"
+    """Our PublicIP and another node id."""
+    CLONE = "this node at another address, or a clone of it"
+    """Our node id, and an address we never had."""
+    OTHER = "another node"
+
+
+def whose(
+    lease: Lease,
+    *,
+    public_ip: IPv4Address,
+    identity: Identity | None,
+    former_ips: Collection[IPv4Address] = (),
+) -> Holder:
+    """Whose `lease` is, as seen by the node with this PublicIP and identity.
+
+    The one judgement that claim, allocation, challenge, ledger and readiness go by. Pure:
+    whether that holder is alive, a challenge tells. identity None: a signed lease is another's.
+    """
+    writer = identity_of(lease)
+    writer_ip = lease.attributes.public_ip
+    is_our_ip = writer_ip == public_ip != UNSPECIFIED
+    if writer is None:
+        return Holder.LEFTOVER if is_our_ip else Holder.OTHER
+    if identity is None or writer.node_id != identity.node_id:
+        return Holder.DUPLICATE if is_our_ip else Holder.OTHER
+    return Holder.OURS if is_our_ip or writer_ip in former_ips else Holder.CLONE
+
+
 @dataclass(frozen=True, slots=True)
 class Ours:
     """The lease is this node's."""
@@ -104,20 +143,16 @@ def holder_of(
     identity: Identity | None,
     former_ips: Collection[IPv4Address] = (),
 ) -> Ours | Other:
-    """Whose `lease` is, as seen by the node with this PublicIP and identity.
+    """Whether the node with this PublicIP and identity may write `lease`, by `whose`.
 
-    A node id decides where both sides have one: another id is another node, whatever the
-    address. A lease with our id must also bear our PublicIP or one we had (`former_ips`), else
-    a clone of this machine wrote it. Without an id (stock flanneld, or by hand) the PublicIP
-    decides, as in flannel.
+    Without an identity of ours the PublicIP decides, as in flannel.
     """
-    writer = identity_of(lease)
-    writer_ip = lease.attributes.public_ip
-    has_our_id = False
-    if identity is not None and writer is not None:
-        if writer.node_id != identity.node_id:
-            return Other(f"node {writer} at {writer_ip}")
-        has_our_id = True
-    if writer_ip == public_ip or (has_our_id and writer_ip in former_ips):
-        return Ours(is_signed=identity is None or has_our_id)
-    return Other(str(writer_ip))
+    holder = whose(lease, public_ip=public_ip, identity=identity, former_ips=former_ips)
+    if holder is Holder.OURS:
+        return Ours(is_signed=True)
+    if holder is Holder.LEFTOVER or (identity is None and holder is Holder.DUPLICATE):
+        return Ours(is_signed=identity is None)
+    writer, writer_ip = identity_of(lease), lease.attributes.public_ip
+    if writer is None or identity is None or holder is Holder.CLONE:
+        return Other(str(writer_ip))
+    return Other(f"node {writer} at {writer_ip}")

@@ -1,6 +1,6 @@
 """The routing ledger: leases, peers, refused leases and unreadable entries, in one place.
 
-Why one room: one ledger, whose parts change together; 450 lines with their docstrings.
+Why one room: one ledger, whose parts change together; under 500 lines with their docstrings.
 
     Snapshot | Events --apply--> RoutingDelta        what changed, for whoever is concerned
                       --fib()--> Fib                 the table packets consult
@@ -25,6 +25,7 @@ from types import MappingProxyType
 
 from tundp.lease.fib import Fib, assemble_fib
 from tundp.lease.hops import Hops, Rows
+from tundp.lease.identity import Holder, Identity, whose
 from tundp.lease.model import (
     UNSPECIFIED,
     BadEntry,
@@ -44,6 +45,8 @@ class Refusal(Enum):
 
     NO_PUBLIC_IP = "has no PublicIP: packets would go to 0.0.0.0, that is back to this node"
     OWN_PUBLIC_IP = "has this node's own PublicIP: packets would loop (two nodes with one address?)"
+    LEFTOVER = "has our PublicIP and is renewed by nobody: a former lease of this node"
+    HOST_ADDRESS = "has an address of this host as PublicIP: packets would loop"
     NOT_UNICAST = "has a PublicIP no datagram can be sent to"
     OUTSIDE_NETWORK = "lies outside the network"
     INSIDE_NETWORK = "has a PublicIP inside the overlay: packets would go round and round"
@@ -188,8 +191,10 @@ class Routing:
         backend: BackendConfig,
         own_key: LeaseKey,
         own_addresses: Collection[IPv4Address],
+        public_ip: IPv4Address = UNSPECIFIED,
+        identity: Identity | None = None,
     ) -> None:
-        """own_addresses: the PublicIP and every other address of this node."""
+        """own_addresses: every address of this node. public_ip: the one it advertises, if any."""
         self.generation = 0
         """Of the FIB last made by `fib`."""
         self._network = network
@@ -197,6 +202,11 @@ class Routing:
         self._own_key = own_key
         self.own_addresses = frozenset(own_addresses)
         """The addresses no lease may lead to and no packet may come from."""
+        self.public_ip = public_ip
+        """The address that our own lease advertises."""
+        self._identity = identity
+        self._renewed: dict[LeaseKey, None] = {}
+        """Leftovers that somebody has written since we know them, and so holds."""
         self._table = LeaseTable()
         self._keys: dict[IPv4Network, tuple[LeaseKey, ...]] = {}
         """The keys that name a subnet, ours apart: nearly always one."""
@@ -237,25 +247,33 @@ class Routing:
 
     @property
     def duplicates(self) -> Collection[LeaseKey]:
-        """Leases of other nodes that advertise an address of this node."""
+        """Leases of other nodes that advertise our PublicIP."""
         return self._duplicates.keys()
 
     def apply(self, update: Snapshot | Events) -> RoutingDelta:
         """Apply one update of the store."""
         changes = self._table.apply(update)
+        moving = [
+            change for change in changes if self._notice_renewal(change) or change.moves_packets
+        ]
         return replace(
-            self._judge_again([change for change in changes if change.moves_packets]),
+            self._judge_again(moving),
             own=self._own_observations(update, changes),
             newly_bad=self._table.newly_bad,
             changed_leases=len(changes),
             has_lease_gone=any(change.new is None for change in changes),
         )
 
-    def set_own_addresses(self, addresses: Collection[IPv4Address]) -> RoutingDelta:
-        """Judge every lease by our new addresses."""
+    def set_own_addresses(
+        self, addresses: Collection[IPv4Address], public_ip: IPv4Address | None = None
+    ) -> RoutingDelta:
+        """Judge every lease by our new addresses, and by `public_ip` if that is another now."""
         fresh = frozenset(addresses)
+        public_ip = self.public_ip if public_ip is None else public_ip
         changed = fresh ^ self.own_addresses
-        self.own_addresses = fresh
+        if public_ip != self.public_ip:
+            changed |= {public_ip, self.public_ip}
+        self.own_addresses, self.public_ip = fresh, public_ip
         return self._judge_again(
             [
                 Change(lease.key, lease, lease)
@@ -421,8 +439,8 @@ class Routing:
             return Refusal.OTHER_BACKEND
         if address == UNSPECIFIED:
             return Refusal.NO_PUBLIC_IP
-        if address in self.own_addresses:
-            return Refusal.OWN_PUBLIC_IP
+        if address in self.own_addresses or address == self.public_ip:
+            return self._refuse_own(lease)
         if address in self._network:
             return Refusal.INSIDE_NETWORK
         if address.is_multicast or address.is_reserved or address.is_loopback:
@@ -434,6 +452,28 @@ class Routing:
         if subnet.subnet_of(self._own_key.subnet):
             return Refusal.INSIDE_OWN_SUBNET
         return None
+
+    def _refuse_own(self, lease: Lease) -> Refusal:
+        """Why a lease with an address of this node is no peer: only a duplicate node is alive."""
+        if lease.attributes.public_ip != self.public_ip:
+            return Refusal.HOST_ADDRESS
+        holder = whose(lease, public_ip=self.public_ip, identity=self._identity)
+        is_dead = holder in (Holder.OURS, Holder.LEFTOVER) and lease.key not in self._renewed
+        return Refusal.LEFTOVER if is_dead else Refusal.OWN_PUBLIC_IP
+
+    def _notice_renewal(self, change: Change) -> bool:
+        """Whether this is the first write of a leftover since we know it: somebody holds it."""
+        old, new = change.old, change.new
+        if new is None or new.attributes.public_ip != self.public_ip:
+            self._renewed.pop(change.key, None)
+            return False
+        if old is None or new.revision <= old.revision or change.key in self._renewed:
+            return False
+        refused = self._refused.get(change.key)
+        if refused is None or refused.refusal is not Refusal.LEFTOVER:
+            return False
+        self._renewed[change.key] = None
+        return True
 
 
 def _is_news(before: RefusedLease | None, now: RefusedLease) -> bool:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
+import time
+
+from tundp.backoff import Outage
 
 _log = logging.getLogger(__name__)
 
 
 def notify(*fields: str) -> None:
-    """Send `fields` such as `READY=1` or `STATUS=...`. Never blocks; a failure is a warning."""
+    """Send `fields` such as `READY=1` or `STATUS=...`. Never blocks.
+
+    A failure is a warning, one a minute while it lasts, and in `failure`.
+    """
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
@@ -21,7 +28,21 @@ def notify(*fields: str) -> None:
             sock.connect(address)
             sock.send("\n".join(fields).encode())
     except OSError as error:
-        _log.warning("cannot notify systemd at %s: %s", path, error.strerror)
+        _outage(path).failed(error.strerror or error, now=time.monotonic())
+    else:
+        _outage(path).ended(now=time.monotonic())
+
+
+def failure() -> str:
+    """Why systemd could not be notified the last time; empty if it was, or does not wait."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    outage = _outage(path) if path else None
+    return f"{outage.what}: {outage.error}" if outage is not None and outage.error else ""
+
+
+@functools.cache
+def _outage(path: str) -> Outage:
+    return Outage(_log, f"cannot notify systemd at {path}")
 
 
 def watchdog_s() -> float | None:

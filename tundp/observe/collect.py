@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from typing import Protocol
+from typing import Final, Protocol
 
 from tundp.engine.base import Dataplane, PathState
 from tundp.engine.counters import Counters, HopCounters
+from tundp.finding import short
 from tundp.lease.routing import RefusedLease
 from tundp.linux.iface import Interface
 from tundp.observe.status import (
@@ -175,11 +176,18 @@ def refused_statuses(
     return Lazy(count, make)
 
 
+WHY_MAX: Final = 200
+"""Characters of a reason: it may quote what is in the store."""
+
+
 def bad_entry_statuses(entries: Mapping[str, str]) -> Sequence[BadEntryStatus]:
     """The unreadable entries, by name. entries: a copy; evaluated later."""
 
     def make() -> list[BadEntryStatus]:
-        return [BadEntryStatus(name=name, why=why) for name, why in sorted(entries.items())]
+        return [
+            BadEntryStatus(name=short(name), why=short(why, WHY_MAX))
+            for name, why in sorted(entries.items())
+        ]
 
     return Lazy(len(entries), make)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from aiohttp import web
 
+from tundp.backoff import Outage
 from tundp.errors import PlatformError
 from tundp.finding import Finding, failures
 from tundp.observe.health import Health
@@ -31,6 +32,8 @@ BACKLOG = 128
 """Connections the kernel completes before they are accepted."""
 CONNECTIONS = 64
 """At a time, of each server."""
+REOPEN_S = 5.0
+"""Between two tries to listen on a port that another program has."""
 HEALTHY = ("flanneld is running", "flanneld is not running")
 READY = ("flanneld is ready", "flanneld is not ready yet")
 
@@ -43,6 +46,35 @@ async def serve_health(sock: socket.socket | None, health: Health) -> AsyncItera
     app.router.add_get("/readyz", _answer(health.ready, READY))
     async with _serve(app, sock):
         yield
+
+
+class MetricsServer:
+    """Metrics on --metrics-addr, also when another program has the port at first."""
+
+    def __init__(self, ip: str, port: int, sock: socket.socket | None, metrics: Metrics) -> None:
+        """sock: of `open_listener`, owned from here on; None if it could not be opened."""
+        self._where = (ip, port)
+        self._sock = sock
+        self._metrics = metrics
+        self._outage = Outage(_log, "metrics")
+
+    @property
+    def error(self) -> str:
+        """Why nobody can read the metrics; empty if anybody can."""
+        return self._outage.error
+
+    async def run(self) -> None:
+        """Serve until cancelled, as soon as the port is free."""
+        clock = asyncio.get_running_loop().time
+        while self._sock is None:
+            try:
+                self._sock = open_listener(*self._where, "--metrics-addr")
+            except PlatformError as error:
+                self._outage.failed(error, now=clock())
+                await asyncio.sleep(REOPEN_S)
+        self._outage.ended(now=clock())
+        async with serve_metrics(self._sock, self._metrics):
+            await asyncio.Event().wait()
 
 
 @contextlib.asynccontextmanager

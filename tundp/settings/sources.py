@@ -2,7 +2,8 @@
 
     flag  over  FLANNELD_* or TUNDP_* variable  over  --config file  over  default
 
-An empty variable is one that is not set; a bad one is an error (flannel turns it into 0). The
+An empty variable is one that is not set; a bad one is an error (flannel turns it into 0), but for
+what got there by accident (settings/accidents.py). The
 `flanneld` script alone ignores stray arguments as flannel does, with a warning: what starts a
 stock flanneld must start tundp.
 """
@@ -19,6 +20,7 @@ from typing import Any, Final
 from tundp.errors import ConfigError
 from tundp.instance import Instance
 from tundp.settings import goflags
+from tundp.settings.accidents import is_service_link, links_sentence, read_variable
 from tundp.settings.declare import Flag
 from tundp.settings.parsers import parse_path
 from tundp.settings.settings import DEFAULT, FLAGS, SETTABLE, Settings
@@ -51,7 +53,11 @@ def resolve(
     variable or the file says of them is not read.
     variables_origin: where `environment` is from, if it is not the process's own.
     """
-    texts = {each.name: environment.get(each.variable, "") for each in FLAGS if each.variable}
+    texts = {
+        each.name: read_variable(each, each.variable, environment.get(each.variable, "")).text
+        for each in FLAGS
+        if each.variable
+    }
     path = given["config"] if "config" in given else parse_path(texts["config"])
     from_file = {} if path is None else _read_file(path, concerned)
     values: dict[str, Any] = {}
@@ -110,14 +116,35 @@ def _complete(
     return settings
 
 
+def variable_warnings(environment: Mapping[str, str]) -> list[str]:
+    """What is odd about the `FLANNELD_*` and `TUNDP_*` variables, a sentence each."""
+    readings = [
+        read_variable(each, each.variable, environment.get(each.variable, ""))
+        for each in FLAGS
+        if each.variable
+    ]
+    unknown = [
+        f"variable {name} is set, but tundp does not know it"
+        for name in unknown_variables(environment)
+    ]
+    sentences = [*(each.accident for each in readings), links_sentence(environment, _PREFIXES)]
+    return [*filter(None, sentences), *unknown]
+
+
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """`FLANNELD_*` and `TUNDP_*` variables that are set and mean nothing here."""
+    """`FLANNELD_*` and `TUNDP_*` variables that are set and mean nothing here.
+
+    Kubernetes' service links are left out.
+    """
     # FLANNELD_VERSION is set by images, and has no effect in flannel either.
     known = {each.variable for each in FLAGS} | {"FLANNELD_VERSION", "FLANNELD_HELP"}
     return sorted(
         name
         for name, text in environment.items()
-        if text and name.startswith(_PREFIXES) and name not in known
+        if text
+        and name.startswith(_PREFIXES)
+        and name not in known
+        and not is_service_link(name, text)
     )
 
 

@@ -66,6 +66,8 @@ class LeaseStatus:
     """When the leases were last known to be the store's, Unix time."""
     age_s: int | None
     """How old what is known of the leases is: 0 while the store answers, None if unknown."""
+    cache_error: str = ""
+    """Why the lease cache cannot be kept on disk; empty if it is, or if there is none."""
 
 
 class SubnetManager(Protocol):

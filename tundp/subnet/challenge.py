@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
 
-from tundp.errors import Conflict, DuplicateNode
-from tundp.lease.identity import Identity, challenge_in, challenged, identity_of
+from tundp.errors import CloneAlive, Conflict, DuplicateNode
+from tundp.lease.identity import Holder, Identity, challenge_in, challenged, identity_of, whose
 from tundp.lease.model import Lease, LeaseKey, Snapshot
 from tundp.store.base import Store
 
@@ -53,15 +53,14 @@ class Challenger:
         """`lease` at the revision at which it may be written over.
 
         A lease with our PublicIP and our node id, or with no node id, is ours. The holder of
-        any other is challenged first: DuplicateNode if it answers. Conflict if the lease
-        goes away, or another node challenges it, meanwhile.
+        any other is challenged first: if it answers, CloneAlive where it has our node id, else
+        DuplicateNode. Conflict if the lease goes away, or another node challenges it, meanwhile.
         """
+        kind = whose(lease, public_ip=public_ip, identity=self.identity)
         holder = identity_of(lease)
-        if self.identity is None or holder is None:
+        if self.identity is None or holder is None or kind is Holder.OURS:
             return lease
-        has_our_id = holder.node_id == self.identity.node_id
-        if has_our_id and lease.attributes.public_ip == public_ip:
-            return lease
+        has_our_id = kind is Holder.CLONE
         if self.is_forced:
             if not has_our_id:
                 _log.warning("lease %s taken over from node %s, as told", lease.key, holder)
@@ -80,7 +79,9 @@ class Challenger:
         asked = await self._ask(lease)
         answered = await self._answer_to(asked)
         if answered is not None:
-            raise DuplicateNode(self._explain(answered, holder, public_ip))
+            raise (CloneAlive if has_our_id else DuplicateNode)(
+                self._explain(answered, holder, public_ip)
+            )
         if not has_our_id:
             _log.warning("lease %s: node %s does not answer", lease.key, holder)
         return asked
@@ -96,12 +97,10 @@ class Challenger:
         """
         deleted = set()
         for lease in snapshot.leases:
-            if lease.key == kept or lease.attributes.public_ip != public_ip:
+            kind = whose(lease, public_ip=public_ip, identity=self.identity)
+            if lease.key == kept or kind is not Holder.DUPLICATE:
                 continue
-            holder = identity_of(lease)
-            if self.identity is None or holder is None or self.is_forced:
-                continue
-            if holder.node_id == self.identity.node_id:
+            if self.identity is None or self.is_forced:
                 continue
             asked = await self.require_dead_or_ours(lease, public_ip)
             if lease.is_reservation:
@@ -142,8 +141,7 @@ class Challenger:
         if self.identity is not None and holder.node_id == self.identity.node_id:
             return (
                 f"another node has our node id {holder.node_id} and is alive ({where}, host"
-                f" {holder.host}): is this machine a clone of it? Delete node-id in --state-dir"
-                " here, or use --force-takeover if that node must go"
+                f" {holder.host}): is this machine a clone of it?"
             )
         return (
             f"PublicIP {public_ip} belongs to node {holder}, which is alive"

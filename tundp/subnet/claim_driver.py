@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Final
 
-from tundp.backoff import Backoff, Outage
+from tundp.backoff import Backoff, Outage, Ration
 from tundp.errors import Conflict, LeaseError, LeaseLost, StoreError
 from tundp.lease.allocate import Keep, Take, overlap, plan_claim
 from tundp.lease.claim import RETRY_S, ClaimMachine, ClaimRules
@@ -107,6 +107,9 @@ class Claim:
         self._sleep = sleep
         self._machine: ClaimMachine | None = None
         self._outage = Outage(_log, "lease")
+        self._challenges, self._losses, self._conflicts = Ration(1), Ration(), Ration(1)
+        self._is_loss_said: bool | None = None
+        """Whether the log says that the lease is not held; None before the first word of it."""
         self._wake = asyncio.Event()
         self._challenger = Challenger(
             store=store,
@@ -367,23 +370,14 @@ class Claim:
 
     def _log_notice(self, notice: Notice) -> None:
         match notice:
-            case StateChanged(key, _, LeaseState.HELD, _):
-                _log.info("lease %s held", key)
-            case StateChanged(key, _, LeaseState.LOST, why):
-                _log.warning("lease %s lost: %s; trying to get the same subnet again", key, why)
-            case StateChanged(key, _, LeaseState.CONFLICT, why):
-                _log.error(
-                    "lease %s CONFLICT: %s. Packets to known peers still flow, but two nodes may"
-                    " now use this subnet: stop one, or delete that entry to give it back to"
-                    " this one",
-                    key,
-                    why,
-                )
-            case Challenged(key):
+            case StateChanged():
+                self._log_state(notice)
+            case Challenged(key) if self._challenges.take(_now()):
                 _log.warning(
                     "lease %s: another node with our PublicIP or node id asks whether we are"
-                    " alive; answering",
+                    " alive; answering%s",
                     key,
+                    self._challenges.withheld_words(),
                 )
             case WrittenByAnother(key, public_ip):
                 _log.warning(
@@ -398,6 +392,35 @@ class Claim:
                 self._outage.failed(why, now=_now())
             case Working():
                 self._outage.ended(now=_now())
+
+    def _log_state(self, change: StateChanged) -> None:
+        """One line a change; a lease that somebody deletes or takes again and again has two."""
+        key, why = change.key, change.why
+        match change.after:
+            case LeaseState.HELD:
+                if self._is_loss_said:
+                    self._losses.spend(_now())
+                if self._is_loss_said is not False:
+                    _log.info("lease %s held", key)
+                self._is_loss_said = False
+            case LeaseState.LOST if self._losses.take(_now()):
+                _log.warning(
+                    "lease %s lost: %s; trying to get the same subnet again%s",
+                    key,
+                    why,
+                    self._losses.withheld_words(),
+                )
+                self._is_loss_said = True
+            case LeaseState.CONFLICT if self._conflicts.take(_now()):
+                _log.error(
+                    "lease %s CONFLICT: %s. Packets to known peers still flow, but two nodes may"
+                    " now use this subnet: stop one, or delete that entry to give it back to"
+                    " this one%s",
+                    key,
+                    why,
+                    self._conflicts.withheld_words(),
+                )
+                self._is_loss_said = True
 
 
 def _now() -> float:

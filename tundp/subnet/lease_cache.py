@@ -23,12 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tundp.backoff import Outage
 from tundp.errors import LeaseFormatError
 from tundp.files import write_atomically
 from tundp.instance import Instance
 from tundp.lease import codec
 from tundp.lease.identity import Identity, clean_host
 from tundp.lease.model import TTL_UNKNOWN, Lease, LeaseKey
+from tundp.subnet.refusals import Refusals
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +58,22 @@ class LeaseCache:
     def __init__(self, directory: Path | None, instance: Instance) -> None:
         self._directory = directory
         self._instance = instance
-        self._is_failing = False
+        self._outage = Outage(
+            _log,
+            f"cannot write below {directory}: after a restart this node is a stranger to its own"
+            " lease (8 s more), and cannot start while the store is away",
+        )
+
+    @property
+    def error(self) -> str:
+        """Why the last file could not be written; empty if it was."""
+        return f"{self._directory}: {self._outage.error}" if self._outage.error else ""
+
+    @property
+    def refusals(self) -> Refusals:
+        """The starts of this instance that a live node has refused, kept beside the leases."""
+        path = self.lease_file
+        return Refusals(None if path is None else path.with_name(f"refused-{path.name}"))
 
     @property
     def lease_file(self) -> Path | None:
@@ -87,10 +104,25 @@ class LeaseCache:
             return Identity(node_id + suffix, host)
         if node_id:
             _log.warning("%s is another machine's (a clone?): making a new node id", path)
+        return Identity(self._make_node_id(), host)
+
+    def renewed_identity(self, former: Identity) -> Identity:
+        """A new id for this node, kept on disk, after `former` was found to be a live node's.
+
+        If the id on disk is not `former` any more, another instance of this host has made it.
+        """
+        known = self.known_node_id()
+        if known and known != former.node_id:
+            return Identity(known, former.host)
+        return Identity(self._make_node_id(), former.host)
+
+    def _make_node_id(self) -> str:
+        """A random id, written to disk if there is one, with the instance's suffix."""
         node_id = uuid.uuid4().hex[:16]
-        if path is not None:
-            self._write(path, json.dumps({"NodeID": node_id, "Machine": machine}) + "\n")
-        return Identity(node_id + suffix, host)
+        if self._directory is not None:
+            text = json.dumps({"NodeID": node_id, "Machine": _machine()}) + "\n"
+            self._write(self._directory / "node-id", text)
+        return node_id + self._instance.node_id_suffix
 
     def load(self, store: str, node_id: str) -> CachedLeases | None:
         """The cached leases of `store`, or None. Those of another node id are a clone's."""
@@ -172,16 +204,9 @@ class LeaseCache:
         try:
             write_atomically(path, text, mode=0o600)
         except OSError as error:
-            if not self._is_failing:
-                _log.warning(
-                    "cannot write %s: %s; after a restart this node is a stranger to its own lease"
-                    " (8 s more), and cannot start while the store is away",
-                    path,
-                    error.strerror,
-                )
-            self._is_failing = True
+            self._outage.failed(error.strerror or error, now=time.monotonic())
         else:
-            self._is_failing = False
+            self._outage.ended(now=time.monotonic())
 
 
 def _read_json(path: Path | None) -> dict[str, Any]:
@@ -189,7 +214,7 @@ def _read_json(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:
         _log.warning("cannot read %s: %s", path, error)

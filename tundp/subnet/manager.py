@@ -17,10 +17,18 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from tundp.backoff import Backoff, Outage
-from tundp.errors import AccessDenied, ConfigError, StoreError, StoreUnavailable
+from tundp.errors import (
+    AccessDenied,
+    CloneAlive,
+    ConfigError,
+    DuplicateNode,
+    StoreError,
+    StoreUnavailable,
+)
 from tundp.lease.claim import RETRY_S
 from tundp.lease.identity import Identity
 from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
@@ -31,6 +39,7 @@ from tundp.store.follow import follow
 from tundp.subnet.base import Acquired, LeaseStatus, Progress
 from tundp.subnet.claim_driver import Claim, ClaimSettings
 from tundp.subnet.lease_cache import CachedLeases, LeaseCache
+from tundp.subnet.refusals import Refusals
 
 _log = logging.getLogger(__name__)
 
@@ -113,6 +122,11 @@ class StoreSubnetManager:
         return self._store.description
 
     @property
+    def identity(self) -> Identity | None:
+        """This node: another one after `acquire` if a live node was found to have our id."""
+        return self._identity
+
+    @property
     def claim(self) -> Claim:
         """The claim on our lease; after `acquire` began."""
         assert self._claim is not None, "acquire() comes first"
@@ -161,25 +175,27 @@ class StoreSubnetManager:
     ) -> Acquired:
         """See SubnetManager."""
         self._network_config = network_config
-        self._claim = claim = Claim(
-            self._store,
-            ClaimSettings(
-                network_config=network_config,
-                attributes=offer,
-                previous=previous,
-                identity=self._identity,
-                lease_ttl_s=self._lease_settings.lease_ttl_s,
-                margin_s=self._lease_settings.margin_s,
-                is_forced=self._lease_settings.is_forced,
-                exits_when_lost=self._lease_settings.exits_when_lost,
-                retry_s=self._lease_settings.retry_s,
-            ),
-            rng=self._rng,
-        )
+        claim = self._make_claim(network_config, offer, previous)
         if self._cached is not None:
             return await self._resume(self._cached, offer)
-        progress.waits_for("a lease", lambda: claim.waiting_for)
-        lease, snapshot = await claim.acquire()
+        refusals = None if self._cache is None else self._cache.cache.refusals
+        if refusals is not None and not self._lease_settings.is_forced:
+            await self._wait_after_refusals(refusals, offer, progress)
+        while True:
+            progress.waits_for("a lease", partial(getattr, claim, "waiting_for"))
+            try:
+                lease, snapshot = await claim.acquire()
+            except CloneAlive as error:
+                self._identity = self._new_identity(error)
+                claim = self._make_claim(network_config, offer, previous)
+            except DuplicateNode as error:
+                if refusals is not None:
+                    refusals.note(self._who(offer), str(error))
+                raise
+            else:
+                break
+        if refusals is not None:
+            refusals.clear()
         self._has_own_lease = True
         # The store itself has answered, though its watch has not begun.
         self._is_synced, self._synced_at = True, time.time()
@@ -249,6 +265,7 @@ class StoreSubnetManager:
             is_synced=self._is_synced,
             synced_at=self._synced_at,
             age_s=self._age_s(),
+            cache_error="" if self._cache is None else self._cache.cache.error,
         )
 
     async def close(self) -> None:
@@ -256,6 +273,52 @@ class StoreSubnetManager:
         if self._cache is not None and self._is_unsaved.is_set() and self._is_synced:
             self._save(self._cache, tuple(self._leases.values()))
         await self._store.close()
+
+    def _make_claim(
+        self,
+        network_config: NetworkConfig,
+        offer: LeaseAttributes,
+        previous: LeaseKey | None,
+    ) -> Claim:
+        """A claim under our identity of now, which becomes ours."""
+        self._claim = Claim(
+            self._store,
+            ClaimSettings(
+                network_config=network_config,
+                attributes=offer,
+                previous=previous,
+                identity=self._identity,
+                lease_ttl_s=self._lease_settings.lease_ttl_s,
+                margin_s=self._lease_settings.margin_s,
+                is_forced=self._lease_settings.is_forced,
+                exits_when_lost=self._lease_settings.exits_when_lost,
+                retry_s=self._lease_settings.retry_s,
+            ),
+            rng=self._rng,
+        )
+        return self._claim
+
+    async def _wait_after_refusals(
+        self, refusals: Refusals, offer: LeaseAttributes, progress: Progress
+    ) -> None:
+        """Pause before a start that a live node has refused several times already."""
+        pause_s, why = refusals.pause(self._who(offer))
+        if pause_s:
+            progress.waits_for("a lease", lambda: why)
+            _log.warning("%s; asking again in %.0f s", why, pause_s)
+            await asyncio.sleep(pause_s)
+
+    def _who(self, offer: LeaseAttributes) -> str:
+        node_id = "" if self._identity is None else self._identity.node_id
+        return f"{node_id} {offer.public_ip}"
+
+    def _new_identity(self, error: CloneAlive) -> Identity:
+        """Another id for this machine, a clone of a live one. The error, if none can be made."""
+        if self._cache is None or self._identity is None:
+            raise error
+        identity = self._cache.cache.renewed_identity(self._identity)
+        _log.warning("%s Going on as node %s", error, identity.node_id)
+        return identity
 
     def _age_s(self) -> int | None:
         if self._is_synced and not self._outage.is_on:
@@ -343,7 +406,7 @@ class StoreSubnetManager:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CONFIRM_S):
                     await self._is_unsaved.wait()
-            if not self._is_unsaved.is_set():
+            if not self._is_unsaved.is_set() and not cache.cache.error:
                 # A store that never answered confirms nothing, though nothing has failed yet.
                 if self._is_synced and not self._outage.is_on:
                     await asyncio.to_thread(cache.cache.confirm)

@@ -352,6 +352,23 @@ def test_choice_among_several_leases_of_ours(leases: list[Lease], kept: int, bre
         assert verdict == Keep(leases[kept]), breaks
 
 
+@pytest.mark.parametrize(
+    ("leases", "kept", "breaks"),
+    [
+        ([lease("10.5.7.0-24", US), lease("10.5.9.0-24", US)], 1, "pods have its addresses"),
+        ([lease("10.5.7.0-24", US, node="us"), lease("10.5.9.0-24", US)], 1, "though unsigned"),
+        ([lease("10.5.7.0-24", US), lease("10.5.9.0-24", US, node="them")], 0, "a duplicate's"),
+        ([lease("10.5.7.0-24", US, node="us"), lease("10.5.9.0-24", THEM)], 0, "another node's"),
+        ([lease("10.5.7.0-24", US), lease("10.5.9.0-24", THEM, node="us")], 1, "ours has moved"),
+    ],
+)
+def test_of_several_leases_of_ours_the_previous_subnet_is_kept(
+    leases: list[Lease], kept: int, breaks: str
+) -> None:
+    for order in (leases, leases[::-1]):
+        assert plan(*order, node_id="us", previous="10.5.9.0-24") == Keep(leases[kept]), breaks
+
+
 def test_duplicate_nodes_lease_that_no_longer_fits_is_not_deleted() -> None:
     """Its PublicIP is ours, but another node says it wrote it: nobody asked that one."""
     duplicates = lease(STALE, US, node="them")

@@ -14,6 +14,7 @@ from tundp.lease.identity import (
     CHALLENGE,
     HOST,
     NODE,
+    Holder,
     Identity,
     Other,
     Ours,
@@ -22,8 +23,9 @@ from tundp.lease.identity import (
     holder_of,
     identity_of,
     signed,
+    whose,
 )
-from tundp.lease.model import Lease, LeaseAttributes
+from tundp.lease.model import UNSPECIFIED, Lease, LeaseAttributes
 
 US = Identity("7c1f", "kube1")
 PLAIN = LeaseAttributes(public_ip=IPv4Address("192.0.2.1"))
@@ -137,6 +139,44 @@ def test_identity_as_text(identity: Identity, text: str) -> None:
 OUR_IP, FORMER_IP, THEIR_IP = (IPv4Address(f"192.0.2.{n}") for n in (1, 2, 9))
 CLONE = {NODE: "7c1f", HOST: "clone"}
 THEM = {NODE: "beef", HOST: "kube9"}
+
+
+@pytest.mark.parametrize(
+    ("ip", "extra", "identity", "expected"),
+    [
+        (OUR_IP, CLONE, US, Holder.OURS),
+        (FORMER_IP, CLONE, US, Holder.OURS),
+        (OUR_IP, {}, US, Holder.LEFTOVER),
+        (OUR_IP, {}, None, Holder.LEFTOVER),
+        (OUR_IP, THEM, US, Holder.DUPLICATE),
+        (OUR_IP, CLONE, None, Holder.DUPLICATE),
+        (THEIR_IP, CLONE, US, Holder.CLONE),
+        (THEIR_IP, THEM, US, Holder.OTHER),
+        (FORMER_IP, THEM, US, Holder.OTHER),
+        (FORMER_IP, {}, US, Holder.OTHER),
+        (UNSPECIFIED, {}, US, Holder.OTHER),
+        (UNSPECIFIED, CLONE, US, Holder.CLONE),
+    ],
+)
+@pytest.mark.parametrize("public_ip", [OUR_IP, UNSPECIFIED])
+def test_whose_lease(
+    ip: IPv4Address,
+    extra: dict[str, Any],
+    identity: Identity | None,
+    expected: Holder,
+    public_ip: IPv4Address,
+) -> None:
+    found = whose(
+        lease(LeaseAttributes(public_ip=ip, extra=extra)),
+        public_ip=public_ip,
+        identity=identity,
+        former_ips={FORMER_IP},
+    )
+    if public_ip == UNSPECIFIED and ip in (OUR_IP, UNSPECIFIED):
+        # Without an address of ours none is ours: 0.0.0.0 is nobody's.
+        assert found in (Holder.CLONE, Holder.OTHER)
+    else:
+        assert found is expected
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tundp.backend.udp.config import udp_config
 from tundp.lease import hops
 from tundp.lease.codec import parse_key
 from tundp.lease.fib import FIRST_HOP_ID, row_of
+from tundp.lease.identity import NODE, Identity
 from tundp.lease.model import (
     BadEntry,
     BadEntryGone,
@@ -40,13 +41,19 @@ from tundp.lease.routing import (
 
 OWN = "10.5.1.0-24"
 OWN_ADDRESS = IPv4Address("192.0.2.1")
+NO_LEASES = IPv4Address("203.0.113.255")
+"""A PublicIP no lease has."""
 NETWORK = IPv4Network("10.5.0.0/16")
 
 
-def lease(key: str, ip: str = "192.0.2.7", backend: str = "", revision: int = 1) -> Lease:
+def lease(
+    key: str, ip: str = "192.0.2.7", backend: str = "", revision: int = 1, node: str = ""
+) -> Lease:
     return Lease(
         key=parse_key(key),
-        attributes=LeaseAttributes(public_ip=IPv4Address(ip), backend_type=backend),
+        attributes=LeaseAttributes(
+            public_ip=IPv4Address(ip), backend_type=backend, extra={NODE: node} if node else {}
+        ),
         revision=revision,
         lease_ttl_s=60.0,
     )
@@ -58,6 +65,8 @@ def ledger(*leases: Lease, addresses: tuple[str, ...] = ("192.0.2.1",)) -> Routi
         backend=udp_config(),
         own_key=parse_key(OWN),
         own_addresses=[IPv4Address(address) for address in addresses],
+        public_ip=OWN_ADDRESS,
+        identity=Identity("us"),
     )
     if leases:
         made.apply(Snapshot(leases, 1))
@@ -120,8 +129,11 @@ def test_lease_that_is_a_peer(given: Lease, subnet: str, breaks: str) -> None:
     ("given", "refusal", "breaks"),
     [
         (lease("10.5.2.0-24", "0.0.0.0"), Refusal.NO_PUBLIC_IP, "flannel sends it to itself"),
-        (lease("10.5.2.0-24", "192.0.2.1"), Refusal.OWN_PUBLIC_IP, "a loop"),
-        (lease("10.5.2.0-24", "198.51.100.1"), Refusal.OWN_PUBLIC_IP, "any of our addresses"),
+        (lease("10.5.2.0-24", "192.0.2.1", node="them"), Refusal.OWN_PUBLIC_IP, "a duplicate"),
+        (lease("10.5.2.0-24", "192.0.2.1"), Refusal.LEFTOVER, "a stock flanneld's, or by hand"),
+        (lease("10.5.2.0-24", "192.0.2.1", node="us"), Refusal.LEFTOVER, "of an earlier life"),
+        (lease("10.5.2.0-24", "198.51.100.1"), Refusal.HOST_ADDRESS, "any of our addresses"),
+        (lease("10.5.2.0-24", "198.51.100.1", node="us"), Refusal.HOST_ADDRESS, "whoever signed"),
         (lease("10.5.2.0-24", "224.0.0.1"), Refusal.NOT_UNICAST, "multicast"),
         (lease("10.5.2.0-24", "239.255.255.255"), Refusal.NOT_UNICAST, "multicast"),
         (lease("10.5.2.0-24", "255.255.255.255"), Refusal.NOT_UNICAST, "broadcast"),
@@ -148,7 +160,7 @@ def test_lease_that_is_refused(given: Lease, refusal: Refusal, breaks: str) -> N
 
 
 def test_every_refusal_is_a_sentence_for_an_operator() -> None:
-    assert len({refusal.value for refusal in Refusal}) == len(Refusal) == 9
+    assert len({refusal.value for refusal in Refusal}) == len(Refusal) == 11
     for refusal in Refusal:
         assert len(refusal.value.split()) >= 4
 
@@ -167,6 +179,7 @@ def test_host_gw_peers_are_host_gw_leases_and_gateways_without_a_port() -> None:
         backend=host_gw_config(),
         own_key=parse_key(OWN),
         own_addresses=[OWN_ADDRESS],
+        public_ip=OWN_ADDRESS,
     )
     made.apply(
         Snapshot(
@@ -295,11 +308,11 @@ def test_our_addresses_come_and_go() -> None:
     made = ledger(lease("10.5.2.0-24"), lease("10.5.3.0-24", "192.0.2.8"))
 
     def own(*addresses: str) -> RoutingDelta:
-        return made.set_own_addresses([IPv4Address(address) for address in addresses])
+        return made.set_own_addresses([IPv4Address(address) for address in addresses], OWN_ADDRESS)
 
     assert went(own("192.0.2.1", "192.0.2.7")) == {"10.5.2.0/24": "192.0.2.7"}
-    assert refusals(made) == {"10.5.2.0-24": Refusal.OWN_PUBLIC_IP}
-    assert list(made.duplicates) == [parse_key("10.5.2.0-24")]
+    assert refusals(made) == {"10.5.2.0-24": Refusal.HOST_ADDRESS}
+    assert not made.duplicates
     assert own("192.0.2.1", "192.0.2.7") == RoutingDelta()
     delta = own("192.0.2.8")
     assert (went(delta), came(delta)) == (
@@ -308,6 +321,40 @@ def test_our_addresses_come_and_go() -> None:
     )
     assert came(own()) == {"10.5.3.0/24": "192.0.2.8"}
     assert not made.refused and not made.duplicates
+
+
+def test_whoever_renews_a_leftover_is_a_duplicate_node() -> None:
+    """A stock flanneld elsewhere with our address by mistake looks like our own leftover."""
+    made = ledger(lease("10.5.2.0-24", "192.0.2.1"), lease("10.5.3.0-24", "192.0.2.1", node="us"))
+    key = parse_key("10.5.2.0-24")
+    assert not made.duplicates
+    made.apply(Snapshot(tuple(made.leases.values()), 7))
+    assert not made.duplicates, "a snapshot that shows the same revisions is no renewal"
+    older = lease("10.5.2.0-24", "192.0.2.1", revision=0)
+    made.apply(Events((Put(older),), 8))
+    assert not made.duplicates, "an older revision is a store restored, and no renewal"
+    delta = put(made, lease("10.5.2.0-24", "192.0.2.1", revision=9))
+    assert list(made.duplicates) == [key]
+    assert [each.refusal for each in delta.newly_refused] == [Refusal.OWN_PUBLIC_IP]
+    assert not put(made, lease("10.5.2.0-24", "192.0.2.1", revision=10)).newly_refused
+    assert refusals(made)["10.5.3.0-24"] is Refusal.LEFTOVER
+    delete(made, "10.5.2.0-24")
+    assert not made.duplicates
+    put(made, lease("10.5.2.0-24", "192.0.2.1", revision=12))
+    assert not made.duplicates, "a new one, which nobody has renewed yet"
+
+
+def test_which_address_is_advertised_decides_who_is_a_duplicate() -> None:
+    made = ledger(lease("10.5.2.0-24", "192.0.2.8", node="them"))
+    assert routes(made) == {"10.5.2.0/24": "192.0.2.8"}
+    both = [OWN_ADDRESS, IPv4Address("192.0.2.8")]
+    made.set_own_addresses(both, OWN_ADDRESS)
+    assert refusals(made) == {"10.5.2.0-24": Refusal.HOST_ADDRESS}
+    delta = made.set_own_addresses(both, IPv4Address("192.0.2.8"))
+    assert [each.refusal for each in delta.newly_refused] == [Refusal.OWN_PUBLIC_IP]
+    assert list(made.duplicates) == [parse_key("10.5.2.0-24")]
+    made.set_own_addresses(both, OWN_ADDRESS)
+    assert not made.duplicates
 
 
 def test_views_cannot_be_changed_from_outside() -> None:
@@ -563,11 +610,12 @@ def test_random_updates_are_judged_as_a_verdict_over_all_leases() -> None:
     keys = [f"10.5.{n}.0-24" for n in range(1, 12)] + ["10.5.2.5-24", "10.5.0.0-16", "10.9.0.0-24"]
     addresses = ["192.0.2.1", "192.0.2.7", "192.0.2.8", "0.0.0.0", "10.5.3.3", "224.0.0.1"]
     own = [OWN_ADDRESS]
+    made.set_own_addresses(own, NO_LEASES)
     for revision in range(2, 400):
         key = rng.choice(keys)
         if rng.random() < 0.1:
             own = [IPv4Address(a) for a in rng.sample(addresses[:3], rng.randrange(3))]
-            delta = made.set_own_addresses(own)
+            delta = made.set_own_addresses(own, NO_LEASES)
         elif rng.random() < 0.3:
             known.pop(parse_key(key), None)
             delta = delete(made, key)
@@ -589,4 +637,4 @@ def test_random_updates_are_judged_as_a_verdict_over_all_leases() -> None:
         assert {s: p.endpoint.address for s, p in told.items()} == dict(peers)
         assert told == dict(made.peers)
         assert {key: each.refusal for key, each in made.refused.items()} == dict(refused)
-        assert set(made.duplicates) == {k for k, r in refused.items() if r is Refusal.OWN_PUBLIC_IP}
+        assert not made.duplicates

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -21,11 +22,11 @@ from typing import Final
 
 from tundp.backend.base import BackendContext, BackendStatus, FibSink, Given
 from tundp.backend.udp.sockets import move_sockets, open_sockets
-from tundp.backoff import Backoff, Outage
+from tundp.backoff import Backoff, Contest, Outage, Ration
 from tundp.engine.base import Dataplane, EngineContext
 from tundp.engine.choose import make_engine
 from tundp.errors import ConfigError, PlatformError
-from tundp.finding import Finding, must_hold
+from tundp.finding import Finding, must_hold, worries
 from tundp.lease.fib import Fib
 from tundp.lease.model import LeaseAttributes, LeaseKey, Peer
 from tundp.lease.network import BackendConfig
@@ -58,6 +59,8 @@ class UdpBackend:
         self._engine: Dataplane | None = None
         self._tun: Tun | None = None
         self._tun_index = 0
+        self._contest = Contest(_log)
+        self._device_lines = Ration(1)
 
     @property
     def name(self) -> str:
@@ -131,6 +134,8 @@ class UdpBackend:
             ),
         )
         await self._open_device()
+        self._log_device()
+        self._device_lines = Ration(1)
         await self._remove_gateway_routes(network)
 
     def sinks(self) -> Sequence[FibSink]:
@@ -146,6 +151,7 @@ class UdpBackend:
             started = clock()
             await self.engine.tun_gone()
             self._tun_index = 0
+            self._contest.note(now=clock())
             if clock() - started > DEVICE_LIVES_S:
                 backoff.reset()
             else:
@@ -158,6 +164,7 @@ class UdpBackend:
                 outage.failed(error, now=clock())
             else:
                 outage.ended(now=clock())
+                self._log_device()
 
     async def repair(self) -> list[str]:
         """See Backend."""
@@ -208,7 +215,8 @@ class UdpBackend:
         """See Backend."""
         is_there = self._tun is not None and self._tun_index != 0
         name = self._tun.name if self._tun is not None and is_there else "gone"
-        return [must_hold("device", is_there, name)]
+        contest = self._contest.words(now=time.monotonic())
+        return [must_hold("device", is_there, name), *worries("device-contest", contest)]
 
     def give(self) -> Given:
         """See Backend."""
@@ -244,6 +252,13 @@ class UdpBackend:
         self._tun = self._adopt_tun() or Tun(name, self.engine.tun_mode)
         self._tun_index = await device.configure(self._netlink, self._tun, self._device)
         self.engine.attach(self._tun)
+
+    def _log_device(self) -> None:
+        """Name the device as it is now; once a minute, should somebody delete it each time."""
+        assert self._device is not None
+        assert self._tun is not None
+        if not self._device_lines.take(time.monotonic()):
+            return
         _log.info(
             "device %s: address %s/32, MTU %d, route %s, engine %s",
             self._tun.name,

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any, Final
 
+from tundp.backoff import Ration
 from tundp.choices import Engine, Layout, Offload, SourceCheck
 from tundp.engine.base import (
     PATH_STATE_S,
@@ -102,6 +103,7 @@ class NativeEngine:
         self._settings = settings or EngineSettings()
         self._socks = tuple(socks)
         self._tun_gone = asyncio.Event()
+        self._gone_lines = Ration(1)
         self._notify_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._kernel = kernel if engine is Engine.GSO else None
         if engine is Engine.GSO and kernel is None:
@@ -362,7 +364,8 @@ class NativeEngine:
         if self._tun_gone.is_set():
             return  # another worker reported it
         if code == errno.EBADFD:
-            _log.warning("TUN device %s is gone", tun_name)
+            if self._gone_lines.take(self._loop.time()):
+                _log.warning("TUN device %s is gone", tun_name)
         else:
             _log.error("engine %s ended: %s; starting again", self.name, os.strerror(code))
         self.detach()
