@@ -52,6 +52,7 @@ def verdict(
     own_key: LeaseKey,
     own_addresses: Iterable[IPv4Address],
     backend_types: Iterable[str] = ("", "udp"),
+    misrouted: Iterable[IPv4Address] = (),
 ) -> tuple[Mapping[IPv4Network, IPv4Address], Mapping[LeaseKey, Refusal]]:
     """Peers by subnet, and refused leases with the reason: written anew, from the rules.
 
@@ -79,10 +80,10 @@ def verdict(
             refused[lease.key] = Refusal.NO_PUBLIC_IP
         elif address in taken:
             refused[lease.key] = Refusal.HOST_ADDRESS
-        elif int(network[0]) <= int(address) <= int(network[-1]):
-            refused[lease.key] = Refusal.INSIDE_NETWORK
-        elif octet in (0, 127) or octet >= 224:
+        elif octet in (0, 127) or 224 <= octet < 240 or int(address) == 2**32 - 1:
             refused[lease.key] = Refusal.NOT_UNICAST
+        elif address in misrouted:
+            refused[lease.key] = Refusal.ROUTED_INTO_OVERLAY
         elif subnet[0] < network[0] or subnet[-1] > network[-1]:
             refused[lease.key] = Refusal.OUTSIDE_NETWORK
         elif subnet[0] >= own_key.subnet[0] and subnet[-1] <= own_key.subnet[-1]:

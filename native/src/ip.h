@@ -102,9 +102,10 @@ static inline bool ip_parse(const uint8_t *packet, size_t len, struct ip_header 
 	return true;
 }
 
+/* 240/4 is unicast, as in the kernel (ipv4_is_multicast, ipv4_is_lbcast in linux/in.h). */
 static inline bool ip_is_unicast(uint32_t address)
 {
-	return address < 0xe0000000u;
+	return address >> 28 != 0xeu && address != 0xffffffffu;
 }
 
 static inline bool ip_is_single_host(uint32_t address)

@@ -73,6 +73,33 @@ except OSError as error: print(error.errno)
     ) == str(expected)
 
 
+def test_which_sources_a_receiving_kernel_takes() -> None:
+    # wire/ip.py's is_unicast: multicast and limited broadcast are martians, class E is not.
+    # 0/8 but for 0.0.0.0 passes since Linux 5.3; is_single_host refuses it all the same.
+    assert in_namespace(
+        """
+from tundp.wire import ip as wire
+from tundp.linux.sysctl import set_device
+tun = Tun("t0")
+ip("addr", "add", "10.5.1.0/32", "dev", "t0")
+ip("link", "set", "t0", "up")
+ip("route", "add", "default", "dev", "t0")
+for device in ("all", "t0"): set_device("ipv4", device, "rp_filter", 0)
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(("10.5.1.0", 9999))
+sock.setblocking(False)
+def number(text): return int.from_bytes(socket.inet_aton(text), "big")
+for source in ("240.5.2.7", "255.255.255.254", "192.0.2.1",
+               "255.255.255.255", "224.0.0.1", "0.0.0.0", "127.0.0.1"):
+    payload = (1).to_bytes(2, "big") + (9999).to_bytes(2, "big") + bytes((0, 9, 0, 0)) + b"x"
+    os.write(tun.fd, wire.build_header(payload_len=9, source=number(source),
+             destination=number("10.5.1.0"), ip_proto=17, ttl=64) + payload)
+    try: print(sock.recvfrom(9)[1][0])
+    except BlockingIOError: pass
+"""
+    ).split() == ["240.5.2.7", "255.255.255.254", "192.0.2.1"]
+
+
 def test_the_device_goes_with_its_last_descriptor_and_children_do_not_keep_it() -> None:
     # SIGTERM leaves nothing behind: linux/tun.py makes the descriptor close-on-exec.
     assert (

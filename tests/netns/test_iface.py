@@ -23,6 +23,7 @@ from tundp.errors import ConfigError, PlatformError
 from tundp.lab.lab import Host
 from tundp.linux.iface import Interface, Selection, look, relook
 from tundp.linux.netlink import RouteLookup
+from tundp.linux.uapi import RT_TABLE_LOCAL
 
 NETS = ("192.0.2", "198.51.100", "203.0.113")
 NETWORK = IPv4Network("10.5.0.0/16")
@@ -390,10 +391,14 @@ async def test_route_to(make_case: MakeCase) -> None:
         index = {link.name: link.index for link in await case.netlink.links()}
         await case.host.route("100.64.0.0/16", via="198.51.100.254")
         assert await case.netlink.route_to(FAR) == RouteLookup(
-            index=index["eth1"], source=IPv4Address("198.51.100.1")
+            index=index["eth1"],
+            source=IPv4Address("198.51.100.1"),
+            gateway=IPv4Address("198.51.100.254"),
         )
         own = await case.netlink.route_to(IPv4Address("192.0.2.1"))
-        assert own == RouteLookup(index=index["lo"], source=IPv4Address("192.0.2.1"))
+        assert own == RouteLookup(
+            index=index["lo"], source=IPv4Address("192.0.2.1"), kind="local", table=RT_TABLE_LOCAL
+        )
         for kind, number in (
             ("blackhole", errno.EINVAL),
             ("unreachable", errno.EHOSTUNREACH),

@@ -123,6 +123,7 @@ def test_every_option_is_a_field_and_every_field_an_option() -> None:
             "commas, blanks and empty items",
         ),
         (["--public-ip=192.0.2.1"], "public_ip", IPv4Address("192.0.2.1"), "an address"),
+        (["--public-ip=240.10.0.1"], "public_ip", IPv4Address("240.10.0.1"), "class E"),
         (["--public-ip="], "public_ip", None, "empty is none"),
         (["--subnet-file=/a/b"], "subnet_file", Path("/a/b"), "a path"),
         (["--subnet-lease-renew-margin=1"], "subnet_lease_renew_margin_min", 1, "the least"),

@@ -153,6 +153,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def device_index(self) -> int | None:
+        """Index of its own device; 0 before it is made and while it is gone, None without one."""
+        ...
+
+    @property
     def engine(self) -> Dataplane | None:
         """The engine that carries the packets in this process; None if the kernel does."""
         ...
@@ -192,7 +197,7 @@ class Backend(Protocol):
         ...
 
     def is_concerned(self, change: KernelChange) -> bool:
-        """Whether a change of routes calls for `repair`."""
+        """Whether a change calls for `repair`: of our device, or of a route we keep."""
         ...
 
     def owns_address(self, interface_index: int) -> bool:

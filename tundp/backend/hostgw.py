@@ -46,6 +46,7 @@ from tundp.lease.network import BackendConfig
 from tundp.lease.routing import RoutingDelta
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import Change as KernelChange
+from tundp.linux.netlink import LinkChange, RouteChange
 from tundp.linux.route_table import RouteEntry, RouteFailure
 from tundp.linux.unreachable import PROTOCOL
 
@@ -94,6 +95,11 @@ class HostGwBackend:
     def mtu(self) -> int:
         """See Backend: the link's own."""
         return self._link.link.mtu
+
+    @property
+    def device_index(self) -> int | None:
+        """See Backend: there is no device."""
+        return None
 
     @property
     def engine(self) -> Dataplane | None:
@@ -187,7 +193,11 @@ class HostGwBackend:
 
     def is_concerned(self, change: KernelChange) -> bool:
         """See Backend: a route for a peer's subnet."""
-        return change.destination in self._wanted
+        if isinstance(change, LinkChange):
+            # Routes go silently with a link that goes down.
+            is_ours = change.link.index == self._link.link.index
+            return is_ours and (change.is_gone or not change.link.is_up)
+        return isinstance(change, RouteChange) and change.destination in self._wanted
 
     def owns_address(self, interface_index: int) -> bool:
         """See Backend: there is no device, and so no address of it."""

@@ -77,6 +77,7 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "store": overlay.check_store,
         "interface": overlay.check_interface,
         "lease": overlay.check_lease,
+        "peers": overlay.check_peers,
         "backend": overlay.check_backend,
         "ports": host.check_ports,
         "routes": host.check_routes,

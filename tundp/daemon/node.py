@@ -11,7 +11,6 @@ notify          systemd's STATUS, subnet.env
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -19,15 +18,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tundp.backend.base import Backend
-from tundp.backoff import Backoff, Contest, Outage
+from tundp.backoff import Contest
 from tundp.daemon import report
-from tundp.daemon.backends import lease_offer
 from tundp.daemon.firewall_keeper import FirewallKeeper
+from tundp.daemon.kernel_keeper import KernelKeeper
 from tundp.daemon.publish import Publisher
 from tundp.daemon.subnet_file import SubnetFile
 from tundp.daemon.underlay import Underlay
-from tundp.daemon.unreachable import ensure_unreachable
-from tundp.errors import ConfigError, PlatformError
 from tundp.finding import Finding
 from tundp.lease.claim import LeaseState
 from tundp.lease.identity import Identity
@@ -36,7 +33,6 @@ from tundp.lease.network import NetworkConfig
 from tundp.lease.routing import Routing
 from tundp.lease.subnet_env import SubnetEnv
 from tundp.linux import notify
-from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.netlink import Netlink
 from tundp.observe.metrics import Metrics
 from tundp.observe.status import Status
@@ -45,10 +41,6 @@ from tundp.subnet.base import Acquired, SubnetManager
 
 _log = logging.getLogger(__name__)
 
-REPAIR_PAUSE_S: Final = 0.1
-"""Kernel changes come in bursts; a look this long after the first covers the rest."""
-RETRY_S: Final = 5.0
-"""Between looks at an underlay that cannot be used."""
 NOTIFY_S: Final = 5.0
 """Between two refreshes of systemd's STATUS and looks at subnet.env."""
 
@@ -71,9 +63,10 @@ class Node:
     routing: Routing = field(init=False)
     publisher: Publisher = field(init=False)
     contest: Contest = field(default_factory=lambda: Contest(_log))
-    """Over what `_watch_kernel` puts back."""
+    """Over what the kernel keeper puts back."""
     worries: Callable[[], list[Finding]] = list
     """Who cannot ask the daemon, and why."""
+    kernel: KernelKeeper = field(init=False)
     started_at: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
@@ -87,10 +80,11 @@ class Node:
             identity=self.identity,
         )
         self.publisher = Publisher(self.routing)
+        self.kernel = KernelKeeper(self)
 
     async def open(self) -> None:
         """Carry packets: every lease known so far is in the table before the first one comes."""
-        await self._learn_addresses()
+        await self.kernel.prepare()
         self._apply(self.acquired.snapshot)
         await self.backend.open(
             self.network_config.network,
@@ -99,18 +93,7 @@ class Node:
             peers=dict(self.routing.peers),
         )
         self.publisher.start(self.backend.sinks())
-        # The device has an address of its own now, which is no peer's business.
-        await self._learn_addresses()
-        await self.ensure_unreachable()
-
-    async def ensure_unreachable(self) -> None:
-        """See daemon.unreachable."""
-        await ensure_unreachable(
-            self.netlink,
-            self.settings,
-            network=self.network_config.network,
-            subnet=self.acquired.lease.key.subnet,
-        )
+        await self.kernel.opened()
 
     def write_subnet_file(self) -> None:
         """Write subnet.env as it must be now."""
@@ -156,6 +139,7 @@ class Node:
         clock = asyncio.get_running_loop().time
         async for update in self.manager.updates():
             began = clock()
+            await self.kernel.admit(update)
             if self._apply(update):
                 self.metrics.route_apply.observe(clock() - began)
 
@@ -167,91 +151,8 @@ class Node:
         return delta.moves_packets
 
     async def _watch_kernel(self) -> None:
-        """Put back what somebody takes from the device; follow the underlay; learn addresses.
-
-        Every round looks at everything, so nothing depends on having seen each change.
-        A round that had to repair or failed is followed by another, later and later: two
-        programs that disagree about a device must not fill the log.
-        """
-        outage = Outage(_log, "keeping the kernel's side as it should be")
-        clock = asyncio.get_running_loop().time
-        backoff = Backoff(REPAIR_PAUSE_S, 5.0)
-        while True:
-            try:
-                async with self.netlink.watch() as changes:
-                    while True:
-                        done = await self._look_at_kernel()
-                        outage.ended(now=clock())
-                        if done:
-                            what = f"changed behind our back; put back: {', '.join(done)}"
-                            self.contest.undone(what, now=clock())
-                            await asyncio.sleep(backoff.next_s())
-                            continue
-                        backoff.reset()
-                        with contextlib.suppress(TimeoutError):
-                            # What could not be done is tried again, though nothing happens.
-                            async with asyncio.timeout(RETRY_S if self.underlay.error else None):
-                                while not any(self._concerns_us(c) for c in await changes()):
-                                    pass
-                        await asyncio.sleep(REPAIR_PAUSE_S)
-            except PlatformError as error:
-                outage.failed(error, now=clock())
-                await asyncio.sleep(backoff.next_s())
-
-    def _concerns_us(self, change: KernelChange) -> bool:
-        """Any link or address, a route the backend keeps, or one for what is ours."""
-        if change.destination is None:
-            return True
-        ours = (self.network_config.network, self.acquired.lease.key.subnet)
-        return change.destination in ours or self.backend.is_concerned(change)
-
-    async def _look_at_kernel(self) -> list[str]:
-        await self._follow_underlay()
-        done = await self.backend.repair()
-        await self.ensure_unreachable()
-        await self._learn_addresses()
-        return done
-
-    async def _learn_addresses(self) -> None:
-        """Give the ledger this node's addresses, which no lease may lead to."""
-        own = {
-            address.interface.ip
-            for address in await self.netlink.addresses()
-            if not self.backend.owns_address(address.index)
-        }
-        public_ip = self.underlay.interface.public_ip
-        own.add(public_ip)
-        if own != self.routing.own_addresses or public_ip != self.routing.public_ip:
-            delta = self.routing.set_own_addresses(own, public_ip)
-            self.publisher.apply(delta, is_own_changed=True)
-
-    async def _follow_underlay(self) -> None:
-        """Follow a changed address, MTU or state of the interface to the other nodes."""
-        was = self.underlay.interface
-        now = await self.underlay.look()
-        if now is None:
-            return
-        mtu = self.backend.mtu
-        try:
-            offer = lease_offer(self.backend, self.settings, self.network_config, now)
-            if await self.backend.underlay_changed(now):
-                self.manager.reconnect()
-        except (ConfigError, PlatformError) as error:
-            self.underlay.failed(error)
-            return
-        self.underlay.follow(now)
-        if now.public_ip != was.public_ip:
-            _log.warning("PublicIP changes from %s to %s", was.public_ip, now.public_ip)
-            self.manager.offer(offer)
-        if mtu != self.backend.mtu:
-            _log.warning(
-                "MTU of %s is %d now: overlay MTU %d, was %d; pods keep theirs until restarted",
-                now.link.name,
-                now.link.mtu,
-                self.backend.mtu,
-                mtu,
-            )
-            self.write_subnet_file()
+        """See daemon.kernel_keeper."""
+        await self.kernel.watch()
 
     async def _notify(self) -> None:
         """Refresh systemd's STATUS, and check subnet.env, every NOTIFY_S."""

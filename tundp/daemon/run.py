@@ -68,6 +68,7 @@ async def run(settings: Settings, store: Store, resources: Resources) -> None:
         stack.push_async_callback(manager.close)
         desk = await _open_desk(stack, settings, resources)
         netlink = await stack.enter_async_context(Netlink())
+        desk.metrics.netlink = lambda: (netlink.requests, netlink.dumps)
         selection = selection_of(settings)
         # Before the network config, which may be long in coming: a wrong flag fails at once.
         await look(netlink, selection, None)

@@ -41,6 +41,8 @@ class LabNode:
     number: int
     host: Host
     directory: Path
+    interface_flags: tuple[str, ...] = ("--iface=eth0",)
+    """What its daemon is told of the interface to the other nodes."""
     _pod: Host | None = None
     _daemon: subprocess.Popen[bytes] | None = None
 
@@ -279,7 +281,7 @@ class OverlayLab:
 async def start_tundp(
     node: LabNode, store_flags: Sequence[str], *flags: str, is_kept: bool = False
 ) -> None:
-    """Start a daemon on a node, on its eth0; its files lie in the node's directory."""
+    """Start a daemon on a node; its files lie in the node's directory."""
     with node.log_path.open("ab") as log:
         node.daemon = await node.host.popen(
             [
@@ -288,7 +290,7 @@ async def start_tundp(
                 "tundp",
                 "run",
                 *store_flags,
-                "--iface=eth0",
+                *node.interface_flags,
                 f"--subnet-file={node.subnet_file}",
                 f"--admin-socket={node.admin_socket}",
                 f"--state-dir={node.state_dir}",

@@ -1,6 +1,6 @@
 """The routing ledger: leases, peers, refused leases and unreadable entries, in one place.
 
-Why one room: one ledger, whose parts change together; under 500 lines with their docstrings.
+Why one room: one ledger, whose parts change together; 500 lines with their docstrings.
 
     Snapshot | Events --apply--> RoutingDelta        what changed, for whoever is concerned
                       --fib()--> Fib                 the table packets consult
@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network
 from types import MappingProxyType
+from typing import Final
 
 from tundp.lease.fib import Fib, assemble_fib
 from tundp.lease.hops import Hops, Rows
@@ -39,6 +40,8 @@ from tundp.lease.model import (
 from tundp.lease.network import BackendConfig
 from tundp.lease.table import Change, LeaseTable
 
+_BROADCAST: Final = 0xFFFF_FFFF
+
 
 class Refusal(Enum):
     """Why a lease is not a peer; the value is the sentence an operator reads."""
@@ -49,7 +52,10 @@ class Refusal(Enum):
     HOST_ADDRESS = "has an address of this host as PublicIP: packets would loop"
     NOT_UNICAST = "has a PublicIP no datagram can be sent to"
     OUTSIDE_NETWORK = "lies outside the network"
-    INSIDE_NETWORK = "has a PublicIP inside the overlay: packets would go round and round"
+    ROUTED_INTO_OVERLAY = (
+        "has a PublicIP that this node's kernel routes into the overlay: packets would go round and"
+        " round (ip route get)"
+    )
     INSIDE_OWN_SUBNET = "lies inside this node's own subnet"
     OTHER_BACKEND = "belongs to another backend: its node does not listen for us"
     DUPLICATE_SUBNET = "names the same subnet as another key, which wins"
@@ -215,6 +221,8 @@ class Routing:
         self._peers: dict[IPv4Network, Peer] = {}
         self._refused: dict[LeaseKey, RefusedLease] = {}
         self._duplicates: dict[LeaseKey, None] = {}
+        self.misrouted: Mapping[IPv4Address, Refusal] = MappingProxyType({})
+        """PublicIPs no datagram reaches by the kernel's routes, and why; see `set_misrouted`."""
         self._without_hop: dict[IPv4Network, None] = {}
         """Subnets of which a lease was refused for want of a hop id."""
         self._hops = Hops()
@@ -274,6 +282,10 @@ class Routing:
         if public_ip != self.public_ip:
             changed |= {public_ip, self.public_ip}
         self.own_addresses, self.public_ip = fresh, public_ip
+        return self._judge_addresses(changed)
+
+    def _judge_addresses(self, changed: Collection[IPv4Address]) -> RoutingDelta:
+        """Judge every lease with one of these PublicIPs."""
         return self._judge_again(
             [
                 Change(lease.key, lease, lease)
@@ -281,6 +293,19 @@ class Routing:
                 if lease.attributes.public_ip in changed
             ]
         )
+
+    def set_misrouted(self, addresses: Mapping[IPv4Address, Refusal]) -> RoutingDelta:
+        """Refuse the leases with these PublicIPs, for these reasons; judge those with others anew.
+
+        The kernel's routes decide, which the ledger cannot ask: daemon/peer_paths.py.
+        """
+        before, self.misrouted = self.misrouted, MappingProxyType(dict(addresses))
+        changed = {
+            address
+            for address in before.keys() | addresses.keys()
+            if before.get(address) is not addresses.get(address)
+        }
+        return self._judge_addresses(changed)
 
     def fib(self) -> Fib:
         """The table of what is known now, of the next generation."""
@@ -441,12 +466,10 @@ class Routing:
             return Refusal.NO_PUBLIC_IP
         if address in self.own_addresses or address == self.public_ip:
             return self._refuse_own(lease)
-        if address in self._network:
-            return Refusal.INSIDE_NETWORK
-        if address.is_multicast or address.is_reserved or address.is_loopback:
+        if address.is_multicast or int(address) == _BROADCAST or int(address) >> 24 in (0, 127):
             return Refusal.NOT_UNICAST
-        if int(address) >> 24 == 0:
-            return Refusal.NOT_UNICAST
+        if (refusal := self.misrouted.get(address)) is not None:
+            return refusal
         if not subnet.subnet_of(self._network):
             return Refusal.OUTSIDE_NETWORK
         if subnet.subnet_of(self._own_key.subnet):

@@ -58,7 +58,7 @@ async def repair(netlink: Netlink, index: int, settings: DeviceSettings) -> list
     A device that is gone is left to whoever reads it: nothing is done.
     """
     done: list[str] = []
-    link = next((link for link in await netlink.links() if link.index == index), None)
+    link = await netlink.link(index)
     if link is None:
         return done
     if link.mtu != settings.mtu:
@@ -68,13 +68,13 @@ async def repair(netlink: Netlink, index: int, settings: DeviceSettings) -> list
         await netlink.set_link(index, state="up")
         done.append("up")
     own = IPv4Interface((settings.address, 32))
-    addresses = await netlink.addresses()
-    if not any(a.index == index and a.interface.ip == settings.address for a in addresses):
+    addresses = await netlink.addresses(index)
+    if not any(each.interface.ip == settings.address for each in addresses):
         await netlink.ensure_address(index, own)
         done.append(f"address {own}")
     if not any(
-        route.is_unicast and route.indexes == (index,) and route.destination == settings.network
-        for route in await netlink.routes()
+        route.kind == "unicast" and route.destination == settings.network
+        for route in await netlink.list_routes(index=index)
     ):
         await netlink.ensure_route(index, settings.network)
         done.append(f"route {settings.network}")

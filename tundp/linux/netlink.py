@@ -1,7 +1,10 @@
-"""Links, addresses and routes, through pyroute2.
+"""Links, addresses and routes: asked for over a socket of ours, changed through pyroute2.
+
+What the daemon asks for while it runs must cost little on a host with thousands of links and
+routes (linux/rtnl.py). What it changes is rare, and pyroute2 spells it.
 
 pyroute2's own event loop machinery does not run under uvloop (its socket setup is
-refused) nor inside any running loop, so everything here runs on one private thread with
+refused) nor inside any running loop, so it runs on one private thread with
 a plain selector loop; callers on any loop await the result. pyroute2's NetlinkError is
 not an OSError: it becomes a PlatformError here, and nothing above sees it.
 """
@@ -13,19 +16,35 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any, Final, TypeVar
 
 from pyroute2 import AsyncIPRoute, NetlinkError, netns
-from pyroute2.netlink.rtnl import rt_type
 
 from tundp.blocking import BlockingThread
 from tundp.errors import PlatformError
-from tundp.linux import uapi
+from tundp.linux import links, uapi
+from tundp.linux.changes import AddressChange as AddressChange
+from tundp.linux.changes import Change as Change
+from tundp.linux.changes import ChangeSocket
+from tundp.linux.changes import LinkChange as LinkChange
+from tundp.linux.changes import RouteChange as RouteChange
+from tundp.linux.changes import RuleChange as RuleChange
+from tundp.linux.links import Address as Address
+from tundp.linux.links import Link as Link
+from tundp.linux.lookups import Flow as Flow
+from tundp.linux.lookups import NoRoute as NoRoute
+from tundp.linux.lookups import RouteLookup as RouteLookup
+from tundp.linux.lookups import look_up
 from tundp.linux.route_table import Route as Route
-from tundp.linux.route_table import RouteEntry, RouteFailure, RouteTable
+from tundp.linux.route_table import (
+    RouteEntry,
+    RouteFailure,
+    RouteTable,
+)
+from tundp.linux.rtnl import RtnlSocket, decode_error
 
 T = TypeVar("T")
 
@@ -36,54 +55,8 @@ _NO_WAY: Final = {
     errno.EINVAL: 'a "blackhole" route covers it (ip route)',
 }
 """Reason for a failed route lookup, by errno (fib_props in net/ipv4/fib_semantics.c)."""
-_RTMGRP: Final = uapi.RTMGRP_LINK | uapi.RTMGRP_IPV4_IFADDR | uapi.RTMGRP_IPV4_ROUTE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """One network interface."""
-
-    index: int
-    name: str
-    mtu: int
-    is_up: bool
-    is_loopback: bool = False
-    kind: str | None = None
-    """The driver's name for it (IFLA_INFO_KIND): "bridge", "tun", "vxlan"; None for hardware."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
-    """One IPv4 address of a link."""
-
-    index: int
-    interface: IPv4Interface
-    is_permanent: bool
-    is_deprecated: bool
-    is_temporary: bool = False
-    """IFA_F_TEMPORARY, which for IPv4 is the same bit as IFA_F_SECONDARY, and means that."""
-    scope: int = 0
-    """rtnetlink.h's RT_SCOPE_: 0 universe, 253 link, 254 host."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteLookup:
-    """The kernel's routing decision for one destination."""
-
-    index: int
-    """The outgoing link; loopback's if the address is this host's own."""
-    source: IPv4Address | None
-    """The source address chosen; None if the host has none for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Notification that a link, an address or a route changed; its new state has to be queried."""
-
-    index: int
-    """The link concerned, 0 if none is (a blackhole route)."""
-    destination: IPv4Network | None
-    """Of a route, None for links and addresses."""
+_TRIES: Final = 3
+"""Dumps of what changes meanwhile, before the last one is taken as it is."""
 
 
 class Netlink:
@@ -96,8 +69,11 @@ class Netlink:
         self._route: AsyncIPRoute | None = None
         # The kernel takes one dump at a time from a socket, and answers EBUSY to another.
         self._turn = asyncio.Lock()
-        self._table: RouteTable | None = None
-        self._table_thread = BlockingThread("netlink-routes")
+        self._socket: RtnlSocket | None = None
+        self._socket_thread = BlockingThread("netlink-socket")
+        self._requests = 0
+        self.busy_s = 0.0
+        """Time spent with the kernel's answers so far, seconds: what looking costs."""
 
     async def __aenter__(self) -> Netlink:
         await self.start()
@@ -115,28 +91,60 @@ class Netlink:
 
     async def stop(self) -> None:
         """Close everything; harmless if it was never started."""
-        if self._table is not None:
-            await self._table_thread.run(self._table.close)
-            self._table = None
-        self._table_thread.close()
+        if self._socket is not None:
+            await self._socket_thread.run(self._socket.close)
+        self._socket_thread.close()
         if self._thread.is_alive():
             await self._run(self._close())
             self._loop.call_soon_threadsafe(self._loop.stop)
             await asyncio.to_thread(self._thread.join)
         self._loop.close()
 
+    @property
+    def requests(self) -> int:
+        """Messages sent to the kernel so far, dumps apart."""
+        return self._requests + (0 if self._socket is None else self._socket.requests)
+
+    @property
+    def dumps(self) -> int:
+        """Lists asked of the kernel so far, filtered by it or not."""
+        return 0 if self._socket is None else self._socket.dumps
+
     async def links(self) -> list[Link]:
         """All links, by index."""
-        return [_to_link(m) for m in await self._dump("list links", lambda r: r.get_links())]
+        return await self._list("list links", links.links_request(), links.decode_link)
 
-    async def addresses(self) -> list[Address]:
-        """All IPv4 addresses, in the kernel's order."""
-        messages = await self._dump("list addresses", lambda r: r.get_addr(family=2))
-        return [_to_address(m) for m in messages]
+    async def link(self, index: int) -> Link | None:
+        """One link, without a dump; None if there is none of this index."""
+
+        def ask(sock: RtnlSocket) -> Link | None:
+            (answer,) = sock.exchange([links.link_request(index)])
+            if answer.kind != uapi.NLMSG_ERROR:
+                return links.decode_link(answer.body)
+            code, reason = decode_error(answer.flags, answer.body)
+            if code == errno.ENODEV:
+                return None
+            raise PlatformError(f"cannot look at link {index}: {reason}", code)
+
+        if index <= 0:
+            return None
+        with _os_errors(f"look at link {index}"):
+            return await self._on_socket(ask)
+
+    async def addresses(self, index: int = 0) -> list[Address]:
+        """All IPv4 addresses, of one link if given, in the kernel's order."""
+        request = links.addresses_request(index)
+        found = await self._list("list addresses", request, links.decode_address)
+        # Before Linux 4.20 the kernel gives those of every link.
+        return [each for each in found if index in (0, each.index)]
 
     async def routes(self) -> list[Route]:
         """The IPv4 routes of the main table, in the kernel's order."""
-        return await self._table_thread.run(lambda: self._open_table().routes())
+        return await self._on_table(RouteTable.routes)
+
+    async def prefixes(self, index: int) -> list[IPv4Network]:
+        """The destinations of the IPv4 routes over one link, of all tables."""
+        return await self._on_table(lambda table: table.prefixes(index))
 
     async def change_routes(
         self,
@@ -146,17 +154,29 @@ class Netlink:
         add: Iterable[RouteEntry] = (),
     ) -> list[RouteFailure]:
         """Change thousands of IPv4 routes; see RouteTable.change."""
-        return await self._table_thread.run(
-            lambda: self._open_table().change(delete=delete, replace=replace, add=add)
+        return await self._on_table(
+            lambda table: table.change(delete=delete, replace=replace, add=add)
         )
 
     async def list_routes(
         self, *, index: int = 0, protocol: int = 0, table: int = uapi.RT_TABLE_MAIN
     ) -> list[RouteEntry]:
         """IPv4 routes of one table, of one link or protocol if given; see RouteTable.entries."""
-        return await self._table_thread.run(
-            lambda: self._open_table().entries(index=index, protocol=protocol, table=table)
+        return await self._on_table(
+            lambda routes: routes.entries(index=index, protocol=protocol, table=table)
         )
+
+    async def lookups(
+        self,
+        addresses: Iterable[IPv4Address],
+        flow: Flow | None = None,
+        *,
+        of_routes: bool = False,
+    ) -> dict[IPv4Address, RouteLookup | NoRoute]:
+        """The kernel's routing decision for each address; see lookups.look_up."""
+        wanted = tuple(addresses)
+        found = await self._on_socket(lambda sock: look_up(sock, wanted, flow, of_routes=of_routes))
+        return dict(zip(wanted, found, strict=True))
 
     async def route_to(self, address: IPv4Address) -> RouteLookup:
         """Look up the route to `address`. PlatformError says why there is none."""
@@ -164,17 +184,13 @@ class Netlink:
         if address.is_unspecified:
             # The kernel would take it for this host.
             raise PlatformError(f"cannot {what}: it is no host's address", errno.EINVAL)
-        try:
-            (message,) = await self._do(what, "route", "get", dst=str(address))
-        except PlatformError as error:
-            reason = _NO_WAY.get(error.errno or 0)
-            if reason is None:
-                raise
-            raise PlatformError(f"cannot {what}: {reason}", error.errno) from None
-        index, source = message.get("oif"), message.get("prefsrc")
-        if rt_type.get(message["type"]) not in ("unicast", "local") or not index:
+        found = (await self.lookups([address]))[address]
+        if isinstance(found, NoRoute):
+            reason = _NO_WAY.get(found.errno, os.strerror(found.errno))
+            raise PlatformError(f"cannot {what}: {reason}", found.errno)
+        if found.kind not in ("unicast", "local") or not found.index:
             raise PlatformError(f"cannot {what}: it is no single host's address", errno.EINVAL)
-        return RouteLookup(index=index, source=None if source is None else IPv4Address(source))
+        return found
 
     async def set_link(self, index: int, **attributes: Any) -> None:
         """Set link attributes in rtnetlink's names: `mtu`, `txqlen`, `state`, `ifname`, ..."""
@@ -218,50 +234,53 @@ class Netlink:
 
     @contextlib.asynccontextmanager
     async def watch(self) -> AsyncIterator[Callable[[], Awaitable[list[Change]]]]:
-        """Yield a function that waits for changes of links, IPv4 addresses and routes.
+        """Yield a function that waits for changes of links, IPv4 addresses, routes and rules.
 
         It returns all that came since the call before, at least one; nothing from the
         moment the block is entered is missed. PlatformError from it when changes were
         lost (the kernel's buffer was full): look at everything, and watch again.
         """
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[Change | None] = asyncio.Queue()
-        ready: asyncio.Future[None] = loop.create_future()
+        queue: asyncio.Queue[list[Change] | PlatformError] = asyncio.Queue()
 
-        def post(function: Callable[..., None], *arguments: Any) -> None:
-            with contextlib.suppress(RuntimeError):  # the caller's loop is closed already
-                loop.call_soon_threadsafe(function, *arguments)
+        def receive() -> None:
+            """Pass on what came: on the netlink thread."""
+            news: list[Change] | PlatformError
+            try:
+                news = sock.receive()
+            except PlatformError as error:
+                news = error
+                self._loop.remove_reader(sock.fileno())
+            if news:
+                with contextlib.suppress(RuntimeError):  # the caller's loop is closed already
+                    loop.call_soon_threadsafe(queue.put_nowait, news)
 
-        def mark_ready() -> None:
-            if not ready.done():
-                ready.set_result(None)
+        async def start() -> ChangeSocket:
+            return ChangeSocket()
 
-        def finish(_: object) -> None:
-            post(queue.put_nowait, None)
-            post(mark_ready)
+        async def listen() -> None:
+            self._loop.add_reader(sock.fileno(), receive)
 
-        monitor = asyncio.run_coroutine_threadsafe(
-            self._monitor(
-                lambda: post(mark_ready),
-                lambda change: post(queue.put_nowait, change),
-            ),
-            self._loop,
-        )
-        monitor.add_done_callback(finish)
+        async def stop() -> None:
+            self._loop.remove_reader(sock.fileno())
+            sock.close()
 
         async def changes() -> list[Change]:
-            found = [await queue.get()]
-            while not queue.empty():
-                found.append(queue.get_nowait())
-            if None in found:
-                raise PlatformError(f"netlink changes were lost: {monitor.exception()}")
-            return [change for change in found if change is not None]
+            found: list[Change] = []
+            while not found or not queue.empty():
+                news = await queue.get()
+                if isinstance(news, PlatformError):
+                    raise news
+                found += news
+            return found
 
+        with _os_errors("watch for netlink changes"):
+            sock = await self._run(start())
+        await self._run(listen())
         try:
-            await ready
             yield changes
         finally:
-            monitor.cancel()
+            await asyncio.shield(self._run(stop()))
 
     async def call(self, what: str, object_: str, command: str, **arguments: Any) -> list[Any]:
         """Send any rtnetlink request, in pyroute2's names; `what` is for the error."""
@@ -286,27 +305,47 @@ class Netlink:
             errno.EEXIST,
         )
 
-    async def _monitor(self, ready: Callable[[], None], put: Callable[[Change], None]) -> None:
-        async with AsyncIPRoute() as route:
-            await route.bind(groups=_RTMGRP)
-            ready()
-            while True:
-                async for message in route.get():
-                    put(_to_change(message))
-
     def _serve(self) -> None:
         # Network namespaces are per thread: only sockets opened by this thread are in it.
         if self._namespace is not None:
             enter_namespace(self._namespace)
         self._loop.run_forever()
 
-    def _open_table(self) -> RouteTable:
-        """Open the route table's socket on its thread, after entering the namespace."""
-        if self._table is None:
+    def _open_socket(self) -> RtnlSocket:
+        """Open the socket on its thread, after entering the namespace."""
+        if self._socket is None:
             if self._namespace is not None:
                 enter_namespace(self._namespace)
-            self._table = RouteTable()
-        return self._table
+            self._socket = RtnlSocket()
+        return self._socket
+
+    async def _on_socket(self, call: Callable[[RtnlSocket], T]) -> T:
+        def timed() -> T:
+            began = time.monotonic()
+            try:
+                return call(self._open_socket())
+            finally:
+                self.busy_s += time.monotonic() - began
+
+        return await self._socket_thread.run(timed)
+
+    async def _on_table(self, call: Callable[[RouteTable], T]) -> T:
+        return await self._on_socket(lambda sock: call(RouteTable(sock)))
+
+    async def _list(
+        self, what: str, request: tuple[int, bytes], decode: Callable[[memoryview], T | None]
+    ) -> list[T]:
+        """A dump; if it changes faster than it can be read, what was read last."""
+
+        def ask(sock: RtnlSocket) -> list[T]:
+            found: list[T] = []
+            for _ in range(_TRIES):
+                found, is_consistent = sock.dump(what, request, decode)
+                if is_consistent:
+                    break
+            return found
+
+        return await self._on_socket(ask)
 
     async def _open(self) -> None:
         self._route = await AsyncIPRoute().__aenter__()
@@ -322,17 +361,10 @@ class Netlink:
     async def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
 
-    async def _dump(self, what: str, ask: Callable[[Any], Any]) -> list[Any]:
-        async def collect() -> list[Any]:
-            async with self._turn:
-                with _translated(what):
-                    return [message async for message in await ask(self._route)]
-
-        return await self._run(collect())
-
     async def _do(self, what: str, object_: str, command: str, **arguments: Any) -> list[Any]:
         async def request() -> list[Any]:
             async with self._turn:
+                self._requests += 1
                 with _translated(what):
                     answer = await getattr(self._route, object_)(command, **arguments)
                     return list(answer) if answer else []
@@ -360,55 +392,19 @@ def _translated(what: str) -> Any:
 
 
 @contextlib.contextmanager
+def _os_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, PlatformError):
+            raise
+        raise PlatformError(f"cannot {what}: {error.strerror or error}", error.errno) from None
+
+
+@contextlib.contextmanager
 def _tolerate(code: int) -> Any:
     try:
         yield
     except PlatformError as error:
         if error.errno != code:
             raise
-
-
-def _to_link(message: Any) -> Link:
-    return Link(
-        index=message["index"],
-        name=message.get("ifname"),
-        mtu=message.get("mtu") or 0,
-        is_up=bool(message["flags"] & uapi.IFF_UP),
-        is_loopback=bool(message["flags"] & uapi.IFF_LOOPBACK),
-        kind=message.get(("linkinfo", "kind")),
-    )
-
-
-def _to_address(message: Any) -> Address:
-    flags = message.get("flags") or 0
-    # IFA_LOCAL is the address itself; on point-to-point links IFA_ADDRESS is the far end.
-    local = message.get("local") or message.get("address")
-    return Address(
-        index=message["index"],
-        interface=IPv4Interface(f"{local}/{message['prefixlen']}"),
-        is_permanent=bool(flags & uapi.IFA_F_PERMANENT),
-        is_deprecated=bool(flags & uapi.IFA_F_DEPRECATED),
-        is_temporary=bool(flags & uapi.IFA_F_TEMPORARY),
-        scope=message["scope"],
-    )
-
-
-def _to_route(message: Any) -> Route:
-    destination = message.get("dst")
-    gateway = message.get("gateway")
-    multipath = message.get("multipath") or ()
-    single = message.get("oif")
-    return Route(
-        destination=IPv4Network(f"{destination or '0.0.0.0'}/{message['dst_len']}"),
-        indexes=(single,) if single else tuple(hop["oif"] for hop in multipath),
-        gateway=IPv4Address(gateway) if gateway else None,
-        priority=message.get("priority") or 0,
-        kind=rt_type.get(message["type"], str(message["type"])),
-    )
-
-
-def _to_change(message: Any) -> Change:
-    if "dst_len" in message:
-        route = _to_route(message)
-        return Change(route.indexes[0] if route.indexes else 0, route.destination)
-    return Change(message.get("index") or 0, None)

@@ -9,33 +9,35 @@ Blocking, and not to be called by two threads at once: see Netlink.change_routes
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final, TypeVar
 
 from tundp.errors import PlatformError
 from tundp.linux import uapi
+from tundp.linux.rtnl import (
+    Request,
+    RtnlSocket,
+    aligned,
+    attribute,
+    attribute_u32,
+    attributes,
+    decode_error,
+)
 
 T = TypeVar("T")
 
 BATCH: Final = 128
 """Requests in one datagram. Their acknowledgements wait in the receive buffer, at most some
 800 bytes of it each: far below the least net.core.rmem_default."""
-_RECEIVE_LEN: Final = 1 << 16
 _TRIES: Final = 5
 """Dumps of a table that changes meanwhile, before we give up."""
-_TIMEOUT_S: Final = 10.0
-_HEADER: Final = struct.Struct("=IHHII")
-"""struct nlmsghdr: length, type, flags, sequence number, port; host byte order."""
-_RTMSG: Final = struct.Struct("=BBBBBBBBI")
+RTMSG: Final = struct.Struct("=BBBBBBBBI")
 """struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags."""
-_ATTRIBUTE: Final = struct.Struct("=HH")
 _NEXT_HOP: Final = struct.Struct("=HBBi")
 """struct rtnexthop: length with attributes, flags, hops, interface index."""
 _KINDS: Final = {
@@ -45,7 +47,7 @@ _KINDS: Final = {
     "prohibit": uapi.RTN_PROHIBIT,
     "throw": uapi.RTN_THROW,
 }
-_KIND_NAMES: Final = {number: name for name, number in _KINDS.items()}
+KIND_NAMES: Final = {number: name for name, number in _KINDS.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,33 +126,10 @@ _ACTIONS: Final = {
 
 
 class RouteTable:
-    """A netlink socket of the calling thread's network namespace."""
+    """Change and list routes over a socket, whose thread's network namespace is meant."""
 
-    def __init__(self) -> None:
-        self._sequence = 0
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, uapi.NETLINK_ROUTE
-        )
-        try:
-            self._socket.settimeout(_TIMEOUT_S)
-            for option in (
-                uapi.NETLINK_CAP_ACK,
-                uapi.NETLINK_EXT_ACK,
-                uapi.NETLINK_GET_STRICT_CHK,
-            ):
-                try:
-                    self._socket.setsockopt(uapi.SOL_NETLINK, option, 1)
-                except OSError as error:
-                    if error.errno != errno.ENOPROTOOPT:
-                        raise
-            self._socket.bind((0, 0))
-        except BaseException:
-            self._socket.close()
-            raise
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
+    def __init__(self, sock: RtnlSocket) -> None:
+        self._socket = sock
 
     def change(
         self,
@@ -216,36 +195,36 @@ class RouteTable:
         # Before Linux 4.20 the kernel gives those of every table.
         return [route for its_table, route in found if its_table == table]
 
+    def prefixes(self, index: int) -> list[IPv4Network]:
+        """The destinations of every unicast route over a link, of all tables."""
+        body = RTMSG.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
+        body += attribute_u32(uapi.RTA_OIF, index)
+        request = (uapi.RTM_GETROUTE, body)
+        found, _ = self._socket.dump("list routes", request, _decode_hops)
+        return list(
+            dict.fromkeys(
+                route.destination
+                for _, route in found
+                # Before Linux 4.20 the kernel gives those of every link.
+                if index in route.indexes and route.is_unicast
+            )
+        )
+
     def _send(self, requests: Sequence[tuple[str, RouteEntry]]) -> list[RouteFailure]:
-        first = self._sequence + 1
-        datagram = bytearray()
+        messages = []
         for action, route in requests:
-            self._sequence += 1
             kind, flags = _ACTIONS[action]
             body = _encode(route, is_deletion=action == "delete")
-            datagram += _HEADER.pack(
-                _HEADER.size + len(body),
-                kind,
-                flags | uapi.NLM_F_REQUEST | uapi.NLM_F_ACK,
-                self._sequence,
-                0,
-            )
-            datagram += body
+            messages.append(Request(kind, flags | uapi.NLM_F_ACK, body))
         failures: list[RouteFailure] = []
-        left = len(requests)
         try:
-            self._socket.send(datagram)
-            while left:
-                for kind, flags, sequence, answer in self._receive():
-                    if kind != uapi.NLMSG_ERROR or not first <= sequence <= self._sequence:
-                        continue  # an answer to a request that was given up
-                    left -= 1
-                    code, reason = _decode_error(flags, answer)
-                    if code:
-                        action, route = requests[sequence - first]
-                        failures.append(
-                            RouteFailure(action=action, route=route, errno=code, reason=reason)
-                        )
+            for answer in self._socket.exchange(messages):
+                code, reason = decode_error(answer.flags, answer.body)
+                if code:
+                    action, route = requests[answer.number]
+                    failures.append(
+                        RouteFailure(action=action, route=route, errno=code, reason=reason)
+                    )
         except OSError as error:
             raise PlatformError(
                 f"cannot change routes: {error.strerror or error}", error.errno
@@ -256,52 +235,11 @@ class RouteTable:
         self, index: int, protocol: int, table: int, decode: Callable[[memoryview], T | None]
     ) -> tuple[list[T], bool]:
         """What `decode` makes of each message; whether the table stayed the same meanwhile."""
-        self._sequence += 1
-        body = _RTMSG.pack(socket.AF_INET, 0, 0, 0, table & 0xFF, protocol, 0, 0, 0)
-        body += _attribute(uapi.RTA_TABLE, struct.pack("=I", table))
+        body = RTMSG.pack(socket.AF_INET, 0, 0, 0, table & 0xFF, protocol, 0, 0, 0)
+        body += attribute_u32(uapi.RTA_TABLE, table)
         if index:
-            body += _attribute(uapi.RTA_OIF, struct.pack("=I", index))
-        header = _HEADER.pack(
-            _HEADER.size + len(body),
-            uapi.RTM_GETROUTE,
-            uapi.NLM_F_REQUEST | uapi.NLM_F_DUMP,
-            self._sequence,
-            0,
-        )
-        found: list[T] = []
-        is_consistent = True
-        try:
-            self._socket.send(header + body)
-            while True:
-                for kind, flags, sequence, payload in self._receive():
-                    if sequence != self._sequence:
-                        continue
-                    is_consistent &= not flags & uapi.NLM_F_DUMP_INTR
-                    if kind == uapi.NLMSG_ERROR:
-                        code, reason = _decode_error(flags, payload)
-                        if code == errno.ENOENT:
-                            return [], True  # no such table
-                        raise PlatformError(f"cannot list routes: {reason}", code)
-                    if kind == uapi.NLMSG_DONE:
-                        return found, is_consistent
-                    if kind == uapi.RTM_NEWROUTE and (route := decode(payload)) is not None:
-                        found.append(route)
-        except OSError as error:
-            if isinstance(error, PlatformError):
-                raise
-            raise PlatformError(
-                f"cannot list routes: {error.strerror or error}", error.errno
-            ) from None
-
-    def _receive(self) -> Iterator[tuple[int, int, int, memoryview]]:
-        """The messages of one datagram: type, flags, sequence number, body."""
-        datagram = memoryview(self._socket.recv(_RECEIVE_LEN))
-        while len(datagram) >= _HEADER.size:
-            length, kind, flags, sequence, _ = _HEADER.unpack_from(datagram)
-            if not _HEADER.size <= length <= len(datagram):
-                return
-            yield kind, flags, sequence, datagram[_HEADER.size : length]
-            datagram = datagram[_aligned(length) :]
+            body += attribute_u32(uapi.RTA_OIF, index)
+        return self._socket.dump("list routes", (uapi.RTM_GETROUTE, body), decode)
 
 
 def _encode(route: RouteEntry, *, is_deletion: bool) -> bytes:
@@ -312,7 +250,7 @@ def _encode(route: RouteEntry, *, is_deletion: bool) -> bytes:
         scope = uapi.RT_SCOPE_LINK
     else:
         scope = uapi.RT_SCOPE_UNIVERSE
-    body = _RTMSG.pack(
+    body = RTMSG.pack(
         socket.AF_INET,
         route.destination.prefixlen,
         0,
@@ -323,24 +261,37 @@ def _encode(route: RouteEntry, *, is_deletion: bool) -> bytes:
         _KINDS[route.kind],
         uapi.RTNH_F_ONLINK if route.is_onlink else 0,
     )
-    body += _attribute(uapi.RTA_DST, route.destination.network_address.packed)
-    body += _attribute(uapi.RTA_TABLE, struct.pack("=I", route.table))
+    body += attribute(uapi.RTA_DST, route.destination.network_address.packed)
+    body += attribute_u32(uapi.RTA_TABLE, route.table)
     if route.gateway is not None:
-        body += _attribute(uapi.RTA_GATEWAY, route.gateway.packed)
+        body += attribute(uapi.RTA_GATEWAY, route.gateway.packed)
     if route.index:
-        body += _attribute(uapi.RTA_OIF, struct.pack("=I", route.index))
+        body += attribute_u32(uapi.RTA_OIF, route.index)
     if route.metric:
-        body += _attribute(uapi.RTA_PRIORITY, struct.pack("=I", route.metric))
+        body += attribute_u32(uapi.RTA_PRIORITY, route.metric)
     if route.source is not None:
-        body += _attribute(uapi.RTA_PREFSRC, route.source.packed)
+        body += attribute(uapi.RTA_PREFSRC, route.source.packed)
     return body
+
+
+def decode_destination(body: memoryview) -> tuple[IPv4Network, tuple[int, ...], int] | None:
+    """Destination, links and table of a route message; None if it is not of IPv4."""
+    family, prefix_len, _, _, table, _, _, _, _ = RTMSG.unpack_from(body)
+    if family != socket.AF_INET:
+        return None
+    values = dict(attributes(body[RTMSG.size :]))
+    destination = values.get(uapi.RTA_DST)
+    if (full_table := values.get(uapi.RTA_TABLE)) is not None:
+        table = int.from_bytes(full_table, sys.byteorder)
+    network = IPv4Network((bytes(destination) if destination else 0, prefix_len))
+    return network, indexes_of(values), table
 
 
 def _decode(body: memoryview) -> RouteEntry | None:
     """The route of a message; None if RouteEntry cannot hold it."""
-    _, prefix_len, _, _, table, protocol, _, kind, flags = _RTMSG.unpack_from(body)
-    values = dict(_attributes(body[_RTMSG.size :]))
-    if kind not in _KIND_NAMES or uapi.RTA_MULTIPATH in values:
+    _, prefix_len, _, _, table, protocol, _, kind, flags = RTMSG.unpack_from(body)
+    values = dict(attributes(body[RTMSG.size :]))
+    if kind not in KIND_NAMES or uapi.RTA_MULTIPATH in values:
         return None
 
     def number(attribute: int, default: int = 0) -> int:
@@ -356,7 +307,7 @@ def _decode(body: memoryview) -> RouteEntry | None:
         destination=IPv4Network((destination, prefix_len)),
         gateway=address(uapi.RTA_GATEWAY),
         index=number(uapi.RTA_OIF),
-        kind=_KIND_NAMES[kind],
+        kind=KIND_NAMES[kind],
         is_onlink=bool(flags & uapi.RTNH_F_ONLINK),
         protocol=protocol,
         metric=number(uapi.RTA_PRIORITY),
@@ -367,24 +318,26 @@ def _decode(body: memoryview) -> RouteEntry | None:
 
 def _decode_hops(body: memoryview) -> tuple[int, Route]:
     """Table and route of a message, whatever its kind and however many its next hops."""
-    _, prefix_len, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(body)
-    values = dict(_attributes(body[_RTMSG.size :]))
+    _, prefix_len, _, _, table, _, _, kind, _ = RTMSG.unpack_from(body)
+    values = dict(attributes(body[RTMSG.size :]))
     destination, gateway = values.get(uapi.RTA_DST), values.get(uapi.RTA_GATEWAY)
-    index, priority = values.get(uapi.RTA_OIF), values.get(uapi.RTA_PRIORITY)
+    priority = values.get(uapi.RTA_PRIORITY)
     if (full_table := values.get(uapi.RTA_TABLE)) is not None:
         table = int.from_bytes(full_table, sys.byteorder)
-    indexes: tuple[int, ...]
-    if index is not None:
-        indexes = (int.from_bytes(index, sys.byteorder),)
-    else:
-        indexes = tuple(_hop_indexes(values.get(uapi.RTA_MULTIPATH, memoryview(b""))))
     return table, Route(
         destination=IPv4Network((bytes(destination) if destination else 0, prefix_len)),
-        indexes=indexes,
+        indexes=indexes_of(values),
         gateway=IPv4Address(bytes(gateway)) if gateway is not None else None,
         priority=0 if priority is None else int.from_bytes(priority, sys.byteorder),
-        kind=_KIND_NAMES.get(kind, str(kind)),
+        kind=KIND_NAMES.get(kind, str(kind)),
     )
+
+
+def indexes_of(values: Mapping[int, memoryview]) -> tuple[int, ...]:
+    """The outgoing links of a route's attributes."""
+    if (index := values.get(uapi.RTA_OIF)) is not None:
+        return (int.from_bytes(index, sys.byteorder),)
+    return tuple(_hop_indexes(values.get(uapi.RTA_MULTIPATH, memoryview(b""))))
 
 
 def _hop_indexes(multipath: memoryview) -> Iterator[int]:
@@ -394,39 +347,4 @@ def _hop_indexes(multipath: memoryview) -> Iterator[int]:
         if not _NEXT_HOP.size <= length <= len(multipath):
             return
         yield index
-        multipath = multipath[_aligned(length) :]
-
-
-def _decode_error(flags: int, body: memoryview) -> tuple[int, str]:
-    """The errno and the reason of an acknowledgement (struct nlmsgerr); 0 if it is none."""
-    code = -int(struct.unpack_from("=i", body)[0])
-    reason = os.strerror(code)
-    if code and flags & uapi.NLM_F_ACK_TLVS:
-        length = int(struct.unpack_from("=I", body, 4)[0])
-        start = 4 + (_HEADER.size if flags & uapi.NLM_F_CAPPED else _aligned(length))
-        values = dict(_attributes(body[start:]))
-        if text := values.get(uapi.NLMSGERR_ATTR_MSG):
-            words = bytes(text).rstrip(b"\0").decode(errors="replace").rstrip(".")
-            reason = f"{words} ({reason})"
-    if code == errno.EPERM:
-        reason += "; this needs CAP_NET_ADMIN: run as root"
-    return code, reason
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    """A struct rtattr; all of ours are multiples of four bytes."""
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value
-
-
-def _attributes(buffer: memoryview) -> Iterator[tuple[int, memoryview]]:
-    while len(buffer) >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(buffer)
-        if not _ATTRIBUTE.size <= length <= len(buffer):
-            return
-        yield kind & 0x3FFF, buffer[_ATTRIBUTE.size : length]
-        buffer = buffer[_aligned(length) :]
-
-
-def _aligned(length: int) -> int:
-    """Up to the next multiple of four (NLMSG_ALIGN, RTA_ALIGN)."""
-    return (length + 3) & ~3
+        multipath = multipath[aligned(length) :]

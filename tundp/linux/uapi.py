@@ -119,13 +119,29 @@ NLMSGERR_ATTR_MSG: Final = 1
 """4.12"""
 
 # linux/rtnetlink.h
+RTM_NEWLINK: Final = 16
+RTM_DELLINK: Final = 17
+RTM_GETLINK: Final = 18
+RTM_NEWADDR: Final = 20
+RTM_DELADDR: Final = 21
+RTM_GETADDR: Final = 22
 RTM_NEWROUTE: Final = 24
 RTM_DELROUTE: Final = 25
 RTM_GETROUTE: Final = 26
+RTM_NEWRULE: Final = 32
+RTM_DELRULE: Final = 33
 RTMGRP_LINK: Final = 0x1
 RTMGRP_IPV4_IFADDR: Final = 0x10
 RTMGRP_IPV4_ROUTE: Final = 0x40
+RTMGRP_IPV4_RULE: Final = 0x80
+RTEXT_FILTER_SKIP_STATS: Final = 0x8
+"""4.4: links without their counters."""
+RTM_F_LOOKUP_TABLE: Final = 0x1000
+"""4.4: the table a lookup found its route in, rather than main's number."""
+RTM_F_FIB_MATCH: Final = 0x2000
+"""4.13: the route a lookup found rather than its result."""
 RTA_DST: Final = 1
+RTA_SRC: Final = 2
 RTA_OIF: Final = 4
 RTA_GATEWAY: Final = 5
 RTA_PRIORITY: Final = 6
@@ -133,8 +149,16 @@ RTA_PREFSRC: Final = 7
 RTA_MULTIPATH: Final = 9
 RTA_TABLE: Final = 15
 """2.6.19"""
+RTA_IP_PROTO: Final = 27
+"""4.19, as the next two"""
+RTA_SPORT: Final = 28
+RTA_DPORT: Final = 29
 RTNH_F_ONLINK: Final = 4
 RTN_UNICAST: Final = 1
+RTN_LOCAL: Final = 2
+RTN_BROADCAST: Final = 3
+RTN_ANYCAST: Final = 4
+RTN_MULTICAST: Final = 5
 RTN_BLACKHOLE: Final = 6
 RTN_UNREACHABLE: Final = 7
 RTN_PROHIBIT: Final = 8
@@ -144,10 +168,23 @@ RT_SCOPE_LINK: Final = 253
 RT_SCOPE_HOST: Final = 254
 RT_SCOPE_NOWHERE: Final = 255
 RT_TABLE_UNSPEC: Final = 0
+RT_TABLE_DEFAULT: Final = 253
 RT_TABLE_MAIN: Final = 254
+RT_TABLE_LOCAL: Final = 255
 RTPROT_BOOT: Final = 3
 
+# linux/if_link.h
+IFLA_IFNAME: Final = 3
+IFLA_MTU: Final = 4
+IFLA_LINKINFO: Final = 18
+IFLA_EXT_MASK: Final = 29
+IFLA_INFO_KIND: Final = 1
+
 # linux/if_addr.h
+IFA_ADDRESS: Final = 1
+IFA_LOCAL: Final = 2
+IFA_FLAGS: Final = 8
+"""3.14: all 32 bits of the flags."""
 IFA_F_TEMPORARY: Final = 0x01
 IFA_F_DEPRECATED: Final = 0x20
 IFA_F_PERMANENT: Final = 0x80

@@ -39,6 +39,8 @@ class Metrics:
 
     def __init__(self, ready: Callable[[], list[Finding]]) -> None:
         self.summary: Callable[[], Status] | None = None
+        self.netlink: Callable[[], tuple[int, int]] | None = None
+        """Requests and dumps asked of the kernel's netlink so far."""
         self._ready = ready
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
@@ -68,6 +70,15 @@ class Metrics:
         for finding in findings:
             each.add_metric([finding.id], not finding.is_failure)
         yield each
+        if self.netlink is not None:
+            asked = CounterMetricFamily(
+                "tundp_netlink_requests",
+                "Questions to the kernel about links, addresses and routes: single ones, lists.",
+                labels=["kind"],
+            )
+            for kind, count in zip(("single", "dump"), self.netlink(), strict=True):
+                asked.add_metric([kind], count)
+            yield asked
         if self.summary is not None:
             status = self.summary()
             if status.counters is not None:

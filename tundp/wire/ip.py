@@ -80,12 +80,19 @@ def parse(packet: memoryview) -> Ipv4Header | DropReason:
 
 
 def is_unicast(address: int) -> bool:
-    """Whether an address may name one destination: below 224/4 (multicast) and 240/4."""
-    return address < 0xE0000000
+    """Whether an address (host order) is no multicast (224/4) and no limited broadcast address.
+
+    240/4 counts as unicast, as in the kernel (ipv4_is_multicast and ipv4_is_lbcast in
+    include/linux/in.h are what ip_route_input_slow refuses; Linux routes 240/4 since 2.6.25).
+    """
+    return address >> 28 != 0xE and address != 0xFFFFFFFF
 
 
 def is_single_host(address: int) -> bool:
-    """Whether an address may name one sender: not 0/8, 127/8 either (RFC 1122 3.2.1.3)."""
+    """Whether an address (host order) is unicast, and not in 0/8 or 127/8 (RFC 1122 3.2.1.3).
+
+    Linux 5.3 and later takes 0.0.0.1 to 0.255.255.255 for unicast; this does not.
+    """
     return is_unicast(address) and address >> 24 not in (0, 127)
 
 

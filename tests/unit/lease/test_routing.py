@@ -116,6 +116,10 @@ def moved(delta: RoutingDelta) -> dict[str, tuple[str, str]]:
         (lease("10.5.2.0-24", "223.255.255.254"), "10.5.2.0/24", "the last unicast address"),
         (lease("10.5.2.0-24", "10.6.2.1"), "10.5.2.0/24", "private addresses are usual"),
         (lease("10.5.2.0-24", "169.254.1.1"), "10.5.2.0/24", "link-local underlays exist"),
+        (lease("10.5.2.0-24", "240.10.0.2"), "10.5.2.0/24", "class E is unicast"),
+        (lease("10.5.2.0-24", "255.255.255.254"), "10.5.2.0/24", "the last of class E"),
+        (lease("10.5.2.0-24", "10.5.9.1"), "10.5.2.0/24", "inside the network: the kernel decides"),
+        (lease("10.5.2.0-24", "100.64.0.9"), "10.5.2.0/24", "carrier-grade NAT"),
         (lease("10.5.2.0-24&fd00::-64"), "10.5.2.0/24", "the IPv4 half of a dual-stack lease"),
     ],
 )
@@ -137,11 +141,8 @@ def test_lease_that_is_a_peer(given: Lease, subnet: str, breaks: str) -> None:
         (lease("10.5.2.0-24", "224.0.0.1"), Refusal.NOT_UNICAST, "multicast"),
         (lease("10.5.2.0-24", "239.255.255.255"), Refusal.NOT_UNICAST, "multicast"),
         (lease("10.5.2.0-24", "255.255.255.255"), Refusal.NOT_UNICAST, "broadcast"),
-        (lease("10.5.2.0-24", "240.0.0.1"), Refusal.NOT_UNICAST, "reserved"),
         (lease("10.5.2.0-24", "127.0.0.1"), Refusal.NOT_UNICAST, "loopback"),
         (lease("10.5.2.0-24", "0.0.0.1"), Refusal.NOT_UNICAST, "this network"),
-        (lease("10.5.2.0-24", "10.5.2.1"), Refusal.INSIDE_NETWORK, "the tunnel in itself"),
-        (lease("10.5.2.0-24", "10.5.9.1"), Refusal.INSIDE_NETWORK, "any overlay address"),
         (lease("10.6.2.0-24"), Refusal.OUTSIDE_NETWORK, "beside the network"),
         (lease("10.4.0.0-15"), Refusal.OUTSIDE_NETWORK, "around the network"),
         (lease("0.0.0.0-0"), Refusal.OUTSIDE_NETWORK, "everything: a hijack of the default route"),
@@ -157,6 +158,31 @@ def test_lease_that_is_refused(given: Lease, refusal: Refusal, breaks: str) -> N
     made = ledger(given, addresses=("192.0.2.1", "198.51.100.1"))
     assert not made.peers
     assert dict(made.refused) == {given.key: RefusedLease(given, refusal)}, breaks
+
+
+def test_a_public_ip_that_the_kernel_misroutes_is_refused_while_it_does() -> None:
+    inside, broadcast, good = "10.5.9.1", "192.0.2.255", "192.0.2.9"
+    first, second = lease("10.5.2.0-24", inside), lease("10.5.3.0-24", broadcast)
+    third = lease("10.5.4.0-24", good)
+    made = ledger(first, second, third)
+    assert len(made.peers) == 3
+    into, no_host = Refusal.ROUTED_INTO_OVERLAY, Refusal.NOT_UNICAST
+    delta = made.set_misrouted({IPv4Address(inside): into, IPv4Address(broadcast): no_host})
+    assert [str(peer.subnet) for peer in delta.gone] == ["10.5.2.0/24", "10.5.3.0/24"]
+    assert {each.lease.key: each.refusal for each in delta.newly_refused} == {
+        first.key: into,
+        second.key: no_host,
+    }
+    assert routes(made) == {"10.5.4.0/24": good}
+    assert not made.set_misrouted(dict(made.misrouted)).moves_packets
+    # A lease that comes meanwhile is judged alike, and all that name it when the route changes.
+    fourth = lease("10.5.5.0-24", inside)
+    made.apply(Events((Put(fourth),), 8))
+    assert made.refused[fourth.key].refusal is into
+    delta = made.set_misrouted({IPv4Address(broadcast): no_host})
+    assert {str(peer.subnet) for peer in delta.come} == {"10.5.2.0/24", "10.5.5.0/24"}
+    assert not delta.gone
+    assert set(made.refused) == {second.key}
 
 
 def test_every_refusal_is_a_sentence_for_an_operator() -> None:
@@ -611,11 +637,15 @@ def test_random_updates_are_judged_as_a_verdict_over_all_leases() -> None:
     addresses = ["192.0.2.1", "192.0.2.7", "192.0.2.8", "0.0.0.0", "10.5.3.3", "224.0.0.1"]
     own = [OWN_ADDRESS]
     made.set_own_addresses(own, NO_LEASES)
+    misrouted: set[IPv4Address] = set()
     for revision in range(2, 400):
         key = rng.choice(keys)
         if rng.random() < 0.1:
             own = [IPv4Address(a) for a in rng.sample(addresses[:3], rng.randrange(3))]
             delta = made.set_own_addresses(own, NO_LEASES)
+        elif rng.random() < 0.1:
+            misrouted = {IPv4Address(a) for a in rng.sample(addresses[1:5:3], rng.randrange(3))}
+            delta = made.set_misrouted(dict.fromkeys(misrouted, Refusal.ROUTED_INTO_OVERLAY))
         elif rng.random() < 0.3:
             known.pop(parse_key(key), None)
             delta = delete(made, key)
@@ -632,7 +662,11 @@ def test_random_updates_are_judged_as_a_verdict_over_all_leases() -> None:
             assert new.subnet not in told
             told[new.subnet] = new
         peers, refused = verdict(
-            known.values(), network=NETWORK, own_key=parse_key(OWN), own_addresses=own
+            known.values(),
+            network=NETWORK,
+            own_key=parse_key(OWN),
+            misrouted=misrouted,
+            own_addresses=own,
         )
         assert {s: p.endpoint.address for s, p in told.items()} == dict(peers)
         assert told == dict(made.peers)

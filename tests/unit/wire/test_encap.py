@@ -371,7 +371,15 @@ def test_destination_before_ttl() -> None:
     assert verdict == Drop(DropReason.DESTINATION_MISMATCH)
 
 
-MARTIANS = ["0.0.0.0", "0.9.9.9", "127.0.0.1", "127.255.255.254", "224.0.0.1", "255.255.255.255"]
+MARTIANS = [
+    "0.0.0.0",
+    "0.9.9.9",
+    "127.0.0.1",
+    "127.255.255.254",
+    "224.0.0.1",
+    "239.255.255.255",
+    "255.255.255.255",
+]
 
 
 @pytest.mark.parametrize("check", SourceCheck)
@@ -401,7 +409,10 @@ def test_martian_before_source_check() -> None:
     assert verdict == Drop(DropReason.MARTIAN_SOURCE)
 
 
-@pytest.mark.parametrize("source", ["1.0.0.1", "126.9.9.9", "128.0.0.1", "223.255.255.255"])
+@pytest.mark.parametrize(
+    "source",
+    ["1.0.0.1", "126.9.9.9", "128.0.0.1", "223.255.255.255", "240.0.0.1", "255.255.255.254"],
+)
 def test_the_neighbours_of_martians_pass(source: str) -> None:
     assert isinstance(decap(packet(src=source)), Deliver)
 

@@ -190,6 +190,8 @@ ANSWERED = [
     (offender(src="126.255.255.255"), "next to 127/8"),
     (offender(src="128.0.0.1"), "next to 127/8"),
     (offender(dst="223.255.255.255"), "the last before multicast"),
+    (offender(dst="240.0.0.1"), "class E is unicast"),
+    (offender(src="255.255.255.254"), "the last of class E"),
     *((icmp_offender(t), f"ICMP query type {t}") for t in (0, 8, 9, 10, 13, 14, 15, 16, 17, 18)),
     (icmp_offender(8, flags="MF"), "the first fragment of a long ping"),
 ]
@@ -203,7 +205,6 @@ NOT_ANSWERED = [
     (offender(dst="224.0.0.1"), "multicast"),
     (offender(dst="239.255.255.255"), "multicast"),
     (offender(dst="255.255.255.255"), "limited broadcast"),
-    (offender(dst="240.0.0.1"), "reserved"),
     (offender(src="0.0.0.0"), "no source at all"),
     (offender(src="0.1.2.3"), "this network"),
     (offender(src="127.0.0.1"), "a loopback source: the answer would go to ourselves"),

@@ -34,6 +34,7 @@ from tundp.linux import device
 from tundp.linux.device import DeviceSettings
 from tundp.linux.gateways import remove_gateway_routes
 from tundp.linux.iface import Interface
+from tundp.linux.netlink import AddressChange, LinkChange, RouteChange
 from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.tun import Tun, require_device
 from tundp.wire import ip, overhead
@@ -79,6 +80,11 @@ class UdpBackend:
             return self._device.mtu
         assert self._interface is not None, "prepare() comes first"
         return mtu_of(self._interface)
+
+    @property
+    def device_index(self) -> int | None:
+        """See Backend."""
+        return self._tun_index
 
     @property
     def engine(self) -> Dataplane:
@@ -173,8 +179,17 @@ class UdpBackend:
 
     def is_concerned(self, change: KernelChange) -> bool:
         """See Backend."""
-        network = None if self._device is None else self._device.network
-        return change.index == self._tun_index or change.destination == network
+        index, device = self._tun_index, self._device
+        if not index or device is None:
+            return False
+        match change:
+            case LinkChange(link=link):
+                return link.index == index and (link.mtu != device.mtu or not link.is_up)
+            case AddressChange(address=address):
+                return address.index == index and change.is_gone
+            case RouteChange(destination=destination, indexes=indexes):
+                return destination == device.network or index in indexes
+        return False
 
     def owns_address(self, interface_index: int) -> bool:
         """See Backend."""

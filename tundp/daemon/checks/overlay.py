@@ -5,27 +5,32 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Final
 
 from tundp.backend.base import Surroundings
 from tundp.backend.choose import kind_of, parse_network_config
 from tundp.daemon.checks.inspection import Inspection
+from tundp.daemon.peer_paths import PeerPaths
 from tundp.daemon.underlay import selection_of
 from tundp.errors import ConfigError, OutOfSubnets, PlatformError, StoreError
 from tundp.finding import Finding, Verdict
 from tundp.lease import subnet_env
 from tundp.lease.allocate import Keep, plan_claim
 from tundp.lease.identity import identity_of
-from tundp.lease.model import Snapshot
+from tundp.lease.model import LeaseKey, Snapshot
 from tundp.lease.network import (
     BackendConfig,
 )
+from tundp.lease.routing import Refusal, Routing
 from tundp.lease.table import keys_of
 from tundp.linux.iface import look
+from tundp.linux.netlink import Flow
 from tundp.store.base import Store
 from tundp.subnet.lease_cache import LeaseCache
 
+LEASES_NAMED: Final = 5
+"""More refused leases are counted."""
 ANSWER_S: Final = 12.0
 """Deadline for the store, all of its endpoints together."""
 
@@ -178,6 +183,58 @@ def _kept(plan: Keep, public_ip: IPv4Address, node_id: str | None) -> tuple[Verd
         Verdict.WARN,
         f"{key} with our PublicIP {public_ip} is of node {holder}: a start asks whether that is"
         " alive, and fails if it is",
+    )
+
+
+async def check_peers(inspection: Inspection) -> AsyncIterator[Finding]:
+    """Whether the other nodes' leases would be peers, by the kernel's routes as they are."""
+    config, snapshot, chosen = (
+        inspection.network_config,
+        inspection.snapshot,
+        inspection.interface,
+    )
+    if config is None or snapshot is None or chosen is None:
+        return
+    addresses = await inspection.netlink.addresses()
+    port = config.backend.peer_port
+    paths = PeerPaths(inspection.netlink, network=config.network, has_device=port != 0)
+    paths.set_own_networks(each.interface.network for each in addresses)
+    public_ips = [lease.attributes.public_ip for lease in snapshot.leases]
+    own = (each.key for each in snapshot.leases if each.attributes.public_ip == chosen.public_ip)
+    routing = Routing(
+        network=config.network,
+        backend=config.backend,
+        own_key=next(own, LeaseKey(IPv4Interface("0.0.0.0/32"))),
+        own_addresses=[chosen.public_ip, *(each.interface.ip for each in addresses)],
+    )
+    try:
+        await paths.predict(public_ips, Flow(source=chosen.address, port=port))
+    except PlatformError as error:
+        yield Finding(id="peers", verdict=Verdict.WARN, evidence=str(error))
+        return
+    routing.set_misrouted(paths.misrouted)
+    routing.apply(snapshot)
+    yield _peers_finding(routing)
+
+
+def _peers_finding(routing: Routing) -> Finding:
+    refused = [
+        each for each in routing.refused.values() if each.refusal is not Refusal.OWN_PUBLIC_IP
+    ]
+    count = len(routing.peers) + len(refused)
+    if not refused:
+        evidence = f"{count} leases of other nodes, each would be a peer"
+        return Finding(id="peers", verdict=Verdict.OK, evidence=evidence)
+    named = "; ".join(
+        f"{each.lease.key} ({each.lease.attributes.public_ip}) {each.refusal.value}"
+        for each in refused[:LEASES_NAMED]
+    )
+    more = f"; and {len(refused) - LEASES_NAMED} more" if len(refused) > LEASES_NAMED else ""
+    return Finding(
+        id="peers",
+        verdict=Verdict.WARN if routing.peers else Verdict.FAIL,
+        evidence=f"{len(refused)} of {count} leases of other nodes would be refused: {named}{more}",
+        next_step="what this host does with such an address tells: ip route get ADDRESS",
     )
 
 

@@ -17,8 +17,9 @@ from tundp.linux.iface.model import (
     Choice,
     Host,
     Interface,
-    carrier_of,
+    can_carry,
     default_indexes,
+    holder_of,
     inventory,
     is_overlays_own,
     link_at,
@@ -36,7 +37,7 @@ def choose(case: Case) -> Choice:
         raise ConfigError(f"invalid public IP address: {public_ip}: it is no single host's")
     if selection.has_selector:
         return _first_that_fits(case)
-    if public_ip is not None and carrier_of(case.host, public_ip) is not None:
+    if public_ip is not None and holder_of(case.host, public_ip) is not None:
         return _by_address(
             case,
             public_ip,
@@ -125,7 +126,7 @@ def _by_reach(case: Case, text: str) -> Choice:
 
 
 def _by_address(case: Case, wanted: IPv4Address, why: str, objection: str) -> Choice:
-    carrier = carrier_of(case.host, wanted)
+    carrier = holder_of(case.host, wanted)
     if carrier is None:
         raise ConfigError(f"no interface with given IP found: {wanted}")
     link = link_at(case.host, carrier.index)
@@ -133,11 +134,18 @@ def _by_address(case: Case, wanted: IPv4Address, why: str, objection: str) -> Ch
 
 
 def _by_default_route(case: Case) -> Choice:
-    indexes = list(default_indexes(case.host))
-    if indexes:
-        # Of a multipath route the first next hop; flannel gives up here.
-        link = link_at(case.host, indexes[0])
-        return _best_of(case, link, "has the default route", NO_DEFAULT_ROUTE)
+    # Of a multipath route the first next hop, of several the first whose link has an address;
+    # flannel gives up here. Of other tables than main the kernel knows.
+    indexes = list(default_indexes(case.host)) or [way.index for way in case.ways]
+    refusal: ConfigError | None = None
+    for index in dict.fromkeys(indexes):
+        try:
+            link = link_at(case.host, index)
+            return _best_of(case, link, "has the default route", NO_DEFAULT_ROUTE)
+        except ConfigError as error:
+            refusal = refusal or error
+    if refusal is not None:
+        raise refusal
     remedy = f"{REMEDY}. There are: {inventory(case.host)}"
     if any(route.destination == DEFAULT_ROUTE for route in case.host.routes):
         raise ConfigError(f"found default route but could not determine interface: {remedy}")
@@ -146,10 +154,21 @@ def _by_default_route(case: Case) -> Choice:
 
 def _best_of(case: Case, link: Link, why: str, objection: str) -> Choice:
     usable = usable_of(case.host, link)
-    if not usable:
+    if usable:
+        ip = usable[0].interface.ip
+    elif (source := _source_over(case, link)) is not None:
+        ip = source
+    else:
         raise ConfigError(f"failed to find IPv4 address for interface {link.name}")
-    ip = usable[0].interface.ip
     return Choice(link=link, address=ip, why=why, objection=objection, is_exact=False)
+
+
+def _source_over(case: Case, link: Link) -> IPv4Address | None:
+    """The address the kernel sends from over a link without one: loopback's or a dummy's."""
+    for way in case.ways:
+        if way.index == link.index and way.source is not None:
+            return way.source
+    return None
 
 
 def keep(case: Case, link: Link, chosen: Interface) -> Choice:
@@ -171,10 +190,10 @@ def keep(case: Case, link: Link, chosen: Interface) -> Choice:
 
 
 def carries(host: Host, link: Link, ip: IPv4Address) -> bool:
-    """Whether the link has the address, or sends from it while loopback has it."""
-    loopbacks = {one.index for one in host.links if one.is_loopback}
+    """Whether the link has the address, or sends from it while a link that sends nothing has it."""
+    silent = {one.index for one in host.links if not can_carry(one)}
     return any(
-        address.interface.ip == ip and (address.index == link.index or address.index in loopbacks)
+        address.interface.ip == ip and (address.index == link.index or address.index in silent)
         for address in host.addresses
     )
 

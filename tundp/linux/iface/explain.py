@@ -13,8 +13,8 @@ from tundp.linux.iface.model import (
     Case,
     Choice,
     Interface,
-    carrier_of,
     default_indexes,
+    holder_of,
     is_inner_bridge,
     is_overlay_device,
     usable,
@@ -26,22 +26,40 @@ _VIRTUALBOX: Final = IPv4Address("10.0.2.15")
 """What VirtualBox's NAT gives to each virtual machine, on every host."""
 
 
-def finish(case: Case, choice: Choice) -> Interface:
-    """The choice as the daemon takes it, with its warnings and its rivals."""
+def finish(case: Case, choice: Choice, carrier: Link | None = None) -> Interface:
+    """The choice as the daemon takes it, with its warnings and its rivals.
+
+    carrier: the link its packets go over, if that is not the one chosen: MTU, state and warnings
+    are that link's.
+    """
     check_mtu(choice)
     public_ip = case.selection.public_ip or choice.address
+    link = choice.link if carrier is None else carrier
+    holder = _holder(case, choice)
+    why = choice.why
+    if holder is not None and holder.index != link.index:
+        why += f"; packets from {choice.address} on {holder.name} go over {link.name}"
     return Interface(
-        link=choice.link,
+        link=link,
         address=choice.address,
         public_ip=public_ip,
-        why=choice.why,
+        why=why,
+        holder=0 if holder is None or holder.index == link.index else holder.index,
         others=tuple(_others(case, choice)),
         warnings=(
             *choice.failures,
             *_address_warnings(case, public_ip),
-            *_link_warnings(case, choice.link),
+            *_link_warnings(case, link),
         ),
     )
+
+
+def _holder(case: Case, choice: Choice) -> Link | None:
+    """The link that has the chosen address: the one chosen if it does, else the first."""
+    indexes = {a.index for a in case.host.addresses if a.interface.ip == choice.address}
+    if choice.link.index in indexes:
+        return choice.link
+    return next((link for link in case.host.links if link.index in indexes), None)
 
 
 def check_mtu(choice: Choice) -> None:
@@ -63,16 +81,27 @@ def _address_warnings(case: Case, public_ip: IPv4Address) -> Iterator[str]:
             f"{told}, the address VirtualBox's NAT gives every virtual machine: they cannot"
             f" reach it, and nodes that share it share one lease; {REMEDY}"
         )
-    if case.network is not None and public_ip in case.network:
+    if case.network is not None and public_ip in case.network and not _is_on_link(case, public_ip):
         yield (
             f"{told}, which is inside the overlay's Network {case.network}: their packets may"
             f" go into the overlay instead of to us; {REMEDY}, or choose another Network"
         )
-    if not case.selection.has_selector and carrier_of(case.host, public_ip) is None:
+    if not case.selection.has_selector and holder_of(case.host, public_ip) is None:
         yield (
             f"no interface carries --public-ip {public_ip} (a NAT in front?):"
             " using the default route's; name another with --iface"
         )
+
+
+def _is_on_link(case: Case, public_ip: IPv4Address) -> bool:
+    """Whether other nodes have a route to our address that is longer than the overlay's.
+
+    Those on the same link have one as we do; of others we know nothing.
+    """
+    holder = holder_of(case.host, public_ip)
+    if holder is None or case.network is None:
+        return False
+    return case.network.prefixlen < holder.interface.network.prefixlen < 31
 
 
 def _link_warnings(case: Case, link: Link) -> Iterator[str]:

@@ -22,7 +22,7 @@ REMEDY: Final = "name the interface the other nodes reach with --iface or --ifac
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What the kernel has."""
+    """What the kernel has: one dump of each, shared by all who look in one round."""
 
     links: Sequence[Link]
     addresses: Sequence[Address]
@@ -54,6 +54,8 @@ class Interface:
     public_ip: IPv4Address
     why: str
     """What spoke for it when it was chosen."""
+    holder: int = 0
+    """Index of the link that has `address`, if that is not `link`, which carries the packets."""
     others: tuple[str, ...] = ()
     """Each other usable address and what spoke against it: "eth1 192.0.2.9: is down"."""
     warnings: tuple[str, ...] = ()
@@ -68,6 +70,8 @@ class Case:
     reached: RouteLookup | None
     can_reach_error: str | None
     network: IPv4Network | None
+    ways: Sequence[RouteLookup] = ()
+    """Where the kernel sends what is for the other nodes, or for far away if none is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +97,7 @@ def link_at(host: Host, index: int) -> Link:
     raise ConfigError(f"interface {index} vanished while it was being looked at: try again")
 
 
-def carrier_of(host: Host, wanted: IPv4Address) -> Address | None:
+def holder_of(host: Host, wanted: IPv4Address) -> Address | None:
     """The address itself, on the first interface that has it."""
     found = [address for address in host.addresses if address.interface.ip == wanted]
     return min(found, key=lambda address: address.index, default=None)
@@ -135,7 +139,12 @@ def is_overlays_own(case: Case, link: Link, ip: IPv4Address) -> bool:
     """Ours or a pod bridge's: an address of the Network on a device no underlay comes over."""
     if case.network is None or ip not in case.network:
         return False
-    return link.kind == "bridge" or is_overlay_device(link)
+    return is_inner_bridge(case, link) or is_overlay_device(link)
+
+
+def can_carry(link: Link) -> bool:
+    """Whether packets leave the host by this link: not by loopback, nor by a dummy device."""
+    return not link.is_loopback and link.kind != "dummy"
 
 
 def is_overlay_device(link: Link) -> bool:
@@ -147,7 +156,8 @@ def is_inner_bridge(case: Case, link: Link) -> bool:
     """Whether a bridge joins what is inside this host; many an uplink is a bridge too."""
     if link.name in _CONTAINER_BRIDGES:
         return True
-    is_the_way = case.reached is not None and case.reached.index == link.index
+    ways = case.ways if case.reached is None else (case.reached, *case.ways)
+    is_the_way = any(way.index == link.index for way in ways)
     leads_out = is_the_way or any(
         link.index in route.indexes and (route.gateway or route.destination == DEFAULT_ROUTE)
         for route in case.host.routes
