@@ -11,6 +11,7 @@ import pytest
 
 from tundp.backend.udp.config import udp_config
 from tundp.daemon import report
+from tundp.daemon.supervise import Supervisor
 from tundp.finding import Finding, failures, must_hold
 from tundp.lease.claim import LeaseState
 from tundp.lease.codec import parse_key
@@ -74,6 +75,7 @@ def node_with(
         backend=SimpleNamespace(checks=lambda: [must_hold("device", device, "flannel0")]),
         firewall=SimpleNamespace(missing=missing),
         subnet_file=SimpleNamespace(error=file_error),
+        supervisor=Supervisor(),
     )
 
 
@@ -81,7 +83,7 @@ def test_nothing_fails_of_a_node_that_works() -> None:
     found: list[Finding] = report.findings(node_with())
     assert failures(found) == []
     assert [each.id for each in found] == [
-        *("lease", "device", "underlay", "leases-synced", "firewall", "subnet-file")
+        *("lease", "device", "underlay", "leases-synced", "firewall", "subnet-file", "tasks")
     ]
 
 

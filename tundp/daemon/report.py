@@ -158,6 +158,7 @@ def findings(node: Node) -> list[Finding]:
         ),
         must_hold("firewall", not node.firewall.missing, node.firewall.missing or "in place"),
         must_hold("subnet-file", not node.subnet_file.error, node.subnet_file.error or "written"),
+        *node.supervisor.findings(),
     ]
 
 

@@ -9,8 +9,10 @@ not an OSError: it becomes a PlatformError here, and nothing above sees it.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import errno
+import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
@@ -29,6 +31,7 @@ from tundp.linux.route_table import RouteEntry, RouteFailure, RouteTable
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
 _NO_WAY: Final = {
     errno.ENETUNREACH: "the host has no route that leads there (ip route)",
     errno.EHOSTUNREACH: 'an "unreachable" route covers it (ip route)',
@@ -36,6 +39,7 @@ _NO_WAY: Final = {
     errno.EINVAL: 'a "blackhole" route covers it (ip route)',
 }
 """Reason for a failed route lookup, by errno (fib_props in net/ipv4/fib_semantics.c)."""
+_THREAD_ENDED: Final = "the netlink thread was ended by a bug"
 _RTMGRP: Final = uapi.RTMGRP_LINK | uapi.RTMGRP_IPV4_IFADDR | uapi.RTMGRP_IPV4_ROUTE
 
 
@@ -91,11 +95,8 @@ class Netlink:
 
     def __init__(self, namespace: str | None = None) -> None:
         self._namespace = namespace
-        self._loop = asyncio.SelectorEventLoop()
-        self._thread = threading.Thread(target=self._serve, name="netlink", daemon=True)
-        self._route: AsyncIPRoute | None = None
-        # The kernel takes one dump at a time from a socket, and answers EBUSY to another.
-        self._turn = asyncio.Lock()
+        self._is_started = False
+        self._prepare()
         self._table: RouteTable | None = None
         self._table_thread = BlockingThread("netlink-routes")
 
@@ -111,6 +112,7 @@ class Netlink:
         if self._namespace is not None and not os.path.exists(f"/run/netns/{self._namespace}"):
             raise PlatformError(f"network namespace {self._namespace} does not exist", errno.ENOENT)
         self._thread.start()
+        self._is_started = True
         await self._run(self._open())
 
     async def stop(self) -> None:
@@ -119,6 +121,7 @@ class Netlink:
             await self._table_thread.run(self._table.close)
             self._table = None
         self._table_thread.close()
+        self._is_started = False
         if self._thread.is_alive():
             await self._run(self._close())
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -240,12 +243,11 @@ class Netlink:
             post(queue.put_nowait, None)
             post(mark_ready)
 
-        monitor = asyncio.run_coroutine_threadsafe(
+        monitor = self._submit(
             self._monitor(
                 lambda: post(mark_ready),
                 lambda change: post(queue.put_nowait, change),
-            ),
-            self._loop,
+            )
         )
         monitor.add_done_callback(finish)
 
@@ -254,7 +256,8 @@ class Netlink:
             while not queue.empty():
                 found.append(queue.get_nowait())
             if None in found:
-                raise PlatformError(f"netlink changes were lost: {monitor.exception()}")
+                why = _THREAD_ENDED if monitor.cancelled() else monitor.exception()
+                raise PlatformError(f"netlink changes were lost: {why}")
             return [change for change in found if change is not None]
 
         try:
@@ -294,11 +297,25 @@ class Netlink:
                 async for message in route.get():
                     put(_to_change(message))
 
+    def _prepare(self) -> None:
+        """Make a loop and its thread, not started, in place of those before."""
+        self._loop = asyncio.SelectorEventLoop()
+        self._thread = threading.Thread(target=self._serve, name="netlink", daemon=True)
+        self._route: AsyncIPRoute | None = None
+        # The kernel takes one dump at a time from a socket, and answers EBUSY to another.
+        self._turn = asyncio.Lock()
+
     def _serve(self) -> None:
         # Network namespaces are per thread: only sockets opened by this thread are in it.
         if self._namespace is not None:
             enter_namespace(self._namespace)
-        self._loop.run_forever()
+        try:
+            self._loop.run_forever()
+        except BaseException:  # noqa: BLE001  (logged)
+            # Calls under way are cancelled, nothing stays open; the next call starts another.
+            _log.exception(_THREAD_ENDED)
+            self._loop.run_until_complete(self._close())
+            self._loop.close()
 
     def _open_table(self) -> RouteTable:
         """Open the route table's socket on its thread, after entering the namespace."""
@@ -308,8 +325,11 @@ class Netlink:
             self._table = RouteTable()
         return self._table
 
-    async def _open(self) -> None:
-        self._route = await AsyncIPRoute().__aenter__()
+    async def _open(self) -> AsyncIPRoute:
+        """The socket for requests, opened if it is not."""
+        if self._route is None:
+            self._route = await AsyncIPRoute().__aenter__()
+        return self._route
 
     async def _close(self) -> None:
         if self._route is not None:
@@ -320,13 +340,27 @@ class Netlink:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
+        call = self._submit(coroutine)
+        try:
+            return await asyncio.wrap_future(call)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise PlatformError(_THREAD_ENDED) from None
+
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Run on the thread, or on another one if it has ended by a bug."""
+        if self._is_started and not self._thread.is_alive():
+            self._prepare()
+            self._thread.start()
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def _dump(self, what: str, ask: Callable[[Any], Any]) -> list[Any]:
         async def collect() -> list[Any]:
             async with self._turn:
                 with _translated(what):
-                    return [message async for message in await ask(self._route)]
+                    return [message async for message in await ask(await self._open())]
 
         return await self._run(collect())
 
@@ -334,7 +368,7 @@ class Netlink:
         async def request() -> list[Any]:
             async with self._turn:
                 with _translated(what):
-                    answer = await getattr(self._route, object_)(command, **arguments)
+                    answer = await getattr(await self._open(), object_)(command, **arguments)
                     return list(answer) if answer else []
 
         return await self._run(request())

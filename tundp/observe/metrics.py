@@ -9,7 +9,7 @@ tells `tundp status`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from prometheus_client import (
@@ -37,9 +37,15 @@ _OFFLOAD_STATES: Final = ("in_use", "disabled")
 class Metrics:
     """The registry of one daemon. `summary` is None until there is a node."""
 
-    def __init__(self, ready: Callable[[], list[Finding]]) -> None:
+    def __init__(
+        self,
+        ready: Callable[[], list[Finding]],
+        task_failures: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
+        """task_failures: how often each task of the daemon has been ended by a bug, by name."""
         self.summary: Callable[[], Status] | None = None
         self._ready = ready
+        self._task_failures = task_failures
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
@@ -68,6 +74,12 @@ class Metrics:
         for finding in findings:
             each.add_metric([finding.id], not finding.is_failure)
         yield each
+        failed = CounterMetricFamily(
+            "tundp_task_failures", "Times a bug ended a task, by task.", labels=["task"]
+        )
+        for task, count in self._task_failures().items():
+            failed.add_metric([task], count)
+        yield failed
         if self.summary is not None:
             status = self.summary()
             if status.counters is not None:
