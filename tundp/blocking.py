@@ -43,7 +43,8 @@ class BlockingThread:
             else:
                 _post(loop, _resolve, future, result)
 
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
+            # Never begun, or ended by what no call of ours raises: calls in the queue go on.
             self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
             self._thread.start()
         self._calls.put(call)

@@ -10,7 +10,7 @@ from ipaddress import IPv4Network
 import pytest
 
 from tests.nodes import MakeLab, must_run
-from tests.wait import DEADLINE_S
+from tests.wait import DEADLINE_S, until
 from tundp.errors import PlatformError
 from tundp.linux.changes import ChangeSocket
 from tundp.linux.netlink import (
@@ -65,6 +65,25 @@ async def test_routes_are_those_that_iproute2_lists(make_lab: MakeLab) -> None:
             for each in listed
         ]
         assert len(found) == 7
+
+
+async def test_a_netlink_thread_that_died_is_replaced() -> None:
+    async with Netlink() as netlink:
+        dead = netlink._thread
+        async with netlink.watch() as changes:
+            waiting = asyncio.ensure_future(changes())
+
+            def die() -> None:
+                raise SystemExit
+
+            netlink._loop.call_soon_threadsafe(die)
+            with pytest.raises(PlatformError, match="changes were lost"):
+                await asyncio.wait_for(waiting, DEADLINE_S)
+        await until(lambda: not dead.is_alive())
+        links = await asyncio.wait_for(netlink.links(), DEADLINE_S)
+        assert "lo" in [link.name for link in links]
+        async with netlink.watch():
+            pass
 
 
 def _spelt(route: Route, names: dict[int, str]) -> tuple[object, ...]:

@@ -207,3 +207,24 @@ def test_call_that_ends_after_its_loop_is_silent() -> None:
         [sys.executable, "-c", LATE], capture_output=True, text=True, timeout=20, check=False
     )
     assert (process.returncode, process.stdout.strip(), process.stderr) == (0, "quiet", "")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_died_is_replaced(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        thread = BlockingThread("test")
+        dying: list[threading.Thread] = []
+
+        def die(*_: object) -> NoReturn:
+            dying.append(threading.current_thread())
+            raise RuntimeError("bug")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("tundp.blocking._post", die)
+            lost = asyncio.ensure_future(thread.run(int))
+            await until(lambda: dying and not dying[0].is_alive())
+        lost.cancel()
+        assert await asyncio.wait_for(thread.run(int, "7"), DEADLINE_S) == 7
+        thread.close()
+
+    run(main())

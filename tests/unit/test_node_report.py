@@ -11,6 +11,7 @@ import pytest
 
 from tundp.backend.udp.config import udp_config
 from tundp.daemon import report
+from tundp.daemon.supervise import Supervisor
 from tundp.finding import Finding, Verdict, failures, must_hold, worries
 from tundp.lease.claim import LeaseState
 from tundp.lease.codec import parse_key
@@ -85,6 +86,7 @@ def node_with(
         contest=SimpleNamespace(words=lambda now: kernel_contest),
         worries=lambda: worries("admin-socket", admin_error),
         subnet_file=SimpleNamespace(error=file_error),
+        supervisor=Supervisor(),
     )
 
 
@@ -92,7 +94,7 @@ def test_nothing_fails_of_a_node_that_works() -> None:
     found: list[Finding] = report.findings(node_with())
     assert failures(found) == []
     assert [each.id for each in found] == [
-        *("lease", "device", "underlay", "leases-synced", "firewall", "subnet-file")
+        *("lease", "device", "underlay", "leases-synced", "firewall", "subnet-file", "tasks")
     ]
 
 

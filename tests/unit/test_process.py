@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from tundp.backoff import Backoff
 from tundp.choices import Loop
 from tundp.daemon.process import loop_factory, run_until_signal
-from tundp.errors import TundpError
+from tundp.daemon.supervise import Supervisor
 
 LOOPS = (Loop.ASYNCIO, Loop.UVLOOP)
 
@@ -93,7 +92,7 @@ def run(loop: Loop, failure: Callable[[], Awaitable[None]]) -> list[str]:
         done.append("alive")
 
     with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
-        runner.run(run_until_signal(daemon()))
+        runner.run(run_until_signal(daemon(), Supervisor()))
     return done
 
 
@@ -105,14 +104,3 @@ def test_late_failure_is_logged_and_ends_nothing(
     assert run(loop, failure) == ["alive"]
     logged = [record for record in caplog.records if record.name == "tundp"]
     assert [record.levelno for record in logged] == [logging.WARNING]
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-def test_bug_in_our_callback_ends_the_daemon(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
-    async def fail() -> None:
-        # No Backoff: its own code fails, as a reader of packets with a bug would.
-        asyncio.get_running_loop().call_soon(Backoff.next_s, None)  # type: ignore[arg-type]
-
-    with pytest.raises(TundpError, match="ended by a bug"):
-        run(loop, fail)
-    assert any(record.levelno == logging.CRITICAL for record in caplog.records)

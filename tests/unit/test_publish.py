@@ -312,3 +312,64 @@ def test_names_and_reasons_are_cut(caplog: pytest.LogCaptureFixture) -> None:
     (line,) = lines.write(newly_bad=(BadEntry("k" * 1_000_000, f"'{'k' * 1_000_000}' is no"),))
     assert len(line) < 350
     assert f"{'k' * 79}…" in line
+
+
+class BuggySink(Sink):
+    """A consumer with a bug in it, until `left` is 0."""
+
+    left = 1
+
+    def install(self, fib: Fib, delta: RoutingDelta) -> None:
+        if self.left:
+            self.left -= 1
+            raise RuntimeError("bug")
+        if delta.is_whole:
+            self.peers.clear()
+        super().install(fib, delta)
+
+
+async def test_what_a_sink_did_not_take_is_in_the_next_publication() -> None:
+    bench = Bench(lease(2, "192.0.2.2"))
+    bench.sinks = [BuggySink()]
+    bench.sinks[0].peers = dict(bench.routing.peers)
+    bench.start()
+    with pytest.raises(RuntimeError):
+        bench.apply(Put(lease(3, "192.0.2.3")))
+    bench.apply(Put(lease(4, "192.0.2.4")))
+    await bench.settle()
+    (fib,) = bench.sinks[0].fibs
+    assert fib.index(int(IPv4Address("10.5.3.1")))
+
+
+async def test_a_late_publication_that_fails_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publish, "RETRY_S", 0.01)
+    failures: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, each: failures.append(each))
+    bench = Bench(lease(2, "192.0.2.2"))
+    bench.sinks = [BuggySink()]
+    bench.sinks[0].peers = dict(bench.routing.peers)
+    bench.start()
+    bench.publisher._published_at = asyncio.get_running_loop().time()
+    bench.publisher._cost_s = 0.005
+    bench.apply(Put(lease(3, "192.0.2.3")))
+    await bench.settle()
+    assert len(failures) == 1
+
+
+async def test_another_ledger_replaces_all_that_sinks_have() -> None:
+    bench = Bench(lease(2, "192.0.2.2"), lease(3, "192.0.2.3"))
+    bench.sinks = [BuggySink()]
+    bench.sinks[0].left = 0  # type: ignore[attr-defined]
+    bench.sinks[0].peers = dict(bench.routing.peers)
+    bench.start()
+    fresh = Bench(lease(3, "192.0.2.33"), lease(4, "192.0.2.4")).routing
+    fresh.generation = bench.routing.generation
+    bench.publisher.start_over(fresh)
+    bench.routing = fresh
+    await bench.settle()
+    assert bench.sinks[0].fibs[0].index(int(IPv4Address("10.5.2.1"))) == 0
+    assert set(bench.sinks[0].deltas[0].hops_assigned) == {
+        peer.hop_id for peer in fresh.peers.values()
+    }

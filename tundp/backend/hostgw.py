@@ -149,6 +149,8 @@ class HostGwBackend:
 
     def install(self, fib: Fib, delta: RoutingDelta) -> None:
         """See FibSink. The task in `run` does it, on netlink."""
+        if delta.is_whole:
+            self._wanted.clear()
         for peer in delta.gone:
             self._wanted.pop(peer.subnet, None)
         for peer in (*delta.come, *(new for _, new in delta.moved)):

@@ -224,7 +224,9 @@ class KernelKeeper:
 
     def _publish_paths(self) -> None:
         if self._paths.misrouted != self._node.routing.misrouted:
-            self._node.publisher.apply(self._node.routing.set_misrouted(self._paths.misrouted))
+            with self._node.change():
+                delta = self._node.routing.set_misrouted(self._paths.misrouted)
+                self._node.publisher.apply(delta)
 
     def _known_addresses(self, update: Snapshot | Events) -> Iterable[IPv4Address]:
         if isinstance(update, Snapshot):
@@ -252,8 +254,9 @@ class KernelKeeper:
         public_ip = node.underlay.interface.public_ip
         own.add(public_ip)
         if own != node.routing.own_addresses or public_ip != node.routing.public_ip:
-            delta = node.routing.set_own_addresses(own, public_ip)
-            node.publisher.apply(delta, is_own_changed=True)
+            with node.change():
+                delta = node.routing.set_own_addresses(own, public_ip)
+                node.publisher.apply(delta, is_own_changed=True)
 
     async def _follow_underlay(self, host: Host | None) -> None:
         """Follow a changed address, MTU or state of the interface to the other nodes."""

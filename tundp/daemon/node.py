@@ -2,19 +2,25 @@
 
 follow leases   subnet manager -> routing ledger -> publisher -> backend
 keep lease      renewals, and getting it back (the subnet manager)
+keep cache      the leases on disk, for a start without the store (the subnet manager)
 keep backend    device and routes made again when they are gone
 watch kernel    what somebody took put back; the underlay's address, MTU and state followed
 keep firewall   rules put back
-notify          systemd's STATUS, subnet.env
+keep subnet.env the file written again when somebody removed or changed it
+notify          systemd's STATUS
+
+A task ended by a bug is started again by the supervisor; packets flow meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from typing import Final
 
 from tundp.backend.base import Backend
@@ -24,6 +30,7 @@ from tundp.daemon.firewall_keeper import FirewallKeeper
 from tundp.daemon.kernel_keeper import KernelKeeper
 from tundp.daemon.publish import Publisher
 from tundp.daemon.subnet_file import SubnetFile
+from tundp.daemon.supervise import Supervisor
 from tundp.daemon.underlay import Underlay
 from tundp.finding import Finding
 from tundp.lease.claim import LeaseState
@@ -59,6 +66,7 @@ class Node:
     firewall: FirewallKeeper
     metrics: Metrics
     identity: Identity
+    supervisor: Supervisor
     subnet_file: SubnetFile = field(init=False)
     routing: Routing = field(init=False)
     publisher: Publisher = field(init=False)
@@ -68,17 +76,12 @@ class Node:
     """Who cannot ask the daemon, and why."""
     kernel: KernelKeeper = field(init=False)
     started_at: float = field(default_factory=time.time)
+    _is_changing: bool = False
+    """Whether a change of the ledger was begun and has not come to its end."""
 
     def __post_init__(self) -> None:
         self.subnet_file = SubnetFile(self.settings.instance)
-        self.routing = Routing(
-            network=self.network_config.network,
-            backend=self.network_config.backend,
-            own_key=self.acquired.lease.key,
-            own_addresses=[self.underlay.interface.public_ip],
-            public_ip=self.underlay.interface.public_ip,
-            identity=self.identity,
-        )
+        self.routing = self._make_ledger([self.underlay.interface.public_ip])
         self.publisher = Publisher(self.routing)
         self.kernel = KernelKeeper(self)
 
@@ -108,14 +111,21 @@ class Node:
         )
 
     async def run(self) -> None:
-        """Run until cancelled."""
+        """Run until cancelled. Raises LeaseLost and DuplicateNode, which end a daemon."""
+        tasks: dict[str, Callable[[], Awaitable[None]]] = {
+            "follow leases": self._follow_leases,
+            "keep lease": self.manager.keep,
+            "keep cache": self.manager.keep_cache,
+            "keep backend": self.backend.run,
+            "watch kernel": self._watch_kernel,
+            "keep firewall": self.firewall.keep,
+            "keep subnet.env": self._keep_subnet_file,
+            "notify": self._notify,
+        }
+        self.supervisor.own({"linux/firewall/watch.py": "keep firewall"})
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow_leases(), name="follow leases")
-            group.create_task(self.manager.keep(), name="keep lease")
-            group.create_task(self.backend.run(), name="keep backend")
-            group.create_task(self._watch_kernel(), name="watch kernel")
-            group.create_task(self.firewall.keep(), name="keep firewall")
-            group.create_task(self._notify(), name="notify")
+            for name, main in tasks.items():
+                group.create_task(self.supervisor.keep(name, main), name=name)
             notify.notify("READY=1", f"STATUS={self._summary()}")
 
     def close(self) -> None:
@@ -136,32 +146,70 @@ class Node:
         return report.findings(self)
 
     async def _follow_leases(self) -> None:
+        """Apply every update. Begins with a full snapshot, also when it is called again."""
         clock = asyncio.get_running_loop().time
-        async for update in self.manager.updates():
-            began = clock()
-            await self.kernel.admit(update)
-            if self._apply(update):
-                self.metrics.route_apply.observe(clock() - began)
+        async with contextlib.aclosing(self.manager.updates()) as updates:
+            async for update in updates:
+                began = clock()
+                await self.kernel.admit(update)
+                if self._apply(update):
+                    self.metrics.route_apply.observe(clock() - began)
 
     def _apply(self, update: Snapshot | Events) -> bool:
         """Apply an update of the leases; whether packets go elsewhere now."""
-        delta = self.routing.apply(update)
-        self.publisher.apply(delta)
-        self.manager.observe(delta, self.routing)
+        with self.change():
+            delta = self.routing.apply(update)
+            self.publisher.apply(delta)
+            self.manager.observe(delta, self.routing)
         return delta.moves_packets
+
+    @contextlib.contextmanager
+    def change(self) -> Iterator[None]:
+        """Around each change of the ledger: after one that a bug ended halfway, make a new ledger.
+
+        It has the same leases, and the backend is given all of it.
+        """
+        if self._is_changing:
+            old, ledger = self.routing, self._make_ledger(self.routing.own_addresses)
+            ledger.generation = old.generation
+            ledger.set_misrouted(old.misrouted)
+            delta = ledger.apply(
+                Snapshot(tuple(old.leases.values()), old.revision, tuple(old.bad_entries.values()))
+            )
+            self.publisher.start_over(ledger)
+            self.routing = ledger
+            self.manager.observe(delta, ledger)
+        self._is_changing = True
+        yield
+        self._is_changing = False
+
+    def _make_ledger(self, own_addresses: Collection[IPv4Address]) -> Routing:
+        return Routing(
+            network=self.network_config.network,
+            backend=self.network_config.backend,
+            own_key=self.acquired.lease.key,
+            own_addresses=own_addresses,
+            public_ip=self.underlay.interface.public_ip,
+            identity=self.identity,
+        )
 
     async def _watch_kernel(self) -> None:
         """See daemon.kernel_keeper."""
         await self.kernel.watch()
 
     async def _notify(self) -> None:
-        """Refresh systemd's STATUS, and check subnet.env, every NOTIFY_S."""
+        """Refresh systemd's STATUS every NOTIFY_S."""
         sent = ""
         while True:
-            self.subnet_file.check()
             if (summary := self._summary()) != sent:
                 notify.notify(f"STATUS={summary}")
                 sent = summary
+            await asyncio.sleep(NOTIFY_S)
+
+    async def _keep_subnet_file(self) -> None:
+        """Check subnet.env every NOTIFY_S."""
+        while True:
+            self.subnet_file.check()
             await asyncio.sleep(NOTIFY_S)
 
     def _summary(self) -> str:

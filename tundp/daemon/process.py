@@ -27,6 +27,7 @@ from tundp.settings.sources import variable_warnings
 
 if TYPE_CHECKING:
     from tundp.daemon.resources import Resources
+    from tundp.daemon.supervise import Supervisor
     from tundp.store.base import Store
 
 _SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -58,6 +59,7 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
     # Before logging is set up: some libraries set their own loggers when they are imported.
     from tundp.daemon.resources import open_resources
     from tundp.daemon.run import run
+    from tundp.daemon.supervise import Supervisor
     from tundp.linux import capability
 
     unknown = logs.set_up(
@@ -75,8 +77,9 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
     resources = open_resources(settings, given)
     drop_capabilities()
     raise_file_limit()
+    supervisor = Supervisor()
     with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
-        runner.run(run_until_signal(run(settings, store, resources)))
+        runner.run(run_until_signal(run(settings, store, resources, supervisor), supervisor))
 
 
 def drop_capabilities() -> None:
@@ -114,8 +117,11 @@ def loop_factory(choice: Loop) -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-async def run_until_signal(daemon: Coroutine[Any, Any, None]) -> None:
-    """Run `daemon` until it ends or SIGINT or SIGTERM cancels it; TundpError after a bug."""
+async def run_until_signal(daemon: Coroutine[Any, Any, None], supervisor: Supervisor) -> None:
+    """Run `daemon` until it ends or SIGINT or SIGTERM cancels it.
+
+    TundpError if a callback of ours fails again and again at once, and `supervisor` cannot help.
+    """
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(daemon)
     bugs: list[BaseException] = []
@@ -126,11 +132,10 @@ async def run_until_signal(daemon: Coroutine[Any, Any, None]) -> None:
         if not _is_bug_of_ours(context):
             _log.warning("%s: %r", message, error)
             _log.debug("where it was raised:", exc_info=error)
-            return
-        if not bugs:
-            _log.critical("bug, stopping: %s", message, exc_info=error)
-        bugs.append(error)
-        task.cancel()
+        elif not supervisor.callback_failed(error) and not bugs:
+            _log.critical("bug, stopping: %s: %r", message, error)
+            bugs.append(error)
+            task.cancel()
 
     loop.set_exception_handler(on_error)
 
@@ -153,10 +158,10 @@ async def run_until_signal(daemon: Coroutine[Any, Any, None]) -> None:
 def _is_bug_of_ours(context: dict[str, Any]) -> bool:
     """Whether the event loop reports an exception of a callback of ours, as of the packet path.
 
-    Such a callback would fail again at once, on the same descriptor and for ever: the
-    process is to end, and systemd starts anew. Everything else the loop reports is over
-    already: a future or task nobody awaits any more, a library's protocol or timer (its
-    connection is lost, which is noticed where it is used), a listener short of descriptors.
+    Such a callback may fail again at once, on the same descriptor and for ever. Everything else
+    the loop reports is over already: a future or task nobody awaits any more, a library's
+    protocol or timer (its connection is lost, which is noticed where it is used), a listener
+    short of descriptors.
     """
     if "handle" not in context:
         return False

@@ -25,6 +25,8 @@ LINES_NAMED: Final = 20
 """Of one kind of line, before they are counted only."""
 WHY_MAX: Final = 200
 """Characters of a reason: it may quote what is in the store."""
+RETRY_S: Final = 5.0
+"""Between two tries to publish what a bug kept from being published."""
 PUBLISH_SHARE: Final = 5.0
 """FIB rebuilds may use at most one part in so many of event-loop time."""
 
@@ -70,6 +72,20 @@ class Publisher:
             gc.collect()
             gc.freeze()
 
+    def start_over(self, routing: Routing) -> None:
+        """Publish all of another ledger; what was pending is void.
+
+        Every hop id of it counts as newly assigned: state kept per hop is forgotten.
+        """
+        self._routing = routing
+        hop_ids = sorted({peer.hop_id for peer in routing.peers.values()})
+        whole = RoutingDelta(
+            come=tuple(routing.peers.values()), hops_assigned=tuple(hop_ids), is_whole=True
+        )
+        self._pending = [whole]
+        if self._sinks:
+            self._publish_soon()
+
     def close(self) -> None:
         """Publish no more."""
         if self._timer is not None:
@@ -84,18 +100,25 @@ class Publisher:
         if loop.time() >= free_at:
             self._publish()
         else:
-            self._timer = loop.call_at(free_at, self._publish)
+            self._timer = loop.call_at(free_at, self._publish_late)
+
+    def _publish_late(self) -> None:
+        """Publish on a timer; again after a while if that fails, as nobody awaits it."""
+        self._timer = asyncio.get_running_loop().call_later(RETRY_S, self._publish_late)
+        self._publish()
 
     def _publish(self) -> None:
+        """Publish what is pending, which stays pending if a sink fails."""
         loop = asyncio.get_running_loop()
-        self._timer = None
         began = loop.time()
         self._routing.note_seen(min(sink.seen() for sink in self._sinks))
         fib = self._routing.fib()
         delta = merged(*self._pending)
-        self._pending.clear()
         for sink in self._sinks:
             sink.install(fib, delta)
+        self._pending.clear()
+        self.close()
+        self._timer = None
         self._published_at = loop.time()
         self._cost_s = self._published_at - began
 

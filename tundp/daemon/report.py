@@ -164,6 +164,7 @@ def findings(node: Node) -> list[Finding]:
         *worries("state-dir", lease.cache_error),
         *node.worries(),
         *worries("systemd", notify.failure()),
+        *node.supervisor.findings(),
     ]
 
 

@@ -28,6 +28,7 @@ from tundp.daemon.node import Node
 from tundp.daemon.resources import Resources
 from tundp.daemon.stores import store_name
 from tundp.daemon.subnet_file import read_text
+from tundp.daemon.supervise import Supervisor
 from tundp.daemon.underlay import Underlay, selection_of
 from tundp.daemon.unreachable import remove_routes_of_before
 from tundp.errors import PlatformError
@@ -53,10 +54,12 @@ from tundp.subnet.manager import CacheSettings, LeaseSettings, StoreSubnetManage
 _log = logging.getLogger(__name__)
 
 
-async def run(settings: Settings, store: Store, resources: Resources) -> None:
+async def run(
+    settings: Settings, store: Store, resources: Resources, supervisor: Supervisor
+) -> None:
     """Be a node of the overlay until cancelled. Raises TundpError when it cannot be one.
 
-    The store and the resources are closed on the way out.
+    The store and the resources are closed on the way out. `supervisor` keeps the tasks.
     """
     _warn_of_vain_flags(settings)
     async with contextlib.AsyncExitStack() as stack:
@@ -66,7 +69,7 @@ async def run(settings: Settings, store: Store, resources: Resources) -> None:
         identity = cache.identity()
         manager = _make_manager(settings, store, identity, cache)
         stack.push_async_callback(manager.close)
-        desk = await _open_desk(stack, settings, resources)
+        desk = await _open_desk(stack, settings, resources, supervisor)
         netlink = await stack.enter_async_context(Netlink())
         desk.metrics.netlink = lambda: (netlink.requests, netlink.dumps)
         selection = selection_of(settings)
@@ -107,6 +110,7 @@ async def run(settings: Settings, store: Store, resources: Resources) -> None:
             metrics=desk.metrics,
             identity=manager.identity or identity,
             worries=desk.worries,
+            supervisor=supervisor,
         )
         stack.callback(node.close)
         await _bring_up(node, desk, before)
@@ -161,20 +165,25 @@ async def _bring_up(node: Node, desk: _Desk, before: Previous | None) -> None:
 
 
 async def _open_desk(
-    stack: contextlib.AsyncExitStack, settings: Settings, resources: Resources
+    stack: contextlib.AsyncExitStack,
+    settings: Settings,
+    resources: Resources,
+    supervisor: Supervisor,
 ) -> _Desk:
     """Serve admin socket, health and metrics from now on, and watch the event loop."""
     health = Health()
-    metrics = Metrics(health.ready)
+    metrics = Metrics(health.ready, supervisor.failures)
     desk = _Desk(settings, health, metrics)
     desk.admin = await stack.enter_async_context(
         serve_admin(settings.admin_socket, desk.status, metrics.render, sock=resources.admin)
     )
     await stack.enter_async_context(serve_health(resources.health, health))
-    tasks = [asyncio.ensure_future(health.watch())]
+    watch = supervisor.keep("watch health", health.watch)
+    tasks = [asyncio.ensure_future(watch)]
     if settings.metrics_addr is not None:
-        desk.metrics_server = MetricsServer(*settings.metrics_addr, resources.metrics, metrics)
-        tasks.append(asyncio.ensure_future(desk.metrics_server.run()))
+        server = MetricsServer(*settings.metrics_addr, resources.metrics, metrics)
+        desk.metrics_server = server
+        tasks.append(asyncio.ensure_future(supervisor.keep("serve metrics", server.run)))
     stack.push_async_callback(_cancel, *tasks)
     return desk
 

@@ -230,7 +230,10 @@ class ReferenceEngine:
             counters.reads += 1
             counters.packets_in += 1
             counters.bytes_in += length
-            self._encapsulate(self._tun_buffer[:length], counters)
+            try:
+                self._encapsulate(self._tun_buffer[:length], counters)
+            except Exception:  # noqa: BLE001  (a bug costs its packet, not the daemon)
+                self._on_bug(counters, DropReason.SEND_FAILED)
 
     def _encapsulate(self, packet: memoryview, counters: DirectionCounters) -> None:
         verdict = self._verdict(packet)
@@ -382,10 +385,13 @@ class ReferenceEngine:
             counters.reads += 1
             counters.packets_in += 1
             counters.bytes_in += length
-            outer_source = int.from_bytes(socket.inet_aton(sender[0]), "big")
-            hop_id = self._hop_of_peer.get(outer_source, 0)
-            self._count_heard(hop_id, length)
-            self._decapsulate(self._udp_buffer[:length], outer_source, hop_id)
+            try:
+                outer_source = int.from_bytes(socket.inet_aton(sender[0]), "big")
+                hop_id = self._hop_of_peer.get(outer_source, 0)
+                self._count_heard(hop_id, length)
+                self._decapsulate(self._udp_buffer[:length], outer_source, hop_id)
+            except Exception:  # noqa: BLE001  (a bug costs its packet, not the daemon)
+                self._on_bug(counters, DropReason.TUN_FAILED)
 
     def _decapsulate(self, datagram: memoryview, outer_source: int, hop_id: int) -> None:
         counters = self._counters.decap
@@ -461,6 +467,17 @@ class ReferenceEngine:
                 _log.warning("TUN device %s is gone", self._tun.name)
             self.detach()
             self._tun_gone.set()
+
+    def _on_bug(self, counters: DirectionCounters, reason: DropReason) -> None:
+        """Drop the packet an exception was raised for; its traceback is logged, less and less."""
+        bugs = self._counters.errnos["exception"] = self._counters.errnos.get("exception", 0) + 1
+        if bugs & (bugs - 1) == 0:
+            _log.exception(
+                "bug: packet dropped as %s, %d so far; please report", reason.label, bugs
+            )
+        waits = counters is self._counters.encap and self._unsent is not None
+        if counters.packets_in > counters.packets_out + counters.dropped + waits:
+            self._drop(counters, reason, 0)
 
     def _drop(self, counters: DirectionCounters, reason: DropReason, hop_id: int) -> None:
         counters.drops[reason] += 1

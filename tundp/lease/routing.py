@@ -102,6 +102,7 @@ class RoutingDelta:
         per-hop state of theirs is void. New ids are among them.
     own: what the update says of our own lease, in order.
     newly_refused, newly_bad: refusals and unreadable entries that were not known before.
+    is_whole: `come` holds every peer; what was given before is void.
     """
 
     gone: tuple[Peer, ...] = ()
@@ -115,6 +116,7 @@ class RoutingDelta:
     """Leases, our own included, whose entry differs from before; renewals count."""
     has_lease_gone: bool = False
     """Whether any lease was deleted or expired."""
+    is_whole: bool = False
 
     @property
     def moves_packets(self) -> bool:
@@ -145,6 +147,7 @@ def merged(*deltas: RoutingDelta) -> RoutingDelta:
         newly_bad=tuple(each for delta in deltas for each in delta.newly_bad),
         changed_leases=sum(delta.changed_leases for delta in deltas),
         has_lease_gone=any(delta.has_lease_gone for delta in deltas),
+        is_whole=any(delta.is_whole for delta in deltas),
     )
 
 

@@ -7,13 +7,17 @@ pyroute2's own event loop machinery does not run under uvloop (its socket setup 
 refused) nor inside any running loop, so it runs on one private thread with
 a plain selector loop; callers on any loop await the result. pyroute2's NetlinkError is
 not an OSError: it becomes a PlatformError here, and nothing above sees it.
+
+Why one room: one class around two threads; what they decode is in changes.py, route_table.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import errno
+import logging
 import os
 import threading
 import time
@@ -48,6 +52,7 @@ from tundp.linux.rtnl import RtnlSocket, decode_error
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
 _NO_WAY: Final = {
     errno.ENETUNREACH: "the host has no route that leads there (ip route)",
     errno.EHOSTUNREACH: 'an "unreachable" route covers it (ip route)',
@@ -57,6 +62,7 @@ _NO_WAY: Final = {
 """Reason for a failed route lookup, by errno (fib_props in net/ipv4/fib_semantics.c)."""
 _TRIES: Final = 3
 """Dumps of what changes meanwhile, before the last one is taken as it is."""
+_THREAD_ENDED: Final = "the netlink thread was ended by a bug"
 
 
 class Netlink:
@@ -64,16 +70,15 @@ class Netlink:
 
     def __init__(self, namespace: str | None = None) -> None:
         self._namespace = namespace
-        self._loop = asyncio.SelectorEventLoop()
-        self._thread = threading.Thread(target=self._serve, name="netlink", daemon=True)
-        self._route: AsyncIPRoute | None = None
-        # The kernel takes one dump at a time from a socket, and answers EBUSY to another.
-        self._turn = asyncio.Lock()
         self._socket: RtnlSocket | None = None
         self._socket_thread = BlockingThread("netlink-socket")
         self._requests = 0
         self.busy_s = 0.0
         """Time spent with the kernel's answers so far, seconds: what looking costs."""
+        self._is_started = False
+        self._watchers: set[Callable[[PlatformError], None]] = set()
+        """Whoever watches changes, to be told that the thread has ended."""
+        self._prepare()
 
     async def __aenter__(self) -> Netlink:
         await self.start()
@@ -87,13 +92,16 @@ class Netlink:
         if self._namespace is not None and not os.path.exists(f"/run/netns/{self._namespace}"):
             raise PlatformError(f"network namespace {self._namespace} does not exist", errno.ENOENT)
         self._thread.start()
+        self._is_started = True
         await self._run(self._open())
 
     async def stop(self) -> None:
         """Close everything; harmless if it was never started."""
         if self._socket is not None:
             await self._socket_thread.run(self._socket.close)
+            self._socket = None
         self._socket_thread.close()
+        self._is_started = False
         if self._thread.is_alive():
             await self._run(self._close())
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -243,25 +251,28 @@ class Netlink:
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[list[Change] | PlatformError] = asyncio.Queue()
 
+        def tell(news: list[Change] | PlatformError) -> None:
+            with contextlib.suppress(RuntimeError):  # the caller's loop is closed already
+                loop.call_soon_threadsafe(queue.put_nowait, news)
+
         def receive() -> None:
             """Pass on what came: on the netlink thread."""
-            news: list[Change] | PlatformError
             try:
-                news = sock.receive()
+                if news := sock.receive():
+                    tell(news)
             except PlatformError as error:
-                news = error
                 self._loop.remove_reader(sock.fileno())
-            if news:
-                with contextlib.suppress(RuntimeError):  # the caller's loop is closed already
-                    loop.call_soon_threadsafe(queue.put_nowait, news)
+                tell(error)
 
         async def start() -> ChangeSocket:
             return ChangeSocket()
 
         async def listen() -> None:
             self._loop.add_reader(sock.fileno(), receive)
+            self._watchers.add(tell)
 
         async def stop() -> None:
+            self._watchers.discard(tell)
             self._loop.remove_reader(sock.fileno())
             sock.close()
 
@@ -305,11 +316,27 @@ class Netlink:
             errno.EEXIST,
         )
 
+    def _prepare(self) -> None:
+        """Make a loop and its thread, not started, in place of those before."""
+        self._loop = asyncio.SelectorEventLoop()
+        self._thread = threading.Thread(target=self._serve, name="netlink", daemon=True)
+        self._route: AsyncIPRoute | None = None
+        # The kernel takes one dump at a time from a socket, and answers EBUSY to another.
+        self._turn = asyncio.Lock()
+
     def _serve(self) -> None:
         # Network namespaces are per thread: only sockets opened by this thread are in it.
         if self._namespace is not None:
             enter_namespace(self._namespace)
-        self._loop.run_forever()
+        try:
+            self._loop.run_forever()
+        except BaseException:  # noqa: BLE001  (logged)
+            # Calls under way are cancelled, nothing stays open; the next call starts another.
+            _log.exception(_THREAD_ENDED)
+            self._loop.run_until_complete(self._close())
+            self._loop.close()
+            for tell in tuple(self._watchers):
+                tell(PlatformError(f"netlink changes were lost: {_THREAD_ENDED}"))
 
     def _open_socket(self) -> RtnlSocket:
         """Open the socket on its thread, after entering the namespace."""
@@ -347,8 +374,11 @@ class Netlink:
 
         return await self._on_socket(ask)
 
-    async def _open(self) -> None:
-        self._route = await AsyncIPRoute().__aenter__()
+    async def _open(self) -> AsyncIPRoute:
+        """The socket for requests, opened if it is not."""
+        if self._route is None:
+            self._route = await AsyncIPRoute().__aenter__()
+        return self._route
 
     async def _close(self) -> None:
         if self._route is not None:
@@ -359,14 +389,28 @@ class Netlink:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
+        call = self._submit(coroutine)
+        try:
+            return await asyncio.wrap_future(call)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise PlatformError(_THREAD_ENDED) from None
+
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Run on the thread, or on another one if it has ended by a bug."""
+        if self._is_started and (self._loop.is_closed() or not self._thread.is_alive()):
+            self._prepare()
+            self._thread.start()
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def _do(self, what: str, object_: str, command: str, **arguments: Any) -> list[Any]:
         async def request() -> list[Any]:
             async with self._turn:
                 self._requests += 1
                 with _translated(what):
-                    answer = await getattr(self._route, object_)(command, **arguments)
+                    answer = await getattr(await self._open(), object_)(command, **arguments)
                     return list(answer) if answer else []
 
         return await self._run(request())

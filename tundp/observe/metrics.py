@@ -9,7 +9,7 @@ tells `tundp status`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from prometheus_client import (
@@ -37,11 +37,17 @@ _OFFLOAD_STATES: Final = ("in_use", "disabled")
 class Metrics:
     """The registry of one daemon. `summary` is None until there is a node."""
 
-    def __init__(self, ready: Callable[[], list[Finding]]) -> None:
+    def __init__(
+        self,
+        ready: Callable[[], list[Finding]],
+        task_failures: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
+        """task_failures: how often each task of the daemon has been ended by a bug, by name."""
         self.summary: Callable[[], Status] | None = None
         self.netlink: Callable[[], tuple[int, int]] | None = None
         """Requests and dumps asked of the kernel's netlink so far."""
         self._ready = ready
+        self._task_failures = task_failures
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
@@ -79,6 +85,12 @@ class Metrics:
             for kind, count in zip(("single", "dump"), self.netlink(), strict=True):
                 asked.add_metric([kind], count)
             yield asked
+        failed = CounterMetricFamily(
+            "tundp_task_failures", "Times a bug ended a task, by task.", labels=["task"]
+        )
+        for task, count in self._task_failures().items():
+            failed.add_metric([task], count)
+        yield failed
         if self.summary is not None:
             status = self.summary()
             if status.counters is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from tundp.backoff import Backoff, Outage
 from tundp.errors import Compacted, StoreError
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 async def follow(
     store: Store, outage: Outage, backoff: Backoff
-) -> AsyncIterator[Snapshot | Events]:
+) -> AsyncGenerator[Snapshot | Events, None]:
     """Yield every update of the leases, in order, until cancelled. No error ends it.
 
     While the store is away nothing is yielded, so whoever consumes this keeps what it

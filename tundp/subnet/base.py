@@ -4,6 +4,7 @@ network_config()   the network config, as soon as there is a valid one
 acquire(...)       our lease, and every lease there is: enough for a first full FIB
 updates()          what changes from then on
 keep()             renew our lease, for as long as this runs
+keep_cache()       keep the leases on disk
 observe(delta)     what an update said of our own lease, once it is applied
 offer(...)         another address or other backend data for our lease
 state()            how all of that is
@@ -11,7 +12,7 @@ state()            how all of that is
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -97,12 +98,19 @@ class SubnetManager(Protocol):
         """
         ...
 
-    def updates(self) -> AsyncIterator[Snapshot | Events]:
-        """Every update of the leases, in order, until cancelled. No error ends it."""
+    def updates(self) -> AsyncGenerator[Snapshot | Events, None]:
+        """Every update of the leases, in order, until cancelled. No error ends it.
+
+        Each call begins with a snapshot.
+        """
         ...
 
     async def keep(self) -> None:
         """Keep our lease until cancelled. LeaseLost if losing it shall end the daemon."""
+        ...
+
+    async def keep_cache(self) -> None:
+        """Write the leases to disk as they change, until cancelled; returns if none are kept."""
         ...
 
     def observe(self, delta: RoutingDelta, routing: Routing) -> None:

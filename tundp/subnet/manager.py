@@ -15,7 +15,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -201,30 +201,33 @@ class StoreSubnetManager:
         self._is_synced, self._synced_at = True, time.time()
         return Acquired(lease=lease, snapshot=snapshot, origin=claim.origin)
 
-    async def updates(self) -> AsyncIterator[Snapshot | Events]:
+    async def updates(self) -> AsyncGenerator[Snapshot | Events, None]:
         """See SubnetManager.
 
         A snapshot from which our own lease is gone comes late: the store may have lost all of
         them, and the other nodes get time to register again.
         """
         backoff = Backoff(0.2, min(5.0, self._lease_settings.retry_s), self._rng.random)
-        async for update in follow(self._store, self._outage, backoff):
-            self._synced_at = time.time()
-            if not self._is_synced:
-                self._is_synced = True
-                if self._cached is not None:
-                    await self._compare_network_config()
-            if isinstance(update, Snapshot) and self._looks_wiped(update):
-                yield await self._after_grace(update)
-            else:
-                yield update
+        async with contextlib.aclosing(follow(self._store, self._outage, backoff)) as updates:
+            async for update in updates:
+                self._synced_at = time.time()
+                if not self._is_synced:
+                    self._is_synced = True
+                    if self._cached is not None:
+                        await self._compare_network_config()
+                if isinstance(update, Snapshot) and self._looks_wiped(update):
+                    yield await self._after_grace(update)
+                else:
+                    yield update
 
     async def keep(self) -> None:
-        """See SubnetManager: renews the claim, writes the lease cache."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.claim.keep(), name="keep lease")
-            if self._cache is not None:
-                group.create_task(self._keep_cache(self._cache), name="keep lease cache")
+        """See SubnetManager: renews the claim."""
+        await self.claim.keep()
+
+    async def keep_cache(self) -> None:
+        """See SubnetManager: writes the lease cache."""
+        if self._cache is not None:
+            await self._keep_cache(self._cache)
 
     def observe(self, delta: RoutingDelta, routing: Routing) -> None:
         """See SubnetManager."""
@@ -413,7 +416,11 @@ class StoreSubnetManager:
                 continue
             self._is_unsaved.clear()
             if self._is_synced:
-                await asyncio.to_thread(self._save, cache, tuple(self._leases.values()))
+                try:
+                    await asyncio.to_thread(self._save, cache, tuple(self._leases.values()))
+                except BaseException:
+                    self._is_unsaved.set()
+                    raise
             await asyncio.sleep(SAVE_PAUSE_S)
 
     def _save(self, cache: CacheSettings, leases: tuple[Lease, ...]) -> None:
