@@ -23,7 +23,6 @@ from tundp.errors import ConfigError, PlatformError
 from tundp.lab.lab import Host
 from tundp.linux.iface import Interface, Selection, look, relook
 from tundp.linux.netlink import RouteLookup
-from tundp.linux.uapi import RT_TABLE_LOCAL
 
 NETS = ("192.0.2", "198.51.100", "203.0.113")
 NETWORK = IPv4Network("10.5.0.0/16")
@@ -396,9 +395,7 @@ async def test_route_to(make_case: MakeCase) -> None:
             gateway=IPv4Address("198.51.100.254"),
         )
         own = await case.netlink.route_to(IPv4Address("192.0.2.1"))
-        assert own == RouteLookup(
-            index=index["lo"], source=IPv4Address("192.0.2.1"), kind="local", table=RT_TABLE_LOCAL
-        )
+        assert own == RouteLookup(index=index["lo"], source=IPv4Address("192.0.2.1"), kind="local")
         for kind, number in (
             ("blackhole", errno.EINVAL),
             ("unreachable", errno.EHOSTUNREACH),

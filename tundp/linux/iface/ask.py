@@ -35,7 +35,7 @@ from tundp.linux.iface.model import (
     Host,
     Interface,
     Selection,
-    can_carry,
+    has_routes,
     is_overlay_device,
     link_at,
 )
@@ -93,7 +93,7 @@ async def relook(
         link = next((one for one in case.host.links if one.index == index), None)
         if link is None:
             continue
-        if carries(case.host, link, chosen.address):
+        if carries(case.host, link, chosen):
             return await _finish(netlink, case, keep(case, link, chosen), peers)
     for link in case.host.links:
         if link.index == chosen.link.index:
@@ -184,14 +184,16 @@ async def _carrier(
     outs: list[Link] = []
     for index in dict.fromkeys(way.index for way in ways):
         one = link_at(case.host, index)
-        if can_carry(one) and not is_overlay_device(one):
+        if not one.is_loopback and not is_overlay_device(one):
             outs.append(one)
     if link in outs:
         return link
     is_holder = any(
         a.index == link.index and a.interface.ip == choice.address for a in case.host.addresses
     )
-    if outs and (are_nodes or not (is_holder and can_carry(link))):
+    # A link that is down has no routes, and may well be the one all the same.
+    may_carry = is_holder and (has_routes(case.host, link) or not link.is_up)
+    if outs and (are_nodes or not may_carry):
         return min(outs, key=lambda one: one.mtu)
     if link.is_loopback:
         return replace(link, mtu=min(link.mtu, _LOOPBACK_MTU))

@@ -10,6 +10,7 @@ from tundp.linux.goregex import compile_go_regex
 from tundp.linux.iface.explain import check_mtu
 from tundp.linux.iface.model import (
     BROADCAST,
+    CARRIED,
     DEFAULT_ROUTE,
     NO_DEFAULT_ROUTE,
     REMEDY,
@@ -17,7 +18,6 @@ from tundp.linux.iface.model import (
     Choice,
     Host,
     Interface,
-    can_carry,
     default_indexes,
     holder_of,
     inventory,
@@ -183,17 +183,18 @@ def keep(case: Case, link: Link, chosen: Interface) -> Choice:
     return Choice(
         link=link,
         address=chosen.address,
-        why=chosen.why,
+        why=chosen.why.partition(CARRIED)[0],
         objection=f"{link.name} {chosen.address} is in use and still there",
         is_exact=True,
     )
 
 
-def carries(host: Host, link: Link, ip: IPv4Address) -> bool:
-    """Whether the link has the address, or sends from it while a link that sends nothing has it."""
-    silent = {one.index for one in host.links if not can_carry(one)}
+def carries(host: Host, link: Link, chosen: Interface) -> bool:
+    """Whether the link has the address, or sends from it while the one that had it still does."""
+    silent = {one.index for one in host.links if one.is_loopback} | {chosen.holder}
     return any(
-        address.interface.ip == ip and (address.index == link.index or address.index in silent)
+        address.interface.ip == chosen.address
+        and (address.index == link.index or address.index in silent)
         for address in host.addresses
     )
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from tundp.errors import ConfigError
 from tundp.linux.iface.model import (
+    CARRIED,
     NO_DEFAULT_ROUTE,
     REMEDY,
     Case,
@@ -38,7 +39,7 @@ def finish(case: Case, choice: Choice, carrier: Link | None = None) -> Interface
     holder = _holder(case, choice)
     why = choice.why
     if holder is not None and holder.index != link.index:
-        why += f"; packets from {choice.address} on {holder.name} go over {link.name}"
+        why += f"{CARRIED}{choice.address} on {holder.name} go over {link.name}"
     return Interface(
         link=link,
         address=choice.address,
@@ -49,7 +50,7 @@ def finish(case: Case, choice: Choice, carrier: Link | None = None) -> Interface
         warnings=(
             *choice.failures,
             *_address_warnings(case, public_ip),
-            *_link_warnings(case, link),
+            *_link_warnings(case, link, holder or link),
         ),
     )
 
@@ -104,11 +105,12 @@ def _is_on_link(case: Case, public_ip: IPv4Address) -> bool:
     return case.network.prefixlen < holder.interface.network.prefixlen < 31
 
 
-def _link_warnings(case: Case, link: Link) -> Iterator[str]:
-    if is_overlay_device(link):
+def _link_warnings(case: Case, link: Link, holder: Link) -> Iterator[str]:
+    """What speaks against the link that carries the packets, or the one that has the address."""
+    if is_overlay_device(holder):
         yield (
-            f"{link.name} is a device of another overlay or tunnel"
-            f"{f' ({link.kind})' if link.kind else ''}: ours would run inside it; {REMEDY}"
+            f"{holder.name} is a device of another overlay or tunnel"
+            f"{f' ({holder.kind})' if holder.kind else ''}: ours would run inside it; {REMEDY}"
         )
     elif is_inner_bridge(case, link):
         yield (

@@ -16,6 +16,8 @@ _CONTAINER_BRIDGES: Final = frozenset({"docker0", "cni0"})
 _OVERLAY_KINDS: Final = frozenset(
     {"tun", "vxlan", "geneve", "wireguard", "ipip", "sit", "gre", "gretap"}
 )
+CARRIED: Final = "; packets from "
+"""Begins what `Interface.why` says of a link that carries what another one has the address of."""
 NO_DEFAULT_ROUTE: Final = "has no default route"
 REMEDY: Final = "name the interface the other nodes reach with --iface or --iface-can-reach"
 
@@ -142,9 +144,9 @@ def is_overlays_own(case: Case, link: Link, ip: IPv4Address) -> bool:
     return is_inner_bridge(case, link) or is_overlay_device(link)
 
 
-def can_carry(link: Link) -> bool:
-    """Whether packets leave the host by this link: not by loopback, nor by a dummy device."""
-    return not link.is_loopback and link.kind != "dummy"
+def has_routes(host: Host, link: Link) -> bool:
+    """Whether the kernel sends anything over a link: nothing over loopback or to a lone /32."""
+    return any(link.index in route.indexes and route.is_unicast for route in host.routes)
 
 
 def is_overlay_device(link: Link) -> bool:
