@@ -229,3 +229,27 @@ async def test_a_duplicate_address_is_refused_and_asks_seldom(make_overlay: Make
         # What was remembered is of no concern once it has another address.
         await overlay.start_daemon(two)
         await overlay.wait_ready([one, two])
+
+
+async def test_a_clone_with_the_same_address_gives_way_to_the_live_one(
+    make_overlay: MakeOverlay,
+) -> None:
+    """Same node id, same PublicIP: behind two NATs of one plan, or a forgotten --public-ip."""
+    async with make_overlay(store="etcd", start=False) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        same = "--public-ip=192.0.2.1"
+        await boot(overlay, one, same)
+        await overlay.wait_ready([one])
+        clone(one, two)
+        began = len(one.log_path.read_text())
+        await boot(overlay, two, same)
+        assert await asyncio.to_thread(two.daemon.wait, DEADLINE_S) == 1
+        assert "our node id and our PublicIP 192.0.2.1, and is alive" in two.log_tail()
+        assert await lease_is(one, "held")
+        assert one.log_path.read_text()[began:].count(" W ") <= 1
+        # A restart of the first is answered by nobody.
+        await one.stop_daemon()
+        await boot(overlay, one, same)
+        await overlay.wait_ready([one])
+        await asyncio.sleep(0.5)
+        assert await lease_is(one, "held")

@@ -23,6 +23,7 @@ from tundp.lease.claim_io import (
     Create,
     Failing,
     GiveUp,
+    GiveWay,
     Input,
     LeaseGoneElsewhere,
     LeaseState,
@@ -282,6 +283,8 @@ class World:
                 assert self.exits
                 assert self.machine.state is not LeaseState.HELD
                 self.has_ended = True
+            case GiveWay():
+                raise AssertionError("no other process bears our node id here")
             case _:
                 self.action = action
                 self.actions_left -= 1

@@ -239,3 +239,65 @@ def test_auto_store_without_a_config_finds_the_api_with_the_leases(etcd3_world: 
         await auto.close()
 
     run(main())
+
+
+@pytest.mark.parametrize("first", ["v2", "v3"])
+def test_our_lease_deleted_in_one_api_is_called_that(
+    etcd_world: EtcdWorld,
+    etcd3_world: Etcd3World,
+    caplog: pytest.LogCaptureFixture,
+    first: str,
+) -> None:
+    async def main() -> None:
+        both = BothStore(etcd_world.open(), etcd3_world.open(), parse=parse_network_config)
+        node = make_node(both, US, identity=Identity("7c1f", "kube1", run="5e01"))
+        worlds: dict[str, EtcdWorld | Etcd3World] = {"v2": etcd_world, "v3": etcd3_world}
+        async with node.up() as lease:
+            key = str(lease.key)
+            for api in (first, "v3" if first == "v2" else "v2"):
+                worlds[api].remove(key)
+                await until(lambda api=api: worlds[api].read(key) is not None)
+                what = f"lease {key} was deleted in etcd {api} at"
+                await until(lambda what=what: what in caplog.text)
+                await until(lambda: node.claim.state is LeaseState.HELD)
+        assert "written by somebody else" not in caplog.text
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("in_v2", "in_v3", "taken", "breaks"),
+    [
+        (US, None, "v2", "our live lease is in v2"),
+        (US, US, "v3", "in both: nothing is lost in v3"),
+        (None, US, "v3", "in v3"),
+        (None, None, "v3", "a new node"),
+        (THEM, None, "v3", "another node's"),
+    ],
+)
+def test_with_two_configs_auto_takes_the_api_that_has_our_lease(
+    etcd_world: EtcdWorld,
+    etcd3_world: Etcd3World,
+    in_v2: str | None,
+    in_v3: str | None,
+    taken: str,
+    breaks: str,
+) -> None:
+    for world, ip in ((etcd_world, in_v2), (etcd3_world, in_v3)):
+        world.set_config(CONFIG)
+        if ip is not None:
+            world.put("10.5.7.0-24", value(ip))
+
+    async def main() -> None:
+        store = AutoStore(
+            etcd_world.open(),
+            etcd3_world.open(),
+            is_ours=lambda lease: str(lease.attributes.public_ip) == US,
+        )
+        assert await store.network_config() == CONFIG
+        assert store.api == taken, breaks
+        (warning,) = store.warnings
+        assert f"{taken} counts" in warning.evidence
+        await store.close()
+
+    run(main())

@@ -283,3 +283,49 @@ async def test_clones_with_one_address_do_not_write_against_each_other(
         found = await lease_in(store)
         assert found is not None
         assert found.revision <= 4, "they write against each other"
+
+
+@pytest.mark.parametrize("first", ["one", "other"])
+async def test_of_two_processes_with_one_id_and_address_the_later_gives_way(
+    tmp_path: Path, first: str
+) -> None:
+    """A clone behind the same NAT: only a live holder tells it from a restart."""
+    async with file_store(tmp_path) as store, file_store(tmp_path) as second:
+        one = claim_on(store, identity=Identity("us", "host1", run="r1"))
+        other = claim_on(second, identity=Identity("us", "host1", run="r2"))
+        before, after = (one, other) if first == "one" else (other, one)
+        await before.acquire()
+        async with kept(before):
+            await after.acquire()
+            async with kept(after) as task:
+                for _ in range(100):  # what each one's watch would show
+                    found = await lease_in(store)
+                    assert found is not None
+                    before.observe(found)
+                    after.observe(found)
+                    if task.done():
+                        break
+                    await asyncio.sleep(0.02)
+                with pytest.raises(DuplicateNode, match="our node id and our PublicIP"):
+                    await asyncio.wait_for(asyncio.shield(task), 20)
+            found = await lease_in(store)
+            assert found is not None
+            before.observe(found)
+            assert before.state is LeaseState.HELD
+            assert found.revision <= 4, "a restart, its answer, and no more"
+
+
+async def test_a_restart_is_answered_by_nobody(tmp_path: Path) -> None:
+    async with file_store(tmp_path) as store:
+        await claim_on(store, identity=Identity("us", "host1", run="r1")).acquire()
+        again = claim_on(store, identity=Identity("us", "host1", run="r2"))
+        await again.acquire()
+        async with kept(again):
+            found = await lease_in(store)
+            assert found is not None
+            again.observe(found)
+            await asyncio.sleep(0.1)
+            assert again.state is LeaseState.HELD
+        found = await lease_in(store)
+        assert found is not None
+        assert found.revision == 2

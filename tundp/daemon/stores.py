@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tundp.backend.choose import parse_network_config
 from tundp.choices import EtcdApi
+from tundp.daemon.subnet_file import read_text
+from tundp.lease import subnet_env
+from tundp.lease.identity import identity_of
+from tundp.lease.model import Lease
 from tundp.settings.settings import Settings
 from tundp.store.access import EtcdAccess
 from tundp.store.auto import AutoStore
@@ -12,6 +18,7 @@ from tundp.store.both import BothStore
 from tundp.store.etcd2 import Etcd2Store
 from tundp.store.etcd3 import Etcd3Store
 from tundp.store.file import FileStore
+from tundp.subnet.lease_cache import LeaseCache
 
 
 def open_store(settings: Settings) -> Store:
@@ -35,7 +42,23 @@ def open_store(settings: Settings) -> Store:
         case EtcdApi.BOTH:
             return BothStore(Etcd2Store(access), Etcd3Store(access), parse=parse_network_config)
         case EtcdApi.AUTO:
-            return AutoStore(Etcd2Store(access), Etcd3Store(access))
+            return AutoStore(
+                Etcd2Store(access), Etcd3Store(access), is_ours=_is_ours_from_before(settings)
+            )
+
+
+def _is_ours_from_before(settings: Settings) -> Callable[[Lease], bool]:
+    """Whether a lease bears our node id, or is the one of subnet.env and bears none."""
+    node_id = LeaseCache(settings.state_dir, settings.instance).known_node_id()
+    previous = subnet_env.previous_key(read_text(settings.subnet_file))
+
+    def is_ours(lease: Lease) -> bool:
+        writer = identity_of(lease)
+        if writer is None:
+            return lease.key == previous
+        return writer.node_id == node_id
+
+    return is_ours
 
 
 def store_name(settings: Settings) -> str:

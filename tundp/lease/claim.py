@@ -17,7 +17,7 @@ Step of the machine (Step), what it does about it:
     OVERTAKEN   any          so it is, and an event arrived since     WaitUntil
     REGAIN      any          the snapshot allows a guarded write      Create or Renew
     REGAINING   any          that write is in flight                  WaitUntil
-    ENDED       not HELD     the lease is lost, and so we exit        GiveUp
+    ENDED       any          lost, and so we exit; or a duplicate's   GiveUp, GiveWay
 
 Every legal pair of step and input is an entry of ClaimMachine.TRANSITIONS, at the end of this
 file; any other pair is an error of the caller. The rules behind the table:
@@ -32,6 +32,9 @@ file; any other pair is an error of the caller. The rules behind the table:
     another event, and so on for ever where events are late.
   * An event makes a pending retry due at once; nothing else shortens a wait. So there are at
     most two actions (a snapshot and a write) for each event, and for each wait that ended.
+
+  * Who finds its lease written by another process with our node id and PublicIP answers it once
+    in that lease (TundpAnswer); who is answered so gives way: the one before us is alive.
 
 flannel writes renewals without a guard (a node back from suspend takes its subnet from
 whoever got it since) and exits with code 0 when its lease is gone.
@@ -56,6 +59,7 @@ from tundp.lease.claim_io import (
     Event,
     Failing,
     GiveUp,
+    GiveWay,
     Input,
     LeaseGoneElsewhere,
     Look,
@@ -77,7 +81,17 @@ from tundp.lease.claim_io import (
     Wrote,
 )
 from tundp.lease.claim_io import LeaseState as LeaseState
-from tundp.lease.identity import Identity, Other, Ours, challenge_in, holder_of, signed
+from tundp.lease.identity import (
+    Identity,
+    Other,
+    Ours,
+    answer_in,
+    challenge_in,
+    holder_of,
+    is_written_by,
+    other_run,
+    signed,
+)
 from tundp.lease.model import TTL_UNKNOWN, Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.lease.table import keys_of
 
@@ -159,6 +173,8 @@ class ClaimMachine:
         """Earliest time of what RENEW or LOOK call for."""
         self._retry_s = FIRST_RETRY_S
         self._warn_at = _NOW
+        self._answer = ""
+        """The process with our node id and PublicIP that our next write answers."""
         self._plan: Create | Renew | None = None
         """The write that REGAIN calls for."""
         self._action: Action | None = None
@@ -225,7 +241,19 @@ class ClaimMachine:
         self._write(self._plan, Step.REGAINING)
 
     def _tick_ended(self, _: Tick, now: float) -> None:
-        self._action = GiveUp(f"lease {self.lease.key} is {self.state.value}")
+        if self._is_answered(self.lease):
+            self._action = GiveWay(
+                f"another node has our node id and our PublicIP {self._offer.public_ip}, and is"
+                f" alive: it answers in lease {self.lease.key}. Is this machine a clone of it? Give"
+                " one of them another --iface or --public-ip, or stop it"
+            )
+        else:
+            self._action = GiveUp(f"lease {self.lease.key} is {self.state.value}")
+
+    def _is_answered(self, lease: Lease) -> bool:
+        """Whether the holder before us tells this very process that it is alive."""
+        identity = self._rules.identity
+        return identity is not None and answer_in(lease) == identity.run != ""
 
     # Transitions: events of the watch, and offers
 
@@ -252,12 +280,21 @@ class ClaimMachine:
         """Our lease in a revision that we do not know."""
         if challenge_in(lease) is not None:
             self.notices.append(Challenged(lease.key))
-        elif self._offer_written is not None and now >= self._warn_at:
-            # While a write of ours is unanswered, this may be it.
+        elif (
+            self._offer_written is not None
+            and now >= self._warn_at
+            and not is_written_by(lease, self._rules.identity)
+        ):
+            # While a write of ours is unanswered, this may be it. One that bears our run is what
+            # a store with two halves has left of it.
             self._warn_at = now + WARN_S
             self.notices.append(WrittenByAnother(lease.key, self._offer.public_ip))
         before, was_held = self.step, self.state is LeaseState.HELD
+        self._note_run(lease)
         self._hold(lease, now)
+        if self._is_answered(lease):
+            self.step = Step.ENDED
+            return
         if before in (Step.LOOKING, Step.OVERTAKEN):
             self.step = Step.OVERTAKEN
         elif was_held and before in (Step.RENEW, Step.LOOK):
@@ -267,6 +304,11 @@ class ClaimMachine:
         if self.step is Step.IDLE:
             # What failed will not be tried again, so it is over.
             self._worked()
+
+    def _note_run(self, lease: Lease) -> None:
+        """Another process has taken our lease over: our next write tells it that we are alive."""
+        if not answer_in(lease) and challenge_in(lease) is None:
+            self._answer = other_run(lease, self._rules.identity)
 
     def _observe_unreadable(self, given: Unreadable, now: float) -> None:
         """Repeated by every update of the watch while it lasts: only the first one counts."""
@@ -304,6 +346,9 @@ class ClaimMachine:
         is_overtaken = self.step is Step.OVERTAKEN
         is_held = self.state is LeaseState.HELD
         found, why = self._judge(given.snapshot)
+        if found is not None and self._is_answered(found):
+            self.lease, self.step = found, Step.ENDED
+            return
         if self._rules.exits_when_lost and not is_held:
             if found is None:
                 self.step = Step.ENDED
@@ -414,6 +459,7 @@ class ClaimMachine:
             is_expiry_unknown
             or self._offer_written != self._offer
             or challenge_in(lease) is not None
+            or bool(self._answer)
             # Another node could take an unsigned lease for its own. One that bears our node id is
             # not written again, whoever wrote it: a clone would write it again, too, for ever.
             or not (isinstance(holder, Ours) and holder.is_signed)
@@ -424,6 +470,7 @@ class ClaimMachine:
     def _written(self, lease: Lease, now: float) -> None:
         """`lease` is what our own write has made."""
         self._offer_written = self._offer_in_flight
+        self._answer = ""
         self._hold(lease, now)
         if not lease.is_ttl_known:
             self.expires_at = now + self._rules.lease_ttl_s
@@ -466,7 +513,9 @@ class ClaimMachine:
         self.notices.append(Working())
 
     def _renewal_of(self, lease: Lease) -> Renew:
-        attributes = signed(self._offer, self._rules.identity, lease.attributes)
+        attributes = signed(
+            self._offer, self._rules.identity, lease.attributes, answer=self._answer
+        )
         ttl_s = None if lease.is_reservation else self._rules.lease_ttl_s
         return Renew(lease, attributes, ttl_s)
 
@@ -530,5 +579,10 @@ class ClaimMachine:
             WriteConflicted: _regain_conflicted,
             WriteFailed: _regain_failed,
         },
-        Step.ENDED: {Tick: _tick_ended, **_EVENTS_AFTER_THE_END},
+        Step.ENDED: {
+            Tick: _tick_ended,
+            **_EVENTS_AFTER_THE_END,
+            Looked: _ignore,
+            LookFailed: _ignore,
+        },
     }

@@ -150,7 +150,14 @@ class GiveUp:
     why: str
 
 
-Action = WaitUntil | Look | Create | Renew | GiveUp
+@dataclass(frozen=True, slots=True)
+class GiveWay:
+    """Another live process has our node id and our PublicIP, and had the lease before us."""
+
+    why: str
+
+
+Action = WaitUntil | Look | Create | Renew | GiveUp | GiveWay
 
 
 # Notices

@@ -6,6 +6,8 @@ lease value here also names the node that wrote it:
 
     "TundpNode": "7c1f..."      the node id, kept on that node's disk
     "TundpHost": "kube2"        its host name, for people
+    "TundpRun": "5e01..."       that node's process: another one for each start
+    "TundpAnswer": "77aa..."    to a process that took the lease over: its holder is alive
     "TundpChallenge": "1f..."   a challenge: another node asks whether the holder is alive
 
 A node that finds its PublicIP, or its node id, in a lease another node may hold writes a
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, unique
 from ipaddress import IPv4Address
 from typing import Final
@@ -28,6 +30,8 @@ from tundp.lease.model import UNSPECIFIED, Lease, LeaseAttributes
 
 NODE: Final = "TundpNode"
 HOST: Final = "TundpHost"
+RUN: Final = "TundpRun"
+ANSWER: Final = "TundpAnswer"
 CHALLENGE: Final = "TundpChallenge"
 _NAME: Final = re.compile(r"[0-9A-Za-z._-]{1,64}", re.ASCII)
 _NOT_NAME: Final = re.compile(r"[^0-9A-Za-z._-]", re.ASCII)
@@ -39,6 +43,11 @@ class Identity:
 
     node_id: str
     host: str = ""
+    run: str = field(default="", compare=False)
+    """Which process of that node, random for each start; empty if it does not tell.
+
+    It tells our own writes from those of a clone with our node id and PublicIP.
+    """
 
     def __str__(self) -> str:
         return f"{self.node_id} (host {self.host})" if self.host else self.node_id
@@ -49,8 +58,12 @@ def identity_of(lease: Lease) -> Identity | None:
     node_id = lease.attributes.extra.get(NODE)
     if not isinstance(node_id, str) or _NAME.fullmatch(node_id) is None:
         return None
-    host = lease.attributes.extra.get(HOST)
-    return Identity(node_id, clean_host(host) if isinstance(host, str) else "")
+    host, run = lease.attributes.extra.get(HOST), lease.attributes.extra.get(RUN)
+    return Identity(
+        node_id,
+        clean_host(host) if isinstance(host, str) else "",
+        run if isinstance(run, str) and _NAME.fullmatch(run) else "",
+    )
 
 
 def clean_host(name: str) -> str:
@@ -64,22 +77,59 @@ def challenge_in(lease: Lease) -> str | None:
     return challenge if isinstance(challenge, str) else None
 
 
+def answer_in(lease: Lease) -> str:
+    """Which process `lease` tells that its holder is alive; empty for none."""
+    answer = lease.attributes.extra.get(ANSWER)
+    return answer if isinstance(answer, str) else ""
+
+
 def signed(
-    attributes: LeaseAttributes, identity: Identity | None, kept: LeaseAttributes
+    attributes: LeaseAttributes,
+    identity: Identity | None,
+    kept: LeaseAttributes,
+    *,
+    answer: str = "",
 ) -> LeaseAttributes:
-    """`attributes` with our identity and the unknown fields of `kept`, and without a challenge."""
-    extra = {name: value for name, value in kept.extra.items() if name not in (NODE, HOST)}
-    extra.pop(CHALLENGE, None)
+    """`attributes` with our identity and the unknown fields of `kept`, and without a challenge.
+
+    answer: the process to tell that we are alive, empty for none.
+    """
+    ours = (NODE, HOST, RUN, ANSWER, CHALLENGE)
+    extra = {name: value for name, value in kept.extra.items() if name not in ours}
     if identity is not None:
         extra[NODE] = identity.node_id
         if identity.host:
             extra[HOST] = identity.host
+        if identity.run:
+            extra[RUN] = identity.run
+    if answer:
+        extra[ANSWER] = answer
     return replace(attributes, extra=extra)
 
 
 def challenged(attributes: LeaseAttributes, challenge: str) -> LeaseAttributes:
     """`attributes` with a challenge added and nothing else changed."""
     return replace(attributes, extra={**attributes.extra, CHALLENGE: challenge})
+
+
+def is_written_by(lease: Lease, identity: Identity | None) -> bool:
+    """Whether this very process wrote `lease`; False if that cannot be told."""
+    return bool(identity and identity.run) and _run_of(lease, identity) == ""
+
+
+def other_run(lease: Lease, identity: Identity | None) -> str:
+    """The other process with our node id that wrote `lease`; empty if we did, or none is told."""
+    return _run_of(lease, identity) or ""
+
+
+def _run_of(lease: Lease, identity: Identity | None) -> str | None:
+    """The run that `lease` bears beside our node id, empty if it is ours; None if it has none."""
+    writer = identity_of(lease)
+    if writer is None or identity is None or writer.node_id != identity.node_id:
+        return None
+    if not writer.run or not identity.run:
+        return None
+    return "" if writer.run == identity.run else writer.run
 
 
 @unique

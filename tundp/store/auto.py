@@ -1,13 +1,14 @@
 """The API of etcd that holds the network config, found by looking: v3, or v2.
 
-Both are asked once, until one has it. Where both do, v3 counts, with a warning: a cluster
-between two flannels wants `--etcd-api=both`.
+Both are asked once, until one has it. Where both do, v3 counts unless this node has its lease
+in v2 alone, with a warning: a cluster between two flannels wants `--etcd-api=both`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from tundp.errors import ConfigNotFound, StoreUnavailable
@@ -29,10 +30,26 @@ _TWO_CONFIGS: Final = StoreWarning(
 )
 
 
-class AutoStore:
-    """The Store behind `--etcd-api=auto`: one of two, from the first network config on."""
+_OURS_IN_V2: Final = StoreWarning(
+    id="two-configs",
+    evidence="there is a network config in etcd v3 and in v2: v2 counts, since this node's lease"
+    " is there and not in v3; nodes in v3 stay unseen",
+    next_step="--etcd-api=both serves both, --etcd-api=v3 the other one; or delete the one that"
+    " nobody uses",
+)
 
-    def __init__(self, v2: Store, v3: Store) -> None:
+
+class AutoStore:
+    """The Store behind `--etcd-api=auto`: one of two, from the first network config on.
+
+    is_ours: whether a lease is this node's, from before: where both have a network config, that
+    decides.
+    """
+
+    def __init__(
+        self, v2: Store, v3: Store, *, is_ours: Callable[[Lease], bool] = lambda lease: False
+    ) -> None:
+        self._is_ours = is_ours
         self._candidates = {V2: v2, V3: v3}
         self._chosen: Store | None = None
         self.api = ""
@@ -68,8 +85,13 @@ class AutoStore:
         )
         if isinstance(v3, str):
             if isinstance(v2, str):
-                self._own_warnings = (_TWO_CONFIGS,)
-                _log.warning("%s; %s", _TWO_CONFIGS.evidence, _TWO_CONFIGS.next_step)
+                is_v2 = await self._is_ours_in_v2_alone()
+                warning = _OURS_IN_V2 if is_v2 else _TWO_CONFIGS
+                self._own_warnings = (warning,)
+                _log.warning("%s; %s", warning.evidence, warning.next_step)
+                if is_v2:
+                    await self.choose_api(V2)
+                    return v2
             await self.choose_api(V3)
             return v3
         if isinstance(v2, str):
@@ -86,6 +108,11 @@ class AutoStore:
             raise ConfigNotFound(f"{v3}; nor is there one in v2: {v2}")
         # Where v2 is switched off its 404 tells nothing; what v3 says does.
         raise v3
+
+    async def _is_ours_in_v2_alone(self) -> bool:
+        """Whether this node's lease is in v2 and not in v3. StoreError if one does not answer."""
+        v2, v3 = await asyncio.gather(*(self._candidates[api].snapshot() for api in (V2, V3)))
+        return any(map(self._is_ours, v2.leases)) and not any(map(self._is_ours, v3.leases))
 
     async def snapshot(self) -> Snapshot:
         """See Store."""

@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Final
 
-from tundp.backoff import Backoff, Outage
+from tundp.backoff import Backoff, Outage, Ration
 from tundp.errors import (
     Compacted,
     ConfigError,
@@ -159,6 +159,8 @@ class BothStore:
         self._latest: _View | None = None
         self._own: LeaseAttributes | None = None
         """What we wrote last: which of two differing leases of a subnet is ours."""
+        self._own_key: LeaseKey | None = None
+        self._halves = Ration()
         self._own_changed = asyncio.Event()
 
     @property
@@ -311,6 +313,7 @@ class BothStore:
                 written.append(None)
                 continue
             self._wrote(attributes)
+            self._own_key = key
             written.append(lease)
             if self._watched is not None:
                 self._watched[number].wrote(lease)
@@ -358,9 +361,25 @@ class BothStore:
         number, known = self._versions.get(key, (0, (None, None)))
         if number and revisions == known:
             return number
+        if key == self._own_key:
+            self._note_half(key, known, revisions)
         self._count += 1
         self._versions[key] = (self._count, revisions)
         return self._count
+
+    def _note_half(
+        self, key: LeaseKey, before: tuple[int | None, int | None], now: tuple[int | None, ...]
+    ) -> None:
+        """Log that our own lease is gone from one of the two; its renewal creates it again."""
+        if None in before or now.count(None) != 1 or not self._halves.take(_loop_time()):
+            return
+        _log.warning(
+            "lease %s was deleted in %s, or has expired there; it is still in the other: writing"
+            " it again%s",
+            key,
+            self._stores[now.index(None)].description,
+            self._halves.withheld_words(),
+        )
 
     def _give(self, view: _View) -> Snapshot:
         """The union of both stores as a snapshot that `wait` can continue from."""
@@ -426,6 +445,10 @@ class BothStore:
             view, self._watched = self._watched, None
             for side in view:
                 await side.stop()
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _holders_differ(one: Lease, other: Lease) -> bool:

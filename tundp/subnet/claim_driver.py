@@ -16,7 +16,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from tundp.backoff import Backoff, Outage, Ration
-from tundp.errors import Conflict, LeaseError, LeaseLost, StoreError
+from tundp.errors import Conflict, DuplicateNode, LeaseError, LeaseLost, StoreError
 from tundp.lease.allocate import Keep, Take, overlap, plan_claim
 from tundp.lease.claim import RETRY_S, ClaimMachine, ClaimRules
 from tundp.lease.claim_io import (
@@ -24,6 +24,7 @@ from tundp.lease.claim_io import (
     Create,
     Failing,
     GiveUp,
+    GiveWay,
     Input,
     LeaseGoneElsewhere,
     LeaseState,
@@ -300,6 +301,8 @@ class Claim:
             match action:
                 case WaitUntil(at):
                     await self._wait_until(at)
+                case GiveWay(why):
+                    raise DuplicateNode(why)
                 case GiveUp(why):
                     raise LeaseLost(why)
                 case _:

@@ -101,10 +101,10 @@ class LeaseCache:
         node_id = known.get("NodeID")
         is_same = not machine or known.get("Machine") in ("", machine)
         if isinstance(node_id, str) and node_id and is_same:
-            return Identity(node_id + suffix, host)
+            return Identity(node_id + suffix, host, _make_run())
         if node_id:
             _log.warning("%s is another machine's (a clone?): making a new node id", path)
-        return Identity(self._make_node_id(), host)
+        return Identity(self._make_node_id(), host, _make_run())
 
     def renewed_identity(self, former: Identity) -> Identity:
         """A new id for this node, kept on disk, after `former` was found to be a live node's.
@@ -113,8 +113,8 @@ class LeaseCache:
         """
         known = self.known_node_id()
         if known and known != former.node_id:
-            return Identity(known, former.host)
-        return Identity(self._make_node_id(), former.host)
+            return Identity(known, former.host, former.run)
+        return Identity(self._make_node_id(), former.host, former.run)
 
     def _make_node_id(self) -> str:
         """A random id, written to disk if there is one, with the instance's suffix."""
@@ -220,6 +220,11 @@ def _read_json(path: Path | None) -> dict[str, Any]:
         _log.warning("cannot read %s: %s", path, error)
         return {}
     return document if isinstance(document, dict) else {}
+
+
+def _make_run() -> str:
+    """Tells this process from every other one of this node id."""
+    return uuid.uuid4().hex[:8]
 
 
 def _machine() -> str:

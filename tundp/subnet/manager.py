@@ -51,6 +51,8 @@ WIPED_S: Final = 2.0
 registers again within milliseconds."""
 SAVE_PAUSE_S: Final = 10.0
 """At least so long between two writes of the lease cache."""
+REFUSED_S: Final = 30.0
+"""A lease that was held for so long is refused by nobody."""
 CONFIRM_S: Final = 60.0
 """Between two confirmations that the cached leases are still the store's."""
 
@@ -194,8 +196,6 @@ class StoreSubnetManager:
                 raise
             else:
                 break
-        if refusals is not None:
-            refusals.clear()
         self._has_own_lease = True
         # The store itself has answered, though its watch has not begun.
         self._is_synced, self._synced_at = True, time.time()
@@ -222,12 +222,26 @@ class StoreSubnetManager:
 
     async def keep(self) -> None:
         """See SubnetManager: renews the claim."""
-        await self.claim.keep()
+        await self._keep_claim(self.claim)
 
     async def keep_cache(self) -> None:
         """See SubnetManager: writes the lease cache."""
         if self._cache is not None:
             await self._keep_cache(self._cache)
+
+    async def _keep_claim(self, claim: Claim) -> None:
+        """Keep the lease; a refusal is remembered, and forgotten once the lease has lasted."""
+        if self._cache is None:
+            return await claim.keep()
+        refusals = self._cache.cache.refusals
+        timer = asyncio.get_running_loop().call_later(REFUSED_S, refusals.clear)
+        try:
+            await claim.keep()
+        except DuplicateNode as error:
+            refusals.note(self._who(claim.lease.attributes), str(error))
+            raise
+        finally:
+            timer.cancel()
 
     def observe(self, delta: RoutingDelta, routing: Routing) -> None:
         """See SubnetManager."""
