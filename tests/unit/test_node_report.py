@@ -11,13 +11,14 @@ import pytest
 
 from tundp.backend.udp.config import udp_config
 from tundp.daemon import report
-from tundp.finding import Finding, failures, must_hold
+from tundp.finding import Finding, Verdict, failures, must_hold
 from tundp.lease.claim import LeaseState
 from tundp.lease.codec import parse_key
 from tundp.lease.model import Lease, LeaseAttributes, Snapshot
 from tundp.lease.routing import Routing
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import Link
+from tundp.store.base import StoreWarning
 from tundp.subnet.base import LeaseStatus
 
 OWN = parse_key("10.5.1.0-24")
@@ -52,6 +53,7 @@ def node_with(
     file_error: str = "",
     peer_ip: str = "192.0.2.2",
     device: bool = True,
+    warnings: tuple[StoreWarning, ...] = (),
 ) -> Any:
     """What `report.findings` reads of a node; the ledger is a real one, with one other lease."""
     routing = Routing(
@@ -68,7 +70,7 @@ def node_with(
     )
     routing.apply(Snapshot((other,), 1))
     return SimpleNamespace(
-        manager=SimpleNamespace(state=lambda: lease),
+        manager=SimpleNamespace(state=lambda: lease, warnings=warnings),
         underlay=SimpleNamespace(interface=interface, error=underlay_error),
         routing=routing,
         backend=SimpleNamespace(checks=lambda: [must_hold("device", device, "flannel0")]),
@@ -83,6 +85,14 @@ def test_nothing_fails_of_a_node_that_works() -> None:
     assert [each.id for each in found] == [
         *("lease", "device", "underlay", "leases-synced", "firewall", "subnet-file")
     ]
+
+
+def test_warning_of_the_store_is_a_finding_and_leaves_the_node_ready() -> None:
+    warning = StoreWarning(id="certificates", evidence="node.key is empty", next_step="mend it")
+    found = report.findings(node_with(warnings=(warning,)))
+    assert failures(found) == []
+    assert (found[-1].id, found[-1].verdict) == ("store.certificates", Verdict.WARN)
+    assert (found[-1].evidence, found[-1].next_step) == ("node.key is empty", "mend it")
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import tundp
 from tundp.engine.base import Dataplane
-from tundp.finding import Finding, must_hold
+from tundp.finding import Finding, Verdict, must_hold
 from tundp.lease.claim import LeaseState
 from tundp.lease.routing import Routing
 from tundp.observe import collect
@@ -28,6 +28,7 @@ from tundp.observe.status import (
 )
 from tundp.settings.settings import DEFAULT, Settings
 from tundp.settings.show import reported
+from tundp.store.base import StoreWarning
 
 if TYPE_CHECKING:
     from tundp.daemon.node import Node
@@ -158,7 +159,20 @@ def findings(node: Node) -> list[Finding]:
         ),
         must_hold("firewall", not node.firewall.missing, node.firewall.missing or "in place"),
         must_hold("subnet-file", not node.subnet_file.error, node.subnet_file.error or "written"),
+        *store_findings(node.manager.warnings),
     ]
+
+
+def store_findings(warnings: Iterable[StoreWarning]) -> Iterator[Finding]:
+    """Warnings of the store as findings. None of them makes a node unready."""
+    for warning in warnings:
+        yield Finding(
+            id=f"store.{warning.id}",
+            verdict=Verdict.WARN,
+            title="store",
+            evidence=warning.evidence,
+            next_step=warning.next_step,
+        )
 
 
 def setting_statuses(settings: Settings) -> dict[str, SettingStatus]:

@@ -22,12 +22,12 @@ from tundp.store.access import (
     Endpoint,
     EtcdAccess,
     parse_endpoints,
-    tls_context,
 )
 from tundp.store.endpoints import Endpoints
 from tundp.store.etcd3.words import FAILURES, denial, is_untouched, wants_login, why_failed
 from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
 from tundp.store.names import Names
+from tundp.store.tls import H2, TlsFiles
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -58,6 +58,13 @@ class EtcdChannel(Channel):
         super().__init__(endpoint.host.strip("[]"), endpoint.port, ssl=tls, config=CONFIG)
         self.endpoint = endpoint
         self._names = names
+
+    def close(self) -> None:
+        """Close the connection. A TLS one does not wait for the server's close_notify."""
+        transport = getattr(getattr(self._protocol, "connection", None), "_transport", None)
+        super().close()
+        if transport is not None and self._ssl:
+            transport.abort()
 
     async def _create_connection(self) -> H2Protocol:
         """Connect to the first address of the endpoint that answers; called by grpclib.
@@ -92,11 +99,10 @@ class EtcdChannel(Channel):
 class Connection:
     """One HTTP/2 connection, to one endpoint at a time; the others follow when it fails."""
 
-    def __init__(self, access: EtcdAccess) -> None:
+    def __init__(self, access: EtcdAccess, tls: TlsFiles) -> None:
         self._access = access
         self._endpoints = Endpoints(parse_endpoints(access.endpoints), "etcd v3")
-        self._tls = tls_context(access)
-        self._tls.set_alpn_protocols(["h2"])
+        self._tls = tls
         self._channel: EtcdChannel | None = None
         self._lock: asyncio.Lock | None = None
         self._token = ""
@@ -190,7 +196,7 @@ class Connection:
                         await self._log_in(self._channel)
                 return self._channel
             endpoint = self._endpoints.current
-            tls = self._tls if endpoint.scheme == "https" else None
+            tls = self._tls.context(H2) if endpoint.scheme == "https" else None
             channel = EtcdChannel(endpoint, tls, self._names)
             try:
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):

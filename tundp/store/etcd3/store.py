@@ -46,17 +46,19 @@ from tundp.store.base import StoreWarning
 from tundp.store.etcd3.connection import Connection
 from tundp.store.etcd3.watch import Watch, after_prefix
 from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
+from tundp.store.tls import TlsFiles
 
 
 class Etcd3Store:
     """The Store over etcd's v3 API (etcd 3.x)."""
 
     api: Final = "v3"
-    warnings: Final[tuple[StoreWarning, ...]] = ()
 
-    def __init__(self, access: EtcdAccess) -> None:
+    def __init__(self, access: EtcdAccess, tls: TlsFiles | None = None) -> None:
+        """`tls`: the certificate files of `access`, where another store uses them, too."""
         self._prefix = clean_prefix(access.prefix)
-        self._connection = Connection(access)
+        self._tls = tls or TlsFiles(access)
+        self._connection = Connection(access, self._tls)
         self._watch: Watch | None = None
         self._cluster_id: int | None = None
         self._etcd_leases: dict[LeaseKey, int] = {}
@@ -66,6 +68,11 @@ class Etcd3Store:
     def description(self) -> str:
         """Where the leases live, for people."""
         return f"etcd v3 at {self._connection.urls}{self._path()}"
+
+    @property
+    def warnings(self) -> tuple[StoreWarning, ...]:
+        """See Store."""
+        return self._tls.warnings
 
     async def choose_api(self, api: str) -> None:
         """See Store."""

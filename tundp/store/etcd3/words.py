@@ -14,6 +14,7 @@ from tundp.errors import (
     AccessDenied,
 )
 from tundp.store.access import (
+    ALT_NAME_HINT,
     CERTIFICATE_HINT,
     Endpoint,
 )
@@ -27,6 +28,8 @@ FAILURES: Final = (
     TimeoutError,
     DecodeError,
 )
+_MISMATCHES: Final = frozenset({62, 64})
+"""X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH of openssl/x509_vfy.h."""
 NO_USER: Final = "user name is empty"
 """etcd's answer to a request without a token while authentication is enabled."""
 
@@ -73,7 +76,8 @@ def words(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "timed out"
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not accepted: {error.verify_message}"
+        hint = f" ({ALT_NAME_HINT})" if error.verify_code in _MISMATCHES else ""
+        return f"its certificate is not accepted: {error.verify_message}{hint}"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
