@@ -414,7 +414,7 @@ async def main():
     )
     await store.snapshot()
     await store.snapshot()
-    print(store._connection._token)
+    print(store._connection._login.token)
     await store.close()
 
 asyncio.run(main())
