@@ -124,4 +124,6 @@ class Login:
         self._refusal = (
             f"etcd at {url} denies access ({message}): check --etcd-username and --etcd-password"
         )
+        if self._was_done:
+            self._refusal += "; they were accepted before: if changed, restart with the new ones"
         raise AccessDenied(self._refusal) from None
