@@ -16,6 +16,7 @@ import pytest
 from urllib3 import Timeout
 
 from tests.loops import LOOPS
+from tests.store.pki import Pki
 from tests.store.support import (
     FREQUENT_PINGS,
     Etcd3World,
@@ -35,6 +36,21 @@ from tundp.store.etcd3 import connection, watch
 def run(request: pytest.FixtureRequest) -> Runner:
     """Runs a coroutine, once on each loop the daemon may use."""
     return functools.partial(run_closing, LOOPS[request.param])
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    """Two CAs, and certificates of them."""
+    pki = Pki(tmp_path_factory.mktemp("pki"))
+    for name in ("ca", "foreign-ca"):
+        pki.make_ca(name)
+    # As most are made: the server's is for servers only, so the JSON gateway could not use it.
+    pki.make("server", usage="serverAuth", alt_name="IP:127.0.0.1,DNS:localhost")
+    pki.make("elsewhere", usage="serverAuth", alt_name="IP:192.0.2.9,DNS:etcd.example")
+    pki.make("client", usage="clientAuth")
+    pki.make("stranger", ca="foreign-ca", usage="clientAuth")
+    pki.make_expired("expired")
+    return pki
 
 
 @pytest.fixture(scope="session")

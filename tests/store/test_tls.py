@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.store.locked import PASSWORD, Locked
+from tests.store.pki import Pki
 from tests.store.support import (
     Etcd3World,
     EtcdWorld,
@@ -30,7 +29,7 @@ from tests.store.support import (
 )
 from tests.wait import until
 from tundp.errors import AccessDenied, StoreUnavailable, TundpError
-from tundp.lab.etcd import PrivateEtcd, ServerTls
+from tundp.lab.etcd import PrivateEtcd
 from tundp.store.base import Store
 
 A, B, C = (lease_key(f"10.5.{third}.0-24") for third in (1, 2, 3))
@@ -46,73 +45,6 @@ def api(request: pytest.FixtureRequest) -> type[AnyWorld]:
 
 
 # Certificates
-
-
-@dataclass(frozen=True, slots=True)
-class Pki:
-    """PEM files by name, `<name>.pem` and `<name>.key`."""
-
-    directory: Path
-
-    def cert(self, name: str) -> Path:
-        return self.directory / f"{name}.pem"
-
-    def key(self, name: str) -> Path:
-        return self.directory / f"{name}.key"
-
-    def server(self, name: str, *, client_ca: str = "") -> ServerTls:
-        ca = self.cert(client_ca) if client_ca else None
-        return ServerTls(certfile=self.cert(name), keyfile=self.key(name), cafile=ca)
-
-    def access(self, *, ca: str = "ca", client: str = "") -> dict[str, str]:
-        """The fields of EtcdAccess."""
-        files = {"cafile": str(self.cert(ca))} if ca else {}
-        if client:
-            files |= {"certfile": str(self.cert(client)), "keyfile": str(self.key(client))}
-        return files
-
-    def make_ca(self, name: str) -> None:
-        self._openssl(
-            "req -x509 -days 2 -addext keyUsage=critical,keyCertSign"
-            f" -addext basicConstraints=critical,CA:TRUE {self._new_key(name)} -out {name}.pem"
-        )
-
-    def make(self, name: str, *, ca: str = "ca", usage: str, alt_name: str = "") -> None:
-        alt_names = f"-addext subjectAltName={alt_name}" if alt_name else ""
-        self._openssl(
-            f"req -x509 -days 2 -CA {ca}.pem -CAkey {ca}.key {self._new_key(name)} {alt_names}"
-            " -addext basicConstraints=critical,CA:FALSE"
-            f" -addext extendedKeyUsage={usage} -out {name}.pem"
-        )
-
-    def make_expired(self, name: str, *, ca: str = "ca") -> None:
-        self._openssl(f"req -new {self._new_key(name)} -out {name}.csr")
-        self._openssl(
-            f"x509 -req -in {name}.csr -CA {ca}.pem -CAkey {ca}.key -days -1 -out {name}.pem"
-        )
-
-    def _new_key(self, name: str) -> str:
-        curve = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
-        return f"{curve} -keyout {name}.key -subj /CN={name}"
-
-    def _openssl(self, arguments: str) -> None:
-        argv = ["openssl", *arguments.split()]
-        done = subprocess.run(argv, cwd=self.directory, capture_output=True, check=False)
-        assert done.returncode == 0, (argv, done.stderr.decode())
-
-
-@pytest.fixture(scope="session")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    pki = Pki(tmp_path_factory.mktemp("pki"))
-    for name in ("ca", "foreign-ca"):
-        pki.make_ca(name)
-    # As most are made: the server's is for servers only, so the JSON gateway could not use it.
-    pki.make("server", usage="serverAuth", alt_name="IP:127.0.0.1,DNS:localhost")
-    pki.make("elsewhere", usage="serverAuth", alt_name="IP:192.0.2.9,DNS:etcd.example")
-    pki.make("client", usage="clientAuth")
-    pki.make("stranger", ca="foreign-ca", usage="clientAuth")
-    pki.make_expired("expired")
-    return pki
 
 
 @pytest.fixture(scope="session")
@@ -280,63 +212,12 @@ def test_key_of_another_certificate_is_a_config_error(
 # Users and roles of the v3 API (those of v2 are in test_etcd2.py)
 
 
-PASSWORD = "p:ss w\u00f6rd \u2713"
-PREFIX = "/coreos.com/network"
-
-
 @pytest.fixture
 def locked(start_etcd: Callable[..., PrivateEtcd]) -> Iterator[Locked]:
     """Authentication is on, and tokens are the simple ones that a restart forgets."""
     etcd = start_etcd(extra=("--bcrypt-cost=4", "--auth-token-ttl=1"))
     with contextlib.closing(Locked(etcd)) as locked:
         yield locked
-
-
-class Locked:
-    """An etcd with the users `tundp` (read, write), `reader`, `stranger`, and `root` for us."""
-
-    def __init__(self, etcd: PrivateEtcd) -> None:
-        self.etcd = etcd
-        self.world = Etcd3World(etcd.url, PREFIX)
-        raw = self.world.raw
-        raw.put(f"{PREFIX}/config", '{"Network": "10.5.0.0/16"}')
-        for user in ("root", "tundp", "reader", "stranger"):
-            raw.call("auth/user/add", name=user, password=PASSWORD)
-        raw.call("auth/role/add", name="root")
-        self.grant("tundp", "READWRITE")
-        self.grant("reader", "READ")
-        for user in ("root", "tundp", "reader"):
-            raw.call("auth/user/grant", user=user, role=user)
-        raw.call("auth/enable")
-        raw.close()
-        self.login()
-
-    def grant(self, role: str, permission: str) -> None:
-        raw = self.world.raw
-        with contextlib.suppress(AssertionError):
-            raw.call("auth/role/add", name=role)
-        end = PREFIX + "0"
-        raw.call(
-            "auth/role/grant",
-            name=role,
-            perm={"permType": permission, "key": b64(PREFIX + "/"), "rangeEnd": b64(end)},
-        )
-
-    def login(self) -> None:
-        """A new token for root: the last one died with the server, or of age."""
-        self.world.raw.close()
-        self.world.raw = Raw3(self.etcd.url, "root", PASSWORD)
-
-    def open(self, user: str = "tundp", password: str = PASSWORD) -> Store:
-        access = {"username": user, "password": password} if user else {}
-        return self.world.open_at(self.etcd.url, **access)
-
-    def close(self) -> None:
-        self.world.close()
-
-
-def b64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
 
 
 def test_user_with_a_role(locked: Locked, run: Runner) -> None:
@@ -533,7 +414,7 @@ async def main():
     )
     await store.snapshot()
     await store.snapshot()
-    print(store._connection._token)
+    print(store._connection._login.token)
     await store.close()
 
 asyncio.run(main())

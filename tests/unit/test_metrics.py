@@ -318,6 +318,14 @@ def test_what_checks_are_called_is_only_text() -> None:
     assert value(scraped(metrics), "tundp_check_ok", check='a"b\\c\nd') == 1
 
 
+def test_checks_with_one_id_are_one_series() -> None:
+    """Prometheus refuses an answer with the same series twice."""
+    checks = [must_hold("store", True, ""), must_hold("store", False, ""), *READY]
+    text = Metrics(lambda: checks).render().decode()
+    assert text.count('tundp_check_ok{check="store"}') == 1
+    assert 'tundp_check_ok{check="store"} 0.0' in text
+
+
 def test_route_changes_are_timed() -> None:
     metrics = running(status())
     for seconds in (0.0005, 0.004, 60.0):

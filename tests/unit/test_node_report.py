@@ -20,6 +20,7 @@ from tundp.lease.model import Lease, LeaseAttributes, Snapshot
 from tundp.lease.routing import Routing
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import Link
+from tundp.store.base import StoreWarning
 from tundp.subnet.base import LeaseStatus
 
 OWN = parse_key("10.5.1.0-24")
@@ -58,6 +59,7 @@ def node_with(
     rules_contest: str = "",
     kernel_contest: str = "",
     admin_error: str = "",
+    warnings: tuple[StoreWarning, ...] = (),
 ) -> Any:
     """What `report.findings` reads of a node; the ledger is a real one, with one other lease."""
     routing = Routing(
@@ -78,7 +80,7 @@ def node_with(
     )
     routing.apply(Snapshot((other,), 1))
     return SimpleNamespace(
-        manager=SimpleNamespace(state=lambda: lease),
+        manager=SimpleNamespace(state=lambda: lease, warnings=warnings),
         underlay=SimpleNamespace(interface=interface, error=underlay_error),
         routing=routing,
         backend=SimpleNamespace(checks=lambda: [must_hold("device", device, "flannel0")]),
@@ -96,6 +98,14 @@ def test_nothing_fails_of_a_node_that_works() -> None:
     assert [each.id for each in found] == [
         *("lease", "device", "underlay", "leases-synced", "firewall", "subnet-file", "tasks")
     ]
+
+
+def test_warning_of_the_store_is_a_finding_and_leaves_the_node_ready() -> None:
+    warning = StoreWarning(id="certificates", evidence="node.key is empty", next_step="mend it")
+    found = report.findings(node_with(warnings=(warning,)))
+    assert failures(found) == []
+    assert (found[-1].id, found[-1].verdict) == ("store.certificates", Verdict.WARN)
+    assert (found[-1].evidence, found[-1].next_step) == ("node.key is empty", "mend it")
 
 
 @pytest.mark.parametrize(

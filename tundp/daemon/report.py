@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import tundp
 from tundp.engine.base import Dataplane
-from tundp.finding import Finding, must_hold, worries
+from tundp.finding import Finding, Verdict, must_hold, worries
 from tundp.lease.claim import LeaseState
 from tundp.lease.identity import identity_of
 from tundp.lease.routing import Routing
@@ -30,6 +30,7 @@ from tundp.observe.status import (
 )
 from tundp.settings.settings import DEFAULT, Settings
 from tundp.settings.show import reported
+from tundp.store.base import StoreWarning
 
 if TYPE_CHECKING:
     from tundp.daemon.node import Node
@@ -165,6 +166,7 @@ def findings(node: Node) -> list[Finding]:
         *node.worries(),
         *worries("systemd", notify.failure()),
         *node.supervisor.findings(),
+        *store_findings(node.manager.warnings),
     ]
 
 
@@ -176,6 +178,18 @@ def _duplicate(routing: Routing) -> str:
     identity = identity_of(routing.leases[key])
     who = "a flannel without node id" if identity is None else f"node {identity}"
     return f"{who} has our PublicIP, too: lease {key}"
+
+
+def store_findings(warnings: Iterable[StoreWarning]) -> Iterator[Finding]:
+    """Warnings of the store as findings. None of them makes a node unready."""
+    for warning in warnings:
+        yield Finding(
+            id=f"store.{warning.id}",
+            verdict=Verdict.WARN,
+            title="store",
+            evidence=warning.evidence,
+            next_step=warning.next_step,
+        )
 
 
 def setting_statuses(settings: Settings) -> dict[str, SettingStatus]:

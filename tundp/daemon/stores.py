@@ -18,6 +18,7 @@ from tundp.store.both import BothStore
 from tundp.store.etcd2 import Etcd2Store
 from tundp.store.etcd3 import Etcd3Store
 from tundp.store.file import FileStore
+from tundp.store.tls import TlsFiles
 from tundp.subnet.lease_cache import LeaseCache
 
 
@@ -34,16 +35,22 @@ def open_store(settings: Settings) -> Store:
         certfile=settings.etcd_certfile,
         keyfile=settings.etcd_keyfile,
     )
+    # One for both APIs: a file that cannot be used is reported once.
+    tls = TlsFiles(access)
     match settings.etcd_api:
         case EtcdApi.V2:
-            return Etcd2Store(access)
+            return Etcd2Store(access, tls)
         case EtcdApi.V3:
-            return Etcd3Store(access)
+            return Etcd3Store(access, tls)
         case EtcdApi.BOTH:
-            return BothStore(Etcd2Store(access), Etcd3Store(access), parse=parse_network_config)
+            return BothStore(
+                Etcd2Store(access, tls), Etcd3Store(access, tls), parse=parse_network_config
+            )
         case EtcdApi.AUTO:
             return AutoStore(
-                Etcd2Store(access), Etcd3Store(access), is_ours=_is_ours_from_before(settings)
+                Etcd2Store(access, tls),
+                Etcd3Store(access, tls),
+                is_ours=_is_ours_from_before(settings),
             )
 
 

@@ -73,8 +73,10 @@ class Metrics:
         findings = self._ready()
         yield _gauge("tundp_ready", "1 if every check holds.", not failures(findings))
         each = GaugeMetricFamily("tundp_check_ok", "1 if this check holds.", labels=["check"])
-        for finding in findings:
-            each.add_metric([finding.id], not finding.is_failure)
+        # Findings may share an id, samples must not share labels.
+        failing = {finding.id for finding in failures(findings)}
+        for finding_id in dict.fromkeys(finding.id for finding in findings):
+            each.add_metric([finding_id], finding_id not in failing)
         yield each
         if self.netlink is not None:
             asked = CounterMetricFamily(

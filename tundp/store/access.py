@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -16,6 +14,11 @@ REQUEST_TIMEOUT_S: Final = 5.0
 DEFAULT_PORT: Final = 2379
 CERTIFICATE_HINT: Final = (
     "perhaps it wants a client certificate, or another one: --etcd-certfile, --etcd-keyfile"
+)
+
+ALT_NAME_HINT: Final = (
+    "its subjectAltName must have the endpoint's name or address; a CN does not count, as with"
+    " every Go client"
 )
 
 
@@ -57,36 +60,6 @@ def clean_prefix(prefix: str) -> str:
         if part in (".", "..") or any(char in part for char in "?#%"):
             raise ConfigError(f"--etcd-prefix {prefix!r}: {part!r} cannot be part of an etcd path")
     return ("/" if prefix.startswith("/") else "") + "/".join(parts)
-
-
-def tls_context(access: EtcdAccess) -> ssl.SSLContext:
-    """The context of an https endpoint. ConfigError names the file that cannot be used.
-
-    Without a CA file the system's roots count. Flannel ignores a CA that comes without a
-    client certificate; here it counts.
-    """
-    for flag, path in (
-        ("cafile", access.cafile),
-        ("certfile", access.certfile),
-        ("keyfile", access.keyfile),
-    ):
-        if path and not os.access(path, os.R_OK):
-            why = "may not be read" if os.path.exists(path) else "does not exist"
-            raise ConfigError(f"--etcd-{flag} {path} {why}")
-    try:
-        context = ssl.create_default_context(cafile=access.cafile or None)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--etcd-cafile {access.cafile} is no CA certificate: {error}") from None
-    if access.certfile:
-        try:
-            context.load_cert_chain(access.certfile, access.keyfile)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"--etcd-certfile {access.certfile} and --etcd-keyfile {access.keyfile}"
-                f" are no certificate and its key: {error}"
-            ) from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
 
 
 def _parse_endpoint(text: str) -> Endpoint:

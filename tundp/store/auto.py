@@ -66,8 +66,9 @@ class AutoStore:
 
     @property
     def warnings(self) -> tuple[StoreWarning, ...]:
-        """Of the choice, and those of the chosen one."""
-        return self._own_warnings + (() if self._chosen is None else self._chosen.warnings)
+        """Of the choice, and those of the chosen one, or of both as long as there is none."""
+        theirs = [warning for store in self._open for warning in store.warnings]
+        return (*self._own_warnings, *dict.fromkeys(theirs))
 
     async def choose_api(self, api: str) -> None:
         """See Store."""

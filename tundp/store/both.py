@@ -170,11 +170,13 @@ class BothStore:
 
     @property
     def warnings(self) -> tuple[StoreWarning, ...]:
-        """Subnets that the two give to different nodes."""
-        return tuple(
+        """Subnets that the two give to different nodes, and warnings of either, once."""
+        contested = (
             StoreWarning(id="contested", evidence=text, next_step=_CONTESTED_STEP)
             for text in self._contested.values()
         )
+        v2, v3 = (store.warnings for store in self._stores)
+        return (*contested, *dict.fromkeys((*v2, *v3)))
 
     async def choose_api(self, api: str) -> None:
         """See Store."""

@@ -20,6 +20,7 @@ from tundp.lease.claim import LeaseState
 from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.lease.network import NetworkConfig
 from tundp.lease.routing import Routing, RoutingDelta
+from tundp.store.base import StoreWarning
 
 
 class Progress(Protocol):
@@ -77,6 +78,11 @@ class SubnetManager(Protocol):
     @property
     def description(self) -> str:
         """Where the leases live, for people."""
+        ...
+
+    @property
+    def warnings(self) -> tuple[StoreWarning, ...]:
+        """What an operator should change about the store; leases are served all the same."""
         ...
 
     async def network_config(self, progress: Progress) -> NetworkConfig:

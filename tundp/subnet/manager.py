@@ -34,7 +34,7 @@ from tundp.lease.identity import Identity
 from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.lease.network import NetworkConfig
 from tundp.lease.routing import OwnGone, OwnSeen, OwnUnreadable, Routing, RoutingDelta
-from tundp.store.base import Store
+from tundp.store.base import Store, StoreWarning
 from tundp.store.follow import follow
 from tundp.subnet.base import Acquired, LeaseStatus, Progress
 from tundp.subnet.claim_driver import Claim, ClaimSettings
@@ -133,6 +133,11 @@ class StoreSubnetManager:
         """The claim on our lease; after `acquire` began."""
         assert self._claim is not None, "acquire() comes first"
         return self._claim
+
+    @property
+    def warnings(self) -> tuple[StoreWarning, ...]:
+        """See SubnetManager."""
+        return self._store.warnings
 
     async def network_config(self, progress: Progress) -> NetworkConfig:
         """See SubnetManager.

@@ -12,6 +12,7 @@ from tundp.backend.base import Surroundings
 from tundp.backend.choose import kind_of, parse_network_config
 from tundp.daemon.checks.inspection import Inspection
 from tundp.daemon.peer_paths import PeerPaths
+from tundp.daemon.report import store_findings
 from tundp.daemon.underlay import selection_of
 from tundp.errors import ConfigError, OutOfSubnets, PlatformError, StoreError
 from tundp.finding import Finding, Verdict
@@ -55,14 +56,8 @@ async def check_store(inspection: Inspection) -> AsyncIterator[Finding]:
         evidence=f"{config.network}, /{pool.subnet_len} subnets from {pool.subnet_min} to"
         f" {pool.subnet_max}, backend {_backend(config.backend)}",
     )
-    for warning in store.warnings:
-        yield Finding(
-            id=f"store.{warning.id}",
-            verdict=Verdict.WARN,
-            title="store",
-            evidence=warning.evidence,
-            next_step=warning.next_step,
-        )
+    for finding in store_findings(store.warnings):
+        yield finding
     for finding in _lease_findings(store, snapshot):
         yield finding
 

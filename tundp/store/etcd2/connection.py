@@ -19,13 +19,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 import threading
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import etcd
-from urllib3 import Timeout
+from urllib3 import HTTPSConnectionPool, Timeout
+from urllib3.connection import HTTPSConnection
 from urllib3.exceptions import HTTPError, NewConnectionError
 
 from tundp.blocking import BlockingThread
@@ -35,14 +35,15 @@ from tundp.errors import (
     ConfigError,
 )
 from tundp.store.access import (
+    ALT_NAME_HINT,
     CERTIFICATE_HINT,
     REQUEST_TIMEOUT_S,
     Endpoint,
     EtcdAccess,
     parse_endpoints,
-    tls_context,
 )
 from tundp.store.endpoints import Endpoints
+from tundp.store.tls import HTTP, TlsFiles
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ WATCH_TIMEOUT: Final = Timeout(connect=REQUEST_TIMEOUT_S, read=WATCH_TIMEOUT_S)
 class Client(etcd.Client):  # type: ignore[misc]
     """A python-etcd client of one endpoint that never retries."""
 
-    def __init__(self, endpoint: Endpoint, access: EtcdAccess, tls: ssl.SSLContext) -> None:
+    def __init__(self, endpoint: Endpoint, access: EtcdAccess, tls: TlsFiles) -> None:
         super().__init__(
             host=endpoint.host,
             port=endpoint.port,
@@ -67,14 +68,14 @@ class Client(etcd.Client):  # type: ignore[misc]
         )
         self.http.connection_pool_kw["retries"] = False
         if endpoint.scheme == "https":
-            # The files were read at the start: later we may not be allowed to.
-            self.http.connection_pool_kw["ssl_context"] = tls
+            self.http.connection_pool_kw["ssl_context"] = tls.context(HTTP)
+            self.http.pool_classes_by_scheme = {"https": _pool_class(tls)}
 
 
 class WatchClient(Client):
     """A client whose blocked watch can be interrupted from another thread."""
 
-    def __init__(self, endpoint: Endpoint, access: EtcdAccess, tls: ssl.SSLContext) -> None:
+    def __init__(self, endpoint: Endpoint, access: EtcdAccess, tls: TlsFiles) -> None:
         super().__init__(endpoint, access, tls)
         self._lock = threading.Lock()
         self._in_flight: Any = None
@@ -136,12 +137,13 @@ class Connection:
     def __init__(
         self,
         access: EtcdAccess,
-        client_type: Callable[[Endpoint, EtcdAccess, ssl.SSLContext], Any],
+        tls: TlsFiles,
+        client_type: Callable[[Endpoint, EtcdAccess, TlsFiles], Any],
         what: str,
     ) -> None:
         self._access = access
         self._client_type = client_type
-        self._tls = tls_context(access)
+        self._tls = tls
         self._endpoints = Endpoints(parse_endpoints(access.endpoints), what)
         self.urls = self._endpoints.urls
         self._thread = BlockingThread(what)
@@ -265,6 +267,23 @@ def check_credentials(access: EtcdAccess) -> None:
             ) from None
 
 
+def _pool_class(tls: TlsFiles) -> type[HTTPSConnectionPool]:
+    """A pool whose connections use the certificate files as they are at each connect.
+
+    urllib3 connects anew by itself when a server has closed an idle connection.
+    """
+
+    class RereadingConnection(HTTPSConnection):
+        def connect(self) -> None:
+            self.ssl_context = tls.context(HTTP)
+            super().connect()
+
+    class RereadingPool(HTTPSConnectionPool):
+        ConnectionCls = RereadingConnection
+
+    return RereadingPool
+
+
 def _shut_down(response: Any) -> None:
     # OSError: the peer was faster, which is just as good. AttributeError: no socket any more.
     with contextlib.suppress(OSError, AttributeError):
@@ -291,6 +310,8 @@ def _why(error: Exception, endpoint: Endpoint) -> str:
     ):
         if known in text:
             return words
+    if "Hostname mismatch" in text or "IP address mismatch" in text:
+        return f"{text} ({ALT_NAME_HINT})"
     if endpoint.scheme == "https" and any(word in text for word in _CLOSED_ON_US):
         return f"{text} ({CERTIFICATE_HINT})"
     return text

@@ -34,6 +34,7 @@ from tundp.store.access import (
 )
 from tundp.store.base import StoreWarning
 from tundp.store.etcd2.connection import Client, Connection, WatchClient, check_credentials
+from tundp.store.tls import TlsFiles
 
 _REMOVALS: Final = frozenset({"delete", "expire", "compareAndDelete"})
 
@@ -42,20 +43,26 @@ class Etcd2Store:
     """The Store over etcd's v2 API (etcd 2.x, or 3.0 to 3.5 with --enable-v2)."""
 
     api: Final = "v2"
-    warnings: Final[tuple[StoreWarning, ...]] = ()
 
-    def __init__(self, access: EtcdAccess) -> None:
+    def __init__(self, access: EtcdAccess, tls: TlsFiles | None = None) -> None:
+        """`tls`: the certificate files of `access`, where another store uses them, too."""
         self._prefix = "/" + clean_prefix(access.prefix).removeprefix("/")
         if self._prefix == "/":
             self._prefix = ""
         check_credentials(access)
-        self._requests = Connection(access, Client, "etcd v2")
-        self._watch = Connection(access, WatchClient, "etcd v2 watch")
+        self._tls = tls or TlsFiles(access)
+        self._requests = Connection(access, self._tls, Client, "etcd v2")
+        self._watch = Connection(access, self._tls, WatchClient, "etcd v2 watch")
 
     @property
     def description(self) -> str:
         """Where the leases live, for people."""
         return f"etcd v2 at {self._requests.urls}{self._prefix}"
+
+    @property
+    def warnings(self) -> tuple[StoreWarning, ...]:
+        """See Store."""
+        return self._tls.warnings
 
     async def choose_api(self, api: str) -> None:
         """See Store."""

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import errno
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 from grpclib.client import Channel, UnaryUnaryMethod
 from grpclib.config import Configuration
-from grpclib.const import Status
-from grpclib.exceptions import GRPCError
 from grpclib.protocol import H2Protocol
 
-from tundp.errors import (
-    AccessDenied,
-)
 from tundp.store.access import (
     REQUEST_TIMEOUT_S,
     Endpoint,
     EtcdAccess,
     parse_endpoints,
-    tls_context,
 )
 from tundp.store.endpoints import Endpoints
-from tundp.store.etcd3.words import FAILURES, denial, is_untouched, wants_login, why_failed
-from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
+from tundp.store.etcd3.login import Login
+from tundp.store.etcd3.words import FAILURES, auth_answer, denial, why_failed
 from tundp.store.names import Names
+from tundp.store.tls import H2, TlsFiles
 
-_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PING_S: Final = 8.0
@@ -37,7 +31,7 @@ PING_TIMEOUT_S: Final = 4.0
 """A watch on a server that hangs ends after PING_S + PING_TIMEOUT_S. Pings more often than
 every 5 s would be refused (etcd --grpc-keepalive-min-time)."""
 LOGINS: Final = 3
-"""Logins of one call: a server may restart between login and request."""
+"""Logins a call waits for at most: a server may restart between login and request."""
 _WINDOW_LEN: Final = 64 << 20
 """HTTP/2 window in bytes: a snapshot is one message, and 65,000 leases are 8 MB."""
 CONFIG: Final = Configuration(
@@ -58,12 +52,29 @@ class EtcdChannel(Channel):
         super().__init__(endpoint.host.strip("[]"), endpoint.port, ssl=tls, config=CONFIG)
         self.endpoint = endpoint
         self._names = names
+        self._is_used = False
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection it was made for is still there."""
+        return bool(self._connected)
+
+    def close(self) -> None:
+        """Close the connection. A TLS one does not wait for the server's close_notify."""
+        transport = getattr(getattr(self._protocol, "connection", None), "_transport", None)
+        super().close()
+        if transport is not None and self._ssl:
+            transport.abort()
 
     async def _create_connection(self) -> H2Protocol:
         """Connect to the first address of the endpoint that answers; called by grpclib.
 
         Each address gets an equal part of what is left of REQUEST_TIMEOUT_S.
         """
+        if self._is_used:
+            # grpclib would connect anew, with certificates of before, and nobody would close it.
+            raise ConnectionResetError(errno.ECONNRESET, "the connection was lost")
+        self._is_used = True
         loop = asyncio.get_running_loop()
         deadline = loop.time() + REQUEST_TIMEOUT_S
         addresses = await self._names.addresses(self._host, REQUEST_TIMEOUT_S)
@@ -92,16 +103,12 @@ class EtcdChannel(Channel):
 class Connection:
     """One HTTP/2 connection, to one endpoint at a time; the others follow when it fails."""
 
-    def __init__(self, access: EtcdAccess) -> None:
-        self._access = access
+    def __init__(self, access: EtcdAccess, tls: TlsFiles) -> None:
         self._endpoints = Endpoints(parse_endpoints(access.endpoints), "etcd v3")
-        self._tls = tls_context(access)
-        self._tls.set_alpn_protocols(["h2"])
+        self._tls = tls
         self._channel: EtcdChannel | None = None
         self._lock: asyncio.Lock | None = None
-        self._token = ""
-        self._is_logged_in = False
-        self._was_logged_in = False
+        self._login = Login(access)
         self._names = Names()
         self.urls = self._endpoints.urls
 
@@ -136,27 +143,21 @@ class Connection:
                 attempts.failed(endpoint, why_failed(error, endpoint), may_have_run=False)
                 self._leave(None)
                 continue
-            endpoint, token = channel.endpoint, self._token
+            endpoint, token = channel.endpoint, self._login.token
             # hasleader: a member without a leader fails the request instead of blocking it.
             metadata = {"hasleader": "true"} | ({"token": token} if token else {})
             try:
                 result = await operation(channel, metadata)
             except FAILURES as error:
-                if isinstance(error, GRPCError):
-                    if logins_left and self._access.username and wants_login(error):
-                        # etcd's simple tokens die with the server that gave them, or of age,
-                        # and auth may have been switched on. The first to come logs in for all.
+                if (refusal := auth_answer(error)) is not None:
+                    if logins_left and self._login.is_worth_another_try(token, refusal):
                         logins_left -= 1
-                        if self._token == token:
-                            self._is_logged_in = False
                         continue
-                    if (denied := denial(error, endpoint)) is not None:
-                        raise denied from None
-                attempts.failed(
-                    endpoint, why_failed(error, endpoint), may_have_run=not is_untouched(error)
-                )
+                    raise denial(error, endpoint) from None
+                attempts.failed(endpoint, why_failed(error, endpoint), may_have_run=True)
                 self._leave(channel)
             else:
+                self._login.worked(token)
                 self._endpoints.answered(endpoint)
                 return result
         raise attempts.error()
@@ -184,19 +185,21 @@ class Connection:
         if self._lock is None:
             self._lock = asyncio.Lock()
         async with self._lock:
+            if self._channel is not None and not self._channel.is_connected:
+                self._disconnect()
             if self._channel is not None:
-                if self._access.username and not self._is_logged_in:
+                if self._login.is_due:
                     async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                        await self._log_in(self._channel)
+                        await self._login.perform(self._channel)
                 return self._channel
             endpoint = self._endpoints.current
-            tls = self._tls if endpoint.scheme == "https" else None
+            tls = self._tls.context(H2) if endpoint.scheme == "https" else None
             channel = EtcdChannel(endpoint, tls, self._names)
             try:
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
                     await channel.__connect__()
-                    if self._access.username and not self._is_logged_in:
-                        await self._log_in(channel)
+                    if self._login.is_due:
+                        await self._login.perform(channel)
             except BaseException as error:
                 channel.close()
                 if isinstance(error, asyncio.CancelledError):
@@ -205,39 +208,6 @@ class Connection:
                 raise
             self._channel = channel
             return channel
-
-    async def _log_in(self, channel: EtcdChannel) -> None:
-        """Authenticate: store a token, or that authentication is not enabled."""
-        endpoint = channel.endpoint
-        method = UnaryUnaryMethod(
-            channel,
-            f"{SERVICE}Auth/Authenticate",
-            rpc.AuthenticateRequest,
-            rpc.AuthenticateResponse,
-        )
-        request = rpc.AuthenticateRequest(
-            name=self._access.username, password=self._access.password
-        )
-        try:
-            answer = await method(request, timeout=REQUEST_TIMEOUT_S)
-        except GRPCError as error:
-            if error.status is Status.FAILED_PRECONDITION:
-                self._token, self._is_logged_in = "", True
-                return  # auth is not enabled there: everybody is let in
-            if error.status is Status.INVALID_ARGUMENT:
-                raise AccessDenied(
-                    f"etcd at {endpoint.url} denies access ({error.message}):"
-                    " check --etcd-username and --etcd-password"
-                ) from None
-            raise
-        self._token, self._is_logged_in = str(answer.token), True
-        if self._was_logged_in:
-            _log.info(
-                "etcd at %s: logged in again as %s; the login before was no longer valid",
-                endpoint.url,
-                self._access.username,
-            )
-        self._was_logged_in = True
 
     def _leave(self, channel: EtcdChannel | None) -> None:
         """Drop `channel` and go to the next endpoint. None: the current one did not connect."""

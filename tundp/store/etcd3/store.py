@@ -6,7 +6,8 @@ on any event loop, and a server that stops answering is noticed by HTTP/2 pings.
     snapshot   one Range, linearizable, whatever the number of leases; no TTL is asked for
     wait       one Watch stream, kept open between calls; progress notices move a quiet one
     create     LeaseGrant, Txn{version == 0: Put}
-    update     LeaseGrant, Txn{mod_revision == revision: Put}, LeaseRevoke of our old one
+    update     LeaseGrant, Txn{mod_revision == revision: Put}; the etcd lease the key was on is
+               revoked afterwards (LeaseTimeToLive, LeaseRevoke), if no other key is on it
     delete     Txn{mod_revision == revision: DeleteRange}
 
 A lease of etcd's own, the thing with a TTL, is always called etcd lease here.
@@ -15,14 +16,14 @@ A lease of etcd's own, the thing with a TTL, is always called etcd lease here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections.abc import Set
 from typing import Final
 
 from tundp.errors import (
+    AccessDenied,
     ConfigNotFound,
     Conflict,
     LeaseFormatError,
-    StoreError,
 )
 from tundp.lease import codec
 from tundp.lease.model import (
@@ -44,28 +45,35 @@ from tundp.store.access import (
 )
 from tundp.store.base import StoreWarning
 from tundp.store.etcd3.connection import Connection
+from tundp.store.etcd3.grants import Grants, Sight
 from tundp.store.etcd3.watch import Watch, after_prefix
 from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
+from tundp.store.tls import TlsFiles
 
 
 class Etcd3Store:
     """The Store over etcd's v3 API (etcd 3.x)."""
 
     api: Final = "v3"
-    warnings: Final[tuple[StoreWarning, ...]] = ()
 
-    def __init__(self, access: EtcdAccess) -> None:
+    def __init__(self, access: EtcdAccess, tls: TlsFiles | None = None) -> None:
+        """`tls`: the certificate files of `access`, where another store uses them, too."""
         self._prefix = clean_prefix(access.prefix)
-        self._connection = Connection(access)
+        self._tls = tls or TlsFiles(access)
+        self._connection = Connection(access, self._tls)
         self._watch: Watch | None = None
         self._cluster_id: int | None = None
-        self._etcd_leases: dict[LeaseKey, int] = {}
-        self._revocations: set[asyncio.Task[None]] = set()
+        self._grants = Grants(self._connection)
 
     @property
     def description(self) -> str:
         """Where the leases live, for people."""
         return f"etcd v3 at {self._connection.urls}{self._path()}"
+
+    @property
+    def warnings(self) -> tuple[StoreWarning, ...]:
+        """See Store."""
+        return self._tls.warnings
 
     async def choose_api(self, api: str) -> None:
         """See Store."""
@@ -92,7 +100,9 @@ class Etcd3Store:
         )
         self._cluster_id = answer.header.cluster_id
         # On a thread: thousands of leases take a while, and the loop has others to serve.
-        return await asyncio.to_thread(self._to_snapshot, answer)
+        snapshot, sights = await asyncio.to_thread(self._to_snapshot, answer, self._grants.keys)
+        self._grants.seen(sights, snapshot.revision)
+        return snapshot
 
     async def wait(self, after: int) -> Events:
         """See Store. All events that have come are one batch."""
@@ -113,7 +123,7 @@ class Etcd3Store:
     ) -> Lease:
         """See Store."""
         is_absent = rpc.Compare(target=rpc.Compare.VERSION, key=self._name(key), version=0)
-        return await self._write(key, attributes, lease_ttl_s, is_absent)
+        return await self._write(key, attributes, lease_ttl_s, is_absent, at=0)
 
     async def update(
         self,
@@ -124,13 +134,17 @@ class Etcd3Store:
         revision: int,
     ) -> Lease:
         """See Store."""
-        return await self._write(key, attributes, lease_ttl_s, self._is_at(key, revision))
+        guard = self._is_at(key, revision)
+        return await self._write(key, attributes, lease_ttl_s, guard, at=revision)
 
     async def delete(self, key: LeaseKey, *, revision: int) -> None:
         """See Store."""
-        removal = rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=self._name(key)))
-        await self._transact(key, self._is_at(key, revision), removal)
-        self._revoke_soon(self._etcd_leases.pop(key, 0))
+        name = self._name(key)
+        removal = rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=name, prev_kv=True))
+        answer = await self._transact(key, self._is_at(key, revision), removal)
+        removed = answer.responses[0].response_delete_range.prev_kvs
+        self._grants.seen({name: None}, answer.header.revision)
+        self._grants.unused(*(kv.lease for kv in removed))
 
     def reconnect(self) -> None:
         """See Store."""
@@ -139,15 +153,20 @@ class Etcd3Store:
     async def close(self) -> None:
         """See Store."""
         await self._close_watch()
-        await asyncio.gather(*self._revocations, return_exceptions=True)
+        await self._grants.close()
         self._connection.close()
         await asyncio.sleep(0)  # the transport is closed in the next iteration of the loop
 
-    def _to_snapshot(self, answer: rpc.RangeResponse) -> Snapshot:
+    def _to_snapshot(
+        self, answer: rpc.RangeResponse, own: Set[bytes]
+    ) -> tuple[Snapshot, dict[bytes, Sight | None]]:
+        """The snapshot, and what it shows of the keys in `own`."""
+        sights: dict[bytes, Sight | None] = dict.fromkeys(own)
+        sights |= {kv.key: _sight_of(kv) for kv in answer.kvs if kv.key in own}
         entries = [self._decode(kv) for kv in answer.kvs]
         leases = tuple(entry for entry in entries if isinstance(entry, Lease))
         bad = tuple(entry for entry in entries if isinstance(entry, BadEntry))
-        return Snapshot(leases, answer.header.revision, bad)
+        return Snapshot(leases, answer.header.revision, bad), sights
 
     def _path(self) -> str:
         return self._prefix if self._prefix.startswith("/") else f"/{self._prefix}"
@@ -168,30 +187,35 @@ class Etcd3Store:
         attributes: LeaseAttributes,
         lease_ttl_s: int | None,
         guard: rpc.Compare,
+        *,
+        at: int,
     ) -> Lease:
+        """Write `key` if `guard` holds, which demands that it is at revision `at` (0: absent)."""
+        name = self._name(key)
         etcd_lease_id, granted_s = 0, None
         if lease_ttl_s is not None:
-            granted = await self._connection.call(
-                "Lease/LeaseGrant", rpc.LeaseGrantRequest(TTL=lease_ttl_s), rpc.LeaseGrantResponse
-            )
-            # At least what was asked for: etcd has a minimum.
-            etcd_lease_id, granted_s = granted.ID, granted.TTL
+            etcd_lease_id, granted_s = await self._grants.grant(name, at, lease_ttl_s)
         value = codec.encode_value(attributes).encode()
         put = rpc.RequestOp(
-            request_put=rpc.PutRequest(key=self._name(key), value=value, lease=etcd_lease_id)
+            request_put=rpc.PutRequest(key=name, value=value, lease=etcd_lease_id, prev_kv=True)
         )
         try:
-            revision = await self._transact(key, guard, put)
-        except Conflict:
-            self._revoke_soon(etcd_lease_id)
+            answer = await self._transact(key, guard, put)
+        except (Conflict, AccessDenied):
+            self._grants.unused(etcd_lease_id)
             raise
-        # The key is attached to the new etcd lease; revoke our old one in the background.
-        self._revoke_soon(self._etcd_leases.pop(key, 0))
-        self._etcd_leases[key] = etcd_lease_id
+        except BaseException:
+            self._grants.unsure(name, at, etcd_lease_id)
+            raise
+        revision = int(answer.header.revision)
+        before = answer.responses[0].response_put.prev_kv.lease
+        self._grants.written(name, Sight(revision, etcd_lease_id), before)
         return Lease(key=key, attributes=attributes, revision=revision, lease_ttl_s=granted_s)
 
-    async def _transact(self, key: LeaseKey, guard: rpc.Compare, op: rpc.RequestOp) -> int:
-        """Commit `op` if `guard` holds, else raise Conflict; return the new revision.
+    async def _transact(
+        self, key: LeaseKey, guard: rpc.Compare, op: rpc.RequestOp
+    ) -> rpc.TxnResponse:
+        """Commit `op` if `guard` holds, else raise Conflict; return etcd's answer.
 
         Never retried after it was sent: it may have been committed, and the answer lost.
         """
@@ -203,23 +227,7 @@ class Etcd3Store:
         )
         if not answer.succeeded:
             raise Conflict(f"{self._name(key).decode()} was written by somebody else")
-        return int(answer.header.revision)
-
-    def _revoke_soon(self, etcd_lease_id: int) -> None:
-        if etcd_lease_id:
-            task = asyncio.ensure_future(self._revoke(etcd_lease_id))
-            self._revocations.add(task)
-            task.add_done_callback(self._revocations.discard)
-
-    async def _revoke(self, etcd_lease_id: int) -> None:
-        """Revoke an etcd lease no key is attached to. If that fails, it expires."""
-        with contextlib.suppress(StoreError):
-            await self._connection.call(
-                "Lease/LeaseRevoke",
-                rpc.LeaseRevokeRequest(ID=etcd_lease_id),
-                rpc.LeaseRevokeResponse,
-                once=True,
-            )
+        return answer
 
     def _decode(self, kv: rpc.KeyValue) -> Lease | BadEntry:
         name = self._name_of(kv)
@@ -236,6 +244,10 @@ class Etcd3Store:
             return BadEntry(name, "its value is not UTF-8 text")
 
     def _to_event(self, event: rpc.Event) -> LeaseEvent:
+        if event.kv.key in self._grants.keys:
+            is_put = event.type == rpc.Event.PUT
+            sight = _sight_of(event.kv) if is_put else None
+            self._grants.seen({event.kv.key: sight}, event.kv.mod_revision)
         if event.type == rpc.Event.PUT:
             entry = self._decode(event.kv)
             return Put(entry) if isinstance(entry, Lease) else entry
@@ -252,3 +264,7 @@ class Etcd3Store:
         if self._watch is not None:
             watch, self._watch = self._watch, None
             await watch.close()
+
+
+def _sight_of(kv: rpc.KeyValue) -> Sight:
+    return Sight(kv.mod_revision, kv.lease)

@@ -9,7 +9,6 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from tundp.errors import (
-    AccessDenied,
     Compacted,
     StoreUnavailable,
 )
@@ -17,7 +16,7 @@ from tundp.store.access import (
     REQUEST_TIMEOUT_S,
 )
 from tundp.store.etcd3.connection import SERVICE, Connection, EtcdChannel
-from tundp.store.etcd3.words import FAILURES, NO_USER, words
+from tundp.store.etcd3.words import FAILURES, AuthAnswer, auth_answer, words
 from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
 
 
@@ -106,15 +105,16 @@ class Watch:
         if answer.compact_revision:
             raise Compacted(f"events up to revision {answer.compact_revision} are compacted")
         if answer.canceled:
-            if NO_USER in answer.cancel_reason:
-                raise GRPCError(Status.UNAUTHENTICATED, answer.cancel_reason)
-            if "permission denied" in answer.cancel_reason:
-                raise AccessDenied(
-                    f"etcd denies the watch ({answer.cancel_reason}): the role needs to read"
-                    f" all keys under {self._prefix.decode()}"
-                )
-            if "token" in answer.cancel_reason:
-                raise GRPCError(Status.UNAUTHENTICATED, answer.cancel_reason)
+            refusal = GRPCError(Status.UNKNOWN, answer.cancel_reason)
+            match auth_answer(refusal):
+                case AuthAnswer.LOG_IN:
+                    raise refusal
+                case AuthAnswer.DENIED:
+                    raise GRPCError(
+                        Status.PERMISSION_DENIED,
+                        f"{answer.cancel_reason}: the role needs to read all keys under"
+                        f" {self._prefix.decode()}",
+                    )
             raise StoreUnavailable(
                 f"etcd cancelled the watch: {answer.cancel_reason or 'no reason'}"
             )

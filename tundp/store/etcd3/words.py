@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from enum import Enum, unique
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -14,6 +15,7 @@ from tundp.errors import (
     AccessDenied,
 )
 from tundp.store.access import (
+    ALT_NAME_HINT,
     CERTIFICATE_HINT,
     Endpoint,
 )
@@ -27,31 +29,53 @@ FAILURES: Final = (
     TimeoutError,
     DecodeError,
 )
-NO_USER: Final = "user name is empty"
-"""etcd's answer to a request without a token while authentication is enabled."""
+_MISMATCHES: Final = frozenset({62, 64})
+"""X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH of openssl/x509_vfy.h."""
 
 
-_UNTOUCHED: Final = frozenset({Status.UNAUTHENTICATED, Status.PERMISSION_DENIED})
-"""Statuses that mean the request was not carried out."""
+@unique
+class AuthAnswer(Enum):
+    """What etcd's refusal of a request says about who sent it."""
+
+    LOG_IN = "log in"
+    """The token is missing, unknown, expired, or older than a change of users and roles."""
+    DENIED = "denied"
+    """The user may not do this. etcd 3.4 denies a watch so whatever is wrong with a token."""
 
 
-def is_untouched(error: BaseException) -> bool:
-    """Whether the request was refused before anything was done."""
-    return isinstance(error, GRPCError) and error.status in _UNTOUCHED
+_AUTH_ANSWERS: Final = (
+    ("invalid auth token", AuthAnswer.LOG_IN),
+    ("revision of auth store is old", AuthAnswer.LOG_IN),
+    ("revision in header is old", AuthAnswer.LOG_IN),
+    ("user name is empty", AuthAnswer.LOG_IN),
+    ("user name not found", AuthAnswer.LOG_IN),
+    ("token is expired", AuthAnswer.LOG_IN),
+    ("permission denied", AuthAnswer.DENIED),
+)
+"""etcd's words, of calls and of cancelled watches: etcd api/v3rpc/rpctypes/error.go and
+server/auth/store.go. Their status codes differ between versions and between the two."""
 
 
-def wants_login(error: GRPCError) -> bool:
-    """Whether the request had no token, or one etcd does not know (any more)."""
-    return error.status is Status.UNAUTHENTICATED or NO_USER in (error.message or "")
+def auth_answer(error: BaseException) -> AuthAnswer | None:
+    """Whether, and how, a request was refused for who sent it. Such a request was not carried out.
 
-
-def denial(error: GRPCError, endpoint: Endpoint) -> AccessDenied | None:
-    """The error for a request that was refused for who sent it; None for other failures."""
-    message = error.message or ""
-    if error.status is not Status.PERMISSION_DENIED and not wants_login(error):
+    None for any other failure.
+    """
+    if not isinstance(error, GRPCError):
         return None
+    message = error.message or ""
+    for said, answer in _AUTH_ANSWERS:
+        if said in message:
+            return answer
+    if error.status is Status.UNAUTHENTICATED:
+        return AuthAnswer.LOG_IN
+    return AuthAnswer.DENIED if error.status is Status.PERMISSION_DENIED else None
+
+
+def denial(error: BaseException, endpoint: Endpoint) -> AccessDenied:
+    """The error for a request that was refused for who sent it."""
     return AccessDenied(
-        f"etcd at {endpoint.url} denies access ({message}):"
+        f"etcd at {endpoint.url} denies access ({words(error)}):"
         " check --etcd-username, --etcd-password and the role's permissions"
     )
 
@@ -73,7 +97,8 @@ def words(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "timed out"
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not accepted: {error.verify_message}"
+        hint = f" ({ALT_NAME_HINT})" if error.verify_code in _MISMATCHES else ""
+        return f"its certificate is not accepted: {error.verify_message}{hint}"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
