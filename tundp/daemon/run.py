@@ -219,10 +219,8 @@ def _make_manager(
     )
 
 
-def _make_firewall(settings: Settings, network: NetworkConfig, key: LeaseKey) -> Firewall | None:
-    """The rules that are wanted, or None if none are."""
-    if not (settings.ip_masq or settings.iptables_forward_rules):
-        return None
+def _make_firewall(settings: Settings, network: NetworkConfig, key: LeaseKey) -> Firewall:
+    """The rules that are wanted, if any."""
     wanted = FirewallSettings(
         network=network.network,
         subnet=key.subnet,
@@ -242,7 +240,9 @@ def _previous_start(env_text: str) -> Previous | None:
     key = subnet_env.previous_key(env_text)
     if network is None or key is None:
         return None
-    return Previous(network=network, subnet=key.subnet)
+    return Previous(
+        network=network, subnet=key.subnet, network6=subnet_env.previous_network6(env_text)
+    )
 
 
 def _log_lease(settings: Settings, env_text: str, acquired: Acquired) -> None:
