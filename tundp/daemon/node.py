@@ -74,6 +74,7 @@ class Node:
         self.subnet_file = SubnetFile(self.settings.instance)
         self.routing = Routing(
             network=self.network_config.network,
+            pool=self.network_config.pool,
             backend=self.network_config.backend,
             own_key=self.acquired.lease.key,
             own_addresses=[self.underlay.interface.public_ip],

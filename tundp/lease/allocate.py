@@ -86,6 +86,8 @@ def plan_claim(
     contested += [lease for lease in ours if lease.attributes.public_ip != public_ip]
     ours = [lease for lease in ours if lease not in contested]
     held += [lease.key for lease in contested]
+    # A key that no node can ever have held, such as one for all of the network, bars nobody.
+    held = [key for key in held if network_config.pool.may_hold(key.subnet)]
     if (
         previous is not None
         and is_compatible(previous, network_config)

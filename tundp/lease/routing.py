@@ -1,6 +1,6 @@
 """The routing ledger: leases, peers, refused leases and unreadable entries, in one place.
 
-Why one room: one ledger, whose parts change together; 450 lines with their docstrings.
+Why one room: one ledger, whose parts change together; some 460 lines with their docstrings.
 
     Snapshot | Events --apply--> RoutingDelta        what changed, for whoever is concerned
                       --fib()--> Fib                 the table packets consult
@@ -35,7 +35,7 @@ from tundp.lease.model import (
     Peer,
     Snapshot,
 )
-from tundp.lease.network import BackendConfig
+from tundp.lease.network import BackendConfig, SubnetPool
 from tundp.lease.table import Change, LeaseTable
 
 
@@ -47,6 +47,8 @@ class Refusal(Enum):
     NOT_UNICAST = "has a PublicIP no datagram can be sent to"
     OUTSIDE_NETWORK = "lies outside the network"
     INSIDE_NETWORK = "has a PublicIP inside the overlay: packets would go round and round"
+    WRONG_LENGTH = "is not of the network config's SubnetLen: no node here can hold it"
+    OUTSIDE_RANGE = "lies outside SubnetMin to SubnetMax: no node here can hold it"
     INSIDE_OWN_SUBNET = "lies inside this node's own subnet"
     OTHER_BACKEND = "belongs to another backend: its node does not listen for us"
     DUPLICATE_SUBNET = "names the same subnet as another key, which wins"
@@ -188,11 +190,16 @@ class Routing:
         backend: BackendConfig,
         own_key: LeaseKey,
         own_addresses: Collection[IPv4Address],
+        pool: SubnetPool | None = None,
     ) -> None:
-        """own_addresses: the PublicIP and every other address of this node."""
+        """own_addresses: the PublicIP and every other address of this node.
+
+        pool: the subnets a node may hold; None admits all of the network.
+        """
         self.generation = 0
         """Of the FIB last made by `fib`."""
         self._network = network
+        self._pool = pool
         self._backend = backend
         self._own_key = own_key
         self.own_addresses = frozenset(own_addresses)
@@ -431,6 +438,9 @@ class Routing:
             return Refusal.NOT_UNICAST
         if not subnet.subnet_of(self._network):
             return Refusal.OUTSIDE_NETWORK
+        if self._pool is not None and not self._pool.admits(subnet):
+            is_long = subnet.prefixlen == self._pool.subnet_len
+            return Refusal.OUTSIDE_RANGE if is_long else Refusal.WRONG_LENGTH
         if subnet.subnet_of(self._own_key.subnet):
             return Refusal.INSIDE_OWN_SUBNET
         return None

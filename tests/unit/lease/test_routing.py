@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from tests.routes import verdict
+from tundp.backend.choose import parse_network_config
 from tundp.backend.hostgw import host_gw_config
 from tundp.backend.udp.config import udp_config
 from tundp.lease import hops
@@ -147,8 +148,45 @@ def test_lease_that_is_refused(given: Lease, refusal: Refusal, breaks: str) -> N
     assert dict(made.refused) == {given.key: RefusedLease(given, refusal)}, breaks
 
 
+@pytest.mark.parametrize(
+    ("key", "refusal"),
+    [
+        ("10.5.205.0-16", Refusal.WRONG_LENGTH),  # would take every unleased packet
+        ("10.5.0.0-16", Refusal.WRONG_LENGTH),
+        ("10.5.0.0-23", Refusal.WRONG_LENGTH),  # around our own
+        ("10.5.40.0-22", Refusal.WRONG_LENGTH),  # around the leases of others
+        ("10.5.40.128-25", Refusal.WRONG_LENGTH),  # inside one
+        ("10.5.0.0-24", Refusal.OUTSIDE_RANGE),
+        ("10.5.201.0-24", Refusal.OUTSIDE_RANGE),
+        ("10.5.1.7-24", Refusal.INSIDE_OWN_SUBNET),
+        ("10.5.1.0-24&fd00::-64", Refusal.INSIDE_OWN_SUBNET),
+        ("10.5.40.9-24", Refusal.DUPLICATE_SUBNET),
+        ("10.5.200.0-24", None),
+        # flannel's udp backend masks host bits off (proxy_amd64.c, process_cmd).
+        ("10.5.41.9-24", None),
+    ],
+)
+def test_only_what_a_node_of_this_network_may_hold_is_a_peer(
+    key: str, refusal: Refusal | None
+) -> None:
+    config = parse_network_config(
+        '{"Network": "10.5.0.0/16", "SubnetMin": "10.5.1.0", "SubnetMax": "10.5.200.0"}', "test"
+    )
+    made = Routing(
+        network=config.network,
+        pool=config.pool,
+        backend=udp_config(),
+        own_key=parse_key(OWN),
+        own_addresses=[OWN_ADDRESS],
+    )
+    made.apply(Snapshot((lease("10.5.40.0-24", "192.0.2.40"), lease(key)), 1))
+    assert refusals(made) == ({} if refusal is None else {key: refusal})
+    assert made.why(IPv4Address("10.5.40.200")).peer == made.peers[IPv4Network("10.5.40.0/24")]
+    assert made.why(IPv4Address("10.5.99.1")).peer is None
+
+
 def test_every_refusal_is_a_sentence_for_an_operator() -> None:
-    assert len({refusal.value for refusal in Refusal}) == len(Refusal) == 9
+    assert len({refusal.value for refusal in Refusal}) == len(Refusal) == 11
     for refusal in Refusal:
         assert len(refusal.value.split()) >= 4
 
