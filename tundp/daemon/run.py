@@ -30,7 +30,7 @@ from tundp.daemon.stores import store_name
 from tundp.daemon.subnet_file import read_text
 from tundp.daemon.underlay import Underlay, selection_of
 from tundp.daemon.unreachable import remove_routes_of_before
-from tundp.errors import PlatformError
+from tundp.errors import ConfigError, PlatformError
 from tundp.lease import subnet_env
 from tundp.lease.identity import Identity
 from tundp.lease.model import LeaseKey
@@ -78,6 +78,7 @@ async def run(settings: Settings, store: Store, resources: Resources) -> None:
         offer = lease_offer(backend, settings, network_config, interface)
         backend.prepare(interface)
         env_text = read_text(settings.subnet_file)
+        before = _previous_start(env_text) or _cached_start(cache, identity.node_id)
         acquired = await manager.acquire(
             network_config,
             offer,
@@ -86,7 +87,6 @@ async def run(settings: Settings, store: Store, resources: Resources) -> None:
         )
         if acquired.cache_age_s is None:
             _log_lease(settings, env_text, acquired)
-        before = _previous_start(env_text)
         node = Node(
             settings=settings,
             network_config=network_config,
@@ -243,6 +243,18 @@ def _previous_start(env_text: str) -> Previous | None:
     return Previous(
         network=network, subnet=key.subnet, network6=subnet_env.previous_network6(env_text)
     )
+
+
+def _cached_start(cache: LeaseCache, node_id: str) -> Previous | None:
+    """The same from the lease cache: a reboot empties /run, but may restore saved rules."""
+    cached = cache.load(None, node_id)
+    if cached is None:
+        return None
+    try:
+        config = parse_network_config(cached.network_config, "lease cache")
+    except ConfigError:
+        return None
+    return Previous(network=config.network, subnet=cached.own_key.subnet, network6=config.network6)
 
 
 def _log_lease(settings: Settings, env_text: str, acquired: Acquired) -> None:
