@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.netns.firewall_box import Box, MakeBox
 from tests.nodes import MakeLab, MakeOverlay
 from tundp.lab.lab import Lab
 from tundp.lab.overlay import OverlayLab, make_directory
@@ -27,6 +28,18 @@ _numbers = itertools.count(1)
 def make_lab() -> MakeLab:
     """A lab with a name nobody else on the machine has."""
     return lambda: Lab(f"tt{os.getpid()}x{next(_numbers)}")
+
+
+@pytest.fixture
+def box(make_lab: MakeLab) -> MakeBox:
+    """`async with box() as box`: a namespace to make firewall rules in."""
+
+    @contextlib.asynccontextmanager
+    async def make_box() -> AsyncIterator[Box]:
+        async with make_lab() as lab:
+            yield Box(await lab.host("fw"))
+
+    return make_box
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import sys
@@ -16,7 +17,7 @@ import pytest
 from tests.netns.machine import TUNDP, Machine, state_of
 from tests.nodes import MakeLab, MakeOverlay
 from tests.wait import until
-from tundp.lab.lab import stop_process
+from tundp.lab.lab import processes_in, stop_process
 
 SUBNET_FILE = "/run/flannel/subnet.env"
 NAMES = ("FLANNEL-POSTRTG", "FLANNEL-FWD")
@@ -77,6 +78,36 @@ class FlannelProcess:
         await stop_process(self._process)
 
 
+class OtherProgram(FlannelProcess):
+    """A flannel under another name, or one that cannot be told from others by its files."""
+
+    def __init__(self, machine: Machine, tmp_path: Path, name: str, script: str, says: str) -> None:
+        super().__init__(machine, tmp_path)
+        self._program = tmp_path / name
+        self._script = script
+        self.says = says
+
+    async def start(self) -> None:
+        # A shell: it takes any argument, and stays the process while it waits.
+        await asyncio.to_thread(shutil.copy, "/bin/dash", self._program)
+        self._process = await self._machine.start(
+            "sh", "-c", self._script.format(program=self._program)
+        )
+        host = self._machine.node.host
+
+        async def runs() -> bool:
+            listed = (await host.run("ps", "-eo", "comm")).stdout.splitlines()
+            return self._program.name[:15] in listed
+
+        await until(runs)
+
+    async def stop(self) -> None:
+        await stop_process(self._process)
+        for pid in processes_in(self._machine.node.host.namespace):
+            if Path(f"/proc/{pid}/exe").readlink() == self._program:
+                os.kill(pid, signal.SIGKILL)
+
+
 class PortHolder(FlannelProcess):
     """flannel's proxy by another name: it is bound to the port of the lease cache's config."""
 
@@ -114,8 +145,30 @@ class Device(FlannelProcess):
 
 def owners(machine: Machine, tmp_path: Path) -> list[FlannelProcess]:
     vxlan = "ip link add flannel.1 type vxlan id 1 dstport 8472 local 192.0.2.1 dev eth0"
+    waits = "-c 'while :; do sleep 1; done'"
     return [
         FlannelProcess(machine, tmp_path),
+        OtherProgram(
+            machine, tmp_path, "kube-flannel", f"exec {{program}} {waits}", "kube-flannel (pid "
+        ),
+        OtherProgram(
+            machine,
+            tmp_path,
+            "flanneld.box",
+            f"exec unshare --mount --pid --fork {{program}} {waits}",
+            "flanneld.box (pid ",
+        ),
+        # Only a tundp holds such a file, but not everybody who does is one.
+        OtherProgram(
+            machine,
+            tmp_path,
+            "flanneld.lock",
+            f"exec 9>{tmp_path}/.leader.lock; exec {{program}} {waits}",
+            "flanneld.lock (pid ",
+        ),
+        OtherProgram(
+            machine, tmp_path, "k3s", f"exec {{program}} {waits} agent", "with a flannel inside"
+        ),
         PortHolder(machine, tmp_path),
         Device(machine, tmp_path, "flannel0", *["ip", "tuntap", "add", "flannel0", "mode", "tun"]),
         Device(machine, tmp_path, "flannel.1", *vxlan.split()),
@@ -147,6 +200,140 @@ async def test_what_a_running_flannel_uses_stays(make_overlay: MakeOverlay, tmp_
         assert not machine.path(SUBNET_FILE).exists()
         assert "FLANNEL" not in (await host.run("nft", "list", "ruleset")).stdout
         assert "proto 85" not in (await host.run("ip", "route")).stdout
+
+
+OLD_RULES = """
+iptables -t nat -A POSTROUTING -s 10.5.0.0/16 -d 10.5.0.0/16{c} -j RETURN
+iptables -t nat -A POSTROUTING -s 10.5.0.0/16 ! -d 224.0.0.0/4{c} -j MASQUERADE
+iptables -t nat -A POSTROUTING ! -s 10.5.0.0/16 -d {subnet}{c} -j RETURN
+iptables -t nat -A POSTROUTING ! -s 10.5.0.0/16 -d 10.5.0.0/16{c} -j MASQUERADE
+iptables -A FORWARD -s 10.5.0.0/16{f} -j ACCEPT
+iptables -A FORWARD -d 10.5.0.0/16{f} -j ACCEPT
+"""
+"""What flannel before v0.20 writes; c and f are the comments of v0.16.2 to v0.19.2."""
+
+
+@pytest.mark.parametrize("comment", ["", ' -m comment --comment "flanneld {}"'])
+async def test_beside_a_flannel_that_has_no_chains_ours_go(
+    make_overlay: MakeOverlay, tmp_path: Path, comment: str
+) -> None:
+    """Rolled back to a version before v0.20, and started before anybody cleaned up."""
+    async with stopped_node(make_overlay, tmp_path) as machine:
+        host = machine.node.host
+        text = machine.path(SUBNET_FILE).read_text()
+        subnet = text.split("FLANNEL_SUBNET=")[1].split("\n")[0].replace(".1/24", ".0/24")
+        program = tmp_path / "flanneld"
+        # What a flanneld of that age has in its program, and what it has not.
+        program.write_bytes(Path("/bin/sleep").read_bytes() + b"\0POSTROUTING\0")
+        program.chmod(0o755)
+        owner = await machine.start(str(program), "1000")
+        copy = machine.path(SUBNET_FILE).with_name("new")
+        copy.write_text(text)
+        copy.rename(machine.path(SUBNET_FILE))
+        rules = OLD_RULES.format(
+            subnet=subnet, c=comment.format("masq"), f=comment.format("forward")
+        )
+        assert (await host.run("sh", "-ec", rules)).returncode == 0
+        removed, left = await cleanup(machine)
+        saved = (await host.run("iptables-save")).stdout
+        assert [line for line in saved.splitlines() if line.startswith("-A")] == sorted(
+            [
+                line.removeprefix("iptables ").removeprefix("-t nat ")
+                for line in rules.strip().splitlines()
+            ],
+            key=lambda line: "POSTROUTING" in line,
+        )
+        assert "FLANNEL" not in saved
+        for name in NAMES:
+            assert any(f"chain {name}" in line for line in removed)
+        (line,) = [line for line in left if f"file {SUBNET_FILE}" in line]
+        assert "flanneld (pid " in line
+        assert machine.path(SUBNET_FILE).read_text() == text
+        await stop_process(owner)
+
+
+async def test_another_networks_rules_in_our_chains_stay_without_a_process(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
+    """A k3s of another process namespace, with kernel routes: no device and no port shows it."""
+    async with stopped_node(make_overlay, tmp_path) as machine:
+        host = machine.node.host
+        theirs = '-s 10.42.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT'
+        assert (await host.run("sh", "-ec", f"iptables -A FLANNEL-FWD {theirs}")).returncode == 0
+        removed, left = await cleanup(machine)
+        rules = (await host.run("iptables", "-S")).stdout
+        assert f"-A FLANNEL-FWD {theirs}" in rules
+        assert "-j FLANNEL-FWD" in rules
+        assert "10.5.0.0/16" not in rules
+        assert "FLANNEL" not in (await host.run("iptables", "-t", "nat", "-S")).stdout
+        assert any("2 rules of chain FLANNEL-FWD" in line for line in removed)
+        (line,) = [line for line in left if "FLANNEL-FWD" in line]
+        assert "for 10.42.0.0/16: not a network this tundp is known to have had" in line
+
+
+async def test_a_k3s_without_flannel_owns_nothing(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
+    async with stopped_node(make_overlay, tmp_path) as machine:
+        owner = OtherProgram(
+            machine,
+            tmp_path,
+            "k3s",
+            "exec {program} -c 'while :; do sleep 1; done' server --flannel-backend=none",
+            "",
+        )
+        await owner.start()
+        await cleanup(machine)
+        assert "FLANNEL" not in (await machine.node.host.run("nft", "list", "ruleset")).stdout
+        await owner.stop()
+
+
+async def test_turning_rules_off_removes_them_at_the_next_start(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
+    """And so for the rules of a flannel whose settings were other ones."""
+    async with (
+        make_overlay(nodes=1, start=False) as overlay,
+        Machine(overlay, overlay.nodes[1]) as machine,
+    ):
+        host = machine.node.host
+        await run_tundp(overlay, machine)
+        store = f"--store=file:{overlay.lease_file}"
+        for flags, expected in (
+            ((), ["FLANNEL-FWD"]),
+            (("--iptables-forward-rules=false",), []),
+        ):
+            machine.path(SUBNET_FILE).unlink()  # as after a reboot; its return shows the start
+            daemon = await machine.start(TUNDP, "run", store, "--iface=eth0", *flags)
+
+            async def is_set_up(daemon: Any = daemon) -> bool:
+                assert daemon.poll() is None, machine.node.log_tail()
+                return machine.path(SUBNET_FILE).exists()
+
+            await until(is_set_up)
+            rules = (await host.run("iptables-save")).stdout
+            assert [name for name in NAMES if name in rules] == expected
+            assert await stop_process(daemon) == 0
+        log = machine.node.log_path.read_text()
+        assert "removed what was there before: iptables nat: chain FLANNEL-POSTRTG" in log
+        assert "removed what was there before: iptables filter: chain FLANNEL-FWD" in log
+
+
+async def test_rules_of_another_network_saved_over_a_reboot_go(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
+    """The network config changed, /run is empty, and netfilter-persistent restored the rules."""
+    async with (
+        make_overlay(nodes=1, start=False) as overlay,
+        Machine(overlay, overlay.nodes[1]) as machine,
+    ):
+        await run_tundp(overlay, machine)
+        machine.path(SUBNET_FILE).unlink()
+        overlay.write_lease_file({"Network": "10.9.0.0/16"})
+        await run_tundp(overlay, machine)
+        rules = (await machine.node.host.run("iptables-save")).stdout
+        assert "10.9.0.0/16" in rules
+        assert "10.5." not in rules
 
 
 async def test_subnet_env_that_a_flannel_wrote_since_stays_and_so_do_its_chains(

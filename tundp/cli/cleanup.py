@@ -37,7 +37,7 @@ COMMAND = Command(
     summary="remove rules, routes and files a stopped daemon left",
     description="""\
 Remove what a stopped daemon leaves on purpose, so that nothing leaks and nothing breaks
-while it restarts: firewall rules of both flavours (flannel v0.11's for this network, too),
+while it restarts: firewall rules of both flavours (any flannel's for this network, too),
 unreachable and blackhole routes, subnet.env, the lease cache, and sockets of daemons that
 were killed. What a stock flannel uses or may have written is left and named, as are the
 node's id and its lease, which stays in the store until it expires. Give the flags the

@@ -24,6 +24,7 @@ from tundp.daemon.stores import store_name
 from tundp.errors import ConfigError, PlatformError
 from tundp.instance import RUN_DIRECTORY
 from tundp.lease import subnet_env
+from tundp.lease.network import NetworkConfig
 from tundp.linux import capability, unreachable
 from tundp.linux.firewall import choose as firewall
 from tundp.linux.netlink import Netlink
@@ -35,6 +36,10 @@ from tundp.subnet.lease_cache import CachedLeases, LeaseCache
 Pair = tuple[IPv4Network, IPv4Network]
 """Network and subnet."""
 _CONNECT_S: Final = 1.0
+_OTHERS: Final = (
+    "not a network this tundp is known to have had; if nothing uses it, stop what wrote it and"
+    " delete it by hand"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +65,9 @@ async def clean_up(settings: Settings, *, is_dry_run: bool) -> Cleaned:
             " one of the network that is stopped"
         )
     cleaner = await _inspect(settings, is_dry_run=is_dry_run)
-    await cleaner.remove_rules()
+    are_rules_gone = await cleaner.remove_rules()
     await cleaner.remove_routes()
-    cleaner.remove_files()
+    cleaner.remove_files(are_rules_gone=are_rules_gone)
     cleaner.remove_sockets()
     cleaner.name_what_stays()
     return cleaner.done
@@ -73,7 +78,10 @@ async def _inspect(settings: Settings, *, is_dry_run: bool) -> _Cleaner:
     cached = cache.load(store_name(settings), cache.known_node_id())
     async with Netlink() as netlink:
         links = await netlink.links()
-    network, port = _network_of(cached)
+    # Which network it was, the cache tells whatever the store flags are now.
+    config = _config_of(cached or cache.load(None, cache.known_node_id()))
+    network = None if config is None else config.network
+    port = DEFAULT_PORT if config is None else config.backend.peer_port
     owners = find_owners(
         port,
         links=links,
@@ -89,6 +97,7 @@ async def _inspect(settings: Settings, *, is_dry_run: bool) -> _Cleaner:
         owners=owners,
         env_pair=_pair_of(text),
         cached_pair=None if cached is None or network is None else (network, cached.own_key.subnet),
+        networks=_networks_of(text, config),
     )
 
 
@@ -102,32 +111,41 @@ class _Cleaner:
     env_pair: Pair | None
     """Of subnet.env, whoever wrote it."""
     cached_pair: Pair | None
+    networks: list[firewall.Network]
+    """Networks of subnet.env and of the lease cache."""
     done: Cleaned = field(default_factory=Cleaned)
 
-    async def remove_rules(self) -> None:
-        """Chains of this instance's; those of flannel's own name only if nobody uses them."""
+    async def remove_rules(self) -> bool:
+        """This instance's rules; those of flannel's own name only if nobody else uses them.
+
+        Whether nothing is left that may be ours.
+        """
         mark = self.settings.instance.chain_suffix
-        reason = self._shared_reason()
-        pairs = [] if reason else self._pairs()
-        if mark or not reason:
-            found = await (
-                firewall.leftovers(pairs, mark)
-                if self.is_dry_run
-                else firewall.remove_all(pairs, mark)
-            )
-            self.done.removed.extend(found)
-        else:
-            for line in await firewall.leftovers(pairs, mark):
-                self.done.left.append(f"{line}: {reason}")
+        networks = self.networks
+        owners = "; ".join(owner.text for owner in self.owners)
+        reason = self._chains_reason()
+        act = firewall.leftovers if self.is_dry_run else firewall.remove_all
+        if not reason:
+            found = await act(networks, mark, spares_direct=bool(owners))
+            self.done.removed.extend(found.removed)
+            self.done.left.extend(f"{line}: {_OTHERS}" for line in found.kept)
+            return True
+        if mark:
+            self.done.removed.extend((await act([], mark)).removed)
+        there = await firewall.leftovers(networks, "")
+        self.done.left.extend(f"{line}: {reason}" for line in (*there.removed, *there.kept))
+        return not there.removed
 
     async def remove_routes(self) -> None:
         """Routes with our protocol number, of the networks that are known to be ours."""
         known = {prefix for pair in (self.env_pair, self.cached_pair) for prefix in pair or ()}
-        networks = {pair[0] for pair in self._pairs()}
         async with Netlink() as netlink:
             for route in await netlink.list_routes(protocol=unreachable.PROTOCOL):
                 if route.gateway is not None:
-                    if any(route.destination.subnet_of(network) for network in networks):
+                    if any(
+                        isinstance(network, IPv4Network) and route.destination.subnet_of(network)
+                        for network in self.networks
+                    ):
                         await self._remove_gateway_route(netlink, route)
                     continue
                 if route.kind == "unicast" or route.metric != unreachable.METRIC:
@@ -153,8 +171,11 @@ class _Cleaner:
                 raise PlatformError(str(failures[0]), failures[0].errno)
         self.done.removed.append(f"route {route.destination} via {route.gateway}")
 
-    def remove_files(self) -> None:
-        """subnet.env with its lock, and the lease cache."""
+    def remove_files(self, *, are_rules_gone: bool) -> None:
+        """Remove subnet.env with its lock, and the lease cache.
+
+        The cache stays with rules that are left: it alone tells of which network they are.
+        """
         path = self.settings.subnet_file
         is_ours = not self._foreign_reason()
         reason = self._env_reason()
@@ -164,7 +185,8 @@ class _Cleaner:
             self._remove(path)
         if not (reason and is_ours and path.exists()):
             self._remove(self.settings.instance.lock)  # else it goes on to say whose the file is
-            self._remove(self.cache.lease_file)
+            if are_rules_gone:
+                self._remove(self.cache.lease_file)
 
     def remove_sockets(self) -> None:
         """Admin sockets nobody listens on any more: of this daemon, and all in /run/tundp."""
@@ -199,13 +221,13 @@ class _Cleaner:
             f" keeps it; to give it up now: {program} {key}"
         )
 
-    def _pairs(self) -> list[Pair]:
-        return [pair for pair in dict.fromkeys((self.env_pair, self.cached_pair)) if pair]
+    def _chains_reason(self) -> str:
+        """Why chains of flannel's own name are not ours alone; empty if they are.
 
-    def _shared_reason(self) -> str:
-        """Why what a stock flannel has, too, is not ours alone; empty if it is."""
+        A flanneld before v0.20 uses none, though it runs and has written subnet.env since.
+        """
         if self.owners:
-            return "; ".join(owner.text for owner in self.owners)
+            return "; ".join(owner.text for owner in self.owners if owner.uses_chains)
         return self._foreign_reason()
 
     def _env_reason(self) -> str:
@@ -246,16 +268,22 @@ class _Cleaner:
             raise PlatformError(f"cannot remove {path}: {error.strerror}", error.errno) from None
 
 
-def _network_of(cached: CachedLeases | None) -> tuple[IPv4Network | None, int]:
-    """Network and UDP port of the lease cache; flannel's default port without one."""
-    if cached is not None:
-        try:
-            config = parse_network_config(cached.network_config, "lease cache")
-        except ConfigError:
-            pass
-        else:
-            return config.network, config.backend.peer_port
-    return None, DEFAULT_PORT
+def _config_of(cached: CachedLeases | None) -> NetworkConfig | None:
+    """The network config in the lease cache."""
+    if cached is None:
+        return None
+    try:
+        return parse_network_config(cached.network_config, "lease cache")
+    except ConfigError:
+        return None
+
+
+def _networks_of(env_text: str, config: NetworkConfig | None) -> list[firewall.Network]:
+    """Every network that subnet.env or the lease cache names."""
+    found = [subnet_env.previous_network(env_text), subnet_env.previous_network6(env_text)]
+    if config is not None:
+        found += [config.network, config.network6]
+    return list(dict.fromkeys(network for network in found if network is not None))
 
 
 def _pair_of(text: str) -> Pair | None:

@@ -18,10 +18,10 @@ RULES_LOOK_S: Final = 60.0
 
 
 class FirewallKeeper:
-    """The firewall's rules. None wanted: there is nothing to do, and nothing missing."""
+    """The firewall's rules. None wanted: those of before are removed, and nothing is missing."""
 
-    def __init__(self, firewall: Firewall | None, previous: Previous | None, resync_s: int) -> None:
-        self._failure = "not set up yet" if firewall is not None else ""
+    def __init__(self, firewall: Firewall, previous: Previous | None, resync_s: int) -> None:
+        self._failure = "not set up yet" if firewall.is_wanted else ""
         """Why the rules are not there; empty when all are."""
         self._contest = Contest(_log)
         self._firewall = firewall
@@ -41,13 +41,14 @@ class FirewallKeeper:
 
     @property
     def flavour(self) -> str:
-        """`iptables`, `nftables`, or empty."""
-        return "" if self._firewall is None else self._firewall.name
+        """`iptables` or `nftables`; empty if no rules are wanted."""
+        return self._firewall.name if self._firewall.is_wanted else ""
 
     async def set_up(self) -> None:
-        """Make the rules. What cannot be made is tried again, and readyz says so meanwhile."""
-        if self._firewall is None:
-            return
+        """Make the rules that are wanted, and remove what earlier settings or a flannel made.
+
+        What cannot be made is tried again, and readyz fails meanwhile.
+        """
         try:
             await self._firewall.set_up(self._previous)
         except PlatformError as error:
@@ -55,11 +56,12 @@ class FirewallKeeper:
             self._outage.failed(error, now=asyncio.get_running_loop().time())
         else:
             self._failure = ""
-            _log.info("%s rules are in place", self.flavour)
+            if self._firewall.is_wanted:
+                _log.info("%s rules are in place", self.flavour)
 
     async def keep(self) -> None:
         """Put rules back when they go; look when the kernel says so, or every period."""
-        if self._firewall is None:
+        if not self._firewall.needs_care:
             return
         outage = self._outage
         clock = asyncio.get_running_loop().time

@@ -186,6 +186,7 @@ class Node:
     def _make_ledger(self, own_addresses: Collection[IPv4Address]) -> Routing:
         return Routing(
             network=self.network_config.network,
+            pool=self.network_config.pool,
             backend=self.network_config.backend,
             own_key=self.acquired.lease.key,
             own_addresses=own_addresses,

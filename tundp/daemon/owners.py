@@ -6,6 +6,7 @@ with default flags. What is to be removed must be ours alone.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -25,14 +26,21 @@ _KINDS: Final = frozenset({"vxlan", "wireguard", "ipip"})
 stay when flannel ends, and pods go on to use them."""
 
 
+_WITH_FLANNEL_INSIDE: Final = "k3s"
+_CHAIN: Final = b"FLANNEL-POSTRTG"
+_BUILT_IN_CHAIN: Final = b"POSTROUTING"
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Somebody who uses flannel's chains, and a subnet.env."""
+    """Somebody who uses flannel's firewall rules, and a subnet.env."""
 
     text: str
     """Who it is, and what shows it."""
     subnet_file: tuple[int, int] | None
     """Device and inode of its subnet.env; None if that is not known."""
+    uses_chains: bool = True
+    """False for a flanneld before v0.20, which has no chain of its own."""
 
 
 def find_owners(
@@ -57,11 +65,16 @@ def find_owners(
         explained |= process.tuns
         is_port_explained |= holds_port
         who = f"{process.name} (pid {process.pid})"
-        if is_tundp(process):
+        # A tundp's program is the interpreter, also of its script `flanneld`.
+        if "flannel" in process.program:
+            found.append(Owner(f"{who} runs", _subnet_file_of(process), _uses_chains(process)))
+        elif process.program.startswith(_WITH_FLANNEL_INSIDE):
+            if not _is_without_flannel(process):
+                text = f"{who} runs, with a flannel inside"
+                found.append(Owner(text, _subnet_file_of(process)))
+        elif is_tundp(process):
             if str(Instance().lock) in process.files:
                 found.append(Owner(f"{who} runs, a tundp of another file system", None))
-        elif process.program.startswith("flanneld"):
-            found.append(Owner(f"{who} runs", _subnet_file_of(process)))
         elif tuns:
             found.append(Owner(f"{who} runs and holds {tuns[0]}", _subnet_file_of(process)))
         elif holds_port:
@@ -89,6 +102,22 @@ def identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _uses_chains(process: Process) -> bool:
+    """Whether a flanneld has chains of its own, by the names in its program.
+
+    Before v0.20 only those of the built-in chains are there. One that holds neither name is
+    packed, or cannot be read.
+    """
+    has_chain, has_built_in = process.program_holds(_CHAIN, _BUILT_IN_CHAIN)
+    return has_chain or not has_built_in
+
+
+def _is_without_flannel(process: Process) -> bool:
+    """Whether a k3s was told by a flag to run no flannel."""
+    words = " ".join(process.arguments()).replace("=", " ").split()
+    return ("--flannel-backend", "none") in itertools.pairwise(words)
 
 
 def _subnet_file_of(process: Process) -> tuple[int, int] | None:

@@ -88,8 +88,8 @@ def drop_capabilities() -> None:
     from tundp.linux.firewall import choose as firewall
 
     kept = [capability.CAP_NET_ADMIN]
-    if firewall.needs_raw_sockets():
-        # It opens a raw socket to talk to the kernel.
+    if firewall.needs_raw_sockets() or firewall.has_legacy_tables():
+        # iptables-legacy opens a raw socket to talk to the kernel, also to remove old rules.
         kept.append(capability.CAP_NET_RAW)
     try:
         capability.keep_only(kept)

@@ -31,7 +31,7 @@ from tundp.daemon.subnet_file import read_text
 from tundp.daemon.supervise import Supervisor
 from tundp.daemon.underlay import Underlay, selection_of
 from tundp.daemon.unreachable import remove_routes_of_before
-from tundp.errors import PlatformError
+from tundp.errors import ConfigError, PlatformError
 from tundp.finding import Finding, worries
 from tundp.lease import subnet_env
 from tundp.lease.identity import Identity
@@ -83,6 +83,7 @@ async def run(
         offer = lease_offer(backend, settings, network_config, interface)
         backend.prepare(interface)
         env_text = read_text(settings.subnet_file)
+        before = _previous_start(env_text) or _cached_start(cache, identity.node_id)
         acquired = await manager.acquire(
             network_config,
             offer,
@@ -91,7 +92,6 @@ async def run(
         )
         if acquired.cache_age_s is None:
             _log_lease(settings, env_text, acquired)
-        before = _previous_start(env_text)
         node = Node(
             settings=settings,
             network_config=network_config,
@@ -248,10 +248,8 @@ def _make_manager(
     )
 
 
-def _make_firewall(settings: Settings, network: NetworkConfig, key: LeaseKey) -> Firewall | None:
-    """The rules that are wanted, or None if none are."""
-    if not (settings.ip_masq or settings.iptables_forward_rules):
-        return None
+def _make_firewall(settings: Settings, network: NetworkConfig, key: LeaseKey) -> Firewall:
+    """The rules that are wanted, if any."""
     wanted = FirewallSettings(
         network=network.network,
         subnet=key.subnet,
@@ -271,7 +269,21 @@ def _previous_start(env_text: str) -> Previous | None:
     key = subnet_env.previous_key(env_text)
     if network is None or key is None:
         return None
-    return Previous(network=network, subnet=key.subnet)
+    return Previous(
+        network=network, subnet=key.subnet, network6=subnet_env.previous_network6(env_text)
+    )
+
+
+def _cached_start(cache: LeaseCache, node_id: str) -> Previous | None:
+    """The same from the lease cache: a reboot empties /run, but may restore saved rules."""
+    cached = cache.load(None, node_id)
+    if cached is None:
+        return None
+    try:
+        config = parse_network_config(cached.network_config, "lease cache")
+    except ConfigError:
+        return None
+    return Previous(network=config.network, subnet=cached.own_key.subnet, network6=config.network6)
 
 
 def _log_lease(settings: Settings, env_text: str, acquired: Acquired) -> None:

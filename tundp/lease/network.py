@@ -62,6 +62,10 @@ _V6: Final = Family(
 )
 
 
+_SUBNET_BITS_MIN: Final = 2
+"""A subnet's prefix is at least so much longer than the network's."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubnetPool:
     """The subnets one family may lease: subnet_min to subnet_max, step one subnet."""
@@ -80,6 +84,13 @@ class SubnetPool:
         return subnet.prefixlen == self.subnet_len and int(self.subnet_min) <= base <= int(
             self.subnet_max
         )
+
+    def may_hold(self, subnet: IPv4Network | IPv6Network) -> bool:
+        """Whether a node may hold a lease of `subnet`, with whatever SubnetLen flannel allows.
+
+        A network is divided into at least four subnets: anything wider is nobody's.
+        """
+        return subnet.prefixlen >= self.network.prefixlen + _SUBNET_BITS_MIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

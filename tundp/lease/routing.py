@@ -37,7 +37,7 @@ from tundp.lease.model import (
     Peer,
     Snapshot,
 )
-from tundp.lease.network import BackendConfig
+from tundp.lease.network import BackendConfig, SubnetPool
 from tundp.lease.table import Change, LeaseTable
 
 _BROADCAST: Final = 0xFFFF_FFFF
@@ -56,6 +56,7 @@ class Refusal(Enum):
         "has a PublicIP that this node's kernel routes into the overlay: packets would go round and"
         " round (ip route get)"
     )
+    TOO_WIDE = "is wider than the network config's SubnetLen: no node here can hold it"
     INSIDE_OWN_SUBNET = "lies inside this node's own subnet"
     OTHER_BACKEND = "belongs to another backend: its node does not listen for us"
     DUPLICATE_SUBNET = "names the same subnet as another key, which wins"
@@ -202,11 +203,16 @@ class Routing:
         own_addresses: Collection[IPv4Address],
         public_ip: IPv4Address = UNSPECIFIED,
         identity: Identity | None = None,
+        pool: SubnetPool | None = None,
     ) -> None:
-        """own_addresses: every address of this node. public_ip: the one it advertises, if any."""
+        """own_addresses: every address of this node. public_ip: the one it advertises, if any.
+
+        pool: the subnets a node may hold; None admits all of the network.
+        """
         self.generation = 0
         """Of the FIB last made by `fib`."""
         self._network = network
+        self._pool = pool
         self._backend = backend
         self._own_key = own_key
         self.own_addresses = frozenset(own_addresses)
@@ -475,6 +481,8 @@ class Routing:
             return refusal
         if not subnet.subnet_of(self._network):
             return Refusal.OUTSIDE_NETWORK
+        if self._pool is not None and subnet.prefixlen < self._pool.subnet_len:
+            return Refusal.TOO_WIDE
         if subnet.subnet_of(self._own_key.subnet):
             return Refusal.INSIDE_OWN_SUBNET
         return None

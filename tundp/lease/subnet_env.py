@@ -64,6 +64,12 @@ def previous_network(text: str) -> IPv4Network | None:
     return None if v4 is None else v4.network
 
 
+def previous_network6(text: str) -> IPv6Network | None:
+    """The IPv6 network in the text of a subnet.env, if there is one."""
+    v6 = _single(_parse(text).get("FLANNEL_IPV6_NETWORK", ""), IPv6Interface)
+    return None if v6 is None else v6.network
+
+
 def _first_host(subnet: IPv4Network | IPv6Network) -> str:
     return f"{subnet.network_address + 1}/{subnet.prefixlen}"
 

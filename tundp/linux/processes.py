@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 from collections.abc import Iterator
@@ -44,6 +45,17 @@ class Process:
         except OSError:
             return []
         return text.decode(errors="replace").split("\0")[:-1]
+
+    def program_holds(self, *texts: bytes) -> list[bool]:
+        """Whether its executable holds each of these texts; all False if it cannot be read."""
+        try:
+            with (
+                (_PROC / str(self.pid) / "exe").open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            ):
+                return [content.find(text) >= 0 for text in texts]
+        except (OSError, ValueError):
+            return [False] * len(texts)
 
     def variable(self, name: str) -> str:
         """A variable of the environment it was started with; empty if it has none."""

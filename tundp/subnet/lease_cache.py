@@ -124,10 +124,17 @@ class LeaseCache:
             self._write(self._directory / "node-id", text)
         return node_id + self._instance.node_id_suffix
 
-    def load(self, store: str, node_id: str) -> CachedLeases | None:
-        """The cached leases of `store`, or None. Those of another node id are a clone's."""
+    def load(self, store: str | None, node_id: str) -> CachedLeases | None:
+        """The cached leases of `store` (None: of whichever it is), or None.
+
+        Those of another node id are a clone's.
+        """
         document = _read_json(self.lease_file)
-        if document.get("schema") != SCHEMA or document.get("store") != store:
+        if document.get("schema") != SCHEMA:
+            return None
+        if store is None:
+            store = str(document.get("store"))
+        if document.get("store") != store:
             return None
         if document.get("node_id") != node_id:
             return None

@@ -262,8 +262,7 @@ def test_dual_stack_skips_held_ipv6_subnets() -> None:
     ("network", "held", "breaks"),
     [
         (config(SubnetMin="10.5.1.0", SubnetMax="10.5.1.0"), ["10.5.1.0-24"], "the only one held"),
-        (V4, ["10.5.0.0-16"], "one lease covers everything"),
-        (V4, ["0.0.0.0-0"], "one lease covers the world"),
+        (V4, [f"10.5.{n}.0-18" for n in (0, 64, 128, 192)], "four leases cover everything"),
         (config(SubnetMin="10.5.20.0", SubnetMax="10.5.10.0"), [], "reversed range"),
         (V4, [f"10.5.{n}.0-24" for n in range(1, 256)], "every single one held"),
     ],
@@ -276,6 +275,16 @@ def test_out_of_subnets(network: NetworkConfig, held: list[Any | str], breaks: s
     assert str(network.pool.subnet_min) in message
     assert str(network.pool.subnet_max) in message
     assert "SubnetMin..SubnetMax" in message
+
+
+@pytest.mark.parametrize("key", ["10.5.0.0-16", "10.5.205.0-16", "10.5.0.0-17", "0.0.0.0-0"])
+@pytest.mark.parametrize("previous", [None, "10.5.33.0-24"])
+def test_a_lease_that_no_node_can_hold_bars_nobody(key: str, previous: str | None) -> None:
+    # One such key would keep every new node of the cluster from starting.
+    found = plan(lease(key), lease("10.5.1.0-24"), previous=previous)
+    assert isinstance(found, Take)
+    if previous is not None:
+        assert str(found.key) == previous
 
 
 def test_out_of_ipv6_subnets() -> None:
@@ -321,7 +330,8 @@ def test_a_huge_lease_in_a_huge_pool_is_skipped_in_one_step() -> None:
     network = parse_network_config(
         '{"Network": "10.0.0.0/8", "SubnetLen": 30, "SubnetMax": "10.128.0.0"}', "test"
     )
-    assert plan(lease("10.0.0.0-9"), network=network) == Take(parse_key("10.128.0.0-30"))
+    held = (lease("10.0.0.0-10"), lease("10.64.0.0-10"))
+    assert plan(*held, network=network) == Take(parse_key("10.128.0.0-30"))
 
 
 # Node ids

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from tests.routes import verdict
+from tundp.backend.choose import parse_network_config
 from tundp.backend.hostgw import host_gw_config
 from tundp.backend.udp.config import udp_config
 from tundp.lease import hops
@@ -183,6 +184,44 @@ def test_a_public_ip_that_the_kernel_misroutes_is_refused_while_it_does() -> Non
     assert {str(peer.subnet) for peer in delta.come} == {"10.5.2.0/24", "10.5.5.0/24"}
     assert not delta.gone
     assert set(made.refused) == {second.key}
+
+
+@pytest.mark.parametrize(
+    ("key", "refusal"),
+    [
+        ("10.5.205.0-16", Refusal.TOO_WIDE),  # would take every unleased packet
+        ("10.5.0.0-16", Refusal.TOO_WIDE),
+        ("10.5.0.0-23", Refusal.TOO_WIDE),  # around our own
+        ("10.5.40.0-22", Refusal.TOO_WIDE),  # around the leases of others
+        ("10.5.40.128-25", None),  # inside one: the longer prefix wins, as with flannel
+        # A reservation, or of before the config was changed: flannel sends there, too.
+        ("10.5.0.0-24", None),
+        ("10.5.201.0-24", None),
+        ("10.5.1.7-24", Refusal.INSIDE_OWN_SUBNET),
+        ("10.5.1.0-24&fd00::-64", Refusal.INSIDE_OWN_SUBNET),
+        ("10.5.40.9-24", Refusal.DUPLICATE_SUBNET),
+        ("10.5.200.0-24", None),
+        # flannel's udp backend masks host bits off (proxy_amd64.c, process_cmd).
+        ("10.5.41.9-24", None),
+    ],
+)
+def test_only_what_a_node_of_this_network_may_hold_is_a_peer(
+    key: str, refusal: Refusal | None
+) -> None:
+    config = parse_network_config(
+        '{"Network": "10.5.0.0/16", "SubnetMin": "10.5.1.0", "SubnetMax": "10.5.200.0"}', "test"
+    )
+    made = Routing(
+        network=config.network,
+        pool=config.pool,
+        backend=udp_config(),
+        own_key=parse_key(OWN),
+        own_addresses=[OWN_ADDRESS],
+    )
+    made.apply(Snapshot((lease("10.5.40.0-24", "192.0.2.40"), lease(key)), 1))
+    assert refusals(made) == ({} if refusal is None else {key: refusal})
+    assert made.why(IPv4Address("10.5.40.7")).peer == made.peers[IPv4Network("10.5.40.0/24")]
+    assert made.why(IPv4Address("10.5.99.1")).peer is None
 
 
 def test_every_refusal_is_a_sentence_for_an_operator() -> None:

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial
-from ipaddress import IPv4Network
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from tundp.errors import PlatformError
 from tundp.linux.command import find, try_all
-from tundp.linux.firewall import iptables, nftables
-from tundp.linux.firewall.settings import FirewallSettings, NetworkPair, Previous
+from tundp.linux.firewall import iptables, iptables_removal, nftables
+from tundp.linux.firewall.iptables_removal import has_legacy_tables
+from tundp.linux.firewall.recognise import Network
+from tundp.linux.firewall.settings import FirewallSettings, Previous, Removal
 from tundp.linux.firewall.watch import watch_ruleset
 
 __all__ = [
     "Firewall",
     "FirewallSettings",
+    "Network",
     "Previous",
+    "Removal",
+    "has_legacy_tables",
     "leftovers",
     "make_firewall",
     "needs_raw_sockets",
@@ -42,8 +45,8 @@ class Flavour(Protocol):
         """`iptables` or `nftables`."""
         ...
 
-    async def install(self, pairs: Sequence[NetworkPair]) -> None:
-        """Make the rules anew, jumps at the end, and remove flannel v0.11's for `pairs`.
+    async def install(self, networks: Sequence[Network]) -> None:
+        """Make the rules that are wanted anew, in the place of flannel's for `networks`.
 
         PlatformError if a rule cannot be made, after all was tried.
         """
@@ -57,43 +60,75 @@ class Flavour(Protocol):
 class Firewall:
     """One flavour's rules for one overlay. Not to be called twice at a time."""
 
-    def __init__(self, settings: FirewallSettings, flavour: Flavour) -> None:
+    def __init__(self, settings: FirewallSettings, flavour: Flavour, binary: str) -> None:
+        """binary: the iptables program, where the flavour is iptables."""
         self._settings = settings
         self._flavour = flavour
+        self._binary = binary
+        self._networks: list[Network] = []
+        self._is_old_gone = True
         self.name = flavour.name
 
-    async def set_up(self, previous: Previous | None) -> None:
-        """Make the rules anew, jumps at the end; then remove what they replace.
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is any rule to make. Where none is, there may be old ones to remove."""
+        return self._settings.is_wanted
 
-        Replaced are rules for the network and subnet of the run before (`previous`), the
-        other flavour's objects, and the rules flannel v0.11 made for either pair of
-        network and subnet: flannel would leave those for ever, where they go on to
-        masquerade and accept. A chain that is not wanted (is_masquerading,
-        is_forwarding) is not touched. PlatformError if a rule cannot be made; if
-        something old cannot be removed, the log says so.
+    @property
+    def needs_care(self) -> bool:
+        """Whether `repair` has anything to look after: rules, or old ones not removed yet."""
+        return self.is_wanted or not self._is_old_gone
+
+    async def set_up(self, previous: Previous | None) -> None:
+        """Make the rules anew; then remove all else that is there for the same networks.
+
+        Networks are ours and that of the run before (`previous`). Removed are chains that are
+        not wanted any more (is_masquerading, is_forwarding), the direct rules of flannel before
+        v0.20, and all of the other flavour and of the other iptables back end: flannel would
+        leave those for ever, where they go on to masquerade and accept. PlatformError if a
+        rule cannot be made; if something old cannot be removed, the log has it, and `repair`
+        tries again.
         """
-        pairs = [(self._settings.network, self._settings.subnet)]
+        self._networks = list(self._settings.networks)
         if previous is not None:
-            pairs.append((previous.network, previous.subnet))
+            self._networks.append(previous.network)
+            if previous.network6 is not None:
+                self._networks.append(previous.network6)
         # Remove the old rules after adding the new, so that no packet meets neither.
-        await self._flavour.install(pairs)
-        try:
-            for line in await self._remove_other(pairs):
-                _log.info("firewall: removed what was there before: %s", line)
-        except PlatformError as error:
-            _log.warning("firewall: older rules may be left, and apply too: %s", error)
+        if self.is_wanted:
+            await self._flavour.install(self._networks)
+        await self._remove_old()
 
     async def repair(self) -> list[str]:
         """Restore missing rules; return what was missing, for the log. Cheap if nothing is.
 
         PlatformError if it cannot be put back. What somebody added stays.
         """
-        return await self._flavour.repair()
+        if not self._is_old_gone:
+            await self._remove_old()
+        return await self._flavour.repair() if self.is_wanted else []
 
-    async def _remove_other(self, pairs: list[NetworkPair]) -> list[str]:
+    async def _remove_old(self) -> None:
+        was_gone, self._is_old_gone = self._is_old_gone, False
+        try:
+            done = await try_all([self._remove_iptables, self._remove_nftables])
+        except PlatformError as error:
+            if was_gone:
+                _log.warning("firewall: older rules may be left, and apply too: %s", error)
+            return
+        self._is_old_gone = True
+        for line in Removal.of(done).removed:
+            _log.info("firewall: removed what was there before: %s", line)
+
+    async def _remove_iptables(self) -> Removal:
         if self.name == nftables.Nftables.name:
-            return await iptables.remove(pairs, mark=self._settings.mark)
-        return await nftables.remove(mark=self._settings.mark)
+            return await iptables_removal.remove(self._networks, mark=self._settings.mark)
+        return await iptables_removal.remove_others(self._settings, self._networks, self._binary)
+
+    async def _remove_nftables(self) -> Removal:
+        if self.name == nftables.Nftables.name:
+            return await nftables.remove_unwanted(self._settings, self._networks)
+        return await nftables.remove(self._networks, mark=self._settings.mark)
 
 
 def make_firewall(
@@ -101,27 +136,28 @@ def make_firewall(
 ) -> Firewall:
     """The flavour asked for; `binary` picks an iptables back end, e.g. iptables-legacy."""
     if is_nftables:
-        return Firewall(settings, nftables.Nftables(settings))
-    return Firewall(settings, iptables.Iptables(settings, binary=binary))
+        return Firewall(settings, nftables.Nftables(settings), binary)
+    return Firewall(settings, iptables.Iptables(settings, binary=binary), binary)
 
 
 async def remove_all(
-    networks: Iterable[tuple[IPv4Network, IPv4Network]], mark: str = ""
-) -> list[str]:
+    networks: Iterable[Network] | None, mark: str = "", *, spares_direct: bool = False
+) -> Removal:
     """Remove everything of ours with that mark, of both flavours and families, and nothing else.
 
-    `networks` are the pairs of network and subnet whose v0.11 rules go too. Says what was
-    removed; programs that are not installed have nothing to remove. PlatformError after
-    all was tried.
+    `networks` are those whose rules may go: flannel's direct ones (unless spares_direct), and
+    those in chains and tables of flannel's own name, where other networks' stay. None: whatever
+    is in these. Programs that are not installed have nothing to remove. PlatformError after all
+    was tried.
     """
-    return await _remove(networks, mark, is_dry_run=False)
+    return await _remove(networks, mark, is_dry_run=False, spares_direct=spares_direct)
 
 
 async def leftovers(
-    networks: Iterable[tuple[IPv4Network, IPv4Network]] = (), mark: str = ""
-) -> list[str]:
+    networks: Iterable[Network] | None, mark: str = "", *, spares_direct: bool = False
+) -> Removal:
     """List what `remove_all` would remove, in the same words."""
-    return await _remove(networks, mark, is_dry_run=True)
+    return await _remove(networks, mark, is_dry_run=True, spares_direct=spares_direct)
 
 
 def needs_raw_sockets() -> bool:
@@ -130,19 +166,26 @@ def needs_raw_sockets() -> bool:
     return path is not None and "legacy" in os.path.basename(os.path.realpath(path))
 
 
-async def _remove(networks: Iterable[NetworkPair], mark: str, *, is_dry_run: bool) -> list[str]:
-    found: list[str] = []
+async def _remove(
+    networks: Iterable[Network] | None, mark: str, *, is_dry_run: bool, spares_direct: bool
+) -> Removal:
+    known = None if networks is None else list(networks)
+    parts: list[Removal] = []
 
-    async def collect(
-        remove: Callable[..., Awaitable[list[str]]], *pairs: list[NetworkPair]
-    ) -> None:
-        found.extend(await remove(*pairs, mark=mark, is_dry_run=is_dry_run))
+    async def with_iptables() -> None:
+        parts.append(
+            await iptables_removal.remove(
+                known, mark=mark, is_dry_run=is_dry_run, spares_direct=spares_direct
+            )
+        )
+
+    async def with_nft() -> None:
+        parts.append(await nftables.remove(known, mark=mark, is_dry_run=is_dry_run))
 
     try:
-        await try_all(
-            [partial(collect, iptables.remove, list(networks)), partial(collect, nftables.remove)]
-        )
+        await try_all([with_iptables, with_nft])
     except PlatformError as error:
+        found = Removal.of(parts).removed
         done = f" (found all the same: {', '.join(found)})" if found else ""
         raise PlatformError(f"{error}{done}", error.errno) from None
-    return found
+    return Removal.of(parts)

@@ -1,27 +1,34 @@
 """Masquerade and forward rules through iptables: flannel's chains, rule for rule.
 
-nat     POSTROUTING --jump, last--> FLANNEL-POSTRTG   (--ip-masq)
-filter  FORWARD     --jump, last--> FLANNEL-FWD       (--iptables-forward-rules)
+nat     POSTROUTING --jump--> FLANNEL-POSTRTG   (--ip-masq)
+filter  FORWARD     --jump--> FLANNEL-FWD       (--iptables-forward-rules)
 
-Everything of a table changes in one iptables-restore transaction: the chain is emptied
-and filled again, the jump moves to the end of the built-in chain, and flannel v0.11's
-rules, which had no chain of their own, go. No packet meets half of it. Both back ends
-(nf_tables and legacy) do; both remark "legacy tables present" on stderr, which means nothing.
+Everything of a table changes in one iptables-restore transaction: the chain is emptied and
+filled again, and the direct rules of flannel before v0.20 go (see recognise.py). There is one
+jump: where the first jump or direct rule stood, at the end where none did. A place before
+somebody's DROP is kept so. What a flannel of another network put into the chain stays in it.
+No packet meets half of it. Both back ends (nf_tables and legacy) do; both remark "legacy
+tables present" on stderr, which means nothing.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Final
 
 from tundp.errors import PlatformError
-from tundp.linux.command import find, run, try_all
-from tundp.linux.firewall.settings import FirewallSettings, NetworkPair, Overlay
+from tundp.linux.command import run, try_all
+from tundp.linux.firewall.recognise import (
+    FORWARD_COMMENT,
+    MASQUERADE_COMMENT,
+    Network,
+    direct_rules,
+    foreign_rules,
+)
+from tundp.linux.firewall.settings import FirewallSettings, Overlay
 
 PACKAGE: Final = "iptables"
 KUBE_PROXY_MARK: Final = "0x4000/0x4000"
@@ -52,10 +59,10 @@ class RuleSet:
 
 
 MASQUERADE: Final = RuleSet(
-    table="nat", builtin="POSTROUTING", chain="FLANNEL-POSTRTG", comment="flanneld masq"
+    table="nat", builtin="POSTROUTING", chain="FLANNEL-POSTRTG", comment=MASQUERADE_COMMENT
 )
 FORWARD: Final = RuleSet(
-    table="filter", builtin="FORWARD", chain="FLANNEL-FWD", comment="flanneld forward"
+    table="filter", builtin="FORWARD", chain="FLANNEL-FWD", comment=FORWARD_COMMENT
 )
 
 
@@ -82,41 +89,13 @@ def forward_rules(overlay: Overlay, mark: str = "") -> RuleSet:
     )
 
 
-def v011_rules(listed: Sequence[str], table: str, pairs: Iterable[NetworkPair]) -> list[str]:
-    """Those lines of a built-in chain that flannel v0.11 wrote for these networks.
-
-    It marked its rules by nothing, and somebody else may have written one like them: they
-    count as flannel's only where all of them stand one after the other, as it appends
-    them. Of a subnet given up alone, it forgets one rule, which nobody else would write.
-    """
-    ours: set[str] = set()
-    for network, subnet in pairs:
-        if table == FORWARD.table:
-            wholes = [[f"-A FORWARD -{letter} {network} -j ACCEPT" for letter in "sd"]]
-        else:
-            stale = f"-A POSTROUTING ! -s {network} -d {subnet} -j RETURN"
-            ours.add(stale)
-            wholes = [
-                [
-                    f"-A POSTROUTING -s {network} -d {network} -j RETURN",
-                    f"-A POSTROUTING -s {network} ! -d 224.0.0.0/4 -j MASQUERADE{random}",
-                    stale,
-                    f"-A POSTROUTING ! -s {network} -d {network} -j MASQUERADE{random}",
-                ]
-                for random in ("", " --random-fully")
-            ]
-        for whole in wholes:
-            if any(listed[i : i + len(whole)] == whole for i in range(len(listed))):
-                ours.update(whole)
-    return [line for line in listed if line in ours]
-
-
 class Program:
     """The iptables of one family, with its -restore and -save."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._version: tuple[int, ...] | None = None
+        self._is_legacy = False
 
     async def is_modern(self) -> bool:
         """Whether it knows --wait for restore, and --random-fully."""
@@ -126,7 +105,13 @@ class Program:
             if found is None:
                 raise PlatformError(f"{self.name} --version tells no version: {text.strip()!r}")
             self._version = tuple(int(part or 0) for part in found.groups())
+            self._is_legacy = "(nf_tables)" not in text
         return self._version >= WAIT_SINCE
+
+    async def is_legacy(self) -> bool:
+        """Whether its rules are those of the kernel's old tables, whatever the file is called."""
+        await self.is_modern()
+        return self._is_legacy
 
     async def list_chain(self, table: str, chain: str) -> list[str] | None:
         """The lines of `-S chain`, None if there is no such chain."""
@@ -134,7 +119,8 @@ class Program:
         argv = [self.name, *wait, "-t", table, "-S", chain]
         finished = await run(*argv, package=PACKAGE, is_checked=False)
         if finished.code == 0:
-            return finished.stdout.splitlines()
+            # iptables 1.4 ends some lines with a space.
+            return [line.rstrip() for line in finished.stdout.splitlines()]
         # The nf_tables back end says of a chain that is not there: incompatible. One that
         # really is incompatible makes the restore fail, which says so better than we could.
         if "No chain" in finished.stderr or "is incompatible" in finished.stderr:
@@ -163,7 +149,7 @@ class Program:
             if line.startswith("*"):
                 table = line[1:]
             elif line.startswith((":", "-A ")):
-                tables[table].append(line)
+                tables[table].append(line.rstrip())
         return tables
 
 
@@ -180,26 +166,30 @@ class Iptables:
         }
         self._parts: list[_Part] = []
 
-    async def install(self, pairs: Sequence[NetworkPair]) -> None:
-        """Put everything in place; v0.11's rules for `pairs` go.
+    async def install(self, networks: Sequence[Network]) -> None:
+        """Put everything in place; direct rules of flannel's for `networks` go.
 
         What failed does not keep the rest from being tried: PlatformError tells at the end.
         """
         settings = self._settings
         self._parts = []
-        steps: list[Callable[[], Awaitable[None]]] = []
         for overlay in settings.overlays:
             program = self._programs[overlay.family]
-            old = pairs if overlay.family == "ip" else ()
-            for rules, is_wanted in (
+            wanted = (
                 (masquerade_rules(overlay, settings.mark), settings.is_masquerading),
                 (forward_rules(overlay, settings.mark), settings.is_forwarding),
-            ):
-                part = _Part(program, rules, old, is_random_fully=settings.is_random_fully)
-                if is_wanted:
-                    self._parts.append(part)
-                steps.append(part.install if is_wanted else part.remove_v011)
-        await try_all(steps)
+            )
+            self._parts += [
+                _Part(
+                    program,
+                    rules,
+                    of_family(networks, overlay.family),
+                    is_random_fully=settings.is_random_fully,
+                )
+                for rules, is_wanted in wanted
+                if is_wanted
+            ]
+        await try_all([part.install for part in self._parts])
 
     async def repair(self) -> list[str]:
         """Redo what is not as `install` left it; four processes a family if all is well."""
@@ -214,13 +204,13 @@ class _Part:
         self,
         program: Program,
         rules: RuleSet,
-        pairs: Sequence[NetworkPair],
+        networks: Sequence[Network],
         *,
         is_random_fully: bool,
     ) -> None:
         self._program = program
         self._rules = rules
-        self._pairs = pairs
+        self._networks = networks
         self._is_random_fully = is_random_fully
         # As this version of iptables printed them right after they were made.
         self._chain_lines: list[str] = []
@@ -232,33 +222,41 @@ class _Part:
         if not (self._is_random_fully and await self._program.is_modern()):
             random = ""
         listed = await self._listed(rules.builtin)
-        doomed = [*self._jumps(listed), *v011_rules(listed, rules.table, self._pairs)]
+        foreign = foreign_rules(await self._listed(rules.chain), self._networks)
         await self._program.restore(
             {
                 rules.table: [
                     f":{rules.chain} - [0:0]",  # made, or emptied
-                    *(_deletion(line) for line in doomed),
-                    rules.jump,
+                    *self._jump_commands(listed),
                     *(
                         f"{rule}{random}" if rule.endswith(_MASQUERADE) else rule
                         for rule in rules.rules
                     ),
+                    *foreign,
                 ]
             }
         )
         self._jump_lines = self._jumps(await self._listed(rules.builtin))
         self._chain_lines = await self._listed(rules.chain)
 
-    async def remove_v011(self) -> None:
-        """No chain is wanted here: one from an earlier run stays, as flannel lets it."""
-        if not self._pairs or find(self._program.name) is None:
-            return
-        table = self._rules.table
-        # Not by -S: legacy would make a nat table for it, and track all connections from then on.
-        saved = (await self._program.save()).get(table, [])
-        listed = [line for line in saved if line.startswith(f"-A {self._rules.builtin} ")]
-        if doomed := v011_rules(listed, table, self._pairs):
-            await self._program.restore({table: [_deletion(line) for line in doomed]})
+    def _jump_commands(self, listed: Sequence[str]) -> list[str]:
+        """Commands that leave one jump and no direct rule, the jump where the first of them was."""
+        rules = self._rules
+        jumps = self._jumps(listed)
+        direct = direct_rules(listed, rules.table, self._networks)
+        body = [line for line in listed if line.startswith("-A ")]
+        first = next((line for line in body if line in jumps or line in direct), None)
+        if first is None:
+            return [rules.jump]
+        if jumps == [first]:
+            return [deletion(line) for line in direct]
+        # By what they say, not by number: somebody may change the chain meanwhile.
+        return [
+            *(deletion(line) for line in (*jumps, *direct)),
+            rules.jump.replace(
+                f"-A {rules.builtin}", f"-I {rules.builtin} {body.index(first) + 1}", 1
+            ),
+        ]
 
     async def repair(self) -> str | None:
         damage = await self._damage()
@@ -281,6 +279,10 @@ class _Part:
         builtin = await self._listed(rules.builtin)
         if any(line not in builtin for line in self._jump_lines):
             damages.append(f"jump from {rules.builtin} to {rules.chain}")
+        elif len(self._jumps(builtin)) > 1:
+            damages.append(f"more than one jump from {rules.builtin} to {rules.chain}")
+        if direct := direct_rules(builtin, rules.table, self._networks):
+            damages.append(f"{len(direct)} rules of an old flannel in {rules.builtin}")
         return ", ".join(damages) or None
 
     async def _listed(self, chain: str) -> list[str]:
@@ -290,68 +292,6 @@ class _Part:
         """Jumps with our comment; one without it is an administrator's and stays."""
         end = f"-j {self._rules.chain}"
         return [line for line in listed if line.endswith(end) and self._rules.comment in line]
-
-
-async def remove(
-    pairs: Sequence[NetworkPair], *, mark: str = "", is_dry_run: bool = False
-) -> list[str]:
-    """Remove our chains, every jump to them, and v0.11's rules for `pairs`; what that was.
-
-    Both families, both back ends, as far as they are installed. PlatformError after
-    everything was tried.
-    """
-    found = await try_all(
-        [
-            *(
-                partial(_remove_with, program, pairs, mark, is_dry_run=is_dry_run)
-                for program in installed("iptables")
-            ),
-            *(
-                partial(_remove_with, program, (), mark, is_dry_run=is_dry_run)
-                for program in installed("ip6tables")
-            ),
-        ]
-    )
-    return [line for lines in found for line in lines]
-
-
-def installed(name: str) -> list[Program]:
-    """The program of that name, and the back ends it is not."""
-    programs: dict[str, Program] = {}
-    for candidate in (name, f"{name}-nft", f"{name}-legacy"):
-        path = find(candidate)
-        if path is not None and find(f"{candidate}-save") is not None:
-            programs.setdefault(os.path.realpath(path), Program(candidate))
-    return list(programs.values())
-
-
-async def _remove_with(
-    program: Program, pairs: Sequence[NetworkPair], mark: str, *, is_dry_run: bool
-) -> list[str]:
-    saved = await program.save()
-    payload: dict[str, list[str]] = {}
-    removed: list[str] = []
-    for rules in (MASQUERADE.marked(mark), FORWARD.marked(mark)):
-        table, chain = rules.table, rules.chain
-        lines = saved.get(table, [])
-        commands: list[str] = []
-        if any(line.startswith(f":{chain} ") for line in lines):
-            # A chain can go only when nothing leads to it, whoever wrote that.
-            jumps = [line for line in lines if re.search(rf" -[jg] {chain}$", line)]
-            count = sum(line.startswith(f"-A {chain} ") for line in lines)
-            commands += [*map(_deletion, jumps), f"-F {chain}", f"-X {chain}"]
-            removed.append(
-                f"{program.name} {table}: chain {chain}, {count} rules, {len(jumps)} jumps to it"
-            )
-        builtin = [line for line in lines if line.startswith(f"-A {rules.builtin} ")]
-        if old := v011_rules(builtin, table, pairs):
-            commands += map(_deletion, old)
-            removed.append(f"{program.name} {table}: {len(old)} rules of flannel v0.11")
-        if commands:
-            payload[table] = commands
-    if payload and not is_dry_run:
-        await program.restore(payload)
-    return removed
 
 
 def is_subsequence(wanted: Iterable[str], lines: Iterable[str]) -> bool:
@@ -370,5 +310,11 @@ def _filled(bare: RuleSet, *rules: tuple[str, str]) -> RuleSet:
     )
 
 
-def _deletion(line: str) -> str:
+def deletion(line: str) -> str:
+    """The command that deletes the first rule equal to a line of `iptables -S`."""
     return "-D" + line.removeprefix("-A")
+
+
+def of_family(networks: Iterable[Network], family: str) -> list[Network]:
+    """The networks of `ip` or `ip6`."""
+    return [network for network in networks if (network.version == 4) == (family == "ip")]

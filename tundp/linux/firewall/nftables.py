@@ -13,18 +13,26 @@ the overlay keep their address. An accept here does not overrule a drop in anoth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from tundp.linux.command import Finished, find, run
-from tundp.linux.firewall.settings import FirewallSettings, NetworkPair, Overlay
+from tundp.linux.firewall.recognise import Network, are_elsewhere, widest
+from tundp.linux.firewall.settings import FirewallSettings, Overlay, Removal
 
 PACKAGE: Final = "nftables"
 PROGRAM: Final = "nft"
 FAMILIES: Final = ("ip", "ip6")
 KUBE_PROXY_MARK: Final = "0x4000"
 _PROBE_CHAIN: Final = "masqueradeTest"
+_ADDRESSES: Final = re.compile(r"ip6? [sd]addr (?:!= )?(\S+)")
+_FLANNELS: Final = re.compile(
+    r"(ip6? [sd]addr (!= )?\S+ ){1,2}(return|accept|masquerade( fully-random| random)?)"
+)
+"""What flannel writes: it signs no rule here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +71,23 @@ def table_of(family: str, mark: str) -> str:
     return f"{name}-{mark}" if mark else name
 
 
-def make_script(settings: FirewallSettings, features: Features) -> str:
-    """The whole transaction, for `nft -f`."""
+def make_script(
+    settings: FirewallSettings,
+    features: Features,
+    foreign: Mapping[tuple[str, str], Sequence[str]] = MappingProxyType({}),
+) -> str:
+    """The whole transaction, for `nft -f`. foreign: rules to keep, by family and chain."""
     mark = settings.mark
     lines = [_table(family, mark, features) for family in FAMILIES]
     for overlay in settings.overlays:
         if settings.is_masquerading:
             is_random = settings.is_random_fully and features.has_fully_random
             rules = masquerade_rules(overlay, is_random_fully=is_random)
+            rules += foreign.get((overlay.family, POSTROUTING.name), ())
             lines += _chain(overlay.family, mark, POSTROUTING, rules, features)
         if settings.is_forwarding:
             rules = forward_rules(overlay)
+            rules += foreign.get((overlay.family, FORWARD.name), ())
             lines += _chain(overlay.family, mark, FORWARD, rules, features)
     return "\n".join(lines) + "\n"
 
@@ -105,22 +119,31 @@ class Nftables:
     def __init__(self, settings: FirewallSettings) -> None:
         self._settings = settings
         self._script = ""
+        self._networks: Sequence[Network] = ()
         # As printed right after the rules were made, not as we spell them.
         self._lines: dict[str, list[str]] = {}
 
-    async def install(self, pairs: Sequence[NetworkPair] = ()) -> None:
+    async def install(self, networks: Sequence[Network]) -> None:
         """Put everything in place, in one transaction. PlatformError with nft's complaint.
 
-        flannel v0.11 made iptables' rules only: there are none of `pairs` here.
+        What a flannel of a network that is none of `networks` has in our chains stays in them.
         """
         self._lines = {}
-        self._script = make_script(self._settings, await probe())
+        self._networks = networks
+        features = await probe()
+        mark = self._settings.mark
+        foreign = {
+            (family, chain): foreign_rules(rules, networks)
+            for family in FAMILIES
+            for chain, rules in rules_of(await list_table(family, mark) or []).items()
+        }
+        self._script = make_script(self._settings, features, foreign)
         await self._load()
 
     async def repair(self) -> list[str]:
         """Redo all if anything is not as `install` left it; two processes if all is well."""
         if not self._lines:
-            await self.install()
+            await self.install(self._networks)
             return ["nftables: everything (could not be set up before)"]
         damages = []
         for family in FAMILIES:
@@ -131,7 +154,7 @@ class Nftables:
             elif missing := _missing(self._lines[family], lines):
                 damages.append(f"nftables: {missing} of table {family} {table}")
         if damages:
-            await self._load()
+            await self.install(self._networks)
         return damages
 
     async def _load(self) -> None:
@@ -154,15 +177,124 @@ async def list_table(family: str, mark: str) -> list[str] | None:
     raise finished.error()
 
 
-async def remove(*, mark: str = "", is_dry_run: bool = False) -> list[str]:
-    """Remove our tables with all in them; what that was. Nothing where there is no nft."""
+def rules_of(listed: Sequence[str]) -> dict[str, list[str]]:
+    """The rules of each chain in a listed table, as nft prints them."""
+    chains: dict[str, list[str]] = {}
+    chain = ""
+    for line in map(str.strip, listed):
+        if line.startswith("chain "):
+            chain = line.split()[1]
+            chains[chain] = []
+        elif line == "}":
+            chain = ""
+        elif chain and line and not line.startswith(("type ", "comment ")):
+            chains[chain].append(line)
+    return chains
+
+
+def foreign_rules(rules: Sequence[str], networks: Sequence[Network]) -> list[str]:
+    """Those rules of flannel's form that name a network outside `networks`."""
+    return [
+        rule
+        for rule in rules
+        if _FLANNELS.fullmatch(rule) and are_elsewhere(_ADDRESSES.findall(rule), networks)
+    ]
+
+
+async def remove(
+    networks: Sequence[Network] | None, *, mark: str = "", is_dry_run: bool = False
+) -> Removal:
+    """Remove our tables with all in them; nothing where there is no nft.
+
+    In a table of flannel's own name, rules of other networks than `networks` stay, with their
+    chain; with None the whole table goes.
+    """
+    done = Removal()
     if find(PROGRAM) is None:
-        return []
-    there = {f: table_of(f, mark) for f in FAMILIES if await list_table(f, mark) is not None}
-    if there and not is_dry_run:
-        script = "".join(f"delete table {family} {table}\n" for family, table in there.items())
+        return done
+    script = ""
+    if mark:
+        script += await _table_removal(mark, None, done)
+    if networks or not mark:
+        script += await _table_removal("", networks, done)
+    if script and not is_dry_run:
         await run(PROGRAM, "-f", "-", package=PACKAGE, stdin=script)
-    return [f"nftables: table {family} {table}" for family, table in there.items()]
+    return done
+
+
+async def remove_unwanted(settings: FirewallSettings, networks: Sequence[Network]) -> Removal:
+    """Remove our chains that `settings` do not ask for (any more), but for other networks' rules.
+
+    Both tables stay, as flannel always makes both; without a rule to make they go.
+    """
+    if not settings.is_wanted:
+        return await remove(networks, mark=settings.mark)
+    done = Removal()
+    script = await _table_removal("", networks, done) if settings.mark else ""
+    wanted = {overlay.family for overlay in settings.overlays}
+    for family in FAMILIES:
+        table = table_of(family, settings.mark)
+        chains = rules_of(await list_table(family, settings.mark) or [])
+        for chain, is_wanted in (
+            (POSTROUTING, settings.is_masquerading),
+            (FORWARD, settings.is_forwarding),
+        ):
+            if chain.name in chains and not (is_wanted and family in wanted):
+                script += _chain_removal(family, table, chain.name, chains[chain.name], networks)
+                done.removed.append(f"nftables: chain {chain.name} of table {family} {table}")
+    if script:
+        await run(PROGRAM, "-f", "-", package=PACKAGE, stdin=script)
+    return done
+
+
+async def _table_removal(mark: str, networks: Sequence[Network] | None, done: Removal) -> str:
+    """A script that removes our tables, or what is ours in them, and that in words."""
+    tables = {family: await list_table(family, mark) for family in FAMILIES}
+    chains = {family: rules_of(lines or []) for family, lines in tables.items()}
+    foreign: dict[str, list[str]] = {}
+    if networks is not None:
+        for family, found in chains.items():
+            foreign[family] = foreign_rules(
+                [rule for each in found.values() for rule in each], networks
+            )
+    is_shared = any(foreign.values())
+    script = ""
+    for family, lines in tables.items():
+        if lines is None:
+            continue
+        table = table_of(family, mark)
+        where = f"nftables: table {family} {table}"
+        if not is_shared or networks is None:
+            script += f"delete table {family} {table}\n"
+            done.removed.append(where)
+            continue
+        named = widest(name for rule in foreign[family] for name in _ADDRESSES.findall(rule))
+        done.kept.append(f"{where}, for {', '.join(named) or 'the other family'}")
+        for chain, rules in chains[family].items():
+            if count := len(_ours(rules, networks)):
+                script += _chain_removal(family, table, chain, rules, networks)
+                done.removed.append(f"{where}: {count} rules of chain {chain}")
+    return script
+
+
+def _chain_removal(
+    family: str, table: str, chain: str, rules: Sequence[str], networks: Sequence[Network]
+) -> str:
+    """A script that removes a chain, or all but what another network's flannel needs of it."""
+    where = f"{family} {table} {chain}"
+    if not foreign_rules(rules, networks):
+        return f"flush chain {where}\ndelete chain {where}\n"
+    ours = _ours(rules, networks)
+    kept = "".join(f"add rule {where} {rule}\n" for rule in rules if rule not in ours)
+    return f"flush chain {where}\n{kept}"
+
+
+def _ours(rules: Sequence[str], networks: Sequence[Network]) -> list[str]:
+    return [
+        rule
+        for rule in rules
+        if (named := _ADDRESSES.findall(rule)) and not are_elsewhere(named, networks)
+    ]
 
 
 async def probe() -> Features:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
 
@@ -26,6 +27,16 @@ class FirewallSettings:
     mark: str = ""
     """Ends the names of chains and tables, so that several daemons of one host leave each
     other's alone; at most 8 characters. Empty: flannel's own names."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is any rule to make."""
+        return self.is_masquerading or self.is_forwarding
+
+    @property
+    def networks(self) -> list[IPv4Network | IPv6Network]:
+        """N of each family."""
+        return [self.network] if self.network6 is None else [self.network, self.network6]
 
     @property
     def overlays(self) -> list[Overlay]:
@@ -55,11 +66,25 @@ class Overlay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Previous:
-    """Network and subnet of the run before, from its subnet.env."""
+    """Networks and subnet of the run before, from its subnet.env or lease cache."""
 
     network: IPv4Network
     subnet: IPv4Network
+    network6: IPv6Network | None = None
 
 
-NetworkPair = tuple[IPv4Network, IPv4Network]
-"""An overlay network and a subnet of it."""
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What was removed (or would be), and what another network's flannel has; a line each."""
+
+    removed: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, parts: Iterable[Removal]) -> Removal:
+        """All of them as one."""
+        whole = cls()
+        for part in parts:
+            whole.removed.extend(part.removed)
+            whole.kept.extend(part.kept)
+        return whole
