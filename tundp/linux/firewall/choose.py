@@ -8,15 +8,15 @@ restart. `tundp cleanup` removes them.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from ipaddress import IPv4Network
 from typing import Protocol
 
 from tundp.errors import PlatformError
-from tundp.linux.command import find, try_all
+from tundp.linux.command import try_all
 from tundp.linux.firewall import iptables, nftables
+from tundp.linux.firewall.backend import needs_raw_sockets
 from tundp.linux.firewall.settings import FirewallSettings, NetworkPair, Previous
 from tundp.linux.firewall.watch import watch_ruleset
 
@@ -50,6 +50,10 @@ class Flavour(Protocol):
         ...
 
     async def repair(self) -> list[str]:
+        """See Firewall."""
+        ...
+
+    async def is_blind(self) -> bool:
         """See Firewall."""
         ...
 
@@ -90,6 +94,16 @@ class Firewall:
         """
         return await self._flavour.repair()
 
+    async def is_blind(self) -> bool:
+        """Whether nobody reports changes of these rules: who keeps them has to look often.
+
+        True if the program does not answer.
+        """
+        try:
+            return await self._flavour.is_blind()
+        except PlatformError:
+            return True
+
     async def _remove_other(self, pairs: list[NetworkPair]) -> list[str]:
         if self.name == nftables.Nftables.name:
             return await iptables.remove(pairs, mark=self._settings.mark)
@@ -122,12 +136,6 @@ async def leftovers(
 ) -> list[str]:
     """List what `remove_all` would remove, in the same words."""
     return await _remove(networks, mark, is_dry_run=True)
-
-
-def needs_raw_sockets() -> bool:
-    """Whether iptables here is the legacy one, which needs CAP_NET_RAW to reach the kernel."""
-    path = find("iptables")
-    return path is not None and "legacy" in os.path.basename(os.path.realpath(path))
 
 
 async def _remove(networks: Iterable[NetworkPair], mark: str, *, is_dry_run: bool) -> list[str]:
