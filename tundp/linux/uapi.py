@@ -135,6 +135,7 @@ RTA_TABLE: Final = 15
 """2.6.19"""
 RTNH_F_ONLINK: Final = 4
 RTN_UNICAST: Final = 1
+RTN_LOCAL: Final = 2
 RTN_BLACKHOLE: Final = 6
 RTN_UNREACHABLE: Final = 7
 RTN_PROHIBIT: Final = 8
@@ -143,6 +144,8 @@ RT_SCOPE_UNIVERSE: Final = 0
 RT_SCOPE_LINK: Final = 253
 RT_SCOPE_HOST: Final = 254
 RT_SCOPE_NOWHERE: Final = 255
+RTM_F_LOOKUP_TABLE: Final = 0x1000
+"""rtnetlink.h: a route lookup's answer names the table."""
 RT_TABLE_UNSPEC: Final = 0
 RT_TABLE_MAIN: Final = 254
 RTPROT_BOOT: Final = 3
