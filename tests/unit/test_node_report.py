@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 
 from tundp.backend.udp.config import udp_config
 from tundp.daemon import report
-from tundp.finding import Finding, failures, must_hold
+from tundp.finding import Finding, Verdict, failures, must_hold
 from tundp.lease.claim import LeaseState
 from tundp.lease.codec import parse_key
 from tundp.lease.model import Lease, LeaseAttributes, Snapshot
@@ -52,6 +53,7 @@ def node_with(
     file_error: str = "",
     peer_ip: str = "192.0.2.2",
     device: bool = True,
+    obstacles: Sequence[Finding] = (),
 ) -> Any:
     """What `report.findings` reads of a node; the ledger is a real one, with one other lease."""
     routing = Routing(
@@ -72,8 +74,9 @@ def node_with(
         underlay=SimpleNamespace(interface=interface, error=underlay_error),
         routing=routing,
         backend=SimpleNamespace(checks=lambda: [must_hold("device", device, "flannel0")]),
-        firewall=SimpleNamespace(missing=missing),
+        firewall=SimpleNamespace(missing=missing, evidence=missing or "our rules are there"),
         subnet_file=SimpleNamespace(error=file_error),
+        obstacles=SimpleNamespace(findings=lambda: list(obstacles)),
     )
 
 
@@ -126,3 +129,11 @@ def test_a_store_away_after_the_start_is_no_failure_and_its_age_is_shown() -> No
     found = report.findings(node_with(lease=replace(HELD, is_answering=False, age_s=70)))
     assert failures(found) == []
     assert next(each.evidence for each in found if each.id == "leases-synced") == "age 70 s"
+
+
+def test_a_rule_in_the_way_is_told_and_does_not_make_the_node_unready() -> None:
+    """An operator's odd rule must not take nodes out of service, one after the other."""
+    rule = Finding(id="obstacle.firewall", verdict=Verdict.WARN, evidence="drops packets")
+    found = report.findings(node_with(obstacles=[rule]))
+    assert failures(found) == []
+    assert rule in found

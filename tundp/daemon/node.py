@@ -5,6 +5,7 @@ keep lease      renewals, and getting it back (the subnet manager)
 keep backend    device and routes made again when they are gone
 watch kernel    what somebody took put back; the underlay's address, MTU and state followed
 keep firewall   rules put back
+obstacles       what would drop or divert packets, looked for
 notify          systemd's STATUS, subnet.env
 """
 
@@ -22,6 +23,7 @@ from tundp.backoff import Backoff, Outage
 from tundp.daemon import report
 from tundp.daemon.backends import lease_offer
 from tundp.daemon.firewall_keeper import FirewallKeeper
+from tundp.daemon.obstacle_watch import ObstacleWatch
 from tundp.daemon.publish import Publisher
 from tundp.daemon.subnet_file import SubnetFile
 from tundp.daemon.underlay import Underlay
@@ -68,6 +70,7 @@ class Node:
     subnet_file: SubnetFile = field(init=False)
     routing: Routing = field(init=False)
     publisher: Publisher = field(init=False)
+    obstacles: ObstacleWatch = field(init=False)
     started_at: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
@@ -79,6 +82,7 @@ class Node:
             own_addresses=[self.underlay.interface.public_ip],
         )
         self.publisher = Publisher(self.routing)
+        self.obstacles = ObstacleWatch(self.netlink, lambda: report.scene(self))
 
     async def open(self) -> None:
         """Carry packets: every lease known so far is in the table before the first one comes."""
@@ -124,6 +128,7 @@ class Node:
             group.create_task(self.backend.run(), name="keep backend")
             group.create_task(self._watch_kernel(), name="watch kernel")
             group.create_task(self.firewall.keep(), name="keep firewall")
+            group.create_task(self.obstacles.run(), name="watch obstacles")
             group.create_task(self._notify(), name="notify")
             notify.notify("READY=1", f"STATUS={self._summary()}")
 
@@ -191,6 +196,8 @@ class Node:
 
     def _concerns_us(self, change: KernelChange) -> bool:
         """Any link or address, a route the backend keeps, or one for what is ours."""
+        if change.destination is None or change.destination.subnet_of(self.network_config.network):
+            self.obstacles.poke()
         if change.destination is None:
             return True
         ours = (self.network_config.network, self.acquired.lease.key.subnet)

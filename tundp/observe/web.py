@@ -21,7 +21,7 @@ from typing import Any
 from aiohttp import web
 
 from tundp.errors import PlatformError
-from tundp.finding import Finding, failures
+from tundp.finding import Finding, Verdict, failures
 from tundp.observe.health import Health
 from tundp.observe.metrics import CONTENT_TYPE, Metrics
 
@@ -33,6 +33,13 @@ CONNECTIONS = 64
 """At a time, of each server."""
 HEALTHY = ("flanneld is running", "flanneld is not running")
 READY = ("flanneld is ready", "flanneld is not ready yet")
+_MARKS = {
+    Verdict.OK: ("[+]", "ok"),
+    Verdict.FAIL: ("[-]", "failed"),
+    Verdict.WARN: ("[!]", "warning"),
+    Verdict.NOTE: ("[.]", "note"),
+    Verdict.UNKNOWN: ("[?]", "unknown"),
+}
 
 
 @contextlib.asynccontextmanager
@@ -106,8 +113,11 @@ def _wants_json(request: web.Request) -> bool:
 
 
 def _as_line(finding: Finding) -> str:
-    """A check as Kubernetes' /readyz?verbose has it, and what was seen: `[+]lease ok: held`."""
-    mark, word = ("[-]", "failed") if finding.is_failure else ("[+]", "ok")
+    """A check as Kubernetes' /readyz?verbose has it, and what was seen: `[+]lease ok: held`.
+
+    Kubernetes knows `[+]` and `[-]`; what is neither has marks of its own.
+    """
+    mark, word = _MARKS[finding.verdict]
     seen = "; ".join(filter(None, (finding.evidence, finding.next_step)))
     return f"{mark}{finding.id} {word}: {' '.join(seen.split())}"
 
@@ -117,6 +127,7 @@ def _as_check(finding: Finding) -> dict[str, Any]:
     return {
         "name": finding.id,
         "ok": not finding.is_failure,
+        "verdict": finding.verdict.value,
         "detail": finding.evidence,
         "next_step": finding.next_step,
     }
