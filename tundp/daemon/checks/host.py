@@ -146,12 +146,14 @@ async def check_routes(inspection: Inspection) -> AsyncIterator[Finding]:
 
 
 def _is_of_the_overlay(route: Route, devices: Sequence[Link], inspection: Inspection) -> bool:
-    """Whether a route is a pods' bridge's, or the one over the device a start replaces."""
+    """Whether a route is a pods' bridge's, the underlay's, or over the device a start replaces."""
     assert inspection.network_config is not None
     subnet = inspection.subnet
     kinds = {link.kind for link in devices}
     if route.destination == inspection.network_config.network:
         return kinds == {"tun"}
+    if inspection.interface is not None and inspection.interface.address in route.destination:
+        return True  # the way to the other nodes
     if subnet is not None:
         return route.destination.subnet_of(subnet)
     return kinds == {"bridge"}

@@ -80,10 +80,10 @@ def _summary(
     count = sum(each.verdict is not Verdict.NOTE for each in found)
     result = f"{count} found in the way" if count else "nothing found in the way"
     not_read = f"; not looked at: {'; '.join(unread)}" if unread else ""
-    verdict = Verdict.WARN if count else Verdict.OK
+    verdict = Verdict.NOTE if count else Verdict.OK
     return Finding(
         id=SUMMARY,
-        verdict=Verdict.UNKNOWN if unread and not count else verdict,
+        verdict=Verdict.UNKNOWN if unread else verdict,
         evidence=f"{', '.join(looked_at)}: {result}{not_read}",
         facts={"unread": str(len(unread))},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +14,9 @@ DOCKER: Final = (
     "Docker makes its rules anew, so to keep it see docs/install.md, Docker 28 and later:"
     " dockerd --allow-direct-routing=true since 28.2, and an accept in DOCKER-USER"
 )
+
+_DOCKERS: Final = re.compile(r"! -i (docker0|br-[0-9a-f]{12}) -j DROP")
+"""Its rules in the raw table, by the names of its bridges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ def _command(stop: Stop, match: Condition) -> str:
 def lasting(stop: Stop, scene: Scene, text: str) -> str:
     """How to keep it, if the owner of the rule is known; else empty."""
     table, name = stop.table, stop.chain.name
-    if name.startswith("DOCKER") or "docker" in table.name or "docker0 -j DROP" in text:
+    if name.startswith("DOCKER") or "docker" in table.name or _DOCKERS.search(text):
         return DOCKER
     is_tunnel = stop.base.hook in ("input", "output")
     if any(each.startswith("ufw-") for each in table.chains):

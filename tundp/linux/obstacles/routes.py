@@ -67,12 +67,14 @@ class Routes:
         self._scene = scene
         self._indexes: dict[str, int] = {}
         self._table: list[Route] = []
+        self._own: set[IPv4Address] = set()
 
     async def pod_devices(self) -> list[str]:
         """Devices packets for this node's pods leave by: those of routes inside its subnet."""
         scene = self._scene
         self._indexes = {link.name: link.index for link in await self._netlink.links()}
         self._table = await self._netlink.routes()
+        self._own = {each.interface.ip for each in await self._netlink.addresses()}
         if scene.subnet == scene.network:
             return []
         names = self._names
@@ -120,11 +122,9 @@ class Routes:
         to = _inside(peer.subnet)
         questions = [Question(to)]
         if pod_devices and sysctls.read("ipv4/ip_forward"):
-            questions.append(Question(to, _inside(scene.subnet, second=True), pod_devices[0]))
+            questions.append(Question(to, self._pod(), pod_devices[0]))
         for question in questions:
             answer = await self._ask(question)
-            if answer.errno and question.iif:
-                continue  # a reverse path filter of the pods' device is not the overlay's matter
             if self._is_right(answer, peer):
                 continue
             command = self._remedy(to, answer)
@@ -140,6 +140,13 @@ class Routes:
                 )
             ]
         return []
+
+    def _pod(self) -> IPv4Address:
+        """An address of this node's subnet that no device of this host has."""
+        subnet = self._scene.subnet
+        last = int(subnet.broadcast_address) - (subnet.num_addresses > 2)
+        some = (IPv4Address(number) for number in range(last, int(subnet.network_address), -1))
+        return next((each for each in some if each not in self._own), IPv4Address(last))
 
     def _is_right(self, answer: Answer, peer: PeerPlace) -> bool:
         if answer.index != self._indexes.get(self._scene.device):
@@ -158,9 +165,10 @@ class Routes:
             if (
                 route.destination.prefixlen <= scene.network.prefixlen
                 or not route.destination.subnet_of(scene.network)
-                or route.destination.overlaps(scene.subnet)
                 or route.indexes == (device,)
                 or str(route.destination) in done
+                # The underlay's own route may lie within the network, too.
+                or not any(route.destination.overlaps(peer.subnet) for peer in scene.peers)
             ):
                 continue
             command = _deletion(route, self._names)
@@ -218,9 +226,7 @@ class Routes:
         if sysctls.read(f"ipv4/conf/{scene.device}/forwarding") == 0:
             return []
         for peer in asked:
-            question = Question(
-                _inside(scene.subnet, second=True), _inside(peer.subnet), scene.device
-            )
+            question = Question(self._pod(), _inside(peer.subnet), scene.device)
             answer = await self._ask(question)
             if not answer.errno and self._names.get(answer.index) in pod_devices:
                 continue
@@ -319,8 +325,6 @@ def _deletion(route: Route, names: Mapping[int, str]) -> str:
     return f"ip route del {kind}{route.destination}{over}"
 
 
-def _inside(subnet: IPv4Network, *, second: bool = False) -> IPv4Address:
-    """An address of the subnet that is not its first, if there is another; `second`: its last."""
-    if subnet.num_addresses <= 2:
-        return subnet.broadcast_address
-    return subnet.broadcast_address - 1 if second else subnet.network_address + 1
+def _inside(subnet: IPv4Network) -> IPv4Address:
+    """An address of the subnet that is not its first, if there is another."""
+    return subnet.network_address + 1 if subnet.num_addresses > 2 else subnet.broadcast_address
