@@ -49,6 +49,11 @@ def status_parts(status: Status, *, is_verbose: bool = False) -> Iterator[Render
     for finding in status.failing:
         yield _marked("not ready:", "red", f"{finding.title}: {_evidence(finding)}")
     yield from map(Line, _head(status))
+    for finding in status.findings:
+        if finding.verdict in (Verdict.WARN, Verdict.UNKNOWN):
+            yield _marked(
+                f"{finding.verdict.value}:", "yellow", f"{finding.title}: {_evidence(finding)}"
+            )
     yield Text()
     yield peers_grid(status)
     yield from _trouble(status)

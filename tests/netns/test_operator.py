@@ -492,7 +492,8 @@ async def test_config_check_and_show(make_overlay: MakeOverlay) -> None:
 
         before = await state_of(one.host)
         code, verdicts, _ = await check(store, "--iface=eth0")
-        assert (code, set(verdicts.values())) == (0, {"ok"})
+        # A note where br_netfilter is not loaded.
+        assert (code, {*verdicts.values()} - {"note"}) == (0, {"ok"})
         human = await one.host.run(TUNDP, "config", "check", store, "--iface=eth0")
         assert human.returncode == 0
         assert "OK   network config: 10.5.0.0/16, /24 subnets" in human.stdout

@@ -83,8 +83,8 @@ async def test_routes_for_the_subnet_and_network_of_last_time_go(
 async def test_subnet_env_is_written_when_the_rules_are_there(make_overlay: MakeOverlay) -> None:
     async with make_overlay("--ip-masq", nodes=1) as overlay:
         node = overlay.nodes[1]
-        await until(lambda: log_contains(node, "rules are in place"))
-        (line,) = [each for each in node.log_path.read_text().splitlines() if "in place" in each]
+        await until(lambda: log_contains(node, "rules made"))
+        (line,) = [each for each in node.log_path.read_text().splitlines() if "rules made" in each]
         there_since = datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f")
         # Docker and CNI start as soon as the file is there.
         written = datetime.fromtimestamp(node.subnet_file.stat().st_mtime)

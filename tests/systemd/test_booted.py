@@ -31,6 +31,15 @@ ProtectHome=tmpfs
 BindReadOnlyPaths={" ".join(PYTHON)}
 RestartSec=100ms
 """
+# A host whose iptables is the legacy one, by wrappers; docs/install.md has the capability.
+# ProtectSystem=strict makes /run read-only, but for systemd 252 in a container.
+LEGACY_DROP_IN = f"""\
+[Service]
+ReadOnlyPaths=/run
+CapabilityBoundingSet=CAP_NET_RAW
+Environment=PATH=/opt/wrapped:{sys.prefix}/bin:/usr/local/bin:/usr/bin
+"""
+LEGACY_HEALTH = 10299
 # dockerd tells how it was started, says READY, and stays.
 DOCKERD = """\
 #!/bin/sh
@@ -84,6 +93,16 @@ def machine() -> Iterator[Machine]:
             machine.write(store[1:], lease_file(f"10.{number}.0.0/16", 8285 + number))
             text = f'store = "file:{store}"\ntun-name = "{name}0"\n'
             machine.write(f"etc/tundp/{name}.toml", text)
+        machine.write("var/lib/tundp/legacy.json", lease_file("10.8.0.0/16", 8298))
+        machine.write(
+            "etc/tundp/legacy.toml",
+            'store = "file:/var/lib/tundp/legacy.json"\ntun-name = "legacy0"\n'
+            f"healthz-port = {LEGACY_HEALTH}\n",
+        )
+        machine.write(f"{units}/tundp@legacy.service.d/z-legacy.conf", LEGACY_DROP_IN)
+        for suffix in ("", "-save", "-restore"):
+            wrapper = f'#!/bin/sh\nexec /usr/sbin/iptables-legacy{suffix} "$@"\n'
+            machine.write(f"opt/wrapped/iptables{suffix}", wrapper, mode=0o755)
         machine.write("etc/tundp/wrong.toml", 'iface-of-mine = "eth0"\n')
         machine.write(
             "etc/tundp/waiting.toml", f'store = "file:{WAITED_FOR}"\ntun-name = "waiting0"\n'
@@ -100,6 +119,7 @@ def machine() -> Iterator[Machine]:
             "route add default via 192.0.2.254",
         ):
             machine.run("ip", *line.split())
+        machine.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
         yield machine
     finally:
         machine.stop()
@@ -198,6 +218,30 @@ def test_two_networks_side_by_side(tundp: Machine) -> None:
         assert tundp.show("tundp")["ActiveState"] == "active"
     finally:
         tundp.run("systemctl", "stop", "tundp@*")
+
+
+def test_legacy_iptables_has_its_lock_on_an_empty_run(machine: Machine) -> None:
+    lock = "/run/xtables.lock"
+    machine.run("rm", "-f", lock)
+    machine.run("systemctl", "start", "tundp@legacy")
+    try:
+        url = f"http://127.0.0.1:{LEGACY_HEALTH}/readyz?verbose"
+        seen = ""
+
+        def is_told() -> bool:
+            nonlocal seen
+            seen = machine.run("curl", "-s", url, is_checked=False)
+            return "firewall " in seen and "not set up yet" not in seen
+
+        machine.until(is_told)
+        assert "[+]firewall ok: our iptables rules are there" in seen, machine.journal(
+            "tundp@legacy"
+        )
+        # PATH lacks /usr/sbin, as that of some units does.
+        assert "FLANNEL-FWD" in machine.run("/usr/sbin/iptables-legacy", "-S", "FORWARD")
+        assert "600" in machine.run("stat", "-c", "%a", lock)
+    finally:
+        machine.run("systemctl", "stop", "tundp@legacy")
 
 
 def test_a_daemon_with_a_wrong_flag_is_not_restarted(machine: Machine) -> None:

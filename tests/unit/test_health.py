@@ -17,7 +17,7 @@ from aiohttp import ClientSession
 
 from tests.clock import Hurried
 from tundp.errors import PlatformError
-from tundp.finding import Finding, must_hold
+from tundp.finding import Finding, Verdict, must_hold
 from tundp.lab.etcd import free_port
 from tundp.observe.health import HEARTBEAT_S, LAG_MAX_S, STUCK_S, Health
 from tundp.observe.metrics import CONTENT_TYPE, Metrics
@@ -405,6 +405,28 @@ async def test_answers(health: Sham | Health, path: str, status: int, body: str 
             assert response.content_type == "text/plain"
 
 
+async def test_verbose_calls_ok_only_what_was_seen_to_be() -> None:
+    port = free_port()
+    found = [
+        Finding(id="a", verdict=Verdict.WARN, evidence="drops packets", next_step="let them"),
+        Finding(id="b", verdict=Verdict.UNKNOWN, evidence="not looked for"),
+        Finding(id="c", verdict=Verdict.NOTE, evidence="by the way"),
+    ]
+    async with (
+        serve_health(listener(port), Sham(ALIVE, found)),
+        ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}/readyz?verbose") as response,
+    ):
+        assert response.status == 200
+        assert (await response.text()).splitlines() == [
+            "[+]event-loop ok: late by 0 ms",
+            "[!]a warning: drops packets; let them",
+            "[?]b unknown: not looked for",
+            "[.]c note: by the way",
+            "flanneld is ready",
+        ]
+
+
 async def test_verbose_is_a_line_a_check() -> None:
     checks = [*BAD, must_hold("firewall", False, "rules\nare gone", next_step="look at nft")]
     port = free_port()
@@ -453,14 +475,27 @@ async def test_json_names_every_check(query: str, accept: str) -> None:
             "status": "flanneld is not ready yet",
             "failing": ["lease"],
             "checks": [
-                {"name": "event-loop", "ok": True, "detail": "late by 0 ms", "next_step": ""},
+                {
+                    "name": "event-loop",
+                    "ok": True,
+                    "verdict": "ok",
+                    "detail": "late by 0 ms",
+                    "next_step": "",
+                },
                 {
                     "name": "lease",
                     "ok": False,
+                    "verdict": "fail",
                     "detail": "192.0.2.9 holds it now",
                     "next_step": "",
                 },
-                {"name": "device", "ok": True, "detail": "flannel0", "next_step": ""},
+                {
+                    "name": "device",
+                    "ok": True,
+                    "verdict": "ok",
+                    "detail": "flannel0",
+                    "next_step": "",
+                },
             ],
         }
 

@@ -14,7 +14,7 @@ import tundp
 from tundp.backend.choose import parse_network_config
 from tundp.daemon.report import routing_status
 from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, Counters
-from tundp.finding import Finding, must_hold
+from tundp.finding import Finding, Verdict, must_hold
 from tundp.lease.claim import LeaseState
 from tundp.lease.model import BadEntry, Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.lease.routing import Routing
@@ -311,6 +311,20 @@ def test_a_backend_that_leaves_packets_to_the_kernel_has_no_counters() -> None:
     assert value(found, "tundp_peers") == 1
     for name, _ in found:
         assert not name.startswith(("tundp_packets", "tundp_drops", "tundp_offload", "tundp_mtu"))
+
+
+def test_obstacles_are_counted_by_kind_once_looked_for() -> None:
+    rule = Finding(id="obstacle.firewall", verdict=Verdict.WARN, evidence="a rule")
+    note = Finding(id="obstacle.rp_filter", verdict=Verdict.NOTE, evidence="strict")
+    before = Finding(id="obstacles", verdict=Verdict.UNKNOWN, evidence="not looked for")
+    found = scraped(Metrics(lambda: [before]))
+    assert not [name for name, _ in found if name.startswith("tundp_obstacle")]
+    looked = Finding(id="obstacles", verdict=Verdict.WARN, evidence="2", facts={"unread": "0"})
+    found = scraped(Metrics(lambda: [rule, rule, note, looked]))
+    assert value(found, "tundp_obstacle", id="firewall") == 2
+    assert value(found, "tundp_obstacle", id="rp_filter") == 0
+    assert value(found, "tundp_obstacle", id="route") == 0
+    assert not [name for name, _ in found if name == "tundp_check_ok"]
 
 
 def test_what_checks_are_called_is_only_text() -> None:

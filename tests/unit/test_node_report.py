@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from types import SimpleNamespace
@@ -60,6 +61,7 @@ def node_with(
     kernel_contest: str = "",
     admin_error: str = "",
     warnings: tuple[StoreWarning, ...] = (),
+    obstacles: Sequence[Finding] = (),
 ) -> Any:
     """What `report.findings` reads of a node; the ledger is a real one, with one other lease."""
     routing = Routing(
@@ -84,11 +86,16 @@ def node_with(
         underlay=SimpleNamespace(interface=interface, error=underlay_error),
         routing=routing,
         backend=SimpleNamespace(checks=lambda: [must_hold("device", device, "flannel0")]),
-        firewall=SimpleNamespace(missing=missing, contest=rules_contest),
+        firewall=SimpleNamespace(
+            missing=missing,
+            contest=rules_contest,
+            evidence=missing or "our rules are there",
+        ),
         contest=SimpleNamespace(words=lambda now: kernel_contest),
         worries=lambda: worries("admin-socket", admin_error),
         subnet_file=SimpleNamespace(error=file_error),
         supervisor=Supervisor(),
+        obstacles=SimpleNamespace(findings=lambda: list(obstacles)),
     )
 
 
@@ -180,3 +187,11 @@ def test_a_store_away_after_the_start_is_no_failure_and_its_age_is_shown() -> No
     found = report.findings(node_with(lease=replace(HELD, is_answering=False, age_s=70)))
     assert failures(found) == []
     assert next(each.evidence for each in found if each.id == "leases-synced") == "age 70 s"
+
+
+def test_a_rule_in_the_way_is_told_and_does_not_make_the_node_unready() -> None:
+    """An operator's odd rule must not take nodes out of service, one after the other."""
+    rule = Finding(id="obstacle.firewall", verdict=Verdict.WARN, evidence="drops packets")
+    found = report.findings(node_with(obstacles=[rule]))
+    assert failures(found) == []
+    assert rule in found

@@ -100,7 +100,7 @@ STATUS = Status(
     engine=EngineStatus(name="reference", uses="one packet at a time, in Python"),
     firewall=FirewallStatus(flavour="iptables", missing=""),
     routing=RoutingStatus(generation=3, peers=2, refused=1, bad_entries=1),
-    findings=[must_hold("lease", True, "held"), must_hold("firewall", True, "in place")],
+    findings=[must_hold("lease", True, "held"), must_hold("firewall", True, "our rules are there")],
     peers=[peer(2), peer(3)],
     refused=[
         RefusedStatus(
@@ -312,13 +312,25 @@ def test_what_holds_is_not_mentioned() -> None:
 def test_every_check_that_fails_is_shown() -> None:
     findings = [
         must_hold("lease", False, "192.0.2.9 holds it now"),
-        must_hold("firewall", True, "in place"),
+        must_hold("firewall", True, "our rules are there"),
         must_hold("subnet-file", False, "Read-only file system", next_step="use another"),
     ]
     text = shown(replace(STATUS, findings=findings))
     assert "not ready: lease: 192.0.2.9 holds it now\n" in text
     assert "not ready: subnet-file: Read-only file system; use another\n" in text
     assert "firewall" not in text
+
+
+def test_what_is_in_the_way_or_not_known_is_shown() -> None:
+    findings = [
+        Finding(id="obstacle.firewall", verdict=Verdict.WARN, evidence="a rule", next_step="pass"),
+        Finding(id="obstacles", verdict=Verdict.UNKNOWN, evidence="not looked for: no nft"),
+        Finding(id="obstacle.hooks", verdict=Verdict.NOTE, evidence="an ingress chain"),
+    ]
+    text = shown(replace(STATUS, findings=findings))
+    assert "warn: obstacle.firewall: a rule; pass\n" in text
+    assert "unknown: obstacles: not looked for: no nft\n" in text
+    assert "ingress" not in text
 
 
 def test_warnings_about_the_interface_are_shown() -> None:

@@ -167,7 +167,8 @@ CHECK = Command(
     summary="everything a start depends on, looked at without starting",
     description="""\
 Look at what a start depends on: settings, rights, files, store, network config, interface,
-the lease it would take, ports, routes, firewall. Nothing is changed. The first finding
+the lease it would take, ports, routes, firewall, and what the kernel would drop or divert.
+Nothing is changed. The first finding
 tells whose settings these are: the running daemon's if one answers and no setting is given
 here; else those of flags, environment and --config. Needs root.""",
     run=check,

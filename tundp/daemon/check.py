@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from tundp.admin import fetch_status
-from tundp.daemon.checks import host, overlay
+from tundp.daemon.checks import firewall, host, overlay
 from tundp.daemon.checks.inspection import Check, Inspection
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
@@ -47,7 +47,7 @@ async def _check_daemon(inspection: Inspection) -> AsyncIterator[Finding]:
         status = await fetch_status(path)
     except PlatformError:
         return
-    inspection.is_running = True
+    inspection.status = status
     mine = reported(inspection.settings)
     theirs = {name: each.value for name, each in status.settings.items()}
     differing = [f"{name} {theirs[name]!r}" for name in mine if theirs.get(name) != mine[name]]
@@ -82,7 +82,8 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "ports": host.check_ports,
         "routes": host.check_routes,
         "br_netfilter": host.check_br_netfilter,
-        "firewall": host.check_firewall,
+        "firewall": firewall.check_firewall,
+        "obstacles": firewall.check_obstacles,
     }
 )
 """Every check by its id, in the order of the answer; each needs only what earlier ones found."""

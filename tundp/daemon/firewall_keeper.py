@@ -9,7 +9,7 @@ from typing import Final
 
 from tundp.backoff import Backoff, Contest, Outage
 from tundp.errors import PlatformError
-from tundp.linux.firewall.choose import Firewall, Previous, needs_raw_sockets, watch_ruleset
+from tundp.linux.firewall.choose import Firewall, Previous, watch_ruleset
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +44,13 @@ class FirewallKeeper:
         """`iptables` or `nftables`; empty if no rules are wanted."""
         return self._firewall.name if self._firewall.is_wanted else ""
 
+    @property
+    def evidence(self) -> str:
+        """What was seen of the rules at the last look at them."""
+        if not self._firewall.is_wanted:
+            return self.missing or "no rules of ours are wanted"
+        return self.missing or f"our {self.flavour} rules are there"
+
     async def set_up(self) -> None:
         """Make the rules that are wanted, and remove what earlier settings or a flannel made.
 
@@ -57,7 +64,7 @@ class FirewallKeeper:
         else:
             self._failure = ""
             if self._firewall.is_wanted:
-                _log.info("%s rules are in place", self.flavour)
+                _log.info("%s rules made", self.flavour)
 
     async def keep(self) -> None:
         """Put rules back when they go; look when the kernel says so, or every period."""
@@ -66,8 +73,7 @@ class FirewallKeeper:
         outage = self._outage
         clock = asyncio.get_running_loop().time
         backoff = Backoff(1.0, 60.0)
-        # Of the legacy iptables' changes the kernel tells nobody.
-        is_blind = self._firewall.name == "iptables" and needs_raw_sockets()
+        is_blind = await self._firewall.is_blind()
         period_s = self._resync_s if is_blind else max(RULES_LOOK_S, self._resync_s)
         async with watch_ruleset() as changed:
             while True:

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import nsmallest
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Final
 
 from tundp.backoff import Backoff, Outage
@@ -27,7 +27,15 @@ from tundp.daemon.unreachable import ensure_unreachable
 from tundp.errors import ConfigError, PlatformError
 from tundp.lease.model import Events, Put, Snapshot
 from tundp.linux.iface import Host, read_host
-from tundp.linux.netlink import Address, AddressChange, Change, Flow, LinkChange, RouteChange
+from tundp.linux.netlink import (
+    Address,
+    AddressChange,
+    Change,
+    Flow,
+    LinkChange,
+    RouteChange,
+    RuleChange,
+)
 from tundp.linux.uapi import RT_TABLE_LOCAL, RT_TABLE_MAIN
 
 if TYPE_CHECKING:
@@ -177,6 +185,8 @@ class KernelKeeper:
                 due.unreachable = change.table == RT_TABLE_MAIN or due.unreachable
         elif isinstance(change, LinkChange) and backend.owns_address(change.link.index):
             due.all_paths = True
+        if due or _may_obstruct(change, node.network_config.network):
+            node.obstacles.poke()
 
     def _note_address(self, change: AddressChange, due: Due) -> None:
         address = change.address
@@ -289,3 +299,10 @@ class KernelKeeper:
                 mtu,
             )
             node.write_subnet_file()
+
+
+def _may_obstruct(change: Change, network: IPv4Network) -> bool:
+    """Whether `change` may lead the network's packets elsewhere: a policy rule, a route in it."""
+    if isinstance(change, RouteChange):
+        return change.destination.subnet_of(network) and change.table != RT_TABLE_LOCAL
+    return isinstance(change, RuleChange)

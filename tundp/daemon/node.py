@@ -7,6 +7,7 @@ keep backend    device and routes made again when they are gone
 watch kernel    what somebody took put back; the underlay's address, MTU and state followed
 keep firewall   rules put back
 keep subnet.env the file written again when somebody removed or changed it
+obstacles       what would drop or divert packets, looked for
 notify          systemd's STATUS
 
 A task ended by a bug is started again by the supervisor; packets flow meanwhile.
@@ -28,6 +29,7 @@ from tundp.backoff import Contest
 from tundp.daemon import report
 from tundp.daemon.firewall_keeper import FirewallKeeper
 from tundp.daemon.kernel_keeper import KernelKeeper
+from tundp.daemon.obstacle_watch import ObstacleWatch
 from tundp.daemon.publish import Publisher
 from tundp.daemon.subnet_file import SubnetFile
 from tundp.daemon.supervise import Supervisor
@@ -75,6 +77,7 @@ class Node:
     worries: Callable[[], list[Finding]] = list
     """Who cannot ask the daemon, and why."""
     kernel: KernelKeeper = field(init=False)
+    obstacles: ObstacleWatch = field(init=False)
     started_at: float = field(default_factory=time.time)
     _is_changing: bool = False
     """Whether a change of the ledger was begun and has not come to its end."""
@@ -83,6 +86,7 @@ class Node:
         self.subnet_file = SubnetFile(self.settings.instance)
         self.routing = self._make_ledger([self.underlay.interface.public_ip])
         self.publisher = Publisher(self.routing)
+        self.obstacles = ObstacleWatch(self.netlink, lambda: report.scene(self))
         self.kernel = KernelKeeper(self)
 
     async def open(self) -> None:
@@ -119,6 +123,7 @@ class Node:
             "keep backend": self.backend.run,
             "watch kernel": self._watch_kernel,
             "keep firewall": self.firewall.keep,
+            "watch obstacles": self.obstacles.run,
             "keep subnet.env": self._keep_subnet_file,
             "notify": self._notify,
         }
@@ -221,4 +226,6 @@ class Node:
             text += f", lease {lease.state.value.upper()}"
         if not lease.is_answering and lease.age_s is not None:
             text += f", leases {lease.age_s} s old: the store does not answer"
+        if count := self.obstacles.count:
+            text += f", {count} in the way of packets: tundp status"
         return text

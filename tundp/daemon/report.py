@@ -7,7 +7,8 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 import tundp
 from tundp.engine.base import Dataplane
@@ -16,6 +17,7 @@ from tundp.lease.claim import LeaseState
 from tundp.lease.identity import identity_of
 from tundp.lease.routing import Routing
 from tundp.linux import notify
+from tundp.linux.obstacles.scene import PeerPlace, Scene
 from tundp.observe import collect
 from tundp.observe.collect import PeerView
 from tundp.observe.status import (
@@ -35,6 +37,9 @@ from tundp.store.base import StoreWarning
 if TYPE_CHECKING:
     from tundp.daemon.node import Node
     from tundp.observe.health import Health
+
+SCENE_PEERS: Final = 256
+"""Peers whose addresses are compared with the firewall's rules."""
 
 
 def starting(settings: Settings, health: Health, started_at: float) -> Status:
@@ -158,7 +163,7 @@ def findings(node: Node) -> list[Finding]:
             lease.is_synced,
             f"{'' if lease.is_synced else 'only from the lease cache, '}age {lease.age_s} s",
         ),
-        must_hold("firewall", not node.firewall.missing, node.firewall.missing or "in place"),
+        must_hold("firewall", not node.firewall.missing, node.firewall.evidence),
         must_hold("subnet-file", not node.subnet_file.error, node.subnet_file.error or "written"),
         *worries("firewall-contest", node.firewall.contest),
         *worries("kernel-contest", node.contest.words(now=time.monotonic())),
@@ -167,6 +172,7 @@ def findings(node: Node) -> list[Finding]:
         *worries("systemd", notify.failure()),
         *node.supervisor.findings(),
         *store_findings(node.manager.warnings),
+        *node.obstacles.findings(),
     ]
 
 
@@ -190,6 +196,31 @@ def store_findings(warnings: Iterable[StoreWarning]) -> Iterator[Finding]:
             evidence=warning.evidence,
             next_step=warning.next_step,
         )
+
+
+def scene(node: Node) -> Scene | None:
+    """What the node's packets look like from outside; None while it has no device."""
+    backend = node.backend.status()
+    interface = node.underlay.interface
+    if backend.device == "":
+        return None
+    routing = node.routing
+    return Scene(
+        network=node.network_config.network,
+        subnet=node.acquired.lease.key.subnet,
+        device=backend.device or interface.link.name,
+        is_open=True,
+        is_tunnel=backend.device is not None,
+        uplink=interface.link.name,
+        address=interface.address,
+        port=backend.port,
+        peers=tuple(
+            PeerPlace(peer.subnet, peer.endpoint.address)
+            for peer in islice(routing.peers.values(), SCENE_PEERS)
+        ),
+        peer_count=len(routing.peers),
+        accepts=node.settings.iptables_forward_rules,
+    )
 
 
 def setting_statuses(settings: Settings) -> dict[str, SettingStatus]:

@@ -48,6 +48,19 @@ def require(capability: int, purpose: str) -> None:
         )
 
 
+def lack_of(capabilities: Iterable[int]) -> str:
+    """What this process lacks of these, and the fix, for the error of a program it ran."""
+    needed = tuple(capabilities)
+    missing = [_NAMES[each] for each in needed if each not in held()]
+    if not missing:
+        names = " and ".join(_NAMES[each] for each in needed)
+        return f"this process has {names}, so something else refuses (a sandbox, SELinux)"
+    return (
+        f"this needs {' and '.join(missing)}, which this process lacks: run as root, or under"
+        f" systemd with CapabilityBoundingSet={' '.join(missing)}"
+    )
+
+
 def held() -> frozenset[int]:
     """The numbers of the calling thread's effective capabilities."""
     return _numbers(_mask("CapEff"))

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import shutil
 import signal
 from collections.abc import Awaitable, Callable, Iterable
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final, TypeVar
 
 from tundp.errors import PlatformError
+from tundp.linux import capability
 
 T = TypeVar("T")
 
@@ -36,6 +38,8 @@ class Finished:
     """Exit code, or minus the signal's number."""
     stdout: str
     stderr: str
+    capabilities: tuple[int, ...] = (capability.CAP_NET_ADMIN,)
+    """What the kernel asks of whoever runs it."""
 
     @property
     def complaint(self) -> str:
@@ -47,8 +51,8 @@ class Finished:
         """The exception for an unexpected exit code."""
         said = self.complaint or "it said nothing"
         hint = ""
-        if "permission denied" in said.lower() or "not permitted" in said.lower():
-            hint = "; this needs CAP_NET_ADMIN: run as root"
+        if re.search(r"permission denied|not permitted|must be root", said, re.IGNORECASE):
+            hint = f"; {capability.lack_of(self.capabilities)}"
         return PlatformError(
             f"{' '.join(self.argv)} failed with exit code {self.code}: {said}{hint}"
         )
@@ -59,16 +63,23 @@ def find(name: str) -> str | None:
     return shutil.which(name, path=_search_path())
 
 
+def environment() -> dict[str, str]:
+    """The variables a program is run with."""
+    return {"PATH": _search_path(), "LC_ALL": "C"}
+
+
 async def run(
     *argv: str,
     package: str,
     stdin: str = "",
     is_checked: bool = True,
     timeout_s: float = TIMEOUT_S,
+    capabilities: tuple[int, ...] = (capability.CAP_NET_ADMIN,),
 ) -> Finished:
     """Run a program with `stdin` as its input, in the namespaces of the calling thread.
 
-    `package` is the Debian package to name if the program is missing. PlatformError if it
+    `package` is the Debian package to name if the program is missing; `capabilities` are those
+    it needs, of which an error names the missing ones. PlatformError if it
     is (errno ENOENT), if it takes too long (ETIMEDOUT), and, unless `is_checked` is
     false, if its exit code is not 0.
     """
@@ -83,7 +94,13 @@ async def run(
     # listen, raises nothing here; asyncio and uvloop would tell it by different exceptions.
     with _file(stdin) as source, _file() as stdout, _file() as stderr:
         code = await _run_with(path, argv, (source, stdout, stderr), timeout_s)
-        finished = Finished(argv=argv, code=code, stdout=_text(stdout), stderr=_text(stderr))
+        finished = Finished(
+            argv=argv,
+            code=code,
+            stdout=_text(stdout),
+            stderr=_text(stderr),
+            capabilities=capabilities,
+        )
     if is_checked and finished.code != 0:
         raise finished.error()
     return finished
@@ -114,7 +131,7 @@ async def _run_with(
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            env={"PATH": _search_path(), "LC_ALL": "C"},
+            env=environment(),
             # Control-C in our terminal is for us, and we end with nothing half done; and
             # whatever the program starts can be killed with it.
             start_new_session=True,

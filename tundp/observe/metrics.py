@@ -9,7 +9,7 @@ tells `tundp status`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from prometheus_client import (
@@ -23,8 +23,10 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
 import tundp
-from tundp.finding import Finding, failures
+from tundp.finding import Finding, Verdict, failures
 from tundp.lease.claim import LeaseState
+from tundp.linux.obstacles.look import IDS as OBSTACLES
+from tundp.linux.obstacles.look import SUMMARY as LOOKED
 from tundp.observe.counters import BREAKDOWNS, sentence, spec_of
 from tundp.observe.status import CountersStatus, EngineStatus, Status
 from tundp.wire.drop import DropReason
@@ -76,8 +78,10 @@ class Metrics:
         # Findings may share an id, samples must not share labels.
         failing = {finding.id for finding in failures(findings)}
         for finding_id in dict.fromkeys(finding.id for finding in findings):
-            each.add_metric([finding_id], finding_id not in failing)
+            if finding_id not in (*OBSTACLES, LOOKED):
+                each.add_metric([finding_id], finding_id not in failing)
         yield each
+        yield from _obstacles(findings)
         if self.netlink is not None:
             asked = CounterMetricFamily(
                 "tundp_netlink_requests",
@@ -98,6 +102,21 @@ class Metrics:
             if status.counters is not None:
                 yield from _traffic(status.counters)
             yield from _control(status)
+
+
+def _obstacles(findings: Sequence[Finding]) -> Iterator[Any]:
+    """What is in the way, by kind. There is no series before the first look."""
+    looked = next((each for each in findings if each.id == LOOKED), None)
+    family = GaugeMetricFamily(
+        "tundp_obstacle",
+        "How many things of this kind drop or divert packets, or may. tundp status names them.",
+        labels=["id"],
+    )
+    if looked is not None and looked.facts:
+        for name in OBSTACLES:
+            count = sum(each.id == name and each.verdict is not Verdict.NOTE for each in findings)
+            family.add_metric([name.removeprefix("obstacle.")], count)
+    yield family
 
 
 def _traffic(counters: CountersStatus) -> Iterator[Any]:

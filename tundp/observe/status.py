@@ -166,7 +166,7 @@ class FirewallStatus:
     flavour: str
     """`iptables` or `nftables`; empty if no rules are wanted."""
     missing: str
-    """What is wrong with them; empty if they are in place."""
+    """What is wrong with them; empty if all were there at the last look."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

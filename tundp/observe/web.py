@@ -22,7 +22,7 @@ from aiohttp import web
 
 from tundp.backoff import Outage
 from tundp.errors import PlatformError
-from tundp.finding import Finding, failures
+from tundp.finding import Finding, Verdict, failures
 from tundp.observe.health import Health
 from tundp.observe.metrics import CONTENT_TYPE, Metrics
 
@@ -36,6 +36,13 @@ REOPEN_S = 5.0
 """Between two tries to listen on a port that another program has."""
 HEALTHY = ("flanneld is running", "flanneld is not running")
 READY = ("flanneld is ready", "flanneld is not ready yet")
+_MARKS = {
+    Verdict.OK: ("[+]", "ok"),
+    Verdict.FAIL: ("[-]", "failed"),
+    Verdict.WARN: ("[!]", "warning"),
+    Verdict.NOTE: ("[.]", "note"),
+    Verdict.UNKNOWN: ("[?]", "unknown"),
+}
 
 
 @contextlib.asynccontextmanager
@@ -138,8 +145,11 @@ def _wants_json(request: web.Request) -> bool:
 
 
 def _as_line(finding: Finding) -> str:
-    """A check as Kubernetes' /readyz?verbose has it, and what was seen: `[+]lease ok: held`."""
-    mark, word = ("[-]", "failed") if finding.is_failure else ("[+]", "ok")
+    """A check as Kubernetes' /readyz?verbose has it, and what was seen: `[+]lease ok: held`.
+
+    Kubernetes knows `[+]` and `[-]`; what is neither has marks of its own.
+    """
+    mark, word = _MARKS[finding.verdict]
     seen = "; ".join(filter(None, (finding.evidence, finding.next_step)))
     return f"{mark}{finding.id} {word}: {' '.join(seen.split())}"
 
@@ -149,6 +159,7 @@ def _as_check(finding: Finding) -> dict[str, Any]:
     return {
         "name": finding.id,
         "ok": not finding.is_failure,
+        "verdict": finding.verdict.value,
         "detail": finding.evidence,
         "next_step": finding.next_step,
     }

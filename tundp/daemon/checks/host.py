@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,7 @@ from tundp.daemon.unit import installed_unit
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
 from tundp.linux import capability, unreachable
-from tundp.linux.command import find
+from tundp.linux.netlink import Link, Route
 from tundp.linux.tun import require_device
 
 BR_NETFILTER: Final = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
@@ -112,58 +112,62 @@ async def check_ports(inspection: Inspection) -> AsyncIterator[Finding]:
 
 
 async def check_routes(inspection: Inspection) -> AsyncIterator[Finding]:
-    """Whether anything else has addresses or routes of the overlay's network."""
-    if inspection.network_config is None:
+    """Whether other routes overlap the overlay's network. Where a daemon runs, see `obstacles`."""
+    if inspection.network_config is None or inspection.node is not None:
         return
     network = inspection.network_config.network
-    names = {link.index: link.name for link in await inspection.netlink.links()}
+    links = {link.index: link for link in await inspection.netlink.links()}
     is_clear = True
     for route in await inspection.netlink.routes():
-        over = ", ".join(names.get(index, str(index)) for index in route.indexes)
         if route.priority == unreachable.METRIC and not route.is_unicast:
             continue
-        is_pods = any(
-            names.get(i, "").startswith(("cni", "docker", "flannel")) for i in route.indexes
-        )
-        if route.destination.prefixlen == 0 or is_pods or not route.destination.overlaps(network):
+        if route.destination.prefixlen == 0 or not route.destination.overlaps(network):
+            continue
+        devices = [links[index] for index in route.indexes if index in links]
+        if _is_of_the_overlay(route, devices, inspection):
             continue
         is_clear = False
+        over = ", ".join(link.name for link in devices)
         yield Finding(
             id="routes.overlap",
             verdict=Verdict.FAIL if route.destination == network else Verdict.WARN,
             title="route",
             evidence=f"{route.destination} over {over or 'nothing'} overlaps the network {network}:"
             " packets for it do not reach the overlay, or leave it",
+            next_step=f"ip route del {route.destination}"
+            f"{f' dev {over}' if len(devices) == 1 else ''}, or another Network",
         )
     if is_clear:
-        yield Finding(id="routes", verdict=Verdict.OK, evidence=f"none in the way of {network}")
+        yield Finding(
+            id="routes",
+            verdict=Verdict.OK,
+            evidence=f"no route of the main table but the overlay's own overlaps {network}",
+        )
+
+
+def _is_of_the_overlay(route: Route, devices: Sequence[Link], inspection: Inspection) -> bool:
+    """Whether a route is a pods' bridge's, the underlay's, or over the device a start replaces."""
+    assert inspection.network_config is not None
+    subnet = inspection.subnet
+    kinds = {link.kind for link in devices}
+    if route.destination == inspection.network_config.network:
+        return kinds == {"tun"}
+    if inspection.interface is not None and inspection.interface.address in route.destination:
+        return True  # the way to the other nodes
+    if subnet is not None:
+        return route.destination.subnet_of(subnet)
+    return kinds == {"bridge"}
 
 
 async def check_br_netfilter(_: Inspection) -> AsyncIterator[Finding]:
     """Whether bridged packets pass iptables, as kube-proxy needs."""
-    if not BR_NETFILTER.exists():
-        yield Finding(
-            id="br_netfilter",
-            verdict=Verdict.OK,
-            evidence="not loaded; flannel would refuse to start, the overlay does not need it, but"
-            " kube-proxy's rules miss pods' traffic within a bridge without it",
-        )
-
-
-async def check_firewall(inspection: Inspection) -> AsyncIterator[Finding]:
-    """Whether the wanted rules can be made."""
-    settings, config = inspection.settings, inspection.network_config
-    if not (settings.ip_masq or settings.iptables_forward_rules):
-        yield Finding(id="firewall", verdict=Verdict.OK, evidence="no rules wanted")
-        return
-    tool = "nft" if config is not None and config.enable_nftables else "iptables"
-    if (path := find(tool)) is not None:
-        yield Finding(id="firewall", verdict=Verdict.OK, evidence=f"rules by {path}")
-        return
+    if BR_NETFILTER.exists():
+        value = BR_NETFILTER.read_text(encoding="ascii").strip()
+        seen = f"net.bridge.bridge-nf-call-iptables is {value}"
+    else:
+        value, seen = "", "not loaded; flannel would refuse to start, the overlay does not need it"
+    if value != "1":
+        seen += ": kube-proxy's rules miss pods' traffic within a bridge"
     yield Finding(
-        id="firewall",
-        verdict=Verdict.WARN,
-        evidence=f"{tool} is not installed: no"
-        f" {'masquerading and no ' if settings.ip_masq else ''}forward rules",
-        next_step="install it, or say --iptables-forward-rules=false",
+        id="br_netfilter", verdict=Verdict.OK if value == "1" else Verdict.NOTE, evidence=seen
     )

@@ -150,6 +150,10 @@ async def check_lease(inspection: Inspection) -> AsyncIterator[Finding]:
         verdict, evidence = Verdict.FAIL, str(error)
     else:
         if isinstance(plan, Keep):
+            inspection.subnet = plan.lease.key.subnet
+        elif plan.key == previous:
+            inspection.subnet = plan.key.subnet
+        if isinstance(plan, Keep):
             verdict, evidence = _kept(plan, public_ip, node_id)
         elif plan.key == previous:
             evidence = f"would take {plan.key} again, as in subnet.env"

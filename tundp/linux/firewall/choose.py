@@ -8,13 +8,13 @@ restart. `tundp cleanup` removes them.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from tundp.errors import PlatformError
-from tundp.linux.command import find, try_all
+from tundp.linux.command import try_all
 from tundp.linux.firewall import iptables, iptables_removal, nftables
+from tundp.linux.firewall.backend import needs_raw_sockets
 from tundp.linux.firewall.iptables_removal import has_legacy_tables
 from tundp.linux.firewall.recognise import Network
 from tundp.linux.firewall.settings import FirewallSettings, Previous, Removal
@@ -53,6 +53,10 @@ class Flavour(Protocol):
         ...
 
     async def repair(self) -> list[str]:
+        """See Firewall."""
+        ...
+
+    async def is_blind(self) -> bool:
         """See Firewall."""
         ...
 
@@ -108,6 +112,16 @@ class Firewall:
             await self._remove_old()
         return await self._flavour.repair() if self.is_wanted else []
 
+    async def is_blind(self) -> bool:
+        """Whether nobody reports changes of these rules: who keeps them has to look often.
+
+        True if the program does not answer.
+        """
+        try:
+            return await self._flavour.is_blind()
+        except PlatformError:
+            return True
+
     async def _remove_old(self) -> None:
         was_gone, self._is_old_gone = self._is_old_gone, False
         try:
@@ -158,12 +172,6 @@ async def leftovers(
 ) -> Removal:
     """List what `remove_all` would remove, in the same words."""
     return await _remove(networks, mark, is_dry_run=True, spares_direct=spares_direct)
-
-
-def needs_raw_sockets() -> bool:
-    """Whether iptables here is the legacy one, which needs CAP_NET_RAW to reach the kernel."""
-    path = find("iptables")
-    return path is not None and "legacy" in os.path.basename(os.path.realpath(path))
 
 
 async def _remove(

@@ -13,14 +13,14 @@ tables present" on stderr, which means nothing.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from tundp.errors import PlatformError
-from tundp.linux.command import run, try_all
+from tundp.linux.command import Finished, run, try_all
+from tundp.linux.firewall import backend
+from tundp.linux.firewall.backend import PACKAGE, BackEnd, Version
 from tundp.linux.firewall.recognise import (
     FORWARD_COMMENT,
     MASQUERADE_COMMENT,
@@ -30,7 +30,6 @@ from tundp.linux.firewall.recognise import (
 )
 from tundp.linux.firewall.settings import FirewallSettings, Overlay
 
-PACKAGE: Final = "iptables"
 KUBE_PROXY_MARK: Final = "0x4000/0x4000"
 """Packets with this mark are masqueraded by kube-proxy already."""
 WAIT_SINCE: Final = (1, 6, 2)
@@ -94,33 +93,39 @@ class Program:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._version: tuple[int, ...] | None = None
-        self._is_legacy = False
+        self._version: Version | None = None
 
     async def is_modern(self) -> bool:
         """Whether it knows --wait for restore, and --random-fully."""
+        return (await self.version()).numbers >= WAIT_SINCE
+
+    async def version(self) -> Version:
+        """What the program says of itself, asked once."""
         if self._version is None:
-            text = (await run(self.name, "--version", package=PACKAGE)).stdout
-            found = re.search(r"v(\d+)\.(\d+)(?:\.(\d+))?", text)
-            if found is None:
-                raise PlatformError(f"{self.name} --version tells no version: {text.strip()!r}")
-            self._version = tuple(int(part or 0) for part in found.groups())
-            self._is_legacy = "(nf_tables)" not in text
-        return self._version >= WAIT_SINCE
+            self._version = await backend.ask(self.name)
+        return self._version
+
+    async def _run(self, *argv: str, stdin: str = "", is_checked: bool = True) -> Finished:
+        return await run(
+            *argv,
+            package=PACKAGE,
+            stdin=stdin,
+            is_checked=is_checked,
+            capabilities=(await self.version()).back_end.capabilities,
+        )
 
     async def is_legacy(self) -> bool:
         """Whether its rules are those of the kernel's old tables, whatever the file is called."""
-        await self.is_modern()
-        return self._is_legacy
+        return (await self.version()).back_end is BackEnd.LEGACY
 
     async def list_chain(self, table: str, chain: str) -> list[str] | None:
         """The lines of `-S chain`, None if there is no such chain."""
         wait = ["--wait"] if await self.is_modern() else []
         argv = [self.name, *wait, "-t", table, "-S", chain]
-        finished = await run(*argv, package=PACKAGE, is_checked=False)
+        finished = await self._run(*argv, is_checked=False)
         if finished.code == 0:
-            # iptables 1.4 ends some lines with a space.
-            return [line.rstrip() for line in finished.stdout.splitlines()]
+            # A wrapper may print lines of its own; iptables 1.4 ends some lines with a space.
+            return [line.rstrip() for line in finished.stdout.splitlines() if line.startswith("-")]
         # The nf_tables back end says of a chain that is not there: incompatible. One that
         # really is incompatible makes the restore fail, which says so better than we could.
         if "No chain" in finished.stderr or "is incompatible" in finished.stderr:
@@ -133,19 +138,14 @@ class Program:
         lines: list[str] = []
         for table, commands in payload.items():
             lines += [f"*{table}", *commands, "COMMIT"]
-        await run(
-            f"{self.name}-restore",
-            "--noflush",
-            *wait,
-            package=PACKAGE,
-            stdin="\n".join(lines) + "\n",
-        )
+        stdin = "\n".join(lines) + "\n"
+        await self._run(f"{self.name}-restore", "--noflush", *wait, stdin=stdin)
 
     async def save(self) -> dict[str, list[str]]:
         """All lines by table. Unlike -S it makes no table that is not there yet."""
         tables: dict[str, list[str]] = defaultdict(list)
         table = ""
-        for line in (await run(f"{self.name}-save", package=PACKAGE)).stdout.splitlines():
+        for line in (await self._run(f"{self.name}-save")).stdout.splitlines():
             if line.startswith("*"):
                 table = line[1:]
             elif line.startswith((":", "-A ")):
@@ -195,6 +195,14 @@ class Iptables:
         """Redo what is not as `install` left it; four processes a family if all is well."""
         found = await try_all([part.repair for part in self._parts])
         return [damage for damage in found if damage]
+
+    async def is_blind(self) -> bool:
+        """See Firewall: of the legacy back end's changes the kernel tells nobody."""
+        versions = [await program.version() for program in self._used()]
+        return any(version.back_end is BackEnd.LEGACY for version in versions)
+
+    def _used(self) -> list[Program]:
+        return [self._programs[overlay.family] for overlay in self._settings.overlays]
 
 
 class _Part:

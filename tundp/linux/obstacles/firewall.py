@@ -1,0 +1,264 @@
+"""Rules in the way of the overlay's packets, each with the command that lets them pass."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network
+from typing import Final
+
+from tundp.finding import Finding, Verdict
+from tundp.linux.obstacles import remedy
+from tundp.linux.obstacles.packet import (
+    Address,
+    Match,
+    Packet,
+    Range,
+    range_at,
+    range_of,
+    ranges_of,
+)
+from tundp.linux.obstacles.rules import Kind, Passage, Rule, Stop, Table, bases
+from tundp.linux.obstacles.rulesets import Rulesets, rule_text
+from tundp.linux.obstacles.scene import Scene
+
+ID: Final = "obstacle.firewall"
+SHOWN: Final = 6
+"""Rules that are named; of the rest their number is."""
+_POLICIES: Final = re.compile(r"^(KUBE-(POD-FW|NWPLCY|ROUTER)|cali[-_]|felix|WEAVE-NPC|CILIUM)")
+"""Chains of programs that carry out what somebody declared for single pods."""
+_WAYS: Final = {Match.YES: "drops", Match.PART: "drops some of the", Match.UNKNOWN: "may drop"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trip:
+    """A way packets of the overlay take through this host."""
+
+    name: str
+    hooks: tuple[str, ...]
+    packets: tuple[Packet, ...]
+    passes: remedy.Passes
+    """What lets them pass, by hook."""
+
+
+@dataclass(slots=True)
+class Found:
+    """A rule or policy, and the packets that may end there, by trip."""
+
+    stop: Stop
+    trips: dict[str, Trip] = field(default_factory=dict)
+    packets: dict[str, list[tuple[Packet, Match]]] = field(default_factory=dict)
+
+
+def trips(scene: Scene, pod_devices: Sequence[str]) -> list[Trip]:
+    """Every way of the overlay's packets, and the packets to try on it."""
+    device, uplink, pods = (scene.device,), (scene.uplink,), tuple(pod_devices)
+    inside = ranges_of(peer.subnet for peer in scene.peers) or (range_of(scene.network),)
+    own = (range_of(scene.subnet),)
+    found = [
+        Trip(
+            name="from peers to pods here",
+            hooks=("prerouting", "forward", "postrouting"),
+            packets=_packets(inside, own, iif=device, oif=pods),
+            passes=remedy.to_pods(scene),
+        ),
+        Trip(
+            name="from pods here to peers",
+            hooks=("prerouting", "forward", "postrouting"),
+            packets=_packets(own, inside, iif=pods, oif=device),
+            passes=remedy.from_pods(scene),
+        ),
+    ]
+    if not scene.is_tunnel:
+        return found
+    here = (range_at(scene.address),)
+    there = tuple(range_at(peer.public_ip) for peer in scene.peers)
+    everywhere: tuple[Range, ...] = there or (range_of(IPv4Network("0.0.0.0/0")),)
+    host = (range_at(scene.tunnel_address),)
+    return [
+        *found,
+        Trip(
+            name="of the tunnel (UDP) to peers",
+            hooks=("output", "postrouting"),
+            packets=_datagrams(here, everywhere, scene.port, oif=uplink, is_from_host=True),
+            passes=remedy.tunnel(scene),
+        ),
+        Trip(
+            name="of the tunnel (UDP) from peers",
+            hooks=("prerouting", "input"),
+            packets=_datagrams(everywhere, here, scene.port, iif=uplink, is_for_host=True),
+            passes=remedy.tunnel(scene),
+        ),
+        Trip(
+            name="from this host to peers",
+            hooks=("output", "postrouting"),
+            packets=_packets(host, inside, oif=device, is_from_host=True),
+            passes=remedy.from_pods(scene),
+        ),
+        Trip(
+            name="from peers in answer to this host",
+            hooks=("prerouting", "input"),
+            packets=tuple(
+                packet
+                for packet in _packets(inside, host, iif=device, is_for_host=True)
+                if packet.state == "established"
+            ),
+            passes=remedy.to_pods(scene),
+        ),
+    ]
+
+
+def _packets(
+    src: tuple[Range, ...],
+    dst: tuple[Range, ...],
+    *,
+    iif: tuple[str, ...] = (),
+    oif: tuple[str, ...] = (),
+    is_for_host: bool = False,
+    is_from_host: bool = False,
+) -> tuple[Packet, ...]:
+    return tuple(
+        Packet(
+            proto=proto,
+            state=state,
+            src=src,
+            dst=dst,
+            iif=iif,
+            oif=oif,
+            is_for_host=is_for_host,
+            is_from_host=is_from_host,
+        )
+        for proto in ("tcp", "udp", "icmp")
+        for state in ("new", "established")
+    )
+
+
+def _datagrams(
+    src: tuple[Range, ...],
+    dst: tuple[Range, ...],
+    port: int | None,
+    *,
+    iif: tuple[str, ...] = (),
+    oif: tuple[str, ...] = (),
+    is_for_host: bool = False,
+    is_from_host: bool = False,
+) -> tuple[Packet, ...]:
+    whole = _packets(src, dst, iif=iif, oif=oif, is_for_host=is_for_host, is_from_host=is_from_host)
+    return tuple(replace(packet, port=port) for packet in whole if packet.proto == "udp")
+
+
+def judge(rulesets: Rulesets, scene: Scene, pod_devices: Sequence[str]) -> list[Found]:
+    """Every rule and policy at which any of the overlay's packets may end."""
+    tables = _with_ours(rulesets.tables, scene)
+    found: dict[tuple[str, str, str, str, int, str], Found] = {}
+    for trip in trips(scene, pod_devices):
+        ways = [each for hook in trip.hooks for each in bases(tables, hook)]
+        for packet in trip.packets:
+            passage = Passage()
+            for table, base in ways:
+                passage.through(table, base, packet)
+            for stop in passage.stops:
+                place = (0, "") if stop.rule is None else (stop.rule.place, stop.rule.text)
+                table = stop.table
+                key = (table.program, table.family, table.name, stop.chain.name, *place)
+                each = found.setdefault(key, Found(stop))
+                each.trips[f"{trip.name} {stop.base.hook}"] = trip
+                each.packets.setdefault(trip.name, []).append((packet, stop.certainty))
+    return list(found.values())
+
+
+def _with_ours(tables: Sequence[Table], scene: Scene) -> list[Table]:
+    """The tables with the rules a start would append to FORWARD, if no daemon has."""
+    if scene.is_open or not scene.accepts:
+        return list(tables)
+    ours = tuple(
+        Rule(
+            text="flannel's accept",
+            tests=(Address(is_source, (range_of(scene.network),)),),
+            kind=Kind.ACCEPT,
+        )
+        for is_source in (True, False)
+    )
+
+    def appended(table: Table) -> Table:
+        forward = table.chains.get("FORWARD")
+        if (table.program, table.name) != ("iptables", "filter") or forward is None:
+            return table
+        more = replace(forward, rules=(*forward.rules, *ours))
+        return replace(table, chains={**table.chains, "FORWARD": more})
+
+    return [appended(table) for table in tables]
+
+
+async def findings(rulesets: Rulesets, scene: Scene, judged: Sequence[Found]) -> list[Finding]:
+    """The findings of `judge`, the certain ones first."""
+    ordered = sorted(judged, key=lambda each: -_certainty(each))
+    made = [await _finding(each, scene) for each in ordered[:SHOWN]]
+    if (more := len(ordered) - SHOWN) > 0:
+        made.append(
+            Finding(
+                id=ID,
+                verdict=Verdict.WARN,
+                evidence=f"{more} more rules are, or may be, in the way",
+                next_step="deal with those named, and look again",
+            )
+        )
+    if rulesets.odd_hooks:
+        made.append(
+            Finding(
+                id="obstacle.hooks",
+                verdict=Verdict.NOTE,
+                evidence="not judged, and they may drop frames, before or below other rules:"
+                f" {', '.join(rulesets.odd_hooks[:SHOWN])}",
+            )
+        )
+    return made
+
+
+async def _finding(found: Found, scene: Scene) -> Finding:
+    stop = found.stop
+    text = await _text(stop)
+    is_policy = _POLICIES.match(stop.chain.name) is not None
+    effects = [_effect(name, packets, found) for name, packets in found.packets.items()]
+    command = remedy.command(
+        stop, [(key.rsplit(" ", 1)[1], trip.passes) for key, trip in found.trips.items()]
+    )
+    lasting = remedy.lasting(stop, scene, text)
+    return Finding(
+        id=ID,
+        verdict=Verdict.NOTE if is_policy else Verdict.WARN,
+        evidence=f"{stop.table.title}, {text}: {'; '.join(effects)}",
+        next_step="" if is_policy else f"{command}{f'  ({lasting})' if lasting else ''}",
+        meaning="a policy for single pods" if is_policy else "",
+        facts={} if is_policy else {"command": command},
+    )
+
+
+async def _text(stop: Stop) -> str:
+    """The rule as its own program prints it."""
+    if stop.rule is None:
+        return f"policy drop of chain {stop.base.name}"
+    if stop.table.program != "nft":
+        return f"rule {stop.rule.place} of {stop.chain.name}: {stop.rule.text}"
+    text = await rule_text(stop.table, stop.chain.name, stop.rule.place)
+    return f"chain {stop.chain.name}: {text or stop.rule.text[:200]}"
+
+
+def _certainty(found: Found) -> int:
+    return max(certainty for each in found.packets.values() for _, certainty in each)
+
+
+def _effect(name: str, packets: Sequence[tuple[Packet, Match]], found: Found) -> str:
+    """What it does to the packets of one trip, in words."""
+    certainty = max(certainty for _, certainty in packets)
+    states = {packet.state for packet, _ in packets}
+    protocols = {packet.proto for packet, _ in packets}
+    tried = next(trip for trip in found.trips.values() if trip.name == name).packets
+    kinds = "packets"
+    if protocols < {packet.proto for packet in tried}:
+        kinds = f"{'/'.join(sorted(protocols)).upper()} {kinds}"
+    if states < {packet.state for packet in tried}:
+        is_new = states == {"new"}
+        kinds = f"{'first' if is_new else 'later'} {kinds} of a connection"
+    return f"{_WAYS[certainty]} {kinds} {name}"

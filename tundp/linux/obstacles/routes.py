@@ -1,0 +1,330 @@
+"""Where the kernel would send the overlay's packets: asked of it, policy rules included.
+
+RTM_GETROUTE is answered by the same lookup packets get. With an input device the answer is an
+error where packets would be dropped: no forwarding, reverse path filter, martian source.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final
+
+from tundp.errors import PlatformError
+from tundp.finding import Finding, Verdict
+from tundp.linux import uapi
+from tundp.linux.netlink import Netlink, Route
+from tundp.linux.obstacles import sysctls
+from tundp.linux.obstacles.scene import PeerPlace, Scene
+
+ID: Final = "obstacle.route"
+ASKED: Final = 4
+"""Peers that are asked about."""
+_NO_WAY: Final = {
+    errno.ENETUNREACH: "there is no route",
+    errno.EHOSTUNREACH: 'an "unreachable" route takes it',
+    errno.EACCES: 'a "prohibit" route takes it',
+    errno.EINVAL: 'a "blackhole" route takes it',
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The kernel's routing decision."""
+
+    index: int = 0
+    """The device packets leave by; 0 for none."""
+    gateway: IPv4Address | None = None
+    table: int = uapi.RT_TABLE_MAIN
+    errno: int = 0
+    is_for_host: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A packet to look up. iif: the name of the device it comes in by, empty for our own."""
+
+    to: IPv4Address
+    source: IPv4Address | None = None
+    iif: str = ""
+    port: int | None = None
+
+    def __str__(self) -> str:
+        """As a command that asks the same."""
+        text = f"ip route get {self.to}"
+        if self.source is not None:
+            text += f" from {self.source}"
+        return f"{text} iif {self.iif}" if self.iif else text
+
+
+class Routes:
+    """Questions to the kernel about one scene."""
+
+    def __init__(self, netlink: Netlink, scene: Scene) -> None:
+        self._netlink = netlink
+        self._scene = scene
+        self._indexes: dict[str, int] = {}
+        self._table: list[Route] = []
+        self._own: set[IPv4Address] = set()
+
+    async def pod_devices(self) -> list[str]:
+        """Devices packets for this node's pods leave by: those of routes inside its subnet."""
+        scene = self._scene
+        self._indexes = {link.name: link.index for link in await self._netlink.links()}
+        self._table = await self._netlink.routes()
+        self._own = {each.interface.ip for each in await self._netlink.addresses()}
+        if scene.subnet == scene.network:
+            return []
+        names = self._names
+        devices = [
+            names.get(index, "")
+            for route in self._table
+            if route.is_unicast and route.destination.subnet_of(scene.subnet)
+            for index in route.indexes
+        ]
+        own = {scene.device, "", "lo"} if scene.is_tunnel else {"", "lo"}
+        return [name for name in dict.fromkeys(devices) if name not in own][:16]
+
+    async def findings(self, pod_devices: Sequence[str]) -> list[Finding]:
+        """Where packets would go elsewhere, or nowhere."""
+        scene = self._scene
+        if not scene.is_open or scene.device not in self._indexes:
+            return []
+        asked = scene.peers[:ASKED]
+        found: list[Finding] = []
+        astray = [each for peer in asked for each in await self._to_peer(peer, pod_devices)]
+        # Where nothing at all passes the node is of no use; else others are served.
+        is_all = len({each.facts["peer"] for each in astray}) == len(asked) > 0
+        if not is_all:
+            astray = [
+                Finding(
+                    id=each.id,
+                    verdict=Verdict.WARN,
+                    evidence=each.evidence,
+                    next_step=each.next_step,
+                    facts=each.facts,
+                )
+                for each in astray
+            ]
+        found += astray
+        found += self._overlaps(already=astray)
+        if scene.is_tunnel:
+            for peer in asked:
+                found += await self._tunnel(peer)
+            found += await self._to_pods(asked, pod_devices)
+        return found
+
+    async def _to_peer(self, peer: PeerPlace, pod_devices: Sequence[str]) -> list[Finding]:
+        """From this host, and from pods; one finding at most."""
+        scene = self._scene
+        to = _inside(peer.subnet)
+        questions = [Question(to)]
+        if pod_devices and sysctls.read("ipv4/ip_forward"):
+            questions.append(Question(to, self._pod(), pod_devices[0]))
+        for question in questions:
+            answer = await self._ask(question)
+            if self._is_right(answer, peer):
+                continue
+            command = self._remedy(to, answer)
+            whence = f" from pods ({question.iif})" if question.iif else ""
+            return [
+                Finding(
+                    id=ID,
+                    verdict=Verdict.FAIL,
+                    evidence=f"packets for {peer.subnet}{whence} do not go through"
+                    f" {scene.device}: {self._says(question, answer)}",
+                    next_step=command,
+                    facts={"command": command, "peer": str(peer.subnet)},
+                )
+            ]
+        return []
+
+    def _pod(self) -> IPv4Address:
+        """An address of this node's subnet that no device of this host has."""
+        subnet = self._scene.subnet
+        last = int(subnet.broadcast_address) - (subnet.num_addresses > 2)
+        some = (IPv4Address(number) for number in range(last, int(subnet.network_address), -1))
+        return next((each for each in some if each not in self._own), IPv4Address(last))
+
+    def _is_right(self, answer: Answer, peer: PeerPlace) -> bool:
+        if answer.index != self._indexes.get(self._scene.device):
+            return False
+        return self._scene.is_tunnel or answer.gateway == peer.public_ip
+
+    def _overlaps(self, already: Sequence[Finding]) -> list[Finding]:
+        """Routes of the main table that take a part of a peer's subnet elsewhere."""
+        scene = self._scene
+        if not scene.is_tunnel:
+            return []
+        found = []
+        device = self._indexes.get(scene.device)
+        done = {each.facts["peer"] for each in already}
+        for route in self._table:
+            if (
+                route.destination.prefixlen <= scene.network.prefixlen
+                or not route.destination.subnet_of(scene.network)
+                or route.indexes == (device,)
+                or str(route.destination) in done
+                # The underlay's own route may lie within the network, too.
+                or not any(route.destination.overlaps(peer.subnet) for peer in scene.peers)
+            ):
+                continue
+            command = _deletion(route, self._names)
+            found.append(
+                Finding(
+                    id=ID,
+                    verdict=Verdict.WARN,
+                    evidence=f"{_described(route, self._names)} takes packets of the overlay's"
+                    f" network {scene.network} from {scene.device}",
+                    next_step=command,
+                    facts={"command": command, "peer": str(route.destination)},
+                )
+            )
+        return found[:ASKED]
+
+    async def _tunnel(self, peer: PeerPlace) -> list[Finding]:
+        """Datagrams to a peer must not enter the tunnel again; those from it must be let in."""
+        scene = self._scene
+        question = Question(peer.public_ip, scene.address, port=scene.port)
+        answer = await self._ask(question)
+        if answer.errno or answer.index == self._indexes.get(scene.device):
+            why = "cannot leave" if answer.errno else f"would enter {scene.device} again"
+            return [
+                Finding(
+                    id="obstacle.tunnel",
+                    verdict=Verdict.WARN,
+                    evidence=f"datagrams to {peer.public_ip} {why}: {self._says(question, answer)}",
+                    next_step=f"a route to {peer.public_ip} over {scene.uplink}",
+                )
+            ]
+        question = Question(scene.address, peer.public_ip, scene.uplink, port=scene.port)
+        answer = await self._ask(question)
+        if answer.errno or not answer.is_for_host:
+            mode = sysctls.effective_rp_filter(scene.uplink)
+            command = f"sysctl -w net/ipv4/conf/{scene.uplink}/rp_filter=2"
+            return [
+                Finding(
+                    id="obstacle.tunnel",
+                    verdict=Verdict.WARN,
+                    evidence=f"the kernel would drop datagrams from {peer.public_ip} that come"
+                    f" in by {scene.uplink} (rp_filter {mode}; {question})",
+                    next_step=command if mode == sysctls.STRICT else "see ip rule, ip route",
+                    facts={"command": command} if mode == sysctls.STRICT else {},
+                )
+            ]
+        return []
+
+    async def _to_pods(
+        self, asked: Sequence[PeerPlace], pod_devices: Sequence[str]
+    ) -> list[Finding]:
+        """What comes out of the tunnel for pods, from a pod of each peer."""
+        scene = self._scene
+        if not pod_devices or not sysctls.read("ipv4/ip_forward"):
+            return []
+        if sysctls.read(f"ipv4/conf/{scene.device}/forwarding") == 0:
+            return []
+        for peer in asked:
+            question = Question(self._pod(), _inside(peer.subnet), scene.device)
+            answer = await self._ask(question)
+            if not answer.errno and self._names.get(answer.index) in pod_devices:
+                continue
+            mode = sysctls.effective_rp_filter(scene.device)
+            is_filter = bool(answer.errno) and mode > 0
+            command = self._remedy(question.to, answer)
+            if is_filter:
+                command = f"sysctl -w net/ipv4/conf/{scene.device}/rp_filter=2"
+            why = self._says(question, answer)
+            if is_filter:
+                why = f"the kernel would drop them, rp_filter is {mode} ({question})"
+            return [
+                Finding(
+                    id=ID,
+                    verdict=Verdict.WARN,
+                    evidence=f"packets from {peer.subnet} for pods here do not reach them: {why}",
+                    next_step=command,
+                    facts={"peer": str(peer.subnet), "command": command},
+                )
+            ]
+        return []
+
+    async def _ask(self, question: Question) -> Answer:
+        # As ip(8) does: without the flag the answer names the main table whatever the table.
+        request: dict[str, object] = {
+            "dst": str(question.to),
+            "flags": uapi.RTM_F_LOOKUP_TABLE,
+        }
+        if question.source is not None:
+            request["src"] = str(question.source)
+        if question.iif:
+            request["iif"] = self._indexes.get(question.iif, 0)
+        if question.port is not None:
+            request |= {"ip_proto": 17, "sport": question.port, "dport": question.port}
+        try:
+            (message,) = await self._netlink.call(str(question), "route", "get", **request)
+        except PlatformError as error:
+            return Answer(errno=error.errno or errno.EIO)
+        return _to_answer(message)
+
+    def _says(self, question: Question, answer: Answer) -> str:
+        """The answer in words."""
+        if answer.errno:
+            return f"{_NO_WAY.get(answer.errno, 'refused')} ({question})"
+        name = self._names.get(answer.index, str(answer.index))
+        via = "" if answer.gateway is None else f" via {answer.gateway}"
+        table = ""
+        if answer.table not in (uapi.RT_TABLE_MAIN, 0):
+            table = f", by table {answer.table} (ip rule)"
+        return f"the kernel would route them over {name}{via}{table} ({question})"
+
+    def _remedy(self, to: IPv4Address, answer: Answer) -> str:
+        """What brings packets for an address back to the device."""
+        scene = self._scene
+        device = self._indexes.get(scene.device)
+        takers = [
+            route
+            for route in self._table
+            if to in route.destination
+            and route.destination.prefixlen > scene.network.prefixlen
+            and route.indexes != (device,)
+        ]
+        # A route of the main table is taken for the cause only where that table decided.
+        if takers and answer.table in (uapi.RT_TABLE_MAIN, 0):
+            return _deletion(max(takers, key=lambda each: each.destination.prefixlen), self._names)
+        if scene.is_tunnel and any(route.indexes == (device,) for route in self._table):
+            return f"ip rule add priority 1 to {scene.network} lookup main"
+        return "see ip rule, ip route"
+
+    @property
+    def _names(self) -> Mapping[int, str]:
+        return {index: name for name, index in self._indexes.items()}
+
+
+def _to_answer(message: Mapping[str, object]) -> Answer:
+    get = message.get
+    gateway, index, table = get("gateway"), get("oif"), get("table")
+    return Answer(
+        index=index if isinstance(index, int) else 0,
+        gateway=IPv4Address(gateway) if isinstance(gateway, str) else None,
+        table=table if isinstance(table, int) else uapi.RT_TABLE_MAIN,
+        is_for_host=message["type"] == uapi.RTN_LOCAL,
+    )
+
+
+def _described(route: Route, names: Mapping[int, str]) -> str:
+    over = ", ".join(names.get(index, str(index)) for index in route.indexes)
+    if not route.is_unicast:
+        return f"a {route.kind} route for {route.destination}"
+    return f"a route for {route.destination} over {over or 'nothing'}"
+
+
+def _deletion(route: Route, names: Mapping[int, str]) -> str:
+    kind = "" if route.is_unicast else f"{route.kind} "
+    over = f" dev {names.get(route.indexes[0], '')}" if len(route.indexes) == 1 else ""
+    return f"ip route del {kind}{route.destination}{over}"
+
+
+def _inside(subnet: IPv4Network) -> IPv4Address:
+    """An address of the subnet that is not its first, if there is another."""
+    return subnet.network_address + 1 if subnet.num_addresses > 2 else subnet.broadcast_address

@@ -1,0 +1,217 @@
+"""netfilter's tables, chains and rules, and the way of a packet through one base chain.
+
+Each base chain judges for itself: an accept ends it, not the next one; a drop is final
+(nftables wiki, "Configuring chains"). iptables' built-in chains are base chains, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, unique
+
+from tundp.linux.obstacles.packet import Match, Packet, Test, worst
+
+
+@unique
+class Kind(Enum):
+    """What becomes of a packet a rule matches."""
+
+    NONE = "goes on"
+    ACCEPT = "accept"
+    DROP = "drop"
+    QUEUE = "queue"
+    """A program in user space decides."""
+    RETURN = "return"
+    JUMP = "jump"
+    GOTO = "goto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One rule. Of a verdict map there is one for each of its elements."""
+
+    text: str
+    """As the program that lists it prints it, or its JSON."""
+    tests: tuple[Test, ...] = ()
+    kind: Kind = Kind.NONE
+    target: str = ""
+    """The chain of JUMP and GOTO."""
+    marks: int = 0
+    """The bits of the packet's mark it may set."""
+    place: int = 0
+    """iptables: its number in the chain, from 1. nft: its handle."""
+
+    def match(self, packet: Packet, mark: int) -> Match:
+        """All tests together; stops at the first that fails."""
+        answer = Match.YES
+        for test in self.tests:
+            answer = worst(answer, test.match(packet, mark))
+            if answer is Match.NO:
+                break
+        return answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A chain, a base chain if it has a hook."""
+
+    name: str
+    rules: tuple[Rule, ...] = ()
+    hook: str = ""
+    """`prerouting`, `input`, `forward`, `output`, `postrouting`, or another's name."""
+    priority: int = 0
+    drops_by_default: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table of one family, and the program that can change it."""
+
+    program: str
+    """`iptables`, `iptables-legacy` or `nft`: what to type."""
+    family: str
+    """`ip` or `inet`, ..."""
+    name: str
+    chains: Mapping[str, Chain] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        if self.program == "nft":
+            return f"nft table {self.family} {self.name}"
+        return f"{self.program} table {self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Where a packet ends, or may end."""
+
+    table: Table
+    base: Chain
+    chain: Chain
+    rule: Rule | None
+    """None: the policy of the base chain."""
+    certainty: Match
+    """YES: all such packets; PART: some of them; UNKNOWN: by a rule that is not understood."""
+
+
+class Passage:
+    """One kind of packet on its way through hooks, in order; keeps the marks it may have."""
+
+    def __init__(self) -> None:
+        self.stops: list[Stop] = []
+        self._mark = 0
+
+    def through(self, table: Table, base: Chain, packet: Packet) -> None:
+        """Pass one base chain, and note where the packet may be dropped."""
+        _Walk(table, base, packet, self).run()
+
+    @property
+    def mark(self) -> int:
+        """The bits rules so far may have set."""
+        return self._mark
+
+    def set_marks(self, bits: int) -> None:
+        """A rule may have set these."""
+        self._mark |= bits
+
+
+class _Walk:
+    """A walk through one base chain. What is left of the packets is told by certainty."""
+
+    def __init__(self, table: Table, base: Chain, packet: Packet, passage: Passage) -> None:
+        self._table = table
+        self._base = base
+        self._packet = packet
+        self._passage = passage
+        self._neutral: dict[str, bool] = {}
+
+    def run(self) -> None:
+        left = self._chain(self._base, Match.YES, frozenset())
+        if left is not Match.NO and self._base.drops_by_default:
+            self._stop(self._base, None, left)
+
+    def _chain(self, chain: Chain, arriving: Match, above: frozenset[str]) -> Match:
+        """Which packets come back from a chain: NO for none, else how certainly."""
+        if chain.name in above:  # the kernel refuses loops; a listing in two halves may show one
+            return arriving
+        above |= {chain.name}
+        left, returned = arriving, Match.NO
+        for rule in chain.rules:
+            answer = rule.match(self._packet, self._passage.mark)
+            if answer is Match.NO:
+                continue
+            if rule.marks:
+                self._passage.set_marks(rule.marks)
+            here = worst(left, answer)
+            if rule.kind in (Kind.JUMP, Kind.GOTO):
+                back = self._sub(rule, here, above)
+                is_goto = rule.kind is Kind.GOTO
+                if is_goto:
+                    returned = max(returned, back)
+                if answer is Match.YES:
+                    if is_goto or back is Match.NO:
+                        return returned
+                    left = back
+                elif back is not here:
+                    left = worst(left, answer)
+                continue
+            if rule.kind in (Kind.DROP, Kind.QUEUE):
+                is_queue = rule.kind is Kind.QUEUE
+                self._stop(chain, rule, Match.UNKNOWN if is_queue else here)
+                if answer is Match.YES:
+                    return returned
+            elif rule.kind is Kind.ACCEPT:
+                if answer is Match.YES:
+                    return returned
+                left = here
+            elif rule.kind is Kind.RETURN:
+                returned = max(returned, here)
+                if answer is Match.YES:
+                    return returned
+                left = here
+        return max(returned, left)
+
+    def _sub(self, rule: Rule, here: Match, above: frozenset[str]) -> Match:
+        chain = self._table.chains.get(rule.target)
+        return here if chain is None else self._chain(chain, here, above)
+
+    def _stop(self, chain: Chain, rule: Rule | None, certainty: Match) -> None:
+        self._passage.stops.append(
+            Stop(
+                table=self._table,
+                base=self._base,
+                chain=chain,
+                rule=rule,
+                certainty=certainty,
+            )
+        )
+
+
+def bases(tables: Sequence[Table], hook: str) -> list[tuple[Table, Chain]]:
+    """The base chains of a hook in the order packets meet them."""
+    found = [
+        (table, chain)
+        for table in tables
+        for chain in table.chains.values()
+        if chain.hook == hook and can_stop(table, chain)
+    ]
+    return sorted(found, key=lambda each: each[1].priority)
+
+
+def can_stop(table: Table, base: Chain) -> bool:
+    """Whether any rule below a base chain drops, or sets a mark by which another might."""
+    seen: set[str] = set()
+    waiting = [base]
+    while waiting:
+        chain = waiting.pop()
+        if chain.drops_by_default:
+            return True
+        for rule in chain.rules:
+            if rule.kind in (Kind.DROP, Kind.QUEUE) or rule.marks:
+                return True
+            if rule.target in table.chains and rule.target not in seen:
+                seen.add(rule.target)
+                waiting.append(table.chains[rule.target])
+    return False
