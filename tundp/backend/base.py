@@ -132,6 +132,8 @@ class BackendStatus:
     """The name of its own device, empty while that is gone; None if it has none."""
     routes: int | None
     """How many kernel routes it keeps; None for a backend that keeps one for the network."""
+    queue_drops: int | None = None
+    """Packets the kernel dropped at the queue of its own device; None if it has none."""
 
 
 class Backend(Protocol):

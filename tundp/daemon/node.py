@@ -34,6 +34,7 @@ from tundp.lease.network import NetworkConfig
 from tundp.lease.routing import Routing
 from tundp.lease.subnet_env import SubnetEnv
 from tundp.linux import notify
+from tundp.linux.losses import UdpErrors, udp_errors
 from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.netlink import Netlink
 from tundp.observe.metrics import Metrics
@@ -69,6 +70,7 @@ class Node:
     routing: Routing = field(init=False)
     publisher: Publisher = field(init=False)
     started_at: float = field(default_factory=time.time)
+    udp_errors_before: UdpErrors = field(default_factory=udp_errors)
 
     def __post_init__(self) -> None:
         self.subnet_file = SubnetFile(self.settings.instance)

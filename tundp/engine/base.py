@@ -135,6 +135,13 @@ class Dataplane(Protocol):
         """
         ...
 
+    def hop_sockets(self) -> int:
+        """How many send sockets of single hops there are now: engine/hop_slots.py.
+
+        With several workers a hop may have one in each.
+        """
+        ...
+
     def offloads(self) -> OffloadState:
         """Offloads in use now, and why others are not."""
         ...

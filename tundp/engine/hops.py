@@ -19,6 +19,7 @@ class HopCount:
     packets_in: int = 0
     bytes_in: int = 0
     drops: int = 0
+    queue_full: int = 0
     last_heard: float | None = None
     last_errno: str | None = None
 

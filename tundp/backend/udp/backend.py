@@ -20,6 +20,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from tundp.backend.base import BackendContext, BackendStatus, FibSink, Given
+from tundp.backend.udp.queue_drops import QueueDrops
 from tundp.backend.udp.sockets import move_sockets, open_sockets
 from tundp.backoff import Backoff, Outage
 from tundp.engine.base import Dataplane, EngineContext
@@ -58,6 +59,7 @@ class UdpBackend:
         self._engine: Dataplane | None = None
         self._tun: Tun | None = None
         self._tun_index = 0
+        self._queue_drops = QueueDrops()
 
     @property
     def name(self) -> str:
@@ -202,6 +204,7 @@ class UdpBackend:
             port=self._config.peer_port,
             device="" if self._tun is None else self._tun.name,
             routes=None,
+            queue_drops=self._queue_drops.count(),
         )
 
     def checks(self) -> list[Finding]:
@@ -241,8 +244,10 @@ class UdpBackend:
         name = self._settings.tun_name if self._tun is None else self._tun.name
         if self._tun is not None:
             self._tun.close()
-        self._tun = self._adopt_tun() or Tun(name, self.engine.tun_mode)
+        adopted = self._adopt_tun()
+        self._tun = adopted or Tun(name, self.engine.tun_mode)
         self._tun_index = await device.configure(self._netlink, self._tun, self._device)
+        self._queue_drops.follow(self._tun_index, is_adopted=adopted is not None)
         self.engine.attach(self._tun)
         _log.info(
             "device %s: address %s/32, MTU %d, route %s, engine %s",

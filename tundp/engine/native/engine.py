@@ -201,6 +201,10 @@ class NativeEngine:
         """See Dataplane."""
         return self._hops.counters(hop_ids, self._hop_count())
 
+    def hop_sockets(self) -> int:
+        """See Dataplane."""
+        return sum(worker.hop_sockets() for worker in self._workers)
+
     def offloads(self) -> OffloadState:
         """See Dataplane."""
         if self._kernel is None:
@@ -261,6 +265,7 @@ class NativeEngine:
                     notify_fd=self._notify_fd,
                     directions=direction,
                     hop_counters=self._hops.counters_of(len(workers)),
+                    hop_queues=self._hops.queues_of(len(workers)),
                     icmp_budget=self._icmp_budget,
                 )
                 workers.append(Worker(setup))
