@@ -197,6 +197,10 @@ class Backend(Protocol):
         """Whether a change of routes calls for `repair`."""
         ...
 
+    def kernel_changed(self) -> None:
+        """Links, addresses or routes of the node changed, whosever: called often, must be cheap."""
+        ...
+
     def owns_address(self, interface_index: int) -> bool:
         """Whether addresses on this interface are ours by right: the overlay's own."""
         ...

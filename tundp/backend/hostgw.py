@@ -189,6 +189,9 @@ class HostGwBackend:
         """See Backend: a route for a peer's subnet."""
         return change.destination in self._wanted
 
+    def kernel_changed(self) -> None:
+        """See Backend. Nothing is remembered of paths."""
+
     def owns_address(self, interface_index: int) -> bool:
         """See Backend: there is no device, and so no address of it."""
         return False

@@ -184,8 +184,9 @@ class Node:
                         with contextlib.suppress(TimeoutError):
                             # What could not be done is tried again, though nothing happens.
                             async with asyncio.timeout(RETRY_S if self.underlay.error else None):
-                                while not any(self._concerns_us(c) for c in await changes()):
-                                    pass
+                                while not any(map(self._concerns_us, await changes())):
+                                    self.backend.kernel_changed()
+                        self.backend.kernel_changed()
                         await asyncio.sleep(REPAIR_PAUSE_S)
             except PlatformError as error:
                 outage.failed(error, now=clock())

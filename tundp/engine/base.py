@@ -150,6 +150,13 @@ class Dataplane(Protocol):
         """Path state by hop id, of hops that have any."""
         ...
 
+    def recheck_paths(self) -> None:
+        """Forget path MTUs the kernel has other figures for by now: routes or links changed.
+
+        What is still narrow is learnt again, without a loss, from the next send that is refused.
+        """
+        ...
+
     def heartbeat(self) -> tuple[int, ...]:
         """Iterations each running packet thread has made; () without one, and while detached.
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import os
 import socket
@@ -42,7 +43,7 @@ from tundp.engine.base import (
     OffloadState,
     PathState,
 )
-from tundp.engine.changes import changed_hops
+from tundp.engine.changes import changed_hops, changed_paths
 from tundp.engine.counters import Counters, DirectionCounters, HopCounters
 from tundp.engine.hop_sockets import HopSockets
 from tundp.engine.hops import HopLedger
@@ -182,6 +183,11 @@ class ReferenceEngine:
     def path_states(self) -> Mapping[int, PathState]:
         """See Dataplane."""
         return self._hops.paths(self._loop.time())
+
+    def recheck_paths(self) -> None:
+        """See Dataplane."""
+        ask = functools.partial(udp.path_mtu, self._source)
+        self._hops.forget_paths(changed_paths(self.path_states(), self._fib, ask))
 
     def heartbeat(self) -> tuple[int, ...]:
         """See Dataplane. It has no thread: the loop that asks is the one that carries."""

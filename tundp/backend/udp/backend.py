@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 
 DEVICE_LIVES_S: Final = 10.0
 """A device that lasted so long was not part of a series of losses."""
+RECHECK_S: Final = 1.0
+"""From a change of links or routes to a look at paths; changes meanwhile cost nothing more."""
 
 
 class UdpBackend:
@@ -60,6 +62,7 @@ class UdpBackend:
         self._tun: Tun | None = None
         self._tun_index = 0
         self._queue_drops = QueueDrops()
+        self._recheck: asyncio.TimerHandle | None = None
 
     @property
     def name(self) -> str:
@@ -171,6 +174,11 @@ class UdpBackend:
         network = None if self._device is None else self._device.network
         return change.index == self._tun_index or change.destination == network
 
+    def kernel_changed(self) -> None:
+        """See Backend: what was learnt of paths is compared with the kernel's routes, soon."""
+        if self._recheck is None and self._engine is not None:
+            self._recheck = asyncio.get_running_loop().call_later(RECHECK_S, self._recheck_paths)
+
     def owns_address(self, interface_index: int) -> bool:
         """See Backend."""
         return interface_index == self._tun_index != 0
@@ -222,6 +230,8 @@ class UdpBackend:
 
     def close(self) -> None:
         """See Backend. The device goes with its last descriptor."""
+        if self._recheck is not None:
+            self._recheck.cancel()
         if self._engine is not None:
             self._engine.stop()
             counters = self._engine.counters()
@@ -237,6 +247,10 @@ class UdpBackend:
         for sock in self._socks:
             sock.close()
         self._given.close()
+
+    def _recheck_paths(self) -> None:
+        self._recheck = None
+        self.engine.recheck_paths()
 
     async def _open_device(self) -> None:
         """Make the TUN device, or adopt the one given; configure it; hand it to the engine."""

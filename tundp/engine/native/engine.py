@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 import os
 import socket
@@ -30,7 +31,7 @@ from tundp.engine.base import (
     OffloadState,
     PathState,
 )
-from tundp.engine.changes import changed_hops
+from tundp.engine.changes import changed_hops, changed_paths
 from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, Counters, HopCounters
 from tundp.engine.native.fib import NativeFib
 from tundp.engine.native.hops import HopMemory, PathStates
@@ -40,6 +41,7 @@ from tundp.engine.native.worker import Worker, WorkerSetup
 from tundp.lease.fib import Fib
 from tundp.linux.offload import SAFE_SEGMENTS, KernelOffloads, find_offloads, set_udp_gro
 from tundp.linux.tun import Tun, TunMode
+from tundp.linux.udp import path_mtu
 from tundp.wire.coalesce import Miss
 from tundp.wire.drop import DropReason
 
@@ -219,6 +221,13 @@ class NativeEngine:
         """See Dataplane."""
         self._take_in_path_states()
         return self._path_states.states()
+
+    def recheck_paths(self) -> None:
+        """See Dataplane."""
+        states = self.path_states()
+        if states:
+            ask = functools.partial(path_mtu, IPv4Address(self._socks[0].getsockname()[0]))
+            self._path_states.forget(changed_paths(states, self._fibs[-1].fib, ask))
 
     def describe(self) -> str:
         """See Dataplane."""
