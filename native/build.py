@@ -30,6 +30,8 @@ SOURCES = [
         "count",
         "fib",
         "fragment",
+        "hop_slots",
+        "hop_sockets",
         "icmp",
         "publish",
         "segment",

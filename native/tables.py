@@ -18,6 +18,7 @@ HEADER = ROOT / "native" / "include" / "tundp_tables.h"
 sys.path.insert(0, str(ROOT))
 
 from tundp.choices import SourceCheck  # noqa: E402
+from tundp.engine import hop_slots  # noqa: E402
 from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, CounterSpec  # noqa: E402
 from tundp.wire import coalesce, icmp, ip, overhead, ratelimit, transport, vnet  # noqa: E402
 from tundp.wire.coalesce import Miss  # noqa: E402
@@ -33,6 +34,12 @@ LIMITS = {
     "TUNDP_ICMP_RATE_PER_S": (ratelimit.ICMP_RATE_PER_S, "ICMP errors of one node"),
     "TUNDP_ICMP_BURST": (ratelimit.ICMP_BURST, "likewise, at once"),
     "TUNDP_ERRNO_COUNT": (134, "EHWPOISON, asm-generic/errno.h, and one more"),
+    "TUNDP_HOP_SOCKETS_MAX": (hop_slots.SOCKETS_MAX, "send sockets of single hops, a worker"),
+    "TUNDP_HOP_SEND_BUFFER_LEN": (hop_slots.SEND_BUFFER_LEN, "SO_SNDBUF of one of them"),
+    "TUNDP_HOP_HOLD_NS": (hop_slots.HOLD_NS, "a hop keeps its socket at least so long"),
+    "TUNDP_HOP_STUCK_NS": (hop_slots.STUCK_NS, "a queue is stuck that did not drain so long"),
+    "TUNDP_HOP_CLOSED_NS": (hop_slots.CLOSED_NS, "a hop whose socket was taken gets nothing"),
+    "TUNDP_HOP_LOOK_NS": (hop_slots.LOOK_NS, "after no socket could be had, none is looked for"),
     "TUNDP_COALESCE_ITEMS": (coalesce.MAX_ITEMS, "super-packets under construction"),
     "TUNDP_COALESCE_TCP_SEGMENTS": (coalesce.MAX_TCP_SEGMENTS, "packets in one of TCP"),
 }

@@ -21,6 +21,7 @@ from tundp.observe.status import (
     CountersStatus,
     DaemonState,
     EngineStatus,
+    KernelStatus,
     LeaseStatus,
     PeerStatus,
     Status,
@@ -61,6 +62,8 @@ def status_parts(status: Status, *, is_verbose: bool = False) -> Iterator[Render
         yield Text()
         yield counters_grid(status.counters)
         yield from map(Line, drop_lines(status.counters, is_verbose=is_verbose))
+    if status.kernel is not None:
+        yield from map(Line, kernel_lines(status.kernel))
 
 
 def brief_parts(found: Mapping[str, Status | str]) -> Iterator[RenderableType]:
@@ -86,6 +89,7 @@ def peers_grid(status: Status) -> Grid:
         Column(head="last heard", is_right=True, spare=1),
         Column(head="path MTU", is_right=True, spare=2),
         Column(head="without", spare=3),
+        Column(head="queue full", is_right=True, spare=3),
         Column(head="last error", spare=4),
     )
     now = status.started_at + status.uptime_s
@@ -136,6 +140,23 @@ def drop_lines(counters: CountersStatus, *, is_verbose: bool = False) -> list[Te
             each = ", ".join(f"{label} {count:,}" for label, count in counts.items())
             lines.append(Text(f"{name} {each}" + (f": {about.means}" if about else "")))
     return lines
+
+
+def kernel_lines(kernel: KernelStatus) -> Iterator[Text]:
+    """What the kernel lost before the engine saw it."""
+    if kernel.tun_queue_drops:
+        yield Text.assemble(
+            ("before encap: tun_queue_full", "yellow"),
+            f" {kernel.tun_queue_drops:,}: packets routed into the device while its queue was full;"
+            " more is sent than this engine takes in: top -H, ip -s link",
+        )
+    if kernel.udp_errors:
+        yield Text.assemble(
+            ("before decap: udp_errors", "yellow"),
+            f" {kernel.udp_errors:,}: UDP datagrams this network namespace lost on receipt, ours"
+            f" and others'; {kernel.udp_checksum_errors:,} of them had a wrong checksum:"
+            " nstat -az 'Udp*'",
+        )
 
 
 def probe_parts(report: ProbeReport) -> Iterator[RenderableType]:
@@ -288,8 +309,10 @@ def _peer_row(peer: PeerStatus, now: float) -> list[Cell]:
         else:
             row.append(Text("never", "red" if peer.is_silent else ""))
     narrow = "" if path is None or path.inner_mtu is None else str(path.inner_mtu)
+    without = "udp-segment" if path is not None and path.no_gso else ""
+    full: Cell = Figure(traffic.queue_full) if traffic is not None and traffic.queue_full else ""
     error = "" if traffic is None else traffic.last_errno or ""
-    return [*row, narrow, "udp-segment" if path is not None and path.no_gso else "", error]
+    return [*row, narrow, without, full, error]
 
 
 def _age(seconds: float) -> str:

@@ -16,7 +16,7 @@
 /* cdef-begin */
 
 /* Raised whenever a struct or a meaning below changes; Python refuses another number. */
-#define TUNDP_ABI 5
+#define TUNDP_ABI 6
 
 #define TUNDP_FIB_LEVELS 3
 #define TUNDP_BUFFER_LEN 65536
@@ -71,6 +71,42 @@ struct tundp_hop_counters {
 	uint32_t unused;
 };
 
+/* What one worker keeps of one hop whose packets wait in the kernel. Only the worker writes it,
+ * Python reads `full` by itself. All zero until the shared socket was full. */
+struct tundp_hop_queue {
+	uint64_t full;         /* packets dropped as HOP_QUEUE_FULL: of the hop's drops */
+	uint64_t closed_until; /* CLOCK_MONOTONIC_COARSE: dropped at once before that */
+	uint32_t socket;       /* number of the hop's own socket, from 1; 0 none */
+	uint32_t unused;
+};
+
+/* engine/hop_slots.py: what is remembered of one hop's socket. */
+struct tundp_hop_slot {
+	uint64_t since_ns;
+	uint64_t used_ns;
+	uint64_t drained_ns;
+	uint64_t floor;
+};
+
+/* A send socket that one hop has to itself. */
+struct tundp_hop_socket {
+	struct tundp_hop_slot slot;
+	struct tundp_hop endpoint; /* of hop id `hop` when it got the socket */
+	uint32_t hop;
+	int fd;
+};
+
+/* The send sockets of one worker. Only the worker uses them, only while it runs. */
+struct tundp_hop_sockets {
+	uint32_t address; /* what datagrams are sent from: that of the shared socket ... */
+	uint16_t port;    /* ... and its port, which all of these are bound to */
+	uint16_t unused;
+	uint32_t fd_max;     /* higher descriptors are left to the rest of the process */
+	uint64_t failed_ns;  /* when one was wanted last, and there was none */
+	uint64_t swept_ns;   /* when those that are not needed were last looked for */
+	struct tundp_hop_socket sockets[TUNDP_HOP_SOCKETS_MAX];
+};
+
 /* A FIB as lease/fib.py lays it out. All memory is borrowed from arrays that must outlive every
  * use; only `paths` is written, by workers. Hops are counted by hop id: one id means one
  * endpoint for as long as a route leads there, in every FIB. */
@@ -114,6 +150,7 @@ struct tundp_worker_config {
 	char name[TUNDP_NAME_LEN]; /* of the thread, for ps and perf */
 	void *memory;              /* the engine's, 64-byte aligned: tundp_*_len() bytes */
 	struct tundp_hop_counters *hop_counters; /* this worker's: TUNDP_HOPS_MAX, zero at first */
+	struct tundp_hop_queue *hop_queues;      /* likewise */
 	uint64_t *icmp_full_at_ns; /* the ICMP budget of the node: one for all its workers */
 };
 
@@ -129,6 +166,8 @@ struct tundp_worker_shared {
 	uint64_t heartbeats;        /* iterations of its loop */
 	uint32_t offloads_disabled; /* enum tundp_offload: refused; Python clears them */
 	uint32_t overflows;         /* SO_RXQ_OVFL's last value, modulo 2^32 */
+	uint32_t hop_sockets;       /* hops that have a send socket of their own now */
+	uint32_t unused;
 	uint64_t sequence;          /* odd while the counters are being changed */
 };
 
@@ -140,6 +179,7 @@ struct tundp_worker {
 	uint64_t line_before_shared[8];
 	struct tundp_worker_shared shared;
 	struct tundp_counters counters;
+	struct tundp_hop_sockets hop_sockets;
 	/* Room for one fragment, or one packet of a super-packet that is written again: valid
 	 * until the next call that sends or writes. */
 	uint8_t piece[TUNDP_BUFFER_LEN];
@@ -176,6 +216,9 @@ uint64_t tundp_worker_heartbeat(struct tundp_worker *worker);
 
 /* The counters between two packets: conservation holds in what this copies. */
 void tundp_worker_counters(const struct tundp_worker *worker, struct tundp_counters *counters);
+
+/* How many hops have a send socket of their own now. */
+uint32_t tundp_worker_hop_sockets(const struct tundp_worker *worker);
 
 /* Offloads the worker has found to be refused, as bits of enum tundp_offload; and having them
  * tried again. */

@@ -16,6 +16,12 @@
 #define TUNDP_ICMP_RATE_PER_S 1000 /* ICMP errors of one node */
 #define TUNDP_ICMP_BURST 50 /* likewise, at once */
 #define TUNDP_ERRNO_COUNT 134 /* EHWPOISON, asm-generic/errno.h, and one more */
+#define TUNDP_HOP_SOCKETS_MAX 256 /* send sockets of single hops, a worker */
+#define TUNDP_HOP_SEND_BUFFER_LEN 98304 /* SO_SNDBUF of one of them */
+#define TUNDP_HOP_HOLD_NS 10000000000 /* a hop keeps its socket at least so long */
+#define TUNDP_HOP_STUCK_NS 100000000 /* a queue is stuck that did not drain so long */
+#define TUNDP_HOP_CLOSED_NS 1000000000 /* a hop whose socket was taken gets nothing */
+#define TUNDP_HOP_LOOK_NS 1000000 /* after no socket could be had, none is looked for */
 #define TUNDP_COALESCE_ITEMS 8 /* super-packets under construction */
 #define TUNDP_COALESCE_TCP_SEGMENTS 64 /* packets in one of TCP */
 
@@ -42,8 +48,9 @@ enum tundp_drop {
 	TUNDP_DROP_TUN_FAILED = 18,
 	TUNDP_DROP_BAD_VNET_HEADER = 19,
 	TUNDP_DROP_DESTINATION_MISMATCH = 20,
+	TUNDP_DROP_HOP_QUEUE_FULL = 21,
 };
-#define TUNDP_DROP_COUNT 21
+#define TUNDP_DROP_COUNT 22
 
 /* wire/coalesce.py */
 enum tundp_miss {
@@ -95,7 +102,7 @@ struct tundp_counters {
 	uint64_t source_mismatches;
 	uint64_t destination_mismatches;
 	uint64_t socket_overflows;
-	uint64_t send_waits;
+	uint64_t hop_sockets_opened;
 	uint64_t syscalls;
 	uint64_t wakeups;
 	uint64_t spins;
@@ -116,9 +123,9 @@ struct tundp_counters {
 	X(EHOSTUNREACH, TUNDP_DROP_SEND_UNREACHABLE) \
 	X(ENETDOWN, TUNDP_DROP_SEND_UNREACHABLE) \
 	X(EADDRNOTAVAIL, TUNDP_DROP_SEND_UNREACHABLE) \
-	X(EAGAIN, TUNDP_DROP_SEND_NO_BUFFER) \
 	X(ENOBUFS, TUNDP_DROP_SEND_NO_BUFFER) \
-	X(ENOMEM, TUNDP_DROP_SEND_NO_BUFFER)
+	X(ENOMEM, TUNDP_DROP_SEND_NO_BUFFER) \
+	X(EAGAIN, TUNDP_DROP_HOP_QUEUE_FULL)
 
 /* wire/drop.py: errno and reason of a refused TUN write; others are TUN_FAILED. */
 #define TUNDP_TUN_REASONS(X) \

@@ -108,6 +108,14 @@ struct tundp_coalesce_input {
 int64_t tundp_coalesce(const struct tundp_coalesce_input *input, uint8_t *scratch, uint8_t *out,
 		       size_t out_len, uint64_t *misses);
 
+/* engine/hop_slots.py: what is noted of a send socket's queue, and who may have the socket.
+ * tundp_slot_pick: index of the slot to take, or -1; with TUNDP_SLOT_STUCK its queue was stuck. */
+#define TUNDP_SLOT_STUCK 0x10000
+void tundp_slot_look(struct tundp_hop_slot *slot, uint64_t queued, uint64_t now_ns);
+void tundp_slot_use(struct tundp_hop_slot *slot, uint64_t now_ns, int is_taken);
+int tundp_slot_may_return(const struct tundp_hop_slot *slot, uint64_t queued, uint64_t now_ns);
+int tundp_slot_pick(const struct tundp_hop_socket *sockets, uint32_t count, uint64_t now_ns);
+
 /* wire/ratelimit.py's token bucket at the rate of ICMP errors: 1 may send, 0 not. `full_at_ns`
  * is its whole state, 0 at first; any number of threads may share it. */
 int tundp_may_reply(uint64_t *full_at_ns, uint64_t now_ns);

@@ -32,35 +32,16 @@ struct waiting {
 	int epoll_fd;
 	bool is_tun_ready;
 	bool is_udp_ready;
-	bool has_room;        /* for trains that waited */
-	bool is_tun_failed;   /* it reports an error: reading it returns which */
 	uint32_t spin_credit; /* above 0: recent gaps were short enough to poll through */
 	uint64_t bytes_in;    /* in both directions, until the last wait */
 	uint32_t calm_waits;  /* since there was bulk traffic */
-	bool is_room_watched; /* epoll reports when the socket has room */
 };
 
-static int watch(int epoll_fd, int operation, int fd, uint32_t events)
+static int watch(int epoll_fd, int fd, uint32_t events)
 {
 	struct epoll_event event = { .events = events, .data.fd = fd };
 
-	return epoll_ctl(epoll_fd, operation, fd, &event) ? -errno : 0;
-}
-
-/* While trains wait for room in the socket, EPOLLOUT is watched and the TUN is not read;
- * datagrams are received all the while. */
-static void watch_room(struct batch *batch, struct waiting *waiting)
-{
-	const struct tundp_worker *worker = batch->worker;
-	const uint32_t in = worker->config.directions & TUNDP_DECAP ? EPOLLIN : 0;
-	const uint32_t tun_events = batch->is_blocked ? 0 : EPOLLIN;
-	const uint32_t udp_events = in | (batch->is_blocked ? EPOLLOUT : 0);
-
-	if (batch->is_blocked == waiting->is_room_watched)
-		return;
-	waiting->is_room_watched = batch->is_blocked;
-	(void)watch(waiting->epoll_fd, EPOLL_CTL_MOD, worker->config.tun_fd, tun_events);
-	(void)watch(waiting->epoll_fd, EPOLL_CTL_MOD, worker->config.udp_fd, udp_events);
+	return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
 }
 
 /* One epoll_wait; true if it brought anything. */
@@ -71,19 +52,12 @@ static bool poll_events(struct tundp_worker *worker, struct waiting *waiting, in
 
 	worker->counters.syscalls++;
 	for (int i = 0; i < count; i++) {
-		const uint32_t what = events[i].events;
-
-		if (events[i].data.fd == worker->config.control_fd) {
+		if (events[i].data.fd == worker->config.control_fd)
 			publish_drain_control(worker);
-		} else if (events[i].data.fd == worker->config.tun_fd) {
+		else if (events[i].data.fd == worker->config.tun_fd)
 			waiting->is_tun_ready = true;
-			waiting->is_tun_failed = what & (EPOLLERR | EPOLLHUP);
-		} else {
-			if (what & ~(uint32_t)EPOLLOUT)
-				waiting->is_udp_ready = worker->config.directions & TUNDP_DECAP;
-			if (what & ~(uint32_t)EPOLLIN)
-				waiting->has_room = true;
-		}
+		else
+			waiting->is_udp_ready = worker->config.directions & TUNDP_DECAP;
 	}
 	return count > 0;
 }
@@ -146,24 +120,17 @@ static int serve(struct batch *batch, struct waiting *waiting)
 
 	while (!publish_is_stopped(worker) && !batch->tun_error) {
 		batch->fib = publish_next_fib(worker);
-		if (waiting->has_room) {
-			waiting->has_room = false;
-			batch_encap_resume(batch);
-		}
-		if (waiting->is_tun_failed && batch->is_blocked)
-			batch_encap_abandon(batch);
+		hop_sockets_sweep(worker);
 		if (waiting->is_udp_ready)
 			waiting->is_udp_ready = batch_decap_iteration(batch);
-		if (waiting->is_tun_ready && !batch->is_blocked)
+		if (waiting->is_tun_ready)
 			waiting->is_tun_ready = batch_encap_iteration(batch);
-		watch_room(batch, waiting);
 		/* A direction that is always ready must not starve the other. */
-		if (waiting->is_udp_ready || (waiting->is_tun_ready && !batch->is_blocked))
+		if (waiting->is_udp_ready || waiting->is_tun_ready)
 			(void)poll_events(worker, waiting, 0);
 		else
 			wait(worker, waiting);
 	}
-	batch_encap_abandon(batch);
 	return -batch->tun_error;
 }
 
@@ -179,17 +146,19 @@ int tundp_batch_run(struct tundp_worker *worker)
 	batch->worker = worker;
 	batch->sums = sums_best();
 	batch->tun_error = 0;
+	hop_sockets_begin(worker);
 	batch_encap_init(batch);
 	batch_decap_init(batch);
 	if (worker->config.directions & TUNDP_ENCAP)
-		code = watch(waiting.epoll_fd, EPOLL_CTL_ADD, worker->config.tun_fd, EPOLLIN);
+		code = watch(waiting.epoll_fd, worker->config.tun_fd, EPOLLIN);
 	if (!code)
-		code = watch(waiting.epoll_fd, EPOLL_CTL_ADD, worker->config.udp_fd,
+		code = watch(waiting.epoll_fd, worker->config.udp_fd,
 			     worker->config.directions & TUNDP_DECAP ? EPOLLIN : 0);
 	if (!code)
-		code = watch(waiting.epoll_fd, EPOLL_CTL_ADD, worker->config.control_fd, EPOLLIN);
+		code = watch(waiting.epoll_fd, worker->config.control_fd, EPOLLIN);
 	if (!code)
 		code = serve(batch, &waiting);
+	hop_sockets_end(worker);
 	close(waiting.epoll_fd);
 	return code;
 }

@@ -1,7 +1,7 @@
 /* The memory of one batch engine's worker: laid out once, nothing is allocated later.
  *
  * Words: a *packet* is one inner packet; a *train* is packets for one hop that leave as one
- * message (UDP_SEGMENT); the *arena* holds the packets of all trains that wait; an *iteration* is
+ * message (UDP_SEGMENT); the *arena* holds the packets of the trains that are being put together; an *iteration* is
  * one round of the loop. */
 #ifndef TUNDP_BATCH_H
 #define TUNDP_BATCH_H
@@ -47,7 +47,7 @@ struct lane {
 	uint32_t count_max;    /* packets in a train */
 };
 
-/* A TUN read that is being taken apart; its bytes are in read_buffer until `left` is 0. */
+/* A TUN read that is being taken apart; its bytes are in read_buffer. */
 struct reading {
 	struct segmenter segmenter;
 	uint32_t left;   /* packets to come */
@@ -56,10 +56,6 @@ struct reading {
 };
 
 /* One datagram's control messages, aligned as they must be. */
-union segment_control {
-	struct cmsghdr align;
-	uint8_t bytes[CMSG_SPACE(sizeof(uint16_t))];
-};
 union receive_control {
 	struct cmsghdr align;
 	uint8_t bytes[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(uint32_t))];
@@ -75,15 +71,11 @@ struct batch {
 	struct train trains[TRAINS_MAX];
 	uint32_t train_count;
 	uint32_t arena_len;
-	bool is_blocked;   /* the socket was full: the trains wait, the TUN is not read */
-	uint32_t refusals; /* EAGAINs in a row */
-	bool has_outgoing; /* the first train's first packet is partly on its way */
-	struct outgoing outgoing;
 	struct reading reading;
 	struct mmsghdr send_messages[TRAINS_MAX];
 	struct iovec send_iovecs[TRAINS_MAX];
 	struct sockaddr_in send_to[TRAINS_MAX];
-	union segment_control send_control[TRAINS_MAX];
+	union send_control send_control[TRAINS_MAX];
 
 	/* decap: recvmmsg -> decapsulate -> coalescer -> write */
 	struct coalescer coalescer;
@@ -104,13 +96,6 @@ struct batch {
  * True when there may be more to do at once, false when the descriptor had nothing left. */
 bool batch_encap_iteration(struct batch *batch);
 bool batch_decap_iteration(struct batch *batch);
-
-/* Tries again to send what waits, and goes on with the read that had no room; `is_blocked` is set
- * if there is none again. */
-void batch_encap_resume(struct batch *batch);
-
-/* Counts what still waits as dropped: the worker ends, or the TUN is gone. */
-void batch_encap_abandon(struct batch *batch);
 
 void batch_encap_init(struct batch *batch);
 void batch_decap_init(struct batch *batch);

@@ -2,7 +2,7 @@
  * neighbours of equal size for one peer become trains (train.c).
  *
  * Order is kept. A full train leaves at once; the rest waits for nothing but the end of what the
- * TUN has now. A read that finds no room in the arena stays in `reading` until there is. */
+ * TUN has now. */
 #include "batch.h"
 
 #include <errno.h>
@@ -13,7 +13,6 @@
 
 void batch_encap_init(struct batch *batch)
 {
-	batch->reading.left = 0;
 	train_init(batch);
 }
 
@@ -77,8 +76,8 @@ static bool decide(struct batch *batch, uint8_t *out)
 	return true;
 }
 
-/* Segments the current read into the arena, until it is complete or the socket is full. */
-static void continue_reading(struct batch *batch)
+/* Segments the current read into the arena. */
+static void take_apart(struct batch *batch)
 {
 	struct reading *reading = &batch->reading;
 	struct segmenter *segmenter = &reading->segmenter;
@@ -87,8 +86,6 @@ static void continue_reading(struct batch *batch)
 	for (; reading->left; reading->left--) {
 		uint8_t *out = train_make_room(batch, piece_len + TUNDP_HEADERS_MAX);
 
-		if (!out)
-			return;
 		if (reading->is_decided) {
 			const size_t made = segment_next(segmenter, out);
 
@@ -116,32 +113,7 @@ static void begin_reading(struct batch *batch, const struct tundp_vnet *vnet, co
 	}
 	reading->left = reading->segmenter.count;
 	count_read(&batch->worker->counters.encap, reading->left);
-	continue_reading(batch);
-}
-
-void batch_encap_resume(struct batch *batch)
-{
-	batch->is_blocked = false;
-	train_send_all(batch);
-	if (!batch->is_blocked) {
-		continue_reading(batch);
-		train_send_all(batch);
-	}
-}
-
-void batch_encap_abandon(struct batch *batch)
-{
-	const struct reading *reading = &batch->reading;
-
-	train_abandon_all(batch);
-	if (reading->left) {
-		const struct subject rest = { .packet = reading->segmenter.payload,
-					      .len = reading->segmenter.payload_len,
-					      .hop = reading->is_decided ? reading->lane.to.hop :
-									   0 };
-
-		drop_reading(batch, bytes_left(reading), TUNDP_DROP_SEND_NO_BUFFER, &rest);
-	}
+	take_apart(batch);
 }
 
 bool batch_encap_iteration(struct batch *batch)
@@ -153,7 +125,7 @@ bool batch_encap_iteration(struct batch *batch)
 	uint8_t *start = batch->read_buffer + HEADROOM - vnet_len;
 	bool is_dry = false;
 
-	for (int count = 0; count < READS_PER_ITERATION && !is_dry && !batch->is_blocked; count++) {
+	for (int count = 0; count < READS_PER_ITERATION && !is_dry; count++) {
 		struct tundp_vnet vnet = { 0 };
 		ssize_t len =
 			read(worker->config.tun_fd, start, READ_BUFFER_LEN - HEADROOM + vnet_len);

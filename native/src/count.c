@@ -111,6 +111,8 @@ void count_dropped(struct tundp_worker *worker, struct tundp_direction *directio
 	direction->drops[reason] += tally->packets;
 	end(worker);
 	add(&worker->config.hop_counters[subject->hop].drops, tally->packets);
+	if (reason == TUNDP_DROP_HOP_QUEUE_FULL)
+		add(&worker->config.hop_queues[subject->hop].full, tally->packets);
 }
 
 void count_heard(struct tundp_worker *worker, uint64_t packets, const struct subject *subject,

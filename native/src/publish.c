@@ -76,7 +76,7 @@ int tundp_worker_configure(struct tundp_worker *worker, const struct tundp_worke
 	const uint32_t both = TUNDP_ENCAP | TUNDP_DECAP;
 
 	if (config->udp_fd < 0 || config->control_fd < 0 || !config->memory ||
-	    !config->hop_counters || !config->icmp_full_at_ns)
+	    !config->hop_counters || !config->hop_queues || !config->icmp_full_at_ns)
 		return -EINVAL;
 	if (!config->directions || config->directions & ~both || config->max_segments < 1 ||
 	    config->max_segments > SEGMENTS_MAX || config->max_udp_segments < 1 ||
@@ -113,6 +113,11 @@ uint32_t tundp_worker_disabled(const struct tundp_worker *worker)
 void tundp_worker_restore(struct tundp_worker *worker)
 {
 	__atomic_store_n(&worker->shared.offloads_disabled, 0, __ATOMIC_RELAXED);
+}
+
+uint32_t tundp_worker_hop_sockets(const struct tundp_worker *worker)
+{
+	return __atomic_load_n(&worker->shared.hop_sockets, __ATOMIC_RELAXED);
 }
 
 uint64_t tundp_worker_seen(const struct tundp_worker *worker)

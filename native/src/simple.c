@@ -2,8 +2,7 @@
  * the batched engines can be measured. The packet rules are those of every engine (single.c).
  *
  * After a wakeup both descriptors are read alternately until neither is readable; the control
- * flags are checked every BURST packets, where flannel's proxy starves them. While a packet waits
- * for room in the socket the TUN is not read; datagrams are received all the while. */
+ * flags are checked every BURST packets, where flannel's proxy starves them. */
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -18,8 +17,6 @@ enum { BURST = 64 };
 
 /* The memory of one worker. */
 struct simple {
-	struct outgoing outgoing; /* the packet in tun_buffer */
-	bool is_blocked;          /* it waits for room in the socket */
 	uint8_t tun_buffer[TUNDP_BUFFER_LEN];
 	uint8_t udp_buffer[TUNDP_BUFFER_LEN];
 };
@@ -29,21 +26,19 @@ size_t tundp_simple_len(void)
 	return sizeof(struct simple);
 }
 
-/* Returns 1 if a packet was read, 0 if there was none or none may be read, -EBADFD if the TUN is
- * gone. */
+/* Returns 1 if a packet was read, 0 if there was none, -EBADFD if the TUN is gone. */
 static int from_tun(struct tundp_worker *worker, struct simple *simple, const struct tundp_fib *fib)
 {
 	ssize_t len;
 
-	if (simple->is_blocked || !(worker->config.directions & TUNDP_ENCAP))
+	if (!(worker->config.directions & TUNDP_ENCAP))
 		return 0;
 	len = read(worker->config.tun_fd, simple->tun_buffer, sizeof(simple->tun_buffer));
 	worker->counters.syscalls++;
 	if (len < 0)
 		return errno == EBADFD ? -EBADFD : 0;
 	count_read(&worker->counters.encap, 1);
-	simple->is_blocked = !single_encapsulate(worker, fib, simple->tun_buffer, (size_t)len,
-						 &simple->outgoing);
+	single_encapsulate(worker, fib, simple->tun_buffer, (size_t)len);
 	return 1;
 }
 
@@ -85,15 +80,12 @@ static int from_udp(struct tundp_worker *worker, struct simple *simple, const st
 }
 
 /* Sleeps until there is something to do. -errno when that fails. */
-static int wait(struct tundp_worker *worker, struct simple *simple, const struct tundp_fib *fib)
+static int wait(struct tundp_worker *worker)
 {
-	const bool is_encap = worker->config.directions & TUNDP_ENCAP;
-	const bool is_decap = worker->config.directions & TUNDP_DECAP;
+	const uint32_t directions = worker->config.directions;
 	struct pollfd fds[3] = {
-		{ .fd = worker->config.tun_fd,
-		  .events = is_encap && !simple->is_blocked ? POLLIN : 0 },
-		{ .fd = worker->config.udp_fd,
-		  .events = (short)((is_decap ? POLLIN : 0) | (simple->is_blocked ? POLLOUT : 0)) },
+		{ .fd = worker->config.tun_fd, .events = directions & TUNDP_ENCAP ? POLLIN : 0 },
+		{ .fd = worker->config.udp_fd, .events = directions & TUNDP_DECAP ? POLLIN : 0 },
 		{ .fd = worker->config.control_fd, .events = POLLIN },
 	};
 
@@ -103,15 +95,6 @@ static int wait(struct tundp_worker *worker, struct simple *simple, const struct
 		return errno == EINTR ? 0 : -errno;
 	if (fds[2].revents)
 		publish_drain_control(worker);
-	if (!simple->is_blocked)
-		return 0;
-	if (fds[0].revents & (POLLERR | POLLHUP)) {
-		/* The TUN is gone: the next read returns EBADFD. */
-		single_abandon(worker, &simple->outgoing);
-		simple->is_blocked = false;
-	} else if (fds[1].revents & ~POLLIN) {
-		simple->is_blocked = !single_forward(worker, fib, &simple->outgoing);
-	}
 	return 0;
 }
 
@@ -121,6 +104,7 @@ static int serve(struct tundp_worker *worker, struct simple *simple)
 		const struct tundp_fib *fib = publish_next_fib(worker);
 		int in_tun = 1, in_udp = 1, error;
 
+		hop_sockets_sweep(worker);
 		for (int count = 0; (in_tun || in_udp) && count < BURST; count++) {
 			in_tun = from_tun(worker, simple, fib);
 			in_udp = from_udp(worker, simple, fib);
@@ -129,7 +113,7 @@ static int serve(struct tundp_worker *worker, struct simple *simple)
 		}
 		if (in_tun || in_udp)
 			continue;
-		error = wait(worker, simple, fib);
+		error = wait(worker);
 		if (error)
 			return error;
 	}
@@ -142,9 +126,8 @@ int tundp_simple_run(struct tundp_worker *worker)
 	int code;
 
 	publish_name_thread(worker);
-	simple->is_blocked = false;
+	hop_sockets_begin(worker);
 	code = serve(worker, simple);
-	if (simple->is_blocked)
-		single_abandon(worker, &simple->outgoing);
+	hop_sockets_end(worker);
 	return code;
 }

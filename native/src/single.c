@@ -45,42 +45,73 @@ static bool may_reply(struct tundp_worker *worker)
 	return false;
 }
 
-/* 0, or the errno of a refusal. */
-static int send_datagram(struct tundp_worker *worker, const struct tundp_hop *endpoint,
-			 const uint8_t *data, size_t len)
+/* Sends by the shared socket, or by the hop's own, which has to be told what it sends from. */
+static int send_by(struct tundp_worker *worker, int fd, const struct tundp_hop *endpoint,
+		   const struct iovec *data)
 {
-	const struct sockaddr_in to = {
+	struct sockaddr_in to = {
 		.sin_family = AF_INET,
 		.sin_port = htons(endpoint->port),
 		.sin_addr.s_addr = htonl(endpoint->address),
 	};
+	union send_control control;
+	struct msghdr message = {
+		.msg_name = &to,
+		.msg_namelen = sizeof(to),
+		.msg_iov = (struct iovec *)data,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control.part.source),
+	};
 	ssize_t sent;
 
+	if (fd != worker->config.udp_fd)
+		hop_sockets_source(worker, &control);
 	do {
 		worker->counters.syscalls++;
-		sent = sendto(worker->config.udp_fd, data, len, MSG_DONTWAIT,
-			      (const struct sockaddr *)&to, sizeof(to));
+		if (fd == worker->config.udp_fd)
+			sent = sendto(fd, data->iov_base, data->iov_len, MSG_DONTWAIT,
+				      (const struct sockaddr *)&to, sizeof(to));
+		else
+			sent = sendmsg(fd, &message, MSG_DONTWAIT);
 	} while (sent < 0 && errno == EINTR);
 	return sent < 0 ? errno : 0;
 }
 
-/* Sends what is left of a packet: 0, or the errno of a refusal. */
-static int send_rest(struct tundp_worker *worker, struct outgoing *outgoing)
+/* 0, or the errno of a refusal. */
+static int send_datagram(struct tundp_worker *worker, const struct destination *to,
+			 const uint8_t *data, size_t len)
 {
-	size_t piece, len;
+	const struct iovec datagram = { (void *)data, len };
+	int fd = hop_sockets_find(worker, to);
+	int error = fd < 0 ? EAGAIN : send_by(worker, fd, &to->endpoint, &datagram);
+
+	if (error == EAGAIN && fd == worker->config.udp_fd) {
+		fd = hop_sockets_open(worker, to);
+		if (fd >= 0)
+			error = send_by(worker, fd, &to->endpoint, &datagram);
+	}
+	if (fd >= 0 && fd != worker->config.udp_fd)
+		hop_sockets_used(worker, to, !error);
+	return error;
+}
+
+/* Sends a packet, or its fragments until one is refused: 0, or the errno of the refusal. */
+static int send_packet(struct tundp_worker *worker, struct outgoing *outgoing)
+{
+	size_t piece, len, taken = 0;
 	int error;
 
 	if (!outgoing->fragment_mtu) {
 		outgoing->bytes_out = outgoing->len;
-		return send_datagram(worker, &outgoing->to.endpoint, outgoing->packet,
-				     outgoing->len);
+		return send_datagram(worker, &outgoing->to, outgoing->packet, outgoing->len);
 	}
-	while ((piece = tundp_fragment(outgoing->packet, outgoing->fragment_mtu, outgoing->taken,
+	while ((piece = tundp_fragment(outgoing->packet, outgoing->fragment_mtu, taken,
 				       worker->piece, &len))) {
-		error = send_datagram(worker, &outgoing->to.endpoint, worker->piece, len);
+		error = send_datagram(worker, &outgoing->to, worker->piece, len);
 		if (error)
 			return error;
-		outgoing->taken += piece;
+		taken += piece;
 		outgoing->bytes_out += len;
 		outgoing->fragment_count++;
 	}
@@ -150,11 +181,9 @@ static bool narrow(struct tundp_worker *worker, const struct tundp_fib *fib,
 	const uint16_t mtu = learn_inner_mtu(worker, fib, &outgoing->to);
 	struct tundp_verdict verdict;
 
-	outgoing->is_narrowed = true;
 	tundp_narrow(&worker->config.policy, outgoing->packet, outgoing->to.hop, mtu, &verdict);
 	if (verdict.kind == TUNDP_FORWARD) {
 		outgoing->fragment_mtu = verdict.fragment_mtu;
-		outgoing->taken = 0;
 		outgoing->bytes_out = 0;
 		outgoing->fragment_count = 0;
 		return true;
@@ -165,53 +194,38 @@ static bool narrow(struct tundp_worker *worker, const struct tundp_fib *fib,
 	return false;
 }
 
-bool single_forward(struct tundp_worker *worker, const struct tundp_fib *fib,
+void single_forward(struct tundp_worker *worker, const struct tundp_fib *fib,
 		    struct outgoing *outgoing)
 {
 	struct subject subject = { .packet = outgoing->packet,
 				   .len = outgoing->len,
 				   .hop = outgoing->to.hop };
 
-	for (;;) {
-		subject.error = send_rest(worker, outgoing);
-		if (!subject.error) {
-			const struct tally tally = { .packets = 1,
-						     .bytes_in = outgoing->bytes_in,
-						     .bytes_out = outgoing->bytes_out };
-
-			count_sent(worker, &tally, &subject);
-			return true;
-		}
-		/* A socket that polls as writable and keeps refusing has another problem. */
-		if (subject.error == EAGAIN && ++outgoing->refusals < SEND_REFUSALS_MAX) {
-			worker->counters.send_waits++;
-			return false;
-		}
-		if (subject.error != EMSGSIZE || outgoing->is_narrowed) {
-			drop(worker, outgoing, count_send_refusal(worker, &subject), &subject);
-			return true;
-		}
+	subject.error = send_packet(worker, outgoing);
+	if (subject.error == EMSGSIZE) {
 		/* Learn the path MTU and decide the packet again. The second result is final. */
 		(void)count_send_refusal(worker, &subject);
 		if (!narrow(worker, fib, outgoing, &subject))
-			return true;
+			return;
+		subject.error = send_packet(worker, outgoing);
+	}
+	if (subject.error) {
+		drop(worker, outgoing, count_send_refusal(worker, &subject), &subject);
+	} else {
+		const struct tally tally = { .packets = 1,
+					     .bytes_in = outgoing->bytes_in,
+					     .bytes_out = outgoing->bytes_out };
+
+		count_sent(worker, &tally, &subject);
 	}
 }
 
-void single_abandon(struct tundp_worker *worker, const struct outgoing *outgoing)
-{
-	const struct subject subject = { .packet = outgoing->packet,
-					 .len = outgoing->len,
-					 .hop = outgoing->to.hop };
-
-	drop(worker, outgoing, TUNDP_DROP_SEND_NO_BUFFER, &subject);
-}
-
-bool single_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, uint8_t *packet,
-			size_t len, struct outgoing *outgoing)
+void single_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, uint8_t *packet,
+			size_t len)
 {
 	const struct tally tally = { .packets = 1, .bytes_in = len };
 	struct tundp_verdict verdict;
+	struct outgoing outgoing;
 
 	tundp_encapsulate(fib, &worker->config.policy, packet, len, &verdict);
 	if (verdict.kind != TUNDP_FORWARD) {
@@ -220,16 +234,16 @@ bool single_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib
 		count_dropped(worker, &worker->counters.encap, &tally, verdict.reason, &subject);
 		if (verdict.kind == TUNDP_REPLY)
 			single_reply_to_tun(worker, &verdict);
-		return true;
+		return;
 	}
-	*outgoing = (struct outgoing){
+	outgoing = (struct outgoing){
 		.to = { .endpoint = fib->hops[verdict.hop], .hop = verdict.hop },
 		.packet = packet,
 		.len = verdict.len,
 		.fragment_mtu = verdict.fragment_mtu,
 		.bytes_in = len,
 	};
-	return single_forward(worker, fib, outgoing);
+	single_forward(worker, fib, &outgoing);
 }
 
 int single_write_tun(struct tundp_worker *worker, const uint8_t *data, size_t len)
@@ -258,8 +272,7 @@ void single_reply_to_tun(struct tundp_worker *worker, const struct tundp_verdict
 		worker->counters.icmp_to_tun++;
 }
 
-/* Sends an ICMP error about a peer's packet to the peer that holds the packet's source. Never
- * waits for room in the socket: receiving must go on. */
+/* Sends an ICMP error about a peer's packet to the peer that holds the packet's source. */
 void single_reply_to_peer(struct tundp_worker *worker, const struct tundp_fib *fib,
 			  const struct tundp_verdict *verdict)
 {
@@ -278,7 +291,7 @@ void single_reply_to_peer(struct tundp_worker *worker, const struct tundp_fib *f
 			.fragment_mtu = way.fragment_mtu,
 		};
 
-		if (send_rest(worker, &outgoing) == 0) {
+		if (send_packet(worker, &outgoing) == 0) {
 			worker->counters.icmp_to_peers++;
 			return;
 		}

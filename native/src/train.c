@@ -1,7 +1,6 @@
 /* Trains: neighbours of equal size for one peer, that leave in one send (UDP_SEGMENT), in the
- * order their packets were read. A refused train is sent again, whole or packet by packet, or
- * dropped. Nothing here blocks: when the socket is full, `is_blocked` is set and the packets stay
- * in `trains` and `outgoing`. */
+ * order their packets were read. A refused train is sent again, whole or packet by packet, by the
+ * hop's own socket if the shared one is full, or dropped. Nothing blocks and nothing waits. */
 #include "train.h"
 
 #include <arpa/inet.h>
@@ -22,28 +21,30 @@ void train_init(struct batch *batch)
 {
 	batch->train_count = 0;
 	batch->arena_len = 0;
-	batch->is_blocked = false;
-	batch->refusals = 0;
-	batch->has_outgoing = false;
 	for (uint32_t i = 0; i < TRAINS_MAX; i++) {
 		struct msghdr *message = &batch->send_messages[i].msg_hdr;
-		struct cmsghdr *control = &batch->send_control[i].align;
+		union send_control *control = &batch->send_control[i];
+		struct cmsghdr *segment = (struct cmsghdr *)(void *)control->part.segment;
 
 		batch->send_to[i].sin_family = AF_INET;
 		message->msg_name = &batch->send_to[i];
 		message->msg_namelen = sizeof(batch->send_to[i]);
 		message->msg_iov = &batch->send_iovecs[i];
 		message->msg_iovlen = 1;
-		control->cmsg_level = IPPROTO_UDP;
-		control->cmsg_type = UDP_SEGMENT;
-		control->cmsg_len = CMSG_LEN(sizeof(uint16_t));
+		hop_sockets_source(batch->worker, control);
+		segment->cmsg_level = IPPROTO_UDP;
+		segment->cmsg_type = UDP_SEGMENT;
+		segment->cmsg_len = CMSG_LEN(sizeof(uint16_t));
 	}
 }
 
-static void prepare(struct batch *batch, uint32_t at)
+/* Writes the message of a train. is_own: it leaves by the hop's own socket. */
+static void prepare(struct batch *batch, uint32_t at, bool is_own)
 {
 	const struct train *train = &batch->trains[at];
 	struct msghdr *message = &batch->send_messages[at].msg_hdr;
+	union send_control *control = &batch->send_control[at];
+	struct cmsghdr *segment = (struct cmsghdr *)(void *)control->part.segment;
 	const uint16_t segment_len = (uint16_t)train->segment_len;
 
 	batch->send_to[at].sin_port = htons(train->to.endpoint.port);
@@ -52,11 +53,15 @@ static void prepare(struct batch *batch, uint32_t at)
 	batch->send_iovecs[at].iov_len = train->len;
 	message->msg_control = NULL;
 	message->msg_controllen = 0;
+	if (is_own) {
+		message->msg_control = control->part.source;
+		message->msg_controllen = sizeof(control->part.source);
+	}
 	if (train->count > 1) {
-		message->msg_control = &batch->send_control[at];
-		message->msg_controllen = sizeof(batch->send_control[at]);
-		memcpy(CMSG_DATA(&batch->send_control[at].align), &segment_len,
-		       sizeof(segment_len));
+		if (!is_own)
+			message->msg_control = segment;
+		message->msg_controllen += sizeof(control->part.segment);
+		memcpy(CMSG_DATA(segment), &segment_len, sizeof(segment_len));
 	}
 }
 
@@ -85,46 +90,31 @@ static void learn_no_gso(struct batch *batch, const struct train *train)
 	publish_news(batch->worker);
 }
 
-/* Makes the first packet of a train the outgoing one. */
-static void begin_outgoing(struct batch *batch, const struct train *train)
-{
-	const struct subject first = subject_of(batch, train, 0);
-	const uint32_t len = (uint32_t)first.len;
-
-	batch->has_outgoing = true;
-	batch->outgoing = (struct outgoing){
-		.to = train->to,
-		.packet = first.packet,
-		.len = len,
-		.fragment_mtu = len > train->fragment_mtu ? train->fragment_mtu : 0,
-		/* Bytes that were cut off behind a packet's end are the last one's. */
-		.bytes_in = train->count == 1 ? train->bytes_in : len,
-	};
-}
-
-/* The packets of a train, one by one: false if the socket is full, and the train holds the rest. */
-static bool send_one_by_one(struct batch *batch, struct train *train)
+/* The packets of a train, one by one. */
+static void send_one_by_one(struct batch *batch, struct train *train)
 {
 	struct tundp_worker *worker = batch->worker;
 
-	while (train->count) {
+	for (; train->count; train->count--) {
 		const uint64_t before = worker->counters.encap.packets_out;
+		const struct subject first = subject_of(batch, train, 0);
+		const uint32_t len = (uint32_t)first.len;
+		struct outgoing outgoing = {
+			.to = train->to,
+			.packet = first.packet,
+			.len = len,
+			.fragment_mtu = len > train->fragment_mtu ? train->fragment_mtu : 0,
+			/* Bytes that were cut off behind a packet's end are the last one's. */
+			.bytes_in = train->count == 1 ? train->bytes_in : len,
+		};
 
-		if (!batch->has_outgoing)
-			begin_outgoing(batch, train);
-		if (!single_forward(worker, batch->fib, &batch->outgoing)) {
-			batch->is_blocked = true;
-			return false;
-		}
-		batch->has_outgoing = false;
+		single_forward(worker, batch->fib, &outgoing);
 		train->sent_count += (uint32_t)(worker->counters.encap.packets_out - before);
-		train->offset += batch->outgoing.len;
-		train->len -= batch->outgoing.len;
-		train->bytes_in -= batch->outgoing.bytes_in;
-		train->count--;
+		train->offset += len;
+		train->len -= len;
+		train->bytes_in -= outgoing.bytes_in;
 	}
 	learn_no_gso(batch, train);
-	return true;
 }
 
 static void drop_train(struct batch *batch, const struct train *train, uint32_t reason,
@@ -136,8 +126,9 @@ static void drop_train(struct batch *batch, const struct train *train, uint32_t 
 	count_dropped(worker, &worker->counters.encap, &tally, reason, subject);
 }
 
-/* Handles a refused train. True: send it again, whole or one by one; false: it was dropped. */
-static bool retry(struct batch *batch, struct train *train, int error, int *tries)
+/* Handles a train refused by `fd`. True: send it again, whole or one by one; false: it was
+ * dropped. */
+static bool retry(struct batch *batch, struct train *train, int fd, int error, int *tries)
 {
 	struct tundp_worker *worker = batch->worker;
 	const struct subject subject = subject_of(batch, train, error);
@@ -146,12 +137,8 @@ static bool retry(struct batch *batch, struct train *train, int error, int *trie
 	case EINTR:
 		return true;
 	case EAGAIN:
-		/* A socket that polls as writable and keeps refusing has another problem. */
-		if (++batch->refusals < SEND_REFUSALS_MAX) {
-			batch->is_blocked = true;
-			worker->counters.send_waits++;
+		if (fd == worker->config.udp_fd && hop_sockets_open(worker, &train->to) >= 0)
 			return true;
-		}
 		break;
 	case ENOBUFS:
 		if (--*tries > 0)
@@ -201,44 +188,66 @@ static void count_trains(struct batch *batch, uint32_t at, uint32_t count)
 	}
 }
 
-/* Sends the first `count` trains, or as many as the socket has room for; what is left stays. */
+/* Sends trains `at` to `end` by one descriptor: how many left, or -1 and errno. */
+static int send_messages(struct batch *batch, int fd, uint32_t at, uint32_t end)
+{
+	struct tundp_worker *worker = batch->worker;
+	int sent;
+
+	if (fd < 0) {
+		errno = EAGAIN;
+		return -1;
+	}
+	worker->counters.syscalls++;
+	sent = sendmmsg(fd, &batch->send_messages[at], end - at, MSG_DONTWAIT);
+	if (fd != worker->config.udp_fd) {
+		const int error = errno;
+
+		hop_sockets_used(worker, &batch->trains[at].to, sent > 0);
+		errno = error;
+	}
+	return sent;
+}
+
+/* Sends the first `count` trains. */
 static void send_trains(struct batch *batch, uint32_t count)
 {
 	struct tundp_worker *worker = batch->worker;
+	const int shared = worker->config.udp_fd;
 	int tries = NO_BUFFER_TRIES;
 	uint32_t at = 0;
 
-	while (at < count && !batch->is_blocked) {
+	while (at < count) {
 		struct train *train = &batch->trains[at];
 		uint32_t end = at;
-		int sent;
+		int fd, sent;
 
 		if (train->is_one_by_one) {
-			if (send_one_by_one(batch, train))
-				at++;
+			send_one_by_one(batch, train);
+			at++;
 			continue;
 		}
-		while (end < count && !batch->trains[end].is_one_by_one)
-			prepare(batch, end++);
-		worker->counters.syscalls++;
-		sent = sendmmsg(worker->config.udp_fd, &batch->send_messages[at], end - at,
-				MSG_DONTWAIT);
+		fd = hop_sockets_find(worker, &train->to);
+		do
+			prepare(batch, end++, fd != shared);
+		while (fd == shared && end < count && !batch->trains[end].is_one_by_one &&
+		       hop_sockets_find(worker, &batch->trains[end].to) == shared);
+		sent = send_messages(batch, fd, at, end);
 		if (sent >= 0) {
 			count_trains(batch, at, (uint32_t)sent);
 			at += (uint32_t)sent;
-			batch->refusals = 0;
 			tries = NO_BUFFER_TRIES;
-		} else if (!retry(batch, train, errno, &tries)) {
+		} else if (!retry(batch, train, fd, errno, &tries)) {
 			at++;
 			tries = NO_BUFFER_TRIES;
 		}
 	}
-	remove_trains(batch, at);
+	remove_trains(batch, count);
 }
 
 void train_send_all(struct batch *batch)
 {
-	if (batch->train_count && !batch->is_blocked)
+	if (batch->train_count)
 		send_trains(batch, batch->train_count);
 }
 
@@ -247,7 +256,7 @@ void train_send_full(struct batch *batch)
 	const uint32_t count = batch->train_count;
 	const struct train *last;
 
-	if (count == 0 || batch->is_blocked)
+	if (count == 0)
 		return;
 	last = &batch->trains[count - 1];
 	if (last->is_closed && (last->count > 1 || count == TRAINS_MAX)) {
@@ -268,7 +277,7 @@ void train_send_full(struct batch *batch)
 uint8_t *train_empty_arena(struct batch *batch)
 {
 	train_send_all(batch);
-	return batch->train_count ? NULL : batch->send_arena;
+	return batch->send_arena;
 }
 
 /* Whether a packet of `len` bytes may join a train. */
@@ -301,16 +310,4 @@ void train_append(struct batch *batch, const struct lane *lane, uint32_t len, ui
 	batch->arena_len += len;
 	train->is_closed = len < train->segment_len || train->count >= lane->count_max ||
 			   train->len + train->segment_len > TUNDP_MAX_DATAGRAM_LEN;
-}
-
-void train_abandon_all(struct batch *batch)
-{
-	for (uint32_t i = 0; i < batch->train_count; i++) {
-		const struct subject subject = subject_of(batch, &batch->trains[i], 0);
-
-		drop_train(batch, &batch->trains[i], TUNDP_DROP_SEND_NO_BUFFER, &subject);
-	}
-	remove_trains(batch, batch->train_count);
-	batch->has_outgoing = false;
-	batch->is_blocked = false;
 }

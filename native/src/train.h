@@ -6,11 +6,10 @@
 
 void train_init(struct batch *batch);
 
-/* Sends all trains: the arena, empty then, or NULL when the socket is full. */
+/* Sends all trains: the arena, empty then. */
 uint8_t *train_empty_arena(struct batch *batch);
 
-/* A place for one more packet of up to `len` bytes behind the arena's end, or NULL when the socket
- * is full. */
+/* A place for one more packet of up to `len` bytes, behind the arena's end or in an empty one. */
 static inline uint8_t *train_make_room(struct batch *batch, size_t len)
 {
 	if (batch->train_count < TRAINS_MAX && SEND_ARENA_LEN - batch->arena_len >= len)
@@ -25,10 +24,7 @@ void train_append(struct batch *batch, const struct lane *lane, uint32_t len, ui
 /* Sends the trains that nothing can join any more. */
 void train_send_full(struct batch *batch);
 
-/* Sends all trains, or as many as the socket has room for. */
+/* Sends all trains. */
 void train_send_all(struct batch *batch);
-
-/* Counts all trains as dropped. */
-void train_abandon_all(struct batch *batch);
 
 #endif

@@ -298,9 +298,10 @@ static int open_lab(struct lab *lab, const struct engine *engine)
 		.spin_ns = SPIN_NS,
 		.memory = aligned_alloc(64, (engine->len() + 63) / 64 * 64),
 		.hop_counters = calloc(HOPS, sizeof(struct tundp_hop_counters)),
+		.hop_queues = calloc(HOPS, sizeof(struct tundp_hop_queue)),
 		.icmp_full_at_ns = &icmp_full_at_ns,
 	};
-	if (!lab->config.memory || !lab->config.hop_counters ||
+	if (!lab->config.memory || !lab->config.hop_counters || !lab->config.hop_queues ||
 	    bind(lab->config.udp_fd, (struct sockaddr *)&lab->udp, len) ||
 	    tundp_worker_configure(worker, &lab->config))
 		return -1;
@@ -317,6 +318,7 @@ static void close_lab(struct lab *lab)
 	close(lab->worker->config.notify_fd);
 	free(lab->config.memory);
 	free(lab->config.hop_counters);
+	free(lab->config.hop_queues);
 	free(lab->worker);
 }
 

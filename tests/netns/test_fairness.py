@@ -85,17 +85,17 @@ async def test_a_flood_from_the_tun_leaves_decap_its_turns(make_overlay: MakeOve
 async def test_a_slow_uplink_stops_neither_decap_nor_routes(make_overlay: MakeOverlay) -> None:
     async with make_overlay(pods=True) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
-        # 4 Mbit/s with a long queue: the send buffer fills, and stays full.
+        # 4 Mbit/s with a long queue: the shared send buffer fills, then the peer's own.
         shape = "rate 4mbit burst 32kb limit 64mb"
         await must_run(one.host, *f"tc qdisc add dev eth0 root tbf {shape}".split())
         flooder = await one.host.socket(socket.SOCK_DGRAM)
         trickler = await two.host.socket(socket.SOCK_DGRAM)
         with flood(flooder, (two.tunnel_address, 7000), b"x" * 500):
 
-            async def waits() -> bool:
-                return bool((await counters(one))["send_waits"] > 0)
+            async def is_full() -> bool:
+                return "hop_queue_full" in (await counters(one))["encap"]["drops"]
 
-            await until(waits)
+            await until(is_full)
             await trickles_through(one, "decap", trickler, (one.public_ip, 8285))
         await must_run(one.host, "tc", "qdisc", "del", "dev", "eth0", "root")
 

@@ -123,7 +123,12 @@ def test_every_series_is_there_from_the_start() -> None:
     for state in LeaseState:
         expected = state is LeaseState.HELD
         assert value(found, "tundp_lease_state", state=state.value) == expected
-    for name in ("socket_overflows", "source_mismatches", "destination_mismatches", "send_waits"):
+    for name in (
+        "socket_overflows",
+        "source_mismatches",
+        "destination_mismatches",
+        "hop_sockets_opened",
+    ):
         assert value(found, f"tundp_{name}_total") == 0
 
 

@@ -38,6 +38,7 @@ from tundp.observe.status import (
     EngineStatus,
     FirewallStatus,
     InterfaceStatus,
+    KernelStatus,
     Lazy,
     LeaseStatus,
     PathStatus,
@@ -98,7 +99,9 @@ UDP = Status(
             DisabledOffload(name="tun-uso", reason="by --disable-offloads"),
             DisabledOffload(name="tcp-coalesce", reason="EINVAL", since=1_770_000_050.0),
         ),
+        hop_sockets=1,
     ),
+    kernel=KernelStatus(tun_queue_drops=12, udp_errors=5, udp_checksum_errors=4),
     firewall=FirewallStatus(flavour="nftables", missing=""),
     routing=RoutingStatus(
         generation=3, peers=2, refused=1, bad_entries=1, narrow_paths=1, no_gso_paths=0
@@ -126,6 +129,7 @@ UDP = Status(
                 packets_in=20,
                 bytes_in=1680,
                 drops=1,
+                queue_full=1,
                 last_heard=1_770_000_088.5,
                 last_errno="EMSGSIZE",
             ),
@@ -172,6 +176,7 @@ HOST_GW = replace(
     backend=BackendStatus(type="host-gw", interface=INTERFACE, mtu=1500, routes=1),
     engine=None,
     counters=None,
+    kernel=KernelStatus(),
     peers=(
         PeerStatus(
             subnet=IPv4Network("10.5.2.0/24"),
@@ -418,6 +423,9 @@ class Engine:
             },
         )
 
+    def hop_sockets(self) -> int:
+        return 1
+
     def path_states(self) -> dict[int, PathState]:
         return {2: PathState(inner_mtu=1372, no_gso=True, since=5.0, origin="EMSGSIZE")}
 
@@ -458,4 +466,5 @@ def test_offloads_in_use_and_disabled_are_those_of_the_engine_now() -> None:
             DisabledOffload(name="udp-gro", reason="asked for"),
             DisabledOffload(name="tcp-coalesce", reason="EINVAL", since=9.0),
         ),
+        hop_sockets=1,
     )

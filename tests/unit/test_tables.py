@@ -65,7 +65,7 @@ def test_metrics_keep_their_names() -> None:
         "source_mismatches": "tundp_source_mismatches",
         "destination_mismatches": "tundp_destination_mismatches",
         "socket_overflows": "tundp_socket_overflows",
-        "send_waits": "tundp_send_waits",
+        "hop_sockets_opened": "tundp_hop_sockets_opened",
         "offload_fallbacks": "tundp_offload_fallbacks",
     }
 

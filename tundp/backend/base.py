@@ -132,6 +132,8 @@ class BackendStatus:
     """The name of its own device, empty while that is gone; None if it has none."""
     routes: int | None
     """How many kernel routes it keeps; None for a backend that keeps one for the network."""
+    queue_drops: int | None = None
+    """Packets the kernel dropped at the queue of its own device; None if it has none."""
 
 
 class Backend(Protocol):
@@ -198,6 +200,10 @@ class Backend(Protocol):
 
     def is_concerned(self, change: KernelChange) -> bool:
         """Whether a change calls for `repair`: of our device, or of a route we keep."""
+        ...
+
+    def kernel_changed(self) -> None:
+        """Links, addresses or routes of the node changed, whosever: called often, must be cheap."""
         ...
 
     def owns_address(self, interface_index: int) -> bool:

@@ -201,6 +201,9 @@ class HostGwBackend:
             return is_ours and (change.is_gone or not change.link.is_up)
         return isinstance(change, RouteChange) and change.destination in self._wanted
 
+    def kernel_changed(self) -> None:
+        """See Backend. Nothing is remembered of paths."""
+
     def owns_address(self, interface_index: int) -> bool:
         """See Backend: there is no device, and so no address of it."""
         return False

@@ -163,6 +163,7 @@ class KernelKeeper:
                 async with asyncio.timeout_at(self._free_at if due else retry_at):
                     for change in await changes():
                         self._note(change, due)
+                    self._node.backend.kernel_changed()
             except TimeoutError:
                 if not due:
                     due.underlay, due.all_paths = bool(self._node.underlay.error), is_device_new

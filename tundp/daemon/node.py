@@ -42,6 +42,7 @@ from tundp.lease.network import NetworkConfig
 from tundp.lease.routing import Routing
 from tundp.lease.subnet_env import SubnetEnv
 from tundp.linux import notify
+from tundp.linux.losses import UdpErrors, udp_errors
 from tundp.linux.netlink import Netlink
 from tundp.observe.metrics import Metrics
 from tundp.observe.status import Status
@@ -81,6 +82,7 @@ class Node:
     started_at: float = field(default_factory=time.time)
     _is_changing: bool = False
     """Whether a change of the ledger was begun and has not come to its end."""
+    udp_errors_before: UdpErrors = field(default_factory=udp_errors)
 
     def __post_init__(self) -> None:
         self.subnet_file = SubnetFile(self.settings.instance)

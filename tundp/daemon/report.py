@@ -17,6 +17,7 @@ from tundp.lease.claim import LeaseState
 from tundp.lease.identity import identity_of
 from tundp.lease.routing import Routing
 from tundp.linux import notify
+from tundp.linux.losses import udp_errors
 from tundp.linux.obstacles.scene import PeerPlace, Scene
 from tundp.observe import collect
 from tundp.observe.collect import PeerView
@@ -25,6 +26,7 @@ from tundp.observe.status import (
     DaemonState,
     DeviceStatus,
     FirewallStatus,
+    KernelStatus,
     RoutingStatus,
     SettingStatus,
     Status,
@@ -61,6 +63,7 @@ def summary(node: Node) -> Status:
     lease = node.manager.state()
     backend = node.backend.status()
     engine = node.backend.engine
+    lost = udp_errors().since(node.udp_errors_before)
     return Status(
         version=tundp.__version__,
         pid=os.getpid(),
@@ -92,6 +95,11 @@ def summary(node: Node) -> Status:
             routes=backend.routes,
         ),
         engine=None if engine is None else collect.engine_status(engine),
+        kernel=KernelStatus(
+            tun_queue_drops=backend.queue_drops,
+            udp_errors=lost.all,
+            udp_checksum_errors=lost.checksum,
+        ),
         firewall=FirewallStatus(flavour=node.firewall.flavour, missing=node.firewall.missing),
         routing=routing_status(node.routing, engine),
         findings=findings(node),

@@ -135,12 +135,26 @@ class Dataplane(Protocol):
         """
         ...
 
+    def hop_sockets(self) -> int:
+        """How many send sockets of single hops there are now: engine/hop_slots.py.
+
+        With several workers a hop may have one in each.
+        """
+        ...
+
     def offloads(self) -> OffloadState:
         """Offloads in use now, and why others are not."""
         ...
 
     def path_states(self) -> Mapping[int, PathState]:
         """Path state by hop id, of hops that have any."""
+        ...
+
+    def recheck_paths(self) -> None:
+        """Forget path MTUs the kernel has other figures for by now: routes or links changed.
+
+        What is still narrow is learnt again, without a loss, from the next send that is refused.
+        """
         ...
 
     def heartbeat(self) -> tuple[int, ...]:

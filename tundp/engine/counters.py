@@ -125,9 +125,9 @@ class Counters:
         metric="socket_overflows",
         is_loss=True,
     )
-    send_waits: int = _counter(
-        "times the UDP socket was full and reading the TUN paused; nothing is lost by it",
-        metric="send_waits",
+    hop_sockets_opened: int = _counter(
+        "times a hop got a send socket of its own, because the one all hops share was full",
+        metric="hop_sockets_opened",
     )
     syscalls: int = _counter(
         "system calls on the packet path: those that found nothing, and waiting, included"
@@ -190,11 +190,13 @@ class HopCounters:
     bytes_in: int = 0
     drops: int = 0
     """Packets to it or from it that were dropped, for whatever reason."""
+    queue_full: int = 0
+    """Those of them dropped as DropReason.HOP_QUEUE_FULL."""
     last_heard: float | None = None
     """Unix time of the last datagram from it, exact to some milliseconds; None never."""
     last_errno: str | None = None
     """Name of the errno of the last send to it the kernel refused; None never."""
 
 
-HOP_SUMS: Final = ("packets_out", "bytes_out", "packets_in", "bytes_in", "drops")
+HOP_SUMS: Final = ("packets_out", "bytes_out", "packets_in", "bytes_in", "drops", "queue_full")
 """Those of HopCounters that are numbers to add up."""

@@ -19,6 +19,7 @@ class HopCount:
     packets_in: int = 0
     bytes_in: int = 0
     drops: int = 0
+    queue_full: int = 0
     last_heard: float | None = None
     last_errno: str | None = None
 
@@ -67,6 +68,7 @@ class HopLedger:
         state = PathState(inner_mtu=inner_mtu, since=time.time(), origin=origin)
         self._paths[hop_id] = (state, now + PATH_STATE_S)
 
-    def forget_paths(self) -> None:
-        """Forget all path state: it was another address's."""
-        self._paths.clear()
+    def forget_paths(self, hop_ids: Iterable[int] | None = None) -> None:
+        """Forget the path state of some hops; None: of all, it was another address's."""
+        for hop_id in list(self._paths) if hop_ids is None else hop_ids:
+            self._paths.pop(hop_id, None)

@@ -15,8 +15,8 @@ A packet's way, from read to send:
 Each direction owns one buffer, read into and patched in place: a packet is parsed once
 and never copied here. The event loop calls back while a descriptor is readable, and a
 call carries at most BUDGET packets, so that timers, the store and route changes are
-served under any load. When the socket is full, the one packet in hand waits and the TUN is
-not read until there is room: the queue builds up in the kernel.
+served under any load. Nothing waits here: when the socket is full, the hop gets one of its own
+(hop_sockets.py), and what that has no room for is dropped.
 
 Why one room: whoever wants to know what an engine does reads it here, top to bottom.
 """
@@ -26,13 +26,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import os
 import socket
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final, NamedTuple
 
@@ -44,8 +44,9 @@ from tundp.engine.base import (
     OffloadState,
     PathState,
 )
-from tundp.engine.changes import changed_hops
+from tundp.engine.changes import changed_hops, changed_paths
 from tundp.engine.counters import Counters, DirectionCounters, HopCounters
+from tundp.engine.hop_sockets import HopSockets
 from tundp.engine.hops import HopLedger
 from tundp.lease.fib import Fib
 from tundp.linux import uapi, udp
@@ -68,8 +69,6 @@ _log = logging.getLogger(__name__)
 BUDGET: Final = 64
 """Packets per callback and direction before the loop gets control again."""
 BUFFER_LEN: Final = 65536
-REFUSALS_MAX: Final = 64
-"""EAGAINs in a row from a socket that polls as writable: then the packet is dropped."""
 _ROUTED: Final = (DropReason.HOP_LIMIT_EXCEEDED, DropReason.TOO_BIG)
 """Encap drops that happen to a packet with a next hop."""
 _UNLIMITED: Final = 0xFFFF
@@ -84,17 +83,6 @@ class _Hop(NamedTuple):
     hop_id: int
     sockaddr: tuple[str, int]
     is_local: bool
-
-
-@dataclass(slots=True)
-class _Unsent:
-    """The one packet that waits for room in the socket, or what is left of its fragments."""
-
-    packets: list[memoryview | bytes]
-    hop: _Hop
-    datagram_count: int
-    bytes_out: int
-    refusals: int = 1
 
 
 class ReferenceEngine:
@@ -121,7 +109,7 @@ class ReferenceEngine:
         self._tun: Tun | None = None
         self._tun_gone = asyncio.Event()
         self._gone_lines = Ration(1)
-        self._unsent: _Unsent | None = None
+        self._hop_sockets = HopSockets(sock)
         self._overflows = 0
         self._hops = HopLedger()
         self._fib = context.fib
@@ -142,8 +130,7 @@ class ReferenceEngine:
         self.detach()
         self._tun = tun
         self._tun_gone.clear()
-        if not self._unsent:
-            self._loop.add_reader(tun.fd, self._on_tun_readable)
+        self._loop.add_reader(tun.fd, self._on_tun_readable)
 
     def detach(self) -> None:
         """See Dataplane."""
@@ -163,16 +150,13 @@ class ReferenceEngine:
         return self._fib.generation
 
     def rebound(self) -> None:
-        """See Dataplane. A packet that waits for room waits for the new socket's."""
+        """See Dataplane."""
         fd = self._sock.fileno()
-        # The kernel has dropped the old socket from the loop's epoll set, the loop does not
-        # know: asyncio then raises ENOENT for a second callback, having forgotten both.
-        for remove in (self._loop.remove_writer, self._loop.remove_reader):
-            with contextlib.suppress(OSError):
-                remove(fd)
+        # The kernel has dropped the old socket from the loop's epoll set, the loop does not know.
+        with contextlib.suppress(OSError):
+            self._loop.remove_reader(fd)
         self._loop.add_reader(fd, self._on_udp_readable)
-        if self._unsent:
-            self._loop.add_writer(fd, self._on_udp_writable)
+        self._hop_sockets.close()
         self._source = _bound_address(self._sock)
         self._hops.forget_paths()
         self._overflows = 0
@@ -183,11 +167,16 @@ class ReferenceEngine:
 
     def counters(self) -> Counters:
         """See Dataplane."""
+        self._counters.hop_sockets_opened = self._hop_sockets.opened
         return self._counters
 
     def hop_counters(self, hop_ids: Sequence[int] | None = None) -> Mapping[int, HopCounters]:
         """See Dataplane."""
         return self._hops.counters(hop_ids)
+
+    def hop_sockets(self) -> int:
+        """See Dataplane."""
+        return len(self._hop_sockets)
 
     def offloads(self) -> OffloadState:
         """See Dataplane. It has none."""
@@ -197,26 +186,29 @@ class ReferenceEngine:
         """See Dataplane."""
         return self._hops.paths(self._loop.time())
 
+    def recheck_paths(self) -> None:
+        """See Dataplane."""
+        ask = functools.partial(udp.path_mtu, self._source)
+        self._hops.forget_paths(changed_paths(self.path_states(), self._fib, ask))
+
     def heartbeat(self) -> tuple[int, ...]:
         """See Dataplane. It has no thread: the loop that asks is the one that carries."""
         return ()
 
     def stop(self) -> None:
-        """See Dataplane. A packet that still waited for the socket is counted as dropped."""
+        """See Dataplane."""
         self.detach()
         self._loop.remove_reader(self._sock.fileno())
-        if self._unsent:
-            self._loop.remove_writer(self._sock.fileno())
-            self._drop(self._counters.encap, DropReason.SEND_NO_BUFFER, self._unsent.hop.hop_id)
-            self._unsent = None
+        self._hop_sockets.close()
 
     # encap: TUN -> UDP
 
     def _on_tun_readable(self) -> None:
         self._counters.wakeups += 1
         self._counters.syscalls += 1  # the loop's wait that led here
+        self._hop_sockets.sweep(self._clock_ns())
         for _ in range(BUDGET):
-            if self._tun is None or self._unsent:
+            if self._tun is None:
                 return
             self._counters.syscalls += 1
             try:
@@ -283,24 +275,23 @@ class ReferenceEngine:
         return None if hop is None else _Hop(hop_id, hop.sockaddr, hop.is_local)
 
     def _send_all(self, forward: Forward[_Hop]) -> int:
-        """Send, or keep what the socket has no room for, and count; the errno of a refusal.
+        """Send, and count; the errno of a refusal.
 
         A packet counts as out once, when the last of its fragments is on its way.
         """
         packets, hop = forward.packets, forward.hop
-        bytes_out = sum(len(packet) for packet in packets)
-        for number, packet in enumerate(packets):
-            self._counters.syscalls += 1
-            try:
-                self._sock.sendto(packet, hop.sockaddr)
-            except BlockingIOError:
-                self._wait_for_socket(packets[number:], hop, len(packets), bytes_out)
-                return 0
-            except OSError as error:
-                _log.debug("send to %s: %s", hop.sockaddr[0], error)
-                return self._count_refused_send(error, hop.hop_id)
-        self._count_sent(hop.hop_id, len(packets), bytes_out)
+        try:
+            for packet in packets:
+                self._send(packet, hop)
+        except OSError as error:
+            _log.debug("send to %s: %s", hop.sockaddr[0], error)
+            return self._count_refused_send(error, hop.hop_id)
+        self._count_sent(hop.hop_id, len(packets), sum(len(packet) for packet in packets))
         return 0
+
+    def _send(self, packet: memoryview | bytes, hop: _Hop) -> None:
+        self._counters.syscalls += 1
+        self._hop_sockets.send(packet, hop.hop_id, hop.sockaddr, self._clock_ns())
 
     def _count_sent(self, hop_id: int, datagram_count: int, bytes_out: int) -> None:
         hop = self._hops.count(hop_id)
@@ -311,44 +302,6 @@ class ReferenceEngine:
         self._counters.encap.bytes_out += bytes_out
         if datagram_count > 1:
             self._counters.fragments_out += datagram_count
-
-    def _wait_for_socket(
-        self,
-        packets: tuple[memoryview | bytes, ...],
-        hop: _Hop,
-        datagram_count: int,
-        bytes_out: int,
-    ) -> None:
-        # The TUN is not read until these are gone, so its buffer keeps them meanwhile.
-        self._counters.send_waits += 1
-        self._unsent = _Unsent(list(packets), hop, datagram_count, bytes_out)
-        if self._tun is not None:
-            self._loop.remove_reader(self._tun.fd)
-        self._loop.add_writer(self._sock.fileno(), self._on_udp_writable)
-
-    def _on_udp_writable(self) -> None:
-        unsent = self._unsent
-        assert unsent is not None
-        hop_id = unsent.hop.hop_id
-        while unsent.packets:
-            self._counters.syscalls += 1
-            try:
-                self._sock.sendto(unsent.packets[0], unsent.hop.sockaddr)
-            except OSError as error:
-                unsent.refusals += 1
-                if isinstance(error, BlockingIOError) and unsent.refusals < REFUSALS_MAX:
-                    self._counters.send_waits += 1
-                    return
-                refused = self._count_refused_send(error, hop_id)
-                self._drop(self._counters.encap, send_reason(refused), hop_id)
-                break
-            unsent.packets.pop(0)
-        else:
-            self._count_sent(hop_id, unsent.datagram_count, unsent.bytes_out)
-        self._unsent = None
-        self._loop.remove_writer(self._sock.fileno())
-        if self._tun is not None:
-            self._loop.add_reader(self._tun.fd, self._on_tun_readable)
 
     def _reply_to_tun(self, answer: bytes) -> None:
         if not self._may_reply() or self._tun is None:
@@ -441,8 +394,7 @@ class ReferenceEngine:
         if isinstance(verdict, Forward):
             try:
                 for packet in verdict.packets:
-                    self._counters.syscalls += 1
-                    self._sock.sendto(packet, verdict.hop.sockaddr)
+                    self._send(packet, verdict.hop)
                 if len(verdict.packets) > 1:
                     self._counters.fragments_out += len(verdict.packets)
             except OSError as error:
@@ -475,13 +427,14 @@ class ReferenceEngine:
             _log.exception(
                 "bug: packet dropped as %s, %d so far; please report", reason.label, bugs
             )
-        waits = counters is self._counters.encap and self._unsent is not None
-        if counters.packets_in > counters.packets_out + counters.dropped + waits:
+        if counters.packets_in > counters.packets_out + counters.dropped:
             self._drop(counters, reason, 0)
 
     def _drop(self, counters: DirectionCounters, reason: DropReason, hop_id: int) -> None:
         counters.drops[reason] += 1
-        self._hops.count(hop_id).drops += 1
+        hop = self._hops.count(hop_id)
+        hop.drops += 1
+        hop.queue_full += reason is DropReason.HOP_QUEUE_FULL
 
     def _count_heard(self, hop_id: int, length: int) -> None:
         hop = self._hops.count(hop_id)

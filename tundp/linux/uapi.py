@@ -53,12 +53,14 @@ UDP_GRO: Final = 104
 """5.0"""
 
 # linux/in.h
+IP_PKTINFO: Final = 8
 IP_MTU_DISCOVER: Final = 10
 IP_PMTUDISC_DONT: Final = 0
 IP_PMTUDISC_DO: Final = 2
 IP_PMTUDISC_PROBE: Final = 3
 """2.6.22: set DF, and ignore what is known of the path's MTU."""
 IP_MTU: Final = 14
+IP_FREEBIND: Final = 15
 
 # asm-generic/socket.h
 SO_SNDBUFFORCE: Final = 32

@@ -18,8 +18,9 @@ _log = logging.getLogger(__name__)
 RECEIVE_BUFFER_LEN: Final = 8 << 20
 """The kernel's default of 208 KiB holds 92 full-size datagrams: 30 ms at 3,000 packets/s."""
 SEND_BUFFER_LEN: Final = 1 << 20
-"""16 super-packets: beyond that, packets for a slow uplink queue in the TUN, where the kernel
-counts drops."""
+"""16 super-packets: beyond that, hops get sockets of their own (engine/hop_slots.py)."""
+SENDER_ADDRESS: Final = "127.0.130.133"
+"""What senders are bound to: no datagram from the wire may have that destination (RFC 1122)."""
 
 
 def open_udp(
@@ -47,6 +48,27 @@ def open_udp(
     except OSError as error:
         sock.close()
         raise PlatformError(_explain(address, port, error), error.errno) from None
+    return sock
+
+
+def open_sender(port: int, buffer_len: int) -> socket.socket:
+    """A non-blocking UDP socket that sends from `port` of our addresses, and receives nothing.
+
+    Which address is said at each send (IP_PKTINFO). DF as with `open_udp`. buffer_len: SO_SNDBUF,
+    of which the kernel makes twice as much. OSError.
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        # FREEBIND: lo may be down. REUSEADDR: others of ours are bound there, too.
+        sock.setsockopt(socket.IPPROTO_IP, uapi.IP_FREEBIND, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_IP, uapi.IP_MTU_DISCOVER, uapi.IP_PMTUDISC_DO)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_len)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        sock.bind((SENDER_ADDRESS, port))
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 

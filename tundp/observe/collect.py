@@ -119,6 +119,7 @@ def engine_status(engine: Dataplane) -> EngineStatus:
             DisabledOffload(name=offload.value, reason=why.reason, since=why.since)
             for offload, why in offloads.disabled.items()
         ),
+        hop_sockets=engine.hop_sockets(),
     )
 
 
@@ -227,6 +228,7 @@ def _traffic(hop: HopCounters) -> PeerTraffic:
         packets_in=hop.packets_in,
         bytes_in=hop.bytes_in,
         drops=hop.drops,
+        queue_full=hop.queue_full,
         last_heard=hop.last_heard,
         last_errno=hop.last_errno,
     )

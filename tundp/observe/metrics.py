@@ -28,7 +28,7 @@ from tundp.lease.claim import LeaseState
 from tundp.linux.obstacles.look import IDS as OBSTACLES
 from tundp.linux.obstacles.look import SUMMARY as LOOKED
 from tundp.observe.counters import BREAKDOWNS, sentence, spec_of
-from tundp.observe.status import CountersStatus, EngineStatus, Status
+from tundp.observe.status import CountersStatus, EngineStatus, KernelStatus, Status
 from tundp.wire.drop import DropReason
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -101,6 +101,8 @@ class Metrics:
             status = self.summary()
             if status.counters is not None:
                 yield from _traffic(status.counters)
+            if status.kernel is not None:
+                yield from _kernel(status.kernel)
             yield from _control(status)
 
 
@@ -151,6 +153,25 @@ def _traffic(counters: CountersStatus) -> Iterator[Any]:
         yield family
 
 
+def _kernel(kernel: KernelStatus) -> Iterator[Any]:
+    if kernel.tun_queue_drops is not None:
+        yield CounterMetricFamily(
+            "tundp_tun_queue_drops",
+            "Packets the kernel dropped at the full queue of the TUN, before the engine.",
+            value=kernel.tun_queue_drops,
+        )
+    yield CounterMetricFamily(
+        "tundp_namespace_udp_errors",
+        "UDP datagrams the network namespace lost on receipt, ours and others'.",
+        value=kernel.udp_errors,
+    )
+    yield CounterMetricFamily(
+        "tundp_namespace_udp_checksum_errors",
+        "Those of them whose checksum was wrong.",
+        value=kernel.udp_checksum_errors,
+    )
+
+
 def _control(status: Status) -> Iterator[Any]:
     yield _gauge("tundp_start_timestamp_seconds", "When the daemon started.", status.started_at)
     if (lease := status.lease) is not None:
@@ -192,6 +213,11 @@ def _control(status: Status) -> Iterator[Any]:
             yield _gauge("tundp_mtu_bytes", "Largest inner packet.", backend.mtu)
     if (engine := status.engine) is not None:
         yield _offloads(engine)
+        yield _gauge(
+            "tundp_hop_sockets",
+            "Send sockets that single peers have now, because the shared one was full.",
+            engine.hop_sockets,
+        )
 
 
 def _offloads(engine: EngineStatus) -> GaugeMetricFamily:

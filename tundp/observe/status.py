@@ -4,6 +4,8 @@
 it (`python -m tundp.cli.docs` writes that). STATUS_SCHEMA goes up when a member changes
 meaning, changes type or goes; new members come without notice, and readers pass over those
 they do not know.
+
+Why one room: it is the list of all that is said, and read as one.
 """
 
 from __future__ import annotations
@@ -157,6 +159,21 @@ class EngineStatus:
     offloads_in_use: Sequence[str] = ()
     """Right now."""
     offloads_disabled: Sequence[DisabledOffload] = ()
+    hop_sockets: int = 0
+    """Send sockets that single peers have now, because the shared one was full of what waits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelStatus:
+    """What the kernel lost before it reached the engine, since the daemon started."""
+
+    tun_queue_drops: int | None = None
+    """Packets routed into the device while its queue was full; null for a backend without one.
+    With `encap.packets_in` they are all that was routed into it."""
+    udp_errors: int = 0
+    """UDP datagrams of the network namespace lost on receipt, ours and others' (InErrors)."""
+    udp_checksum_errors: int = 0
+    """Those of them whose checksum was wrong (InCsumErrors)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +230,8 @@ class PeerTraffic:
     bytes_in: int
     drops: int
     """Packets for this peer that were dropped."""
+    queue_full: int = 0
+    """Those of them dropped because too much for it waited in the kernel: hop_queue_full."""
     last_heard: float | None = None
     """When the last datagram came from it, Unix time; null for never."""
     last_errno: str | None = None
@@ -414,6 +433,7 @@ class Status:
     backend: BackendStatus | None = None
     engine: EngineStatus | None = None
     """Null for a backend that leaves packets to the kernel."""
+    kernel: KernelStatus | None = None
     firewall: FirewallStatus | None = None
     routing: RoutingStatus | None = None
     findings: Sequence[Finding] = ()

@@ -127,7 +127,7 @@ class DropReason(IntEnum):
         13,
         "ENOBUFS: the kernel had no room for the datagram",
         "the uplink's queue is full: ip -s link, tc -s qdisc",
-        ("EAGAIN", "ENOBUFS", "ENOMEM"),
+        ("ENOBUFS", "ENOMEM"),
     )
     SEND_FAILED = (
         14,
@@ -173,6 +173,14 @@ class DropReason(IntEnum):
         "from the wire for an inner destination that is neither this node's nor in its subnet",
         "a forged packet, or a peer that follows an old lease of ours: look at the outer source,"
         " and at tundp status there; a source check that counts lets it in",
+    )
+    HOP_QUEUE_FULL = (
+        21,
+        "what waits in the kernel for this peer has reached its bound: its address answers no ARP,"
+        " or its path is slower than what is sent to it",
+        "find the peer in tundp status, then: ip neigh get <peer> dev <uplink>; ip route get"
+        " <peer>; tc -s qdisc",
+        ("EAGAIN",),
     )
 
     @property

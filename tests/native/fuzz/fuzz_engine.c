@@ -43,7 +43,7 @@ enum send_refusal {
 	SEND_NO_SEGMENT = 1, /* EIO, as a device without checksum offload has it */
 	SEND_BAD_SEGMENT = 2,
 	SEND_TOO_BIG = 3, /* above 1200 bytes */
-	SEND_BUSY = 4,    /* every other call */
+	SEND_BUSY = 4,    /* every other call, of the shared socket */
 	SEND_INTERRUPTED = 5,
 	SEND_NO_BUFFER = 6, /* two of three calls */
 	SEND_NEVER_BUFFER = 7,
@@ -90,6 +90,7 @@ static struct {
 	struct tundp_worker worker;
 	struct batch *batch;
 	struct tundp_hop_counters hop_counters[FUZZ_HOPS];
+	struct tundp_hop_queue hop_queues[FUZZ_HOPS];
 	uint64_t icmp_full_at_ns;
 	int tun;  /* our end of the TUN */
 	int peer; /* sends datagrams */
@@ -308,6 +309,7 @@ static void prepare(uint8_t choices, uint8_t refusals, bool has_offloads)
 			    .source_check = (uint32_t)(choices & SOURCE_CHECK) / 2 % 3 },
 		.memory = lab.batch,
 		.hop_counters = lab.hop_counters,
+		.hop_queues = lab.hop_queues,
 		.icmp_full_at_ns = &lab.icmp_full_at_ns,
 	};
 
@@ -321,6 +323,7 @@ static void prepare(uint8_t choices, uint8_t refusals, bool has_offloads)
 		config.max_udp_segments = config.max_segments;
 	}
 	memset(lab.hop_counters, 0, sizeof(lab.hop_counters));
+	memset(lab.hop_queues, 0, sizeof(lab.hop_queues));
 	lab.icmp_full_at_ns = 0;
 	REQUIRE(tundp_worker_configure(worker, &config) == 0);
 	lab.send_refusal = refusals & 0x0f;
@@ -362,7 +365,10 @@ static struct amount feed_super(const struct record *records, size_t count)
 		(uint16_t)(count && records[0].len < TUNDP_MAX_DATAGRAM_LEN ?
 				   records[0].len - TUNDP_VNET_LEN :
 				   0);
-	union segment_control control = { 0 };
+	union {
+		struct cmsghdr align;
+		uint8_t bytes[CMSG_SPACE(sizeof(uint16_t))];
+	} control = { 0 };
 	struct iovec iovec = { whole, 0 };
 	struct msghdr message = { .msg_name = &lab.udp,
 				  .msg_namelen = sizeof(lab.udp),
@@ -426,7 +432,7 @@ static void require_conserved(const struct tundp_direction *direction)
 static void require_hops(const struct tundp_counters *counters)
 {
 	struct tundp_hop_counters sum = { 0 };
-	uint64_t drops = 0;
+	uint64_t drops = 0, full = 0;
 
 	for (int hop = 0; hop < FUZZ_HOPS; hop++) {
 		sum.packets_out += lab.hop_counters[hop].packets_out;
@@ -437,6 +443,12 @@ static void require_hops(const struct tundp_counters *counters)
 	}
 	for (int i = 0; i < TUNDP_DROP_COUNT; i++)
 		drops += counters->encap.drops[i] + counters->decap.drops[i];
+	for (int hop = 0; hop < FUZZ_HOPS; hop++) {
+		full += lab.hop_queues[hop].full;
+		/* The worker has ended: none is left. */
+		REQUIRE(lab.hop_queues[hop].socket == 0);
+	}
+	REQUIRE(full == counters->encap.drops[TUNDP_DROP_HOP_QUEUE_FULL]);
 	REQUIRE(sum.packets_out == counters->encap.packets_out);
 	REQUIRE(sum.bytes_out == counters->encap.bytes_out);
 	REQUIRE(sum.packets_in == counters->decap.packets_in);

@@ -30,6 +30,7 @@ NUMBERS = {
     "tun_failed": 18,
     "bad_vnet_header": 19,
     "destination_mismatch": 20,
+    "hop_queue_full": 21,
 }
 
 
@@ -68,7 +69,7 @@ SEND = {
     "EHOSTUNREACH": DropReason.SEND_UNREACHABLE,
     "ENETDOWN": DropReason.SEND_UNREACHABLE,
     "EADDRNOTAVAIL": DropReason.SEND_UNREACHABLE,
-    "EAGAIN": DropReason.SEND_NO_BUFFER,
+    "EAGAIN": DropReason.HOP_QUEUE_FULL,
     "ENOBUFS": DropReason.SEND_NO_BUFFER,
     "ENOMEM": DropReason.SEND_NO_BUFFER,
     "EMSGSIZE": DropReason.TOO_BIG,

@@ -21,6 +21,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from tundp.backend.base import BackendContext, BackendStatus, FibSink, Given
+from tundp.backend.udp.queue_drops import QueueDrops
 from tundp.backend.udp.sockets import move_sockets, open_sockets
 from tundp.backoff import Backoff, Contest, Outage, Ration
 from tundp.engine.base import Dataplane, EngineContext
@@ -44,6 +45,8 @@ _log = logging.getLogger(__name__)
 
 DEVICE_LIVES_S: Final = 10.0
 """A device that lasted so long was not part of a series of losses."""
+RECHECK_S: Final = 1.0
+"""From a change of links or routes to a look at paths; changes meanwhile cost nothing more."""
 
 
 class UdpBackend:
@@ -62,6 +65,8 @@ class UdpBackend:
         self._tun_index = 0
         self._contest = Contest(_log)
         self._device_lines = Ration(1)
+        self._queue_drops = QueueDrops()
+        self._recheck: asyncio.TimerHandle | None = None
 
     @property
     def name(self) -> str:
@@ -191,6 +196,11 @@ class UdpBackend:
                 return destination == device.network or index in indexes
         return False
 
+    def kernel_changed(self) -> None:
+        """See Backend: what was learnt of paths is compared with the kernel's routes, soon."""
+        if self._recheck is None and self._engine is not None:
+            self._recheck = asyncio.get_running_loop().call_later(RECHECK_S, self._recheck_paths)
+
     def owns_address(self, interface_index: int) -> bool:
         """See Backend."""
         return interface_index == self._tun_index != 0
@@ -224,6 +234,7 @@ class UdpBackend:
             port=self._config.peer_port,
             device="" if self._tun is None else self._tun.name,
             routes=None,
+            queue_drops=self._queue_drops.count(),
         )
 
     def checks(self) -> list[Finding]:
@@ -242,6 +253,8 @@ class UdpBackend:
 
     def close(self) -> None:
         """See Backend. The device goes with its last descriptor."""
+        if self._recheck is not None:
+            self._recheck.cancel()
         if self._engine is not None:
             self._engine.stop()
             counters = self._engine.counters()
@@ -258,14 +271,20 @@ class UdpBackend:
             sock.close()
         self._given.close()
 
+    def _recheck_paths(self) -> None:
+        self._recheck = None
+        self.engine.recheck_paths()
+
     async def _open_device(self) -> None:
         """Make the TUN device, or adopt the one given; configure it; hand it to the engine."""
         assert self._device is not None
         name = self._settings.tun_name if self._tun is None else self._tun.name
         if self._tun is not None:
             self._tun.close()
-        self._tun = self._adopt_tun() or Tun(name, self.engine.tun_mode)
+        adopted = self._adopt_tun()
+        self._tun = adopted or Tun(name, self.engine.tun_mode)
         self._tun_index = await device.configure(self._netlink, self._tun, self._device)
+        self._queue_drops.follow(self._tun_index, is_adopted=adopted is not None)
         self.engine.attach(self._tun)
 
     def _log_device(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 import os
 import socket
@@ -31,7 +32,7 @@ from tundp.engine.base import (
     OffloadState,
     PathState,
 )
-from tundp.engine.changes import changed_hops
+from tundp.engine.changes import changed_hops, changed_paths
 from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, Counters, HopCounters
 from tundp.engine.native.fib import NativeFib
 from tundp.engine.native.hops import HopMemory, PathStates
@@ -41,6 +42,7 @@ from tundp.engine.native.worker import Worker, WorkerSetup
 from tundp.lease.fib import Fib
 from tundp.linux.offload import SAFE_SEGMENTS, KernelOffloads, find_offloads, set_udp_gro
 from tundp.linux.tun import Tun, TunMode
+from tundp.linux.udp import path_mtu
 from tundp.wire.coalesce import Miss
 from tundp.wire.drop import DropReason
 
@@ -203,6 +205,10 @@ class NativeEngine:
         """See Dataplane."""
         return self._hops.counters(hop_ids, self._hop_count())
 
+    def hop_sockets(self) -> int:
+        """See Dataplane."""
+        return sum(worker.hop_sockets() for worker in self._workers)
+
     def offloads(self) -> OffloadState:
         """See Dataplane."""
         if self._kernel is None:
@@ -217,6 +223,13 @@ class NativeEngine:
         """See Dataplane."""
         self._take_in_path_states()
         return self._path_states.states()
+
+    def recheck_paths(self) -> None:
+        """See Dataplane."""
+        states = self.path_states()
+        if states:
+            ask = functools.partial(path_mtu, IPv4Address(self._socks[0].getsockname()[0]))
+            self._path_states.forget(changed_paths(states, self._fibs[-1].fib, ask))
 
     def describe(self) -> str:
         """See Dataplane."""
@@ -263,6 +276,7 @@ class NativeEngine:
                     notify_fd=self._notify_fd,
                     directions=direction,
                     hop_counters=self._hops.counters_of(len(workers)),
+                    hop_queues=self._hops.queues_of(len(workers)),
                     icmp_budget=self._icmp_budget,
                 )
                 workers.append(Worker(setup))

@@ -38,11 +38,16 @@ class HopMemory:
         self._counters = [
             _reserve("struct tundp_hop_counters", hops_max) for _ in range(worker_count)
         ]
+        self._queues = [_reserve("struct tundp_hop_queue", hops_max) for _ in range(worker_count)]
         self._bases: dict[int, HopTotals] = {}
 
     def counters_of(self, worker: int) -> Any:
         """Where a worker counts, for its struct."""
         return self._ffi.from_buffer("struct tundp_hop_counters[]", self._counters[worker])
+
+    def queues_of(self, worker: int) -> Any:
+        """Where a worker keeps its hops' send sockets, for its struct."""
+        return self._ffi.from_buffer("struct tundp_hop_queue[]", self._queues[worker])
 
     def reassign(self, hop_ids: Iterable[int]) -> None:
         """Start anew for hop ids that stand for another endpoint from now on."""
@@ -71,7 +76,8 @@ class HopMemory:
     def _totals(self, ids: npt.NDArray[np.int64]) -> HopTotals:
         """What all workers have counted, one entry an id."""
         rows = [counters[ids] for counters in self._counters]
-        sums = {name: sum(row[name] for row in rows) for name in HOP_SUMS}
+        sums = {name: sum(row[name] for row in rows) for name in _COUNTED}
+        sums["queue_full"] = sum(queues["full"][ids] for queues in self._queues)
         last_heard_ns = np.maximum.reduce([row["last_heard_ns"] for row in rows])
         refused = np.stack([row["last_refused_ns"] for row in rows])
         errnos = np.stack([row["last_errno"] for row in rows])
@@ -186,4 +192,6 @@ def _errno_name(number: int) -> str:
     return errno.errorcode.get(number, str(number))
 
 
+_COUNTED: Final = tuple(name for name in HOP_SUMS if name != "queue_full")
+"""Those in struct tundp_hop_counters."""
 _NOTHING: Final = HopCounters()

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from tundp.errors import Unsupported
 
-ABI: Final = 5
+ABI: Final = 6
 
 try:
     from tundp import _native

@@ -38,6 +38,8 @@ class WorkerSetup:
     directions: int
     hop_counters: Any
     """Where it counts per hop."""
+    hop_queues: Any
+    """Where it keeps which hops have a send socket of their own."""
     icmp_budget: Any
     """The uint64_t all workers of the node share."""
 
@@ -83,6 +85,7 @@ class Worker:
                 "max_udp_segments": 1,
                 "memory": ffi.from_buffer(self._memory),
                 "hop_counters": setup.hop_counters,
+                "hop_queues": setup.hop_queues,
                 "icmp_full_at_ns": setup.icmp_budget,
                 **values,
             },
@@ -116,6 +119,10 @@ class Worker:
     def heartbeat(self) -> int:
         """See Dataplane.heartbeat."""
         return int(self._native.lib.tundp_worker_heartbeat(self.struct))
+
+    def hop_sockets(self) -> int:
+        """How many hops have a send socket of their own now."""
+        return int(self._native.lib.tundp_worker_hop_sockets(self.struct))
 
     def disabled(self) -> int:
         """Offloads the kernel has refused it: bits of enum tundp_offload."""
