@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 
 import pytest
 
-from tests.nodes import MakeOverlay, answers, log_contains
+from tests.nodes import MakeOverlay, answers, has_peer, log_contains
 from tests.wait import until
 from tundp.lab.overlay import LabNode, OverlayLab
 
@@ -82,3 +85,95 @@ async def test_a_sandbox_without_batches_gets_the_simple_engine(
         assert asked.wait(60) == 1
         assert await log_contains(one, "--engine=gso cannot run here, sendmmsg: ")
         assert await log_contains(one, "use --engine=simple")
+
+
+GARBAGE = (
+    b"",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),  # TLS to a plain port
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"GET " + b"/" * 100_000 + b" HTTP/1.1\r\n\r\n",
+    b"GET /healthz HTTP/1.1\r\n" + b"X: y\r\n" * 50_000 + b"\r\n",
+    b"GET http://other/healthz HTTP/1.1\r\nHost: \xff\r\n\r\n",
+    b"POST /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n",
+    b"POST /readyz HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"HEAD /readyz HTTP/1.0\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /readyz HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n" * 50,
+    b"GET /readyz?verbose=%ff%00&format=%zz HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"SSH-2.0-scanner\r\n",
+    bytes(range(256)) * 100,
+)
+
+
+async def test_rubbish_to_health_metrics_and_admin_sockets(make_overlay: MakeOverlay) -> None:
+    """Scanners, load balancers with TLS, clients that never end."""
+    flags = ("--healthz-port=10256", "--metrics-addr=127.0.0.1:9100")
+    async with make_overlay(*flags) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        places = (10256, 9100, str(one.admin_socket))
+        slow = []
+
+        def throw(place: int | str, data: bytes, *, stays: bool) -> None:
+            family = socket.AF_INET if isinstance(place, int) else socket.AF_UNIX
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.settimeout(5)
+            with contextlib.suppress(OSError):
+                sock.connect(("127.0.0.1", place) if isinstance(place, int) else place)
+                sock.sendall(data)
+                if stays:
+                    slow.append(sock)
+                    return
+                sock.shutdown(socket.SHUT_WR)
+                while sock.recv(1 << 16):
+                    pass
+            sock.close()
+
+        try:
+            for place in places:
+                for data in GARBAGE:
+                    await one.host.call(throw, place, data, stays=False)
+                    await one.host.call(throw, place, data[: len(data) // 2], stays=True)
+            assert (await one.get(10256, "/readyz"))[0] == 200
+            assert (await one.get(9100, "/metrics"))[0] == 200
+            assert (await one.status_document())["lease"]["state"] == "held"
+            assert await answers(one.host, two.tunnel_address)
+        finally:
+            for sock in slow:
+                sock.close()
+        text = one.log_path.read_text()
+        print(text[-6000:])
+        assert "Traceback" not in text
+
+
+async def test_a_reader_of_the_log_that_hangs_stops_no_packet(make_overlay: MakeOverlay) -> None:
+    """The pipe behind stderr is full: nothing of the daemon may wait for who should read it."""
+    async with make_overlay(start=False) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        read_end, write_end = os.pipe()
+        try:
+            one.daemon = await one.host.call(
+                subprocess.Popen,
+                run_argv(overlay, one, "--healthz-port=10256"),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=write_end,
+            )
+            one.host.processes.append(one.daemon)
+            await overlay.start_daemon(two)
+            await overlay.wait_ready()
+            os.set_blocking(write_end, False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(write_end, b"x" * 4096)
+            os.set_blocking(write_end, True)
+            document = json.loads(overlay.lease_file.read_text())
+            document["leases"]["10.5.250.0-24"] = {"PublicIP": "192.0.2.77"}
+            overlay.lease_file.write_text(json.dumps(document))
+            await until(lambda: answers(one.host, two.tunnel_address))
+            await until(lambda: has_peer(one, "10.5.250.0/24", "192.0.2.77"), deadline_s=10)
+            assert (await one.get(10256, "/healthz"))[0] == 200
+            assert await one.stop_daemon() == 0
+        finally:
+            os.close(read_end)
+            os.close(write_end)
