@@ -1,15 +1,19 @@
-"""Replacing a file in one step."""
+"""Replacing a file in one step, and reading one without a wait."""
 
 from __future__ import annotations
 
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tundp import files
+from tundp.daemon import subnet_file
+from tundp.instance import Instance
+from tundp.subnet.lease_cache import LeaseCache
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o600, 0o666])
@@ -99,3 +103,45 @@ def test_a_symlink_is_replaced_not_followed(tmp_path: Path) -> None:
     files.write_atomically(tmp_path / "link", "new")
     assert (tmp_path / "target").read_text() == "kept"
     assert not (tmp_path / "link").is_symlink()
+
+
+def test_reading_strips_a_byte_order_mark_and_keeps_what_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"\xef\xbb\xbfA=\xff\r\n")
+    assert files.read_regular(tmp_path / "f") == "A=\ufffd\n"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "device", "too long", "absent"])
+def test_only_a_regular_file_of_a_size_is_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "f"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "device":
+        path = Path("/dev/zero")
+    elif kind == "too long":
+        path.write_bytes(b"")
+        os.truncate(path, 101)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match=r"regular|large|No such"):
+        files.read_regular(path, most_len=100)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_a_fifo_where_files_of_ours_should_be_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """Opening it would wait for a writer: with it the event loop, deaf to SIGTERM."""
+    (tmp_path / "state").mkdir()
+    for path in (tmp_path / "subnet.env", tmp_path / "state" / "node-id"):
+        os.mkfifo(path)
+    found: list[object] = []
+
+    def read() -> None:
+        found.append(subnet_file.read_text(tmp_path / "subnet.env"))
+        cache = LeaseCache(tmp_path / "state", Instance(tmp_path / "subnet.env"))
+        found.append(len(cache.identity().node_id) >= 16)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(10)
+    assert found == ["", True]
+    assert (tmp_path / "state" / "node-id").is_file()

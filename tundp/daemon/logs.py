@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tundp.backoff import TokenBucket
+from tundp.daemon.log_writer import LogWriter
 
 OWN: Final = "tundp"
 FORMAT: Final = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
@@ -117,7 +118,7 @@ def set_up(level: int, modules: str = "", *, username: str = "", password: str =
     modules: `name=level,...` of single loggers and those below them, of libraries too.
     """
     basic = base64.b64encode(f"{username}:{password}".encode("latin-1", "replace")).decode()
-    handler = logging.StreamHandler()
+    handler = LogWriter()
     handler.addFilter(RepeatFilter())
     handler.setFormatter(RedactingFormatter((password, basic) if password else ()))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
@@ -138,3 +139,10 @@ def _severity(level: int) -> int:
     if level < 0:
         return logging.ERROR
     return logging.INFO if level == 0 else logging.DEBUG
+
+
+def write_apart() -> None:
+    """Let a thread write the log from now on, so that nobody waits for who reads it."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogWriter):
+            handler.start()

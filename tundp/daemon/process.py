@@ -76,6 +76,7 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
     capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
     resources = open_resources(settings, given)
     drop_capabilities()
+    logs.write_apart()
     raise_file_limit()
     supervisor = Supervisor()
     with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:

@@ -9,15 +9,19 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from tundp.backoff import Contest, Outage
 from tundp.daemon import lock
-from tundp.files import write_replacing
+from tundp.files import read_regular, write_replacing
 from tundp.instance import Instance
 from tundp.lease import subnet_env
 from tundp.lease.subnet_env import SubnetEnv
 
 _log = logging.getLogger(__name__)
+
+MOST_LEN: Final = 1 << 20
+"""Bytes of a file that is looked at as a subnet.env, which has 200."""
 
 
 class SubnetFile:
@@ -70,8 +74,8 @@ class SubnetFile:
 
 
 def read_text(path: Path) -> str:
-    """The file's text; empty if it cannot be read."""
+    """The file's text; empty if it cannot be read or cannot be a subnet.env."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_regular(path, most_len=MOST_LEN)
     except OSError:
         return ""

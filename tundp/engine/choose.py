@@ -15,14 +15,15 @@ from tundp.engine.native.engine import EngineSettings, NativeEngine
 from tundp.engine.reference import ReferenceEngine
 from tundp.errors import ConfigError, Unsupported
 from tundp.linux import probe
-from tundp.linux.offload import KernelOffloads, find_offloads
+from tundp.linux.offload import KernelOffloads, find_offloads, why_no_batches
 from tundp.linux.probe import ProbeReport
 
 _log = logging.getLogger(__name__)
 
 ENGINES: Final = tuple(each.value for each in Engine if each is not Engine.AUTO)
 """Names of every engine there is, fastest first."""
-_MANY_WORKERS: Final = (Engine.GSO, Engine.MMSG)
+_BATCHED: Final = (Engine.GSO, Engine.MMSG)
+"""Engines that send and receive many datagrams a system call; each may have several workers."""
 
 
 def best_engine(kernel: KernelOffloads) -> tuple[Engine, str]:
@@ -31,6 +32,8 @@ def best_engine(kernel: KernelOffloads) -> tuple[Engine, str]:
         library.require()
     except Unsupported as error:
         return Engine.REFERENCE, f"slow: {error}"
+    if why_not := why_no_batches():
+        return Engine.SIMPLE, f"slow: {why_not}"
     if kernel.offloads:
         return Engine.GSO, "the kernel has super-packets"
     return Engine.MMSG, "no super-packets here"
@@ -70,22 +73,24 @@ def make_engine(
 ) -> Dataplane:
     """The engine `name`, or for AUTO the best this machine has; logs which and why.
 
-    Unsupported if a C engine is asked for by name and the C module is not built; ConfigError if
-    it cannot have that many workers.
+    Unsupported if an engine is asked for by name and the C module is not built or this process
+    may not make its system calls; ConfigError if it cannot have that many workers.
     """
     kernel = find_offloads(settings.disabled)
     why = "asked for"
     if name is Engine.AUTO:
         name, why = best_engine(kernel)
-    if len(socks) > 1 and name not in _MANY_WORKERS:
-        names = " or ".join(each.value for each in _MANY_WORKERS)
+    elif name in _BATCHED and (why_not := why_no_batches()):
+        raise Unsupported(f"--engine={name.value} cannot run here, {why_not}; use --engine=simple")
+    if len(socks) > 1 and name not in _BATCHED:
+        names = " or ".join(each.value for each in _BATCHED)
         raise ConfigError(f"--workers: engine {name.value} has one; use --engine={names}")
     engine: Dataplane
     if name is Engine.REFERENCE:
         engine = ReferenceEngine(socks[0], context)
     else:
         engine = NativeEngine(name, socks, context, settings, kernel)
-    is_makeshift = name is Engine.REFERENCE and why != "asked for"
+    is_makeshift = why.startswith("slow: ")
     _log.log(
         logging.WARNING if is_makeshift else logging.INFO,
         "engine %s (%s): %s",

@@ -7,6 +7,7 @@ exception is a defect no local test shows (`udp_segment_defect`).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import re
@@ -84,6 +85,20 @@ def set_udp_gro(sock: socket.socket, *, is_on: bool) -> bool:
         sock.setsockopt(socket.IPPROTO_UDP, uapi.UDP_GRO, int(is_on))
         return bool(sock.getsockopt(socket.IPPROTO_UDP, uapi.UDP_GRO))
     return False
+
+
+def why_no_batches() -> str | None:
+    """Why this process cannot call sendmmsg(2) and recvmmsg(2); None if it can.
+
+    Kernels may lack them (ENOSYS), seccomp filters of containers and units forbid them (EPERM).
+    Both are called with no message at all, which does nothing.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for name, more in (("sendmmsg", ()), ("recvmmsg", (None,))):
+            if getattr(libc, name)(sock.fileno(), None, 0, socket.MSG_DONTWAIT, *more) < 0:
+                return f"{name}: {os.strerror(ctypes.get_errno())}"
+    return None
 
 
 def tun_features() -> int:

@@ -132,6 +132,15 @@ def _tun_findings(features: int) -> Iterator[Finding]:
 
 
 def _socket_findings(kernel: KernelOffloads, release: str) -> Iterator[Finding]:
+    why_no_batches = offload.why_no_batches()
+    yield feature(
+        "mmsg",
+        "sendmmsg and recvmmsg",
+        is_there=why_no_batches is None,
+        evidence=why_no_batches or "many datagrams a system call",
+        since="3.0",
+        without="engine simple: one datagram a system call",
+    )
     segment_defect = offload.udp_segment_defect(release)
     has_segment = Offload.UDP_SEGMENT not in kernel.missing
     yield feature(

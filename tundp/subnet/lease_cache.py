@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from tundp.backoff import Outage
 from tundp.errors import LeaseFormatError
-from tundp.files import write_atomically
+from tundp.files import read_regular, write_atomically
 from tundp.instance import Instance
 from tundp.lease import codec
 from tundp.lease.identity import Identity, clean_host
@@ -220,7 +220,7 @@ def _read_json(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_regular(path))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:

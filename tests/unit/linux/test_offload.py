@@ -72,6 +72,12 @@ def test_auto_takes_super_packets_else_batches_else_python(monkeypatch: pytest.M
     assert choose.best_engine(kernel(*ALL))[0] is Engine.GSO
     assert choose.best_engine(kernel(Offload.UDP_GRO))[0] is Engine.GSO
     assert choose.best_engine(kernel())[0] is Engine.MMSG
+    with monkeypatch.context() as patched:
+        patched.setattr(choose, "why_no_batches", lambda: "recvmmsg: Operation not permitted")
+        assert choose.best_engine(kernel(*ALL)) == (
+            Engine.SIMPLE,
+            "slow: recvmmsg: Operation not permitted",
+        )
 
     def missing() -> None:
         raise Unsupported("the native module is not built")
