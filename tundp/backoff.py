@@ -17,6 +17,8 @@ REMIND_S: Final = 60.0
 """A lasting outage is mentioned again this often."""
 LINES: Final = 2
 """Lines about one thing in any REMIND_S."""
+REASONS: Final = 4
+"""Different reasons of one outage that are logged at once."""
 CONTEST: Final = 3
 """Times that somebody undid the same work within REMIND_S, from which on it is a contest."""
 
@@ -117,6 +119,8 @@ class Outage:
         """Whether the log says that it fails just now."""
         self._ended_at = float("-inf")
         self._unsaid = 0
+        self._reasons: set[str] = set()
+        """What was logged of this outage."""
         self.error = ""
         """How the last try failed; empty if it did not."""
 
@@ -135,9 +139,13 @@ class Outage:
             if text == self._said or is_flapping:
                 self._unsaid += 1
                 return
-        if not self._ration.take(now):
+        is_new_reason = text not in self._reasons and 0 < len(self._reasons) < REASONS
+        if is_new_reason:
+            self._ration.spend(now)
+        elif not self._ration.take(now):
             self._unsaid += 1
             return
+        self._reasons.add(text)
         repeated = f" (failed {self._unsaid} more times since)" if self._unsaid else ""
         self._logger.warning("%s: %s; retrying%s", self.what, text, repeated)
         self._said, self._said_at, self._unsaid = text, now, 0
@@ -154,6 +162,7 @@ class Outage:
             self._ended_at, self._unsaid = now, 0
         self._is_said = False
         self._since = None
+        self._reasons.clear()
 
 
 class Contest:

@@ -163,7 +163,7 @@ async def test_bad_leases_are_named_and_hurt_nobody(make_overlay: MakeOverlay) -
         status = await one.status_document()
         assert {each["key"]: each["reason"] for each in status["refused"]} == {
             "10.5.240.0-24": "no_public_ip",
-            "10.5.241.0-24": "own_public_ip",
+            "10.5.241.0-24": "leftover",
             "10.5.242.0-24": "other_backend",
             "10.9.1.0-24": "outside_network",
             "10.5.243.0-24": "not_unicast",
