@@ -138,6 +138,7 @@ class _Side:
 
 
 _View = tuple[_Side, _Side]
+_Pair = tuple[int | None, int | None]
 ParseNetworkConfig = Callable[[str, str], NetworkConfig]
 
 
@@ -367,19 +368,14 @@ class BothStore:
         self._versions[key] = (self._count, revisions)
         return self._count
 
-    def _note_half(
-        self, key: LeaseKey, before: tuple[int | None, int | None], now: tuple[int | None, ...]
-    ) -> None:
+    def _note_half(self, key: LeaseKey, before: _Pair, now: _Pair) -> None:
         """Log that our own lease is gone from one of the two; its renewal creates it again."""
-        if None in before or now.count(None) != 1 or not self._halves.take(_loop_time()):
-            return
-        _log.warning(
-            "lease %s was deleted in %s, or has expired there; it is still in the other: writing"
-            " it again%s",
-            key,
-            self._stores[now.index(None)].description,
-            self._halves.withheld_words(),
-        )
+        is_half = None not in before and now.count(None) == 1
+        if is_half and self._halves.take(asyncio.get_running_loop().time()):
+            where, more = self._stores[now.index(None)].description, self._halves.withheld_words()
+            _log.warning(
+                "lease %s was deleted in %s, or expired: written again%s", key, where, more
+            )
 
     def _give(self, view: _View) -> Snapshot:
         """The union of both stores as a snapshot that `wait` can continue from."""
@@ -445,10 +441,6 @@ class BothStore:
             view, self._watched = self._watched, None
             for side in view:
                 await side.stop()
-
-
-def _loop_time() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _holders_differ(one: Lease, other: Lease) -> bool:
