@@ -1,5 +1,7 @@
 """Leases in both APIs of one etcd cluster, for flannels of both ages in one overlay.
 
+Why one room: two halves of one state, judged together.
+
 The v2 and v3 key spaces know nothing of each other: a flannel up to 0.17 sees only v2, a
 later one only v3. This store shows the union of both, and writes our own lease into
 both, v2 first: a subnet is ours when nobody has it in either. While one of the two is away
