@@ -17,8 +17,8 @@ REMIND_S: Final = 60.0
 """A lasting outage is mentioned again this often."""
 LINES: Final = 2
 """Lines about one thing in any REMIND_S."""
-NEWS_MAX: Final = 5
-"""Different reasons of one outage that are logged beside the ration."""
+REASONS: Final = 4
+"""Different reasons of one outage that are logged at once."""
 CONTEST: Final = 3
 """Times that somebody undid the same work within REMIND_S, from which on it is a contest."""
 
@@ -104,9 +104,7 @@ class TokenBucket:
 class Outage:
     """One line when something fails, one a minute while it lasts, one when it is over.
 
-    Something that fails and works by turns, or fails in other words each time, costs no more
-    than a few lines: of one outage NEWS_MAX reasons are logged as soon as they are seen, so that
-    whoever mends one fault is told of the next.
+    Something that fails and works by turns, or fails in other words each time, costs no more.
     """
 
     def __init__(self, logger: logging.Logger, what: str) -> None:
@@ -122,7 +120,7 @@ class Outage:
         self._ended_at = float("-inf")
         self._unsaid = 0
         self._reasons: set[str] = set()
-        """Logged of this outage, or of one that ended a moment before it."""
+        """What was logged of this outage."""
         self.error = ""
         """How the last try failed; empty if it did not."""
 
@@ -136,23 +134,18 @@ class Outage:
         self.error = text = str(error)
         if self._since is None:
             self._since = now
-            if now - self._ended_at >= REMIND_S:
-                self._reasons.clear()
         if self._is_said and now - self._said_at < REMIND_S:
             is_flapping = now - self._ended_at < REMIND_S
             if text == self._said or is_flapping:
                 self._unsaid += 1
                 return
-        is_news = (
-            text not in self._reasons
-            and len(self._reasons) < NEWS_MAX
-            and now - self._ended_at >= REMIND_S
-        )
-        if not self._ration.take(now) and not is_news:
+        is_new_reason = text not in self._reasons and 0 < len(self._reasons) < REASONS
+        if is_new_reason:
+            self._ration.spend(now)
+        elif not self._ration.take(now):
             self._unsaid += 1
             return
-        if is_news:
-            self._reasons.add(text)
+        self._reasons.add(text)
         repeated = f" (failed {self._unsaid} more times since)" if self._unsaid else ""
         self._logger.warning("%s: %s; retrying%s", self.what, text, repeated)
         self._said, self._said_at, self._unsaid = text, now, 0
@@ -169,6 +162,7 @@ class Outage:
             self._ended_at, self._unsaid = now, 0
         self._is_said = False
         self._since = None
+        self._reasons.clear()
 
 
 class Contest:

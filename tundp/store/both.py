@@ -1,5 +1,7 @@
 """Leases in both APIs of one etcd cluster, for flannels of both ages in one overlay.
 
+Why one room: two halves of one state, judged together.
+
 The v2 and v3 key spaces know nothing of each other: a flannel up to 0.17 sees only v2, a
 later one only v3. This store shows the union of both, and writes our own lease into
 both, v2 first: a subnet is ours when nobody has it in either. While one of the two is away
@@ -138,6 +140,7 @@ class _Side:
 
 
 _View = tuple[_Side, _Side]
+_Pair = tuple[int | None, int | None]
 ParseNetworkConfig = Callable[[str, str], NetworkConfig]
 
 
@@ -369,19 +372,14 @@ class BothStore:
         self._versions[key] = (self._count, revisions)
         return self._count
 
-    def _note_half(
-        self, key: LeaseKey, before: tuple[int | None, int | None], now: tuple[int | None, ...]
-    ) -> None:
+    def _note_half(self, key: LeaseKey, before: _Pair, now: _Pair) -> None:
         """Log that our own lease is gone from one of the two; its renewal creates it again."""
-        if None in before or now.count(None) != 1 or not self._halves.take(_loop_time()):
-            return
-        _log.warning(
-            "lease %s was deleted in %s, or has expired there; it is still in the other: writing"
-            " it again%s",
-            key,
-            self._stores[now.index(None)].description,
-            self._halves.withheld_words(),
-        )
+        is_half = None not in before and now.count(None) == 1
+        if is_half and self._halves.take(asyncio.get_running_loop().time()):
+            where, more = self._stores[now.index(None)].description, self._halves.withheld_words()
+            _log.warning(
+                "lease %s was deleted in %s, or expired: written again%s", key, where, more
+            )
 
     def _give(self, view: _View) -> Snapshot:
         """The union of both stores as a snapshot that `wait` can continue from."""
@@ -447,10 +445,6 @@ class BothStore:
             view, self._watched = self._watched, None
             for side in view:
                 await side.stop()
-
-
-def _loop_time() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _holders_differ(one: Lease, other: Lease) -> bool:
