@@ -112,6 +112,11 @@ class Connection:
         self._names = Names()
         self.urls = self._endpoints.urls
 
+    @property
+    def limit_s(self) -> float:
+        """Limit of one request at one endpoint, in seconds."""
+        return REQUEST_TIMEOUT_S
+
     async def call(
         self, method: str, request: Any, answer_type: type[T], *, once: bool = False
     ) -> T:
@@ -190,7 +195,7 @@ class Connection:
             if self._channel is not None:
                 if self._login.is_due:
                     async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                        await self._login.perform(self._channel)
+                        await self._login.perform(self._channel, REQUEST_TIMEOUT_S)
                 return self._channel
             endpoint = self._endpoints.current
             tls = self._tls.context(H2) if endpoint.scheme == "https" else None
@@ -199,7 +204,7 @@ class Connection:
                 async with asyncio.timeout(REQUEST_TIMEOUT_S):
                     await channel.__connect__()
                     if self._login.is_due:
-                        await self._login.perform(channel)
+                        await self._login.perform(channel, REQUEST_TIMEOUT_S)
             except BaseException as error:
                 channel.close()
                 if isinstance(error, asyncio.CancelledError):

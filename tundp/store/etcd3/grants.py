@@ -28,7 +28,6 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from tundp.errors import AccessDenied, StoreError, StoreUnavailable
-from tundp.store.access import REQUEST_TIMEOUT_S
 from tundp.store.etcd3.connection import SERVICE, Connection, EtcdChannel
 from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
 
@@ -113,7 +112,7 @@ class Grants:
             )
             request = rpc.LeaseGrantRequest(TTL=ttl_s, ID=etcd_lease_id)
             try:
-                answer = await method(request, timeout=REQUEST_TIMEOUT_S, metadata=metadata)
+                answer = await method(request, timeout=self._connection.limit_s, metadata=metadata)
             except GRPCError as error:
                 if "lease already exists" in (error.message or ""):
                     return None
@@ -238,7 +237,7 @@ class Grants:
             )
             request = rpc.RangeRequest(key=key, revision=revision)
             try:
-                answer = await method(request, timeout=REQUEST_TIMEOUT_S, metadata=metadata)
+                answer = await method(request, timeout=self._connection.limit_s, metadata=metadata)
             except GRPCError as error:
                 if error.status is Status.OUT_OF_RANGE:
                     return set()  # compacted
@@ -260,7 +259,7 @@ class Grants:
             )
             request = rpc.LeaseRevokeRequest(ID=etcd_lease_id)
             try:
-                await method(request, timeout=REQUEST_TIMEOUT_S, metadata=metadata)
+                await method(request, timeout=self._connection.limit_s, metadata=metadata)
             except GRPCError as error:
                 if error.status is not Status.NOT_FOUND:  # it has expired
                     raise

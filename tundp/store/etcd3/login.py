@@ -17,7 +17,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from tundp.errors import AccessDenied
-from tundp.store.access import REQUEST_TIMEOUT_S, EtcdAccess
+from tundp.store.access import EtcdAccess
 from tundp.store.etcd3.words import AuthAnswer
 from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
 
@@ -76,8 +76,8 @@ class Login:
         if token == self.token:
             self._in_vain = 0
 
-    async def perform(self, channel: EtcdChannel) -> None:
-        """Authenticate: keep a token, or that authentication is not enabled.
+    async def perform(self, channel: EtcdChannel, limit_s: float) -> None:
+        """Authenticate within `limit_s`: keep a token, or that authentication is not enabled.
 
         AccessDenied if etcd refuses user or password; within a pause after that, at once.
         """
@@ -94,7 +94,7 @@ class Login:
             name=self._access.username, password=self._access.password
         )
         try:
-            answer = await method(request, timeout=REQUEST_TIMEOUT_S)
+            answer = await method(request, timeout=limit_s)
         except GRPCError as error:
             if error.status is Status.FAILED_PRECONDITION and "not enabled" in str(error.message):
                 self._done("")  # everybody is let in
