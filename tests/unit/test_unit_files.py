@@ -81,3 +81,28 @@ def test_the_administrators_unit_hides_the_packages(directories: list[Path]) -> 
 def test_the_first_name_that_is_installed(directories: list[Path]) -> None:
     (directories[2] / "b.service").write_text("[Service]\n")
     assert unit_of(directories, "a.service", "b.service").name == "b.service"
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ((), None),
+        (("CAP_NET_ADMIN",), {"CAP_NET_ADMIN"}),
+        (("CAP_NET_ADMIN", "cap_net_raw"), {"CAP_NET_ADMIN", "CAP_NET_RAW"}),
+        (("CAP_NET_ADMIN CAP_NET_RAW",), {"CAP_NET_ADMIN", "CAP_NET_RAW"}),
+        # What it leaves out says nothing of what it leaves in.
+        (("CAP_NET_ADMIN", "~CAP_SYS_ADMIN"), None),
+    ],
+)
+def test_capabilities_add_up(
+    directories: list[Path], lines: tuple[str, ...], expected: set[str] | None
+) -> None:
+    text = "".join(f"CapabilityBoundingSet={line}\n" for line in lines)
+    (directories[2] / NAME).write_text(f"[Service]\n{text}")
+    assert unit_of(directories).capabilities == expected
+
+
+def test_the_shipped_units_leave_net_admin() -> None:
+    unit = installed_unit(["tundp.service"], [SHIPPED])
+    assert unit is not None
+    assert unit.capabilities == {"CAP_NET_ADMIN"}

@@ -268,4 +268,6 @@ class Node:
             text += f", lease {lease.state.value.upper()}"
         if not lease.is_answering and lease.age_s is not None:
             text += f", leases {lease.age_s} s old: the store does not answer"
+        if count := self.obstacles.count:
+            text += f", {count} in the way of packets: tundp status"
         return text

@@ -52,6 +52,11 @@ class ObstacleWatch:
         evidence = f"{self._summary.evidence} ({age_s:.0f} s ago)"
         return [*self._found, replace(self._summary, evidence=evidence)]
 
+    @property
+    def count(self) -> int:
+        """How many things are, or may be, in the way."""
+        return sum(each.verdict is not Verdict.NOTE for each in self._found)
+
     def poke(self) -> None:
         """Something changed that may matter."""
         self._is_due.set()

@@ -1,4 +1,4 @@
-"""Where the installed systemd unit lets the daemon write: what works in a shell may not there.
+"""What the installed systemd unit lets the daemon do: what works in a shell may not there.
 
 Reads unit files and drop-ins as systemd.unit(5) finds them; systemd itself is not asked, so this
 also holds before `systemctl daemon-reload` and without systemd running.
@@ -34,12 +34,14 @@ _KERNEL: Final = (Path("/dev"), Path("/proc"), Path("/sys"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """An installed unit, as far as it says what can be written."""
+    """An installed unit, as far as it says what can be written and which capabilities are left."""
 
     name: str
     is_strict: bool
     """ProtectSystem=strict: the whole file system is read-only but for `writable`."""
     writable: tuple[Path, ...]
+    capabilities: frozenset[str] | None = None
+    """CapabilityBoundingSet=, by name; None if it is not set, or by what it leaves out."""
 
     def may_write(self, directory: Path) -> bool:
         """Whether the daemon can make files in `directory`."""
@@ -90,16 +92,21 @@ def _lines(path: Path) -> list[str] | None:
 
 def _read(name: str, lines: Iterable[str]) -> Unit:
     is_strict = False
+    capabilities: frozenset[str] | None = None
     lists: dict[str, list[str]] = {}
     for line in lines:
         key, _, value = line.partition("=")
         key, value = key.strip(), value.strip()
         if key == "ProtectSystem":
             is_strict = value == "strict"
+        elif key == "CapabilityBoundingSet":
+            is_readable = not value.startswith("~")
+            named = frozenset(value.upper().split())
+            capabilities = (capabilities or frozenset()) | named if is_readable and named else None
         elif key == "ReadWritePaths" or key in _BASES:
             # An empty assignment forgets the ones before it.
             lists[key] = [*lists.get(key, ()), *value.split()] if value else []
     writable = [Path(text.lstrip("-+")) for text in lists.get("ReadWritePaths", ())]
     for key, base in _BASES.items():
         writable += [base / text.partition(":")[0] for text in lists.get(key, ())]
-    return Unit(name=name, is_strict=is_strict, writable=tuple(writable))
+    return Unit(name=name, is_strict=is_strict, writable=tuple(writable), capabilities=capabilities)

@@ -258,7 +258,16 @@ def test_tables_of_families_our_packets_do_not_meet_are_left_out() -> None:
     families = ("ip", "ip6", "inet", "arp", "bridge", "netdev")
     listing = {"nftables": [{"table": {"family": each, "name": "t"}} for each in families]}
     names = nft.table_names(json.dumps(listing))
-    assert names == [("ip", "t"), ("inet", "t"), ("netdev", "t")]
+    assert names == [("ip", "t"), ("inet", "t"), ("bridge", "t"), ("netdev", "t")]
+
+
+@pytest.mark.parametrize(("policy", "named"), [("drop", True), ("accept", False)])
+def test_chains_below_ip_are_named_if_they_drop(policy: str, named: bool) -> None:
+    where = {"family": "bridge", "table": "t"}
+    chain = {**where, "name": "c", "hook": "forward", "prio": 0, "policy": policy}
+    listing = {"nftables": [{"chain": {**where, "name": "x"}}, {"chain": chain}]}
+    expected = ["bridge t c (forward)"] if named else []
+    assert nft.odd_hooks(json.dumps(listing)) == expected
 
 
 def stops(table: Table, *packets: Packet) -> list[Stop]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from tundp.daemon.checks.inspection import Inspection
+from tundp.daemon.unit import installed_unit
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
 from tundp.linux.command import find
 from tundp.linux.firewall import backend, nftables
+from tundp.linux.firewall.backend import BackEnd
 from tundp.linux.obstacles.look import look
 from tundp.linux.obstacles.scene import PeerPlace, Scene
 
@@ -43,6 +45,25 @@ async def check_firewall(inspection: Inspection) -> AsyncIterator[Finding]:
         )
         return
     yield Finding(id="firewall", verdict=Verdict.OK, evidence=evidence)
+    if not is_nftables and (lacking := await _lacking_in_unit()):
+        yield lacking
+
+
+async def _lacking_in_unit() -> Finding | None:
+    """Whether the installed unit takes from the daemon what this host's iptables needs."""
+    unit = installed_unit(["tundp.service", "tundp@.service"])
+    if unit is None or unit.capabilities is None or "CAP_NET_RAW" in unit.capabilities:
+        return None
+    version = await backend.ask("iptables")
+    if version.back_end is not BackEnd.LEGACY:
+        return None
+    return Finding(
+        id="firewall.unit",
+        verdict=Verdict.WARN,
+        evidence=f"iptables is {version}, which needs CAP_NET_RAW, and {unit.name} leaves the"
+        " daemon without it: there will be no rules",
+        next_step=f"CapabilityBoundingSet=CAP_NET_RAW in a drop-in: systemctl edit {unit.name}",
+    )
 
 
 async def _try_iptables(*, has_ipv6: bool) -> str:

@@ -209,7 +209,7 @@ async def findings(rulesets: Rulesets, scene: Scene, judged: Sequence[Found]) ->
             Finding(
                 id="obstacle.hooks",
                 verdict=Verdict.NOTE,
-                evidence="not looked into, and they may drop frames before any other rule:"
+                evidence="not judged, and they may drop frames, before or below other rules:"
                 f" {', '.join(rulesets.odd_hooks[:SHOWN])}",
             )
         )

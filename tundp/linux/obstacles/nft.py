@@ -35,6 +35,8 @@ from tundp.linux.obstacles.rules import Chain, Kind, Rule, Table
 
 Json = Any
 _FAMILIES: Final = ("ip", "inet")
+_BELOW: Final = ("netdev", "bridge")
+"""Families of hooks that frames meet, and not routed packets."""
 _VERDICTS: Final = {
     "accept": Kind.ACCEPT,
     "drop": Kind.DROP,
@@ -61,12 +63,10 @@ _UNNATTED: Final = frozenset({"dnat", "snat"})
 
 
 def table_names(text: str) -> list[tuple[str, str]]:
-    """Family and name of the tables in `nft -j list tables` that routed IPv4 packets may meet."""
+    """Family and name of the tables in `nft -j list tables` that IPv4 packets may meet."""
     tables = [each["table"] for each in json.loads(text)["nftables"] if "table" in each]
     return [
-        (each["family"], each["name"])
-        for each in tables
-        if each["family"] in (*_FAMILIES, "netdev")
+        (each["family"], each["name"]) for each in tables if each["family"] in (*_FAMILIES, *_BELOW)
     ]
 
 
@@ -102,11 +102,17 @@ def parse(text: str) -> list[Table]:
 
 
 def odd_hooks(text: str) -> list[str]:
-    """Base chains that see packets before or below IP: `netdev filter ingress (ingress)`."""
+    """Base chains of tables that drop before or below IP: `netdev filter ingress (ingress)`."""
     found = []
+    if '"drop"' not in text:
+        return []
     for each in json.loads(text)["nftables"]:
         body = each.get("chain")
-        if body and (body.get("hook") in ("ingress", "egress") or body["family"] == "netdev"):
+        if (
+            body
+            and body.get("hook")
+            and (body["hook"] in ("ingress", "egress") or body["family"] in _BELOW)
+        ):
             found.append(f"{body['family']} {body['table']} {body['name']} ({body.get('hook')})")
     return found
 
