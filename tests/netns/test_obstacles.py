@@ -170,6 +170,13 @@ OBSTACLES = {
         "obstacle.forwarding",
         Verdict.FAIL,
     ),
+    "forwarding of the bridge": Obstacle(
+        "sysctl -q -w net.ipv4.conf.cni0.forwarding=0",
+        "sysctl -q -w net.ipv4.conf.cni0.forwarding=1",
+        ("forwarding is 0 on cni0",),
+        "obstacle.forwarding",
+        Verdict.FAIL,
+    ),
     "ip rule": Obstacle(
         "ip route add default via 192.0.2.254 table 100; ip rule add to 10.5.0.0/16 table 100"
         " priority 100",

@@ -105,4 +105,4 @@ def test_capabilities_add_up(
 def test_the_shipped_units_leave_net_admin() -> None:
     unit = installed_unit(["tundp.service"], [SHIPPED])
     assert unit is not None
-    assert unit.capabilities == {"CAP_NET_ADMIN"}
+    assert unit.capabilities == frozenset({"CAP_NET_ADMIN"})
