@@ -170,6 +170,13 @@ OBSTACLES = {
         "obstacle.forwarding",
         Verdict.FAIL,
     ),
+    "forwarding of the bridge": Obstacle(
+        "sysctl -q -w net.ipv4.conf.cni0.forwarding=0",
+        "sysctl -q -w net.ipv4.conf.cni0.forwarding=1",
+        ("forwarding is 0 on cni0",),
+        "obstacle.forwarding",
+        Verdict.FAIL,
+    ),
     "ip rule": Obstacle(
         "ip route add default via 192.0.2.254 table 100; ip rule add to 10.5.0.0/16 table 100"
         " priority 100",
@@ -387,6 +394,17 @@ async def test_the_daemon_and_the_check_tell(make_overlay: MakeOverlay) -> None:
         await sh(two.host, "iptables -D FORWARD -j REJECT")
         await until(lambda: settled(two), "the finding goes with the rule")
         assert "no longer in the way: iptables table filter" in two.log_path.read_text()
+
+        # What the daemon gave up the right to read is not called fine. Nobody reports such tables.
+        await sh(
+            two.host, "iptables-legacy -A FORWARD -i flannel0 -j DROP; ip link add y type veth"
+        )
+        await until(
+            lambda: tells(200, "[?]obstacles unknown: ", "legacy iptables (filter), for lack of"),
+            "readyz says what was not looked at",
+        )
+        assert any("legacy table filter" in each["evidence"] for each in (await check(two))[1])
+        await sh(two.host, "iptables-legacy -F FORWARD")
 
         # Nothing at all passes: whoever rolls out nodes one by one must stop here. The kernel
         # reports a route, and no switch.

@@ -11,7 +11,7 @@ from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
 from tundp.linux.netlink import Netlink
 from tundp.linux.obstacles import firewall, rulesets, sysctls
-from tundp.linux.obstacles.routes import ASKED, Routes
+from tundp.linux.obstacles.routes import Routes
 from tundp.linux.obstacles.rules import bases
 from tundp.linux.obstacles.rulesets import Rulesets
 from tundp.linux.obstacles.scene import Scene
@@ -56,24 +56,23 @@ async def look(netlink: Netlink, scene: Scene) -> Looked:
     judged = await asyncio.to_thread(firewall.judge, listed, scene, pods)
     found += await firewall.findings(listed, scene, judged)
     return Looked(
-        findings=found, summary=_summary(scene, pods, listed, [*unread, *listed.unread], found)
+        findings=found,
+        summary=_summary(scene, routes.asked, pods, listed, [*unread, *listed.unread], found),
     )
 
 
 def _summary(
     scene: Scene,
+    asked: int,
     pods: Sequence[str],
     listed: Rulesets,
     unread: Sequence[str],
     found: Sequence[Finding],
 ) -> Finding:
-    asked = min(len(scene.peers), ASKED)
     hooks = ("prerouting", "input", "forward", "output", "postrouting")
     chains = sum(len(bases(listed.tables, hook)) for hook in hooks)
     looked_at = [
-        f"routes to {asked} of {scene.peer_count} peers"
-        if scene.is_open and asked
-        else "no routes to peers",
+        f"routes to {asked} of {scene.peer_count} peers",
         f"{len(listed.tables)} firewall tables ({chains} base chains that drop or mark)",
         f"forwarding by {', '.join(dict.fromkeys((scene.device, *pods)))}",
     ]

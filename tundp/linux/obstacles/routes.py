@@ -68,6 +68,8 @@ class Routes:
         self._indexes: dict[str, int] = {}
         self._table: list[Route] = []
         self._own: set[IPv4Address] = set()
+        self.asked = 0
+        """Peers whose routes were asked for by `findings`."""
 
     async def pod_devices(self) -> list[str]:
         """Devices packets for this node's pods leave by: those of routes inside its subnet."""
@@ -93,6 +95,7 @@ class Routes:
         if not scene.is_open or scene.device not in self._indexes:
             return []
         asked = scene.peers[:ASKED]
+        self.asked = len(asked)
         found: list[Finding] = []
         astray = [each for peer in asked for each in await self._to_peer(peer, pod_devices)]
         # Where nothing at all passes the node is of no use; else others are served.
@@ -121,7 +124,8 @@ class Routes:
         scene = self._scene
         to = _inside(peer.subnet)
         questions = [Question(to)]
-        if pod_devices and sysctls.read("ipv4/ip_forward"):
+        # Without forwarding every answer is an error, which sysctls.py has a finding for.
+        if pod_devices and sysctls.read(f"ipv4/conf/{pod_devices[0]}/forwarding"):
             questions.append(Question(to, self._pod(), pod_devices[0]))
         for question in questions:
             answer = await self._ask(question)
@@ -221,9 +225,7 @@ class Routes:
     ) -> list[Finding]:
         """What comes out of the tunnel for pods, from a pod of each peer."""
         scene = self._scene
-        if not pod_devices or not sysctls.read("ipv4/ip_forward"):
-            return []
-        if sysctls.read(f"ipv4/conf/{scene.device}/forwarding") == 0:
+        if not pod_devices or not sysctls.read(f"ipv4/conf/{scene.device}/forwarding"):
             return []
         for peer in asked:
             question = Question(self._pod(), _inside(peer.subnet), scene.device)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from tundp.errors import PlatformError
+from tundp.linux import capability
 from tundp.linux.command import Finished, find, run
 from tundp.linux.firewall.backend import BackEnd, ask
 from tundp.linux.obstacles import nft, xtables
@@ -58,6 +59,12 @@ async def _read_iptables(found: Rulesets) -> frozenset[tuple[str, str]]:
         is_legacy = back_end is BackEnd.LEGACY
         there = _legacy_tables() if is_legacy else ""
         if is_legacy and not there:
+            continue
+        if is_legacy and capability.CAP_NET_RAW not in capability.held():
+            found.unread.append(
+                f"tables of legacy iptables ({there}), for lack of CAP_NET_RAW:"
+                " tundp config check, run by root, looks at them"
+            )
             continue
         program = "iptables" if default is back_end else name
         if find(f"{program}-save") is None:
