@@ -64,7 +64,9 @@ class FirewallKeeper:
                         await self._firewall.set_up(self._previous)
                         self.missing = ""
                     elif missing := await self._firewall.repair():
-                        _log.warning("firewall rules were gone; put back: %s", ", ".join(missing))
+                        _log.warning(
+                            "firewall rules were gone or changed; mended: %s", ", ".join(missing)
+                        )
                 except PlatformError as error:
                     self.missing = str(error)
                     outage.failed(error, now=clock())
