@@ -319,6 +319,26 @@ async def test_turning_rules_off_removes_them_at_the_next_start(
         assert "removed what was there before: iptables filter: chain FLANNEL-FWD" in log
 
 
+async def test_a_daemon_with_few_rights_removes_rules_of_the_old_back_end(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
+    """iptables-legacy needs CAP_NET_RAW, which a daemon with the other back end gives up."""
+    async with (
+        make_overlay(nodes=1, start=False) as overlay,
+        Machine(overlay, overlay.nodes[1]) as machine,
+    ):
+        host = machine.node.host
+        rules = OLD_RULES.format(
+            subnet="10.5.7.0/24",
+            c=' -m comment --comment "flanneld masq"',
+            f=' -m comment --comment "flanneld forward"',
+        ).replace("iptables", "iptables-legacy")
+        assert (await host.run("sh", "-ec", rules)).returncode == 0
+        await run_tundp(overlay, machine)
+        assert "10.5." not in (await host.run("iptables-legacy-save")).stdout
+        assert "older rules may be left" not in machine.node.log_path.read_text()
+
+
 async def test_rules_of_another_network_saved_over_a_reboot_go(
     make_overlay: MakeOverlay, tmp_path: Path
 ) -> None:

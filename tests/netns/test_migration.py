@@ -7,7 +7,9 @@ flannel's documents and sources: nothing of them comes from the code under test.
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +26,8 @@ from tests.netns.firewall_box import (
     neighbours,
 )
 from tests.nodes import MakeLab
-from tundp.linux.firewall.choose import Previous, leftovers, remove_all
+from tundp.linux.firewall import choose
+from tundp.linux.firewall.choose import Previous, Removal, leftovers, remove_all
 
 MASQ = '-m comment --comment "flanneld masq"'
 FWD = '-m comment --comment "flanneld forward"'
@@ -354,6 +357,38 @@ async def test_ipv6_rules_of_old_flannels_go_too(box: MakeBox) -> None:
             assert await at.sh("ip6tables -t nat -S POSTROUTING") == "-P POSTROUTING ACCEPT\n"
 
 
+AGED = """#!/bin/sh
+case " $* " in *" --version "*) echo iptables v1.4.7; exit;; esac
+for each in "$@"; do case $each in -w|--wait|--random-fully) exit 2;; esac; done
+/usr/sbin/iptables-legacy{suffix} "$@" | sed 's/$/ /'
+"""
+"""An iptables of 2010: no --wait, no --random-fully, and a space at the end of lines."""
+
+
+async def test_an_iptables_without_wait_takes_over_too(
+    box: MakeBox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for suffix in ("", "-save", "-restore"):
+        program = tmp_path / f"iptables-aged{suffix}"
+        program.write_text(AGED.format(suffix=suffix))
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    async with box() as at:
+        old = start("iptables-legacy", BY_NAME["0.16.2"], masq=True, forward=True)
+        await at.sh(old.replace(" --random-fully", ""))
+        new = make("iptables-aged")
+        await at.do(new.set_up, None)
+        found = await chains(at, "iptables-legacy")
+        assert found["nat", "POSTROUTING"] == [NAT_JUMP]
+        assert found["filter", "FORWARD"] == [FILTER_JUMP]
+        assert found["nat", "FLANNEL-POSTRTG"] == [
+            rule.replace(" --random-fully", "") for rule in NEW_MASQ
+        ]
+        assert await at.do(new.repair) == []
+        await at.do(make("iptables-aged", is_masquerading=False).set_up, None)
+        assert ("nat", "FLANNEL-POSTRTG") not in await chains(at, "iptables-legacy")
+
+
 # Changed settings
 
 
@@ -377,6 +412,31 @@ async def test_what_former_settings_made_goes(box: MakeBox, first: str, second: 
         left = "\n".join(await at.everything())
         assert "FLANNEL" not in left
         assert "flannel" not in left
+
+
+async def test_old_rules_that_cannot_be_removed_are_tried_again(
+    box: MakeBox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any
+) -> None:
+    program = tmp_path / "nft"
+    program.write_text(
+        f"#!/bin/sh\n[ ! -e {tmp_path}/refuse ] || {{ echo busy >&2; exit 1; }}\n"
+        'exec /usr/sbin/nft "$@"\n'
+    )
+    program.chmod(0o755)
+    (tmp_path / "refuse").touch()
+    async with box() as at:
+        await at.do(make("nftables").set_up, None)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        monkeypatch.setattr(choose, "OLD_RETRY_S", 0.0)
+        new = make("iptables", is_masquerading=False, is_forwarding=False)
+        await at.do(new.set_up, None)
+        assert "older rules may be left" in caplog.text
+        assert "busy" in caplog.text
+        assert new.needs_care
+        (tmp_path / "refuse").unlink()
+        assert await at.do(new.repair) == []
+        assert not new.needs_care
+        assert "flannel" not in await at.sh("/usr/sbin/nft list ruleset")
 
 
 async def test_rules_saved_before_and_restored_do_not_double_or_outlive(box: MakeBox) -> None:
@@ -476,11 +536,28 @@ async def test_a_network_with_chains_of_its_own_name_replaces_flannels(box: Make
         assert found["filter", "FORWARD"] == [f"{FWD} -j FLANNEL-FWD-deadbeef"]
         assert ("nat", "FLANNEL-POSTRTG") not in found
         await at.do(remove_all, None, "deadbeef")
-        # Another network's are none of its business.
-        await at.sh(start("iptables", K3S, masq=True, forward=True).replace("10.5.", "10.42."))
+        # Another network's are none of its business, nor chains just emptied.
+        for theirs in (
+            start("iptables", K3S, masq=True, forward=True).replace("10.5.", "10.42."),
+            "iptables -F FLANNEL-FWD",
+            "iptables -N FLANNEL-FWD || true; nft add table ip flannel-ipv4",
+        ):
+            await at.sh(theirs)
+            before = await chains(at, "iptables")
+            for flavour in ("nftables", "iptables"):
+                await at.do(make(flavour, mark="deadbeef").set_up, None)
+                assert await at.do(remove_all, [N], "deadbeef") != Removal()
+                assert await chains(at, "iptables") == before
+        assert "table ip flannel-ipv4 {" in await at.sh("nft list ruleset")
+
+
+async def test_a_network_around_ours_keeps_its_rules(box: MakeBox) -> None:
+    async with box() as at:
+        theirs = start("iptables", K3S, masq=True, forward=True)
+        await at.sh(theirs.replace("10.5.0.0/16", "10.0.0.0/8").replace("10.5.7.", "10.99.7."))
         before = await chains(at, "iptables")
-        await at.do(make("iptables", mark="deadbeef").set_up, None)
-        await at.do(remove_all, None, "deadbeef")
+        await at.do(make("iptables").set_up, None)
+        await at.do(remove_all, [N])
         assert await chains(at, "iptables") == before
 
 

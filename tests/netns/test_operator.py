@@ -243,7 +243,9 @@ async def test_readyz_names_what_is_wrong_and_nothing_else(make_overlay: MakeOve
             began = time.monotonic()
             for table, chain in (("filter", "FLANNEL-FWD"), ("nat", "FLANNEL-POSTRTG")):
                 await machine.run("iptables", "-t", table, "-F", chain)
-            await until(lambda: log_contains(one.log_path, "firewall rules were gone; put back"))
+            await until(
+                lambda: log_contains(one.log_path, "firewall rules were gone or changed; mended")
+            )
             await until(lambda: has_rules(machine, "FLANNEL-FWD", "FLANNEL-POSTRTG"))
             print(f"flushed rules are back after {time.monotonic() - began:.1f} s")
             binary = await machine.run("readlink", "-f", "/usr/sbin/iptables")

@@ -132,6 +132,7 @@ class _Cleaner:
             return True
         if mark:
             self.done.removed.extend((await act([], mark)).removed)
+            return True
         there = await firewall.leftovers(networks, "")
         self.done.left.extend(f"{line}: {reason}" for line in (*there.removed, *there.kept))
         return not there.removed

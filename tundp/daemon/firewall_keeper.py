@@ -83,7 +83,7 @@ class FirewallKeeper:
                         self._failure = ""
                     elif missing := await self._firewall.repair():
                         self._contest.undone(
-                            f"firewall rules were gone; put back: {', '.join(missing)}",
+                            f"firewall rules were gone or changed; mended: {', '.join(missing)}",
                             now=time.monotonic(),
                         )
                 except PlatformError as error:

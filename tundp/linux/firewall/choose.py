@@ -7,9 +7,10 @@ restart. `tundp cleanup` removes them.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from tundp.errors import PlatformError
 from tundp.linux.command import try_all
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+OLD_RETRY_S: Final = 300.0
+"""Between attempts to remove old rules that cannot be removed: each runs ten programs."""
 
 
 class Flavour(Protocol):
@@ -71,6 +75,7 @@ class Firewall:
         self._binary = binary
         self._networks: list[Network] = []
         self._is_old_gone = True
+        self._retry_at = 0.0
         self.name = flavour.name
 
     @property
@@ -108,7 +113,7 @@ class Firewall:
 
         PlatformError if it cannot be put back. What somebody added stays.
         """
-        if not self._is_old_gone:
+        if not self._is_old_gone and asyncio.get_running_loop().time() >= self._retry_at:
             await self._remove_old()
         return await self._flavour.repair() if self.is_wanted else []
 
@@ -124,6 +129,7 @@ class Firewall:
 
     async def _remove_old(self) -> None:
         was_gone, self._is_old_gone = self._is_old_gone, False
+        self._retry_at = asyncio.get_running_loop().time() + OLD_RETRY_S
         try:
             done = await try_all([self._remove_iptables, self._remove_nftables])
         except PlatformError as error:

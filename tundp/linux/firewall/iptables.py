@@ -145,11 +145,12 @@ class Program:
         """All lines by table. Unlike -S it makes no table that is not there yet."""
         tables: dict[str, list[str]] = defaultdict(list)
         table = ""
-        for line in (await self._run(f"{self.name}-save")).stdout.splitlines():
+        text = (await self._run(f"{self.name}-save")).stdout
+        for line in map(str.rstrip, text.splitlines()):
             if line.startswith("*"):
                 table = line[1:]
             elif line.startswith((":", "-A ")):
-                tables[table].append(line.rstrip())
+                tables[table].append(line)
         return tables
 
 

@@ -15,7 +15,13 @@ from typing import Final
 
 from tundp.linux.command import find, try_all
 from tundp.linux.firewall.iptables import FORWARD, MASQUERADE, Program, deletion, of_family
-from tundp.linux.firewall.recognise import Network, direct_rules, foreign_rules, names_of
+from tundp.linux.firewall.recognise import (
+    Network,
+    direct_rules,
+    foreign_rules,
+    names_of,
+    own_rules,
+)
 from tundp.linux.firewall.settings import FirewallSettings, Removal
 
 _LEGACY_TABLES: Final = (
@@ -149,8 +155,11 @@ async def _remove_with(
         if rules.chain not in spared:
             own = None if mark else networks
             commands += _chain_removal(where, lines, rules.chain, own, done)
-        if mark and networks:
-            commands += _chain_removal(where, lines, bare.chain, networks, done)
+        if mark and own_rules(_inside(lines, bare.chain), networks or ()):
+            # What a flannel with its one name for all networks made for ours.
+            unmarked = Removal()
+            commands += _chain_removal(where, lines, bare.chain, networks, unmarked)
+            done.removed.extend(unmarked.removed)
         builtin = [line for line in lines if line.startswith(f"-A {rules.builtin} ")]
         direct = () if spares_direct else networks or ()
         if old := direct_rules(builtin, rules.table, direct):
@@ -171,11 +180,10 @@ def _chain_removal(
     """Commands that remove a chain, or what is ours in it, and that in words."""
     if not any(line.startswith(f":{chain} ") for line in lines):
         return []
-    inside = [line for line in lines if line.startswith(f"-A {chain} ")]
-    foreign = [] if networks is None else foreign_rules(inside, networks)
-    if foreign:
+    inside = _inside(lines, chain)
+    if networks is not None and (foreign := foreign_rules(inside, networks)):
         done.kept.append(f"{where}: chain {chain}, for {', '.join(names_of(foreign))}")
-        ours = [line for line in inside if line not in foreign and names_of([line])]
+        ours = own_rules(inside, networks)
         if ours:
             done.removed.append(f"{where}: {len(ours)} rules of chain {chain}")
         return [deletion(line) for line in ours]
@@ -183,3 +191,7 @@ def _chain_removal(
     jumps = [line for line in lines if re.search(rf" -[jg] {chain}$", line)]
     done.removed.append(f"{where}: chain {chain}, {len(inside)} rules, {len(jumps)} jumps to it")
     return [*map(deletion, jumps), f"-F {chain}", f"-X {chain}"]
+
+
+def _inside(lines: Sequence[str], chain: str) -> list[str]:
+    return [line for line in lines if line.startswith(f"-A {chain} ")]

@@ -219,7 +219,8 @@ async def remove(
     script = ""
     if mark:
         script += await _table_removal(mark, None, done)
-    if networks or not mark:
+        script += await _unmarked_removal(networks or (), done)
+    else:
         script += await _table_removal("", networks, done)
     if script and not is_dry_run:
         await run(PROGRAM, "-f", "-", package=PACKAGE, stdin=script)
@@ -234,7 +235,7 @@ async def remove_unwanted(settings: FirewallSettings, networks: Sequence[Network
     if not settings.is_wanted:
         return await remove(networks, mark=settings.mark)
     done = Removal()
-    script = await _table_removal("", networks, done) if settings.mark else ""
+    script = await _unmarked_removal(networks, done) if settings.mark else ""
     wanted = {overlay.family for overlay in settings.overlays}
     for family in FAMILIES:
         table = table_of(family, settings.mark)
@@ -249,6 +250,18 @@ async def remove_unwanted(settings: FirewallSettings, networks: Sequence[Network
     if script:
         await run(PROGRAM, "-f", "-", package=PACKAGE, stdin=script)
     return done
+
+
+async def _unmarked_removal(networks: Sequence[Network], done: Removal) -> str:
+    """A script for what a flannel with its one name for all networks made for ours, if it did."""
+    unmarked = Removal()
+    for family in FAMILIES:
+        chains = rules_of(await list_table(family, "") or [])
+        if any(_ours(rules, networks) for rules in chains.values()):
+            script = await _table_removal("", networks, unmarked)
+            done.removed.extend(unmarked.removed)
+            return script
+    return ""
 
 
 async def _table_removal(mark: str, networks: Sequence[Network] | None, done: Removal) -> str:

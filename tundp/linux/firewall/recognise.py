@@ -69,10 +69,21 @@ def direct_rules(listed: Sequence[str], table: str, networks: Iterable[Network])
     return [line for line in listed if line in ours]
 
 
+def own_rules(chain_lines: Iterable[str], networks: Iterable[Network]) -> list[str]:
+    """Those rules of a chain that name one of `networks`."""
+    known = list(networks)
+    return [
+        line
+        for line in chain_lines
+        if (named := _networks_of(line)) and not _is_elsewhere(named, known)
+    ]
+
+
 def foreign_rules(chain_lines: Iterable[str], networks: Iterable[Network]) -> list[str]:
     """Those rules of flannel's own chain that a flannel of another network made.
 
-    They have flannel's comment, and name a network that overlaps none of `networks`.
+    They have flannel's comment; each rule of flannel's names its network, and these none of
+    `networks`.
     """
     known = list(networks)
     return [
@@ -98,10 +109,7 @@ def widest(named: Iterable[str]) -> list[str]:
 
 
 def are_elsewhere(named: Iterable[str], networks: Iterable[Network]) -> bool:
-    """Whether the prefixes a rule names, multicast apart, all lie outside `networks`.
-
-    False for a rule that names none.
-    """
+    """Whether a rule names prefixes, multicast apart, and none of `networks` is among them."""
     return _is_elsewhere(_parsed(named), list(networks))
 
 
@@ -146,9 +154,7 @@ def _parsed(texts: Iterable[str]) -> list[Network]:
 
 
 def _is_elsewhere(named: Sequence[Network], known: Sequence[Network]) -> bool:
-    return bool(named) and not any(
-        _is_within(one, other) or _is_within(other, one) for one in named for other in known
-    )
+    return bool(named) and not any(network in known for network in named)
 
 
 def _is_within(inner: Network, outer: Network) -> bool:
