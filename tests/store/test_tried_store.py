@@ -59,7 +59,6 @@ def test_an_etcd_out_of_space_is_named_and_read(start_etcd: Callable[..., Privat
                     store.update(A, ONE, 600, revision=lease.revision),
                 ):
                     said = await failure(call)
-                    print(said)
                     assert "space" in said
                 assert world.read(str(A)) is not None
             finally:
@@ -85,7 +84,6 @@ def test_an_etcd_that_found_its_data_corrupt_is_named(
                     store.update(A, ONE, 600, revision=lease.revision),
                 ):
                     said = await failure(call)
-                    print(said)
                     assert "orrupt" in said
             finally:
                 alarm(world.raw, "DEACTIVATE", "CORRUPT")
@@ -176,7 +174,6 @@ def test_what_is_no_v2_api_is_unavailable_or_denied(
             store = etcd_world.open_at(url)
             for call in (store.snapshot(), store.network_config(), store.create(A, ONE, 60)):
                 said = await failure(call)
-                print(said)
                 assert url.removeprefix("http://") in said
             assert len(seen) < 100, "it asks and asks"
             # The next endpoint is a good one.
@@ -193,7 +190,6 @@ def test_an_endless_redirection_ends(etcd_world: EtcdWorld, short_timeouts: None
 
         async with web_server(again) as (url, seen):
             said = await failure(etcd_world.open_at(url).snapshot())
-            print(said, len(seen))
             assert url.removeprefix("http://") in said
             assert len(seen) < 100
 
