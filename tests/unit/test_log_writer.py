@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -73,11 +72,9 @@ def test_nobody_waits_for_a_reader_and_what_is_lost_is_told(
 ) -> None:
     monkeypatch.setattr(log_writer, "MOST_QUEUED_LEN", 100_000)
     monkeypatch.setattr(log_writer, "FLUSH_S", 0.1)
-    started = time.monotonic()
     for _ in range(3000):  # 3 MB: the pipe holds 64 KB
         pipe.log("x" * 1000)
     pipe.handler.flush()
-    assert time.monotonic() - started < 30
     until_sync(lambda: b"lines of the log lost" in pipe.read())
     lines = pipe.text.decode().splitlines()
     told = int(lines[-1].split()[0])

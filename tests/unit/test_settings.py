@@ -988,3 +988,9 @@ def test_what_flannel_takes_is_taken() -> None:
     assert load_settings(["--healthz-ip=localhost"], {}).healthz_ip == "127.0.0.1"
     assert load_settings(["--healthz-ip="], {}).healthz_ip == "0.0.0.0"
     assert load_settings(["--iptables-resync=100000"], {}).iptables_resync_s == 86400
+
+
+def test_a_subnet_file_whose_name_is_no_utf8_is_named() -> None:
+    """The names of sockets, chains and the lease cache are made of it."""
+    with pytest.raises(ConfigError, match=r"--subnet-file .*is no UTF-8"):
+        load_settings(["--subnet-file=/run/n\udcff.env"], {})

@@ -136,9 +136,13 @@ def parse_listen(text: str) -> Listen | None:
 
 
 def parse_file(text: str) -> Path:
-    """The path of a file, never empty."""
+    """The path of a file, never empty, and UTF-8: names of sockets and chains follow from it."""
     if not text or "\0" in text:
         raise ValueError("is no path of a file")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("is no UTF-8") from None
     return Path(text)
 
 

@@ -216,7 +216,8 @@ class Connection:
                 self._endpoints.failed(endpoint, str(error))
                 self._rotate()
                 raise
-            except (etcd.EtcdException, HTTPError, OSError, ValueError) as error:
+            # RecursionError: the answer is JSON nested beyond reason.
+            except (etcd.EtcdException, HTTPError, OSError, ValueError, RecursionError) as error:
                 attempts.failed(
                     endpoint, _why(error, endpoint), may_have_run=not _never_sent(error)
                 )
