@@ -104,8 +104,10 @@ class OtherProgram(FlannelProcess):
     async def stop(self) -> None:
         await stop_process(self._process)
         for pid in processes_in(self._machine.node.host.namespace):
-            if Path(f"/proc/{pid}/exe").readlink() == self._program:
-                os.kill(pid, signal.SIGKILL)
+            # One that ends by itself meanwhile needs no signal.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if Path(f"/proc/{pid}/exe").readlink() == self._program:
+                    os.kill(pid, signal.SIGKILL)
 
 
 class PortHolder(FlannelProcess):

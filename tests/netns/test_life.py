@@ -362,9 +362,11 @@ async def test_lease_value_in_etcd_is_flannels(make_overlay: MakeOverlay) -> Non
         key = str(one.gateway.network).replace("/", "-")
         # The stock fields first, byte for byte; what follows no flannel looks at.
         node_id = (await one.status_document())["node_id"]
-        assert await overlay.read_leases() == {
-            key: '{"PublicIP":"192.0.2.1","PublicIPv6":null,'
-            f'"TundpNode":"{node_id}","TundpHost":"{socket.gethostname()}"}}'
+        leases = await overlay.read_leases()
+        run = json.loads(leases[key])["TundpRun"]
+        assert leases == {
+            key: '{"PublicIP":"192.0.2.1","PublicIPv6":null,"TundpNode":"'
+            f'{node_id}","TundpHost":"{socket.gethostname()}","TundpRun":"{run}"}}'
         }
         assert one.subnet_file.read_text() == (
             "FLANNEL_NETWORK=10.5.0.0/16\n"

@@ -397,7 +397,7 @@ async def test_the_daemon_and_the_check_tell(make_overlay: MakeOverlay) -> None:
 
         # What the daemon gave up the right to read is not called fine. Nobody reports such tables.
         await sh(
-            two.host, "iptables-legacy -A FORWARD -i flannel0 -j DROP; ip link add y type veth"
+            two.host, "iptables-legacy -A FORWARD -i flannel0 -j DROP; ip rule add from 203.0.113.1"
         )
         await until(
             lambda: tells(200, "[?]obstacles unknown: ", "legacy iptables (filter), for lack of"),
@@ -407,8 +407,8 @@ async def test_the_daemon_and_the_check_tell(make_overlay: MakeOverlay) -> None:
         await sh(two.host, "iptables-legacy -F FORWARD")
 
         # Nothing at all passes: whoever rolls out nodes one by one must stop here. The kernel
-        # reports a route, and no switch.
-        await sh(two.host, "sysctl -q -w net.ipv4.ip_forward=0; ip link add x type veth")
+        # reports a rule, and no switch.
+        await sh(two.host, "sysctl -q -w net.ipv4.ip_forward=0; ip rule add from 203.0.113.2")
         await until(
             lambda: tells(503, "[-]obstacle.forwarding failed: net.ipv4.ip_forward is 0"),
             "readyz fails",

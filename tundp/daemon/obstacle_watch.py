@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Final
@@ -98,6 +99,7 @@ class ObstacleWatch:
             self._found, self._summary = (), _not_looked("there is no device")
             self._looked_at = None
             return
+        index = _index_of(scene.device)
         try:
             seen = await self._ask(scene)
         except Exception as error:  # noqa: BLE001  (in the log, and UNKNOWN)
@@ -105,6 +107,12 @@ class ObstacleWatch:
             _log.exception("bug in looking for obstacles; please report it")
             self._found, self._summary = (), _not_looked(f"a bug: {error!r}")
             self._looked_at = None
+            return
+        if index is None or _index_of(scene.device) != index:
+            # Its routes go with it, for a moment: the backend tells why.
+            self._found, self._summary = (), _not_looked(f"{scene.device} is being made again")
+            self._looked_at = None
+            self._is_due.set()
             return
         self._tell(seen.findings)
         self._found, self._summary = seen.findings, seen.summary
@@ -136,6 +144,13 @@ class ObstacleWatch:
 def _key(finding: Finding) -> tuple[str, str]:
     """The same for a rule that only moved."""
     return finding.id, _NUMBER.sub("", finding.evidence)
+
+
+def _index_of(device: str) -> int | None:
+    try:
+        return socket.if_nametoindex(device)
+    except OSError:
+        return None
 
 
 def _not_looked(why: str) -> Finding:

@@ -1,5 +1,7 @@
 """The subnet manager over a lease store: etcd v2, v3, both, or a file.
 
+Why one room: one class, the order of whose steps matters; 454 lines.
+
 store.network_config -> NetworkConfig              or the lease cache, if nobody answers
 Claim.acquire        -> lease and snapshot
 follow(store)        -> updates                    and a grace for a store that lost its data

@@ -330,7 +330,8 @@ EXPECTED = {
         "conflict look +1": "saw nothing",
     },
     "lost, ended": {
-        "lost ended": ANY,
+        "lost ended": f"{ANY}, saw same, saw ours, saw other, saw none, saw overlap, saw rubbish,"
+        " saw nothing",
     },
 }
 

@@ -225,7 +225,7 @@ def test_only_what_a_node_of_this_network_may_hold_is_a_peer(
 
 
 def test_every_refusal_is_a_sentence_for_an_operator() -> None:
-    assert len({refusal.value for refusal in Refusal}) == len(Refusal) == 11
+    assert len({refusal.value for refusal in Refusal}) == len(Refusal) == 12
     for refusal in Refusal:
         assert len(refusal.value.split()) >= 4
 
