@@ -172,6 +172,7 @@ class Kept:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.manager.keep())
+            group.create_task(self.manager.keep_cache())
             group.create_task(self._follow())
 
     async def _follow(self) -> None:

@@ -52,6 +52,11 @@ class AutoStore:
         """Of the choice, and those of the chosen one."""
         return self._own_warnings + (() if self._chosen is None else self._chosen.warnings)
 
+    @property
+    def round_s(self) -> float:
+        """See Store."""
+        return max(store.round_s for store in self._open)
+
     async def choose_api(self, api: str) -> None:
         """See Store."""
         if self._chosen is None and api in self._candidates:

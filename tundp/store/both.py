@@ -174,6 +174,11 @@ class BothStore:
             for text in self._contested.values()
         )
 
+    @property
+    def round_s(self) -> float:
+        """See Store. Both are asked at once."""
+        return max(store.round_s for store in self._stores)
+
     async def choose_api(self, api: str) -> None:
         """See Store."""
 

@@ -57,6 +57,11 @@ class Etcd2Store:
         """Where the leases live, for people."""
         return f"etcd v2 at {self._requests.urls}{self._prefix}"
 
+    @property
+    def round_s(self) -> float:
+        """See Store."""
+        return self._requests.round_s
+
     async def choose_api(self, api: str) -> None:
         """See Store."""
 

@@ -67,6 +67,11 @@ class Etcd3Store:
         """Where the leases live, for people."""
         return f"etcd v3 at {self._connection.urls}{self._path()}"
 
+    @property
+    def round_s(self) -> float:
+        """See Store."""
+        return self._connection.round_s
+
     async def choose_api(self, api: str) -> None:
         """See Store."""
 
