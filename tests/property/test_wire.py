@@ -60,6 +60,11 @@ def packets(draw: st.DrawFn) -> bytes:
 ANY = st.one_of(st.binary(max_size=120), packets(), packets())
 
 
+def is_unicast(address: bytes) -> bool:
+    """No multicast and not 255.255.255.255; 240/4 is as good as any, as for the kernel."""
+    return not 224 <= address[0] < 240 and address != b"\xff\xff\xff\xff"
+
+
 def check_reply(verdict: Reply, original: bytes) -> None:
     """A reply is a whole IPv4 packet about the real bytes of the offender."""
     reply = verdict.packet
@@ -74,9 +79,9 @@ def check_reply(verdict: Reply, original: bytes) -> None:
     total_len = int.from_bytes(original[2:4], "big")
     assert original[:total_len].startswith(reply[28:])
     assert len(reply) - 28 >= min(total_len, header_len(original) + 8)
-    assert original[16] < 224, "never about multicast"
+    assert is_unicast(original[16:20]), "never about multicast"
     assert original[12] not in (0, 127)
-    assert original[12] < 224
+    assert is_unicast(original[12:16])
     assert int.from_bytes(original[6:8], "big") & 0x1FFF == 0
 
 
@@ -185,7 +190,7 @@ def test_decapsulate_gives_one_consistent_verdict_for_any_bytes(
     parsed = ip.parse(memoryview(data))
     if isinstance(parsed, DropReason):
         assert verdict == Drop(parsed)
-    elif ours or data[12] in (0, 127) or data[12] >= 224:
+    elif ours or data[12] in (0, 127) or not is_unicast(data[12:16]):
         assert verdict == Drop(DropReason.MARTIAN_SOURCE)
     elif check is SourceCheck.ENFORCE and not admitted:
         assert verdict == Drop(DropReason.SOURCE_MISMATCH)
