@@ -31,7 +31,7 @@ from tundp.backend.choose import parse_network_config
 from tundp.errors import AccessDenied, DuplicateNode, StoreUnavailable
 from tundp.lab.etcd import PrivateEtcd
 from tundp.lease.identity import Identity
-from tundp.lease.model import Lease
+from tundp.lease.model import Lease, LeaseAttributes
 from tundp.store.both import BothStore
 from tundp.store.etcd3 import grants
 
@@ -261,8 +261,9 @@ asyncio.run(main())
 """
 
 
-def test_killed_between_grant_and_write(world: Etcd3World) -> None:
+def test_killed_between_grant_and_write(world: Etcd3World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next process that writes the key knows what the killed one was about to do."""
+    monkeypatch.setattr(grants, "UNSURE_S", 1.0)
 
     async def main() -> None:
         revision = 0
@@ -283,6 +284,35 @@ def test_killed_between_grant_and_write(world: Etcd3World) -> None:
             )
             revision = lease.revision
             await nothing_is_left(world, 1)
+
+    run(main())
+
+
+@pytest.mark.parametrize("other", [ONE, TWO], ids=["a clone", "another node"])
+def test_revokes_nothing_that_another_is_about_to_write_with(
+    world: Etcd3World, other: LeaseAttributes
+) -> None:
+    """Two create the same lease at once; the slow one still has its etcd lease when it writes."""
+
+    async def main() -> None:
+        slow, fast = world.open(), world.open()
+        transact, may_write = slow._transact, asyncio.Event()
+
+        async def wait_first(*arguments: Any) -> Any:
+            await may_write.wait()
+            return await transact(*arguments)
+
+        slow._transact = wait_first  # type: ignore[method-assign, assignment]
+        task = asyncio.ensure_future(slow.create(A, ONE, TTL_S))
+        await until(world.raw.etcd_leases)
+        lease = await fast.create(A, other, TTL_S)
+        await asyncio.sleep(1)  # for it to revoke what it would
+        await fast.delete(A, revision=lease.revision)
+        await asyncio.sleep(0.3)
+        may_write.set()
+        await task
+        assert [each.key for each in (await slow.snapshot()).leases] == [A]
+        await nothing_is_left(world, 1)
 
     run(main())
 

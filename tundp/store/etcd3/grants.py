@@ -7,11 +7,14 @@ the write it was granted for, it ends on the key or is revoked:
     refused      the new one is revoked
     not known    (no answer, cancelled) both are revoked unless in use, once the key has another
                  revision than the write demands, so that it cannot happen any more
-    killed       an id follows from the key and that revision: whoever writes the key next finds
-                 the id taken, takes the one after it, and treats the first as not known
+    killed       an id follows from the writer, the key and that revision: when this node writes
+                 the key next, it finds the id taken, takes the one after it, and revokes the
+                 first once it is UNSURE_S old
 
 Revoking deletes every key on an etcd lease, and there may be others than ours: somebody may have
-put two keys on one. So each is looked at first, and left alone if any key hangs on it.
+put two keys on one. So each is looked at first, and left alone if any key hangs on it. etcd cannot
+revoke on a condition: between look and revocation its granter may put a key on it. So one that
+another process has granted is revoked only when every write it was granted for is long over.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ from tundp.store.etcd3.connection import SERVICE, Connection, EtcdChannel
 from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
 
 UNSURE_S: Final = 60.0
-"""Age at which a write without an answer counts as one that will not happen any more."""
+"""Age at which a write without an answer counts as one that will not happen any more, ours or that
+of the process that granted an id we found taken."""
 CLOSE_S: Final = 2.0
 """What revoking may add to the end of the daemon; what is left then expires."""
 IDS: Final = 16
@@ -56,6 +60,8 @@ class _Unsure:
     guard: int
     """The revision of the key that it demands; 0: that there is none."""
     since: float
+    is_taken: bool
+    """The etcd lease was granted by another process, which may be about to write the key."""
 
 
 class Grants:
@@ -69,6 +75,8 @@ class Grants:
         self._timer: asyncio.TimerHandle | None = None
         self._unused: set[int] = set()
         """To be revoked, those that no key hangs on."""
+        self._taken: set[int] = set()
+        """So are these, granted by another process, once they are UNSURE_S old."""
         self._before: set[tuple[bytes, int]] = set()
         """Keys and revisions at which they may have been on an etcd lease that is unused now."""
         self._sweep: asyncio.Task[None] | None = None
@@ -80,20 +88,22 @@ class Grants:
         """The keys `seen` is to be told of."""
         return frozenset(self._attached.keys() | self._unsure.keys())
 
-    async def grant(self, key: bytes, guard: int, ttl_s: int) -> tuple[int, int]:
+    async def grant(self, writer: bytes, key: bytes, guard: int, ttl_s: int) -> tuple[int, int]:
         """An etcd lease for the write of `key` at revision `guard`: its id and its TTL in seconds.
 
-        The TTL may be longer than asked for: etcd has a minimum.
+        writer: the same for every process of one node. The TTL may be longer than asked for:
+        etcd has a minimum.
         """
-        known = self._unused | {each.etcd_lease_id for each in self._unsure.get(key, ())}
+        unsure = {each.etcd_lease_id for each in self._unsure.get(key, ())}
+        known = unsure | self._unused | self._taken
         for number in range(IDS):
-            etcd_lease_id = _id_of(key, guard, number)
+            etcd_lease_id = _id_of(writer, key, guard, number)
             if etcd_lease_id in known:
                 continue
             granted_s = await self._try_grant(etcd_lease_id, ttl_s)
             if granted_s is not None:
                 return etcd_lease_id, granted_s
-            self.unsure(key, guard, etcd_lease_id)
+            self._note(key, guard, etcd_lease_id, is_taken=True)
         etcd_lease_id = random.SystemRandom().getrandbits(61) | 1 << 61
         granted_s = await self._try_grant(etcd_lease_id, ttl_s)
         if granted_s is None:
@@ -137,9 +147,16 @@ class Grants:
 
     def unsure(self, key: bytes, guard: int, etcd_lease_id: int) -> None:
         """Note a write at revision `guard` whose outcome is not known."""
-        loop = asyncio.get_running_loop()
-        self._unsure.setdefault(key, []).append(_Unsure(etcd_lease_id, guard, loop.time()))
+        self._note(key, guard, etcd_lease_id, is_taken=False)
+
+    def _note(self, key: bytes, guard: int, etcd_lease_id: int, *, is_taken: bool) -> None:
+        write = _Unsure(etcd_lease_id, guard, asyncio.get_running_loop().time(), is_taken)
+        self._unsure.setdefault(key, []).append(write)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
         if self._timer is None:
+            loop = asyncio.get_running_loop()
             self._timer = loop.call_later(UNSURE_S, self._settle_old)
 
     def unused(self, *etcd_lease_ids: int) -> None:
@@ -160,7 +177,7 @@ class Grants:
                 self.unused(known.etcd_lease_id)
             if sight is not None:
                 self._settle(key, sight)
-        if self._unused or self._before:
+        if self._unused or self._taken or self._before:
             self._sweep_soon()  # what could not be revoked before
 
     def _settle(self, key: bytes, sight: Sight) -> None:
@@ -176,8 +193,10 @@ class Grants:
         self._timer = None
         for key, writes in list(self._unsure.items()):
             self._drop(key, [each for each in writes if now - each.since >= UNSURE_S])
+        if self._taken:
+            self._sweep_soon()
         if self._unsure:
-            self._timer = asyncio.get_running_loop().call_later(UNSURE_S, self._settle_old)
+            self._set_timer()
 
     def _drop(self, key: bytes, writes: list[_Unsure]) -> None:
         if not writes:
@@ -188,20 +207,21 @@ class Grants:
         else:
             del self._unsure[key]
         self._before |= {(key, each.guard) for each in writes if each.guard}
-        self._unused |= {each.etcd_lease_id for each in writes} - {0}
+        for each in writes:
+            (self._taken if each.is_taken else self._unused).add(each.etcd_lease_id)
+        self._unused.discard(0)
         self._sweep_soon()
 
     async def close(self) -> None:
-        """Revoke what is unused. Takes CLOSE_S at most."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Revoke what is unused and old enough. Takes CLOSE_S at most."""
         for key, writes in list(self._unsure.items()):
             self._drop(key, writes)
         if self._sweep is not None:
             await asyncio.wait([self._sweep], timeout=CLOSE_S)
             self._sweep.cancel()
             await asyncio.gather(self._sweep, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
         self._is_closed = True
 
     # The sweep: a task while there is anything to do
@@ -222,8 +242,11 @@ class Grants:
                     self._before.discard((key, revision))
                 for etcd_lease_id in tuple(self._unused):
                     if etcd_lease_id in self._unused:
-                        await self._revoke_if_unused(etcd_lease_id)
+                        await self._revoke_if_unused(etcd_lease_id, self._unused)
                         self._unused.discard(etcd_lease_id)
+                for etcd_lease_id in tuple(self._taken):
+                    if await self._revoke_if_unused(etcd_lease_id, self._taken, UNSURE_S):
+                        self._taken.discard(etcd_lease_id)
             except StoreError:
                 # The next write, snapshot or event tries again; else it expires.
                 continue
@@ -249,7 +272,14 @@ class Grants:
         except AccessDenied:
             return set()
 
-    async def _revoke_if_unused(self, etcd_lease_id: int) -> None:
+    async def _revoke_if_unused(
+        self, etcd_lease_id: int, unused: set[int], min_age_s: float = 0.0
+    ) -> bool:
+        """Revoke it if no key hangs on it; False if it is too young to tell.
+
+        unused: where it is as long as this is wanted.
+        """
+
         async def revoke(channel: EtcdChannel, metadata: dict[str, str]) -> None:
             method = UnaryUnaryMethod(
                 channel,
@@ -270,14 +300,20 @@ class Grants:
                 rpc.LeaseTimeToLiveRequest(ID=etcd_lease_id, keys=True),
                 rpc.LeaseTimeToLiveResponse,
             )
+            if found.TTL < 0 or found.keys:
+                return True
+            if found.grantedTTL - found.TTL < min_age_s:
+                self._set_timer()
+                return False
             # Granted again meanwhile, for another write of the same key: not unused any more.
-            if found.TTL >= 0 and not found.keys and etcd_lease_id in self._unused:
+            if etcd_lease_id in unused:
                 await self._connection.use(revoke)
         except AccessDenied:
             pass  # keys hang on it that we may not read or write
+        return True
 
 
-def _id_of(key: bytes, guard: int, number: int) -> int:
+def _id_of(writer: bytes, key: bytes, guard: int, number: int) -> int:
     """The `number`-th id of an etcd lease for a write of `key` at `guard`; positive, 62 bits."""
-    digest = hashlib.sha256(b"tundp %d %d %s" % (guard, number, key)).digest()
+    digest = hashlib.sha256(b"tundp %d %d %s %s" % (guard, number, key, writer)).digest()
     return int.from_bytes(digest[:8], "big") >> 2 | 1 << 61

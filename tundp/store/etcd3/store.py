@@ -26,6 +26,7 @@ from tundp.errors import (
     LeaseFormatError,
 )
 from tundp.lease import codec
+from tundp.lease.identity import NODE
 from tundp.lease.model import (
     TTL_UNKNOWN,
     BadEntry,
@@ -194,7 +195,8 @@ class Etcd3Store:
         name = self._name(key)
         etcd_lease_id, granted_s = 0, None
         if lease_ttl_s is not None:
-            etcd_lease_id, granted_s = await self._grants.grant(name, at, lease_ttl_s)
+            writer = _writer_of(attributes)
+            etcd_lease_id, granted_s = await self._grants.grant(writer, name, at, lease_ttl_s)
         value = codec.encode_value(attributes).encode()
         put = rpc.RequestOp(
             request_put=rpc.PutRequest(key=name, value=value, lease=etcd_lease_id, prev_kv=True)
@@ -264,6 +266,11 @@ class Etcd3Store:
         if self._watch is not None:
             watch, self._watch = self._watch, None
             await watch.close()
+
+
+def _writer_of(attributes: LeaseAttributes) -> bytes:
+    """The node a lease value is of: the same for every process of it, another for every node."""
+    return f"{attributes.public_ip} {attributes.extra.get(NODE, '')}".encode()
 
 
 def _sight_of(kv: rpc.KeyValue) -> Sight:
