@@ -176,7 +176,13 @@ async def test_faults_of_the_host(make_overlay: MakeOverlay, tmp_path: Path) -> 
                 assert len(warnings(spoilt)) <= 4, warnings(spoilt)
         # Once the faults are over, all is well again, and said so.
         await until(lambda: full.admin_socket.exists())
-        await until(lambda: full.get(9285, "/metrics"), "metrics, now that the port is free")
+
+        async def has_metrics() -> bool:
+            with contextlib.suppress(OSError):
+                return (await full.get(9285, "/metrics"))[0] == 200
+            return False
+
+        await until(has_metrics, "metrics, now that the port is free")
         for node in (tun, rules, address):
             await until(lambda node=node: is_ready(node))
             assert node.daemon.poll() is None

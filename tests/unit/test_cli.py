@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 import tundp
+from tests.wait import until_sync
 from tundp.admin import serve_admin
 from tundp.cli import (
     EXIT_FAILED,
@@ -513,6 +514,8 @@ def test_a_running_daemons_password_is_read_from_where_it_has_it(tmp_path: Path)
     environment = {"FLANNELD_ETCD_USERNAME": "u", "FLANNELD_ETCD_PASSWORD": SECRET}
     with subprocess.Popen(["sleep", "60"], env=os.environ | environment) as child:
         try:
+            # Between exec and its first instruction it has none yet.
+            until_sync(Path(f"/proc/{child.pid}/environ").read_bytes, "the environment of a child")
             assert asked(load_settings([], environment), child.pid).etcd_password == SECRET
         finally:
             child.kill()
