@@ -209,6 +209,10 @@ class MemoryStore:
     def description(self) -> str:
         return "memory"
 
+    @property
+    def round_s(self) -> float:
+        return 1.0
+
     async def choose_api(self, api: str) -> None:
         """There is none."""
 

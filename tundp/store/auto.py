@@ -70,6 +70,11 @@ class AutoStore:
         theirs = [warning for store in self._open for warning in store.warnings]
         return (*self._own_warnings, *dict.fromkeys(theirs))
 
+    @property
+    def round_s(self) -> float:
+        """See Store."""
+        return max(store.round_s for store in self._open)
+
     async def choose_api(self, api: str) -> None:
         """See Store."""
         if self._chosen is None and api in self._candidates:

@@ -47,6 +47,15 @@ class Store(Protocol):
         """What was found so far."""
         ...
 
+    @property
+    def round_s(self) -> float:
+        """Limit of one read, in seconds: every endpoint is tried once.
+
+        Whoever waits for an answer waits at least so long: a shorter deadline could end before
+        the endpoint that answers has its turn.
+        """
+        ...
+
     async def choose_api(self, api: str) -> None:
         """Go on with this API without asking which one it is: it was this one before.
 

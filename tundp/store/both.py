@@ -181,6 +181,11 @@ class BothStore:
         v2, v3 = (store.warnings for store in self._stores)
         return (*contested, *dict.fromkeys((*v2, *v3)))
 
+    @property
+    def round_s(self) -> float:
+        """See Store. Both are asked at once."""
+        return max(store.round_s for store in self._stores)
+
     async def choose_api(self, api: str) -> None:
         """See Store."""
 

@@ -32,6 +32,11 @@ class Endpoints:
         """The one to ask."""
         return self._order[0]
 
+    @property
+    def order(self) -> tuple[Endpoint, ...]:
+        """All of them, in the order they are asked."""
+        return tuple(self._order)
+
     def rotate(self) -> None:
         """Ask the next one from now on."""
         self._order.append(self._order.pop(0))
@@ -64,20 +69,21 @@ class Attempts:
 
     def __init__(self, endpoints: Endpoints, count: int, *, once: bool) -> None:
         self._endpoints = endpoints
-        self._left = count
+        self.left = count
+        """Endpoints that may still be asked."""
         self._once = once
         self._failures: list[str] = []
 
     @property
     def may_go_on(self) -> bool:
         """Whether there is an endpoint left to ask."""
-        return self._left > 0
+        return self.left > 0
 
     def failed(self, endpoint: Endpoint, why: str, *, may_have_run: bool) -> None:
         """One endpoint failed. The caller rotates, as it knows whether somebody else has."""
         self._failures.append(f"{endpoint.url}: {why}")
         self._endpoints.failed(endpoint, why)
-        self._left = 0 if self._once and may_have_run else self._left - 1
+        self.left = 0 if self._once and may_have_run else self.left - 1
 
     def error(self) -> StoreUnavailable:
         """What to raise when there is nobody left to ask."""

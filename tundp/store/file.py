@@ -86,6 +86,11 @@ class FileStore:
         """Where the leases live, for people."""
         return f"lease file {self._path}"
 
+    @property
+    def round_s(self) -> float:
+        """See Store: a file on a network that is gone answers late or never."""
+        return 2 * LOCK_S
+
     async def choose_api(self, api: str) -> None:
         """See Store."""
 

@@ -12,12 +12,15 @@ import asyncio
 import ipaddress
 import logging
 import socket
+import time
 from typing import Final
 
 from tundp.blocking import BlockingThread
 
 PATIENCE_S: Final = 2.0
 """How long a lookup may take before the addresses of the last one are used again."""
+FRESH_S: Final = 10.0
+"""How old a result may be that came when nobody waited any more."""
 
 _log = logging.getLogger(__name__)
 
@@ -27,19 +30,27 @@ class Names:
 
     def __init__(self) -> None:
         self._lookups: dict[str, _Lookup] = {}
+        self._blamed: dict[str, str] = {}
 
     async def addresses(self, host: str, limit_s: float) -> tuple[str, ...]:
         """IP addresses of `host`, in the resolver's order; of an IP address, itself.
 
-        Those of the last lookup if the name server does not answer this one in time.
+        One that was blamed comes last. Those of the last lookup if the name server does not
+        answer this one in time.
         socket.gaierror if there are none, or none within `limit_s`.
         """
         try:
             ipaddress.ip_address(host)
         except ValueError:
             lookup = self._lookups.setdefault(host, _Lookup(host))
-            return await lookup.result(limit_s)
+            found = await lookup.result(limit_s)
+            blamed = self._blamed.get(host)
+            return tuple(sorted(found, key=lambda address: address == blamed))
         return (host,)
+
+    def blame(self, host: str, address: str) -> None:
+        """Note that `address` took a connection and did not answer: try the others first."""
+        self._blamed[host] = address
 
     def close(self) -> None:
         """Give up all lookups. Does not wait for them."""
@@ -56,14 +67,26 @@ class _Lookup:
         self._thread = BlockingThread(f"lookup {host}")
         self._task: asyncio.Task[tuple[str, ...]] | None = None
         self._last: tuple[str, ...] = ()
+        self._waiting = 0
+        self._unread: tuple[str, ...] = ()
+        """A result nobody waited for."""
+        self._found_at = 0.0
 
     async def result(self, limit_s: float) -> tuple[str, ...]:
+        found, self._unread = self._unread, ()
+        if found and time.monotonic() - self._found_at < FRESH_S:
+            # Nobody waited any more when it came: a lookup may take longer than anybody waits.
+            return found
         if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._thread.run(_look_up, self._host))
             self._task.add_done_callback(self._finished)
         task = self._task
         # Waiting does not cancel the task when it is cancelled itself, unlike asyncio.timeout.
-        await asyncio.wait([task], timeout=min(limit_s, PATIENCE_S) if self._last else limit_s)
+        self._waiting += 1
+        try:
+            await asyncio.wait([task], timeout=min(limit_s, PATIENCE_S) if self._last else limit_s)
+        finally:
+            self._waiting -= 1
         if task.done() and not task.cancelled():
             error = task.exception()
             if error is None:
@@ -86,6 +109,8 @@ class _Lookup:
         """Keep the addresses; mark a failure as retrieved, as perhaps nobody waits any more."""
         if not task.cancelled() and task.exception() is None:
             self._last = task.result()
+            self._unread = () if self._waiting else self._last
+            self._found_at = time.monotonic()
 
 
 def _look_up(host: str) -> tuple[str, ...]:

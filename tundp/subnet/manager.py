@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 ParseNetworkConfig = Callable[[str, str], NetworkConfig]
 STALE_AFTER_S: Final = 3.0
-"""How long a start waits for the store before it goes on with the lease cache."""
+"""How long a start waits for the store, at least, before it goes on with the lease cache."""
 WIPED_S: Final = 2.0
 """Grace period for peers after the store lost our lease (data wiped or restored): every node
 registers again within milliseconds."""
@@ -144,7 +144,8 @@ class StoreSubnetManager:
     async def network_config(self, progress: Progress) -> NetworkConfig:
         """See SubnetManager.
 
-        With a lease cache, a store that does not answer is waited for STALE_AFTER_S only.
+        With a lease cache, a store that does not answer is waited for STALE_AFTER_S, and until
+        each of its endpoints has been tried once.
         """
         progress.waits_for("the network config")
         cached = self._usable_cache()
@@ -152,19 +153,20 @@ class StoreSubnetManager:
         backoff = Backoff(0.5, 5.0, self._rng.random)
         clock = asyncio.get_running_loop().time
         began = clock()
+        limit_s = max(STALE_AFTER_S, self._store.round_s)
         while True:
             try:
-                async with asyncio.timeout(STALE_AFTER_S if cached is not None else None):
+                async with asyncio.timeout(None if cached is None else limit_s):
                     text = await self._store.network_config()
                 config = self._parse(text, self.description)
             except (StoreUnavailable, AccessDenied, TimeoutError) as error:
                 why = str(error) or "timed out"
                 progress.waiting_failed(why)
                 outage.failed(why, now=clock())
+                left_s = began + STALE_AFTER_S - clock() if cached is not None else math.inf
+                await asyncio.sleep(max(0.0, min(backoff.next_s(), left_s)))
                 if cached is not None and clock() - began >= STALE_AFTER_S:
                     return self._use_cache(cached)
-                left_s = began + STALE_AFTER_S - clock() if cached is not None else math.inf
-                await asyncio.sleep(min(backoff.next_s(), left_s))
             except (StoreError, ConfigError) as error:
                 progress.waiting_failed(str(error))
                 outage.failed(error, now=clock())

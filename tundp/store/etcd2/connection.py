@@ -11,6 +11,8 @@ one for the watch. Its defects that matter here, and what is done about them:
 - a watch that waits for an index the store has not reached yet (data wiped, restored)
   would sleep through every event until then: the headers, which come at once, carry
   the store's index
+- it resolves names inside the connect, and connects to one address after another: connecting
+  is done here, see `dialler`
 - keys are pasted into URLs: only keys printed from parsed values are ever used
 """
 
@@ -18,14 +20,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import etcd
-from urllib3 import HTTPSConnectionPool, Timeout
-from urllib3.connection import HTTPSConnection
+from urllib3 import Timeout
 from urllib3.exceptions import HTTPError, NewConnectionError
 
 from tundp.blocking import BlockingThread
@@ -34,6 +37,7 @@ from tundp.errors import (
     Compacted,
     ConfigError,
 )
+from tundp.store import dial
 from tundp.store.access import (
     ALT_NAME_HINT,
     CERTIFICATE_HINT,
@@ -42,8 +46,10 @@ from tundp.store.access import (
     EtcdAccess,
     parse_endpoints,
 )
-from tundp.store.endpoints import Endpoints
-from tundp.store.tls import HTTP, TlsFiles
+from tundp.store.endpoints import Attempts, Endpoints
+from tundp.store.etcd2.dialler import Dialler, pools
+from tundp.store.names import Names
+from tundp.store.tls import TlsFiles
 
 T = TypeVar("T")
 
@@ -51,12 +57,16 @@ WATCH_TIMEOUT_S: Final = 15.0
 """Read timeout of a watch, after which it is sent anew. A server that hangs is noticed after one
 to two of them: the first looks like a watch without events, the second gets no headers."""
 WATCH_TIMEOUT: Final = Timeout(connect=REQUEST_TIMEOUT_S, read=WATCH_TIMEOUT_S)
+UNANSWERED_S: Final = 1.0
+"""A request cancelled after so long without an answer counts as a failure of its endpoint."""
 
 
 class Client(etcd.Client):  # type: ignore[misc]
     """A python-etcd client of one endpoint that never retries."""
 
-    def __init__(self, endpoint: Endpoint, access: EtcdAccess, tls: TlsFiles) -> None:
+    def __init__(
+        self, endpoint: Endpoint, access: EtcdAccess, tls: TlsFiles, dialler: Dialler
+    ) -> None:
         super().__init__(
             host=endpoint.host,
             port=endpoint.port,
@@ -66,17 +76,23 @@ class Client(etcd.Client):  # type: ignore[misc]
             username=access.username or None,
             password=access.password or None,
         )
+        self.endpoint = endpoint
+        self.dialler = dialler
+        self.http.pool_classes_by_scheme = pools(dialler, tls)
         self.http.connection_pool_kw["retries"] = False
-        if endpoint.scheme == "https":
-            self.http.connection_pool_kw["ssl_context"] = tls.context(HTTP)
-            self.http.pool_classes_by_scheme = {"https": _pool_class(tls)}
+
+    def interrupt(self) -> None:
+        """Give up a connect in progress. A request under way ends by its own timeout."""
+        self.dialler.interrupt()
 
 
 class WatchClient(Client):
     """A client whose blocked watch can be interrupted from another thread."""
 
-    def __init__(self, endpoint: Endpoint, access: EtcdAccess, tls: TlsFiles) -> None:
-        super().__init__(endpoint, access, tls)
+    def __init__(
+        self, endpoint: Endpoint, access: EtcdAccess, tls: TlsFiles, dialler: Dialler
+    ) -> None:
+        super().__init__(endpoint, access, tls, dialler)
         self._lock = threading.Lock()
         self._in_flight: Any = None
         self._waits_after = -1
@@ -110,6 +126,7 @@ class WatchClient(Client):
 
     def interrupt(self) -> None:
         """Interrupt a read in progress, now or when its headers arrive. Thread-safe."""
+        super().interrupt()
         with self._lock:
             self._is_interrupted = True
             if self._in_flight is not None:
@@ -138,7 +155,7 @@ class Connection:
         self,
         access: EtcdAccess,
         tls: TlsFiles,
-        client_type: Callable[[Endpoint, EtcdAccess, TlsFiles], Any],
+        client_type: Callable[[Endpoint, EtcdAccess, TlsFiles, Dialler], Client],
         what: str,
     ) -> None:
         self._access = access
@@ -146,10 +163,18 @@ class Connection:
         self._tls = tls
         self._endpoints = Endpoints(parse_endpoints(access.endpoints), what)
         self.urls = self._endpoints.urls
+        self._what = what
         self._thread = BlockingThread(what)
-        self._client: Any = None
-        self._is_stale = False
-        self._calls: set[threading.Event] = set()
+        self._names = Names()
+        self._lock: asyncio.Lock | None = None
+        self._client: Client | None = None
+        self._busy: set[Client] = set()
+        self._is_closed = False
+
+    @property
+    def round_s(self) -> float:
+        """Limit of one request, in seconds: each endpoint is tried once."""
+        return dial.round_s(len(self._endpoints.order))
 
     async def call(self, operation: Callable[[Any], T], *, once: bool = False) -> T:
         """Run `operation(client)` on the thread, at the first endpoint it succeeds at.
@@ -157,52 +182,14 @@ class Connection:
         once: the operation must not run twice, so only an endpoint that was never
         reached is followed by another one.
         """
-        abandoned = threading.Event()
-        self._calls.add(abandoned)
-        try:
-            return await self._thread.run(self._try_endpoints, operation, abandoned, once=once)
-        except asyncio.CancelledError:
-            self._abandon(abandoned)
-            raise
-        finally:
-            self._calls.discard(abandoned)
-
-    def reconnect(self) -> None:
-        """Use a new client for the next call, and interrupt a watch in progress."""
-        self._is_stale = True
-        client = self._client
-        if isinstance(client, WatchClient):
-            client.interrupt()
-
-    def close(self) -> None:
-        """Interrupt a watch in progress and end the thread."""
-        for abandoned in self._calls:
-            self._abandon(abandoned)
-        self._thread.close()
-
-    def _abandon(self, abandoned: threading.Event) -> None:
-        # Order matters: `_try_endpoints` checks the event after setting `_client`.
-        abandoned.set()
-        client = self._client
-        if isinstance(client, WatchClient):
-            client.interrupt()
-
-    def _try_endpoints(
-        self, operation: Callable[[Any], T], abandoned: threading.Event, *, once: bool
-    ) -> T:
         attempts = self._endpoints.attempts(once=once)
-        while attempts.may_go_on:
-            endpoint = self._endpoints.current
-            if self._is_stale:
-                self._is_stale = False
-                self._drop_client()
-            if self._client is None:
-                self._client = self._client_type(endpoint, self._access, self._tls)
-            if abandoned.is_set():
-                self._drop_client()
-                break
+        while attempts.may_go_on and not self._is_closed:
+            client = await self._connect(attempts)
+            if client is None:
+                continue
+            endpoint = client.endpoint
             try:
-                result = operation(self._client)
+                result = await self._run(client, operation)
             except _PASSED_ON:
                 self._endpoints.answered(endpoint)
                 raise
@@ -214,30 +201,112 @@ class Connection:
             except Compacted as error:
                 # Perhaps this member lags behind the one that gave the snapshot.
                 self._endpoints.failed(endpoint, str(error))
-                self._rotate()
+                self._leave(client)
                 raise
             # RecursionError: the answer is JSON nested beyond reason.
             except (etcd.EtcdException, HTTPError, OSError, ValueError, RecursionError) as error:
-                attempts.failed(
-                    endpoint, _why(error, endpoint), may_have_run=not _never_sent(error)
-                )
-                self._rotate()
+                never_sent = _never_sent(error)
+                if not never_sent:
+                    self._names.blame(endpoint.host.strip("[]"), client.dialler.address)
+                attempts.failed(endpoint, _why(error, endpoint), may_have_run=not never_sent)
+                self._leave(client)
             else:
                 self._endpoints.answered(endpoint)
-                if abandoned.is_set():
-                    # The interruption came after the call: a new client, lest it hits the next.
-                    self._drop_client()
                 return result
         raise attempts.error()
 
-    def _drop_client(self) -> None:
-        if self._client is not None:
-            self._client.http.clear()
-            self._client = None
+    def reconnect(self) -> None:
+        """Use a new client for the next call, and interrupt a watch in progress."""
+        client = self._client
+        self._drop(client)
+        if isinstance(client, WatchClient):
+            client.interrupt()
 
-    def _rotate(self) -> None:
-        self._drop_client()
-        self._endpoints.rotate()
+    def close(self) -> None:
+        """Interrupt a watch in progress and end the thread."""
+        self._is_closed = True
+        for client in self._busy:
+            client.interrupt()
+        self._drop(self._client)
+        self._thread.close()
+        self._names.close()
+
+    async def _connect(self, attempts: Attempts) -> Client | None:
+        """The client, made if there is none; None, and `attempts` knows it, if that failed."""
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+        async with self._lock:
+            if self._client is None:
+                await self._dial(attempts)
+            return self._client
+
+    async def _dial(self, attempts: Attempts) -> None:
+        """Connect to the first endpoint that answers; those before it go to the end."""
+        order = self._endpoints.order[: attempts.left]
+        diallers = [Dialler(endpoint, self._names, REQUEST_TIMEOUT_S) for endpoint in order]
+        try:
+            winner = await dial.first(
+                [dialler.prepare for dialler in diallers],
+                stagger_s=dial.ENDPOINT_STAGGER_S,
+                discard=Dialler.close,
+            )
+        except asyncio.CancelledError:
+            # By a deadline of somebody else's: the first one has not answered within it.
+            self._endpoints.rotate()
+            raise
+        except dial.NoneSucceededError as error:
+            for endpoint, failure in zip(order, error.failures, strict=True):
+                attempts.failed(endpoint, _why(failure, endpoint), may_have_run=False)
+                self._endpoints.rotate()
+            return
+        for number, endpoint in enumerate(order[: winner.number]):
+            why = _why(winner.failures[number], endpoint)
+            attempts.failed(endpoint, why, may_have_run=False)
+            self._endpoints.rotate()
+        self._client = self._client_type(
+            order[winner.number], self._access, self._tls, winner.result
+        )
+
+    async def _run(self, client: Client, operation: Callable[[Any], T]) -> T:
+        """Run `operation(client)` on the thread; when cancelled, leave both to themselves."""
+        abandoned = threading.Event()
+        began = asyncio.get_running_loop().time()
+
+        def operate() -> T:
+            if abandoned.is_set():
+                raise etcd.EtcdException("given up before it was sent")
+            return operation(client)
+
+        self._busy.add(client)
+        try:
+            return await self._thread.run(operate)
+        except asyncio.CancelledError:
+            abandoned.set()
+            client.interrupt()
+            waited_s = asyncio.get_running_loop().time() - began
+            if waited_s > UNANSWERED_S and not isinstance(client, WatchClient):
+                # Given up by somebody with a deadline of his own: no answer is a failure.
+                self._names.blame(client.endpoint.host.strip("[]"), client.dialler.address)
+                self._leave(client)
+            self._drop(client)
+            # What is under way ends by its own timeout; the next call does not wait for it.
+            self._thread.close()
+            self._thread = BlockingThread(self._what)
+            raise
+        finally:
+            self._busy.discard(client)
+
+    def _drop(self, client: Client | None) -> None:
+        if client is not None and client is self._client:
+            self._client = None
+            client.dialler.close()
+            client.http.clear()
+
+    def _leave(self, client: Client) -> None:
+        """Drop the client and go to the next endpoint, unless another call has done so."""
+        if client is self._client:
+            self._drop(client)
+            self._endpoints.rotate()
 
 
 _CLOSED_ON_US: Final = ("EOF", "reset by peer", "Connection aborted", "closed connection")
@@ -268,23 +337,6 @@ def check_credentials(access: EtcdAccess) -> None:
             ) from None
 
 
-def _pool_class(tls: TlsFiles) -> type[HTTPSConnectionPool]:
-    """A pool whose connections use the certificate files as they are at each connect.
-
-    urllib3 connects anew by itself when a server has closed an idle connection.
-    """
-
-    class RereadingConnection(HTTPSConnection):
-        def connect(self) -> None:
-            self.ssl_context = tls.context(HTTP)
-            super().connect()
-
-    class RereadingPool(HTTPSConnectionPool):
-        ConnectionCls = RereadingConnection
-
-    return RereadingPool
-
-
 def _shut_down(response: Any) -> None:
     # OSError: the peer was faster, which is just as good. AttributeError: no socket any more.
     with contextlib.suppress(OSError, AttributeError):
@@ -298,6 +350,10 @@ def _never_sent(error: Exception) -> bool:
 def _why(error: Exception, endpoint: Endpoint) -> str:
     """The innermost reason in a few words: urllib3 nests several."""
     cause: BaseException | None = getattr(error, "cause", None) or error
+    if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError) and cause.errno:
+        return os.strerror(cause.errno).lower() if cause.errno > 0 else str(cause.strerror)
+    if isinstance(cause, TimeoutError):
+        return "timed out"
     text = str(cause)
     if "404 page not found" in text:
         return "no v2 API there (start etcd with --enable-v2)"

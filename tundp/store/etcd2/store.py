@@ -64,6 +64,11 @@ class Etcd2Store:
         """See Store."""
         return self._tls.warnings
 
+    @property
+    def round_s(self) -> float:
+        """See Store."""
+        return self._requests.round_s
+
     async def choose_api(self, api: str) -> None:
         """See Store."""
 

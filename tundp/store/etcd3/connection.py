@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import ssl
+import functools
+import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from grpclib.client import Channel, UnaryUnaryMethod
+from grpclib.client import UnaryUnaryMethod
 from grpclib.config import Configuration
-from grpclib.protocol import H2Protocol
 
+from tundp.store import dial
 from tundp.store.access import (
     REQUEST_TIMEOUT_S,
     Endpoint,
     EtcdAccess,
     parse_endpoints,
 )
-from tundp.store.endpoints import Endpoints
+from tundp.store.endpoints import Attempts, Endpoints
+from tundp.store.etcd3.channel import EtcdChannel
 from tundp.store.etcd3.login import Login
 from tundp.store.etcd3.words import FAILURES, auth_answer, denial, why_failed
 from tundp.store.names import Names
 from tundp.store.tls import H2, TlsFiles
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PING_S: Final = 8.0
 PING_TIMEOUT_S: Final = 4.0
 """A watch on a server that hangs ends after PING_S + PING_TIMEOUT_S. Pings more often than
 every 5 s would be refused (etcd --grpc-keepalive-min-time)."""
+UNANSWERED_S: Final = 1.0
+"""A request cancelled after so long without an answer counts as a failure of its endpoint."""
 LOGINS: Final = 3
 """Logins a call waits for at most: a server may restart between login and request."""
 _WINDOW_LEN: Final = 64 << 20
@@ -45,61 +50,6 @@ CONFIG: Final = Configuration(
 SERVICE: Final = "/etcdserverpb."
 
 
-class EtcdChannel(Channel):
-    """A grpclib channel whose endpoint's name is looked up by `names`, not by the event loop."""
-
-    def __init__(self, endpoint: Endpoint, tls: ssl.SSLContext | None, names: Names) -> None:
-        super().__init__(endpoint.host.strip("[]"), endpoint.port, ssl=tls, config=CONFIG)
-        self.endpoint = endpoint
-        self._names = names
-        self._is_used = False
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the connection it was made for is still there."""
-        return bool(self._connected)
-
-    def close(self) -> None:
-        """Close the connection. A TLS one does not wait for the server's close_notify."""
-        transport = getattr(getattr(self._protocol, "connection", None), "_transport", None)
-        super().close()
-        if transport is not None and self._ssl:
-            transport.abort()
-
-    async def _create_connection(self) -> H2Protocol:
-        """Connect to the first address of the endpoint that answers; called by grpclib.
-
-        Each address gets an equal part of what is left of REQUEST_TIMEOUT_S.
-        """
-        if self._is_used:
-            # grpclib would connect anew, with certificates of before, and nobody would close it.
-            raise ConnectionResetError(errno.ECONNRESET, "the connection was lost")
-        self._is_used = True
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + REQUEST_TIMEOUT_S
-        addresses = await self._names.addresses(self._host, REQUEST_TIMEOUT_S)
-        failures: list[Exception] = []
-        for number, address in enumerate(addresses):
-            left_s = (deadline - loop.time()) / (len(addresses) - number)
-            try:
-                async with asyncio.timeout(left_s):
-                    _, protocol = await loop.create_connection(
-                        self._protocol_factory,
-                        address,
-                        self._port,
-                        ssl=self._ssl,
-                        server_hostname=self._host if self._ssl else None,
-                    )
-            except (OSError, TimeoutError) as error:
-                failures.append(error)
-            else:
-                return protocol
-        reasons = [why_failed(failure, self.endpoint) for failure in failures]
-        if len(set(reasons)) == 1:
-            raise failures[0]
-        raise OSError(", ".join(map("{}: {}".format, addresses, reasons)))
-
-
 class Connection:
     """One HTTP/2 connection, to one endpoint at a time; the others follow when it fails."""
 
@@ -110,12 +60,19 @@ class Connection:
         self._lock: asyncio.Lock | None = None
         self._login = Login(access)
         self._names = Names()
+        self._ping_s: dict[Endpoint, float] = {}
+        """Of endpoints that asked for fewer pings."""
         self.urls = self._endpoints.urls
 
     @property
     def limit_s(self) -> float:
         """Limit of one request at one endpoint, in seconds."""
         return REQUEST_TIMEOUT_S
+
+    @property
+    def round_s(self) -> float:
+        """Limit of one request, in seconds: each endpoint is tried once."""
+        return dial.round_s(len(self._endpoints.order))
 
     async def call(
         self, method: str, request: Any, answer_type: type[T], *, once: bool = False
@@ -124,7 +81,14 @@ class Connection:
 
         async def ask(channel: EtcdChannel, metadata: dict[str, str]) -> T:
             unary = UnaryUnaryMethod(channel, SERVICE + method, type(request), answer_type)
-            return await unary(request, timeout=REQUEST_TIMEOUT_S, metadata=metadata)
+            began = asyncio.get_running_loop().time()
+            try:
+                return await unary(request, timeout=REQUEST_TIMEOUT_S, metadata=metadata)
+            except asyncio.CancelledError:
+                if asyncio.get_running_loop().time() - began > UNANSWERED_S:
+                    # Given up by somebody with a deadline of his own: no answer is a failure.
+                    self._leave(channel)
+                raise
 
         return await self.use(ask, once=once)
 
@@ -140,13 +104,10 @@ class Connection:
         """
         attempts = self._endpoints.attempts(once=once)
         logins_left = LOGINS
+        may_calm_down = not once
         while attempts.may_go_on:
-            endpoint = self._endpoints.current
-            try:
-                channel = await self._connect()
-            except FAILURES as error:
-                attempts.failed(endpoint, why_failed(error, endpoint), may_have_run=False)
-                self._leave(None)
+            channel = await self._connect(attempts)
+            if channel is None:
                 continue
             endpoint, token = channel.endpoint, self._login.token
             # hasleader: a member without a leader fails the request instead of blocking it.
@@ -159,6 +120,10 @@ class Connection:
                         logins_left -= 1
                         continue
                     raise denial(error, endpoint) from None
+                if channel.is_told_to_calm_down and may_calm_down:
+                    may_calm_down = False
+                    self.resume(channel)
+                    continue
                 attempts.failed(endpoint, why_failed(error, endpoint), may_have_run=True)
                 self._leave(channel)
             else:
@@ -166,6 +131,19 @@ class Connection:
                 self._endpoints.answered(endpoint)
                 return result
         raise attempts.error()
+
+    def resume(self, channel: EtcdChannel) -> None:
+        """Report that the server ended `channel`: the next request connects to it again.
+
+        Pings come half as often from now on if it ended the connection because of them.
+        """
+        endpoint = channel.endpoint
+        if channel is self._channel:
+            if channel.is_told_to_calm_down:
+                ping_s = 2 * self._ping_s.get(endpoint, CONFIG._keepalive_time or PING_S)  # noqa: SLF001
+                self._ping_s[endpoint] = ping_s
+                _log.info("%s asks for fewer pings: every %g s from now on", endpoint.url, ping_s)
+            self._disconnect()
 
     def lost(self, channel: EtcdChannel, why: str) -> None:
         """Report that a stream on `channel` broke: the next request starts at another endpoint."""
@@ -186,39 +164,71 @@ class Connection:
             self._channel.close()
             self._channel = None
 
-    async def _connect(self) -> EtcdChannel:
+    async def _connect(self, attempts: Attempts) -> EtcdChannel | None:
+        """The connection, made if there is none; None, and `attempts` knows it, if that failed."""
         if self._lock is None:
             self._lock = asyncio.Lock()
         async with self._lock:
             if self._channel is not None and not self._channel.is_connected:
-                self._disconnect()
-            if self._channel is not None:
-                if self._login.is_due:
-                    async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                        await self._login.perform(self._channel, REQUEST_TIMEOUT_S)
-                return self._channel
-            endpoint = self._endpoints.current
-            tls = self._tls.context(H2) if endpoint.scheme == "https" else None
-            channel = EtcdChannel(endpoint, tls, self._names)
+                self.resume(self._channel)
+            channel = self._channel
             try:
-                async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                    await channel.__connect__()
-                    if self._login.is_due:
+                if channel is None:
+                    channel = await self._dial(attempts)
+                if channel is not None and self._login.is_due:
+                    async with asyncio.timeout(REQUEST_TIMEOUT_S):
                         await self._login.perform(channel, REQUEST_TIMEOUT_S)
-            except BaseException as error:
-                channel.close()
-                if isinstance(error, asyncio.CancelledError):
-                    # Perhaps by a deadline of the caller's, shorter than ours.
-                    self._endpoints.rotate()
-                raise
-            self._channel = channel
+            except FAILURES as error:
+                assert channel is not None  # a dial that fails gives None
+                why = why_failed(error, channel.endpoint)
+                attempts.failed(channel.endpoint, why, may_have_run=False)
+                self._leave(channel)
+                return None
             return channel
 
-    def _leave(self, channel: EtcdChannel | None) -> None:
-        """Drop `channel` and go to the next endpoint. None: the current one did not connect."""
-        if channel is not self._channel:
-            return  # another request has done so already
-        if channel is not None:
+    async def _dial(self, attempts: Attempts) -> EtcdChannel | None:
+        """Connect to the first endpoint that answers; those before it go to the end."""
+        order = self._endpoints.order[: attempts.left]
+        try:
+            winner = await dial.first(
+                [functools.partial(self._open, endpoint) for endpoint in order],
+                stagger_s=dial.ENDPOINT_STAGGER_S,
+                discard=EtcdChannel.close,
+            )
+        except asyncio.CancelledError:
+            # By a deadline of somebody else's: the first one has not answered within it.
+            self._endpoints.rotate()
+            raise
+        except dial.NoneSucceededError as error:
+            for endpoint, failure in zip(order, error.failures, strict=True):
+                attempts.failed(endpoint, why_failed(failure, endpoint), may_have_run=False)
+                self._endpoints.rotate()
+            return None
+        for number, endpoint in enumerate(order[: winner.number]):
+            why = why_failed(winner.failures[number], endpoint)
+            attempts.failed(endpoint, why, may_have_run=False)
+            self._endpoints.rotate()
+        self._channel = winner.result
+        return winner.result
+
+    async def _open(self, endpoint: Endpoint) -> EtcdChannel:
+        tls = self._tls.context(H2) if endpoint.scheme == "https" else None
+        config = CONFIG
+        if (ping_s := self._ping_s.get(endpoint)) is not None:
+            config = replace(
+                CONFIG, _keepalive_time=ping_s, _http2_min_sent_ping_interval_without_data=ping_s
+            )
+        channel = EtcdChannel(endpoint, tls, self._names, config, REQUEST_TIMEOUT_S)
+        try:
+            await channel.__connect__()
+        except BaseException:
             channel.close()
-            self._channel = None
-        self._endpoints.rotate()
+            raise
+        return channel
+
+    def _leave(self, channel: EtcdChannel) -> None:
+        """Drop `channel` and go to the next endpoint, unless another request has done so."""
+        if channel is self._channel:
+            channel.blame_address()
+            self._disconnect()
+            self._endpoints.rotate()

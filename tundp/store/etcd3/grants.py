@@ -31,7 +31,8 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from tundp.errors import AccessDenied, StoreError, StoreUnavailable
-from tundp.store.etcd3.connection import SERVICE, Connection, EtcdChannel
+from tundp.store.etcd3.channel import EtcdChannel
+from tundp.store.etcd3.connection import SERVICE, Connection
 from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
 
 UNSURE_S: Final = 60.0

@@ -22,7 +22,7 @@ from tundp.store.etcd3.words import AuthAnswer
 from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
 
 if TYPE_CHECKING:
-    from tundp.store.etcd3.connection import EtcdChannel
+    from tundp.store.etcd3.channel import EtcdChannel
 
 _log = logging.getLogger(__name__)
 

@@ -76,6 +76,11 @@ class Etcd3Store:
         """See Store."""
         return self._tls.warnings
 
+    @property
+    def round_s(self) -> float:
+        """See Store."""
+        return self._connection.round_s
+
     async def choose_api(self, api: str) -> None:
         """See Store."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from typing import Final
 
 from grpclib.client import StreamStreamMethod
 from grpclib.const import Status
@@ -14,14 +16,28 @@ from tundp.errors import (
 )
 from tundp.store.access import (
     REQUEST_TIMEOUT_S,
+    Endpoint,
 )
-from tundp.store.etcd3.connection import SERVICE, Connection, EtcdChannel
+from tundp.store.etcd3.channel import EtcdChannel
+from tundp.store.etcd3.connection import SERVICE, Connection
 from tundp.store.etcd3.words import FAILURES, AuthAnswer, auth_answer, words
 from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
 
+RESUME_AFTER_S: Final = 1.0
+"""A stream that lived so long and is ended by the other side is begun again where it was."""
+
+
+class _EndedError(Exception):
+    """A stream was ended by the other side, and may be begun again at the same endpoint."""
+
 
 class Watch:
-    """A watch stream, read by a task of its own into a queue."""
+    """A watch stream, read by a task of its own into a queue.
+
+    Proxies end streams that are idle, or when they restart, and servers a connection with more
+    pings than they want. Then the stream is resumed at the same endpoint, without a gap and
+    without a word in the log; only when that fails has the watch failed.
+    """
 
     def __init__(
         self, connection: Connection, prefix: bytes, after: int, cluster_id: int | None
@@ -30,6 +46,10 @@ class Watch:
         self._connection = connection
         self._prefix = prefix
         self._cluster_id = cluster_id
+        self._complete = after
+        """The revision up to which everything is in the queue."""
+        self._resumes_at: Endpoint | None = None
+        self._why = ""
         self._queue: asyncio.Queue[rpc.WatchResponse | Exception] = asyncio.Queue()
         self._task = asyncio.ensure_future(self._run())
 
@@ -56,18 +76,24 @@ class Watch:
 
     async def _run(self) -> None:
         try:
-            await self._connection.use(self._pump)
+            while True:
+                with contextlib.suppress(_EndedError):
+                    await self._connection.use(self._pump)
         except Exception as error:  # noqa: BLE001  (raised again by `next`)
             self._queue.put_nowait(error)
 
     async def _pump(self, channel: EtcdChannel, metadata: dict[str, str]) -> None:
+        if self._resumes_at not in (None, channel.endpoint):
+            # Another one answers now: a snapshot comes first.
+            raise StoreUnavailable(self._why)
+        began = asyncio.get_running_loop().time()
         method = StreamStreamMethod(
             channel, f"{SERVICE}Watch/Watch", rpc.WatchRequest, rpc.WatchResponse
         )
         create = rpc.WatchCreateRequest(
             key=self._prefix,
             range_end=after_prefix(self._prefix),
-            start_revision=self.revision + 1,
+            start_revision=self._complete + 1,
             progress_notify=True,
         )
         async with method.open(metadata=metadata) as stream:
@@ -76,28 +102,34 @@ class Watch:
                 created = await stream.recv_message()
             if created is not None:
                 self._check_created(created)
+            why = "the watch was ended by etcd"
             try:
                 while (answer := await stream.recv_message()) is not None:
                     self._check(answer)
                     if not answer.created:
+                        self._complete = max(self._complete, _revision_of(answer))
                         self._queue.put_nowait(answer)
             except FAILURES as error:
-                # Do not resume at the next endpoint: a snapshot comes first.
                 why = f"the watch broke: {words(error)}"
-                self._connection.lost(channel, why)
-                raise StoreUnavailable(why) from None
-        why = "the watch was ended by etcd"
+        self._why = why
+        lived_s = asyncio.get_running_loop().time() - began
+        if not channel.is_hung and (lived_s > RESUME_AFTER_S or channel.is_told_to_calm_down):
+            self._resumes_at = channel.endpoint
+            self._connection.resume(channel)
+            raise _EndedError
+        # Do not go on at the next endpoint: a snapshot comes first.
         self._connection.lost(channel, why)
         raise StoreUnavailable(why)
 
     def _check_created(self, answer: rpc.WatchResponse) -> None:
         self._check(answer)
         header = answer.header
-        if self._cluster_id not in (None, header.cluster_id):
+        # 0 is "not told": etcd's grpc-proxy leaves these fields out in a stream.
+        if self._cluster_id and header.cluster_id not in (0, self._cluster_id):
             raise Compacted("another etcd cluster answers: its data was replaced")
-        if header.revision < self.revision:
+        if 0 < header.revision < self._complete:
             raise Compacted(
-                f"the store is at revision {header.revision}, below {self.revision}:"
+                f"the store is at revision {header.revision}, below {self._complete}:"
                 " its data was replaced, or this member lags"
             )
 
