@@ -20,6 +20,8 @@ another process has granted is revoked only when every write it was granted for 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import hashlib
 import random
 from collections.abc import Mapping
@@ -74,6 +76,7 @@ class Grants:
         """What our last successful write of a key has made."""
         self._unsure: dict[bytes, list[_Unsure]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._granting: set[asyncio.Task[int | None]] = set()
         self._unused: set[int] = set()
         """To be revoked, those that no key hangs on."""
         self._taken: set[int] = set()
@@ -130,14 +133,28 @@ class Grants:
                 raise
             return int(answer.TTL)
 
+        task = asyncio.ensure_future(self._connection.use(ask))
+        self._granting.add(task)
+        task.add_done_callback(self._granting.discard)
         try:
-            granted_s = await self._connection.use(ask)
+            # Not cancelled with the caller: etcd may grant it after we looked whether it has.
+            granted_s = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(functools.partial(self._granted_in_vain, etcd_lease_id))
+            raise
         except BaseException:
             self.unused(etcd_lease_id)  # it may have been granted
             raise
         if granted_s is not None:
             self._unused.discard(etcd_lease_id)
         return granted_s
+
+    def _granted_in_vain(self, etcd_lease_id: int, task: asyncio.Task[int | None]) -> None:
+        is_answered = not task.cancelled() and task.exception() is None
+        if is_answered and task.result() is None:
+            self._taken.add(etcd_lease_id)
+        else:
+            self.unused(etcd_lease_id)
 
     def written(self, key: bytes, sight: Sight, before: int) -> None:
         """Apply a write of ours; `before`: the etcd lease the key was on until then, or 0."""
@@ -215,12 +232,18 @@ class Grants:
 
     async def close(self) -> None:
         """Revoke what is unused and old enough. Takes CLOSE_S at most."""
-        for key, writes in list(self._unsure.items()):
-            self._drop(key, writes)
-        if self._sweep is not None:
-            await asyncio.wait([self._sweep], timeout=CLOSE_S)
-            self._sweep.cancel()
-            await asyncio.gather(self._sweep, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                while self._granting:
+                    await asyncio.wait(self._granting)
+                for key, writes in list(self._unsure.items()):
+                    self._drop(key, writes)
+                if self._sweep is not None:
+                    await asyncio.wait([self._sweep])
+        left = [*self._granting, *([] if self._sweep is None else [self._sweep])]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
         if self._timer is not None:
             self._timer.cancel()
         self._is_closed = True

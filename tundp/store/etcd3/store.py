@@ -26,7 +26,7 @@ from tundp.errors import (
     LeaseFormatError,
 )
 from tundp.lease import codec
-from tundp.lease.identity import NODE
+from tundp.lease.identity import CHALLENGE, NODE
 from tundp.lease.model import (
     TTL_UNKNOWN,
     BadEntry,
@@ -274,8 +274,12 @@ class Etcd3Store:
 
 
 def _writer_of(attributes: LeaseAttributes) -> bytes:
-    """The node a lease value is of: the same for every process of it, another for every node."""
-    return f"{attributes.public_ip} {attributes.extra.get(NODE, '')}".encode()
+    """Who writes a lease value: the same for every process of a node, another for every node.
+
+    A challenge is written by another node than the one whose name the value bears.
+    """
+    extra = attributes.extra
+    return f"{attributes.public_ip} {extra.get(NODE, '')} {extra.get(CHALLENGE, '')}".encode()
 
 
 def _sight_of(kv: rpc.KeyValue) -> Sight:
