@@ -41,7 +41,9 @@ async def is_held(node: LabNode) -> bool:
     if node.daemon.poll() is not None:
         raise AssertionError(f"the daemon ended: {node.log_tail()}")
     try:
-        return (await node.status_document())["state"] == "running" and await lease_is(node, "held")
+        status = await node.status_document()
+        is_told = node.subnet_file.exists()
+        return status["state"] == "running" and is_told and await lease_is(node, "held")
     except PlatformError:
         return False
 
@@ -85,7 +87,10 @@ async def test_silent_addresses_and_endpoints_of_each_api(
             await start(node, resolver, api, endpoints)
         for api, node in nodes.items():
             await until(lambda node=node: is_held(node), f"a new lease over {api}", deadline_s=40)
-            assert str(node.gateway.network) != given[api]
+            await until(
+                lambda node=node, api=api: str(node.gateway.network) != given[api],
+                f"another subnet over {api}",
+            )
             assert "going on with the leases of" not in node.log_path.read_text()
         await asyncio.gather(*(node.stop_daemon() for node in nodes.values()))
 

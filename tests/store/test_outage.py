@@ -235,7 +235,7 @@ def test_stuck_etcd_fails_calls_in_time(
         reader, writer, watcher = (own_world.open() for _ in range(3))
         revision = (await reader.snapshot()).revision
         os.kill(etcd.pid, signal.SIGSTOP)
-        async with background(watcher.wait(revision)) as waiting:
+        async with background(outcome(watcher.wait(revision))) as waiting:
             results = await asyncio.gather(
                 outcome(reader.snapshot()), outcome(writer.create(A, ONE, 600))
             )
