@@ -102,7 +102,7 @@ struct tundp_hop_sockets {
 	uint16_t port;    /* ... and its port, which all of these are bound to */
 	uint16_t unused;
 	uint32_t fd_max;     /* higher descriptors are left to the rest of the process */
-	uint64_t failed_ns;  /* when one was wanted last, and there was none */
+	uint64_t looked_ns;  /* when they were all asked last, and none could be spared */
 	uint64_t swept_ns;   /* when those that are not needed were last looked for */
 	struct tundp_hop_socket sockets[TUNDP_HOP_SOCKETS_MAX];
 };

@@ -79,7 +79,7 @@ void hop_sockets_begin(struct tundp_worker *worker)
 	set_count(worker, 0);
 	worker->hop_sockets.address = ntohl(bound.sin_addr.s_addr);
 	worker->hop_sockets.port = ntohs(bound.sin_port);
-	worker->hop_sockets.failed_ns = 0;
+	worker->hop_sockets.looked_ns = 0;
 	worker->hop_sockets.swept_ns = 0;
 	worker->hop_sockets.fd_max =
 		limit.rlim_cur > INT32_MAX ? INT32_MAX :
@@ -193,12 +193,14 @@ int hop_sockets_open(struct tundp_worker *worker, const struct destination *to)
 			set_count(worker, count + 1);
 		}
 	}
-	if (!own && now_ns - all->failed_ns >= TUNDP_HOP_LOOK_NS)
+	if (!own && now_ns - all->looked_ns >= TUNDP_HOP_LOOK_NS) {
 		own = take_socket(worker, now_ns);
-	if (!own) {
-		all->failed_ns = now_ns;
-		return -1;
+		/* Only a look counts: those who ask in between must not put off the next one. */
+		if (!own)
+			all->looked_ns = now_ns;
 	}
+	if (!own)
+		return -1;
 	own->slot = (struct tundp_hop_slot){ .since_ns = now_ns,
 					     .used_ns = now_ns,
 					     .drained_ns = now_ns };

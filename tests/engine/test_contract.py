@@ -209,6 +209,46 @@ async def test_refused_sends(
 
 
 @every_engine
+async def test_silent_peers_get_sockets_of_their_own(make_lab: Any, engine: Engine) -> None:
+    """Once the shared socket is full; their packets alone are dropped, each under their hop."""
+    silent = [peer_of(f"10.5.{n}.0/24", f"192.0.2.{n}", hop_id=n) for n in range(101, 117)]
+    async with world(make_lab, engine) as all_:
+        all_.node.install([PEER, *silent])
+        sent = 0
+
+        async def are_full() -> bool:
+            nonlocal sent
+            for peer in silent:
+                for _ in range(20):
+                    all_.app.sendto(bytes(1400), (str(peer.subnet[9]), 9))
+            sent += 20 * len(silent)
+            await all_.until_read(sent, 0)
+            full = all_.engine.hop_counters([peer.hop_id for peer in silent]).values()
+            return all(hop.queue_full for hop in full)
+
+        await until(are_full, "every silent peer's queue is full", poll_s=0)
+        assert 1 <= all_.engine.hop_sockets() <= len(silent)
+        all_.app.sendto(b"live", (OF_PEER, 9))
+        while not (datagram := await receive(all_.peer)).endswith(b"live"):
+            pass
+        assert len(datagram) == HEADERS_LEN + 4
+        await all_.until_read(sent + 1, 0)
+        by_hop = all_.engine.hop_counters()
+        lost = drops(all_)
+        assert set(lost) == {DropReason.HOP_QUEUE_FULL.label}
+        assert lost[DropReason.HOP_QUEUE_FULL.label] == sum(
+            by_hop[peer.hop_id].queue_full for peer in silent
+        )
+        assert sum(by_hop[p.hop_id].packets_out + by_hop[p.hop_id].drops for p in silent) == sent
+        live = by_hop[PEER.hop_id]
+        assert (live.packets_out, live.drops, live.queue_full) == (1, 0, 0)
+        # A moved node begins anew: what the sockets send from is no longer its address.
+        await all_.node.host.configure("eth0", "192.0.2.9/24")
+        await all_.node.move("192.0.2.9")
+        assert all_.engine.hop_sockets() == 0
+
+
+@every_engine
 async def test_refused_tun_writes(make_lab: Any, engine: Engine) -> None:
     async with world(make_lab, engine) as all_:
         index = await all_.node.host.index(all_.node.tun.name)

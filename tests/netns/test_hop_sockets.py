@@ -37,9 +37,13 @@ SILENT = range(101, 133)
 @contextlib.contextmanager
 def chatter(
     sock: socket.socket, addresses: Sequence[str], *, per_s: int, length: int = 200
-) -> Iterator[None]:
-    """A datagram to each address `per_s` times a second, or as near to that as it gets."""
+) -> Iterator[list[str]]:
+    """A datagram to each address `per_s` times a second, or as near to that as it gets.
+
+    What the kernel took is listed, by address.
+    """
     stop = threading.Event()
+    taken: list[str] = []
 
     def send() -> None:
         began, rounds = time.monotonic(), 0
@@ -49,12 +53,13 @@ def chatter(
                 for address in addresses:
                     with contextlib.suppress(OSError):
                         sock.sendto(bytes(length), (address, 9))
+                        taken.append(address)
             rounds = due
 
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
     try:
-        yield
+        yield taken
     finally:
         stop.set()
         thread.join()
@@ -114,19 +119,27 @@ async def peer_drops(node: LabNode) -> dict[str, int]:
     return {p["public_ip"]: n for p in peers if (n := p["traffic"]["queue_full"])}
 
 
-async def is_accounted_for(node: LabNode, guilty: set[str]) -> bool:
-    """Everything the kernel routed into the TUN is in our counters, under the right names."""
+async def is_accounted_for(node: LabNode, guilty: set[str], sent: int = 0) -> bool:
+    """Everything the kernel routed into the TUN is in our counters, under the right names.
+
+    sent: datagrams the test sent to the guilty peers' subnets, and nobody else did.
+    """
     await until(lambda: is_quiet(node), "the TUN's queue is empty")
     counted = await counters(node)
     assert counted["conserved"]
     packets, dropped = await device_counts(node.host)
     document = await node.status_document()
     assert document["kernel"]["tun_queue_drops"] == dropped
-    assert counted["encap"]["reads"] + dropped == packets + dropped
+    assert counted["encap"]["reads"] == counted["encap"]["packets_in"] == packets
     assert set(counted["encap"]["drops"]) <= {FULL, DropReason.SEND_FAILED.label}
     by_peer = await peer_drops(node)
     assert set(by_peer) <= guilty
     assert sum(by_peer.values()) == counted["encap"]["drops"].get(FULL, 0)
+    rows = [p["traffic"] for p in document["peers"] if p["public_ip"] in guilty]
+    accounted = sum(row["packets_out"] + row["drops"] for row in rows)
+    if sent:
+        # The kernel does not tell whose packets it dropped at the TUN's queue.
+        assert sent - dropped <= accounted <= sent, f"{accounted} of {sent}, {dropped} dropped"
     return True
 
 
@@ -154,12 +167,12 @@ async def test_silent_neighbours_take_nothing_from_a_live_peer(
         one, two = overlay.nodes[1], overlay.nodes[2]
         await start(overlay, engine, SILENT)
         sock = await one.host.socket(socket.SOCK_DGRAM)
-        with chatter(sock, [inside(number) for number in SILENT], per_s=100):
+        with chatter(sock, [inside(number) for number in SILENT], per_s=100) as sent:
             await pings_lose_nothing(one, two, 60)
             await until(lambda: has_full(one, 32), "32 packets their peers' queues had no room for")
             engine_now = (await one.status_document())["engine"]
             assert engine_now["hop_sockets"] >= 16
-        assert await is_accounted_for(one, {f"192.0.2.{number}" for number in SILENT})
+        assert await is_accounted_for(one, {f"192.0.2.{n}" for n in SILENT}, len(sent))
 
 
 @one_of_each_kind
@@ -203,7 +216,7 @@ async def test_a_slow_class_of_the_uplink_slows_its_own_peer_alone(
         ):
             await must_run(one.host, "tc", *command.split())
         sock = await one.host.socket(socket.SOCK_DGRAM)
-        with chatter(sock, [three.tunnel_address], per_s=2000, length=1400):
+        with chatter(sock, [three.tunnel_address], per_s=2000, length=1400) as sent:
             await pings_lose_nothing(one, two, 60)
             await until(lambda: has_full(one, 32), "the slow peer's queue is full")
             document = await one.status_document()
@@ -218,7 +231,7 @@ async def test_a_slow_class_of_the_uplink_slows_its_own_peer_alone(
             )
             (row,) = [line for line in shown.splitlines() if three.public_ip in line]
             assert str((await peer_drops(one))[three.public_ip])[:1] in row
-        await is_accounted_for(one, {three.public_ip})
+        assert await is_accounted_for(one, {three.public_ip}, len(sent))
 
 
 @one_of_each_kind

@@ -52,7 +52,7 @@ class HopSockets:
         self._own: list[_HopSocket] = []
         self._control: list[tuple[int, int, bytes]] = []
         self._closed_until: dict[int, int] = {}
-        self._failed_ns = -hop_slots.LOOK_NS
+        self._looked_ns = -hop_slots.LOOK_NS
         self._swept_ns = 0
         self.opened = 0
         """How often a hop got one."""
@@ -112,10 +112,12 @@ class HopSockets:
     def _open(self, hop_id: int, endpoint: Endpoint, now_ns: int) -> _HopSocket | None:
         """A socket of the hop's own, None if there is none to be had."""
         sock = self._make() if len(self._own) < hop_slots.SOCKETS_MAX else None
-        if sock is None and now_ns - self._failed_ns >= hop_slots.LOOK_NS:
+        if sock is None and now_ns - self._looked_ns >= hop_slots.LOOK_NS:
             sock = self._take(now_ns)
+            # Only a look counts: those who ask in between must not put off the next one.
+            if sock is None:
+                self._looked_ns = now_ns
         if sock is None:
-            self._failed_ns = now_ns
             return None
         own = _HopSocket(hop_id, endpoint, sock, hop_slots.new_slot(now_ns))
         self._own.append(own)

@@ -1,7 +1,5 @@
 """The reference engine: one packet at a time, in Python, readable.
 
-Why one room: it is the specification of an engine, to be read from top to bottom.
-
 The oracle for what the C engines decide, send, count and forget; not for how `gso` batches:
 wire/segment.py and wire/coalesce.py specify that, and no packet here goes through them.
 
