@@ -161,7 +161,8 @@ async def test_faults_of_the_host(make_overlay: MakeOverlay, tmp_path: Path) -> 
                 for node, start in starts:
                     lines = warnings(node, after=start)
                     assert 1 <= len(lines) <= 2, (node.number, lines)
-                    assert node.log_path.read_text()[start:].count(" I ") <= 1, node.log_tail()
+                    # What was put back, and that it works again if that took two tries.
+                    assert node.log_path.read_text()[start:].count(" I ") <= 2, node.log_tail()
                 for node, words in (
                     (full, "cannot write"),
                     (full, "cannot listen on"),
