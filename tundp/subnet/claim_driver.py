@@ -294,8 +294,8 @@ class Claim:
     async def keep(self) -> None:
         """Renew the lease for ever, and regain it when it is lost. Ends by cancellation.
 
-        LeaseLost when the lease is gone and the settings say to exit then; DuplicateNode when
-        another live node had it before us, CloneAlive if that one has another PublicIP.
+        LeaseLost when the lease is gone and the settings say to exit then; DuplicateNode (at
+        another PublicIP: CloneAlive) when a live node had it before us.
         """
         while True:
             self._wake.clear()
@@ -327,9 +327,8 @@ class Claim:
                         )
                     )
                 case Ask(lease):
-                    return Unanswered(
-                        await self._challenger.require_dead_or_ours(lease, self._offer.public_ip)
-                    )
+                    public_ip = self._offer.public_ip
+                    return Unanswered(await self._challenger.require_dead_or_ours(lease, public_ip))
         except StoreError as error:
             if isinstance(error, Conflict) and not isinstance(action, Look):
                 return WriteConflicted(str(error), self._rng.random())
