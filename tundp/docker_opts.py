@@ -10,11 +10,11 @@ the file, and the file is replaced in one step. Its command line is read by cli/
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import shlex
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from tundp.errors import ConfigError, PlatformError
-from tundp.files import write_atomically
+from tundp.files import SMALL_LEN, read_regular, write_atomically
 from tundp.instance import SUBNET_FILE
 from tundp.linux.netlink import Netlink, Route
 
@@ -170,13 +170,17 @@ def _subnet(variables: Mapping[str, str]) -> IPv4Network | None:
 def _read(path: Path) -> str:
     """The text; none if there is no such file, since the environment may say it all."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return ""
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_regular(path, most_len=SMALL_LEN)
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
-        raise PlatformError(f"cannot read {path}: {error.strerror}", error.errno) from None
+        if error.errno in (errno.EISDIR, errno.EINVAL):
+            # The script passes over what is no file, too.
+            _log.warning("%s: %s; only the environment counts", path, error.strerror)
+            return ""
+        raise PlatformError(
+            f"cannot read {path}: {error.strerror}; name another file with -f", error.errno
+        ) from None
 
 
 def _write(path: Path, text: str) -> None:

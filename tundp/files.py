@@ -18,20 +18,28 @@ MOST_LEN: Final = 256 << 20
 """Bytes of a file that is read: 65,000 leases take 10 MB."""
 
 
-def read_regular(path: Path, *, most_len: int = MOST_LEN) -> str:
-    """The text of a regular file, with U+FFFD for what is not UTF-8 and without a byte order mark.
+SMALL_LEN: Final = 1 << 20
+"""The same of settings, units, subnet.env (200 bytes) and the like."""
 
-    OSError if it cannot be read, EINVAL if it is no regular file (opening a FIFO would wait for a
-    writer for ever), EFBIG if it has more than `most_len` bytes.
+
+def read_regular(path: Path, *, most_len: int = MOST_LEN, is_strict: bool = False) -> str:
+    """The text of a regular file, without a byte order mark.
+
+    is_strict: ValueError for what is not UTF-8, which is U+FFFD otherwise. OSError if it cannot
+    be read, EISDIR or EINVAL if it is no file (opening a FIFO would wait for a writer for ever),
+    EFBIG if it has more than `most_len` bytes; its strerror is for people.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
+        if stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "is no regular file", str(path))
         if status.st_size > most_len:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
-        with os.fdopen(fd, encoding="utf-8-sig", errors="replace", closefd=False) as file:
+            raise OSError(errno.EFBIG, f"has more than {most_len} bytes", str(path))
+        errors = "strict" if is_strict else "replace"
+        with os.fdopen(fd, encoding="utf-8-sig", errors=errors, closefd=False) as file:
             return file.read()
     finally:
         os.close(fd)

@@ -7,7 +7,19 @@ import contextlib
 import os
 import socket
 
-from tests.nodes import MakeOverlay, answers, counters, has_peer, must_run
+from tests.nodes import (
+    HEALTH_PORT,
+    MakeOverlay,
+    answers,
+    counters,
+    fails,
+    has_peer,
+    has_received,
+    is_ready,
+    link_of,
+    must_run,
+    readiness,
+)
 from tests.wait import until
 from tundp.errors import LabError
 from tundp.lab.lab import Host
@@ -37,6 +49,55 @@ async def test_the_device_renamed_moved_or_given_more_addresses(make_overlay: Ma
         await until(lambda: answers(two.host, one.tunnel_address), "renamed")
         await ip(one.host, "link del overlay9")
         await until(lambda: answers(one.host, two.tunnel_address), "deleted after the renaming")
+
+
+async def test_the_device_moved_to_another_namespace(make_overlay: MakeOverlay) -> None:
+    """The descriptor lives on, and reading it says nothing: the kernel's links do."""
+    async with make_overlay(f"--healthz-port={HEALTH_PORT}") as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        elsewhere = overlay.switch
+        await until(lambda: answers(one.host, two.tunnel_address), "before")
+        async with PingStream(two.host, one.tunnel_address) as stream:
+            await until(lambda: has_received(stream, 5), "packets before")
+            await ip(one.host, f"link set flannel0 netns {elsewhere.namespace}")
+            await until(lambda: answers(one.host, two.tunnel_address), "moved away")
+            before = stream.received
+            await until(lambda: has_received(stream, before + 5), "packets from the other node")
+        await until(lambda: is_ready(one))
+        assert await link_of(elsewhere, "flannel0") is None, "the former device is gone"
+        text = one.log_path.read_text()
+        assert text.count("flannel0 was moved to another network namespace") == 1
+        status = await counters(one)
+        for direction in (status["encap"], status["decap"]):
+            dropped = sum(direction["drops"].values())
+            assert direction["packets_in"] == direction["packets_out"] + dropped
+        # Down first, and renamed on the way, as a CNI plugin does it.
+        await ip(one.host, "link set flannel0 down")
+        await ip(one.host, f"link set flannel0 netns {elsewhere.namespace} name eth7")
+        await until(lambda: answers(one.host, two.tunnel_address), "moved and renamed")
+        # Deleted where it is now: nothing of this namespace changes any more.
+        await ip(one.host, "link del flannel0")
+        await until(lambda: answers(one.host, two.tunnel_address), "deleted after that")
+        assert one.log_path.read_text().count("was moved to another network namespace") == 1
+
+
+async def test_the_device_moved_while_another_of_its_name_is_made(
+    make_overlay: MakeOverlay,
+) -> None:
+    """Named until the name is free, and made again then."""
+    async with make_overlay(f"--healthz-port={HEALTH_PORT}") as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        await until(lambda: answers(one.host, two.tunnel_address), "before")
+        script = (
+            f"ip link set flannel0 netns {overlay.switch.namespace} &&"
+            " ip link add flannel0 type bridge"
+        )
+        await must_run(one.host, "sh", "-c", script)
+        await until(lambda: fails(one, "device"))
+        assert "flannel0 was moved to another network namespace" in (await readiness(one)).details
+        await ip(one.host, "link del flannel0")
+        await until(lambda: answers(one.host, two.tunnel_address), "the name is free")
+        await until(lambda: is_ready(one))
 
 
 async def test_a_fight_over_the_address_and_the_route_is_quiet(make_overlay: MakeOverlay) -> None:

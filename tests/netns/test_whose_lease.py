@@ -23,6 +23,7 @@ from tests.nodes import (
     is_ready,
     lease_is,
     log_contains,
+    must_run,
 )
 from tests.wait import DEADLINE_S, until
 from tundp.lab.overlay import LabNode, OverlayLab
@@ -176,6 +177,36 @@ async def test_clones_of_a_live_machine_take_new_node_ids(make_overlay: MakeOver
         await overlay.wait_ready([two])
         assert (two.gateway, (await two.status_document())["node_id"]) == kept
         assert lines(two, "asking whether a clone is alive") == asked
+
+
+async def test_a_clone_that_starts_from_its_copied_lease_cache_writes_nothing_over(
+    make_overlay: MakeOverlay,
+) -> None:
+    """Without etcd it goes on with the cached leases, and meets the live original later."""
+    async with make_overlay(store="etcd", start=False) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        await boot(overlay, one, HEALTH)
+        await overlay.wait_ready([one])
+        key = str(one.gateway.network).replace("/", "-")
+        await one.stop_daemon()
+        clone(one, two)
+        await boot(overlay, one, HEALTH)
+        await until(lambda: is_ready(one))
+        before = (await holders(overlay))[key]
+        await must_run(two.host, "ip", "route", "add", "blackhole", "192.0.2.254/32")
+        await boot(overlay, two)
+        await until(
+            lambda: log_contains(two, "going on with the leases of"), "a start without etcd"
+        )
+        await must_run(two.host, "ip", "route", "del", "blackhole", "192.0.2.254/32")
+        await until(lambda: two.daemon.poll() is not None, "the clone's end")
+        assert two.daemon.poll() == 1
+        assert lines(two, "is this machine a clone of it?") >= 1
+        assert lines(two, "CONFLICT") == lines(one, "CONFLICT") == 0
+        assert (await holders(overlay))[key] == before, "the original keeps what it had"
+        # What a supervisor does next.
+        await boot(overlay, two)
+        await assert_all_have_joined(overlay, one, two)
 
 
 async def test_clones_of_a_machine_that_is_down_and_comes_back(make_overlay: MakeOverlay) -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from tundp.lease.claim import ClaimMachine, ClaimRules, Step
 from tundp.lease.claim_io import (
+    Ask,
     Create,
     Failing,
     GiveUp,
@@ -90,7 +91,7 @@ class World:
     revision: int = 10
     late: deque[tuple[Input, bool]] = field(default_factory=deque)
     """Events not yet delivered, and whether each is the echo of a write of ours."""
-    action: Look | Create | Renew | None = None
+    action: Look | Create | Renew | Ask | None = None
     """In flight, not yet executed."""
     answer: Input | None = None
     """Executed, not yet delivered."""
@@ -175,8 +176,10 @@ class World:
         self.answer = self.result_of(action)
         self.is_executing = False
 
-    def result_of(self, action: Look | Create | Renew | None) -> Input | None:
+    def result_of(self, action: Look | Create | Renew | Ask | None) -> Input | None:
         match action:
+            case Ask():
+                raise AssertionError("asked after a lease that it has written before")
             case Look():
                 return Looked(self.snapshot())
             case Create():

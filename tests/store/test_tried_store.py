@@ -21,7 +21,7 @@ from tests.store.support import (
     make_claim,
     run,
 )
-from tundp.errors import TundpError
+from tundp.errors import Compacted, ConfigNotFound, Conflict, TundpError
 from tundp.lab.etcd import PrivateEtcd
 from tundp.lease.model import Put
 from tundp.store.base import Store
@@ -179,6 +179,88 @@ def test_what_is_no_v2_api_is_unavailable_or_denied(
             # The next endpoint is a good one.
             both = etcd_world.open_at(url, etcd_world.url)
             assert (await both.snapshot()).leases == ()
+
+    run(main())
+
+
+CONFIG = json.dumps({"Network": "10.5.0.0/16"})
+OK = "X-Etcd-Index: 7"
+NODE = {"key": "/k", "value": CONFIG, "modifiedIndex": 7, "createdIndex": 7}
+FOUND = {"action": "get", "node": NODE}
+LISTED = {"action": "get", "node": {"key": "/k", "dir": True, "nodes": []}}
+MISSING = {"errorCode": 100, "message": "Key not found", "cause": "/k", "index": 7}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "calls"),
+    [
+        ("200 OK", FOUND, "network_config"),
+        ("200 OK", LISTED, "snapshot"),
+        ("404 Not Found", MISSING, "network_config snapshot"),
+        ("404 Not Found", {"detail": "Not Found"}, "network_config snapshot"),
+        ("201 Created", {"action": "create", "node": NODE}, "create"),
+        ("412 Precondition Failed", MISSING | {"errorCode": 105}, "create"),
+        ("200 OK", {"action": "set", "node": NODE}, "wait"),
+        ("400 Bad Request", MISSING | {"errorCode": 401}, "wait"),
+    ],
+)
+def test_v2_answers_without_the_stores_index_are_none(
+    etcd_world: EtcdWorld, status: str, body: dict[str, Any], calls: str, short_timeouts: None
+) -> None:
+    """A proxy took the header out, or a web server answers in JSON: no empty store, no success."""
+
+    async def main() -> None:
+        for header in ("X-Other: 7", "X-Etcd-Index: many"):
+            answer = page(status, json.dumps(body).encode(), JSON, header)
+            async with web_server(lambda _, answer=answer: answer) as (url, _):  # type: ignore[misc]
+                store = etcd_world.open_at(url)
+                for call in calls.split():
+                    arguments = {"create": (A, ONE, 60), "wait": (3,)}.get(call, ())
+                    said = await failure(getattr(store, call)(*arguments))
+                    assert said.startswith("StoreUnavailable: "), said
+                    assert url.removeprefix("http://") in said
+                    assert "X-Etcd-Index" in said
+                    assert "--etcd-endpoints" in said
+        # The very same with the header is an answer.
+        answer = page(status, json.dumps(body).encode(), JSON, OK)
+        async with web_server(lambda _, answer=answer: answer) as (url, _):  # type: ignore[misc]
+            for call in calls.split() if "detail" not in body else ():
+                arguments = {"create": (A, ONE, 60), "wait": (3,)}.get(call, ())
+                with contextlib.suppress(ConfigNotFound, Conflict, Compacted):
+                    await getattr(etcd_world.open_at(url), call)(*arguments)
+
+    run(main())
+
+
+def test_a_value_where_the_leases_belong_is_no_empty_table(etcd_world: EtcdWorld) -> None:
+    answer = page("200 OK", json.dumps(FOUND).encode(), JSON, OK)
+
+    async def main() -> None:
+        async with web_server(lambda _: answer) as (url, _):
+            said = await failure(etcd_world.open_at(url).snapshot())
+            assert "subnets is a value" in said
+            assert url in said
+
+    run(main())
+
+
+@pytest.mark.parametrize("status", ["301 Moved Permanently", "307 Temporary Redirect"])
+def test_a_redirection_is_named_with_its_server(
+    etcd_world: EtcdWorld, status: str, short_timeouts: None
+) -> None:
+    async def main() -> None:
+        target = etcd_world.url.removeprefix("http://")
+
+        def elsewhere(line: str) -> bytes:
+            return page(status, b"", f"Location: http://user:secret@{target}{line.split()[1]}")
+
+        async with web_server(elsewhere) as (url, _):
+            store = etcd_world.open_at(url)
+            for call in (store.snapshot(), store.network_config(), store.create(A, ONE, 60)):
+                said = await failure(call)
+                assert f"redirects requests to 'http://{target}'" in said
+                assert "--etcd-endpoints" in said
+                assert "secret" not in said
 
     run(main())
 

@@ -10,18 +10,20 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
 from tests.wait import until
 from tundp.backend.choose import parse_network_config
-from tundp.errors import DuplicateNode, LeaseError, LeaseLost
+from tundp.errors import CloneAlive, DuplicateNode, LeaseError, LeaseLost
 from tundp.lease.claim import LeaseState
 from tundp.lease.codec import parse_key
-from tundp.lease.identity import HOST, NODE, Identity
+from tundp.lease.identity import HOST, NODE, RUN, Identity
 from tundp.lease.model import Lease, LeaseAttributes, LeaseKey
 from tundp.store.file import FileStore
 from tundp.subnet.claim_driver import Claim, ClaimSettings
@@ -218,6 +220,119 @@ async def test_a_resumed_claim_is_lost_until_the_store_has_it(tmp_path: Path) ->
         found = await lease_in(store)
         assert found is not None
         assert found.revision == claim.lease.revision
+
+
+def resumed(store: FileStore, **options: Any) -> Claim:
+    """The claim of a machine at NEW_IP, started from a lease cache that says OUR_IP."""
+    options = {
+        "identity": Identity("us", "host1", run="r2"),
+        "attributes": LeaseAttributes(public_ip=NEW_IP),
+    } | options
+    claim = claim_on(store, **options)
+    claim.resume(KEY, OUR_IP)
+    return claim
+
+
+@pytest.mark.parametrize("first", ["snapshot", "watch"])
+@pytest.mark.parametrize("exits", [False, True], ids=["regains", "exits"])
+async def test_a_clone_started_from_the_cache_writes_nothing_over_its_live_original(
+    tmp_path: Path, first: str, exits: bool
+) -> None:
+    """The lease cache came with the image, and the clone has an address of its own."""
+    async with file_store(tmp_path) as store, file_store(tmp_path) as second:
+        original = claim_on(store, identity=Identity("us", "host1", run="r1"))
+        await original.acquire()
+        seen: set[IPv4Address] = set()
+        async with kept(original):
+            clone = resumed(second, exits_when_lost=exits, sleep=lambda _: asyncio.sleep(0.05))
+            if first == "watch":
+                clone.observe(await lease_in(store))
+            async with kept(clone) as task:
+                for _ in range(200):  # what each one's watch would show
+                    found = await lease_in(store)
+                    assert found is not None
+                    seen.add(found.attributes.public_ip)
+                    original.observe(found)
+                    if task.done():
+                        break
+                    clone.observe(found)
+                    assert clone.state is LeaseState.LOST
+                    await asyncio.sleep(0.01)
+                with pytest.raises(CloneAlive, match="is this machine a clone of it"):
+                    await asyncio.wait_for(asyncio.shield(task), 20)
+        found = await lease_in(store)
+        assert found is not None
+        assert seen | {found.attributes.public_ip} == {OUR_IP}
+        assert original.state is LeaseState.HELD
+
+
+async def test_a_node_that_moved_and_started_from_the_cache_gets_its_lease(tmp_path: Path) -> None:
+    """Nobody answers: the process that wrote the lease was this machine's, and is gone."""
+    async with file_store(tmp_path) as store:
+        before = claim_on(store, identity=Identity("us", "host1", run="r1"))
+        await before.acquire()
+        said: set[str] = set()
+
+        async def sleep(seconds: float) -> None:
+            said.add(moved.why)
+            said.add(moved.waiting_for)
+            await asyncio.sleep(0)
+
+        moved = resumed(store, sleep=sleep)
+        async with kept(moved):
+            await until(lambda: moved.state is LeaseState.HELD, "held")
+        found = await lease_in(store)
+        assert found is not None
+        assert found.attributes.public_ip == NEW_IP
+        assert found.attributes.extra == {**OURS, RUN: "r2"}
+        assert any("asking whether another node has our node id" in each for each in said)
+        assert moved.waiting_for == ""
+
+
+async def test_a_challenge_of_the_cached_lease_survives_the_store(tmp_path: Path) -> None:
+    """It fails in the middle of the challenge, and the lease is asked after again."""
+    async with file_store(tmp_path) as store:
+        await claim_on(store, identity=Identity("us", "host1", run="r1")).acquire()
+        path = tmp_path / "leases.json"
+        whole: list[str] = []
+
+        async def sleep(seconds: float) -> None:
+            if not whole:
+                whole.append(path.read_text())
+                path.write_text("garbage")
+            elif path.read_text() == "garbage":
+                path.write_text(whole[0])
+            await asyncio.sleep(0)
+
+        moved = resumed(store, sleep=sleep, retry_s=0.05)
+        async with kept(moved):
+            await until(lambda: whole != [], "the challenge")
+            await until(lambda: "garbage" not in moved.why, "the failure")
+            path.write_text(whole[0])
+            await until(lambda: moved.state is LeaseState.HELD, "held")
+        found = await lease_in(store)
+        assert found is not None
+        assert found.attributes.public_ip == NEW_IP
+
+
+async def test_after_its_own_write_a_former_address_of_the_cache_is_a_clones(
+    tmp_path: Path,
+) -> None:
+    """The original was cut off while it was asked, and writes its lease when it is back."""
+    async with file_store(tmp_path) as store:
+        await claim_on(store, identity=Identity("us", "host1", run="r1")).acquire()
+        moved = resumed(store)
+        async with kept(moved):
+            await until(lambda: moved.state is LeaseState.HELD, "held")
+            found = await lease_in(store)
+            assert found is not None
+            extra = {**OURS, RUN: "r1"}
+            back = LeaseAttributes(public_ip=OUR_IP, extra=extra)
+            written = await store.update(KEY, back, 600, revision=found.revision)
+            moved.observe(written)
+            await until(lambda: moved.state is LeaseState.CONFLICT, "conflict")
+            await asyncio.sleep(0.05)
+        assert await lease_in(store) == replace(written, lease_ttl_s=ANY)
 
 
 async def test_keeping_may_be_interrupted_during_a_write_and_goes_on(tmp_path: Path) -> None:

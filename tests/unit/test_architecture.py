@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "layout": set(),
     "wire": {"choices", "errors"},
     "lease": {"errors"},
-    "settings": {"choices", "errors", "instance", "wire"},
+    "settings": {"choices", "errors", "files", "instance", "wire"},
     "store": {"lease", *BOTTOM},
     "linux": BOTTOM,
     "engine": {"lease", "wire", "linux", *BOTTOM},

@@ -9,6 +9,7 @@ that made no stamp, by what the lease cache says.
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,6 +23,7 @@ from tundp.daemon.lock import is_running, is_stamped
 from tundp.daemon.owners import Owner, find_owners, identity
 from tundp.daemon.stores import store_name
 from tundp.errors import ConfigError, PlatformError
+from tundp.files import SMALL_LEN, read_regular
 from tundp.instance import RUN_DIRECTORY
 from tundp.lease import subnet_env
 from tundp.lease.network import NetworkConfig
@@ -32,6 +34,8 @@ from tundp.linux.processes import processes, udp_sockets
 from tundp.linux.route_table import RouteEntry
 from tundp.settings.settings import Settings
 from tundp.subnet.lease_cache import CachedLeases, LeaseCache
+
+_log = logging.getLogger(__name__)
 
 Pair = tuple[IPv4Network, IPv4Network]
 """Network and subnet."""
@@ -294,8 +298,15 @@ def _pair_of(text: str) -> Pair | None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return read_regular(path, most_len=SMALL_LEN)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        _log.warning(
+            "cannot read %s: %s; rules and routes of the network it named may stay",
+            path,
+            error.strerror,
+        )
         return ""
 
 

@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 from tundp.errors import PlatformError
+from tundp.files import SMALL_LEN, read_regular
 from tundp.instance import Instance
 
 
@@ -70,7 +71,7 @@ def stamp(instance: Instance) -> None:
 def is_stamped(instance: Instance) -> bool | None:
     """Whether tundp wrote subnet.env as it is now; None if there is no stamp to tell."""
     try:
-        wrote = json.loads(instance.lock.read_text(encoding="ascii"))["wrote"]
+        wrote = json.loads(read_regular(instance.lock, most_len=SMALL_LEN))["wrote"]
         return bool(wrote == _fingerprint(instance.subnet_file))
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tundp.errors import ConfigError, PlatformError
+from tundp.files import SMALL_LEN, read_regular
 from tundp.observe.status import Status
 from tundp.settings.declare import Flag
 from tundp.settings.settings import SETTABLE, Settings
@@ -43,7 +44,9 @@ def _secret(flag: Flag, origin: str, pid: int) -> str:
             return variables[flag.variable.encode()].decode()
         if not origin.startswith("--"):
             path = Path(f"/proc/{pid}/cwd") / origin
-            return str(tomllib.loads(path.read_text(encoding="utf-8"))[flag.name])
+            return str(
+                tomllib.loads(read_regular(path, most_len=SMALL_LEN, is_strict=True))[flag.name]
+            )
     except (OSError, ValueError, KeyError):
         pass
     raise ConfigError(

@@ -9,19 +9,15 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 from tundp.backoff import Contest, Outage
 from tundp.daemon import lock
-from tundp.files import read_regular, write_replacing
+from tundp.files import SMALL_LEN, read_regular, write_replacing
 from tundp.instance import Instance
 from tundp.lease import subnet_env
 from tundp.lease.subnet_env import SubnetEnv
 
 _log = logging.getLogger(__name__)
-
-MOST_LEN: Final = 1 << 20
-"""Bytes of a file that is looked at as a subnet.env, which has 200."""
 
 
 class SubnetFile:
@@ -76,6 +72,6 @@ class SubnetFile:
 def read_text(path: Path) -> str:
     """The file's text; empty if it cannot be read or cannot be a subnet.env."""
     try:
-        return read_regular(path, most_len=MOST_LEN)
+        return read_regular(path, most_len=SMALL_LEN)
     except OSError:
         return ""

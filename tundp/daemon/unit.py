@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tundp.files import SMALL_LEN, read_regular
+
 DIRECTORIES: Final = tuple(
     Path(text)
     for text in (
@@ -76,7 +78,7 @@ def _drop_ins(name: str, directories: Iterable[Path]) -> Iterator[Path]:
 def _lines(path: Path) -> list[str] | None:
     """The lines of [Service]; None if there is no such file."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_regular(path, most_len=SMALL_LEN)
     except OSError:
         return None
     section = ""

@@ -15,8 +15,8 @@ Step of the machine (Step), what it does about it:
     LOOK        any          a snapshot is due, or due at a retry     WaitUntil, Look
     LOOKING     any          a snapshot is being read                 WaitUntil
     OVERTAKEN   any          so it is, and an event arrived since     WaitUntil
-    REGAIN      any          the snapshot allows a guarded write      Create or Renew
-    REGAINING   any          that write is in flight                  WaitUntil
+    REGAIN      any          the snapshot allows a guarded write      Create or Renew, Ask
+    REGAINING   any          that write or challenge is in flight     WaitUntil
     ENDED       any          lost, and so we exit; or a duplicate's   GiveUp, GiveWay
 
 Every legal pair of step and input is an entry of ClaimMachine.TRANSITIONS, at the end of this
@@ -35,6 +35,8 @@ file; any other pair is an error of the caller. The rules behind the table:
 
   * Who finds its lease written by another process with our node id and PublicIP answers it once
     in that lease (TundpAnswer); who is answered so gives way: the one before us is alive.
+  * A lease with our node id and another PublicIP than ours is challenged before this process
+    writes it for the first time: from us before we moved, or from a live node we are a clone of.
 
 flannel writes renewals without a guard (a node back from suspend takes its subnet from
 whoever got it since) and exits with code 0 when its lease is gone.
@@ -54,6 +56,7 @@ from typing import Any, ClassVar, Final
 from tundp.lease.allocate import overlap
 from tundp.lease.claim_io import (
     Action,
+    Ask,
     Challenged,
     Create,
     Event,
@@ -72,6 +75,7 @@ from tundp.lease.claim_io import (
     Renewed,
     StateChanged,
     Tick,
+    Unanswered,
     Unreadable,
     WaitUntil,
     Working,
@@ -148,7 +152,7 @@ class ClaimMachine:
         """A claim on `key` that is LOST until `acquired`, or until the store shows more.
 
         offer: the attributes our lease shall have; identity and foreign fields are added.
-        former_ips: addresses under which a lease with our node id is still ours.
+        former_ips: addresses under which a lease with our node id is ours, until our first write.
         """
         self.state = LeaseState.LOST
         self.why = "the store has not been asked yet"
@@ -168,15 +172,18 @@ class ClaimMachine:
         self._offer = offer
         self._offer_written: LeaseAttributes | None = None
         """The offer our lease was last written with; None while that is not certain."""
-        self._former_ips = set(former_ips)
+        self._former_ips: set[IPv4Address] = set()
+        self._cached_ips = set(former_ips)
+        self._has_written = False
+        """Whether a write of ours is known to have happened."""
         self._not_before = _NOW
         """Earliest time of what RENEW or LOOK call for."""
         self._retry_s = FIRST_RETRY_S
         self._warn_at = _NOW
         self._answer = ""
         """The process with our node id and PublicIP that our next write answers."""
-        self._plan: Create | Renew | None = None
-        """The write that REGAIN calls for."""
+        self._plan: Create | Renew | Ask | None = None
+        """The write or the challenge that REGAIN calls for."""
         self._action: Action | None = None
         """What Tick has begun."""
         self._offer_in_flight = offer
@@ -208,7 +215,7 @@ class ClaimMachine:
             lease,
             public_ip=self._offer.public_ip,
             identity=self._rules.identity,
-            former_ips=self._former_ips,
+            former_ips=self._former_ips | self._cached_ips,
         )
 
     @property
@@ -269,7 +276,7 @@ class ClaimMachine:
             if not (is_older and self.state is LeaseState.HELD):
                 self._become(LeaseState.CONFLICT, f"{holder.who} holds it now")
             self._require_look()
-        elif is_older:
+        elif is_older or self._must_ask(lease):
             self._require_look()
         elif lease.revision > self.lease.revision:
             self._observe_newer(lease, now)
@@ -349,7 +356,15 @@ class ClaimMachine:
         if found is not None and self._is_answered(found):
             self.lease, self.step = found, Step.ENDED
             return
-        if self._rules.exits_when_lost and not is_held:
+        if found is not None and self._must_ask(found):
+            self.step, self._plan = Step.REGAIN, Ask(found)
+            why = (
+                f"it says PublicIP {found.attributes.public_ip}, not {self._offer.public_ip}:"
+                " asking whether another node has our node id and is alive"
+            )
+            self._become(LeaseState.LOST, why)
+            self.why = why
+        elif self._rules.exits_when_lost and not is_held:
             if found is None:
                 self.step = Step.ENDED
             else:
@@ -390,6 +405,11 @@ class ClaimMachine:
             # Before our write, or after it? Only a snapshot can tell.
             self._look_at(_NOW)
 
+    def _unanswered(self, given: Unanswered, now: float) -> None:
+        """Ours, or a dead node's: the write is guarded by the revision of the challenge."""
+        self._held_back = None
+        self.step, self._plan = Step.REGAIN, self._renewal_of(given.lease)
+
     def _renewal_conflicted(self, given: WriteConflicted, now: float) -> None:
         """Renewed by hand, gone, or another node's: only a snapshot can tell."""
         self._held_back = None
@@ -422,6 +442,15 @@ class ClaimMachine:
         self._look_at(retry_at)
 
     # Parts of transitions
+
+    def _must_ask(self, lease: Lease) -> bool:
+        """Whether `lease`, ours by node id, may be of a live node that we are a clone of."""
+        return (
+            not self._has_written
+            and lease.attributes.public_ip != self._offer.public_ip
+            and isinstance(self.holder_of(lease), Ours)
+            and not is_written_by(lease, self._rules.identity)
+        )
 
     def _judge(self, snapshot: Snapshot) -> tuple[Lease | None, str]:
         """Our lease in `snapshot` if it is ours, and why it may not be written, if so."""
@@ -469,6 +498,8 @@ class ClaimMachine:
 
     def _written(self, lease: Lease, now: float) -> None:
         """`lease` is what our own write has made."""
+        self._has_written = True
+        self._cached_ips.clear()
         self._offer_written = self._offer_in_flight
         self._answer = ""
         self._hold(lease, now)
@@ -576,6 +607,7 @@ class ClaimMachine:
             Tick: _ignore,
             **_EVENTS_DURING_A_WRITE,
             Wrote: _regained,
+            Unanswered: _unanswered,
             WriteConflicted: _regain_conflicted,
             WriteFailed: _regain_failed,
         },

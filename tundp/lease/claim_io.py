@@ -81,6 +81,13 @@ class WriteFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Unanswered:
+    """Nobody answered the challenge in flight; `lease` is what the store has since, with it."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
 class Looked:
     """The snapshot asked for."""
 
@@ -104,6 +111,7 @@ Input = (
     | Wrote
     | WriteConflicted
     | WriteFailed
+    | Unanswered
     | Looked
     | LookFailed
 )
@@ -144,6 +152,17 @@ class Renew:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """Challenge whoever wrote `lease`; answer with Unanswered, WriteConflicted or WriteFailed.
+
+    It bears our node id and another PublicIP than ours, and no write of this process is known. An
+    answer to the challenge ends the claim: the driver raises CloneAlive.
+    """
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
 class GiveUp:
     """The lease is not ours any more, and the settings say to exit then."""
 
@@ -157,7 +176,7 @@ class GiveWay:
     why: str
 
 
-Action = WaitUntil | Look | Create | Renew | GiveUp | GiveWay
+Action = WaitUntil | Look | Create | Renew | Ask | GiveUp | GiveWay
 
 
 # Notices

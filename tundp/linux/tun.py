@@ -106,6 +106,15 @@ class Tun:
         """The descriptor of the first queue, or -1 when closed."""
         return self.fds[0] if self.fds else -1
 
+    @property
+    def has_device(self) -> bool:
+        """Whether the device still exists, in whatever network namespace (TUNGETIFF answers)."""
+        try:
+            _ask_interface(self.fd)
+        except PlatformError:
+            return False
+        return True
+
     def close(self) -> None:
         """Close the descriptors, and with them remove the device. Harmless when repeated."""
         self.fds = ()

@@ -11,6 +11,7 @@ stock flanneld must start tundp.
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tundp.errors import ConfigError
+from tundp.files import SMALL_LEN, read_regular
 from tundp.instance import Instance
 from tundp.settings import goflags
 from tundp.settings.accidents import is_service_link, links_sentence, read_variable
@@ -156,7 +158,7 @@ def read_environment_file(path: Path) -> dict[str, str]:
     file cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_regular(path, most_len=SMALL_LEN)
     except OSError as error:
         raise ConfigError(f"--env-file {path}: {error.strerror}") from None
     found = {}
@@ -173,7 +175,7 @@ def read_environment_file(path: Path) -> dict[str, str]:
 def _read_file(path: Path, concerned: Iterable[Flag]) -> dict[str, Any]:
     """The settings of a TOML file: keys are flag names, lists may be lists."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(_read_settings(path))
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, not a path
@@ -190,6 +192,17 @@ def _read_file(path: Path, concerned: Iterable[Flag]) -> dict[str, Any]:
         if name in wanted:
             values[name] = _from_toml(flag, raw, f"{path}: {name}")
     return values
+
+
+def _read_settings(path: Path) -> str:
+    """The text of a settings file; of /dev/stdin or a shell's <(...) until its end."""
+    if not str(path).startswith(("/dev/", "/proc/self/fd/")):
+        return read_regular(path, most_len=SMALL_LEN, is_strict=True)
+    with path.open("rb") as stream:
+        text = stream.read(SMALL_LEN + 1)
+    if len(text) > SMALL_LEN:
+        raise OSError(errno.EFBIG, f"has more than {SMALL_LEN} bytes", str(path))
+    return text.decode("utf-8-sig")
 
 
 def _from_toml(flag: Flag, raw: Any, origin: str) -> Any:

@@ -40,7 +40,7 @@ from tundp.errors import (
     LeaseFormatError,
     StoreUnavailable,
 )
-from tundp.files import write_atomically
+from tundp.files import read_regular, write_atomically
 from tundp.lease import codec
 from tundp.lease.model import BadEntry, Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.store.base import StoreWarning
@@ -239,14 +239,15 @@ class FileStore:
 
     def _read(self) -> Document:
         try:
-            text = self._path.read_text(encoding="utf-8")
+            text = read_regular(self._path, is_strict=True)
         except FileNotFoundError:
             raise ConfigNotFound(
                 f"{self._path} does not exist; write one:"
                 ' {"config": {"Network": "10.5.0.0/16"}, "leases": {}}'
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise StoreUnavailable(f"cannot read {self._path}: {error}") from None
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise StoreUnavailable(f"cannot read {self._path}: {why}") from None
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tundp.errors import ConfigError
+from tundp.files import SMALL_LEN
 from tundp.store.access import EtcdAccess, parse_endpoints
 from tundp.store.base import StoreWarning
 
@@ -160,7 +161,9 @@ def _digest(flag: str, path: str) -> bytes:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"{name} is not a regular file")
-            text = file.read()
+            text = file.read(SMALL_LEN + 1)
+            if len(text) > SMALL_LEN:
+                raise ConfigError(f"{name} has more than {SMALL_LEN} bytes: it is no PEM file")
     except FileNotFoundError:
         raise ConfigError(f"{name} does not exist") from None
     except PermissionError as error:

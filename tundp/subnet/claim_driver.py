@@ -20,6 +20,7 @@ from tundp.errors import Conflict, DuplicateNode, LeaseError, LeaseLost, StoreEr
 from tundp.lease.allocate import Keep, Take, overlap, plan_claim
 from tundp.lease.claim import RETRY_S, ClaimMachine, ClaimRules
 from tundp.lease.claim_io import (
+    Ask,
     Challenged,
     Create,
     Failing,
@@ -37,6 +38,7 @@ from tundp.lease.claim_io import (
     Renew,
     Renewed,
     StateChanged,
+    Unanswered,
     Unreadable,
     WaitUntil,
     Working,
@@ -292,7 +294,8 @@ class Claim:
     async def keep(self) -> None:
         """Renew the lease for ever, and regain it when it is lost. Ends by cancellation.
 
-        LeaseLost when the lease is gone and the settings say to exit then.
+        LeaseLost when the lease is gone and the settings say to exit then; DuplicateNode (at
+        another PublicIP: CloneAlive) when a live node had it before us.
         """
         while True:
             self._wake.clear()
@@ -308,7 +311,7 @@ class Claim:
                 case _:
                     self._apply(await self._do(action))
 
-    async def _do(self, action: Look | Create | Renew) -> Input:
+    async def _do(self, action: Look | Create | Renew | Ask) -> Input:
         """Do `action`; the machine's input that says how it ended."""
         failed = LookFailed if isinstance(action, Look) else WriteFailed
         try:
@@ -323,6 +326,9 @@ class Claim:
                             lease.key, attributes, ttl_s, revision=lease.revision
                         )
                     )
+                case Ask(lease):
+                    public_ip = self._offer.public_ip
+                    return Unanswered(await self._challenger.require_dead_or_ours(lease, public_ip))
         except StoreError as error:
             if isinstance(error, Conflict) and not isinstance(action, Look):
                 return WriteConflicted(str(error), self._rng.random())
@@ -332,6 +338,8 @@ class Claim:
             self._required.apply(failed("interrupted"), now=_now())
             self._required.notices.clear()
             raise
+        finally:
+            self.waiting_for = ""
 
     async def _wait_until(self, at: float | None) -> None:
         """Return at `at` (loop time), or as soon as the machine has had an input."""

@@ -198,6 +198,7 @@ class StoreSubnetManager:
                 lease, snapshot = await claim.acquire()
             except CloneAlive as error:
                 self._identity = self._new_identity(error)
+                _log.warning("%s Going on as node %s", error, self._identity.node_id)
                 claim = self._make_claim(network_config, offer, previous)
             except DuplicateNode as error:
                 if refusals is not None:
@@ -246,6 +247,11 @@ class StoreSubnetManager:
         timer = asyncio.get_running_loop().call_later(REFUSED_S, refusals.clear)
         try:
             await claim.keep()
+        except CloneAlive as error:
+            # The subnet is the live node's: another one, with another id, needs another start.
+            new = self._new_identity(error)
+            _log.warning("%s The next start is one of node %s", error, new.node_id)
+            raise
         except DuplicateNode as error:
             refusals.note(self._who(claim.lease.attributes), str(error))
             raise
@@ -342,9 +348,7 @@ class StoreSubnetManager:
         """Another id for this machine, a clone of a live one. The error, if none can be made."""
         if self._cache is None or self._identity is None:
             raise error
-        identity = self._cache.cache.renewed_identity(self._identity)
-        _log.warning("%s Going on as node %s", error, identity.node_id)
-        return identity
+        return self._cache.cache.renewed_identity(self._identity)
 
     def _age_s(self) -> int | None:
         if self._is_synced and not self._outage.is_on:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tundp.files import write_atomically
+from tundp.files import SMALL_LEN, read_regular, write_atomically
 
 FIRST_PAUSE_S: Final = 15.0
 """Pause before the third try in a row; it doubles from try to try."""
@@ -63,7 +63,7 @@ class Refusals:
         if self._path is None:
             return nothing
         try:
-            document = json.loads(self._path.read_text(encoding="utf-8"))
+            document = json.loads(read_regular(self._path, most_len=SMALL_LEN))
             found = (
                 str(document["who"]),
                 str(document["why"]),

@@ -11,6 +11,7 @@ import pytest
 
 from tundp.lease.claim import ClaimMachine, ClaimRules, Step
 from tundp.lease.claim_io import (
+    Ask,
     Create,
     Event,
     GiveUp,
@@ -24,6 +25,7 @@ from tundp.lease.claim_io import (
     Offered,
     Renew,
     Tick,
+    Unanswered,
     Unreadable,
     WaitUntil,
     WriteConflicted,
@@ -31,7 +33,7 @@ from tundp.lease.claim_io import (
     Wrote,
 )
 from tundp.lease.codec import parse_key
-from tundp.lease.identity import CHALLENGE, HOST, NODE, Identity
+from tundp.lease.identity import CHALLENGE, HOST, NODE, RUN, Identity
 from tundp.lease.model import TTL_UNKNOWN, BadEntry, Lease, LeaseAttributes, LeaseKey, Snapshot
 
 KEY = parse_key("10.5.1.0-24")
@@ -91,6 +93,7 @@ INPUTS: dict[str, tuple[Input, float]] = {
     "wrote": (Wrote(lease(13)), 0),
     "conflicted": (WriteConflicted("changed"), 0),
     "failed": (WriteFailed("no answer"), 0),
+    "unanswered": (Unanswered(lease(13)), 0),
     # Answers to snapshots.
     "saw same": (seen(lease(11), lease(5, key=ELSEWHERE)), 0),
     "saw ours": (seen(lease(12)), 0),
@@ -121,6 +124,17 @@ def after(*inputs: str | Input, rules: ClaimRules = RULES, revision: int = 11) -
     return machine
 
 
+def asking() -> ClaimMachine:
+    """Started from the lease cache, at another address than the lease says, and asking whose."""
+    machine = ClaimMachine(RULES, offer=OFFER, key=KEY, former_ips={NEW_IP})
+    for _ in range(2):
+        machine.next(now=NOW)
+        if machine.step is Step.LOOKING:
+            machine.apply(seen(lease(12, ip=NEW_IP)), now=NOW)
+    machine.notices.clear()
+    return machine
+
+
 EXITS = replace(RULES, exits_when_lost=True)
 POSITIONS = {
     "held, idle": after(),
@@ -144,6 +158,7 @@ POSITIONS = {
     "lost, exits": after("gone", "next", rules=EXITS),
     "conflict, exits": after("other", "next", rules=EXITS),
     "lost, ended": after("gone", "next", "saw none", rules=EXITS),
+    "lost, asking": asking(),
 }
 
 
@@ -230,6 +245,7 @@ EXPECTED = {
     },
     "held, regaining": {
         "held regaining": ANY,
+        "held regain": "unanswered",
         "held idle": "wrote",
         "held look +1": "conflicted, failed",
     },
@@ -269,6 +285,7 @@ EXPECTED = {
     },
     "lost, regaining": {
         "lost regaining": ANY,
+        "lost regain": "unanswered",
         "held idle": "wrote",
         "lost look +1": "conflicted, failed",
     },
@@ -308,6 +325,7 @@ EXPECTED = {
     },
     "conflict, regaining": {
         "conflict regaining": ANY,
+        "conflict regain": "unanswered",
         "held idle": "wrote",
         "conflict look +1": "conflicted, failed",
     },
@@ -328,6 +346,12 @@ EXPECTED = {
         "held idle": "saw same, saw ours",
         "conflict ended": "saw other, saw none, saw overlap, saw rubbish",
         "conflict look +1": "saw nothing",
+    },
+    "lost, asking": {
+        "lost regaining": ANY,
+        "lost regain": "unanswered",
+        "held idle": "wrote",
+        "lost look +1": "conflicted, failed",
     },
     "lost, ended": {
         "lost ended": f"{ANY}, saw same, saw ours, saw other, saw none, saw overlap, saw rubbish,"
@@ -476,9 +500,39 @@ def test_a_lease_resumed_from_the_cache_is_written_once_whoever_shows_it_first()
     machine = ClaimMachine(RULES, offer=OFFER, key=KEY, former_ips={NEW_IP})
     assert (machine.state, machine.lease.revision) == (LeaseState.LOST, 0)
     machine.apply(Observed(lease(12, ip=NEW_IP)), now=NOW)
+    assert (machine.state, machine.next(now=NOW)) == (LeaseState.LOST, Look())
+    found = lease(12, ip=NEW_IP)
+    machine.apply(seen(found), now=NOW)
+    assert machine.next(now=NOW) == Ask(found)
+    assert (machine.state, machine.why) == (
+        LeaseState.LOST,
+        "it says PublicIP 192.0.2.2, not 192.0.2.1: asking whether another node has our node id"
+        " and is alive",
+    )
+    machine.apply(Unanswered(replace(found, revision=13)), now=NOW)
     action = machine.next(now=NOW)
     assert isinstance(action, Renew)
-    assert action.attributes.public_ip == OUR_IP
+    assert (action.lease.revision, action.attributes.public_ip) == (13, OUR_IP)
+    machine.apply(Wrote(lease(14)), now=NOW)
+    assert machine.state is LeaseState.HELD
+    machine.apply(Observed(lease(15, ip=NEW_IP)), now=NOW)
+    assert machine.why == "192.0.2.2 holds it now", "written since by the other one"
+
+
+def test_a_cached_lease_that_this_process_wrote_is_not_asked_after() -> None:
+    """The first write had no answer, and the address has changed since."""
+    rules = replace(RULES, identity=Identity("us", "host", run="r2"))
+    ours = {**SIGNED, RUN: "r2"}
+    for extra, is_asked in ((ours, False), ({**SIGNED, RUN: "r1"}, True), (SIGNED, True)):
+        machine = ClaimMachine(rules, offer=OFFER, key=KEY, former_ips={NEW_IP})
+        machine.next(now=NOW)
+        machine.apply(seen(), now=NOW)
+        assert isinstance(machine.next(now=NOW), Create)
+        machine.apply(WriteFailed("no answer"), now=NOW)
+        machine.apply(Offered(LeaseAttributes(public_ip=THEIR_IP)), now=NOW)
+        machine.next(now=NOW)
+        machine.apply(seen(lease(12, extra=extra)), now=NOW)
+        assert isinstance(machine.next(now=NOW), Ask if is_asked else Renew), extra
 
 
 def test_a_lease_at_a_former_address_is_ours_if_it_bears_our_id() -> None:

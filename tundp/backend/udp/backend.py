@@ -63,8 +63,11 @@ class UdpBackend:
         self._engine: Dataplane | None = None
         self._tun: Tun | None = None
         self._tun_index = 0
+        self._has_moved_away = asyncio.Event()
+        self._gone = "gone"
+        """What the finding says of a device that is not there."""
         self._contest = Contest(_log)
-        self._device_lines = Ration(1)
+        self._device_lines, self._moved_lines = Ration(1), Ration(1)
         self._queue_drops = QueueDrops()
         self._recheck: asyncio.TimerHandle | None = None
 
@@ -154,13 +157,16 @@ class UdpBackend:
         return (self.engine,)
 
     async def run(self) -> None:
-        """See Backend: makes the TUN device again whenever it was deleted; counters go on."""
+        """See Backend: makes the TUN device again whenever it was deleted or moved away.
+
+        Counters go on.
+        """
         backoff = Backoff(0.1, 5.0)
         outage = Outage(_log, "TUN device")
         clock = asyncio.get_running_loop().time
         while True:
             started = clock()
-            await self.engine.tun_gone()
+            await self._device_lost()
             self._tun_index = 0
             self._contest.note(now=clock())
             if clock() - started > DEVICE_LIVES_S:
@@ -180,7 +186,13 @@ class UdpBackend:
     async def repair(self) -> list[str]:
         """See Backend."""
         assert self._device is not None
-        return await device.repair(self._netlink, self._tun_index, self._device)
+        index, tun = self._tun_index, self._tun
+        if index and tun is not None and await self._netlink.link(index) is None:
+            # Deleted: reading it fails, and the engine reports that. Moved away: reading goes on.
+            if index == self._tun_index and tun is self._tun and tun.has_device:
+                self._has_moved_away.set()
+            return []
+        return await device.repair(self._netlink, index, self._device)
 
     def is_concerned(self, change: KernelChange) -> bool:
         """See Backend."""
@@ -189,7 +201,8 @@ class UdpBackend:
             return False
         match change:
             case LinkChange(link=link):
-                return link.index == index and (link.mtu != device.mtu or not link.is_up)
+                is_right = link.mtu == device.mtu and link.is_up and not change.is_gone
+                return link.index == index and not is_right
             case AddressChange(address=address):
                 return address.index == index and change.is_gone
             case RouteChange(destination=destination, indexes=indexes):
@@ -240,7 +253,7 @@ class UdpBackend:
     def checks(self) -> list[Finding]:
         """See Backend."""
         is_there = self._tun is not None and self._tun_index != 0
-        name = self._tun.name if self._tun is not None and is_there else "gone"
+        name = self._tun.name if self._tun is not None and is_there else self._gone
         contest = self._contest.words(now=time.monotonic())
         return [must_hold("device", is_there, name), *worries("device-contest", contest)]
 
@@ -270,6 +283,31 @@ class UdpBackend:
         for sock in self._socks:
             sock.close()
         self._given.close()
+
+    async def _device_lost(self) -> None:
+        """Return once the device was deleted, or moved away, and the engine is detached from it."""
+        waits = [
+            asyncio.ensure_future(self.engine.tun_gone()),
+            asyncio.ensure_future(self._has_moved_away.wait()),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+        self._gone = "gone"
+        if self._has_moved_away.is_set():
+            self._has_moved_away.clear()
+            assert self._tun is not None
+            self._gone = f"{self._tun.name} was moved to another network namespace"
+            if self._moved_lines.take(time.monotonic()):
+                _log.warning(
+                    "TUN device %s, where no packet reaches this node: making another%s",
+                    self._gone,
+                    self._moved_lines.withheld_words(),
+                )
+            self.engine.detach()
 
     def _recheck_paths(self) -> None:
         self._recheck = None

@@ -15,6 +15,7 @@ from tundp.daemon.peer_paths import PeerPaths
 from tundp.daemon.report import store_findings
 from tundp.daemon.underlay import selection_of
 from tundp.errors import ConfigError, OutOfSubnets, PlatformError, StoreError
+from tundp.files import SMALL_LEN, read_regular
 from tundp.finding import Finding, Verdict
 from tundp.lease import subnet_env
 from tundp.lease.allocate import Keep, plan_claim
@@ -126,13 +127,23 @@ async def check_lease(inspection: Inspection) -> AsyncIterator[Finding]:
     """Which lease a start would take."""
     settings, config = inspection.settings, inspection.network_config
     snapshot, interface = inspection.snapshot, inspection.interface
+    text = ""
+    try:
+        text = read_regular(settings.subnet_file, most_len=SMALL_LEN)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        yield Finding(
+            id="subnet-file.unreadable",
+            verdict=Verdict.WARN,
+            title="subnet.env",
+            evidence=f"{settings.subnet_file}: {error.strerror}; the subnet of last time is not"
+            " known, and a start takes another one",
+            next_step="remove it, or name another file with --subnet-file",
+        )
     if config is None or snapshot is None or interface is None:
         return
     node_id = LeaseCache(settings.state_dir, settings.instance).known_node_id()
-    try:
-        text = settings.subnet_file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
     previous = subnet_env.previous_key(text)
     public_ip = interface.public_ip
     verdict = Verdict.OK

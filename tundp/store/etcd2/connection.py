@@ -26,6 +26,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import etcd
 from urllib3 import Timeout
@@ -61,6 +62,10 @@ UNANSWERED_S: Final = 1.0
 """A request cancelled after so long without an answer counts as a failure of its endpoint."""
 
 
+INDEX: Final = "X-Etcd-Index"
+"""Header of every answer about a key: the store's revision (etcd server/etcdserver/api/v2http)."""
+
+
 class Client(etcd.Client):  # type: ignore[misc]
     """A python-etcd client of one endpoint that never retries."""
 
@@ -84,6 +89,23 @@ class Client(etcd.Client):  # type: ignore[misc]
     def interrupt(self) -> None:
         """Give up a connect in progress. A request under way ends by its own timeout."""
         self.dialler.interrupt()
+
+    def _check_cluster_id(self, response: Any) -> None:
+        # python-etcd calls this when the headers are here and the body is not.
+        if response.status in (200, 201):
+            _require_index(response)
+        super()._check_cluster_id(response)
+
+    def _handle_server_response(self, response: Any) -> Any:
+        """The answer if it is a success, else its error. EtcdException for what no etcd sends."""
+        if 300 <= response.status < 400:
+            raise etcd.EtcdException(_redirection(response))
+        try:
+            return super()._handle_server_response(response)
+        except (*_PASSED_ON, *_HISTORY_LOST):
+            # python-etcd takes any 404 with JSON in it for etcd's "key not found".
+            _require_index(response)
+            raise
 
 
 class WatchClient(Client):
@@ -133,14 +155,13 @@ class WatchClient(Client):
                 _shut_down(self._in_flight)
 
     def _check_cluster_id(self, response: Any) -> None:
-        # python-etcd calls this when the headers are here and the body is not.
         with self._lock:
             self._in_flight = response
             if self._is_interrupted:
                 _shut_down(response)
         super()._check_cluster_id(response)
-        index = response.headers.get("X-Etcd-Index")
-        if response.status == 200 and index is not None and int(index) < self._waits_after:
+        index = response.headers.get(INDEX)
+        if response.status == 200 and int(index) < self._waits_after:
             _shut_down(response)
             response.close()
             raise etcd.EtcdClusterIdChanged(
@@ -337,6 +358,32 @@ def check_credentials(access: EtcdAccess) -> None:
             ) from None
 
 
+def _require_index(response: Any) -> None:
+    """EtcdException unless `response` bears the store's index, as every answer of etcd's does."""
+    index = response.headers.get(INDEX)
+    if index is None or not (index.isascii() and index.isdecimal()):
+        response.close()
+        found = "no header" if index is None else f"{index[:20]!r} as header"
+        raise etcd.EtcdException(
+            f"its answer has {found} {INDEX}, without which nothing in it can be relied on: a proxy"
+            " takes it out, or this is no etcd; name etcd itself in --etcd-endpoints"
+        )
+
+
+def _redirection(response: Any) -> str:
+    """Words for an answer that leads elsewhere, of whose address only the server is shown."""
+    location = response.headers.get("Location") or ""
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(location)
+        if parts.hostname:
+            location = f"{parts.scheme or 'http'}://{parts.netloc.rpartition('@')[2]}"
+    where = f"to {location[:200]!r}" if location else "without saying where to"
+    return (
+        f"it redirects requests {where} (HTTP {response.status}), which is not followed: user and"
+        " password would go there; name the server that answers in --etcd-endpoints"
+    )
+
+
 def _shut_down(response: Any) -> None:
     # OSError: the peer was faster, which is just as good. AttributeError: no socket any more.
     with contextlib.suppress(OSError, AttributeError):
@@ -355,6 +402,8 @@ def _why(error: Exception, endpoint: Endpoint) -> str:
     if isinstance(cause, TimeoutError):
         return "timed out"
     text = str(cause)
+    if INDEX in text or text.startswith("it redirects"):
+        return text  # ours: says all there is
     if "404 page not found" in text:
         return "no v2 API there (start etcd with --enable-v2)"
     for known, words in (

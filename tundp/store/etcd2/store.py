@@ -93,7 +93,7 @@ class Etcd2Store:
                 lambda client: client.read(self._subnets, quorum=True, recursive=True, sorted=True)
             )
         except etcd.EtcdKeyNotFound as error:
-            return Snapshot((), _index_of(error))
+            return Snapshot((), _index_of(error, self.description))
         # On a thread: thousands of leases take a while, and the loop has others to serve.
         return await asyncio.to_thread(self._to_snapshot, result)
 
@@ -152,6 +152,9 @@ class Etcd2Store:
         self._watch.close()
 
     def _to_snapshot(self, result: etcd.EtcdResult) -> Snapshot:
+        if not result.dir:
+            # A value where the leases belong: an empty table would take every peer away.
+            raise StoreError(f"{self._subnets} is a value in {self.description}, not a directory")
         # Direct children only: what lies deeper is no lease, whatever its last part looks like.
         children = result._children  # noqa: SLF001  (python-etcd offers only all leaves)
         entries = [self._decode(etcd.EtcdResult(None, raw)) for raw in children]
@@ -222,8 +225,8 @@ class Etcd2Store:
         )
 
 
-def _index_of(error: etcd.EtcdKeyNotFound) -> int:
+def _index_of(error: etcd.EtcdKeyNotFound, where: str) -> int:
     index = (error.payload or {}).get("index")
     if not isinstance(index, int):
-        raise StoreError(f"etcd answered 'key not found' without an index: {error}")
+        raise StoreError(f"{where} answers 'key not found' without an index: {error}")
     return index
