@@ -120,7 +120,7 @@ class Netlink:
 
     async def links(self) -> list[Link]:
         """All links, by index."""
-        return await self._list("list links", links.links_request(), links.decode_link)
+        return await self.dump("list links", links.links_request(), links.decode_link)
 
     async def link(self, index: int) -> Link | None:
         """One link, without a dump; None if there is none of this index."""
@@ -142,7 +142,7 @@ class Netlink:
     async def addresses(self, index: int = 0) -> list[Address]:
         """All IPv4 addresses, of one link if given, in the kernel's order."""
         request = links.addresses_request(index)
-        found = await self._list("list addresses", request, links.decode_address)
+        found = await self.dump("list addresses", request, links.decode_address)
         # Before Linux 4.20 the kernel gives those of every link.
         return [each for each in found if index in (0, each.index)]
 
@@ -359,10 +359,10 @@ class Netlink:
     async def _on_table(self, call: Callable[[RouteTable], T]) -> T:
         return await self._on_socket(lambda sock: call(RouteTable(sock)))
 
-    async def _list(
+    async def dump(
         self, what: str, request: tuple[int, bytes], decode: Callable[[memoryview], T | None]
     ) -> list[T]:
-        """A dump; if it changes faster than it can be read, what was read last."""
+        """List what `decode` makes of each answer; the last reading, if it keeps changing."""
 
         def ask(sock: RtnlSocket) -> list[T]:
             found: list[T] = []

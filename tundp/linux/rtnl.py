@@ -50,14 +50,14 @@ class Answer(NamedTuple):
 class RtnlSocket:
     """A socket of the calling thread's network namespace; `requests` and `dumps` count."""
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: int = uapi.NETLINK_ROUTE) -> None:
         self.requests = 0
         """Messages sent, dumps apart."""
         self.dumps = 0
         """Lists asked for, filtered by the kernel or not."""
         self._sequence = 0
         self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, uapi.NETLINK_ROUTE
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
         )
         try:
             self._socket.settimeout(_TIMEOUT_S)

@@ -94,6 +94,7 @@ PR_SET_NO_NEW_PRIVS: Final = 38
 
 # linux/netlink.h
 NETLINK_ROUTE: Final = 0
+NETLINK_XFRM: Final = 6
 NETLINK_NETFILTER: Final = 12
 NETLINK_NO_ENOBUFS: Final = 5
 """2.6.30: a full receive buffer is no error of the socket."""
@@ -132,6 +133,11 @@ RTM_DELROUTE: Final = 25
 RTM_GETROUTE: Final = 26
 RTM_NEWRULE: Final = 32
 RTM_DELRULE: Final = 33
+RTM_GETRULE: Final = 34
+RTM_GETQDISC: Final = 38
+RTM_GETTFILTER: Final = 46
+TCA_KIND: Final = 1
+TCA_STATS2: Final = 7
 RTMGRP_LINK: Final = 0x1
 RTMGRP_IPV4_IFADDR: Final = 0x10
 RTMGRP_IPV4_ROUTE: Final = 0x40
@@ -175,12 +181,38 @@ RT_TABLE_MAIN: Final = 254
 RT_TABLE_LOCAL: Final = 255
 RTPROT_BOOT: Final = 3
 
+# linux/fib_rules.h
+FRA_PRIORITY: Final = 6
+FRA_FWMARK: Final = 10
+FRA_FWMASK: Final = 16
+FIB_RULE_INVERT: Final = 0x2
+
+# linux/pkt_sched.h
+TC_H_CLSACT: Final = 0xFFFFFFF1
+"""4.5"""
+TC_H_MIN_INGRESS: Final = 0xFFF2
+TC_H_MIN_EGRESS: Final = 0xFFF3
+
+# linux/gen_stats.h
+TCA_STATS_QUEUE: Final = 3
+
+# linux/xfrm.h
+XFRM_MSG_GETPOLICY: Final = 0x15
+XFRM_POLICY_BLOCK: Final = 1
+XFRMA_TMPL: Final = 5
+XFRMA_MARK: Final = 21
+XFRMA_IF_ID: Final = 31
+"""4.19"""
+
 # linux/if_link.h
 IFLA_IFNAME: Final = 3
 IFLA_MTU: Final = 4
 IFLA_LINKINFO: Final = 18
 IFLA_EXT_MASK: Final = 29
 IFLA_INFO_KIND: Final = 1
+IFLA_XDP: Final = 43
+"""4.8"""
+IFLA_XDP_ATTACHED: Final = 2
 
 # linux/if_addr.h
 IFA_ADDRESS: Final = 1

@@ -6,6 +6,8 @@ xtables.py    iptables-save's lines to rules      (pure)
 nft.py        `nft -j list table` to rules      (pure)
 rulesets.py   the programs that list them
 firewall.py   rules in the way, as findings with the command that lets packets pass
+programs.py   filters of tc, and XDP
+ipsec.py      IPsec policies
 sysctls.py    forwarding, rp_filter, conntrack
 routes.py     the kernel's own routing decisions
 look.py       all of it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 from typing import Final
@@ -19,15 +19,29 @@ from tundp.linux.obstacles.packet import (
     range_of,
     ranges_of,
 )
-from tundp.linux.obstacles.rules import Kind, Passage, Rule, Stop, Table, bases
+from tundp.linux.obstacles.rules import (
+    Chain,
+    Kind,
+    Marks,
+    Passage,
+    Rule,
+    Stop,
+    Table,
+    bases,
+)
 from tundp.linux.obstacles.rulesets import Rulesets, rule_text
-from tundp.linux.obstacles.scene import Scene
+from tundp.linux.obstacles.scene import NOT_JUDGED, Scene
 
 ID: Final = "obstacle.firewall"
 SHOWN: Final = 6
 """Rules that are named; of the rest their number is."""
 _POLICIES: Final = re.compile(r"^(KUBE-(POD-FW|NWPLCY|ROUTER)|cali[-_]|felix|WEAVE-NPC|CILIUM)")
 """Chains of programs that carry out what somebody declared for single pods."""
+_THROUGH: Final = ("ingress", "prerouting", "forward", "postrouting", "egress")
+_IN: Final = ("ingress", "prerouting", "input")
+_OUT: Final = ("output", "postrouting", "egress")
+"""Hooks in the order packets meet them."""
+HOOKS: Final = ("ingress", "prerouting", "input", "forward", "output", "postrouting", "egress")
 _WAYS: Final = {Match.YES: "drops", Match.PART: "drops some of the", Match.UNKNOWN: "may drop"}
 
 
@@ -51,6 +65,24 @@ class Found:
     packets: dict[str, list[tuple[Packet, Match]]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the rules do to the overlay's packets."""
+
+    found: list[Found]
+    """Every rule and policy at which any of them may end."""
+    marks: Mapping[str, Marks]
+    """What rules may have marked them with when they are routed, by trip."""
+    elsewhere: Sequence[str]
+    """Chains that drop frames of other devices, through which packets may come."""
+
+
+TO_PODS: Final = "from peers to pods here"
+FROM_PODS: Final = "from pods here to peers"
+FROM_HOST: Final = "from this host to peers"
+TUNNEL_OUT: Final = "of the tunnel (UDP) to peers"
+
+
 def trips(scene: Scene, pod_devices: Sequence[str]) -> list[Trip]:
     """Every way of the overlay's packets, and the packets to try on it."""
     device, uplink, pods = (scene.device,), (scene.uplink,), tuple(pod_devices)
@@ -58,14 +90,14 @@ def trips(scene: Scene, pod_devices: Sequence[str]) -> list[Trip]:
     own = (range_of(scene.subnet),)
     found = [
         Trip(
-            name="from peers to pods here",
-            hooks=("prerouting", "forward", "postrouting"),
+            name=TO_PODS,
+            hooks=_THROUGH,
             packets=_packets(inside, own, iif=device, oif=pods),
             passes=remedy.to_pods(scene),
         ),
         Trip(
-            name="from pods here to peers",
-            hooks=("prerouting", "forward", "postrouting"),
+            name=FROM_PODS,
+            hooks=_THROUGH,
             packets=_packets(own, inside, iif=pods, oif=device),
             passes=remedy.from_pods(scene),
         ),
@@ -79,26 +111,26 @@ def trips(scene: Scene, pod_devices: Sequence[str]) -> list[Trip]:
     return [
         *found,
         Trip(
-            name="of the tunnel (UDP) to peers",
-            hooks=("output", "postrouting"),
+            name=TUNNEL_OUT,
+            hooks=_OUT,
             packets=_datagrams(here, everywhere, scene.port, oif=uplink, is_from_host=True),
             passes=remedy.tunnel(scene),
         ),
         Trip(
             name="of the tunnel (UDP) from peers",
-            hooks=("prerouting", "input"),
+            hooks=_IN,
             packets=_datagrams(everywhere, here, scene.port, iif=uplink, is_for_host=True),
             passes=remedy.tunnel(scene),
         ),
         Trip(
-            name="from this host to peers",
-            hooks=("output", "postrouting"),
+            name=FROM_HOST,
+            hooks=_OUT,
             packets=_packets(host, inside, oif=device, is_from_host=True),
             passes=remedy.from_pods(scene),
         ),
         Trip(
             name="from peers in answer to this host",
-            hooks=("prerouting", "input"),
+            hooks=_IN,
             packets=tuple(
                 packet
                 for packet in _packets(inside, host, iif=device, is_for_host=True)
@@ -148,16 +180,21 @@ def _datagrams(
     return tuple(replace(packet, port=port) for packet in whole if packet.proto == "udp")
 
 
-def judge(rulesets: Rulesets, scene: Scene, pod_devices: Sequence[str]) -> list[Found]:
-    """Every rule and policy at which any of the overlay's packets may end."""
+def judge(rulesets: Rulesets, scene: Scene, pod_devices: Sequence[str]) -> Judged:
+    """Walk every kind of packet of the overlay through the rules."""
     tables = _with_ours(rulesets.tables, scene)
     found: dict[tuple[str, str, str, str, int, str], Found] = {}
+    marks: dict[str, Marks] = {}
     for trip in trips(scene, pod_devices):
         ways = [each for hook in trip.hooks for each in bases(tables, hook)]
         for packet in trip.packets:
             passage = Passage()
             for table, base in ways:
-                passage.through(table, base, packet)
+                if _is_met(base, packet):
+                    passage.through(table, base, packet)
+            marks[trip.name] = marks.get(trip.name, Marks()).with_more(
+                passage.marks.possible, passage.marks.sure
+            )
             for stop in passage.stops:
                 place = (0, "") if stop.rule is None else (stop.rule.place, stop.rule.text)
                 table = stop.table
@@ -165,7 +202,21 @@ def judge(rulesets: Rulesets, scene: Scene, pod_devices: Sequence[str]) -> list[
                 each = found.setdefault(key, Found(stop))
                 each.trips[f"{trip.name} {stop.base.hook}"] = trip
                 each.packets.setdefault(trip.name, []).append((packet, stop.certainty))
-    return list(found.values())
+    devices = {scene.device, scene.uplink, *pod_devices}
+    elsewhere = [
+        f"{table.family} {table.name} {base.name} ({base.hook} of {', '.join(base.devices)})"
+        for hook in ("ingress", "egress")
+        for table, base in bases(tables, hook)
+        if devices.isdisjoint(base.devices)
+    ]
+    return Judged(list(found.values()), marks, elsewhere)
+
+
+def _is_met(base: Chain, packet: Packet) -> bool:
+    """Whether packets of this kind come by a base chain."""
+    if base.hook == "ingress":
+        return not {*base.devices}.isdisjoint(packet.iif)
+    return base.hook != "egress" or not {*base.devices}.isdisjoint(packet.oif)
 
 
 def _with_ours(tables: Sequence[Table], scene: Scene) -> list[Table]:
@@ -191,9 +242,9 @@ def _with_ours(tables: Sequence[Table], scene: Scene) -> list[Table]:
     return [appended(table) for table in tables]
 
 
-async def findings(rulesets: Rulesets, scene: Scene, judged: Sequence[Found]) -> list[Finding]:
+async def findings(rulesets: Rulesets, scene: Scene, judged: Judged) -> list[Finding]:
     """The findings of `judge`, the certain ones first."""
-    ordered = sorted(judged, key=lambda each: -_certainty(each))
+    ordered = sorted(judged.found, key=lambda each: -_certainty(each))
     made = [await _finding(each, scene) for each in ordered[:SHOWN]]
     if (more := len(ordered) - SHOWN) > 0:
         made.append(
@@ -204,13 +255,14 @@ async def findings(rulesets: Rulesets, scene: Scene, judged: Sequence[Found]) ->
                 next_step="deal with those named, and look again",
             )
         )
-    if rulesets.odd_hooks:
+    if odd := [*rulesets.odd_hooks, *judged.elsewhere]:
         made.append(
             Finding(
                 id="obstacle.hooks",
                 verdict=Verdict.NOTE,
-                evidence="not judged, and they may drop frames, before or below other rules:"
-                f" {', '.join(rulesets.odd_hooks[:SHOWN])}",
+                evidence="they may drop frames, before or below other rules:"
+                f" {', '.join(odd[:SHOWN])}",
+                meaning=NOT_JUDGED,
             )
         )
     return made

@@ -10,11 +10,11 @@ from typing import Final
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
 from tundp.linux.netlink import Netlink
-from tundp.linux.obstacles import firewall, rulesets, sysctls
+from tundp.linux.obstacles import firewall, ipsec, programs, rulesets, sysctls
 from tundp.linux.obstacles.routes import Routes
 from tundp.linux.obstacles.rules import bases
 from tundp.linux.obstacles.rulesets import Rulesets
-from tundp.linux.obstacles.scene import Scene
+from tundp.linux.obstacles.scene import NOT_JUDGED, Scene
 
 IDS: Final = (
     "obstacle.route",
@@ -24,6 +24,9 @@ IDS: Final = (
     "obstacle.firewall",
     "obstacle.hooks",
     "obstacle.conntrack",
+    "obstacle.tc",
+    "obstacle.xdp",
+    "obstacle.ipsec",
 )
 """The ids of what can be found."""
 SUMMARY: Final = "obstacles"
@@ -55,6 +58,13 @@ async def look(netlink: Netlink, scene: Scene) -> Looked:
     listed = await rulesets.read()
     judged = await asyncio.to_thread(firewall.judge, listed, scene, pods)
     found += await firewall.findings(listed, scene, judged)
+    devices = tuple(dict.fromkeys((scene.uplink, scene.device, *pods)))
+    try:
+        found += await routes.marked(judged.marks, pods)
+        found += await programs.findings(netlink, devices)
+        found += ipsec.findings(await asyncio.to_thread(ipsec.read), scene, pods)
+    except PlatformError as error:
+        unread.append(str(error))
     return Looked(
         findings=found,
         summary=_summary(scene, routes.asked, pods, listed, [*unread, *listed.unread], found),
@@ -69,17 +79,20 @@ def _summary(
     unread: Sequence[str],
     found: Sequence[Finding],
 ) -> Finding:
-    hooks = ("prerouting", "input", "forward", "output", "postrouting")
-    chains = sum(len(bases(listed.tables, hook)) for hook in hooks)
+    chains = sum(len(bases(listed.tables, hook)) for hook in firewall.HOOKS)
     looked_at = [
         f"routes to {asked} of {scene.peer_count} peers",
         f"{len(listed.tables)} firewall tables ({chains} base chains that drop or mark)",
         f"forwarding by {', '.join(dict.fromkeys((scene.device, *pods)))}",
+        "filters of tc, XDP",
+        "IPsec policies",
     ]
     count = sum(each.verdict is not Verdict.NOTE for each in found)
     result = f"{count} found in the way" if count else "nothing found in the way"
+    if doubts := sum(each.meaning == NOT_JUDGED for each in found):
+        result += f", {doubts} that nobody can judge from outside"
     not_read = f"; not looked at: {'; '.join(unread)}" if unread else ""
-    verdict = Verdict.NOTE if count else Verdict.OK
+    verdict = Verdict.NOTE if count or doubts else Verdict.OK
     return Finding(
         id=SUMMARY,
         verdict=Verdict.UNKNOWN if unread else verdict,

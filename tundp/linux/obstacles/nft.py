@@ -6,6 +6,7 @@ Whatever is not known here makes a rule's answer UNKNOWN, never a no.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final
@@ -34,9 +35,9 @@ from tundp.linux.obstacles.packet import (
 from tundp.linux.obstacles.rules import Chain, Kind, Rule, Table
 
 Json = Any
-_FAMILIES: Final = ("ip", "inet")
-_BELOW: Final = ("netdev", "bridge")
-"""Families of hooks that frames meet, and not routed packets."""
+_FAMILIES: Final = ("ip", "inet", "netdev")
+_BRIDGE: Final = "bridge"
+"""The family of hooks that bridged frames meet; not walked."""
 _VERDICTS: Final = {
     "accept": Kind.ACCEPT,
     "drop": Kind.DROP,
@@ -45,6 +46,7 @@ _VERDICTS: Final = {
     "jump": Kind.JUMP,
     "goto": Kind.GOTO,
     "queue": Kind.QUEUE,
+    "fwd": Kind.QUEUE,
     "dnat": Kind.ACCEPT,
     "snat": Kind.ACCEPT,
     "masquerade": Kind.ACCEPT,
@@ -52,13 +54,16 @@ _VERDICTS: Final = {
 }
 _SILENT: Final = frozenset(
     {
-        *("counter", "log", "notrack", "dup", "fwd", "set", "map", "flow", "continue", "last"),
+        *("counter", "log", "dup", "set", "map", "flow", "continue", "last"),
         *("ct helper", "ct timeout", "ct expectation", "secmark", "tproxy", "comment"),
     }
 )
 """Statements that decide nothing."""
 _ALL_BITS: Final = 0xFFFFFFFF
 _MALFORMED: Final = (ValueError, KeyError, TypeError, AttributeError, IndexError)
+_CHAIN: Final = re.compile(r"\s*chain (\S+) {")
+_HOOK_DEVICES: Final = re.compile(r"hook (?:ingress|egress) devices? (.*?) priority")
+_NAME: Final = re.compile(r'[^\s"={},]+')
 _UNNATTED: Final = frozenset({"dnat", "snat"})
 
 
@@ -66,7 +71,7 @@ def table_names(text: str) -> list[tuple[str, str]]:
     """Family and name of the tables in `nft -j list tables` that IPv4 packets may meet."""
     tables = [each["table"] for each in json.loads(text)["nftables"] if "table" in each]
     return [
-        (each["family"], each["name"]) for each in tables if each["family"] in (*_FAMILIES, *_BELOW)
+        (each["family"], each["name"]) for each in tables if each["family"] in (*_FAMILIES, _BRIDGE)
     ]
 
 
@@ -102,18 +107,29 @@ def parse(text: str) -> list[Table]:
 
 
 def odd_hooks(text: str) -> list[str]:
-    """Base chains of tables that drop before or below IP: `netdev filter ingress (ingress)`."""
+    """Base chains of bridge tables that drop: `bridge filter FORWARD (forward)`."""
     found = []
     if '"drop"' not in text:
         return []
     for each in json.loads(text)["nftables"]:
         body = each.get("chain")
-        if (
-            body
-            and body.get("hook")
-            and (body["hook"] in ("ingress", "egress") or body["family"] in _BELOW)
-        ):
+        if body and body.get("hook") and body["family"] == _BRIDGE:
             found.append(f"{body['family']} {body['table']} {body['name']} ({body.get('hook')})")
+    return found
+
+
+def devices_of(text: str) -> dict[str, tuple[str, ...]]:
+    """The devices of chains at `ingress` and `egress`, by chain, in `nft list table`.
+
+    nft's JSON names them since 1.0.7 only.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    chain = ""
+    for line in text.splitlines():
+        if named := _CHAIN.match(line):
+            chain = named[1]
+        elif hook := _HOOK_DEVICES.search(line):
+            found[chain] = tuple(_NAME.findall(hook[1]))
     return found
 
 
@@ -145,11 +161,14 @@ def _bare(element: Json) -> Json:
 
 
 def _chain(body: Json, rules: Sequence[Json], sets: _Sets) -> Chain:
+    devices = body.get("dev", [])
     return Chain(
         name=body["name"],
         rules=tuple(made for rule in rules for made in _readable(rule, sets)),
         hook=body.get("hook", ""),
         priority=body.get("prio", 0) if isinstance(body.get("prio", 0), int) else 0,
+        devices=tuple(map(str, devices if isinstance(devices, list) else [devices])),
+        reroutes=body.get("type") == "route",
         drops_by_default=body.get("policy") == "drop",
     )
 
@@ -168,9 +187,12 @@ def _rules(body: Json, sets: _Sets) -> Iterator[Rule]:
     text, place = json.dumps(body["expr"]), body["handle"]
     tests: list[Test] = []
     marks = 0
+    untracks = False
     for statement in body["expr"]:
         ((kind, value),) = statement.items()
-        if kind == "match":
+        if kind == "notrack":
+            untracks = True
+        elif kind == "match":
             tests.append(_match(value, sets))
         elif kind == "mangle":
             marks |= _marks(value)
@@ -185,12 +207,13 @@ def _rules(body: Json, sets: _Sets) -> Iterator[Rule]:
                 kind=_VERDICTS[kind],
                 target=target,
                 marks=marks,
+                untracks=untracks,
                 place=place,
             )
             return
         elif kind not in _SILENT:
             tests.append(UNKNOWN)
-    yield Rule(text=text, tests=tuple(tests), marks=marks, place=place)
+    yield Rule(text=text, tests=tuple(tests), marks=marks, untracks=untracks, place=place)
 
 
 def _vmap(value: Json, tests: Sequence[Test], text: str, place: int, sets: _Sets) -> Iterator[Rule]:
@@ -306,6 +329,8 @@ def _payload(what: Mapping[str, str], values: Sequence[Json]) -> Test:
     names = frozenset(map(str, values))
     if protocol in ("ip6", "icmpv6", "arp"):
         return NEVER
+    if protocol == "ether" and name == "type":
+        return ALWAYS if names & {"ip", "8", "2048"} else NEVER
     if protocol == "ip" and name in ("saddr", "daddr"):
         return Address(name == "saddr", merged(map(_addresses, values)))
     if protocol == "ip" and name == "protocol":

@@ -57,6 +57,9 @@ class Packet:
     is_for_host: bool = False
     """Whether the destination is an address of this host."""
     is_from_host: bool = False
+    is_untracked: bool = False
+    """Whether a rule keeps conntrack from it: its state is `untracked`, and `state` tells no more
+    than whether it is the first one."""
 
 
 class Test(Protocol):
@@ -145,7 +148,7 @@ class Address:
     def match(self, packet: Packet, mark: int) -> Match:
         """See Test."""
         del mark
-        return _cover(self.ranges, packet.src if self.is_source else packet.dst)
+        return cover(self.ranges, packet.src if self.is_source else packet.dst)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ class Port:
         if packet.proto == "icmp":
             return Match.NO
         wanted = PORTS if packet.port is None else (packet.port, packet.port)
-        return _cover(self.ranges, (wanted,))
+        return cover(self.ranges, (wanted,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +187,7 @@ class State:
     def match(self, packet: Packet, mark: int) -> Match:
         """See Test."""
         del mark
-        return _yes(packet.state in self.names)
+        return _yes(("untracked" if packet.is_untracked else packet.state) in self.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +279,7 @@ def merged(ranges: Iterable[Range]) -> tuple[Range, ...]:
     return tuple(found)
 
 
-def _cover(having: Sequence[Range], wanted: Sequence[Range]) -> Match:
+def cover(having: Sequence[Range], wanted: Sequence[Range]) -> Match:
     """How much of `wanted` lies in `having`, which is merged."""
     answers = set()
     for first, last in wanted:

@@ -35,7 +35,7 @@ def to_pods(scene: Scene) -> Passes:
     """What comes in over the device."""
 
     def at(hook: str) -> Condition:
-        if hook == "postrouting":
+        if hook in ("postrouting", "egress"):
             return _between(f"{scene.network}", f"{scene.subnet}")
         return _over("i", scene)
 
@@ -46,7 +46,7 @@ def from_pods(scene: Scene) -> Passes:
     """What goes out over the device."""
 
     def at(hook: str) -> Condition:
-        if hook == "prerouting":
+        if hook in ("prerouting", "ingress"):
             return _between(f"{scene.subnet}", f"{scene.network}")
         return _over("o", scene)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
@@ -16,8 +16,10 @@ from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
 from tundp.linux import uapi
 from tundp.linux.netlink import Netlink, Route
-from tundp.linux.obstacles import sysctls
-from tundp.linux.obstacles.scene import PeerPlace, Scene
+from tundp.linux.obstacles import firewall, sysctls
+from tundp.linux.obstacles.rules import Marks
+from tundp.linux.obstacles.scene import NOT_JUDGED, PeerPlace, Scene
+from tundp.linux.policy_rules import decode_mark_rule, rules_request
 
 ID: Final = "obstacle.route"
 ASKED: Final = 4
@@ -50,13 +52,16 @@ class Question:
     source: IPv4Address | None = None
     iif: str = ""
     port: int | None = None
+    mark: int = 0
 
     def __str__(self) -> str:
         """As a command that asks the same."""
         text = f"ip route get {self.to}"
         if self.source is not None:
             text += f" from {self.source}"
-        return f"{text} iif {self.iif}" if self.iif else text
+        if self.iif:
+            text += f" iif {self.iif}"
+        return f"{text} mark {self.mark:#x}" if self.mark else text
 
 
 class Routes:
@@ -251,6 +256,69 @@ class Routes:
             ]
         return []
 
+    async def marked(self, marks: Mapping[str, Marks], pod_devices: Sequence[str]) -> list[Finding]:
+        """Where packets go that a rule of the firewall marks and a policy rule is for."""
+        scene = self._scene
+        if not scene.is_open or not scene.is_tunnel or scene.device not in self._indexes:
+            return []
+        rules = await self._netlink.dump("list policy rules", rules_request(), decode_mark_rule)
+        found: list[Finding] = []
+        for mark in dict.fromkeys(rule.mark for rule in rules):
+            for peer in scene.peers[:1]:
+                for trip, question in self._marked_questions(mark, peer, pod_devices):
+                    bits = marks.get(trip, Marks())
+                    if mark & ~bits.possible or not await self._is_astray(trip, question):
+                        continue
+                    is_sure = not mark & ~bits.sure
+                    found.append(await self._of_mark(trip, question, peer, is_sure=is_sure))
+        return found
+
+    def _marked_questions(
+        self, mark: int, peer: PeerPlace, pod_devices: Sequence[str]
+    ) -> list[tuple[str, Question]]:
+        scene, to = self._scene, _inside(peer.subnet)
+        asked = [
+            (firewall.FROM_HOST, Question(to, mark=mark)),
+            (
+                firewall.TUNNEL_OUT,
+                Question(peer.public_ip, scene.address, port=scene.port, mark=mark),
+            ),
+        ]
+        if pod_devices and sysctls.read(f"ipv4/conf/{pod_devices[0]}/forwarding"):
+            asked.append((firewall.FROM_PODS, Question(to, self._pod(), pod_devices[0], mark=mark)))
+        if pod_devices and sysctls.read(f"ipv4/conf/{scene.device}/forwarding"):
+            asked.append((firewall.TO_PODS, Question(self._pod(), to, scene.device, mark=mark)))
+        return asked
+
+    async def _is_astray(self, trip: str, question: Question) -> bool:
+        """Whether the mark decides that packets go elsewhere, or nowhere."""
+        answer = await self._ask(question)
+        if answer == await self._ask(replace(question, mark=0)):
+            return False
+        if trip != firewall.TUNNEL_OUT:
+            return True
+        # The underlay may well be another one for what is marked.
+        return bool(answer.errno) or answer.index == self._indexes.get(self._scene.device)
+
+    async def _of_mark(
+        self, trip: str, question: Question, peer: PeerPlace, *, is_sure: bool
+    ) -> Finding:
+        scene = self._scene
+        is_tunnel = trip == firewall.TUNNEL_OUT
+        to = peer.public_ip if is_tunnel else scene.network
+        what = f"datagrams to {to}" if is_tunnel else f"packets {trip}"
+        command = f"ip rule add priority 1 to {to} lookup main"
+        says = self._says(question, await self._ask(question))
+        return Finding(
+            id="obstacle.tunnel" if is_tunnel else ID,
+            verdict=Verdict.WARN if is_sure else Verdict.NOTE,
+            evidence=f"{what} with the mark {question.mark:#x}, which rules of the firewall"
+            f" {'set' if is_sure else 'may set'}: {says}",
+            next_step=command,
+            meaning="" if is_sure else NOT_JUDGED,
+            facts={"command": command},
+        )
+
     async def _ask(self, question: Question) -> Answer:
         # As ip(8) does: without the flag the answer names the main table whatever the table.
         request: dict[str, object] = {
@@ -261,6 +329,8 @@ class Routes:
             request["src"] = str(question.source)
         if question.iif:
             request["iif"] = self._indexes.get(question.iif, 0)
+        if question.mark:
+            request["mark"] = question.mark
         if question.port is not None:
             request |= {"ip_proto": 17, "sport": question.port, "dport": question.port}
         try:

@@ -7,10 +7,15 @@ Each base chain judges for itself: an accept ends it, not the next one; a drop i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, unique
+from typing import Final
 
 from tundp.linux.obstacles.packet import Match, Packet, Test, worst
+
+TRACKING: Final = -200
+"""Priority at which conntrack meets packets (NF_IP_PRI_CONNTRACK); later exemptions are void."""
+ALL_BITS: Final = 0xFFFFFFFF
 
 
 @unique
@@ -39,6 +44,8 @@ class Rule:
     """The chain of JUMP and GOTO."""
     marks: int = 0
     """The bits of the packet's mark it may set."""
+    untracks: bool = False
+    """Whether it keeps conntrack from the packet."""
     place: int = 0
     """iptables: its number in the chain, from 1. nft: its handle."""
 
@@ -59,8 +66,12 @@ class Chain:
     name: str
     rules: tuple[Rule, ...] = ()
     hook: str = ""
-    """`prerouting`, `input`, `forward`, `output`, `postrouting`, or another's name."""
+    """`prerouting`, `input`, `forward`, `output`, `postrouting`, `ingress`, `egress`, ..."""
     priority: int = 0
+    devices: tuple[str, ...] = ()
+    """Of the hooks `ingress` and `egress`: the devices whose frames it sees."""
+    reroutes: bool = False
+    """Whether packets of this host are routed again when it has changed their mark."""
     drops_by_default: bool = False
 
 
@@ -96,11 +107,28 @@ class Stop:
     """YES: all such packets; PART: some of them; UNKNOWN: by a rule that is not understood."""
 
 
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Bits of the mark a packet may have when it is routed; a path that leads to none has 0."""
+
+    possible: int = 0
+    sure: int = 0
+    """Those set for some packets at least, by a rule that is understood."""
+
+    def with_more(self, possible: int, sure: int) -> Marks:
+        """Those, and these."""
+        return Marks(self.possible | possible, self.sure | sure)
+
+
 class Passage:
     """One kind of packet on its way through hooks, in order; keeps the marks it may have."""
 
     def __init__(self) -> None:
         self.stops: list[Stop] = []
+        self.untracked = Match.NO
+        """How surely conntrack is kept from the packet."""
+        self.marks = Marks()
+        """What routing may see."""
         self._mark = 0
 
     def through(self, table: Table, base: Chain, packet: Packet) -> None:
@@ -112,9 +140,16 @@ class Passage:
         """The bits rules so far may have set."""
         return self._mark
 
-    def set_marks(self, bits: int) -> None:
-        """A rule may have set these."""
-        self._mark |= bits
+    def apply(self, rule: Rule, base: Chain, certainty: Match) -> None:
+        """Note what a rule without a verdict does to the packet."""
+        if rule.untracks and base.priority < TRACKING:
+            self.untracked = max(self.untracked, certainty)
+        if not rule.marks:
+            return
+        self._mark |= rule.marks
+        if base.hook == "prerouting" or base.reroutes:
+            is_sure = certainty >= Match.PART and rule.marks != ALL_BITS
+            self.marks = self.marks.with_more(rule.marks, rule.marks if is_sure else 0)
 
 
 class _Walk:
@@ -139,12 +174,11 @@ class _Walk:
         above |= {chain.name}
         left, returned = arriving, Match.NO
         for rule in chain.rules:
-            answer = rule.match(self._packet, self._passage.mark)
+            answer = self._answer(rule)
             if answer is Match.NO:
                 continue
-            if rule.marks:
-                self._passage.set_marks(rule.marks)
             here = worst(left, answer)
+            self._passage.apply(rule, self._base, here)
             if rule.kind in (Kind.JUMP, Kind.GOTO):
                 back = self._sub(rule, here, above)
                 is_goto = rule.kind is Kind.GOTO
@@ -172,6 +206,18 @@ class _Walk:
                     return returned
                 left = here
         return max(returned, left)
+
+    def _answer(self, rule: Rule) -> Match:
+        mark, untracked = self._passage.mark, self._passage.untracked
+        if untracked is Match.NO:
+            return rule.match(self._packet, mark)
+        without = rule.match(replace(self._packet, is_untracked=True), mark)
+        if untracked is Match.YES:
+            return without
+        tracked = rule.match(self._packet, mark)
+        if without is tracked:
+            return tracked
+        return worst(Match.PART, *({without, tracked} - {Match.NO}))
 
     def _sub(self, rule: Rule, here: Match, above: frozenset[str]) -> Match:
         chain = self._table.chains.get(rule.target)
@@ -201,7 +247,7 @@ def bases(tables: Sequence[Table], hook: str) -> list[tuple[Table, Chain]]:
 
 
 def can_stop(table: Table, base: Chain) -> bool:
-    """Whether any rule below a base chain drops, or sets a mark by which another might."""
+    """Whether any rule below a base chain drops, or does what lets another one drop."""
     seen: set[str] = set()
     waiting = [base]
     while waiting:
@@ -209,7 +255,7 @@ def can_stop(table: Table, base: Chain) -> bool:
         if chain.drops_by_default:
             return True
         for rule in chain.rules:
-            if rule.kind in (Kind.DROP, Kind.QUEUE) or rule.marks:
+            if rule.kind in (Kind.DROP, Kind.QUEUE) or rule.marks or rule.untracks:
                 return True
             if rule.target in table.chains and rule.target not in seen:
                 seen.add(rule.target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -99,13 +99,29 @@ async def _read_nft(found: Rulesets, listed: frozenset[tuple[str, str]]) -> None
             where = f"{what}, table {family} {name}"
             answer = await _list(found, where, "nft", "-j", "list", "table", family, name)
             if answer is not None:
-                found.tables += await asyncio.to_thread(nft.parse, answer.stdout)
+                tables = await asyncio.to_thread(nft.parse, answer.stdout)
+                found.tables += [await _with_devices(found, each) for each in tables]
                 found.odd_hooks += nft.odd_hooks(answer.stdout)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         found.unread.append(f"{what}: {error!r} in the answer of nft -j")
         return
     if len(names) > MOST_TABLES:
         found.unread.append(f"{what}: {len(names) - MOST_TABLES} tables more than {MOST_TABLES}")
+
+
+async def _with_devices(found: Rulesets, table: Table) -> Table:
+    """The table with the devices of its chains, where nft's JSON leaves them out."""
+    chains = dict(table.chains)
+    unnamed = [
+        each for each in chains.values() if each.hook in ("ingress", "egress") and not each.devices
+    ]
+    if unnamed:
+        where = f"devices of nft table {table.family} {table.name}"
+        answer = await _list(found, where, "nft", "list", "table", table.family, table.name)
+        named = nft.devices_of("" if answer is None else answer.stdout)
+        for chain in unnamed:
+            chains[chain.name] = replace(chain, devices=named.get(chain.name, ()))
+    return replace(table, chains=chains)
 
 
 async def _list(found: Rulesets, what: str, *argv: str) -> Finished | None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from typing import Final
+
+NOT_JUDGED: Final = "not judged"
+"""The meaning of a finding that something may drop packets, and cannot be judged from outside."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,10 +85,12 @@ def _conntrack() -> Iterator[Finding]:
     if count is None or not most or count < most * NEARLY_FULL:
         return
     is_full = count >= most
+    command = f"sysctl -w net.netfilter.nf_conntrack_max={2 * most}"
     yield Finding(
         id="obstacle.conntrack",
         verdict=Verdict.WARN if is_full else Verdict.NOTE,
         evidence=f"the connection table holds {count} of {most}"
         f"{': new connections are dropped' if is_full else ', and drops new ones when full'}",
-        next_step="raise net.netfilter.nf_conntrack_max; conntrack -S counts what was dropped",
+        next_step=f"{command}  (conntrack -S counts what was dropped)",
+        facts={"command": command},
     )

@@ -82,6 +82,7 @@ def _table(program: str, name: str, listed: dict[str, tuple[str, list[str]]]) ->
             ),
             hook=chain.lower() if chain in _HOOKS else "",
             priority=_priority(name, chain),
+            reroutes=(name, chain) == ("mangle", "OUTPUT"),
             drops_by_default=policy == "DROP",
         )
         for chain, (policy, lines) in listed.items()
@@ -138,6 +139,7 @@ def _finished(
         tests=tuple(tests),
         kind=_TARGETS.get(target, Kind.NONE),
         marks=_marks(target, rest),
+        untracks=target == "NOTRACK" or (target == "CT" and "--notrack" in rest),
         place=place,
     )
 
