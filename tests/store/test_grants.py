@@ -28,7 +28,7 @@ from tests.store.support import (
 )
 from tests.wait import until
 from tundp.backend.choose import parse_network_config
-from tundp.errors import AccessDenied, DuplicateNode, StoreUnavailable
+from tundp.errors import AccessDenied, DuplicateNode, StoreError, StoreUnavailable
 from tundp.lab.etcd import PrivateEtcd
 from tundp.lease.identity import Identity
 from tundp.lease.model import Lease, LeaseAttributes
@@ -404,5 +404,41 @@ def test_write_that_was_never_sent(world: Etcd3World, monkeypatch: pytest.Monkey
         assert isinstance(await outcome(store.create(A, ONE, TTL_S)), StoreUnavailable)
         assert len(world.raw.etcd_leases()) == 1
         await nothing_is_left(world, 0)
+
+    run(main())
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_an_etcd_lease_that_is_gone_before_its_write_is_no_outage(
+    world: Etcd3World, times: int
+) -> None:
+    """Etcd answers "requested lease not found": the write is tried again with another one."""
+
+    async def main() -> None:
+        # The second endpoint serves nobody: going there would be an outage.
+        store = world.open_at(world.url, "http://127.0.0.1:1")
+        left = 0
+        grant = store._grants.grant
+
+        async def grant_and_revoke(*arguments: Any) -> tuple[int, int]:
+            nonlocal left
+            granted = await grant(*arguments)
+            if left:
+                left -= 1
+                world.raw.call("lease/revoke", ID=str(granted[0]))
+            return granted
+
+        store._grants.grant = grant_and_revoke  # type: ignore[method-assign, assignment]
+        left = times
+        if times == 3:
+            with pytest.raises(StoreError, match=rf"{world.url}: requested lease not found") as got:
+                await store.create(A, ONE, TTL_S)
+            assert not isinstance(got.value, StoreUnavailable)
+            assert (await store.snapshot()).leases == ()
+        lease = await store.create(A, ONE, TTL_S)
+        left = times if times < 3 else 0
+        await store.update(A, TWO, TTL_S, revision=lease.revision)
+        assert store._connection._endpoints.current.url == world.url
+        await nothing_is_left(world, 1)
 
     run(main())

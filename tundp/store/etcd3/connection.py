@@ -22,7 +22,15 @@ from tundp.store.access import (
 from tundp.store.endpoints import Attempts, Endpoints
 from tundp.store.etcd3.channel import EtcdChannel
 from tundp.store.etcd3.login import Login
-from tundp.store.etcd3.words import FAILURES, auth_answer, denial, why_failed
+from tundp.store.etcd3.words import (
+    FAILURES,
+    EtcdLeaseGoneError,
+    auth_answer,
+    denial,
+    is_etcd_lease_gone,
+    why_failed,
+    words,
+)
 from tundp.store.names import Names
 from tundp.store.tls import H2, TlsFiles
 
@@ -124,6 +132,10 @@ class Connection:
                     may_calm_down = False
                     self.resume(channel)
                     continue
+                if is_etcd_lease_gone(error):
+                    self._login.worked(token)
+                    self._endpoints.answered(endpoint)
+                    raise EtcdLeaseGoneError(f"etcd at {endpoint.url}: {words(error)}") from None
                 attempts.failed(endpoint, why_failed(error, endpoint), may_have_run=True)
                 self._leave(channel)
             else:

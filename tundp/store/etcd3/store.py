@@ -16,6 +16,7 @@ A lease of etcd's own, the thing with a TTL, is always called etcd lease here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Set
 from typing import Final
 
@@ -48,8 +49,12 @@ from tundp.store.base import StoreWarning
 from tundp.store.etcd3.connection import Connection
 from tundp.store.etcd3.grants import Grants, Sight
 from tundp.store.etcd3.watch import Watch, after_prefix
+from tundp.store.etcd3.words import EtcdLeaseGoneError
 from tundp.store.etcd3rpc import tundp_etcd3_pb2 as rpc
 from tundp.store.tls import TlsFiles
+
+GRANTS: Final = 3
+"""Etcd leases granted for one write, if those before were gone when it came."""
 
 
 class Etcd3Store:
@@ -196,7 +201,26 @@ class Etcd3Store:
         *,
         at: int,
     ) -> Lease:
-        """Write `key` if `guard` holds, which demands that it is at revision `at` (0: absent)."""
+        """Write `key` if `guard` holds, which demands that it is at revision `at` (0: absent).
+
+        With another etcd lease where the one granted for it is gone already: an etcd that hung, or
+        whose leader changed, in between.
+        """
+        for _ in range(GRANTS - 1):
+            with contextlib.suppress(EtcdLeaseGoneError):
+                return await self._try_write(key, attributes, lease_ttl_s, guard, at=at)
+        return await self._try_write(key, attributes, lease_ttl_s, guard, at=at)
+
+    async def _try_write(
+        self,
+        key: LeaseKey,
+        attributes: LeaseAttributes,
+        lease_ttl_s: int | None,
+        guard: rpc.Compare,
+        *,
+        at: int,
+    ) -> Lease:
+        """The same, once. EtcdLeaseGoneError: nothing was written."""
         name = self._name(key)
         etcd_lease_id, granted_s = 0, None
         if lease_ttl_s is not None:
@@ -208,7 +232,7 @@ class Etcd3Store:
         )
         try:
             answer = await self._transact(key, guard, put)
-        except (Conflict, AccessDenied):
+        except (Conflict, AccessDenied, EtcdLeaseGoneError):
             self._grants.unused(etcd_lease_id)
             raise
         except BaseException:

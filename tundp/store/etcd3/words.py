@@ -13,6 +13,7 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from tundp.errors import (
     AccessDenied,
+    StoreError,
 )
 from tundp.store.access import (
     ALT_NAME_HINT,
@@ -70,6 +71,15 @@ def auth_answer(error: BaseException) -> AuthAnswer | None:
     if error.status is Status.UNAUTHENTICATED:
         return AuthAnswer.LOG_IN
     return AuthAnswer.DENIED if error.status is Status.PERMISSION_DENIED else None
+
+
+class EtcdLeaseGoneError(StoreError):
+    """A write names an etcd lease that has expired or was revoked; nothing was written."""
+
+
+def is_etcd_lease_gone(error: BaseException) -> bool:
+    """Whether etcd refused a put for its etcd lease: an answer, and no failure of the server."""
+    return isinstance(error, GRPCError) and "requested lease not found" in (error.message or "")
 
 
 def denial(error: BaseException, endpoint: Endpoint) -> AccessDenied:
