@@ -114,7 +114,7 @@ async def test_silent_name_server_and_a_lost_connection(
         resolver.hosts.write_text(NAMED)
         async with name_server(overlay) as server:
             await start(overlay, one, resolver, *flags)
-            await overlay.start_daemon(two)
+            await overlay.start_daemon(two, flags[1])
             await overlay.wait_ready()
             resolver.hosts.write_text(UNNAMED)
             is_over = asyncio.Event()
