@@ -41,6 +41,7 @@ enum tundp_direction_bits {
 };
 
 #define TUNDP_HOP_LOCAL 1
+#define TUNDP_HOP_STOCK 2 /* reads one datagram at a time: no UDP_SEGMENT to it */
 
 /* The endpoint of a next hop; lease/fib.py's HOP_DTYPE. */
 struct tundp_hop {

@@ -33,7 +33,8 @@ static uint32_t train_len_max(const struct batch *batch, const struct tundp_verd
 	const struct tundp_path *path = &batch->fib->paths[verdict->hop];
 
 	if (verdict->fragment_mtu || !publish_has(batch->worker, TUNDP_OFFLOAD_UDP_SEGMENT) ||
-	    __atomic_load_n(&path->no_gso, __ATOMIC_RELAXED))
+	    __atomic_load_n(&path->no_gso, __ATOMIC_RELAXED) ||
+	    batch->fib->hops[verdict->hop].flags & TUNDP_HOP_STOCK)
 		return 1;
 	return batch->worker->config.max_segments;
 }

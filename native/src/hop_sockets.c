@@ -103,7 +103,8 @@ int hop_sockets_find_own(struct tundp_worker *worker, const struct destination *
 		return queue_of(worker, to->hop)->closed_until > now_ns ? -1 :
 									  worker->config.udp_fd;
 	queued = ask_queued(worker, own);
-	if (memcmp(&own->endpoint, &to->endpoint, sizeof(own->endpoint)) ||
+	if (own->endpoint.address != to->endpoint.address ||
+	    own->endpoint.port != to->endpoint.port ||
 	    tundp_slot_may_return(&own->slot, queued, now_ns)) {
 		close_socket(worker, own);
 		return worker->config.udp_fd;

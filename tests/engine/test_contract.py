@@ -15,13 +15,13 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
 import pytest
 from pyroute2 import netns
 
-from tests.nodes import PORT, EngineNode, engine_node
+from tests.nodes import OVERLAY, PORT, EngineNode, engine_node
 from tests.packets import udp
 from tests.routes import peer as peer_of
 from tests.wait import DEADLINE_S, until
@@ -30,6 +30,9 @@ from tundp.engine.base import EMSGSIZE_ORIGIN, OffloadState
 from tundp.engine.counters import HopCounters
 from tundp.engine.native.engine import EngineSettings
 from tundp.lab.lab import Host
+from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Put, Snapshot
+from tundp.lease.network import BackendConfig
+from tundp.lease.routing import Routing
 from tundp.linux.netlink import enter_namespace
 from tundp.linux.udp import open_udp
 from tundp.wire.drop import DropReason
@@ -42,6 +45,7 @@ OWN, OF_PEER, NOWHERE = "10.5.1.0", "10.5.2.9", "10.5.77.1"
 PEER = peer_of("10.5.2.0/24", "192.0.2.2", hop_id=2)
 APP_PORT = 7000
 IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 10, 0  # linux/in.h
+UDP_SEGMENT = 103  # linux/udp.h
 HEADERS_LEN = 28
 
 
@@ -438,3 +442,38 @@ async def test_offload_state(make_lab: Any, engine: Engine) -> None:
         for reason, since in state.disabled.values():
             assert reason in all_.engine.describe()
             assert since <= time.time()
+
+
+SUPER_LEN = 20
+
+
+@every_engine
+async def test_a_stock_peer_gets_one_datagram_a_send(make_lab: Any, engine: Engine) -> None:
+    """Live from stock to tundp and back, by the lease alone; packets and order are the same."""
+    async with world(make_lab, engine) as all_:
+        ledger = Routing(
+            network=OVERLAY,
+            backend=BackendConfig(),
+            own_key=LeaseKey(IPv4Interface("10.5.1.0/24")),
+            own_addresses=[IPv4Address("192.0.2.1")],
+        )
+        all_.app.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+        trains = []
+        for revision, extra in enumerate([{}, {"TundpNode": "n2"}, {}], 1):
+            attributes = LeaseAttributes(public_ip=IPv4Address("192.0.2.2"), extra=extra)
+            key = LeaseKey(IPv4Interface("10.5.2.0/24"))
+            lease = Lease(key=key, attributes=attributes, revision=revision, lease_ttl_s=None)
+            delta = ledger.apply(
+                Snapshot((lease,), revision) if revision == 1 else Events((Put(lease),), revision)
+            )
+            assert delta.moves_packets, "no new FIB would be published"
+            assert len(delta.hops_assigned) == (revision == 1), "the peer's counters must go on"
+            all_.engine.install(ledger.fib(), delta)
+            before = all_.engine.counters().encap.super_out
+            payload = b"".join(bytes([number]) * 1000 for number in range(SUPER_LEN))
+            all_.app.sendto(payload, (OF_PEER, 9))
+            for number in range(SUPER_LEN):
+                assert (await receive(all_.peer))[HEADERS_LEN:] == bytes([number]) * 1000
+            await all_.until_read(SUPER_LEN * revision, 0)
+            trains.append(all_.engine.counters().encap.super_out > before)
+        assert trains == [False, engine is Engine.GSO, False]

@@ -16,7 +16,8 @@ def changed_hops(before: Fib | None, after: Fib) -> Sequence[int]:
     new = after.hop_array
     old = before.hop_array if before is not None else new[:0]
     common = min(len(old), len(new))
-    changed = np.flatnonzero(old[:common] != new[:common]).tolist()
+    ends = ["address", "port"]
+    changed = np.flatnonzero(old[:common][ends] != new[:common][ends]).tolist()
     return [*changed, *range(common, len(new))]
 
 

@@ -29,6 +29,9 @@ from tundp.lease.model import Peer
 CHUNK: Final = 0x8000_0000
 HOP_LOCAL: Final = 0x0001
 """`flags` bit of the hop that stands for this node's own subnet."""
+HOP_STOCK: Final = 0x0002
+"""`flags` bit of a hop whose lease a stock flanneld wrote, or a person: it reads its socket one
+datagram at a time, so each of ours leaves in a message of its own, never as UDP_SEGMENT's train."""
 NO_HOP_ID: Final = 0
 LOCAL_HOP_ID: Final = 1
 FIRST_HOP_ID: Final = 2

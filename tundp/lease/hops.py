@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from tundp.lease.fib import FIRST_HOP_ID, HOP_DTYPE, HOPS_MAX, row_of
+from tundp.lease.fib import FIRST_HOP_ID, HOP_DTYPE, HOP_STOCK, HOPS_MAX, row_of
 from tundp.lease.model import Endpoint, Peer
 
 KEPT_ENDPOINTS: Final = 256
@@ -30,6 +30,10 @@ class Hops:
 
     _ids: dict[Endpoint, int] = field(default_factory=dict)
     _counts: dict[Endpoint, int] = field(default_factory=dict)
+    _stock: dict[Endpoint, int] = field(default_factory=dict)
+    """How many of the subnets that lead to an endpoint have a stock flanneld's lease."""
+    flag_changes: int = 0
+    """How often an endpoint with an id got other flags."""
     _kept: dict[Endpoint, int] = field(default_factory=dict)
     """Endpoints no lease leads to, oldest first, and the generation that last had them."""
     _seen: int = 0
@@ -54,16 +58,17 @@ class Hops:
         """Whether `endpoint` would need an id, and none is left."""
         return endpoint not in self._ids and not self.has_room
 
-    def take(self, endpoint: Endpoint) -> tuple[int, bool]:
+    def take(self, endpoint: Endpoint, *, is_stock: bool = False) -> tuple[int, bool]:
         """The id for one subnet more; and whether it stood for another endpoint, or none, before.
 
-        Each `take` wants a `release`.
+        is_stock: a stock flanneld holds it. Each `take` wants a `release` with the same.
         """
+        self._stock[endpoint] = self._stock.get(endpoint, 0) + is_stock
         self._counts[endpoint] = self._counts.get(endpoint, 0) + 1
         self._kept.pop(endpoint, None)
         known = self._ids.get(endpoint)
         if known is not None:
-            self._array[known] = (int(endpoint.address), endpoint.port, 0)
+            self._write(endpoint)
             return known, False
         kept = KEPT_ENDPOINTS if self._end < HOPS_MAX else 0
         if (former := self._reusable(kept=kept)) is not None:
@@ -75,14 +80,23 @@ class Hops:
             if hop_id == len(self._array):
                 self._array = np.concatenate([self._array, np.zeros_like(self._array)])
         self._ids[endpoint] = hop_id
-        self._array[hop_id] = (int(endpoint.address), endpoint.port, 0)
+        self._write(endpoint)
         return hop_id, True
 
-    def release(self, endpoint: Endpoint, generation: int) -> None:
+    def _write(self, endpoint: Endpoint) -> None:
+        row = self._array[self._ids[endpoint]]
+        flags = HOP_STOCK if self._stock[endpoint] else 0
+        self.flag_changes += bool(row["address"]) and int(row["flags"]) != flags
+        self._array[self._ids[endpoint]] = (int(endpoint.address), endpoint.port, flags)
+
+    def release(self, endpoint: Endpoint, generation: int, *, is_stock: bool = False) -> None:
         """One subnet less leads to `endpoint`; FIBs up to `generation` may have it."""
         self._counts[endpoint] -= 1
+        self._stock[endpoint] -= is_stock
+        if self._counts[endpoint]:
+            self._write(endpoint)
         if not self._counts[endpoint]:
-            del self._counts[endpoint]
+            del self._counts[endpoint], self._stock[endpoint]
             self._kept[endpoint] = generation
             self._array[self._ids[endpoint]] = (0, 0, 0)
 

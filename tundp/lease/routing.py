@@ -26,7 +26,7 @@ from typing import Final
 
 from tundp.lease.fib import Fib, assemble_fib
 from tundp.lease.hops import Hops, Rows
-from tundp.lease.identity import Holder, Identity, whose
+from tundp.lease.identity import Holder, Identity, identity_of, whose
 from tundp.lease.model import (
     UNSPECIFIED,
     BadEntry,
@@ -117,12 +117,14 @@ class RoutingDelta:
     """Leases, our own included, whose entry differs from before; renewals count."""
     has_lease_gone: bool = False
     """Whether any lease was deleted or expired."""
+    has_other_flags: bool = False
+    """Whether a hop has other flags: its node changed between tundp and a stock flanneld."""
     is_whole: bool = False
 
     @property
     def moves_packets(self) -> bool:
-        """Whether some packet goes elsewhere than before."""
-        return bool(self.gone or self.come or self.moved)
+        """Whether some packet goes elsewhere than before, or in another way."""
+        return bool(self.gone or self.come or self.moved or self.has_other_flags)
 
 
 def merged(*deltas: RoutingDelta) -> RoutingDelta:
@@ -148,6 +150,7 @@ def merged(*deltas: RoutingDelta) -> RoutingDelta:
         newly_bad=tuple(each for delta in deltas for each in delta.newly_bad),
         changed_leases=sum(delta.changed_leases for delta in deltas),
         has_lease_gone=any(delta.has_lease_gone for delta in deltas),
+        has_other_flags=any(delta.has_other_flags for delta in deltas),
         is_whole=any(delta.is_whole for delta in deltas),
     )
 
@@ -234,6 +237,8 @@ class Routing:
         """PublicIPs no datagram reaches by the kernel's routes, and why; see `set_misrouted`."""
         self._without_hop: dict[IPv4Network, None] = {}
         """Subnets of which a lease was refused for want of a hop id."""
+        self._stock: set[IPv4Network] = set()
+        """Subnets of peers whose lease a stock flanneld wrote."""
         self._hops = Hops()
         self._rows = Rows()
 
@@ -384,6 +389,7 @@ class Routing:
         for subnet in self._without_hop if self._hops.has_room else ():
             before.setdefault(subnet, self._peers.get(subnet))
         assigned: list[int] = []
+        flag_changes = self._hops.flag_changes
         for subnet, was in before.items():
             for key in self._keys.get(subnet, ()):
                 refused_before.setdefault(key, self._refused.get(key))
@@ -394,6 +400,7 @@ class Routing:
             come=come,
             moved=moved,
             hops_assigned=tuple(assigned),
+            has_other_flags=self._hops.flag_changes != flag_changes,
             newly_refused=tuple(
                 now
                 for key, was_refused in refused_before.items()
@@ -421,6 +428,8 @@ class Routing:
     def _elect(self, subnet: IPv4Network, was: Peer | None, assigned: list[int]) -> None:
         """The first key that names an admissible peer wins; each other one is refused."""
         winner: Lease | None = None
+        was_stock = subnet in self._stock
+        self._stock.discard(subnet)
         self._without_hop.pop(subnet, None)
         for key in self._keys.get(subnet, ()):
             lease = self.leases[key]
@@ -438,7 +447,10 @@ class Routing:
                 self._rows.remove(subnet)
         else:
             endpoint = self._endpoint_of(winner)
-            hop_id, is_new = self._hops.take(endpoint)
+            is_stock = identity_of(winner) is None
+            if is_stock:
+                self._stock.add(subnet)
+            hop_id, is_new = self._hops.take(endpoint, is_stock=is_stock)
             if is_new:
                 assigned.append(hop_id)
             peer = Peer(
@@ -451,7 +463,7 @@ class Routing:
             self._peers[subnet] = peer
             self._rows.put(peer)
         if was is not None:
-            self._hops.release(was.endpoint, self.generation)
+            self._hops.release(was.endpoint, self.generation, is_stock=was_stock)
 
     def _note_refusal(self, lease: Lease, refusal: Refusal | None) -> None:
         if refusal is None:
