@@ -247,7 +247,9 @@ async def test_stock_flanneld_row_is_started_as_flanneld_is(tmp_path: Path) -> N
     run = f'exec {sys.executable} -m tundp run {files} "$@"'
     binary.write_text(f"#!/bin/sh\n{run}\n")
     binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
-    found = await small_bench("flanneld", "virtual", "tcp1", rounds=1, flanneld=str(binary))
+    found = await small_bench(
+        "flanneld", "virtual", "tcp1", rounds=1, seconds=1.0, flanneld=str(binary)
+    )
     assert found.cell("virtual", "flanneld", "tcp1", "gbps").median > 0
     assert left_behind() == []
     found = await small_bench("flanneld", "virtual", "tcp_rr", rounds=1, flanneld="/no/such")

@@ -79,6 +79,9 @@ class Told:
         self.failures.append(why)
 
 
+SPOILT = "half a docu"
+
+
 class Way:
     """A way to a world's store that can be closed, so that the store does not answer."""
 
@@ -91,12 +94,17 @@ class Way:
 
     async def _spoil(self) -> None:
         assert isinstance(self.world, FileWorld)
-        self.text = self.world.path.read_text()
-        self.world.path.write_text("half a docu")
+        # Again and again: a write that a store began before may come after this.
+        while (text := self.world.path.read_text()) != SPOILT:
+            self.text = text
+            self.world.path.write_text(SPOILT)
+            await asyncio.sleep(0.3)
 
     async def _mend(self) -> None:
         assert isinstance(self.world, FileWorld)
-        self.world.path.write_text(self.text)
+        mended = self.world.path.with_suffix(".mended")
+        mended.write_text(self.text)
+        mended.replace(self.world.path)
 
 
 @contextlib.asynccontextmanager
