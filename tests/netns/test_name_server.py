@@ -97,7 +97,6 @@ async def watch_pings(source: LabNode, address: str, until: asyncio.Event) -> tu
     [
         ("--loop=uvloop", "--etcd-api=v3"),
         ("--loop=uvloop", "--etcd-api=v2"),
-        ("--loop=uvloop", "--etcd-api=auto"),
         ("--loop=uvloop", "--etcd-api=both"),
         ("--loop=asyncio", "--etcd-api=v3"),
     ],
