@@ -225,7 +225,7 @@ async def test_two_nodes_with_one_public_ip(make_overlay: MakeOverlay) -> None:
         assert "Traceback" not in text
         assert (await overlay.read_leases()) == {key: first}
         assert await lease_is(one, "held")
-        assert "asks whether we are alive; answering" in one.log_path.read_text()
+        await until(lambda: "asks whether we are alive; answering" in one.log_path.read_text())
 
         # Unless one is told to.
         await overlay.start_daemon(two, as_one, "--force-takeover")

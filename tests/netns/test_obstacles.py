@@ -393,7 +393,9 @@ async def test_the_daemon_and_the_check_tell(make_overlay: MakeOverlay) -> None:
         assert "warn: obstacle.firewall: iptables table filter, rule 1 of FORWARD" in status
         await sh(two.host, "iptables -D FORWARD -j REJECT")
         await until(lambda: settled(two), "the finding goes with the rule")
-        assert "no longer in the way: iptables table filter" in two.log_path.read_text()
+        await until(
+            lambda: "no longer in the way: iptables table filter" in two.log_path.read_text()
+        )
 
         # What the daemon gave up the right to read is not called fine. Nobody reports such tables.
         await sh(

@@ -106,7 +106,7 @@ async def test_leftovers_of_this_host_are_named_and_the_subnet_of_subnet_env_is_
         assert str(one.gateway) == "10.5.9.1/24", "the subnet that pods have addresses of"
         refused = (await one.status_document())["refused"]
         assert [each["key"] for each in refused] == ["10.5.7.0-24"]
-        assert "a former lease of this node" in one.log_path.read_text()
+        await until(lambda: "a former lease of this node" in one.log_path.read_text())
         assert set(await overlay.read_leases()) == set(order), "by hand: not ours to delete"
         # Somebody renews it: a stock flanneld elsewhere that has our address by mistake.
         await overlay.write_etcd(
