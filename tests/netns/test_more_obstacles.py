@@ -6,9 +6,8 @@ one, the finding names it, and the command of the finding lets the ping pass.
 
 from __future__ import annotations
 
-from tests.netns.test_obstacles import Obstacle, named_and_passed, pings, seen, sh
+from tests.netns.test_obstacles import Obstacle, check_each
 from tests.nodes import MakeOverlay
-from tests.wait import until
 from tundp.finding import Verdict
 
 TABLE = "ip route add default via 192.0.2.254 table 100;"
@@ -86,23 +85,4 @@ OBSTACLES = {
 
 
 async def test_each_of_these_obstacles_too(make_overlay: MakeOverlay) -> None:
-    async with make_overlay(pods=True) as overlay:
-        one, two = overlay.nodes[1], overlay.nodes[2]
-        variables = {
-            "POD": two.pod_address,
-            "PEER": str(one.gateway.network),
-            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-        }
-        await until(lambda: pings(overlay), "the overlay carries pings")
-        found = await seen(overlay)
-        assert [each.verdict for each in found] == [Verdict.OK], found
-        failures = []
-        for name, obstacle in OBSTACLES.items():
-            try:
-                await sh(two.host, obstacle.plant, **variables)
-                await named_and_passed(overlay, name, obstacle, variables)
-            except AssertionError as error:
-                failures.append(f"{name}: {error}")
-            await sh(two.host, obstacle.undo, **variables)
-            assert await pings(overlay), f"{name}: the test did not clean up"
-        assert not failures, "\n".join(failures)
+    await check_each(make_overlay, OBSTACLES)

@@ -152,7 +152,7 @@ class Connection:
         endpoint = channel.endpoint
         if channel is self._channel:
             if channel.is_told_to_calm_down:
-                ping_s = 2 * self._ping_s.get(endpoint, CONFIG._keepalive_time or PING_S)  # noqa: SLF001
+                ping_s = 2 * self._ping_s.get(endpoint, CONFIG._keepalive_time or PING_S)  # noqa: SLF001  (grpclib's only name for it)
                 self._ping_s[endpoint] = ping_s
                 _log.info("%s asks for fewer pings: every %g s from now on", endpoint.url, ping_s)
             self._disconnect()
