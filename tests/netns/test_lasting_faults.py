@@ -15,12 +15,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.nodes import HEALTH_PORT, MakeOverlay, is_ready, readiness
+from tests.nodes import HEALTH_PORT, MakeOverlay, is_ready, log_contains, readiness
 from tests.wait import until
 from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.observe.status import DaemonState
@@ -127,8 +128,11 @@ async def test_faults_of_the_host(make_overlay: MakeOverlay, tmp_path: Path) -> 
             await boot(overlay, spoilt, PATH=f"{broken}:/usr/sbin:/usr/bin:/sbin:/bin")
             for node in (tun, rules, address):
                 await boot(overlay, node)
+            others = len(overlay.nodes) - 1
             for node in (tun, rules, address):
                 await until(lambda node=node: is_ready(node))
+                # Peers that come later would be lines, too.
+                await until(partial(log_contains, node, ": peer 10.5.", times=others))
             starts = [(node, len(node.log_path.read_text())) for node in (tun, rules, address)]
             began = time.monotonic()
             async with contextlib.AsyncExitStack() as stack:
