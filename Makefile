@@ -4,10 +4,13 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-# Processes that run tests at a time; `auto` is one for each CPU.
-WORKERS ?= auto
+# Processes that run tests at a time: most tests wait for a timer most of the time.
+WORKERS ?= $(shell echo $$(($$(nproc) + 2)))
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
+
+# Tests start hundreds of daemons: without __pycache__ each would compile its sources anew.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest -q -n $(WORKERS)
 
 TABLES := tundp/choices.py tundp/engine/counters.py $(wildcard tundp/wire/*.py)
 NATIVE := setup.py $(TABLES) $(wildcard native/*.py native/*/*.h native/*/*.c)
@@ -47,7 +50,7 @@ test: root build
 	@setup/apt.sh test
 	@ETCD_REQUIRED=1 setup/etcd.sh
 	@setup/debian.sh
-	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@$(PYTEST) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: build
 	@$(PY) -m ruff format --check --quiet .
@@ -55,7 +58,7 @@ lint: build
 	@$(PY) -m mypy --no-error-summary
 
 check: lint
-	@$(PY) -m pytest -q -n $(WORKERS) tests/unit tests/property tests/twin
+	@$(PYTEST) tests/unit tests/property tests/twin
 
 bench: root build
 	@$(PY) -m tundp bench
@@ -97,7 +100,7 @@ RUNGS := $(RUNGS);gso --layout=split;gso --workers=2;gso --spin=0;mmsg --layout=
 rungs: root build
 	@setup/apt.sh test
 	@ETCD_REQUIRED=1 setup/etcd.sh
-	@TUNDP_TEST_ENGINES='$(RUNGS)' $(PY) -m pytest -q -n $(WORKERS) tests/netns/test_packets.py tests/netns/test_life.py
+	@TUNDP_TEST_ENGINES='$(RUNGS)' $(PYTEST) tests/netns/test_packets.py tests/netns/test_life.py
 
 format: build
 	@$(PY) -m ruff format --quiet .

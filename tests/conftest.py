@@ -22,11 +22,22 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+FIRST = ("tests/systemd/", "tests/netns/", "tests/bench/", "tests/native/", "tests/store/")
+"""Folders of long tests, the longest first: what is short comes last and fills every worker."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need root fail at once and aloud without it, rather than one by one."""
+    """Long tests come first; without root, those that need it fail at once and aloud."""
+    items.sort(key=_turn)
     rooted = ("tests/netns/", "tests/bench/", "tests/facts/", "tests/systemd/")
     needs_root = [item for item in items if item.nodeid.startswith(rooted)]
     if needs_root and os.geteuid() != 0:
         pytest.exit(
             "these tests make network namespaces and TUN devices: run as root", returncode=1
         )
+
+
+def _turn(item: pytest.Item) -> int:
+    """The place of a test's folder in the order of a run."""
+    found = (number for number, folder in enumerate(FIRST) if item.nodeid.startswith(folder))
+    return next(found, len(FIRST))

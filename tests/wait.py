@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar, overload
 
 DEADLINE_S: Final = 60.0
@@ -71,6 +71,30 @@ def until_sync(
             raise AssertionError(_message(condition, what, deadline_s, value))
         time.sleep(poll_s)
     return value
+
+
+async def together(cases: Mapping[str, Coroutine[Any, Any, object]]) -> None:
+    """Run the cases of a test at the same time; each by its name.
+
+    For cases that wait for timers, each in a lab of its own. The first that fails ends the
+    others; its name is a note of its exception.
+    """
+
+    async def run(name: str, case: Coroutine[Any, Any, object]) -> None:
+        try:
+            await case
+        except Exception as error:
+            error.add_note(f"case: {name}")
+            raise
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for name, case in cases.items():
+                group.create_task(run(name, case))
+    except BaseExceptionGroup as failed:
+        if len(failed.exceptions) == 1:
+            raise failed.exceptions[0] from None
+        raise
 
 
 async def steadily(condition: Callable[[], object], *, for_s: float) -> None:

@@ -34,7 +34,7 @@ from tests.nodes import (
     log_contains,
     readiness,
 )
-from tests.wait import DEADLINE_S, until
+from tests.wait import DEADLINE_S, together, until
 from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import PingStream
 
@@ -284,10 +284,13 @@ async def test_a_stock_flannelds_lease_and_a_new_address(make_overlay: MakeOverl
 
 async def test_etcd_away_at_a_start_or_silent(make_overlay: MakeOverlay) -> None:
     """Three labs at a time: nearly all of it is waiting for what has to be noticed."""
-    async with asyncio.TaskGroup() as group:
-        group.create_task(restart_without_etcd(make_overlay))
-        group.create_task(silent_etcd(make_overlay, cut_off))
-        group.create_task(silent_etcd(make_overlay, hung))
+    await together(
+        {
+            "away at a start": restart_without_etcd(make_overlay),
+            "cut off": silent_etcd(make_overlay, cut_off),
+            "hung": silent_etcd(make_overlay, hung),
+        }
+    )
 
 
 async def restart_without_etcd(make_overlay: MakeOverlay) -> None:

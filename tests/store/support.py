@@ -28,7 +28,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from tests.lease_plane import LeasePlane
 from tests.loops import LoopFactory, run_on
-from tests.wait import DEADLINE_S, until
+from tests.wait import DEADLINE_S, together, until
 from tundp.backend.choose import parse_network_config
 from tundp.backoff import Backoff, Outage
 from tundp.lease.model import Events, Lease, LeaseAttributes, LeaseKey, Snapshot
@@ -79,17 +79,7 @@ async def everywhere(
     worlds: Mapping[str, W], main: Callable[[W], Coroutine[Any, Any, None]]
 ) -> None:
     """`main` in every world at the same time: for tests that mostly wait for time to pass."""
-
-    async def one(name: str, world: W) -> None:
-        try:
-            await main(world)
-        except Exception as error:
-            error.add_note(f"in {name}")
-            raise
-
-    async with asyncio.TaskGroup() as group:
-        for name, world in worlds.items():
-            group.create_task(one(name, world))
+    await together({name: main(world) for name, world in worlds.items()})
 
 
 def lease_key(text: str) -> LeaseKey:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.wait import steadily, until, until_sync
+from tests.wait import steadily, together, until, until_sync
 
 
 def counter() -> Callable[..., Any]:
@@ -45,6 +46,19 @@ async def test_steadily_fails_at_the_first_false_value() -> None:
     with pytest.raises(AssertionError, match="no longer true"):
         await steadily(lambda: count() < 3, for_s=60)
     assert count() == 4
+
+
+async def test_together_runs_all_at_a_time_and_names_the_one_that_failed() -> None:
+    barrier = asyncio.Barrier(2)
+    await together({"one": barrier.wait(), "two": barrier.wait()})
+    hangs = asyncio.Event()
+
+    async def fail() -> None:
+        assert hangs.is_set(), "rain"
+
+    with pytest.raises(AssertionError, match="rain") as caught:
+        await together({"waits": hangs.wait(), "fails": fail()})
+    assert caught.value.__notes__ == ["case: fails"]
 
 
 async def test_an_error_of_the_condition_is_no_false() -> None:
