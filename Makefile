@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 # Processes that run tests at a time: most tests wait for a timer most of the time.
-WORKERS ?= $(shell echo $$(($$(nproc) + 2)))
+WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
