@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from tundp.choices import SourceCheck  # noqa: E402
 from tundp.engine import hop_slots  # noqa: E402
 from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, CounterSpec  # noqa: E402
-from tundp.wire import coalesce, icmp, ip, overhead, ratelimit, transport, vnet  # noqa: E402
+from tundp.wire import coalesce, icmp, ip, overhead, policy, ratelimit, transport, vnet  # noqa: E402
 from tundp.wire.coalesce import Miss  # noqa: E402
 from tundp.wire.drop import DropReason  # noqa: E402
 
@@ -31,8 +31,11 @@ LIMITS = {
     "TUNDP_HEADERS_MAX": (transport.HEADERS_MAX, "IPv4 and TCP with all their options"),
     "TUNDP_VNET_LEN": (vnet.LEN, "linux/virtio_net.h"),
     "TUNDP_REPLY_MAX": (icmp.MAX_ERROR_LEN, "bytes of an ICMP error"),
-    "TUNDP_ICMP_RATE_PER_S": (ratelimit.ICMP_RATE_PER_S, "ICMP errors of one node"),
-    "TUNDP_ICMP_BURST": (ratelimit.ICMP_BURST, "likewise, at once"),
+    "TUNDP_ICMP_RATE_PER_S": (ratelimit.ICMP_RATE_PER_S, "ICMP errors to the node's own pods"),
+    "TUNDP_ICMP_WIRE_RATE_PER_S": (ratelimit.ICMP_WIRE_RATE_PER_S, "about packets of one peer"),
+    "TUNDP_ICMP_BURST": (ratelimit.ICMP_BURST, "either, at once"),
+    "TUNDP_ICMP_WIRE_BUCKETS": (ratelimit.ICMP_WIRE_BUCKETS, "the first for who is no peer"),
+    "TUNDP_ADMITTED_MAX": (policy.ADMITTED_MAX, "networks the source check admits"),
     "TUNDP_ERRNO_COUNT": (134, "EHWPOISON, asm-generic/errno.h, and one more"),
     "TUNDP_HOP_SOCKETS_MAX": (hop_slots.SOCKETS_MAX, "send sockets of single hops, a worker"),
     "TUNDP_HOP_SEND_BUFFER_LEN": (hop_slots.SEND_BUFFER_LEN, "SO_SNDBUF of one of them"),

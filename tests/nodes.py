@@ -33,7 +33,7 @@ from tundp.linux.netlink import Link
 from tundp.linux.offload import KernelOffloads
 from tundp.linux.tun import Tun
 from tundp.linux.udp import open_udp, rebind
-from tundp.wire.policy import Policy
+from tundp.wire.policy import Policy, Prefix
 
 MakeLab = Callable[[], Lab]
 """The fixture `make_lab`: a lab with a name nobody else on the machine has."""
@@ -210,6 +210,7 @@ async def engine_node(
     *,
     peers: Collection[Peer] = (),
     source_check: SourceCheck = SourceCheck.ENFORCE,
+    admitted: Collection[IPv4Network] = (),
     settings: EngineSettings | None = None,
     kernel: KernelOffloads | None = None,
 ) -> AsyncIterator[EngineNode]:
@@ -226,7 +227,14 @@ async def engine_node(
         devices = stack.enter_context(contextlib.ExitStack())
         context = EngineContext(
             fib=_fib(peers, subnet, 0),
-            policy=Policy(tun_address=int(subnet.network_address), source_check=source_check),
+            policy=Policy(
+                tun_address=int(subnet.network_address),
+                source_check=source_check,
+                port=PORT,
+                admitted=tuple(
+                    Prefix(int(each.network_address), int(each.netmask)) for each in admitted
+                ),
+            ),
             loop=asyncio.get_running_loop(),
         )
         made: Dataplane

@@ -34,6 +34,7 @@ def fib_of(
     *routes: tuple[str | IPv4Network, str | IPv4Address],
     own: str | IPv4Network | None = None,
     own_addresses: Iterable[str] = (),
+    broadcasts: Iterable[str] = (),
     generation: int = 1,
 ) -> Fib:
     """A FIB of (subnet, address) routes."""
@@ -41,6 +42,7 @@ def fib_of(
         peers_of(routes),
         own_subnet=None if own is None else IPv4Network(own),
         own_addresses=[IPv4Address(address) for address in own_addresses],
+        broadcasts=[IPv4Address(address) for address in broadcasts],
         generation=generation,
     )
 

@@ -17,6 +17,7 @@ from tundp.lease.fib import FIRST_HOP_ID, Fib, build_fib
 from tundp.lease.model import Endpoint, Peer
 from tundp.wire import checksum, ip
 from tundp.wire.encap import decapsulate, encapsulate
+from tundp.wire.policy import Policy
 
 ROUNDS = 9
 TARGET_S = 0.05
@@ -97,6 +98,7 @@ def packet_cases() -> list[Case]:
     )
     fresh = header + bytes(1452)
     packet = memoryview(bytearray(fresh))
+    policy = Policy(tun_address=0x0A000900, source_check=SourceCheck.COUNT, port=8285)
 
     def encap() -> object:
         packet[:20] = header
@@ -106,14 +108,7 @@ def packet_cases() -> list[Case]:
 
     def decap() -> object:
         packet[:20] = header
-        return decapsulate(
-            packet,
-            outer_source=0xC6120001,
-            is_ours=fib.is_own,
-            admits=fib.admits,
-            source_check=SourceCheck.COUNT,
-            tun_address=0x0A000900,
-        )
+        return decapsulate(packet, sender=(0xC6120001, 8285), table=fib, policy=policy)
 
     def parse() -> object:
         return ip.parse(packet)

@@ -16,7 +16,7 @@
 /* cdef-begin */
 
 /* Raised whenever a struct or a meaning below changes; Python refuses another number. */
-#define TUNDP_ABI 6
+#define TUNDP_ABI 7
 
 #define TUNDP_FIB_LEVELS 3
 #define TUNDP_BUFFER_LEN 65536
@@ -125,13 +125,22 @@ struct tundp_fib {
 	uint32_t peer_count;
 	const uint32_t *own; /* this node's other addresses, ascending */
 	uint32_t own_count;
+	const uint32_t *broadcasts; /* broadcast addresses of its networks, ascending */
+	uint32_t broadcast_count;
 	uint64_t generation;
 };
 
 /* The packet rules' settings; wire/policy.py. */
+struct tundp_prefix {
+	uint32_t address;
+	uint32_t mask;
+};
 struct tundp_policy {
 	uint32_t tun_address;  /* source of ICMP errors */
 	uint32_t source_check; /* enum tundp_source_check; the destination, too */
+	uint16_t port;         /* of the overlay */
+	uint16_t admitted_count;
+	struct tundp_prefix admitted[TUNDP_ADMITTED_MAX]; /* sources in no lease that may be */
 };
 
 /* What a worker is given. Descriptors and memory stay open and valid until it has ended. */
@@ -151,7 +160,9 @@ struct tundp_worker_config {
 	void *memory;              /* the engine's, 64-byte aligned: tundp_*_len() bytes */
 	struct tundp_hop_counters *hop_counters; /* this worker's: TUNDP_HOPS_MAX, zero at first */
 	struct tundp_hop_queue *hop_queues;      /* likewise */
-	uint64_t *icmp_full_at_ns; /* the ICMP budget of the node: one for all its workers */
+	/* The ICMP budgets of the node, one set for all its workers: wire/ratelimit.py's bucket for
+	 * its own pods, then TUNDP_ICMP_WIRE_BUCKETS for the wire. */
+	uint64_t *icmp_full_at_ns;
 };
 
 /* What the controlling thread (Python) writes while the worker runs. */

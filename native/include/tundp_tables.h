@@ -13,8 +13,11 @@
 #define TUNDP_HEADERS_MAX 120 /* IPv4 and TCP with all their options */
 #define TUNDP_VNET_LEN 10 /* linux/virtio_net.h */
 #define TUNDP_REPLY_MAX 576 /* bytes of an ICMP error */
-#define TUNDP_ICMP_RATE_PER_S 1000 /* ICMP errors of one node */
-#define TUNDP_ICMP_BURST 50 /* likewise, at once */
+#define TUNDP_ICMP_RATE_PER_S 1000 /* ICMP errors to the node's own pods */
+#define TUNDP_ICMP_WIRE_RATE_PER_S 200 /* about packets of one peer */
+#define TUNDP_ICMP_BURST 50 /* either, at once */
+#define TUNDP_ICMP_WIRE_BUCKETS 64 /* the first for who is no peer */
+#define TUNDP_ADMITTED_MAX 16 /* networks the source check admits */
 #define TUNDP_ERRNO_COUNT 134 /* EHWPOISON, asm-generic/errno.h, and one more */
 #define TUNDP_HOP_SOCKETS_MAX 256 /* send sockets of single hops, a worker */
 #define TUNDP_HOP_SEND_BUFFER_LEN 98304 /* SO_SNDBUF of one of them */
@@ -49,8 +52,11 @@ enum tundp_drop {
 	TUNDP_DROP_BAD_VNET_HEADER = 19,
 	TUNDP_DROP_DESTINATION_MISMATCH = 20,
 	TUNDP_DROP_HOP_QUEUE_FULL = 21,
+	TUNDP_DROP_MARTIAN_DESTINATION = 22,
+	TUNDP_DROP_TUNNEL_IN_TUNNEL = 23,
+	TUNDP_DROP_SOURCE_PORT_MISMATCH = 24,
 };
-#define TUNDP_DROP_COUNT 22
+#define TUNDP_DROP_COUNT 25
 
 /* wire/coalesce.py */
 enum tundp_miss {

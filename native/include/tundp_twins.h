@@ -51,7 +51,7 @@ struct tundp_verdict {
 void tundp_encapsulate(const struct tundp_fib *fib, const struct tundp_policy *policy,
 		       uint8_t *packet, size_t len, struct tundp_verdict *verdict);
 void tundp_decapsulate(const struct tundp_fib *fib, const struct tundp_policy *policy,
-		       uint8_t *datagram, size_t len, uint32_t outer_source,
+		       uint8_t *datagram, size_t len, uint32_t outer_source, uint16_t outer_port,
 		       struct tundp_verdict *verdict);
 
 /* wire/encap.py's narrow: the verdict on a packet that tundp_encapsulate forwarded, its TTL
@@ -116,9 +116,9 @@ void tundp_slot_use(struct tundp_hop_slot *slot, uint64_t now_ns, int is_taken);
 int tundp_slot_may_return(const struct tundp_hop_slot *slot, uint64_t queued, uint64_t now_ns);
 int tundp_slot_pick(const struct tundp_hop_socket *sockets, uint32_t count, uint64_t now_ns);
 
-/* wire/ratelimit.py's token bucket at the rate of ICMP errors: 1 may send, 0 not. `full_at_ns`
- * is its whole state, 0 at first; any number of threads may share it. */
-int tundp_may_reply(uint64_t *full_at_ns, uint64_t now_ns);
+/* wire/ratelimit.py's token bucket of TUNDP_ICMP_BURST: 1 may send, 0 not. `full_at_ns` is its
+ * whole state, 0 at first; any number of threads may share it. */
+int tundp_may_reply(uint64_t *full_at_ns, uint32_t rate_per_s, uint64_t now_ns);
 
 /* cdef-end */
 

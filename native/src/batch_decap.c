@@ -171,7 +171,7 @@ static void receive_one(struct batch *batch, uint8_t *datagram, const struct sub
 	struct tundp_verdict verdict;
 
 	tundp_decapsulate(batch->fib, &worker->config.policy, datagram, subject->len,
-			  subject->outer, &verdict);
+			  subject->outer, subject->port, &verdict);
 	if (verdict.kind == TUNDP_DELIVER) {
 		count_mismatches(worker, &verdict, subject);
 		coalesce_add(&batch->coalescer, datagram, verdict.len, subject->len);
@@ -179,7 +179,7 @@ static void receive_one(struct batch *batch, uint8_t *datagram, const struct sub
 	}
 	drop(batch, &tally, verdict.reason, subject);
 	if (verdict.kind == TUNDP_REPLY)
-		single_reply_to_peer(worker, batch->fib, &verdict);
+		single_reply_to_peer(worker, batch->fib, &verdict, subject);
 }
 
 /* The hop a message came from. Cached: consecutive messages mostly have one sender. */
@@ -203,9 +203,11 @@ static void receive_message(struct batch *batch, uint32_t number, uint64_t now_n
 	const struct origin origin =
 		find_origin(batch, ntohl(batch->receive_from[number].sin_addr.s_addr));
 	uint8_t *datagram = batch->receive_buffers[number] + HEADROOM;
-	struct subject subject = {
-		.packet = datagram, .len = len, .outer = origin.outer, .hop = origin.hop
-	};
+	struct subject subject = { .packet = datagram,
+				   .len = len,
+				   .outer = origin.outer,
+				   .port = ntohs(batch->receive_from[number].sin_port),
+				   .hop = origin.hop };
 	const uint64_t count = segment_len ? (len + segment_len - 1) / segment_len : 1;
 	size_t left = len;
 

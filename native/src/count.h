@@ -12,6 +12,7 @@ struct subject {
 	const uint8_t *packet; /* begins with the IPv4 header, as it is now; may be NULL */
 	size_t len;
 	uint32_t outer; /* decap: address it came from */
+	uint16_t port;  /* decap: port it came from */
 	uint32_t hop;   /* hop it goes to, or came from */
 	int error;      /* errno it was refused with */
 };

@@ -33,7 +33,8 @@ int tundp_fib_check(const struct tundp_fib *fib)
 
 	if (!fib->table || !fib->hops || !fib->paths)
 		return -EINVAL;
-	if ((fib->peer_count && (!fib->peers || !fib->peer_hops)) || (fib->own_count && !fib->own))
+	if ((fib->peer_count && (!fib->peers || !fib->peer_hops)) ||
+	    (fib->own_count && !fib->own) || (fib->broadcast_count && !fib->broadcasts))
 		return -EINVAL;
 	if (fib->hop_count > TUNDP_HOPS_MAX)
 		return -EINVAL;

@@ -80,15 +80,26 @@ static inline bool fib_is_own(const struct tundp_fib *fib, uint32_t address)
 	       fib_contains(fib->own, fib->own_count, address);
 }
 
-/* Whether packets from `inner_source` may arrive from `outer_source`. */
-static inline bool fib_admits(const struct tundp_fib *fib, uint32_t inner_source,
-			      uint32_t outer_source)
+/* Whether an address is a broadcast address of this host's networks. */
+static inline bool fib_is_broadcast(const struct tundp_fib *fib, uint32_t address)
 {
-	uint32_t hop = fib_lookup(fib, inner_source);
+	return fib_contains(fib->broadcasts, fib->broadcast_count, address);
+}
 
-	if (hop == 0)
-		return fib_contains(fib->peers, fib->peer_count, outer_source);
-	return !(fib->hops[hop].flags & TUNDP_HOP_LOCAL) && fib->hops[hop].address == outer_source;
+/* Whether an address is one of this host's, or a peer's PublicIP. */
+static inline bool fib_is_node(const struct tundp_fib *fib, uint32_t address)
+{
+	return fib_contains(fib->own, fib->own_count, address) ||
+	       fib_contains(fib->peers, fib->peer_count, address);
+}
+
+/* Hop id of who sends what has this inner source: of an address in a lease the lease's hop, of a
+ * peer's PublicIP that peer's; or 0. */
+static inline uint32_t fib_holder(const struct tundp_fib *fib, uint32_t inner_source)
+{
+	const uint32_t hop = fib_lookup(fib, inner_source);
+
+	return hop ? hop : fib_hop_of_peer(fib, inner_source);
 }
 
 #endif

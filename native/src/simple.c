@@ -72,6 +72,7 @@ static int from_udp(struct tundp_worker *worker, struct simple *simple, const st
 		count_overflows(worker, c);
 	subject.len = (size_t)len;
 	subject.outer = ntohl(from.sin_addr.s_addr);
+	subject.port = ntohs(from.sin_port);
 	subject.hop = fib_hop_of_peer(fib, subject.outer);
 	count_read(&worker->counters.decap, 1);
 	count_heard(worker, 1, &subject, clock_coarse_ns());

@@ -21,9 +21,9 @@ enum { DISCARD_PORT = 9 };
 
 /* The generic cell rate algorithm: the bucket is full again at *full_at_ns, and each token moves
  * that by one token's time, at most a burst's time ahead. */
-int tundp_may_reply(uint64_t *full_at_ns, uint64_t now_ns)
+int tundp_may_reply(uint64_t *full_at_ns, uint32_t rate_per_s, uint64_t now_ns)
 {
-	const uint64_t cost_ns = 1000000000u / TUNDP_ICMP_RATE_PER_S;
+	const uint64_t cost_ns = 1000000000u / rate_per_s;
 	uint64_t before = __atomic_load_n(full_at_ns, __ATOMIC_RELAXED);
 
 	for (;;) {
@@ -37,12 +37,26 @@ int tundp_may_reply(uint64_t *full_at_ns, uint64_t now_ns)
 	}
 }
 
-static bool may_reply(struct tundp_worker *worker)
+static bool may_reply(struct tundp_worker *worker, uint64_t *full_at_ns, uint32_t rate_per_s)
 {
-	if (tundp_may_reply(worker->config.icmp_full_at_ns, clock_now_ns()))
+	if (tundp_may_reply(full_at_ns, rate_per_s, clock_now_ns()))
 		return true;
 	worker->counters.icmp_rate_limited++;
 	return false;
+}
+
+static bool may_reply_to_tun(struct tundp_worker *worker)
+{
+	return may_reply(worker, worker->config.icmp_full_at_ns, TUNDP_ICMP_RATE_PER_S);
+}
+
+/* About a packet that came from this hop, 0 for whoever is no peer. */
+static bool may_reply_to_peer(struct tundp_worker *worker, uint32_t about)
+{
+	const uint32_t bucket = about ? 1 + about % (TUNDP_ICMP_WIRE_BUCKETS - 1) : 0;
+
+	return may_reply(worker, worker->config.icmp_full_at_ns + 1 + bucket,
+			 TUNDP_ICMP_WIRE_RATE_PER_S);
 }
 
 /* Sends by the shared socket, or by the hop's own, which has to be told what it sends from. */
@@ -263,7 +277,7 @@ void single_reply_to_tun(struct tundp_worker *worker, const struct tundp_verdict
 		worker->config.offloads & TUNDP_OFFLOAD_VNET_HEADER ? TUNDP_VNET_LEN : 0;
 	uint8_t whole[TUNDP_VNET_LEN + TUNDP_REPLY_MAX] = { 0 };
 
-	if (!may_reply(worker))
+	if (!may_reply_to_tun(worker))
 		return;
 	memcpy(whole + vnet_len, verdict->reply, verdict->reply_len);
 	if (single_write_tun(worker, whole, vnet_len + verdict->reply_len))
@@ -272,14 +286,14 @@ void single_reply_to_tun(struct tundp_worker *worker, const struct tundp_verdict
 		worker->counters.icmp_to_tun++;
 }
 
-/* Sends an ICMP error about a peer's packet to the peer that holds the packet's source. */
+/* Sends an ICMP error about a packet from the wire to the peer that holds the packet's source. */
 void single_reply_to_peer(struct tundp_worker *worker, const struct tundp_fib *fib,
-			  const struct tundp_verdict *verdict)
+			  const struct tundp_verdict *verdict, const struct subject *subject)
 {
 	struct tundp_verdict way;
 	uint8_t reply[TUNDP_REPLY_MAX];
 
-	if (!may_reply(worker))
+	if (!may_reply_to_peer(worker, subject->hop))
 		return;
 	memcpy(reply, verdict->reply, verdict->reply_len);
 	tundp_encapsulate(fib, &worker->config.policy, reply, verdict->reply_len, &way);
@@ -308,11 +322,11 @@ int single_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib,
 	struct tundp_verdict verdict;
 
 	tundp_decapsulate(fib, &worker->config.policy, datagram, subject->len, subject->outer,
-			  &verdict);
+			  subject->port, &verdict);
 	if (verdict.kind != TUNDP_DELIVER) {
 		count_dropped(worker, direction, &tally, verdict.reason, subject);
 		if (verdict.kind == TUNDP_REPLY)
-			single_reply_to_peer(worker, fib, &verdict);
+			single_reply_to_peer(worker, fib, &verdict, subject);
 		return 0;
 	}
 	count_mismatches(worker, &verdict, subject);

@@ -38,7 +38,7 @@ int single_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib,
  * the peer that holds the packet's source. */
 void single_reply_to_tun(struct tundp_worker *worker, const struct tundp_verdict *verdict);
 void single_reply_to_peer(struct tundp_worker *worker, const struct tundp_fib *fib,
-			  const struct tundp_verdict *verdict);
+			  const struct tundp_verdict *verdict, const struct subject *subject);
 
 /* Writes to the TUN: 0 or an errno. A vnet header is there if the TUN has them. */
 int single_write_tun(struct tundp_worker *worker, const uint8_t *data, size_t len);

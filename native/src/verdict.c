@@ -1,6 +1,7 @@
 /* The verdicts on one packet. Python twin: tundp/wire/encap.py, which is the specification. */
 #include "fib.h"
 #include "icmp.h"
+#include "transport.h"
 #include "tundp_twins.h"
 
 static void drop(struct tundp_verdict *verdict, uint32_t reason)
@@ -81,26 +82,78 @@ void tundp_narrow(const struct tundp_policy *policy, const uint8_t *packet, uint
 					 verdict->reply));
 }
 
+/* Where no reason to drop was found. */
+#define NO_REASON TUNDP_DROP_COUNT
+
+static bool is_host(const struct tundp_fib *fib, uint32_t address)
+{
+	return ip_is_single_host(address) && !fib_is_broadcast(fib, address);
+}
+
+/* Whether an inner packet is a datagram, or its first fragment, for the overlay's port of a
+ * node. */
+static bool is_for_tunnel(const struct tundp_fib *fib, const struct tundp_policy *policy,
+			  const uint8_t *packet, const struct ip_header *header)
+{
+	return header->ip_proto == PROTO_UDP && !(header->flags_offset & IP_OFFSET_MASK) &&
+	       header->total_len >= header->header_len + 4 &&
+	       load_be16(packet + header->header_len + 2) == policy->port &&
+	       (header->destination == policy->tun_address ||
+		fib_is_node(fib, header->destination));
+}
+
+static bool is_admitted(const struct tundp_policy *policy, uint32_t source)
+{
+	for (uint16_t i = 0; i < policy->admitted_count; i++)
+		if (!((source ^ policy->admitted[i].address) & policy->admitted[i].mask))
+			return true;
+	return false;
+}
+
+/* Why who sent a datagram may not send what comes from `source`, or NO_REASON. */
+static uint32_t sender_fault(const struct tundp_fib *fib, const struct tundp_policy *policy,
+			     uint32_t source, uint32_t outer_source, uint16_t outer_port)
+{
+	uint32_t hop = fib_holder(fib, source);
+
+	if (hop == 0 && is_admitted(policy, source))
+		hop = fib_hop_of_peer(fib, outer_source);
+	/* Of our own subnet, hop or none, the address is 0: no peer's. */
+	if (hop == 0 || fib->hops[hop].flags & TUNDP_HOP_LOCAL ||
+	    fib->hops[hop].address != outer_source)
+		return TUNDP_DROP_SOURCE_MISMATCH;
+	return fib->hops[hop].port == outer_port ? NO_REASON : TUNDP_DROP_SOURCE_PORT_MISMATCH;
+}
+
 void tundp_decapsulate(const struct tundp_fib *fib, const struct tundp_policy *policy,
-		       uint8_t *datagram, size_t len, uint32_t outer_source,
+		       uint8_t *datagram, size_t len, uint32_t outer_source, uint16_t outer_port,
 		       struct tundp_verdict *verdict)
 {
 	struct ip_header header;
-	uint32_t reason;
+	uint32_t reason, fault;
 	const bool is_checked = policy->source_check != TUNDP_SOURCE_OFF;
-	bool source_matches, destination_matches;
+	bool destination_matches;
 
 	if (!ip_parse(datagram, len, &header, &reason)) {
 		drop(verdict, reason);
 		return;
 	}
-	if (!ip_is_single_host(header.source) || fib_is_own(fib, header.source)) {
+	if (!is_host(fib, header.source) || fib_is_own(fib, header.source)) {
 		drop(verdict, TUNDP_DROP_MARTIAN_SOURCE);
 		return;
 	}
-	source_matches = !is_checked || fib_admits(fib, header.source, outer_source);
-	if (!source_matches && policy->source_check == TUNDP_SOURCE_ENFORCE) {
-		drop(verdict, TUNDP_DROP_SOURCE_MISMATCH);
+	if (!is_host(fib, header.destination)) {
+		drop(verdict, TUNDP_DROP_MARTIAN_DESTINATION);
+		return;
+	}
+	if (is_for_tunnel(fib, policy, datagram, &header)) {
+		drop(verdict, TUNDP_DROP_TUNNEL_IN_TUNNEL);
+		return;
+	}
+	fault = is_checked ? sender_fault(fib, policy, header.source, outer_source, outer_port) :
+			     NO_REASON;
+	if (fault != NO_REASON && policy->source_check == TUNDP_SOURCE_ENFORCE) {
+		drop(verdict, fault);
 		return;
 	}
 	destination_matches = !is_checked || fib_is_own(fib, header.destination);
@@ -116,6 +169,6 @@ void tundp_decapsulate(const struct tundp_fib *fib, const struct tundp_policy *p
 	ip_decrement_ttl(datagram, &header);
 	verdict->kind = TUNDP_DELIVER;
 	verdict->len = header.total_len;
-	verdict->source_matches = source_matches;
+	verdict->source_matches = fault == NO_REASON;
 	verdict->destination_matches = destination_matches;
 }

@@ -13,7 +13,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Any
@@ -27,13 +27,13 @@ from tests.routes import peer as peer_of
 from tests.wait import DEADLINE_S, until
 from tundp.choices import Engine, Layout, Offload, SourceCheck
 from tundp.engine.base import EMSGSIZE_ORIGIN, OffloadState
-from tundp.engine.counters import HopCounters
+from tundp.engine.counters import Counters, HopCounters
 from tundp.engine.native.engine import EngineSettings
 from tundp.lab.lab import Host
 from tundp.linux.netlink import enter_namespace
 from tundp.linux.udp import open_udp
 from tundp.wire.drop import DropReason
-from tundp.wire.ratelimit import ICMP_BURST, ICMP_RATE_PER_S
+from tundp.wire.ratelimit import ICMP_BURST, ICMP_RATE_PER_S, ICMP_WIRE_RATE_PER_S
 
 ENGINES = [engine for engine in Engine if engine is not Engine.AUTO]
 every_engine = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.value)
@@ -262,18 +262,7 @@ async def test_refused_tun_writes(make_lab: Any, engine: Engine) -> None:
         assert (hop.packets_in, hop.drops, hop.last_errno) == (2, 2, None)
 
 
-async def errors_granted(all_: World, cause: Callable[[int], Awaitable[None]]) -> None:
-    """What `cause` makes 200 times, each worth an ICMP error, stays in the node's one budget."""
-    began = time.monotonic()
-    await cause(200)
-    took_s = time.monotonic() - began
-    counted = all_.engine.counters()
-    granted = counted.icmp_to_tun + counted.icmp_to_peers + counted.icmp_undeliverable
-    assert granted + counted.icmp_rate_limited == counted.encap.dropped + counted.decap.dropped
-    assert ICMP_BURST <= granted <= ICMP_BURST + took_s * ICMP_RATE_PER_S + 1
-
-
-@pytest.mark.parametrize(
+every_layout = pytest.mark.parametrize(
     ("engine", "layout"),
     [
         *((engine, Layout.SHARED) for engine in ENGINES),
@@ -282,18 +271,50 @@ async def errors_granted(all_: World, cause: Callable[[int], Awaitable[None]]) -
     ],
     ids=lambda value: value.value,
 )
-async def test_one_icmp_budget_for_both_directions(
-    make_lab: Any, engine: Engine, layout: Layout
-) -> None:
+
+
+@every_layout
+async def test_icmp_is_limited(make_lab: Any, engine: Engine, layout: Layout) -> None:
     async with world(make_lab, engine, layout=layout) as all_:
+        for rate, of_tun, of_wire in ((ICMP_RATE_PER_S, 200, 0), (ICMP_WIRE_RATE_PER_S, 200, 200)):
+            counted = replace(all_.engine.counters())
+            began = time.monotonic()
+            for _ in range(200):
+                if of_wire:
+                    all_.peer.sendto(inner(b"x", ttl=1), ("192.0.2.1", PORT))
+                else:
+                    all_.app.sendto(b"x", (NOWHERE, 9))
+            await all_.until_read(of_tun, of_wire)
+            took_s = time.monotonic() - began
+            after = all_.engine.counters()
+            granted = granted_by(after) - granted_by(counted)
+            assert granted + after.icmp_rate_limited - counted.icmp_rate_limited == 200
+            assert ICMP_BURST <= granted <= ICMP_BURST + took_s * rate + 1
 
-        async def cause(count: int) -> None:
-            for _ in range(count // 2):
-                all_.app.sendto(b"x", (NOWHERE, 9))
-                all_.peer.sendto(inner(b"x", ttl=1), ("192.0.2.1", PORT))
-            await all_.until_read(count // 2, count // 2)
 
-        await errors_granted(all_, cause)
+def granted_by(counted: Counters) -> int:
+    return counted.icmp_to_tun + counted.icmp_to_peers + counted.icmp_undeliverable
+
+
+@every_layout
+async def test_a_flood_takes_no_others_icmp(make_lab: Any, engine: Engine, layout: Layout) -> None:
+    """Whoever is no peer, a peer, and the node's own pods have an ICMP budget each."""
+    async with world(make_lab, engine, layout=layout) as all_:
+        at = ("192.0.2.1", PORT)
+        for _ in range(200):
+            all_.stranger.sendto(inner(b"x", ttl=1), at)
+        await all_.until_read(0, 200)
+        flooded = all_.engine.counters().icmp_rate_limited
+        assert flooded > 0
+        before = all_.engine.counters().icmp_to_peers
+        for _ in range(ICMP_BURST):
+            all_.peer.sendto(inner(b"x", ttl=1), at)
+            all_.app.sendto(b"x", (NOWHERE, 9))
+        await all_.until_read(ICMP_BURST, 200 + ICMP_BURST)
+        counted = all_.engine.counters()
+        assert counted.icmp_rate_limited == flooded
+        assert counted.icmp_to_peers == before + ICMP_BURST
+        assert counted.icmp_to_tun == ICMP_BURST
 
 
 @every_engine

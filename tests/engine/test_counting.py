@@ -33,7 +33,7 @@ LAST = 2**32 - 1
 def context() -> EngineContext:
     return EngineContext(
         fib=fib_of(("10.5.2.0/24", "127.0.0.1"), own="10.5.1.0/24"),
-        policy=Policy(tun_address=0x0A050100, source_check=SourceCheck.OFF),
+        policy=Policy(tun_address=0x0A050100, source_check=SourceCheck.OFF, port=8285),
         loop=asyncio.get_running_loop(),
     )
 

@@ -229,7 +229,7 @@ static void test_any_bytes(void)
 							       &out_len)))
 					taken += piece;
 		} else {
-			tundp_decapsulate(&fib, &policy, packet, len, peers[rng() % 2], &verdict);
+			tundp_decapsulate(&fib, &policy, packet, len, peers[rng() % 2], 8285, &verdict);
 		}
 		CHECK(verdict.kind <= TUNDP_DROP);
 		seen[verdict.kind & 3]++;
@@ -267,7 +267,6 @@ static void test_destination_check(void)
 		{ 0xc0000208, 1 }, /* another address of ours */
 		{ 0x0a050002, 0 }, /* a peer's subnet */
 		{ 0x0a050004, 0 }, /* no route */
-		{ 0xe0000001, 0 },
 	};
 	uint32_t table[4] = { 7, 0x80000000u | 2, 8, 9 };
 	const struct tundp_fib fib = make_fib(table, 4);
@@ -282,7 +281,7 @@ static void test_destination_check(void)
 
 			put(packet + 16, destinations[i].address, 4);
 			put(packet + 10, (uint16_t)~tundp_sum(packet, 20), 2);
-			tundp_decapsulate(&fib, &policy, packet, 20, 0xc0000207, &verdict);
+			tundp_decapsulate(&fib, &policy, packet, 20, 0xc0000207, 8285, &verdict);
 			if (check == TUNDP_SOURCE_ENFORCE && !is_own) {
 				CHECK(verdict.kind == TUNDP_DROP);
 				CHECK(verdict.reason == TUNDP_DROP_DESTINATION_MISMATCH);

@@ -59,7 +59,7 @@ struct lab {
 
 static const struct tundp_hop hops[HOPS] = { { 0 }, { .address = 0x7f000001, .port = 9 } };
 static struct tundp_path paths[HOPS];
-static uint64_t icmp_full_at_ns;
+static uint64_t icmp_full_at_ns[1 + TUNDP_ICMP_WIRE_BUCKETS];
 static const uint32_t table[1] = { 1 };
 static struct tundp_fib fibs[2];
 static uint64_t generation;
@@ -299,7 +299,7 @@ static int open_lab(struct lab *lab, const struct engine *engine)
 		.memory = aligned_alloc(64, (engine->len() + 63) / 64 * 64),
 		.hop_counters = calloc(HOPS, sizeof(struct tundp_hop_counters)),
 		.hop_queues = calloc(HOPS, sizeof(struct tundp_hop_queue)),
-		.icmp_full_at_ns = &icmp_full_at_ns,
+		.icmp_full_at_ns = icmp_full_at_ns,
 	};
 	if (!lab->config.memory || !lab->config.hop_counters || !lab->config.hop_queues ||
 	    bind(lab->config.udp_fd, (struct sockaddr *)&lab->udp, len) ||

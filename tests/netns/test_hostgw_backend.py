@@ -63,6 +63,7 @@ def context_of(host: Host) -> BackendContext:
             engine=Engine.AUTO,
             workers=1,
             source_check=SourceCheck.COUNT,
+            admitted=(),
             engine_settings=EngineSettings(),
         ),
         given=Given(),

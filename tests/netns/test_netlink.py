@@ -199,3 +199,31 @@ async def test_lost_changes_are_an_error_and_later_ones_come(make_lab: MakeLab) 
             assert change == RouteChange(routes[0].destination, (1,), 254, is_gone=True)
         finally:
             sock.close()
+
+
+async def test_broadcast_addresses_are_those_of_the_kernels_local_table(make_lab: MakeLab) -> None:
+    async with make_lab() as lab:
+        host, other = await lab.host("one"), await lab.host("two")
+        await lab.cable(host, "eth0", other, "eth0")
+        await host.configure("eth0", "192.0.2.1/24")
+        for address in (
+            "198.51.100.9/25 brd 198.51.100.77",
+            "203.0.113.5/30",
+            "203.0.113.8/31",
+            "10.5.1.0/32",
+            "10.9.0.1/8 brd +",
+        ):
+            await must_run(host, "ip", "addr", "add", *address.split(), "dev", "eth0")
+        listed = json.loads(
+            await must_run(
+                host, *["ip", "-j", "route", "show", "table", "local", "type", "broadcast"]
+            )
+        )
+        found = {
+            str(broadcast)
+            for address in await host.netlink.addresses()
+            for broadcast in address.broadcasts
+        }
+        # 127/8 is never delivered anyway.
+        assert found - {"127.255.255.255"} == {each["dst"] for each in listed} - {"127.255.255.255"}
+        assert {"192.0.2.255", "198.51.100.77", "198.51.100.127", "203.0.113.7"} <= found

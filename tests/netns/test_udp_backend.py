@@ -44,6 +44,7 @@ async def opened(
             engine=Engine.REFERENCE,
             workers=1,
             source_check=SourceCheck.COUNT,
+            admitted=(),
             engine_settings=EngineSettings(),
         )
         given = Given(tun_fds=tun.fds, udp_socks=(sock,))

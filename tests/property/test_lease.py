@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.routes import fib_of
+from tests.routes import PORT, fib_of
 from tundp.backend.choose import parse_network_config
 from tundp.errors import ConfigError, LeaseFormatError
 from tundp.lease import codec, subnet_env
@@ -89,13 +89,12 @@ def test_fib_is_a_longest_prefix_scan(
         else:
             assert hop is not None
             assert (hop.address, hop.is_local) == (match[1], False)
-        for outer in (0xC0000201, 0xC0000202, 0xC6336401, 0):
-            expected = (
-                outer in {target for _, target in scan if target}
-                if match is None
-                else match[1] == outer
-            )
-            assert fib.admits(address, outer) is expected
+        targets = {target for _, target in scan if target}
+        expected = (address if address in targets else None) if match is None else match[1] or 0
+        assert fib.holder(address) == (
+            None if expected is None else (expected, PORT if expected else 0)
+        )
+        assert fib.is_node(address) is (address in targets)
 
 
 # Lease table

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,12 @@ ADDRESSES = st.ip_addresses(v=4).filter(
 )
 BOOLEANS = st.booleans().map(lambda value: "true" if value else "false")
 PATHS = WORDS.map(lambda text: f"/{text}".rstrip("."))
+
+
+def networks(length: int) -> st.SearchStrategy[str]:
+    return st.ip_addresses(v=4).map(lambda ip: str(IPv4Network((ip, length), strict=False)))
+
+
 VALUES: dict[str, st.SearchStrategy[str]] = {
     "etcd-endpoints": st.lists(
         WORDS.map(lambda text: "http://" + text.replace("@", "").replace(",", "")).map(str.strip),
@@ -122,6 +129,7 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "disable-offloads": st.lists(st.sampled_from([each.value for each in Offload]), max_size=3).map(
         ",".join
     ),
+    "source-admit": st.lists(st.integers(0, 32).flatmap(networks), max_size=16).map(",".join),
     "workers": st.integers(1, 64).map(str),
     "cpus": st.lists(st.sampled_from(sorted(os.sched_getaffinity(0))), max_size=3).map(
         lambda numbers: ",".join(map(str, numbers))

@@ -13,6 +13,7 @@ from tests.packets import MF, header_len, ipv4, slow_sum
 from tundp.wire import fragment, ip
 from tundp.wire.drop import DropReason
 from tundp.wire.encap import Deliver, Drop, Forward, Reply, SourceCheck, decapsulate, encapsulate
+from tundp.wire.policy import Policy
 from tundp.wire.ratelimit import TokenBucket
 
 SETTINGS = settings(max_examples=200, deadline=None)
@@ -30,6 +31,8 @@ def packets(draw: st.DrawFn) -> bytes:
     options = draw(st.binary(max_size=40))
     options = options[: len(options) // 4 * 4]
     payload = draw(st.binary(max_size=120))
+    if draw(st.booleans()):
+        payload = payload[:2] + b"\x20\x5d" + payload[2:]
     data = bytearray(
         struct.pack(
             "!BBHHHBBHII",
@@ -57,12 +60,45 @@ def packets(draw: st.DrawFn) -> bytes:
     return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.integers(0, 9)) == 0 else data)
 
 
+@dataclass
+class Answers:
+    """An AddressTable that answers the same whatever the address."""
+
+    own: list[bool]
+    """For the destination and the source; asked from its end on."""
+    node: bool
+    sender: tuple[int, int] | None
+
+    def is_own(self, address: int) -> bool:
+        return self.own.pop()
+
+    def is_broadcast(self, address: int) -> bool:
+        return False
+
+    def is_node(self, address: int) -> bool:
+        return self.node
+
+    def holder(self, address: int) -> tuple[int, int] | None:
+        return self.sender
+
+    def peer(self, address: int) -> tuple[int, int] | None:
+        return None
+
+
 ANY = st.one_of(st.binary(max_size=120), packets(), packets())
 
 
 def is_unicast(address: bytes) -> bool:
     """No multicast and not 255.255.255.255; 240/4 is as good as any, as for the kernel."""
     return not 224 <= address[0] < 240 and address != b"\xff\xff\xff\xff"
+
+
+def is_for_8285(packet: bytes) -> bool:
+    """A datagram, whole or a first fragment, to port 8285."""
+    length = header_len(packet)
+    is_first = not int.from_bytes(packet[6:8], "big") & 0x1FFF
+    end = int.from_bytes(packet[2:4], "big")
+    return packet[9] == 17 and is_first and packet[length + 2 : min(end, length + 4)] == b"\x20\x5d"
 
 
 def check_reply(verdict: Reply, original: bytes) -> None:
@@ -172,26 +208,30 @@ def test_encapsulate_gives_one_consistent_verdict_for_any_bytes(
     ours=st.sampled_from([False, False, True]),
     for_us=st.booleans(),
     admitted=st.booleans(),
+    is_node=st.booleans(),
     check=st.sampled_from(SourceCheck),
 )
 def test_decapsulate_gives_one_consistent_verdict_for_any_bytes(
-    data: bytes, ours: bool, for_us: bool, admitted: bool, check: SourceCheck
+    data: bytes, ours: bool, for_us: bool, admitted: bool, is_node: bool, check: SourceCheck
 ) -> None:
     buffer = bytearray(data)
-    answers = iter([ours, for_us])  # for the source, then the destination
+    sender = (0xC0000207, 8285)
+    table = Answers([for_us, ours], node=is_node, sender=sender if admitted else None)
     verdict = decapsulate(
         memoryview(buffer),
-        outer_source=0xC0000207,
-        is_ours=lambda inner: next(answers),
-        admits=lambda inner, outer: admitted,
-        source_check=check,
-        tun_address=TUNNEL,
+        sender=sender,
+        table=table,
+        policy=Policy(tun_address=TUNNEL, source_check=check, port=8285),
     )
     parsed = ip.parse(memoryview(data))
     if isinstance(parsed, DropReason):
         assert verdict == Drop(parsed)
     elif ours or data[12] in (0, 127) or not is_unicast(data[12:16]):
         assert verdict == Drop(DropReason.MARTIAN_SOURCE)
+    elif data[16] in (0, 127) or not is_unicast(data[16:20]):
+        assert verdict == Drop(DropReason.MARTIAN_DESTINATION)
+    elif is_for_8285(data) and (is_node or parsed.destination == TUNNEL):
+        assert verdict == Drop(DropReason.TUNNEL_IN_TUNNEL)
     elif check is SourceCheck.ENFORCE and not admitted:
         assert verdict == Drop(DropReason.SOURCE_MISMATCH)
     elif check is SourceCheck.ENFORCE and not for_us:

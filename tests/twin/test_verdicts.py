@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.packets import ipv4
-from tests.routes import fib_of
+from tests.routes import PORT, fib_of
 from tundp.engine.native import library
-from tundp.engine.native.fib import NativeFib
+from tundp.engine.native.fib import NativeFib, policy_values
 from tundp.lease.fib import Fib, NextHop
 from tundp.wire import checksum, fragment, ip
 from tundp.wire.drop import DropReason
@@ -29,7 +29,8 @@ from tundp.wire.encap import (
     encapsulate,
     narrow,
 )
-from tundp.wire.ratelimit import ICMP_BURST, ICMP_RATE_PER_S, TokenBucket
+from tundp.wire.policy import Policy, Prefix
+from tundp.wire.ratelimit import ICMP_BURST, ICMP_RATE_PER_S, ICMP_WIRE_RATE_PER_S, TokenBucket
 
 TUNNEL = int(IPv4Address("10.5.3.0"))
 PEER = int(IPv4Address("192.0.2.2"))
@@ -45,6 +46,9 @@ ADDRESSES = [
         "10.5.77.1",  # no route
         "192.0.2.1",  # our underlay address
         "192.0.2.9",
+        "192.0.2.2",  # a peer's underlay address
+        "192.0.2.255",  # a broadcast address
+        "203.0.113.7",  # admitted
         "0.0.0.0",
         "127.0.0.1",
         "224.0.0.1",
@@ -65,6 +69,7 @@ def make_fib() -> Fib:
         ("10.5.2.0/24", IPv4Address(NARROW_PEER)),
         own="10.5.3.0/24",
         own_addresses=["192.0.2.1", "198.51.100.1"],
+        broadcasts=["192.0.2.255", "198.51.100.255"],
     )
 
 
@@ -75,11 +80,15 @@ NATIVE_FIB = NativeFib(FIB, PATHS)
 VERDICT = ffi.new("struct tundp_verdict *")
 
 
-def policy(check: SourceCheck) -> Any:
-    found = ffi.new("struct tundp_policy *")
-    found.tun_address = TUNNEL
-    found.source_check = list(SourceCheck).index(check)
-    return found
+ADMITTED = (Prefix(0xCB007100, 0xFFFFFF00), Prefix(0xC6336402, 0xFFFFFFFF))
+
+
+def policy(check: SourceCheck, admitted: tuple[Prefix, ...] = ADMITTED) -> Policy:
+    return Policy(tun_address=TUNNEL, source_check=check, port=PORT, admitted=admitted)
+
+
+def native_policy(of: Policy) -> Any:
+    return ffi.new("struct tundp_policy *", policy_values(of))
 
 
 def assert_same_encap(packet: bytes) -> None:
@@ -92,7 +101,7 @@ def assert_same_encap(packet: bytes) -> None:
     )
     lib.tundp_encapsulate(
         NATIVE_FIB.struct,
-        policy(SourceCheck.OFF),
+        native_policy(policy(SourceCheck.OFF)),
         ffi.from_buffer("uint8_t[]", theirs),
         len(theirs),
         VERDICT,
@@ -103,22 +112,23 @@ def assert_same_encap(packet: bytes) -> None:
         assert sent_by_c(theirs) == [bytes(each) for each in expected.packets]
 
 
-def assert_same_decap(datagram: bytes, outer: int, check: SourceCheck) -> Deliver | Reply | Drop:
+def assert_same_decap(
+    datagram: bytes,
+    outer: int,
+    check: SourceCheck,
+    port: int = PORT,
+    admitted: tuple[Prefix, ...] = ADMITTED,
+) -> Deliver | Reply | Drop:
     mine, theirs = bytearray(datagram), bytearray(datagram)
-    expected = decapsulate(
-        memoryview(mine),
-        outer_source=outer,
-        is_ours=FIB.is_own,
-        admits=FIB.admits,
-        source_check=check,
-        tun_address=TUNNEL,
-    )
+    rules = policy(check, admitted)
+    expected = decapsulate(memoryview(mine), sender=(outer, port), table=FIB, policy=rules)
     lib.tundp_decapsulate(
         NATIVE_FIB.struct,
-        policy(check),
+        native_policy(rules),
         ffi.from_buffer("uint8_t[]", theirs),
         len(theirs),
         outer,
+        port,
         VERDICT,
     )
     assert_same(expected, mine, theirs)
@@ -169,6 +179,8 @@ def build(
     trailing: int = 0,
 ) -> bytes:
     payload = rng.randbytes(payload_len)
+    if rng.random() < 0.3:
+        payload = (rng.randbytes(2) + PORT.to_bytes(2, "big") + payload)[:payload_len]
     packet = bytearray(
         ipv4(
             payload,
@@ -211,7 +223,9 @@ def test_well_formed_and_nearly_well_formed_packets(seed: int) -> None:
         packet = packet[: rng.choice((len(packet), len(packet), rng.randrange(len(packet) + 1)))]
         assert_same_encap(packet)
         for check in SourceCheck:
-            assert_same_decap(packet, rng.choice((PEER, NARROW_PEER, 0xC0000263)), check)
+            outer = rng.choice((PEER, NARROW_PEER, 0xC0000263))
+            admitted = ADMITTED[: rng.randrange(3)]
+            assert_same_decap(packet, outer, check, rng.choice((PORT, PORT, 40000)), admitted)
 
 
 @given(st.binary(max_size=120), st.integers(0, 2**32 - 1), st.sampled_from(SourceCheck))
@@ -254,7 +268,7 @@ def test_a_forwarded_packet_whose_path_is_narrower(
     else:
         assert expected == wanted
     lib.tundp_narrow(
-        policy(SourceCheck.OFF),
+        native_policy(policy(SourceCheck.OFF)),
         ffi.from_buffer("uint8_t[]", packet),
         FIB.index(ADDRESSES[0]),
         limit or 0,
@@ -275,12 +289,15 @@ def test_ttl_restored_for_every_checksum() -> None:
 
 OWN_SUBNET = IPv4Network("10.5.3.0/24")
 OWN_ADDRESSES = {int(IPv4Address(text)) for text in ("192.0.2.1", "198.51.100.1")}
+BROADCASTS = {int(IPv4Address(text)) for text in ("192.0.2.255", "198.51.100.255")}
 EDGES = [
     edge + step
     for edge in (
         int(OWN_SUBNET.network_address),
         int(OWN_SUBNET.broadcast_address),
         *OWN_ADDRESSES,
+        *BROADCASTS,
+        PEER,
         0,
         2**32 - 1,
     )
@@ -297,23 +314,37 @@ anywhere = st.one_of(
 
 @given(
     destination=anywhere,
-    source=st.sampled_from([ADDRESSES[0], ADDRESSES[1], ADDRESSES[4], ADDRESSES[6]]),
+    source=st.sampled_from([ADDRESSES[0], ADDRESSES[1], ADDRESSES[4], PEER, 0xCB007107]),
     outer=st.sampled_from([PEER, NARROW_PEER, 0xC0000263]),
+    port=st.sampled_from([PORT, PORT, 40000]),
+    to_port=st.sampled_from([53, PORT]),
     ttl=st.sampled_from([0, 1, 2, 64]),
     check=st.sampled_from(SourceCheck),
 )
 @settings(max_examples=1500, deadline=None)
-def test_destination_check(
-    destination: int, source: int, outer: int, ttl: int, check: SourceCheck
+def test_sender_and_destination(
+    destination: int, source: int, outer: int, port: int, to_port: int, ttl: int, check: SourceCheck
 ) -> None:
-    datagram = ipv4(bytes(8), 17, source=source, destination=destination, frag=0, ttl=ttl)
-    verdict = assert_same_decap(datagram, outer, check)
-    # Not by asking the FIB: what `own` means is said here once more.
+    payload = struct.pack("!HHHH", 53, to_port, 8, 0)
+    datagram = ipv4(payload, 17, source=source, destination=destination, frag=0, ttl=ttl)
+    verdict = assert_same_decap(datagram, outer, check, port)
+    # Not by asking the FIB: what `own` and the others mean is said here once more.
     is_own = IPv4Address(destination) in OWN_SUBNET or destination in OWN_ADDRESSES
-    leased = {ADDRESSES[0]: PEER, ADDRESSES[1]: NARROW_PEER}
-    is_admitted = leased.get(source, outer) == outer and outer != 0xC0000263
-    if check is SourceCheck.ENFORCE and not is_admitted:
+    top = destination >> 24
+    is_martian = top in (0, 127) or 224 <= top < 240 or destination == 2**32 - 1
+    is_node = destination in {*OWN_ADDRESSES, TUNNEL, PEER, NARROW_PEER}
+    senders = {ADDRESSES[0]: {PEER}, ADDRESSES[1]: {NARROW_PEER}, PEER: {PEER}}
+    senders[0xCB007107] = {PEER, NARROW_PEER}  # in no lease, but admitted
+    is_sender = outer in senders.get(source, set())
+    is_admitted = is_sender and port == PORT
+    if is_martian or destination in BROADCASTS:
+        assert verdict == Drop(DropReason.MARTIAN_DESTINATION)
+    elif is_node and to_port == PORT:
+        assert verdict == Drop(DropReason.TUNNEL_IN_TUNNEL)
+    elif check is SourceCheck.ENFORCE and not is_sender:
         assert verdict == Drop(DropReason.SOURCE_MISMATCH)
+    elif check is SourceCheck.ENFORCE and not is_admitted:
+        assert verdict == Drop(DropReason.SOURCE_PORT_MISMATCH)
     elif check is SourceCheck.ENFORCE and not is_own:
         assert verdict == Drop(DropReason.DESTINATION_MISMATCH)
     elif ttl <= 1:
@@ -357,15 +388,19 @@ def test_fragments_of_anything(
     assert sent_by_c(packet) == fragment.fragment(memoryview(packet), header, mtu)
 
 
-@given(st.lists(st.integers(0, 60_000_000), max_size=300), st.integers(1, 10**15))
+@given(
+    st.lists(st.integers(0, 60_000_000), max_size=300),
+    st.integers(1, 10**15),
+    st.sampled_from([ICMP_RATE_PER_S, ICMP_WIRE_RATE_PER_S]),
+)
 @settings(max_examples=200, deadline=None)
-def test_token_buckets_agree(gaps: list[int], start: int) -> None:
+def test_token_buckets_agree(gaps: list[int], start: int, rate: int) -> None:
     full_at_ns = ffi.new("uint64_t *")
-    bucket = TokenBucket(rate_per_s=ICMP_RATE_PER_S, burst=ICMP_BURST)
+    bucket = TokenBucket(rate_per_s=rate, burst=ICMP_BURST)
     now = start
     for gap in gaps:
         now += gap
-        assert bool(lib.tundp_may_reply(full_at_ns, now)) is bucket.take(now)
+        assert bool(lib.tundp_may_reply(full_at_ns, rate, now)) is bucket.take(now)
 
 
 def test_struct_sizes_are_what_numpy_thinks() -> None:

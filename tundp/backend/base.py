@@ -78,6 +78,8 @@ class PacketSettings:
     workers: int
     """Sockets, and queues of the TUN device."""
     source_check: SourceCheck
+    admitted: tuple[IPv4Network, ...]
+    """Networks in no lease that any peer may send from, whatever the source check."""
     engine_settings: EngineSettings
 
 

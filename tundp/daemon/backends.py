@@ -23,6 +23,7 @@ def make_backend(
         engine=settings.engine,
         workers=settings.workers,
         source_check=settings.source_check,
+        admitted=settings.source_admit,
         engine_settings=EngineSettings(
             disabled=frozenset(settings.disable_offloads),
             cpus=settings.cpus,

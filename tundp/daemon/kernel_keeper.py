@@ -259,13 +259,20 @@ class KernelKeeper:
         """Give the ledger this node's addresses, which no lease may lead to."""
         node = self._node
         self._paths.set_own_networks(each.interface.network for each in self._addresses.values())
-        own = {
-            address for index, address in self._addresses if not node.backend.owns_address(index)
-        }
         public_ip = node.underlay.interface.public_ip
-        own.add(public_ip)
-        if own != node.routing.own_addresses or public_ip != node.routing.public_ip:
+        own = frozenset(
+            address for index, address in self._addresses if not node.backend.owns_address(index)
+        ) | {public_ip}
+        broadcasts = frozenset(
+            address for each in self._addresses.values() for address in each.broadcasts
+        )
+        if (own, broadcasts, public_ip) != (
+            node.routing.own_addresses,
+            node.routing.broadcasts,
+            node.routing.public_ip,
+        ):
             with node.change():
+                node.routing.broadcasts = broadcasts
                 delta = node.routing.set_own_addresses(own, public_ip)
                 node.publisher.apply(delta, is_own_changed=True)
 

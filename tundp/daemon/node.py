@@ -179,6 +179,7 @@ class Node:
         if self._is_changing:
             old, ledger = self.routing, self._make_ledger(self.routing.own_addresses)
             ledger.generation = old.generation
+            ledger.broadcasts = old.broadcasts
             ledger.set_misrouted(old.misrouted)
             delta = ledger.apply(
                 Snapshot(tuple(old.leases.values()), old.revision, tuple(old.bad_entries.values()))

@@ -49,7 +49,7 @@ from tundp.engine.hops import HopLedger
 from tundp.lease.fib import Fib
 from tundp.linux import uapi, udp
 from tundp.linux.tun import Tun, TunMode
-from tundp.wire import ip, overhead
+from tundp.wire import ip, overhead, ratelimit
 from tundp.wire.drop import DropReason, send_reason, tun_reason
 from tundp.wire.encap import (
     Deliver,
@@ -60,7 +60,6 @@ from tundp.wire.encap import (
     encapsulate,
     narrow,
 )
-from tundp.wire.ratelimit import ICMP_BURST, ICMP_RATE_PER_S, TokenBucket
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ class ReferenceEngine:
         self._policy = context.policy
         self._loop = loop = context.loop
         self._clock_ns = clock_ns
-        self._icmp_bucket = TokenBucket(rate_per_s=ICMP_RATE_PER_S, burst=ICMP_BURST)
+        self._icmp_local, *self._icmp_wire = ratelimit.icmp_buckets()
         self._counters = Counters()
         self._tun_buffer = memoryview(bytearray(BUFFER_LEN))
         self._udp_buffer = memoryview(bytearray(BUFFER_LEN))
@@ -302,7 +301,7 @@ class ReferenceEngine:
             self._counters.fragments_out += datagram_count
 
     def _reply_to_tun(self, answer: bytes) -> None:
-        if not self._may_reply() or self._tun is None:
+        if not self._may_reply(self._icmp_local) or self._tun is None:
             return
         self._counters.syscalls += 1
         try:
@@ -340,20 +339,13 @@ class ReferenceEngine:
                 outer_source = int.from_bytes(socket.inet_aton(sender[0]), "big")
                 hop_id = self._hop_of_peer.get(outer_source, 0)
                 self._count_heard(hop_id, length)
-                self._decapsulate(self._udp_buffer[:length], outer_source, hop_id)
+                self._decapsulate(self._udp_buffer[:length], (outer_source, sender[1]), hop_id)
             except Exception:  # noqa: BLE001  (a bug costs its packet, not the daemon)
                 self._on_bug(counters, DropReason.TUN_FAILED)
 
-    def _decapsulate(self, datagram: memoryview, outer_source: int, hop_id: int) -> None:
+    def _decapsulate(self, datagram: memoryview, sender: tuple[int, int], hop_id: int) -> None:
         counters = self._counters.decap
-        verdict = decapsulate(
-            datagram,
-            outer_source=outer_source,
-            is_ours=self._fib.is_own,
-            admits=self._fib.admits,
-            source_check=self._policy.source_check,
-            tun_address=self._policy.tun_address,
-        )
+        verdict = decapsulate(datagram, sender=sender, table=self._fib, policy=self._policy)
         match verdict:
             case Deliver(packet, source_matches, destination_matches):
                 if not source_matches:
@@ -363,7 +355,7 @@ class ReferenceEngine:
                 self._deliver(packet, hop_id)
             case Reply(reason, answer):
                 self._drop(counters, reason, hop_id)
-                self._reply_to_peer(answer)
+                self._reply_to_peer(answer, hop_id)
             case Drop(reason):
                 self._drop(counters, reason, hop_id)
 
@@ -385,8 +377,9 @@ class ReferenceEngine:
         counters.writes += 1
         counters.bytes_out += len(packet)
 
-    def _reply_to_peer(self, answer: bytes) -> None:
-        if not self._may_reply():
+    def _reply_to_peer(self, answer: bytes, about: int) -> None:
+        """Answer a packet that came from hop `about`, to the peer that holds its source."""
+        if not self._may_reply(self._icmp_wire[ratelimit.wire_bucket(about)]):
             return
         verdict = self._verdict(memoryview(bytearray(answer)))
         if isinstance(verdict, Forward):
@@ -404,8 +397,8 @@ class ReferenceEngine:
 
     # both directions
 
-    def _may_reply(self) -> bool:
-        if self._icmp_bucket.take(self._clock_ns()):
+    def _may_reply(self, bucket: ratelimit.TokenBucket) -> bool:
+        if bucket.take(self._clock_ns()):
             return True
         self._counters.icmp_rate_limited += 1
         return False

@@ -16,7 +16,7 @@ expanded to slots at build time, so "longest match" costs nothing per packet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
@@ -64,8 +64,9 @@ class Fib:
         "_base_shift",
         "_hops",
         "_levels",
-        "_peer_set",
+        "_peers",
         "_view",
+        "broadcasts",
         "generation",
         "hop_array",
         "own_addresses",
@@ -84,9 +85,12 @@ class Fib:
         table: npt.NDArray[np.uint32],
         hop_array: npt.NDArray[np.void],
         own_addresses: frozenset[int],
+        broadcasts: frozenset[int] = frozenset(),
         generation: int,
     ) -> None:
         self.own_addresses = own_addresses
+        self.broadcasts = broadcasts
+        """Broadcast addresses of this host's networks (host order)."""
         self.generation = generation
         self.strides = strides
         self.table = table
@@ -105,7 +109,7 @@ class Fib:
         """Addresses of all peers (host order), ascending."""
         self.peer_hops = used[first].astype(np.uint32)
         """The hop id of each address in `peer_array`: of two with one address, the lower."""
-        self._peer_set: frozenset[int] | None = None
+        self._peers: dict[int, tuple[int, int]] | None = None
 
     @property
     def hops(self) -> tuple[NextHop | None, ...]:
@@ -115,11 +119,15 @@ class Fib:
         return self._hops
 
     @property
-    def peer_addresses(self) -> frozenset[int]:
-        """Addresses of all peers (host order)."""
-        if self._peer_set is None:
-            self._peer_set = frozenset(self.peer_array.tolist())
-        return self._peer_set
+    def peers(self) -> Mapping[int, tuple[int, int]]:
+        """Endpoint (address, port) of each peer by its address. Made when asked first."""
+        if self._peers is None:
+            ports = self.hop_array["port"][self.peer_hops].tolist()
+            self._peers = {
+                address: (address, port)
+                for address, port in zip(self.peer_array.tolist(), ports, strict=True)
+            }
+        return self._peers
 
     @property
     def base(self) -> int:
@@ -154,16 +162,26 @@ class Fib:
         hop = self.lookup(address)
         return hop is not None and hop.is_local
 
-    def admits(self, inner_source: int, outer_source: int) -> bool:
-        """Whether packets from `inner_source` may arrive from `outer_source` (both host order).
+    def is_broadcast(self, address: int) -> bool:
+        """Whether an address (host order) is a broadcast address of this host's networks."""
+        return address in self.broadcasts
 
-        The outer source must hold the lease of the inner source. An inner source in no
-        lease (a host without masquerade) is judged by the outer one alone: any peer may.
+    def is_node(self, address: int) -> bool:
+        """Whether an address (host order) is one of this host's, or a peer's PublicIP."""
+        return address in self.own_addresses or address in self.peers
+
+    def holder(self, address: int) -> tuple[int, int] | None:
+        """The endpoint that sends what has this inner source (host order), or None.
+
+        Of an address in a lease it is the lease's peer; of a peer's PublicIP that peer. Nobody
+        sends from our own subnet: its endpoint is address 0.
         """
-        hop = self.lookup(inner_source)
-        if hop is None:
-            return outer_source in self.peer_addresses
-        return not hop.is_local and hop.address == outer_source
+        hop = self.lookup(address)
+        return self.peer(address) if hop is None else (hop.address, hop.sockaddr[1])
+
+    def peer(self, address: int) -> tuple[int, int] | None:
+        """The endpoint of the peer with this PublicIP (host order), or None."""
+        return self.peers.get(address)
 
 
 def row_of(peer: Peer) -> tuple[int, int, int]:
@@ -177,6 +195,7 @@ def build_fib(
     own_subnet: IPv4Network | None,
     generation: int,
     own_addresses: Iterable[IPv4Address] = (),
+    broadcasts: Iterable[IPv4Address] = (),
 ) -> Fib:
     """A FIB that sends each peer's subnet to its endpoint; equal subnets must not occur.
 
@@ -191,6 +210,7 @@ def build_fib(
         hops,
         own_subnet=own_subnet,
         own_addresses=own_addresses,
+        broadcasts=broadcasts,
         generation=generation,
     )
 
@@ -201,6 +221,7 @@ def assemble_fib(
     *,
     own_subnet: IPv4Network | None,
     own_addresses: Iterable[IPv4Address],
+    broadcasts: Iterable[IPv4Address] = (),
     generation: int,
 ) -> Fib:
     """A FIB of routes and hops in numbers. Cost: a few numpy passes, linear in the routes.
@@ -210,6 +231,7 @@ def assemble_fib(
         LOCAL_HOP_ID is overwritten: `own_subnet` leads to it, unless a peer holds a
         longer prefix inside.
     own_addresses: the node's other addresses, which no packet may come from.
+    broadcasts: broadcast addresses of its networks, which no packet may come from or be for.
     """
     starts: list[int] = []
     lengths: list[int] = []
@@ -234,6 +256,7 @@ def assemble_fib(
         table=_fill(routes, base_len, strides),
         hop_array=hop_array,
         own_addresses=frozenset(int(address) for address in own_addresses),
+        broadcasts=frozenset(int(address) for address in broadcasts),
         generation=generation,
     )
 

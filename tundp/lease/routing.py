@@ -219,6 +219,8 @@ class Routing:
         """The addresses no lease may lead to and no packet may come from."""
         self.public_ip = public_ip
         """The address that our own lease advertises."""
+        self.broadcasts: frozenset[IPv4Address] = frozenset()
+        """Broadcast addresses of this node's networks: no packet is from one or for one."""
         self._identity = identity
         self._renewed: dict[LeaseKey, None] = {}
         """Leftovers that somebody has written since we know them, and so holds."""
@@ -324,6 +326,7 @@ class Routing:
             self._hops.view,
             own_subnet=self._own_key.subnet,
             own_addresses=self.own_addresses,
+            broadcasts=self.broadcasts,
             generation=self.generation,
         )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Final
 
 from tundp.linux import uapi
@@ -16,6 +17,9 @@ _IFINFOMSG: Final = struct.Struct("=BxHiII")
 """struct ifinfomsg: family, device type, index, flags, changed flags."""
 _IFADDRMSG: Final = struct.Struct("=BBBBI")
 """struct ifaddrmsg: family, prefix length, flags, scope, index."""
+
+_POINT_TO_POINT_LEN: Final = 31
+"""Networks of this prefix length and longer have no broadcast address (RFC 3021)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,20 @@ class Address:
     """IFA_F_TEMPORARY, which for IPv4 is the same bit as IFA_F_SECONDARY, and means that."""
     scope: int = 0
     """rtnetlink.h's RT_SCOPE_: 0 universe, 253 link, 254 host."""
+    broadcast: IPv4Address | None = None
+    """IFA_BROADCAST, as whoever set the address chose it; None: none was given."""
+
+    @property
+    def broadcasts(self) -> Iterator[IPv4Address]:
+        """The addresses the kernel takes for broadcasts because of this one.
+
+        The given one, and the last of the network whatever was given, unless it has no room for
+        one (net/ipv4/fib_frontend.c, fib_add_ifaddr, Linux 6.18).
+        """
+        if self.broadcast is not None:
+            yield self.broadcast
+        if self.interface.network.prefixlen < _POINT_TO_POINT_LEN:
+            yield self.interface.network.broadcast_address
 
 
 def links_request() -> tuple[int, bytes]:
@@ -93,6 +111,7 @@ def decode_address(body: memoryview) -> Address | None:
     local = values.get(uapi.IFA_LOCAL) or values.get(uapi.IFA_ADDRESS)
     if local is None:
         return None
+    broadcast = values.get(uapi.IFA_BROADCAST)
     if (all_flags := values.get(uapi.IFA_FLAGS)) is not None:
         flags = int.from_bytes(all_flags, sys.byteorder)
     return Address(
@@ -102,6 +121,7 @@ def decode_address(body: memoryview) -> Address | None:
         is_deprecated=bool(flags & uapi.IFA_F_DEPRECATED),
         is_temporary=bool(flags & uapi.IFA_F_TEMPORARY),
         scope=scope,
+        broadcast=None if broadcast is None else IPv4Address(bytes(broadcast)),
     )
 
 

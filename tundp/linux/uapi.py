@@ -217,6 +217,7 @@ IFLA_XDP_ATTACHED: Final = 2
 # linux/if_addr.h
 IFA_ADDRESS: Final = 1
 IFA_LOCAL: Final = 2
+IFA_BROADCAST: Final = 4
 IFA_FLAGS: Final = 8
 """3.14: all 32 bits of the flags."""
 IFA_F_TEMPORARY: Final = 0x01

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from tundp.choices import Offload, StoreKind
 from tundp.wire import ip
+from tundp.wire.policy import ADMITTED_MAX
 
 LEASE_TTL_S: Final = 86400
 TUN_NAME_MAX: Final = 15
@@ -71,6 +72,22 @@ def parse_address(text: str) -> IPv4Address | None:
     if not ip.is_single_host(int(address)):
         raise ValueError("is no address of a host: peers could not send to it")
     return address
+
+
+def parse_networks(text: str) -> tuple[IPv4Network, ...]:
+    """IPv4 networks in CIDR notation, at most ADMITTED_MAX."""
+    networks = []
+    for part in parse_list(text):
+        try:
+            networks.append(IPv4Network(part))
+        except ValueError:
+            raise ValueError(
+                f"has {part!r}, which is no IPv4 network with a prefix length and no host bits, as"
+                " 203.0.113.0/24"
+            ) from None
+    if len(networks) > ADMITTED_MAX:
+        raise ValueError(f"has {len(networks)} networks, of at most {ADMITTED_MAX}: join them")
+    return tuple(networks)
 
 
 def parse_address6(text: str) -> IPv6Address | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from typing import Final
 
@@ -414,6 +414,14 @@ class Settings:
         help="packets whose sender does not hold the lease of their inner source, or whose inner"
         " destination is not this node's: off delivers them, count delivers and counts them,"
         " enforce drops them",
+    )
+    source_admit: tuple[IPv4Network, ...] = flag(
+        section=Section.PACKETS,
+        parse=parsers.parse_networks,
+        default=(),
+        metavar="NETWORK[,NETWORK...]",
+        help="networks in no lease whose addresses the source check admits from every peer: hosts"
+        " behind a node whose packets are not masqueraded",
     )
     tun_name: str = flag(
         section=Section.NODE,

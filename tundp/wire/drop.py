@@ -102,8 +102,10 @@ class DropReason(IntEnum):
     )
     SOURCE_MISMATCH = (
         9,
-        "the outer source does not hold the lease of the inner source",
-        "a spoofed packet, or a peer behind NAT: then let the source check count, not enforce",
+        "the outer source does not hold the lease of the inner source, or is not the node whose"
+        " address that is, or the inner source is in no lease and not admitted",
+        "a spoofed packet, a host without masquerade (admit its network), or a peer behind NAT:"
+        " then let the source check count, not enforce",
     )
     MARTIAN_SOURCE = (
         10,
@@ -181,6 +183,26 @@ class DropReason(IntEnum):
         "find the peer in tundp status, then: ip neigh get <peer> dev <uplink>; ip route get"
         " <peer>; tc -s qdisc",
         ("EAGAIN",),
+    )
+    # Rules of the overlay again.
+    MARTIAN_DESTINATION = (
+        22,
+        "from the wire for an inner destination that is no single host's: 0/8, 127/8, multicast or"
+        " a broadcast",
+        "a forged packet: look at the outer source; no flannel sends such a packet",
+    )
+    TUNNEL_IN_TUNNEL = (
+        23,
+        "from the wire with an inner datagram for the overlay's own UDP port on a node",
+        "a forged packet, or a pod that reaches for that port: look at the outer source, and let"
+        " no pod send to the overlay's port",
+    )
+    SOURCE_PORT_MISMATCH = (
+        24,
+        "from a peer's address that holds the lease of the inner source, but not from the overlay's"
+        " UDP port",
+        "a process or a masqueraded pod on the peer, or NAT between the nodes: then let the source"
+        " check count, not enforce",
     )
 
     @property

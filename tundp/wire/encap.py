@@ -5,7 +5,8 @@ its holes closed. The order of the checks is part of the rules, since the first 
 applies names the drop:
 
     encapsulate   parse · route · TTL · path MTU
-    decapsulate   parse · martian source · source check · destination check · TTL
+    decapsulate   parse · martian source · martian destination · tunnel in tunnel
+                  · source check · destination check · TTL
 
 As in flannel the route comes before the TTL, and *both* ends decrement the TTL, so hop
 counts agree in a mixed cluster. Unlike flannel a TTL that runs out is answered with
@@ -23,6 +24,7 @@ from typing import Generic, Protocol, TypeVar
 from tundp.choices import SourceCheck as SourceCheck
 from tundp.wire import fragment, icmp, ip
 from tundp.wire.drop import DropReason
+from tundp.wire.policy import Policy
 
 
 class Hop(Protocol):
@@ -35,6 +37,36 @@ class Hop(Protocol):
 
 
 HopT = TypeVar("HopT", bound=Hop)
+
+Endpoint = tuple[int, int]
+"""IPv4 address (host order) and UDP port, of the underlay."""
+
+
+class AddressTable(Protocol):
+    """What `decapsulate` asks of the leases and of this host. Addresses are in host order."""
+
+    def is_own(self, address: int) -> bool:
+        """Whether an inner address is one of this node or its pods."""
+        ...
+
+    def is_broadcast(self, address: int) -> bool:
+        """Whether an address is a broadcast address of one of this host's networks."""
+        ...
+
+    def is_node(self, address: int) -> bool:
+        """Whether an address is one of this host's, or a peer's PublicIP."""
+        ...
+
+    def holder(self, address: int) -> Endpoint | None:
+        """Who sends what has this inner source: the peer whose lease, or whose PublicIP it is.
+
+        None: it is neither in a lease nor a peer's PublicIP.
+        """
+        ...
+
+    def peer(self, address: int) -> Endpoint | None:
+        """The endpoint of the peer with this PublicIP, or None."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +106,9 @@ class Drop:
 
 
 _SILENT = {reason: Drop(reason) for reason in DropReason}
+_UDP = 17
+_PORTS_LEN = 4
+"""Bytes of source and destination port, the first of a UDP header."""
 
 
 def encapsulate(
@@ -142,23 +177,15 @@ def narrow(
 
 
 def decapsulate(
-    datagram: memoryview,
-    *,
-    outer_source: int,
-    is_ours: Callable[[int], bool],
-    admits: Callable[[int, int], bool],
-    source_check: SourceCheck,
-    tun_address: int,
+    datagram: memoryview, *, sender: Endpoint, table: AddressTable, policy: Policy
 ) -> Deliver | Reply | Drop:
     """What to do with one datagram received from the underlay.
 
     datagram: writable view of the UDP payload; on Deliver its TTL and header checksum
     have been changed in place. Bytes behind the packet's total length are cut off.
-    outer_source: address the datagram came from (host order).
-    is_ours: whether an inner address (host order) is one of this node or its pods.
-    admits: (inner source, outer source) -> whether that outer source may send it.
-    source_check: what becomes of a packet `admits` refuses, or whose inner destination is not
-    `is_ours`: this host would forward it wherever its routes lead.
+    sender: outer source address and port of the datagram.
+    policy.source_check: what becomes of a packet that `sender` may not send, or whose inner
+    destination is not ours: this host would forward it wherever its routes lead.
     A Reply goes back through `encapsulate`, to the peer that holds the inner source:
     it never depends on this host forwarding, and never follows a forged outer source.
     """
@@ -166,23 +193,61 @@ def decapsulate(
     if isinstance(header, DropReason):
         return _SILENT[header]
     packet = datagram[: header.total_len]
-    if not ip.is_single_host(header.source) or is_ours(header.source):
+    if not _is_host(header.source, table) or table.is_own(header.source):
         # Replaces the kernel's own martian check, which is off on the TUN (accept_local, for
         # our ICMP). Independent of the source check.
         return _SILENT[DropReason.MARTIAN_SOURCE]
-    is_checked = source_check is not SourceCheck.OFF
-    source_matches = not is_checked or admits(header.source, outer_source)
-    if not source_matches and source_check is SourceCheck.ENFORCE:
-        return _SILENT[DropReason.SOURCE_MISMATCH]
-    destination_matches = not is_checked or is_ours(header.destination)
-    if not destination_matches and source_check is SourceCheck.ENFORCE:
+    if not _is_host(header.destination, table):
+        # With route_localnet, which kube-proxy sets, the kernel delivers 127/8 from any device.
+        return _SILENT[DropReason.MARTIAN_DESTINATION]
+    if _is_for_tunnel(packet, header, table, policy):
+        # The kernel would give it to our own socket, or forward it to another node's, with an
+        # outer source that its sender chose.
+        return _SILENT[DropReason.TUNNEL_IN_TUNNEL]
+    is_checked = policy.source_check is not SourceCheck.OFF
+    is_enforced = policy.source_check is SourceCheck.ENFORCE
+    fault = _sender_fault(header.source, sender, table, policy) if is_checked else None
+    if fault is not None and is_enforced:
+        return _SILENT[fault]
+    destination_matches = not is_checked or table.is_own(header.destination)
+    if not destination_matches and is_enforced:
         return _SILENT[DropReason.DESTINATION_MISMATCH]
     if header.ttl <= 1:
         return _answer(
-            DropReason.HOP_LIMIT_EXCEEDED, icmp.time_exceeded(packet, header, tun_address)
+            DropReason.HOP_LIMIT_EXCEEDED, icmp.time_exceeded(packet, header, policy.tun_address)
         )
     ip.decrement_ttl(packet, header)
-    return Deliver(packet, source_matches, destination_matches)
+    return Deliver(packet, fault is None, destination_matches)
+
+
+def _is_host(address: int, table: AddressTable) -> bool:
+    return ip.is_single_host(address) and not table.is_broadcast(address)
+
+
+def _is_for_tunnel(
+    packet: memoryview, header: ip.Ipv4Header, table: AddressTable, policy: Policy
+) -> bool:
+    """Whether an inner packet is a datagram, or its first fragment, for the port of a node."""
+    ports = header.header_len
+    return (
+        header.ip_proto == _UDP
+        and not header.fragment_offset
+        and header.total_len >= ports + _PORTS_LEN
+        and int.from_bytes(packet[ports + 2 : ports + _PORTS_LEN], "big") == policy.port
+        and (header.destination == policy.tun_address or table.is_node(header.destination))
+    )
+
+
+def _sender_fault(
+    source: int, sender: Endpoint, table: AddressTable, policy: Policy
+) -> DropReason | None:
+    """Why `sender` may not send what comes from `source`; None if it may."""
+    holder = table.holder(source)
+    if holder is None and policy.admits(source):
+        holder = table.peer(sender[0])
+    if holder is None or holder[0] != sender[0]:
+        return DropReason.SOURCE_MISMATCH
+    return None if holder[1] == sender[1] else DropReason.SOURCE_PORT_MISMATCH
 
 
 def _answer(reason: DropReason, packet: bytes | None) -> Reply | Drop:

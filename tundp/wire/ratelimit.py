@@ -1,4 +1,9 @@
-"""A token bucket for ICMP errors (RFC 1812 4.3.2.8). Time is an argument."""
+"""Token buckets for ICMP errors (RFC 1812 4.3.2.8). Time is an argument.
+
+A node has one bucket for answers to its own pods, and apart from it one for the answers that
+packets of each peer cause: who floods us from the wire uses up nobody else's answers. Peers share
+wire buckets only where there are more peers than buckets; whoever is no peer has one for all.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,13 @@ from typing import Final
 
 NS_PER_S: Final = 1_000_000_000
 ICMP_RATE_PER_S: Final = 1000
-"""ICMP errors of one node in the long run, as Linux's icmp_msgs_per_sec."""
+"""ICMP errors of one node to its own pods in the long run, as Linux's icmp_msgs_per_sec."""
+ICMP_WIRE_RATE_PER_S: Final = 200
+"""ICMP errors about packets of one peer in the long run."""
 ICMP_BURST: Final = 50
-"""ICMP errors of one node at once, as Linux's icmp_msgs_burst."""
+"""ICMP errors of one bucket at once, as Linux's icmp_msgs_burst."""
+ICMP_WIRE_BUCKETS: Final = 64
+"""Buckets for answers to the wire; the first is for packets of whoever is no peer."""
 
 
 class TokenBucket:
@@ -33,3 +42,14 @@ class TokenBucket:
             return False
         self._full_at_ns = full_at_ns
         return True
+
+
+def wire_bucket(hop_id: int) -> int:
+    """Which wire bucket an answer about a packet of this hop takes from; hop 0 is no peer."""
+    return 1 + hop_id % (ICMP_WIRE_BUCKETS - 1) if hop_id else 0
+
+
+def icmp_buckets() -> list[TokenBucket]:
+    """The buckets of one node: for its own pods, then ICMP_WIRE_BUCKETS for the wire."""
+    rates = [ICMP_RATE_PER_S, *[ICMP_WIRE_RATE_PER_S] * ICMP_WIRE_BUCKETS]
+    return [TokenBucket(rate_per_s=rate, burst=ICMP_BURST) for rate in rates]

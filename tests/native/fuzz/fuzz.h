@@ -30,6 +30,8 @@ enum {
 	FUZZ_PEER = 0xc0000207,
 	FUZZ_TUNNEL = 0x0a050001,
 	FUZZ_OWN = 0x0a050004,
+	FUZZ_BROADCAST = 0xc00002ff,
+	FUZZ_PORT = 9,
 	FUZZ_HOPS = 10,
 	FUZZ_HOP_WIDE = 7,   /* 10.5.0.0/31 and 10.5.0.6/31: at 127.0.0.1 */
 	FUZZ_HOP_NARROW = 8, /* 10.5.0.2/31: packets above fuzz_narrow_mtu do not fit */
@@ -44,6 +46,7 @@ static struct tundp_hop fuzz_hops[FUZZ_HOPS] = {
 static const uint32_t fuzz_peers[] = { FUZZ_LOOPBACK, FUZZ_PEER };
 static const uint32_t fuzz_peer_hops[] = { FUZZ_HOP_WIDE, FUZZ_HOP_NARROW };
 static const uint32_t fuzz_own[] = { FUZZ_TUNNEL };
+static const uint32_t fuzz_broadcasts[] = { FUZZ_BROADCAST };
 /* 10.5.0.0/29: two bits, then one. */
 static const uint32_t fuzz_table[] = {
 	FUZZ_HOP_WIDE, FUZZ_HOP_NARROW, 0x80000000u | 4, FUZZ_HOP_WIDE, FUZZ_HOP_OWN, 0,
@@ -68,6 +71,8 @@ static inline const struct tundp_fib *fuzz_fib(uint16_t narrow_mtu)
 		.peer_count = 2,
 		.own = fuzz_own,
 		.own_count = 1,
+		.broadcasts = fuzz_broadcasts,
+		.broadcast_count = 1,
 		.generation = 1,
 	};
 

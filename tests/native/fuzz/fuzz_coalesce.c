@@ -31,7 +31,7 @@ static void take(struct packets *packets, struct fuzz_cursor *cursor, bool is_me
 
 		if (is_mended)
 			fuzz_mend(datagram, len);
-		tundp_decapsulate(fib, &policy, datagram, len, FUZZ_LOOPBACK, &verdict);
+		tundp_decapsulate(fib, &policy, datagram, len, FUZZ_LOOPBACK, FUZZ_PORT, &verdict);
 		if (verdict.kind == TUNDP_DELIVER) {
 			*packet = (struct packet){ .bytes = datagram, .len = verdict.len };
 			packets->count++;

@@ -1,7 +1,8 @@
 /* Any bytes as a datagram from the underlay: the verdict, and with it the packet, must be
  * sound.
  *
- * Input: a byte of choices (0x01 mend the packet, 0x06 the source check, 0x18 who sent it),
+ * Input: a byte of choices (0x01 mend the packet, 0x06 the source check, 0x18 who sent it, 0x20
+ * from another port, 0x40 a network is admitted, 0x80 it is for our own port),
  * then the datagram. */
 #include "fuzz.h"
 
@@ -11,12 +12,33 @@ static bool is_own(uint32_t address)
 	return address == FUZZ_TUNNEL || address == FUZZ_OWN;
 }
 
+static bool is_no_host(uint32_t address)
+{
+	const uint32_t top = address >> 24;
+
+	return top == 0 || top == 127 || (top >= 224 && top < 240) || address == 0xffffffff ||
+	       address == FUZZ_BROADCAST;
+}
+
+/* A datagram, whole or a first fragment, for the overlay's port of a node. */
+static bool is_nested(const uint8_t *packet)
+{
+	const size_t ports = fuzz_ip_header_len(packet);
+	const uint32_t destination = fuzz_be32(packet + 16);
+
+	return packet[9] == 17 && !(fuzz_be16(packet + 6) & 0x1fff) &&
+	       fuzz_be16(packet + 2) >= ports + 4 && fuzz_be16(packet + ports + 2) == FUZZ_PORT &&
+	       (destination == FUZZ_TUNNEL || destination == FUZZ_PEER);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static const uint32_t sources[4] = { FUZZ_LOOPBACK, FUZZ_PEER, 0xc6336401, 0 };
 	const struct tundp_fib *fib = fuzz_fib(100);
 	static struct tundp_verdict verdict;
-	struct tundp_policy policy = { .tun_address = FUZZ_TUNNEL };
+	struct tundp_policy policy = { .tun_address = FUZZ_TUNNEL,
+				       .port = FUZZ_PORT,
+				       .admitted = { { 0xcb007100, 0xffffff00 } } };
 	uint8_t *before, *datagram;
 	uint8_t choices;
 
@@ -24,13 +46,22 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	choices = data[0];
 	policy.source_check = (choices >> 1 & 3) % 3;
+	policy.admitted_count = choices >> 6 & 1;
 	before = fuzz_copy(data + 1, --size);
+	if (choices & 0x80 && size >= 28) {
+		const size_t ports = fuzz_ip_header_len(before);
+
+		before[9] = 17;
+		if (ports >= 20 && ports + 4 <= size)
+			fuzz_store16(before + ports + 2, FUZZ_PORT);
+	}
 	if (choices & 1)
 		fuzz_mend(before, size);
 	datagram = fuzz_copy(before, size);
 
 	memset(&verdict, 0xa5, sizeof(verdict));
-	tundp_decapsulate(fib, &policy, datagram, size, sources[choices >> 3 & 3], &verdict);
+	tundp_decapsulate(fib, &policy, datagram, size, sources[choices >> 3 & 3],
+			  FUZZ_PORT + (choices >> 5 & 1), &verdict);
 	fuzz_require_verdict(&verdict, before, datagram, size);
 	REQUIRE(verdict.kind != TUNDP_FORWARD);
 	if (verdict.kind == TUNDP_DELIVER) {
@@ -41,6 +72,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		if (policy.source_check != TUNDP_SOURCE_OFF)
 			REQUIRE(verdict.destination_matches == is_own(fuzz_be32(before + 16)));
 		REQUIRE(!is_own(fuzz_be32(before + 12)));
+		REQUIRE(!is_no_host(fuzz_be32(before + 12)));
+		REQUIRE(!is_no_host(fuzz_be32(before + 16)));
+		REQUIRE(!is_nested(before));
+		REQUIRE(!verdict.source_matches || policy.source_check == TUNDP_SOURCE_OFF ||
+			!(choices & 0x20));
 	}
 	free(datagram);
 	free(before);

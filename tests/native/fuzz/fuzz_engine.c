@@ -91,7 +91,7 @@ static struct {
 	struct batch *batch;
 	struct tundp_hop_counters hop_counters[FUZZ_HOPS];
 	struct tundp_hop_queue hop_queues[FUZZ_HOPS];
-	uint64_t icmp_full_at_ns;
+	uint64_t icmp_full_at_ns[1 + TUNDP_ICMP_WIRE_BUCKETS];
 	int tun;  /* our end of the TUN */
 	int peer; /* sends datagrams */
 	int sink; /* gets them */
@@ -306,11 +306,12 @@ static void prepare(uint8_t choices, uint8_t refusals, bool has_offloads)
 		.max_segments = 1,
 		.max_udp_segments = 1,
 		.policy = { .tun_address = FUZZ_TUNNEL,
+			    .port = FUZZ_PORT,
 			    .source_check = (uint32_t)(choices & SOURCE_CHECK) / 2 % 3 },
 		.memory = lab.batch,
 		.hop_counters = lab.hop_counters,
 		.hop_queues = lab.hop_queues,
-		.icmp_full_at_ns = &lab.icmp_full_at_ns,
+		.icmp_full_at_ns = lab.icmp_full_at_ns,
 	};
 
 	tundp_worker_init(worker);
@@ -324,7 +325,7 @@ static void prepare(uint8_t choices, uint8_t refusals, bool has_offloads)
 	}
 	memset(lab.hop_counters, 0, sizeof(lab.hop_counters));
 	memset(lab.hop_queues, 0, sizeof(lab.hop_queues));
-	lab.icmp_full_at_ns = 0;
+	memset(lab.icmp_full_at_ns, 0, sizeof(lab.icmp_full_at_ns));
 	REQUIRE(tundp_worker_configure(worker, &config) == 0);
 	lab.send_refusal = refusals & 0x0f;
 	lab.tun_refusal = refusals >> 4;

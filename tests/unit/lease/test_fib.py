@@ -126,21 +126,39 @@ def test_subnets_of_one_peer_share_a_hop() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inner", "outer", "admitted", "breaks"),
+    ("inner", "holder"),
     [
-        ("10.5.2.9", "192.0.2.2", True, "the holder of the lease"),
-        ("10.5.2.9", "192.0.2.3", False, "another peer spoofs"),
-        ("10.5.2.9", "198.51.100.1", False, "a stranger spoofs"),
-        ("10.5.1.9", "192.0.2.2", False, "nobody sends from our own subnet"),
-        ("10.5.1.9", "0.0.0.0", False, "not even address 0, which our own hop carries"),
-        ("198.51.100.7", "192.0.2.2", True, "no lease: a peer's host without masquerade"),
-        ("198.51.100.7", "192.0.2.3", True, "no lease: any peer"),
-        ("198.51.100.7", "198.51.100.7", False, "no lease: but no stranger"),
-        ("198.51.100.7", "0.0.0.0", False, "no lease: our own hop is no peer"),
+        ("10.5.2.9", "192.0.2.2"),
+        ("10.5.3.9", "192.0.2.3"),
+        ("192.0.2.2", "192.0.2.2"),
+        ("192.0.2.3", "192.0.2.3"),
+        ("10.5.1.9", "0.0.0.0"),
+        ("198.51.100.7", None),
+        ("10.5.99.7", None),
+        ("0.0.0.0", None),
     ],
 )
-def test_admits(inner: str, outer: str, admitted: bool, breaks: str) -> None:
-    assert fib(*USUAL).admits(number(inner), number(outer)) is admitted, breaks
+def test_holder(inner: str, holder: str | None) -> None:
+    port = 0 if holder == "0.0.0.0" else 8285
+    assert fib(*USUAL).holder(number(inner)) == (holder and (number(holder), port))
+
+
+def test_a_peer_inside_another_peers_subnet_is_held_by_the_lease() -> None:
+    made = fib(("10.5.2.0/24", "192.0.2.2"), ("10.5.3.0/24", "10.5.2.9"))
+    assert made.holder(number("10.5.2.9")) == (number("192.0.2.2"), 8285)
+    assert made.peer(number("10.5.2.9")) == (number("10.5.2.9"), 8285)
+
+
+def test_nodes_and_broadcasts() -> None:
+    made = fib_of(
+        *USUAL, own="10.5.1.0/24", own_addresses=["192.0.2.1"], broadcasts=["192.0.2.255"]
+    )
+    nodes = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+    others = ["192.0.2.255", "10.5.1.0", "10.5.2.0", "0.0.0.0"]
+    assert [made.is_node(number(each)) for each in nodes + others] == [True] * 3 + [False] * 4
+    assert made.peer(number("192.0.2.1")) is None
+    assert made.is_broadcast(number("192.0.2.255"))
+    assert not any(made.is_broadcast(number(each)) for each in ["10.5.1.255", *nodes])
 
 
 @pytest.mark.parametrize(
@@ -153,7 +171,7 @@ def test_is_own(address: str, own: bool) -> None:
 
 
 def test_peer_addresses_are_those_of_peers_only() -> None:
-    assert fib(*USUAL).peer_addresses == {number("192.0.2.2"), number("192.0.2.3")}
+    assert fib(*USUAL).peers.keys() == {number("192.0.2.2"), number("192.0.2.3")}
 
 
 def test_arrays_are_read_only() -> None:
@@ -230,16 +248,16 @@ def test_hops_are_made_when_asked_for_and_are_what_the_array_says() -> None:
             address, (str(IPv4Address(address)), port), is_local=bool(flags & HOP_LOCAL)
         )
     assert made.hops is made.hops
-    assert made.peer_array.tolist() == sorted(made.peer_addresses)
+    assert made.peer_array.tolist() == sorted(made.peers)
 
 
 def test_no_peers_but_ourselves() -> None:
     made = fib()
-    assert made.peer_addresses == frozenset()
+    assert not made.peers
     assert made.peer_array.tolist() == []
     assert found(made, "10.5.1.0") == found(made, "10.5.1.255") == "local"
     assert found(made, "10.5.0.255") is found(made, "10.5.2.0") is None
-    assert not made.admits(number("198.51.100.7"), number("192.0.2.2"))
+    assert made.holder(number("198.51.100.7")) is made.peer(number("192.0.2.2")) is None
 
 
 def test_peers_but_no_subnet_of_our_own() -> None:
@@ -247,7 +265,7 @@ def test_peers_but_no_subnet_of_our_own() -> None:
     assert found(made, "10.5.2.1") == "192.0.2.2"
     assert found(made, "10.5.1.1") is None
     assert not any(hop is not None and hop.is_local for hop in made.hops)
-    assert made.peer_addresses == {number("192.0.2.2"), number("192.0.2.3")}
+    assert made.peers.keys() == {number("192.0.2.2"), number("192.0.2.3")}
 
 
 def test_our_other_addresses_are_ours_wherever_they_lie() -> None:

@@ -31,6 +31,9 @@ NUMBERS = {
     "bad_vnet_header": 19,
     "destination_mismatch": 20,
     "hop_queue_full": 21,
+    "martian_destination": 22,
+    "tunnel_in_tunnel": 23,
+    "source_port_mismatch": 24,
 }
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from scapy.layers.inet import ICMP, IP
+from scapy.layers.inet import ICMP, IP, IPOption
 from scapy.packet import Raw
 
 from tundp.wire.drop import DropReason
@@ -20,7 +20,11 @@ from tundp.wire.encap import (
     decapsulate,
     encapsulate,
 )
+from tundp.wire.policy import Policy, Prefix
 
+NEIGHBOURS = Prefix(0xCB007100, 0xFFFFFF00)  # 203.0.113.0/24
+NOT_THESE = Prefix(0xCB007200, 0xFFFFFF00)
+EVERYTHING = Prefix(0, 0)
 TUNNEL = 0x0A050100  # 10.5.1.0
 PEER = 0xC0000207  # 192.0.2.7
 OTHER = 0xC633640D  # 198.51.100.13
@@ -53,22 +57,61 @@ def encap(
     )
 
 
+@dataclass
+class Table:
+    """What the rules are told, and what they asked: (question, address)."""
+
+    own: set[int] = field(default_factory=set)
+    broadcasts: set[int] = field(default_factory=set)
+    nodes: set[int] = field(default_factory=set)
+    holders: dict[int, tuple[int, int]] = field(default_factory=dict)
+    peers: dict[int, tuple[int, int]] = field(default_factory=dict)
+    asked: list[tuple[str, int]] = field(default_factory=list)
+
+    def is_own(self, address: int) -> bool:
+        self.asked.append(("own", address))
+        return address in self.own
+
+    def is_broadcast(self, address: int) -> bool:
+        return address in self.broadcasts
+
+    def is_node(self, address: int) -> bool:
+        self.asked.append(("node", address))
+        return address in self.nodes
+
+    def holder(self, address: int) -> tuple[int, int] | None:
+        self.asked.append(("holder", address))
+        return self.holders.get(address)
+
+    def peer(self, address: int) -> tuple[int, int] | None:
+        self.asked.append(("peer", address))
+        return self.peers.get(address)
+
+
+PORT = 8285
+SENDER = (PEER, PORT)
+
+
+def fitting(data: bytearray) -> Table:
+    """The packet is for us, from who may send it."""
+    source, destination = (int.from_bytes(data[at : at + 4], "big") for at in (12, 16))
+    return Table(own={destination}, holders={source: SENDER})
+
+
 def decap(
     data: bytearray,
+    table: Table | None = None,
     *,
-    admits: Callable[[int, int], bool] = lambda inner, outer: True,
-    is_ours: Callable[[int], bool] | None = None,
     check: SourceCheck = SourceCheck.ENFORCE,
+    sender: tuple[int, int] = SENDER,
+    admitted: tuple[Prefix, ...] = (),
 ) -> Deliver | Reply | Drop:
-    """Without is_ours, whatever the packet is for is ours, and nothing else."""
-    destination = int.from_bytes(data[16:20], "big")
+    """Without a table everything fits."""
     return decapsulate(
         memoryview(data),
-        outer_source=PEER,
-        is_ours=is_ours or (lambda inner: inner == destination),
-        admits=admits,
-        source_check=check,
-        tun_address=TUNNEL,
+        sender=sender,
+        table=fitting(data) if table is None else table,
+        policy=Policy(tun_address=TUNNEL, source_check=check, port=PORT, admitted=admitted),
     )
 
 
@@ -287,7 +330,10 @@ def test_source_check(
 ) -> None:
     data = packet()
     before = bytes(data)
-    verdict = decap(data, admits=lambda inner, outer: admitted, check=check)
+    table = fitting(data)
+    if not admitted:
+        table.holders.clear()
+    verdict = decap(data, table, check=check)
     if expected is None:
         assert verdict == Drop(DropReason.SOURCE_MISMATCH), breaks
         assert bytes(data) == before
@@ -297,22 +343,84 @@ def test_source_check(
         assert bytes(verdict.packet) == bytes(packet(ttl=63))
 
 
-def test_admits_is_asked_for_inner_and_outer_source_in_this_order() -> None:
-    asked = []
-
-    def admits(inner: Any, outer: Any) -> Any:
-        asked.append((inner, outer))
-        return True
-
-    decap(packet(src="10.5.2.9", dst="10.5.1.2"), admits=admits)
-    assert asked == [(0x0A050209, PEER)]
+@pytest.mark.parametrize(
+    ("sender", "holder", "peer", "admitted", "reason", "breaks"),
+    [
+        (SENDER, SENDER, None, (), None, "the holder of the lease, from the overlay's port"),
+        (SENDER, (OTHER, PORT), None, (), "SOURCE_MISMATCH", "another peer's"),
+        ((PEER, 40000), SENDER, None, (), "SOURCE_PORT_MISMATCH", "a process on the peer"),
+        ((PEER, 40000), (OTHER, PORT), None, (), "SOURCE_MISMATCH", "the address comes first"),
+        (SENDER, None, SENDER, (), "SOURCE_MISMATCH", "in no lease, and not admitted"),
+        (SENDER, None, SENDER, (NEIGHBOURS,), None, "in no lease, but admitted"),
+        (SENDER, None, None, (NEIGHBOURS,), "SOURCE_MISMATCH", "admitted, but from no peer"),
+        ((PEER, 1), None, SENDER, (NEIGHBOURS,), "SOURCE_PORT_MISMATCH", "admitted, not the port"),
+        (SENDER, (OTHER, PORT), SENDER, (EVERYTHING,), "SOURCE_MISMATCH", "a lease stays a lease"),
+        (SENDER, None, SENDER, (NOT_THESE, NEIGHBOURS), None, "any of those admitted"),
+        (SENDER, None, SENDER, (NOT_THESE,), "SOURCE_MISMATCH", "none of those admitted"),
+    ],
+)
+@pytest.mark.parametrize("check", SourceCheck)
+def test_who_may_send(
+    check: SourceCheck,
+    sender: tuple[int, int],
+    holder: tuple[int, int] | None,
+    peer: tuple[int, int] | None,
+    admitted: tuple[Prefix, ...],
+    reason: str | None,
+    breaks: str,
+) -> None:
+    data = packet(src="203.0.113.9", dst="10.5.1.2")
+    table = fitting(data)
+    table.holders = {} if holder is None else {0xCB007109: holder}
+    table.peers = {} if peer is None else {PEER: peer}
+    verdict = decap(data, table, check=check, sender=sender, admitted=admitted)
+    if check is SourceCheck.ENFORCE and reason:
+        assert verdict == Drop(DropReason[reason]), breaks
+    else:
+        assert isinstance(verdict, Deliver), breaks
+        assert verdict.source_matches is (reason is None or check is SourceCheck.OFF), breaks
 
 
 def test_off_does_not_even_ask() -> None:
-    def admits(inner: int, outer: int) -> bool:
-        raise AssertionError("asked")
+    table = Table()
+    data = packet()
+    assert isinstance(decap(data, table, check=SourceCheck.OFF), Deliver)
+    assert table.asked == [("own", 0x0A050102)]
 
-    assert isinstance(decap(packet(), admits=admits, check=SourceCheck.OFF), Deliver)
+
+UDP_TO_8285 = bytes.fromhex("9c40 205d 0008 0000")
+
+
+@pytest.mark.parametrize(
+    ("fields", "payload", "nested", "breaks"),
+    [
+        ({}, UDP_TO_8285, True, "to the port of a node"),
+        ({"dst": "10.5.1.0"}, UDP_TO_8285, True, "to our own tunnel address"),
+        ({"flags": "MF"}, UDP_TO_8285, True, "the first fragment has the ports"),
+        ({"options": [IPOption(b"\x83\x03\x04")]}, UDP_TO_8285, True, "behind IP options"),
+        ({}, UDP_TO_8285[:4], True, "cut off right behind the ports"),
+        ({"ttl": 1}, UDP_TO_8285, True, "before the TTL: no answer either"),
+        ({}, UDP_TO_8285[:3], False, "cut off inside the port"),
+        ({"frag": 1}, UDP_TO_8285, False, "a later fragment has no ports there"),
+        ({"proto": 6}, UDP_TO_8285, False, "TCP"),
+        ({}, bytes.fromhex("205d 9c40 0008 0000"), False, "from that port"),
+        ({"dst": "10.5.1.3"}, UDP_TO_8285, False, "to a pod: its port is its own"),
+    ],
+)
+@pytest.mark.parametrize("check", SourceCheck)
+def test_no_tunnel_in_the_tunnel(
+    check: SourceCheck, fields: dict[str, Any], payload: bytes, nested: bool, breaks: str
+) -> None:
+    data = packet(payload, **{"dst": "192.0.2.7", **fields})
+    before = bytes(data)
+    table = fitting(data)
+    table.nodes = {PEER}
+    verdict = decap(data, table, check=check)
+    if nested:
+        assert verdict == Drop(DropReason.TUNNEL_IN_TUNNEL), breaks
+        assert bytes(data) == before
+    else:
+        assert isinstance(verdict, Deliver), breaks
 
 
 @pytest.mark.parametrize(
@@ -331,7 +439,10 @@ def test_destination_check(
 ) -> None:
     data = packet(src="10.5.1.2", dst="10.5.2.2")
     before = bytes(data)
-    verdict = decap(data, is_ours=lambda inner: is_ours and inner == 0x0A050202, check=check)
+    table = fitting(data)
+    if not is_ours:
+        table.own.clear()
+    verdict = decap(data, table, check=check)
     if expected is None:
         assert verdict == Drop(DropReason.DESTINATION_MISMATCH), breaks
         assert bytes(data) == before
@@ -343,32 +454,30 @@ def test_destination_check(
 
 
 @pytest.mark.parametrize("check", SourceCheck)
-def test_is_ours_is_asked_for_the_source_and_unless_off_for_the_destination(
+def test_own_is_asked_for_the_source_and_unless_off_for_the_destination(
     check: SourceCheck,
 ) -> None:
-    asked = []
-
-    def is_ours(inner: int) -> Any:
-        asked.append(inner)
-        return inner == 0x0A050202
-
-    assert isinstance(decap(packet(), is_ours=is_ours, check=check), Deliver)
+    data = packet()
+    table = fitting(data)
+    assert isinstance(decap(data, table, check=check), Deliver)
+    asked = [address for question, address in table.asked if question == "own"]
     assert asked == [0x0A050102, 0x0A050202][: 1 if check is SourceCheck.OFF else 2]
 
 
 def test_two_mismatches_are_told_apart() -> None:
     # Both are counted, but a drop has one reason: the first.
-    neither: dict[str, Any] = {"admits": lambda inner, outer: False, "is_ours": lambda inner: False}
-    verdict = decap(packet(), **neither, check=SourceCheck.COUNT)
+    verdict = decap(packet(), Table(), check=SourceCheck.COUNT)
     assert isinstance(verdict, Deliver)
     assert (verdict.source_matches, verdict.destination_matches) == (False, False)
-    assert decap(packet(), **neither) == Drop(DropReason.SOURCE_MISMATCH)
+    assert decap(packet(), Table()) == Drop(DropReason.SOURCE_MISMATCH)
 
 
 def test_destination_before_ttl() -> None:
     # What is not for us must not make us send ICMP either.
-    verdict = decap(packet(ttl=1), is_ours=lambda inner: False)
-    assert verdict == Drop(DropReason.DESTINATION_MISMATCH)
+    data = packet(ttl=1)
+    table = fitting(data)
+    table.own.clear()
+    assert decap(data, table) == Drop(DropReason.DESTINATION_MISMATCH)
 
 
 MARTIANS = [
@@ -392,20 +501,38 @@ def test_a_source_no_host_has_never_comes_from_the_wire(source: str, check: Sour
 
 
 @pytest.mark.parametrize("check", SourceCheck)
+@pytest.mark.parametrize("destination", MARTIANS)
+def test_what_is_for_no_single_host_is_never_delivered(
+    destination: str, check: SourceCheck
+) -> None:
+    data = packet(dst=destination, ttl=1)
+    before = bytes(data)
+    assert decap(data, check=check) == Drop(DropReason.MARTIAN_DESTINATION), "and no answer"
+    assert bytes(data) == before
+
+
+@pytest.mark.parametrize("check", SourceCheck)
+def test_broadcasts_of_this_hosts_networks(check: SourceCheck) -> None:
+    data = packet(dst="192.0.2.255")
+    table = fitting(data)
+    assert isinstance(decap(bytearray(data), table, check=check), Deliver), "somebody else's"
+    table.broadcasts = {0xC00002FF}
+    assert decap(data, table, check=check) == Drop(DropReason.MARTIAN_DESTINATION)
+    data = packet(src="192.0.2.255")
+    table.holders = {0xC00002FF: SENDER}
+    assert decap(data, table, check=check) == Drop(DropReason.MARTIAN_SOURCE)
+
+
+@pytest.mark.parametrize("check", SourceCheck)
 def test_our_own_addresses_never_come_from_the_wire(check: SourceCheck) -> None:
-    asked = []
-
-    def is_ours(inner: int) -> Any:
-        asked.append(inner)
-        return True
-
-    verdict = decap(packet(src="10.5.1.77", ttl=1), check=check, is_ours=is_ours)
+    table = Table(own={0x0A05014D, 0x0A050202}, holders={0x0A05014D: SENDER})
+    verdict = decap(packet(src="10.5.1.77", ttl=1), table, check=check)
     assert verdict == Drop(DropReason.MARTIAN_SOURCE), "before the TTL, and in silence"
-    assert asked == [0x0A05014D]
+    assert table.asked == [("own", 0x0A05014D)]
 
 
-def test_martian_before_source_check() -> None:
-    verdict = decap(packet(), admits=lambda inner, outer: False, is_ours=lambda inner: True)
+def test_martian_source_comes_first() -> None:
+    verdict = decap(packet(UDP_TO_8285, src="127.0.0.1", dst="127.0.0.1"), Table())
     assert verdict == Drop(DropReason.MARTIAN_SOURCE)
 
 
@@ -419,8 +546,7 @@ def test_the_neighbours_of_martians_pass(source: str) -> None:
 
 def test_source_before_ttl() -> None:
     # A spoofed packet must not be able to make us send ICMP to a third party.
-    verdict = decap(packet(ttl=1), admits=lambda inner, outer: False)
-    assert verdict == Drop(DropReason.SOURCE_MISMATCH)
+    assert decap(packet(ttl=1), Table()) == Drop(DropReason.SOURCE_MISMATCH)
 
 
 @pytest.mark.parametrize("ttl", [0, 1])
@@ -435,7 +561,7 @@ def test_decap_ttl_runs_out(ttl: int) -> None:
     assert (seen.src, seen.dst) == ("10.5.1.0", "10.5.2.9")
     assert verdict.packet[28:] == before
     assert bytes(data) == before
-    silent = packet(ttl=ttl, src="10.5.2.9", dst="224.0.0.1")
+    silent = packet(ttl=ttl, src="10.5.2.9", dst="10.5.1.2", frag=3)
     assert decap(silent) == Drop(DropReason.HOP_LIMIT_EXCEEDED)
 
 

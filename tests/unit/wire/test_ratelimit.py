@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tundp.wire.ratelimit import TokenBucket
+from tundp.wire.ratelimit import TokenBucket, icmp_buckets, wire_bucket
 
 MS = 1_000_000
 S = 1000 * MS
@@ -65,3 +65,19 @@ def test_a_reading_out_of_order_spends_what_is_there() -> None:
     assert not bucket.take(10 * S - 101 * MS), "what came back since is not spent before"
     assert bucket.take(10 * S)
     assert not bucket.take(10 * S)
+
+
+def test_each_peer_has_a_bucket_and_whoever_is_none_another() -> None:
+    assert wire_bucket(0) == 0
+    of_peers = [wire_bucket(hop_id) for hop_id in range(2, 2 + 63)]
+    assert sorted(of_peers) == list(range(1, 64))
+    assert wire_bucket(2 + 63) == wire_bucket(2)
+    assert len(icmp_buckets()) == 1 + 64
+
+
+def test_rates_of_the_buckets() -> None:
+    local, strangers, *peers = icmp_buckets()
+    assert taken(local, 200, 0) == taken(strangers, 200, 0) == taken(peers[0], 200, 0) == 50
+    assert taken(local, 200, S // 10) == 50, "1000 a second: full again"
+    assert taken(strangers, 200, S // 10) == 20, "200 a second"
+    assert taken(peers[-1], 200, S // 10) == 50, "nobody else's"

@@ -39,7 +39,7 @@ from tundp.linux.netlink import AddressChange, LinkChange, RouteChange
 from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.tun import Tun, require_device
 from tundp.wire import ip, overhead
-from tundp.wire.policy import Policy
+from tundp.wire.policy import Policy, Prefix
 
 _log = logging.getLogger(__name__)
 
@@ -143,6 +143,11 @@ class UdpBackend:
                 policy=Policy(
                     tun_address=int(self._device.address),
                     source_check=self._settings.source_check,
+                    port=self._config.peer_port,
+                    admitted=tuple(
+                        Prefix(int(each.network_address), int(each.netmask))
+                        for each in self._settings.admitted
+                    ),
                 ),
                 loop=asyncio.get_running_loop(),
             ),

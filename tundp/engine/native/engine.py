@@ -23,7 +23,7 @@ from ipaddress import IPv4Address
 from typing import Any, Final
 
 from tundp.backoff import Ration
-from tundp.choices import Engine, Layout, Offload, SourceCheck
+from tundp.choices import Engine, Layout, Offload
 from tundp.engine.base import (
     PATH_STATE_S,
     DisabledOffload,
@@ -34,7 +34,7 @@ from tundp.engine.base import (
 )
 from tundp.engine.changes import changed_hops, changed_paths
 from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, Counters, HopCounters
-from tundp.engine.native.fib import NativeFib
+from tundp.engine.native.fib import NativeFib, policy_values
 from tundp.engine.native.hops import HopMemory, PathStates
 from tundp.engine.native.library import require
 from tundp.engine.native.twins import sums_variants
@@ -45,6 +45,7 @@ from tundp.linux.tun import Tun, TunMode
 from tundp.linux.udp import path_mtu
 from tundp.wire.coalesce import Miss
 from tundp.wire.drop import DropReason
+from tundp.wire.ratelimit import ICMP_WIRE_BUCKETS
 
 _log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class NativeEngine:
         directions = self._directions()
         self._hops = HopMemory(len(socks) * len(directions))
         self._path_states = PathStates(self._hops.paths, PATH_STATE_S)
-        self._icmp_budget = native.ffi.new("uint64_t *")
+        self._icmp_budget = native.ffi.new("uint64_t[]", 1 + ICMP_WIRE_BUCKETS)
         self._workers = self._make_workers(directions)
         for sock in self._socks:
             set_udp_gro(sock, is_on=self._has(Offload.UDP_GRO))
@@ -288,10 +289,7 @@ class NativeEngine:
             "address": int(IPv4Address(self._socks[0].getsockname()[0])),
             "offloads": self._offload_bits(tun),
             "spin_ns": self._settings.spin_us * 1000,
-            "policy": {
-                "tun_address": self._policy.tun_address,
-                "source_check": list(SourceCheck).index(self._policy.source_check),
-            },
+            "policy": policy_values(self._policy),
         }
         if self._kernel is not None:
             values["max_segments"] = self._kernel.max_segments

@@ -1,4 +1,4 @@
-"""A Fib as C reads it: the same memory, borrowed."""
+"""A Fib as C reads it: the same memory, borrowed; and a policy."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tundp.choices import SourceCheck
 from tundp.engine.native.library import require
 from tundp.errors import PlatformError
 from tundp.lease.fib import Fib
+from tundp.wire.policy import Policy
 
 
 class NativeFib:
@@ -34,6 +36,7 @@ class NativeFib:
             "peers": native.ffi.from_buffer("uint32_t[]", fib.peer_array),
             "peer_hops": native.ffi.from_buffer("uint32_t[]", fib.peer_hops),
             "own": _ascending(native.ffi, fib.own_addresses),
+            "broadcasts": _ascending(native.ffi, fib.broadcasts),
         }
         self.struct = native.ffi.new("struct tundp_fib *", self._arrays)
         self.struct.base = fib.base
@@ -44,6 +47,7 @@ class NativeFib:
         self.struct.hop_count = len(fib.hop_array)
         self.struct.peer_count = len(fib.peer_array)
         self.struct.own_count = len(fib.own_addresses)
+        self.struct.broadcast_count = len(fib.broadcasts)
         self.struct.generation = fib.generation
         code = self._lib.tundp_fib_check(self.struct)
         if code:
@@ -62,6 +66,17 @@ class NativeFib:
             self._ffi.from_buffer("uint32_t[]", found, require_writable=True),
         )
         return found
+
+
+def policy_values(policy: Policy) -> dict[str, Any]:
+    """A policy as fields of struct tundp_policy."""
+    return {
+        "tun_address": policy.tun_address,
+        "source_check": list(SourceCheck).index(policy.source_check),
+        "port": policy.port,
+        "admitted_count": len(policy.admitted),
+        "admitted": [each._asdict() for each in policy.admitted],
+    }
 
 
 def _ascending(ffi: Any, addresses: frozenset[int]) -> Any:
