@@ -26,10 +26,10 @@ NATIVE = PACKAGE.parent / "native"
 BOTTOM = {"errors", "blocking", "backoff", "choices", "files", "finding", "instance"}
 MAY_IMPORT = {
     "errors": set(),
-    "blocking": set(),
+    "blocking": {"errors"},
     "backoff": set(),
     "choices": set(),
-    "files": set(),
+    "files": {"errors"},
     "finding": set(),
     "instance": set(),
     "layout": set(),

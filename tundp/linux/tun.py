@@ -18,7 +18,7 @@ from typing import Final
 
 import pytun
 
-from tundp.errors import PlatformError
+from tundp.errors import FILES_STEP, PlatformError
 from tundp.linux import uapi
 
 DEVICE: Final = "/dev/net/tun"
@@ -33,10 +33,14 @@ def require_device() -> None:
     try:
         os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
+        step = (
+            "load the module (modprobe tun), or give the container the device"
+            " (--device /dev/net/tun)"
+        )
+        if error.errno == errno.EMFILE:
+            step = FILES_STEP
         raise PlatformError(
-            f"cannot open {DEVICE}: {error.strerror}; load the module (modprobe tun), or give"
-            " the container the device (--device /dev/net/tun)",
-            error.errno,
+            f"cannot open {DEVICE}: {error.strerror}; {step}", error.errno
         ) from None
 
 
@@ -212,7 +216,9 @@ def _check_adopted(found: Sequence[tuple[str, int]], mode: TunMode) -> str:
 
 def _explain(name: str, error: OSError) -> str:
     reason = os.strerror(error.errno) if error.errno else str(error)
-    if not os.path.exists(DEVICE):
+    if error.errno == errno.EMFILE:
+        hint = FILES_STEP
+    elif not os.path.exists(DEVICE):
         hint = f"{DEVICE} does not exist: load the tun module, or pass the device to the container"
     elif not os.access(DEVICE, os.R_OK | os.W_OK):
         hint = f"{DEVICE} may not be opened: run as root"

@@ -32,6 +32,7 @@ _NAMES: Final = (("ip", "iptables"), ("ip6", "ip6tables"))
 
 
 async def remove(
+_NET: Final = Path("/proc/thread-self/net")
     networks: Sequence[Network] | None,
     *,
     mark: str = "",
@@ -135,6 +136,8 @@ def has_legacy_tables() -> bool:
 
 
 async def _remove_with(
+    if not _NET.is_dir():
+        return True
     program: Program,
     networks: Sequence[Network] | None,
     mark: str,
