@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "blocking": {"errors"},
     "backoff": set(),
     "choices": set(),
-    "files": {"errors"},
+    "files": set(),
     "finding": set(),
     "instance": set(),
     "layout": set(),

@@ -11,7 +11,6 @@ stock flanneld must start tundp.
 from __future__ import annotations
 
 import difflib
-import errno
 import json
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tundp.errors import ConfigError
-from tundp.files import SMALL_LEN, read_regular
+from tundp.files import SMALL_LEN, read_regular, read_stream
 from tundp.instance import Instance
 from tundp.settings import goflags
 from tundp.settings.accidents import is_service_link, links_sentence, read_variable
@@ -158,7 +157,7 @@ def read_environment_file(path: Path) -> dict[str, str]:
     file cannot be read.
     """
     try:
-        text = read_regular(path, most_len=SMALL_LEN)
+        text = _read_settings(path, is_strict=False)
     except OSError as error:
         raise ConfigError(f"--env-file {path}: {error.strerror}") from None
     found = {}
@@ -194,15 +193,19 @@ def _read_file(path: Path, concerned: Iterable[Flag]) -> dict[str, Any]:
     return values
 
 
-def _read_settings(path: Path) -> str:
-    """The text of a settings file; of /dev/stdin or a shell's <(...) until its end."""
-    if not str(path).startswith(("/dev/", "/proc/self/fd/")):
-        return read_regular(path, most_len=SMALL_LEN, is_strict=True)
-    with path.open("rb") as stream:
-        text = stream.read(SMALL_LEN + 1)
-    if len(text) > SMALL_LEN:
-        raise OSError(errno.EFBIG, f"has more than {SMALL_LEN} bytes", str(path))
-    return text.decode("utf-8-sig")
+def _read_settings(path: Path, *, is_strict: bool = True) -> str:
+    """The text of a settings file; of /dev/stdin or a shell's <(...) until its end.
+
+    is_strict: ValueError for what is not UTF-8.
+    """
+    if _is_stream(path):
+        return read_stream(path).decode("utf-8-sig", "strict" if is_strict else "replace")
+    return read_regular(path, most_len=SMALL_LEN, is_strict=is_strict)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is one of a descriptor, which may be a pipe and is read only once."""
+    return str(path).startswith(("/dev/", "/proc/"))
 
 
 def _from_toml(flag: Flag, raw: Any, origin: str) -> Any:
