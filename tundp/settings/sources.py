@@ -26,6 +26,7 @@ from tundp.settings.declare import Flag
 from tundp.settings.parsers import parse_path
 from tundp.settings.settings import DEFAULT, FLAGS, SETTABLE, Settings
 
+_FIELDS: Final = {each.name: each.field for each in FLAGS}
 _PREFIXES: Final = ("FLANNELD_", "TUNDP_")
 
 
@@ -169,6 +170,25 @@ def read_environment_file(path: Path) -> dict[str, str]:
         if equals and not name.startswith(("#", ";")):
             found[name.strip()] = value
     return found
+
+
+def read_again(settings: Settings, names: Collection[str]) -> dict[str, Any] | None:
+    """Settings of these flag names as their --config file has them now.
+
+    Those that came from elsewhere are as they were. None if none is the file's, or if it is a
+    pipe, which cannot be read again. ConfigError if the file cannot be used.
+    """
+    path = settings.config
+    if path is None or _is_stream(path):
+        return None
+    concerned = [
+        each
+        for each in FLAGS
+        if each.name in names and settings.origins.get(each.name) == str(path)
+    ]
+    if not concerned:
+        return None
+    return {each: getattr(settings, _FIELDS[each]) for each in names} | _read_file(path, concerned)
 
 
 def _read_file(path: Path, concerned: Iterable[Flag]) -> dict[str, Any]:

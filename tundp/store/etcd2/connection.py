@@ -29,7 +29,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import etcd
-from urllib3 import Timeout
+from urllib3 import Timeout, make_headers
 from urllib3.exceptions import HTTPError, NewConnectionError
 
 from tundp.blocking import BlockingThread
@@ -67,6 +67,9 @@ INDEX: Final = "X-Etcd-Index"
 
 
 class Client(etcd.Client):  # type: ignore[misc]
+_NOT_LATIN: Final = "HTTP basic authentication carries latin-1 only, which is not true of"
+
+
     """A python-etcd client of one endpoint that never retries."""
 
     def __init__(
@@ -84,6 +87,7 @@ class Client(etcd.Client):  # type: ignore[misc]
         self.endpoint = endpoint
         self.dialler = dialler
         self.http.pool_classes_by_scheme = pools(dialler, tls)
+        self._user = access.user
         self.http.connection_pool_kw["retries"] = False
 
     def interrupt(self) -> None:
@@ -91,6 +95,16 @@ class Client(etcd.Client):  # type: ignore[misc]
         self.dialler.interrupt()
 
     def _check_cluster_id(self, response: Any) -> None:
+    def _get_headers(self) -> dict[str, str]:
+        # Of each request: the password may have changed since the connection was made.
+        name, password = self._user.now
+        if not (name and password):
+            return {}
+        try:
+            return dict(make_headers(basic_auth=f"{name}:{password}"))
+        except UnicodeEncodeError:
+            raise etcd.EtcdException(f"{_NOT_LATIN} --etcd-username or --etcd-password") from None
+
         # python-etcd calls this when the headers are here and the body is not.
         if response.status in (200, 201):
             _require_index(response)
@@ -213,12 +227,15 @@ class Connection:
                 result = await self._run(client, operation)
             except _PASSED_ON:
                 self._endpoints.answered(endpoint)
+            user = self._access.user.now
                 raise
             except etcd.EtcdInsufficientPermissions as error:
                 raise AccessDenied(
-                    f"etcd at {endpoint.url} denies access ({error}):"
-                    " check --etcd-username, --etcd-password and the role's permissions"
+                    f"etcd at {endpoint.url} denies access ({error}): check --etcd-username,"
+                    f" --etcd-password and the role's permissions; {self._access.user.advice}"
                 ) from None
+                if self._access.user.renew() != user:
+                    continue  # etcd has done nothing: the same again, with the new password
             except Compacted as error:
                 # Perhaps this member lags behind the one that gave the snapshot.
                 self._endpoints.failed(endpoint, str(error))
@@ -352,10 +369,7 @@ def check_credentials(access: EtcdAccess) -> None:
         try:
             text.encode("latin-1")
         except UnicodeEncodeError:
-            raise ConfigError(
-                f"--etcd-{flag} must be latin-1: HTTP basic auth as python-etcd sends it"
-                " carries nothing else"
-            ) from None
+            raise ConfigError(f"{_NOT_LATIN} --etcd-{flag}") from None
 
 
 def _require_index(response: Any) -> None:
