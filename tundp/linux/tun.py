@@ -145,7 +145,7 @@ class Tun:
                 self.name = device.name
         except pytun.Error as error:
             self.close()
-            raise PlatformError(_explain(name, error), error.errno) from None
+            raise PlatformError(_explain(name, error, mode.queues), error.errno) from None
         self.fds = tuple(device.fileno() for device in self._devices)
         for fd in self.fds:
             os.set_inheritable(fd, False)
@@ -214,7 +214,7 @@ def _check_adopted(found: Sequence[tuple[str, int]], mode: TunMode) -> str:
     return name
 
 
-def _explain(name: str, error: OSError) -> str:
+def _explain(name: str, error: OSError, queues: int) -> str:
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno == errno.EMFILE:
         hint = FILES_STEP
@@ -226,4 +226,6 @@ def _explain(name: str, error: OSError) -> str:
         hint = "creating a TUN device needs CAP_NET_ADMIN: run as root"
     else:
         hint = "if another program holds a device of this name, stop it or pass --tun-name"
+    if queues > 1 and error.errno == errno.EINVAL:
+        hint += "; --workers=1 where there is no multi-queue (tundp probe tells)"
     return f"cannot open TUN device {name}: {reason}; {hint}"
