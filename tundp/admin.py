@@ -22,7 +22,7 @@ from typing import Any, Final
 from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector, web
 
 from tundp.backoff import Contest, Outage
-from tundp.errors import PlatformError
+from tundp.errors import FILES_STEP, PlatformError
 from tundp.observe.codec import Malformed
 from tundp.observe.status import Status
 
@@ -152,9 +152,11 @@ def open_admin_socket(path: Path) -> socket.socket:
         raise
     except OSError as error:
         sock.close()
+        step = "name another with --admin-socket"
+        if error.errno == errno.EMFILE:
+            step = FILES_STEP
         raise PlatformError(
-            f"cannot listen on admin socket {path}: {error.strerror or error};"
-            " name another with --admin-socket",
+            f"cannot listen on admin socket {path}: {error.strerror or error}; {step}",
             error.errno,
         ) from None
     return sock

@@ -1,4 +1,4 @@
-"""Blocking calls off the event loop, one daemon thread per instance.
+"""Threads: blocking calls off the event loop, one daemon thread per instance.
 
 asyncio's own executor will not do: its threads are joined at interpreter exit, so one
 etcd request stuck on a dead server would hold up every shutdown, and its pool hands
@@ -8,12 +8,52 @@ one library's non-thread-safe client to several threads.
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import errno
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+
+from tundp.errors import PlatformError
 
 T = TypeVar("T")
+
+_CLONE3: Final = 435
+"""asm-generic/unistd.h, and the same number on every architecture (5.3)."""
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread. PlatformError names what keeps it from starting, and the fix."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        if thread.ident is not None:
+            raise  # it was started before: a bug of the caller's
+        raise PlatformError(
+            f"cannot start the thread {thread.name!r} ({error}): {_why_no_thread()}", errno.EAGAIN
+        ) from None
+
+
+def _why_no_thread() -> str:
+    """The reason, as far as clone3(2) tells it, and the fix.
+
+    Called without arguments it starts nothing: EINVAL where it may be called. glibc takes ENOSYS
+    for a kernel that has it not, and uses clone(2); any other error is final.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall(ctypes.c_long(_CLONE3), None, ctypes.c_size_t(0))
+    if ctypes.get_errno() in (errno.EPERM, errno.EACCES):
+        return (
+            "a seccomp filter refuses clone3(2), which the C library takes for final where ENOSYS"
+            " would do; use a newer container runtime (Docker 20.10.10 or later), or a seccomp"
+            " profile that answers ENOSYS to clone3"
+        )
+    return (
+        "too many processes and threads, or too little memory; raise pids.max of the cgroup"
+        " (TasksMax= of the unit, --pids-limit of the container) or the limit of processes"
+        " (ulimit -u)"
+    )
 
 
 class BlockingThread:
@@ -29,7 +69,10 @@ class BlockingThread:
         self._thread: threading.Thread | None = None
 
     async def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """`function(*args, **kwargs)` on the thread; its result or its exception here."""
+        """`function(*args, **kwargs)` on the thread; its result or its exception here.
+
+        PlatformError if the thread cannot be started.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -46,7 +89,7 @@ class BlockingThread:
         if self._thread is None or not self._thread.is_alive():
             # Never begun, or ended by what no call of ours raises: calls in the queue go on.
             self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
-            self._thread.start()
+            start_thread(self._thread)
         self._calls.put(call)
         return await future
 

@@ -27,7 +27,28 @@ Every message says what was attempted, on what, and what to try.
 
 from __future__ import annotations
 
+import errno as numbers
+from typing import Final
+
 # ruff: noqa: N818  (names say what happened; an Error suffix on each would say less)
+
+
+SCARCE: Final = frozenset({numbers.EMFILE, numbers.ENFILE, numbers.ENOBUFS, numbers.ENOMEM})
+"""Errnos of what this process or the host is short of for the moment."""
+FILES_STEP: Final = (
+    "allow more open files: LimitNOFILE= of the unit, --ulimit nofile= of the container, ulimit -n"
+)
+"""The next step after EMFILE, whatever it kept from being opened."""
+NOT_SEEN: Final = SCARCE | {
+    numbers.EIO,
+    numbers.EINTR,
+    numbers.ENOSYS,
+    numbers.EPERM,
+    numbers.ESTALE,
+    numbers.ETIMEDOUT,
+}
+"""Errnos of a look at a file that tell nothing of the file: neither that it is there nor that it
+is gone or another one."""
 
 
 class TundpError(Exception):

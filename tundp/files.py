@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import stat
 import tempfile
+import time
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +22,10 @@ MOST_LEN: Final = 256 << 20
 
 SMALL_LEN: Final = 1 << 20
 """The same of settings, units, subnet.env (200 bytes) and the like."""
+
+
+STREAM_S: Final = 30.0
+"""Seconds a pipe has for all it gives: a program that fetches a secret first is slow."""
 
 
 def read_regular(path: Path, *, most_len: int = MOST_LEN, is_strict: bool = False) -> str:
@@ -41,6 +47,36 @@ def read_regular(path: Path, *, most_len: int = MOST_LEN, is_strict: bool = Fals
         errors = "strict" if is_strict else "replace"
         with os.fdopen(fd, encoding="utf-8-sig", errors=errors, closefd=False) as file:
             return file.read()
+    finally:
+        os.close(fd)
+
+
+def read_stream(path: Path, *, most_len: int = SMALL_LEN, limit_s: float = STREAM_S) -> bytes:
+    """All a file, a pipe or a terminal gives until its end, as behind /dev/stdin.
+
+    A pipe is at its end when whoever writes has closed it. OSError, with a strerror for people:
+    ETIMEDOUT if that takes longer than `limit_s` seconds, EFBIG for more than `most_len` bytes.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        deadline = time.monotonic() + limit_s
+        text = b""
+        while True:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or not poll.poll(left_s * 1000):
+                seen = f"{len(text)} bytes and no end" if text else "nobody wrote to it"
+                raise OSError(errno.ETIMEDOUT, f"{seen} within {limit_s:g} s", str(path))
+            try:
+                part = os.read(fd, most_len + 1 - len(text))
+            except BlockingIOError:
+                continue
+            if not part:
+                return text
+            text += part
+            if len(text) > most_len:
+                raise OSError(errno.EFBIG, f"has more than {most_len} bytes", str(path))
     finally:
         os.close(fd)
 

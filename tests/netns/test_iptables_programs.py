@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from tests.wait import until
 from tundp.lab.overlay import LabNode
 from tundp.linux.capability import CAP_NET_ADMIN, CAP_NET_RAW
 from tundp.linux.command import find
-from tundp.linux.firewall.choose import FirewallSettings, make_firewall
+from tundp.linux.firewall.choose import FirewallSettings, leftovers, make_firewall, remove_all
+
+ALL = ("", "-save", "-restore")
 
 
-def wrap(directory: Path, program: str, *, before: str = "") -> None:
+def wrap(directory: Path, program: str, *, before: str = "", suffixes: Sequence[str] = ALL) -> None:
     """Scripts iptables, iptables-save and iptables-restore that run `program`'s."""
-    for suffix in ("", "-save", "-restore"):
+    for suffix in suffixes:
         path = directory / f"iptables{suffix}"
         path.write_text(f'#!/bin/sh\n{before}exec {find(program + suffix)} "$@"\n')
         path.chmod(0o755)
@@ -74,3 +77,35 @@ async def test_a_wrapper_that_prints_lines_of_its_own(
     async with make_lab() as lab:
         host = await lab.host("fw")
         assert await host.call(lambda: run_on(LOOPS["asyncio"], set_up_and_look())) == []
+
+
+@pytest.mark.parametrize("suffixes", [("",), ALL, ("-save",)], ids=["program", "all", "save"])
+async def test_what_is_removed_is_listed_once(
+    make_lab: MakeLab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, suffixes: tuple[str, ...]
+) -> None:
+    """A wrapper around the legacy program alone, beside -save and -restore of nft."""
+    rules = {}
+    for program in ("iptables-legacy", "iptables-nft"):
+        rules[program] = [find(f"{program}{suffix}") for suffix in ALL]
+        assert all(rules[program]), f"{program} is not installed"
+    async with make_lab() as lab:
+        host = await lab.host("fw")
+        for program in rules:
+            await must_run(host, program, "-N", "FLANNEL-FWD")
+            await must_run(host, program, "-A", "FLANNEL-FWD", "-s", str(OVERLAY), "-j", "ACCEPT")
+        wrap(tmp_path, "iptables-legacy", suffixes=suffixes)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+        async def list_and_remove() -> tuple[list[str], list[str], list[str]]:
+            before = (await leftovers([OVERLAY])).removed
+            removed = (await remove_all([OVERLAY])).removed
+            return before, removed, (await leftovers([OVERLAY])).removed
+
+        before, removed, after = await host.call(
+            lambda: run_on(LOOPS["asyncio"], list_and_remove())
+        )
+        assert len(before) == 2, before
+        assert removed == before
+        assert after == []
+        for program in rules:
+            assert "FLANNEL-FWD" not in await must_run(host, program, "-S")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.wait import DEADLINE_S
+from tundp.files import read_stream
 
 NO_FILE = "is no regular file"
 TOO_LONG = "has more than 1048576 bytes"
@@ -104,3 +105,37 @@ def test_settings_may_come_from_a_pipe(tmp_path: Path) -> None:
     code, text = run(tmp_path, "config", "show", "--config=/dev/zero")
     assert code == 2, text
     assert TOO_LONG in text
+
+
+def test_settings_of_a_pipe_nobody_writes_to(tmp_path: Path) -> None:
+    """A FIFO below /dev, which open(2) waits for, and a pipe that is open and silent: both hung."""
+    fifo = Path("/dev/shm") / f"tundp-{os.getpid()}"
+    os.mkfifo(fifo)
+    read_end, write_end = os.pipe()
+    try:
+        for path in (fifo, Path(f"/dev/fd/{read_end}")):
+            with pytest.raises(TimeoutError, match="nobody wrote to it within"):
+                read_stream(path, limit_s=0.1)
+        os.write(write_end, b"iface = ")
+        with pytest.raises(TimeoutError, match="8 bytes and no end within"):
+            read_stream(Path(f"/dev/fd/{read_end}"), limit_s=0.1)
+    finally:
+        fifo.unlink()
+        os.close(read_end)
+        os.close(write_end)
+
+
+def test_settings_and_environment_of_a_shells_substitution(tmp_path: Path) -> None:
+    """`<(...)` of bash, whose program takes a while before it writes."""
+    for flag, line in (("--config", 'iface = "eth7"'), ("--env-file", "FLANNELD_IFACE=eth7")):
+        writer = f"sleep 0.3; echo '{line}'"
+        done = subprocess.run(
+            ["bash", "-c", f'"$0" -m tundp config show {flag} <({writer})', sys.executable],
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "eth7" in done.stdout

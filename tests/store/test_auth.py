@@ -16,9 +16,11 @@ from grpclib.exceptions import GRPCError
 from tests.store.locked import PASSWORD, Locked
 from tests.store.support import Raw3, attributes, by_key, following, lease_key, outcome, run
 from tests.wait import until
+from tundp.daemon.stores import open_store
 from tundp.errors import AccessDenied
 from tundp.lab.etcd import PrivateEtcd
 from tundp.lease.model import Lease
+from tundp.settings.sources import load_settings
 from tundp.store.etcd3 import login
 from tundp.store.etcd3.words import AuthAnswer, auth_answer
 
@@ -137,6 +139,50 @@ def test_password_changed_while_a_daemon_runs(
         await until(is_written, "the lease to be written again", poll_s=0.5)
 
     run(main())
+
+
+def settings_file(path: Path, url: str, password: str) -> None:
+    """Written as an operator or an agent does: replaced, or edited in place."""
+    path.write_text(
+        f'etcd-endpoints = ["{url}"]\netcd-api = "v3"\n'
+        f'etcd-username = "tundp"\netcd-password = "{password}"\n'
+    )
+
+
+def test_a_password_changed_in_the_settings_file_too(
+    locked: Locked, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """First in etcd, then in the file of --config: no restart is needed."""
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "tundp.toml"
+    settings_file(path, locked.etcd.url, PASSWORD)
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            store = open_store(load_settings([f"--config={path}"], {}))
+            stack.push_async_callback(store.close)
+            lease = await store.create(A, ONE, 600)
+            locked.world.raw.call("auth/user/changepw", name="tundp", password="second secret")
+            locked.login()
+
+            async def is_denied() -> bool:
+                return isinstance(await outcome(store.snapshot()), AccessDenied)
+
+            await until(is_denied)
+            error = await outcome(store.snapshot())
+            assert f"write the new ones to {path}, which is read at each login" in str(error)
+            settings_file(path, locked.etcd.url, "second secret")
+
+            async def is_written() -> bool:
+                found = await outcome(store.update(A, TWO, 600, revision=lease.revision))
+                return isinstance(found, Lease)
+
+            await until(is_written, "the new password to be used", poll_s=0.2)
+
+    run(main())
+    text = "\n".join(caplog.messages)
+    assert f"user or password has changed in {path}" in text
+    assert "second secret" not in text
 
 
 def test_authentication_disabled_and_enabled_again_while_a_daemon_runs(locked: Locked) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -30,9 +31,11 @@ from tests.store.support import (
     run,
 )
 from tests.wait import until
+from tundp.daemon.stores import open_store
 from tundp.errors import AccessDenied, Compacted, ConfigError, ConfigNotFound, StoreUnavailable
 from tundp.lab.etcd import PrivateEtcd, free_port
 from tundp.lease.model import Events
+from tundp.settings.sources import load_settings
 from tundp.store.access import REQUEST_TIMEOUT_S, EtcdAccess, parse_endpoints
 from tundp.store.etcd2 import Etcd2Store
 from tundp.store.etcd2 import connection as etcd2
@@ -402,6 +405,47 @@ def test_credentials(locked_world: EtcdWorld) -> None:
         assert by_key((await store.snapshot()).leases)[str(A)] == "192.0.2.1"
 
     run(main())
+
+
+def test_a_password_changed_in_the_settings_file_too(
+    locked_world: EtcdWorld, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Read again when etcd refuses it: by requests and by the watch, without a restart."""
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "tundp.toml"
+
+    def write(password: str) -> None:
+        path.write_text(
+            f'etcd-endpoints = ["{locked_world.url}"]\netcd-api = "v2"\n'
+            f'etcd-username = "root"\netcd-password = "{password}"\n'
+        )
+
+    write(PASSWORD)
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            store = open_store(load_settings([f"--config={path}"], {}))
+            stack.push_async_callback(store.close)
+            await store.create(A, ONE, 600)
+            async with following(store) as follower:
+                second = {"user": "root", "password": "second secret"}
+                locked_world.raw.put_json("/v2/auth/users/root", second)
+                locked_world.raw.close()
+                locked_world.raw = Raw(locked_world.url, "root", "second secret")
+                error = await outcome(store.create(B, TWO, 600))
+                assert isinstance(error, AccessDenied), error
+                assert f"write the new ones to {path}, which is read at each login" in str(error)
+                path.write_text("etcd-password = ")  # somebody is writing it
+                assert isinstance(await outcome(store.create(B, TWO, 600)), AccessDenied)
+                write("second secret")
+                await store.create(B, TWO, 600)
+                await until(lambda: str(B) in follower.known())
+
+    run(main())
+    text = "\n".join(caplog.messages)
+    assert f"user or password has changed in {path}" in text
+    assert "is not TOML" in text
+    assert "second secret" not in text
 
 
 def test_watch_that_is_denied_says_so(locked_world: EtcdWorld) -> None:

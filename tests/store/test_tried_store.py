@@ -232,6 +232,28 @@ def test_v2_answers_without_the_stores_index_are_none(
     run(main())
 
 
+def test_v2_answers_without_a_cluster_id_are_explained_once(
+    etcd_world: EtcdWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    """python-etcd warned of each answer, in words that help nobody."""
+    value = json.dumps(FOUND).encode()
+
+    async def main() -> None:
+        async with web_server(lambda _: page("200 OK", value, JSON, OK)) as (url, _):
+            store = etcd_world.open_at(url)
+            for _ in range(3):
+                await store.network_config()
+            (line,) = caplog.messages
+            assert url in line
+            assert "X-Etcd-Cluster-Id" in line
+            assert "--etcd-endpoints" in line
+        async with web_server(lambda _: page("500 Oops", HTML)) as (url, _):
+            assert "StoreUnavailable" in await failure(etcd_world.open_at(url).network_config())
+            assert not [each for each in caplog.messages if "cluster ID" in each]
+
+    run(main())
+
+
 def test_a_value_where_the_leases_belong_is_no_empty_table(etcd_world: EtcdWorld) -> None:
     answer = page("200 OK", json.dumps(FOUND).encode(), JSON, OK)
 

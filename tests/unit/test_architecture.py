@@ -26,7 +26,7 @@ NATIVE = PACKAGE.parent / "native"
 BOTTOM = {"errors", "blocking", "backoff", "choices", "files", "finding", "instance"}
 MAY_IMPORT = {
     "errors": set(),
-    "blocking": set(),
+    "blocking": {"errors"},
     "backoff": set(),
     "choices": set(),
     "files": set(),

@@ -54,6 +54,7 @@ def node_with(
     underlay_error: str = "",
     missing: str = "",
     file_error: str = "",
+    file_unseen: str = "",
     peer_ip: str = "192.0.2.2",
     peer_node: str = "",
     device: bool = True,
@@ -93,7 +94,7 @@ def node_with(
         ),
         contest=SimpleNamespace(words=lambda now: kernel_contest),
         worries=lambda: worries("admin-socket", admin_error),
-        subnet_file=SimpleNamespace(error=file_error),
+        subnet_file=SimpleNamespace(error=file_error, unseen=file_unseen),
         supervisor=Supervisor(),
         obstacles=SimpleNamespace(findings=lambda: list(obstacles)),
     )
@@ -170,6 +171,7 @@ def test_a_lease_nobody_lives_in_is_no_failure(ip: str, breaks: str) -> None:
     ("node", "worry"),
     [
         (node_with(rules_contest="undone 9 times"), "firewall-contest"),
+        (node_with(file_unseen="undone 9 times"), "subnet-file-unseen"),
         (node_with(kernel_contest="undone 9 times"), "kernel-contest"),
         (node_with(admin_error="undone 9 times"), "admin-socket"),
         (node_with(lease=replace(HELD, cache_error="undone 9 times")), "state-dir"),

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
-from tundp.daemon.subnet_file import SubnetFile
+from tundp.daemon.lock import is_running, take_lock
+from tundp.daemon.subnet_file import SubnetFile, read_text
+from tundp.errors import PlatformError
 from tundp.files import write_replacing
 from tundp.instance import Instance
 from tundp.lease.codec import parse_key
 from tundp.lease.subnet_env import SubnetEnv
+from tundp.subnet.lease_cache import LeaseCache
 
 ENV = SubnetEnv(
     network=IPv4Network("10.5.0.0/16"),
@@ -147,6 +153,67 @@ def test_who_else_writes_it_is_named_and_fails_readiness(
     assert "another program has undone it 12 times in the last minute" in made.error
     assert "another program" in caplog.messages[-1]
     assert "FLANNEL_SUBNET=10.5.7.1/24" in path.read_text()
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Every open(2) of this process fails with EMFILE."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            os.dup(0)
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_look_that_fails_is_no_change_of_the_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a free descriptor the file was said to be removed or changed, every five seconds."""
+    made = SubnetFile(Instance(tmp_path / "subnet.env"))
+    made.write(ENV)
+    with no_descriptor_left():
+        for _ in range(5):
+            made.check()
+        assert made.unseen == "Too many open files"
+        assert made.error == "", "nobody knows that it is wrong"
+    (line,) = caplog.messages
+    assert "cannot look at" in line
+    assert "removed or changed" not in line
+    made.check()
+    assert made.unseen == ""
+    made.path.unlink()
+    made.check()
+    assert made.path.exists()
+    assert "was removed or changed" in caplog.messages[-1]
+
+
+def test_without_descriptors_nothing_is_taken_for_missing(tmp_path: Path) -> None:
+    """Not another daemon, not subnet.env, not the node id: each would cost what is there."""
+    instance = Instance(tmp_path / "subnet.env")
+    instance.subnet_file.write_text("FLANNEL_SUBNET=10.5.7.1/24\n")
+    cache = LeaseCache(tmp_path / "state", instance)
+    node_id = cache.identity().node_id
+    lock = take_lock(instance)
+    assert lock is not None
+    try:
+        with no_descriptor_left():
+            for look in (
+                lambda: take_lock(instance),
+                lambda: is_running(instance),
+                lambda: read_text(instance.subnet_file),
+                cache.identity,
+            ):
+                with pytest.raises(PlatformError, match="Too many open files"):
+                    look()
+        assert is_running(instance)
+        assert cache.identity().node_id == node_id
+    finally:
+        os.close(lock)
 
 
 def test_once_is_no_contest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -98,6 +98,9 @@ class Command(Generic[OptionsT]):
 
         ConfigError names what is wrong with the command line.
         """
+        # numpy's library starts a thread for each CPU else, for nothing, and where none can be
+        # started it ends the process by SIGINT.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         parsed = goflags.parse(
             self.rewrite(arguments),
             self.flags,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
+
+from tundp.errors import FILES_STEP
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -17,9 +21,50 @@ EXIT_INTERRUPTED: Final = 130
 """128 + SIGINT, as shells have it."""
 
 
+_SECCOMP_STEP: Final = (
+    "allow it in the seccomp profile of the container, or in SystemCallFilter= of the unit"
+)
+
+
 def print_error(text: object, program: str = "tundp") -> None:
     """One line on stderr."""
     print(f"{program}: {text}", file=sys.stderr)
+
+
+def sandbox_words(error: BaseException) -> str:
+    """One line about what the kernel or a sandbox refused; empty for what is a bug instead.
+
+    For errors nobody foresaw where they were raised: refused system calls, no descriptor, memory
+    or thread to be had.
+    """
+    import traceback  # 0.01 s that --help need not wait for
+
+    where = traceback.extract_tb(error.__traceback__)[-1:]
+    at = f" (in {where[0].name}, {os.path.basename(where[0].filename)})" if where else ""
+    if isinstance(error, RuntimeError):
+        if "can't start new thread" not in str(error):
+            return ""
+        return f"{error}{at}: too many processes, or a seccomp filter that refuses clone3"
+    if isinstance(error, OSError) and type(error).__name__ == "SSLError":
+        # OpenSSL says "malloc failure" where it has no random numbers.
+        try:
+            os.getrandom(1, os.GRND_NONBLOCK)
+        except OSError as refused:
+            return f"OpenSSL cannot work without getrandom(2): {refused.strerror}; {_SECCOMP_STEP}"
+    # Errnos of libraries' own, as in ssl.SSLError, are not the kernel's.
+    if not isinstance(error, OSError) or type(error).__module__ != "builtins":
+        return ""
+    name = f": {error.filename}" if error.filename else ""
+    text = f"{error.strerror}{name}{at}"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{text}; {FILES_STEP}"
+    if error.errno == errno.ENOMEM:
+        return f"{text}; allow more memory: MemoryMax= of the unit, --memory, ulimit -v"
+    if error.errno == errno.EACCES:
+        return f"{text}; run this as root, and see who may read it"
+    if error.errno in (errno.EPERM, errno.ENOSYS):
+        return f"{text}; a sandbox refuses a system call: {_SECCOMP_STEP}"
+    return ""
 
 
 def print_json(value: Any) -> None:

@@ -17,6 +17,7 @@ from tundp.cli.output import (
     EXIT_OK,
     EXIT_USAGE,
     print_error,
+    sandbox_words,
 )
 from tundp.errors import ConfigError, Interrupted, TundpError
 
@@ -92,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # `tundp status | head`: nobody reads any more, which is no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except (OSError, RuntimeError) as error:
+        return _end_in_sandbox(error)
 
 
 def flanneld(arguments: Sequence[str] | None = None) -> int:
@@ -103,6 +106,16 @@ def flanneld(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except (OSError, RuntimeError) as error:
+        return _end_in_sandbox(error, "flanneld")
+
+
+def _end_in_sandbox(error: OSError | RuntimeError, program: str = "tundp") -> int:
+    """Name what a sandbox refused; its exit code. The error itself is raised if it is a bug."""
+    if text := sandbox_words(error):
+        print_error(text, program)
+        return EXIT_FAILED
+    raise error
 
 
 def find(words: Sequence[str]) -> tuple[Command[Any] | None, Sequence[str]]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import tundp
 from tundp.cli.command import Command, Given, NoOptions
-from tundp.cli.output import EXIT_FAILED, EXIT_OK
+from tundp.cli.output import EXIT_FAILED, EXIT_OK, sandbox_words
 from tundp.errors import LeaseLost, TundpError
 from tundp.settings.declare import Flag
 from tundp.settings.settings import FLAGS
@@ -41,11 +41,18 @@ def run(given: Given[NoOptions]) -> int:
     try:
         process.serve(settings, store)
     except* LeaseLost as group:
-        for leaf in process.leaves(group):
-            _log.error("%s: exiting with code 0, as flannel does (--on-lease-lost=exit)", leaf)
+        for lost in process.leaves(group):
+            _log.error("%s: exiting with code 0, as flannel does (--on-lease-lost=exit)", lost)
     except* TundpError as group:
         for leaf in process.leaves(group):
             _log.error("%s", leaf)
+        code = EXIT_FAILED
+    except* (OSError, RuntimeError) as group:
+        words = [sandbox_words(each) for each in process.leaves(group)]
+        if not all(words):
+            raise
+        for text in words:
+            _log.error("%s", text)
         code = EXIT_FAILED
     return code
 

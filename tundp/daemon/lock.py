@@ -12,7 +12,7 @@ import json
 import os
 from pathlib import Path
 
-from tundp.errors import PlatformError
+from tundp.errors import SCARCE, PlatformError
 from tundp.files import SMALL_LEN, read_regular
 from tundp.instance import Instance
 
@@ -22,13 +22,15 @@ def take_lock(instance: Instance) -> int | None:
 
     Whoever has a duplicate of it holds the lock, too. None where the lock file cannot be made:
     then there is no lock, and subnet.env cannot be written. PlatformError if another daemon
-    has it.
+    has it, or if for lack of descriptors or memory nobody can tell.
     """
     try:
         instance.lock.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         lock = os.open(instance.lock, flags, 0o600)
-    except OSError:
+    except OSError as error:
+        if error.errno in SCARCE:
+            raise _unknown(instance, error) from None
         return None
     if not _take(lock):
         os.close(lock)
@@ -42,13 +44,19 @@ def take_lock(instance: Instance) -> int | None:
 
 
 def is_running(instance: Instance) -> bool:
-    """Whether a daemon of this subnet.env runs, be it hung."""
+    """Whether a daemon of this subnet.env runs, be it hung. PlatformError if nobody can tell."""
     try:
-        lock = os.open(instance.lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
+        # Read only: a lock may be taken, and a file system that is read-only now may hold one.
+        lock = os.open(instance.lock, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        # A link or something else in its place is no lock of ours.
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+            return False
+        raise _unknown(instance, error) from None
     try:
         return not _take(lock)
+    except OSError as error:
+        raise _unknown(instance, error) from None
     finally:
         os.close(lock)
 
@@ -75,6 +83,14 @@ def is_stamped(instance: Instance) -> bool | None:
         return bool(wrote == _fingerprint(instance.subnet_file))
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def _unknown(instance: Instance, error: OSError) -> PlatformError:
+    return PlatformError(
+        f"cannot open {instance.lock}, which tells whether another tundp runs with this"
+        f" --subnet-file: {error.strerror}",
+        error.errno,
+    )
 
 
 def _fingerprint(path: Path) -> list[int]:

@@ -12,7 +12,7 @@ import base64
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from tundp.backoff import TokenBucket
@@ -63,8 +63,17 @@ class RedactingFormatter(logging.Formatter):
 
     def __init__(self, secrets: tuple[str, ...] = ()) -> None:
         super().__init__(FORMAT)
-        texts = [re.escape(text) for text in secrets if len(text) >= MIN_SECRET_LEN]
-        self._known = re.compile(rf"(?<!\w)(?:{'|'.join(texts)})(?!\w)") if texts else None
+        self._secrets: frozenset[str] = frozenset()
+        self._known: re.Pattern[str] | None = None
+        self.hide(secrets)
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Replace these, too, from now on."""
+        secrets = self._secrets.union(text for text in secrets if len(text) >= MIN_SECRET_LEN)
+        if secrets != self._secrets:
+            self._secrets = secrets
+            texts = "|".join(map(re.escape, sorted(secrets, key=len, reverse=True)))
+            self._known = re.compile(rf"(?<!\w)(?:{texts})(?!\w)")
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
@@ -117,10 +126,9 @@ def set_up(level: int, modules: str = "", *, username: str = "", password: str =
     level: -1 errors, 0 information, above debugging; of this package's loggers.
     modules: `name=level,...` of single loggers and those below them, of libraries too.
     """
-    basic = base64.b64encode(f"{username}:{password}".encode("latin-1", "replace")).decode()
     handler = LogWriter()
     handler.addFilter(RepeatFilter())
-    handler.setFormatter(RedactingFormatter((password, basic) if password else ()))
+    handler.setFormatter(RedactingFormatter(_forms(username, password)))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger(OWN).setLevel(_severity(level))
     for library in (*NOISY, *MUTE):
@@ -133,6 +141,21 @@ def set_up(level: int, modules: str = "", *, username: str = "", password: str =
         else:
             logging.getLogger(name).setLevel(_severity(int(text)))
     return unknown
+
+
+def hide(*, username: str, password: str) -> None:
+    """Keep a password that came later out of the log, too."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, RedactingFormatter):
+            handler.formatter.hide(_forms(username, password))
+
+
+def _forms(username: str, password: str) -> tuple[str, ...]:
+    """A password as it may stand in a line: plain, and as HTTP's basic authentication codes it."""
+    if not password:
+        return ()
+    basic = base64.b64encode(f"{username}:{password}".encode("latin-1", "replace")).decode()
+    return password, basic
 
 
 def _severity(level: int) -> int:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import importlib.util
 import logging
 import os
-import resource
 import signal
 import traceback
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import tundp
 from tundp.choices import Loop
 from tundp.daemon import logs
-from tundp.errors import ConfigError, PlatformError, TundpError
+from tundp.errors import SCARCE, ConfigError, PlatformError, TundpError
 from tundp.settings.settings import Settings
 from tundp.settings.sources import variable_warnings
 
@@ -30,8 +28,7 @@ if TYPE_CHECKING:
     from tundp.daemon.supervise import Supervisor
     from tundp.store.base import Store
 
-_SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""What runs out for a moment; whoever failed for it tries again."""
+E = TypeVar("E", bound=Exception)
 _PACKAGE: Final = os.path.join(os.path.dirname(tundp.__file__), "")
 _log = logging.getLogger("tundp")
 
@@ -75,9 +72,13 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
     _log.info("tundp %s starting: %s", tundp.__version__, settings.describe())
     capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
     resources = open_resources(settings, given)
-    drop_capabilities()
+    try:
+        drop_capabilities()
+        require_sandbox()
+    except BaseException:
+        resources.close()
+        raise
     logs.write_apart()
-    raise_file_limit()
     supervisor = Supervisor()
     with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
         runner.run(run_until_signal(run(settings, store, resources, supervisor), supervisor))
@@ -98,16 +99,40 @@ def drop_capabilities() -> None:
         _log.warning("%s", error)
 
 
-def raise_file_limit() -> None:
-    """Allow as many open files as the hard limit does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def require_sandbox() -> None:
+    """Raise the limit of open files; warn of what this sandbox refuses a daemon.
+
+    PlatformError if that is what no daemon can do without. Not before capabilities are given
+    up: the thread it starts may not be gone when it has ended.
+    """
+    from tundp.linux import sandbox
+
+    why_not_raised = sandbox.raise_file_limit()
+    found = sandbox.findings()
+    for finding in found:
+        text = "; ".join(filter(None, (finding.evidence, finding.meaning, finding.next_step)))
+        if finding.is_failure:
+            raise PlatformError(text)
+        _log.warning("%s", text)
+    if why_not_raised and not any(each.id == "sandbox.rlimits" for each in found):
+        _log.warning("the limit of open files cannot be raised: %s", why_not_raised)
 
 
 def loop_factory(choice: Loop) -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes an event loop of that kind. ConfigError if it is not installed."""
+    """What makes an event loop of that kind.
+
+    ConfigError if it is not installed, PlatformError if it cannot run here. AUTO takes asyncio's
+    in both cases.
+    """
+    from tundp.linux import sandbox
+
     if choice is Loop.ASYNCIO:
+        return asyncio.new_event_loop
+    if why_not := sandbox.why_no_eventfd():
+        if choice is Loop.UVLOOP:
+            raise PlatformError(
+                f"--loop=uvloop cannot run here, eventfd2: {why_not}; use --loop=asyncio"
+            )
         return asyncio.new_event_loop
     if importlib.util.find_spec("uvloop") is None:
         if choice is Loop.UVLOOP:
@@ -167,7 +192,7 @@ def _is_bug_of_ours(context: dict[str, Any]) -> bool:
     if "handle" not in context:
         return False
     error = context.get("exception")
-    if isinstance(error, OSError) and error.errno in _SCARCE:
+    if isinstance(error, OSError) and error.errno in SCARCE:
         return False
     if error is None or error.__traceback__ is None:
         return True
@@ -177,9 +202,9 @@ def _is_bug_of_ours(context: dict[str, Any]) -> bool:
     )
 
 
-def leaves(group: BaseExceptionGroup[TundpError]) -> list[TundpError]:
+def leaves(group: BaseExceptionGroup[E]) -> list[E]:
     """The exceptions in `group` and in the groups inside it."""
-    found: list[TundpError] = []
+    found: list[E] = []
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
             found.extend(leaves(error))

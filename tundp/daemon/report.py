@@ -173,6 +173,7 @@ def findings(node: Node) -> list[Finding]:
         ),
         must_hold("firewall", not node.firewall.missing, node.firewall.evidence),
         must_hold("subnet-file", not node.subnet_file.error, node.subnet_file.error or "written"),
+        *worries("subnet-file-unseen", node.subnet_file.unseen),
         *worries("firewall-contest", node.firewall.contest),
         *worries("kernel-contest", node.contest.words(now=time.monotonic())),
         *worries("state-dir", lease.cache_error),

@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 from tundp.backend.choose import parse_network_config
 from tundp.choices import EtcdApi
+from tundp.daemon import logs
 from tundp.daemon.subnet_file import read_text
+from tundp.errors import ConfigError
 from tundp.lease import subnet_env
 from tundp.lease.identity import identity_of
 from tundp.lease.model import Lease
 from tundp.settings.settings import Settings
+from tundp.settings.sources import read_again
 from tundp.store.access import EtcdAccess
 from tundp.store.auto import AutoStore
 from tundp.store.base import Store
@@ -35,6 +38,8 @@ def open_store(settings: Settings) -> Store:
         certfile=settings.etcd_certfile,
         keyfile=settings.etcd_keyfile,
     )
+    if (read := _user_reader(settings)) is not None:
+        access.user.follow(read, str(settings.config))
     # One for both APIs: a file that cannot be used is reported once.
     tls = TlsFiles(access)
     match settings.etcd_api:
@@ -52,6 +57,24 @@ def open_store(settings: Settings) -> Store:
                 Etcd3Store(access, tls),
                 is_ours=_is_ours_from_before(settings),
             )
+
+
+def _user_reader(settings: Settings) -> Callable[[], tuple[str, str]] | None:
+    """What reads user and password from the --config file; None if they are not from there."""
+    names = ("etcd-username", "etcd-password")
+
+    def read() -> tuple[str, str]:
+        found = read_again(settings, names)
+        if found is None:
+            return settings.etcd_username, settings.etcd_password
+        username, password = (str(found[name]) for name in names)
+        logs.hide(username=username, password=password)
+        return username, password
+
+    try:
+        return None if read_again(settings, names) is None else read
+    except ConfigError:  # gone since it was read; it may come back
+        return read
 
 
 def _is_ours_from_before(settings: Settings) -> Callable[[Lease], bool]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tundp.backoff import Contest, Outage
 from tundp.daemon import lock
+from tundp.errors import NOT_SEEN, SCARCE, PlatformError
 from tundp.files import SMALL_LEN, read_regular, write_replacing
 from tundp.instance import Instance
 from tundp.lease import subnet_env
@@ -31,9 +32,15 @@ class SubnetFile:
         self._outage = Outage(
             _log, f"cannot write {self.path}, and Docker and CNI will not learn this node's subnet"
         )
+        self._unseen = Outage(_log, f"cannot look at {self.path}, which is taken to be as it was")
         self._contest = Contest(_log)
         self._text = ""
         """What the file must hold."""
+
+    @property
+    def unseen(self) -> str:
+        """Why nobody can say how the file is now; empty if the last look went well."""
+        return self._unseen.error
 
     @property
     def error(self) -> str:
@@ -46,11 +53,20 @@ class SubnetFile:
         self._write()
 
     def check(self) -> None:
-        """Write it again if somebody removed or changed it, or once it can be written."""
+        """Write it again if somebody removed or changed it, or once it can be written.
+
+        A look that fails for lack of descriptors or memory tells nothing of the file.
+        """
         if not self._text:
             return
         if not self._failure:
-            if read_text(self.path) == self._text:
+            try:
+                is_right = _read(self.path) == self._text
+            except OSError as error:
+                self._unseen.failed(error.strerror or error, now=self._clock())
+                return
+            self._unseen.ended(now=self._clock())
+            if is_right:
                 return
             self._contest.undone(
                 f"{self.path} was removed or changed: writing it again", now=self._clock()
@@ -70,8 +86,23 @@ class SubnetFile:
 
 
 def read_text(path: Path) -> str:
-    """The file's text; empty if it cannot be read or cannot be a subnet.env."""
+    """The file's text; empty if it cannot be read or cannot be a subnet.env.
+
+    PlatformError if descriptors or memory are too scarce to look: it says which subnet to keep.
+    """
+    try:
+        return _read(path)
+    except OSError as error:
+        if error.errno not in SCARCE:
+            return ""
+        raise PlatformError(f"cannot read {path}: {error.strerror}", error.errno) from None
+
+
+def _read(path: Path) -> str:
+    """The same; OSError if the look tells nothing of the file."""
     try:
         return read_regular(path, most_len=SMALL_LEN)
-    except OSError:
+    except OSError as error:
+        if error.errno in NOT_SEEN:
+            raise
         return ""

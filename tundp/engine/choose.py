@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 ENGINES: Final = tuple(each.value for each in Engine if each is not Engine.AUTO)
 """Names of every engine there is, fastest first."""
+_SLOW: Final = "slow: "
+"""Begins the reason for an engine that is taken for lack of a better one."""
 _BATCHED: Final = (Engine.GSO, Engine.MMSG)
 """Engines that send and receive many datagrams a system call; each may have several workers."""
 
@@ -31,9 +33,9 @@ def best_engine(kernel: KernelOffloads) -> tuple[Engine, str]:
     try:
         library.require()
     except Unsupported as error:
-        return Engine.REFERENCE, f"slow: {error}"
+        return Engine.REFERENCE, f"{_SLOW}{error}"
     if why_not := why_no_batches():
-        return Engine.SIMPLE, f"slow: {why_not}"
+        return Engine.SIMPLE, f"{_SLOW}{why_not}"
     if kernel.offloads:
         return Engine.GSO, "the kernel has super-packets"
     return Engine.MMSG, "no super-packets here"
@@ -81,16 +83,18 @@ def make_engine(
     if name is Engine.AUTO:
         name, why = best_engine(kernel)
     elif name in _BATCHED and (why_not := why_no_batches()):
-        raise Unsupported(f"--engine={name.value} cannot run here, {why_not}; use --engine=simple")
+        one = " and --workers=1" if len(socks) > 1 else ""
+        raise Unsupported(
+            f"--engine={name.value} cannot run here, {why_not}; use --engine=simple{one}"
+        )
     if len(socks) > 1 and name not in _BATCHED:
-        names = " or ".join(each.value for each in _BATCHED)
-        raise ConfigError(f"--workers: engine {name.value} has one; use --engine={names}")
+        raise ConfigError(_why_one_worker(name, len(socks), why))
     engine: Dataplane
     if name is Engine.REFERENCE:
         engine = ReferenceEngine(socks[0], context)
     else:
         engine = NativeEngine(name, socks, context, settings, kernel)
-    is_makeshift = why.startswith("slow: ")
+    is_makeshift = why.startswith(_SLOW)
     _log.log(
         logging.WARNING if is_makeshift else logging.INFO,
         "engine %s (%s): %s",
@@ -99,3 +103,14 @@ def make_engine(
         engine.describe(),
     )
     return engine
+
+
+def _why_one_worker(name: Engine, workers: int, why: str) -> str:
+    """Words for several workers with an engine that has one. why: that engine was chosen."""
+    names = " or ".join(f"--engine={each.value}" for each in _BATCHED)
+    if why.startswith(_SLOW):
+        return (
+            f"--workers={workers} needs {names}, and neither can run here"
+            f" ({why.removeprefix(_SLOW)}): use --workers=1, or make that work"
+        )
+    return f"--workers={workers}: engine {name.value} has one; use --workers=1, or {names}"

@@ -1,4 +1,7 @@
-"""capabilities(7) of this process: read from /proc, dropped by capset(2)."""
+"""capabilities(7) of this process: read by capget(2) and prctl(2), dropped by capset(2).
+
+The system calls are asked and not proc(5): a sandbox may have no /proc.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import ctypes
 import errno
 import logging
 import os
+import threading
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tundp.errors import PlatformError
 from tundp.linux import uapi
@@ -38,6 +41,14 @@ class _Words(ctypes.Structure):
     )
 
 
+class _Sets(NamedTuple):
+    """Three sets of one thread, a bit for each capability."""
+
+    effective: int
+    permitted: int
+    inheritable: int
+
+
 def require(capability: int, purpose: str) -> None:
     """Raise PlatformError, naming capability and fix, if this process lacks it."""
     if capability not in held():
@@ -62,8 +73,15 @@ def lack_of(capabilities: Iterable[int]) -> str:
 
 
 def held() -> frozenset[int]:
-    """The numbers of the calling thread's effective capabilities."""
-    return _numbers(_mask("CapEff"))
+    """The numbers of the calling thread's effective capabilities.
+
+    All there are where capget(2) is refused: what is lacking the kernel will refuse by itself.
+    """
+    try:
+        return _numbers(_sets().effective)
+    except PlatformError as error:
+        _log.debug("%s", error)
+        return frozenset(range(_SET_LEN))
 
 
 def keep_only(capabilities: Iterable[int]) -> None:
@@ -82,46 +100,66 @@ def keep_only(capabilities: Iterable[int]) -> None:
         keep |= 1 << capability
     libc = ctypes.CDLL(None, use_errno=True)
     # The bounding set first: dropping from it needs CAP_SETPCAP, which is dropped next.
-    for capability in sorted(_numbers(_mask("CapBnd") & ~keep)):
+    for capability in sorted(_bounding(libc) - _numbers(keep)):
         if libc.prctl(uapi.PR_CAPBSET_DROP, capability, 0, 0, 0):
             _log.debug("the bounding set stays as it is: %s", os.strerror(ctypes.get_errno()))
             break
     if libc.prctl(uapi.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise _refusal("set no_new_privs")
     # A capability dropped from permitted and inheritable leaves the ambient set, too.
-    effective, permitted, inheritable = (
-        _mask(name) & keep for name in ("CapEff", "CapPrm", "CapInh")
-    )
+    kept = [mask & keep for mask in _sets()]
     words = (_Words * 2)(
-        *(
-            _Words(*(mask >> shift & 0xFFFFFFFF for mask in (effective, permitted, inheritable)))
-            for shift in (0, 32)
-        )
+        *(_Words(*(mask >> shift & 0xFFFFFFFF for mask in kept)) for shift in (0, 32))
     )
     if libc.capset(ctypes.byref(_Header(uapi.LINUX_CAPABILITY_VERSION_3, 0)), words):
-        raise _refusal(f"keep only capabilities {sorted(_numbers(permitted))}")
+        raise _refusal(f"keep only capabilities {sorted(_numbers(kept[1]))}")
     _warn_of_other_threads(keep)
 
 
 def _warn_of_other_threads(keep: int) -> None:
-    for task in Path("/proc/self/task").iterdir():
+    for thread in _threads():
         try:
-            surplus = _mask("CapPrm", task) & ~keep
-        except OSError:  # it ended meanwhile
+            surplus = _sets(thread).permitted & ~keep
+        except PlatformError:  # it ended meanwhile
             continue
         if surplus:
             _log.warning(
-                "thread %s was started before capabilities were given up, and keeps %s",
-                task.name,
+                "thread %d was started before capabilities were given up, and keeps %s",
+                thread,
                 sorted(_numbers(surplus)),
             )
 
 
-def _mask(name: str, directory: Path = Path("/proc/thread-self")) -> int:
-    """One set out of proc(5)'s status, a bit for each capability."""
-    status = (directory / "status").read_text(encoding="utf-8")
-    line = next(line for line in status.splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1], 16)
+def _threads() -> list[int]:
+    """Thread ids of this process; without a /proc those of Python's own threads."""
+    try:
+        return [int(name) for name in os.listdir("/proc/self/task")]
+    except OSError as error:
+        _log.debug("threads that are not Python's are not looked at: %s", error)
+        return [each.native_id for each in threading.enumerate() if each.native_id is not None]
+
+
+def _sets(thread: int = 0) -> _Sets:
+    """The sets of a thread, 0 for the calling one (capget(2)). PlatformError if that is refused."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    words = (_Words * 2)()
+    if libc.capget(ctypes.byref(_Header(uapi.LINUX_CAPABILITY_VERSION_3, thread)), words):
+        raise _refusal("read the capabilities of this process (capget)")
+    low, high = words
+    return _Sets(
+        low.effective | high.effective << 32,
+        low.permitted | high.permitted << 32,
+        low.inheritable | high.inheritable << 32,
+    )
+
+
+def _bounding(libc: ctypes.CDLL) -> frozenset[int]:
+    """The bounding set of the calling thread; numbers the kernel does not know are in none."""
+    return frozenset(
+        number
+        for number in range(_SET_LEN)
+        if libc.prctl(uapi.PR_CAPBSET_READ, number, 0, 0, 0) == 1
+    )
 
 
 def _numbers(mask: int) -> frozenset[int]:

@@ -27,7 +27,7 @@ from typing import Any, Final, TypeVar
 
 from pyroute2 import AsyncIPRoute, NetlinkError, netns
 
-from tundp.blocking import BlockingThread
+from tundp.blocking import BlockingThread, start_thread
 from tundp.errors import PlatformError
 from tundp.linux import links, uapi
 from tundp.linux.changes import AddressChange as AddressChange
@@ -91,7 +91,7 @@ class Netlink:
         """Start the thread and open the socket. PlatformError if the namespace is gone."""
         if self._namespace is not None and not os.path.exists(f"/run/netns/{self._namespace}"):
             raise PlatformError(f"network namespace {self._namespace} does not exist", errno.ENOENT)
-        self._thread.start()
+        start_thread(self._thread)
         self._is_started = True
         await self._run(self._open())
 
@@ -318,7 +318,8 @@ class Netlink:
 
     def _prepare(self) -> None:
         """Make a loop and its thread, not started, in place of those before."""
-        self._loop = asyncio.SelectorEventLoop()
+        with _os_errors("open an event loop for netlink"):
+            self._loop = asyncio.SelectorEventLoop()
         self._thread = threading.Thread(target=self._serve, name="netlink", daemon=True)
         self._route: AsyncIPRoute | None = None
         # The kernel takes one dump at a time from a socket, and answers EBUSY to another.
@@ -343,7 +344,8 @@ class Netlink:
         if self._socket is None:
             if self._namespace is not None:
                 enter_namespace(self._namespace)
-            self._socket = RtnlSocket()
+            with _os_errors("open a netlink socket"):
+                self._socket = RtnlSocket()
         return self._socket
 
     async def _on_socket(self, call: Callable[[RtnlSocket], T]) -> T:
@@ -377,7 +379,8 @@ class Netlink:
     async def _open(self) -> AsyncIPRoute:
         """The socket for requests, opened if it is not."""
         if self._route is None:
-            self._route = await AsyncIPRoute().__aenter__()
+            with _os_errors("open a netlink socket"):
+                self._route = await AsyncIPRoute().__aenter__()
         return self._route
 
     async def _close(self) -> None:
@@ -402,7 +405,7 @@ class Netlink:
         """Run on the thread, or on another one if it has ended by a bug."""
         if self._is_started and (self._loop.is_closed() or not self._thread.is_alive()):
             self._prepare()
-            self._thread.start()
+            start_thread(self._thread)
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def _do(self, what: str, object_: str, command: str, **arguments: Any) -> list[Any]:

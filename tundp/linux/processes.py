@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from tundp.errors import PlatformError
+
 _PROC: Final = Path("/proc")
 _DELETED: Final = " (deleted)"
 _SOCKET: Final = re.compile(r"socket:\[(\d+)\]")
@@ -74,9 +76,16 @@ def processes() -> Iterator[Process]:
     """All processes of our network namespace but this one. Those that end meanwhile are left out.
 
     Without CAP_SYS_PTRACE only our own user's can be looked at; those of another process
-    namespace are not seen at all.
+    namespace are not seen at all. PlatformError where there is no /proc to see them in.
     """
-    ours = os.stat("/proc/self/ns/net")
+    try:
+        ours = os.stat("/proc/self/ns/net")
+    except OSError as error:
+        raise PlatformError(
+            f"cannot see other processes, such as a flannel that runs: {error.filename}:"
+            f" {error.strerror}; mount -t proc proc /proc",
+            error.errno,
+        ) from None
     for entry in _PROC.iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue

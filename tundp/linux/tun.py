@@ -18,7 +18,7 @@ from typing import Final
 
 import pytun
 
-from tundp.errors import PlatformError
+from tundp.errors import FILES_STEP, PlatformError
 from tundp.linux import uapi
 
 DEVICE: Final = "/dev/net/tun"
@@ -33,10 +33,14 @@ def require_device() -> None:
     try:
         os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
+        step = (
+            "load the module (modprobe tun), or give the container the device"
+            " (--device /dev/net/tun)"
+        )
+        if error.errno == errno.EMFILE:
+            step = FILES_STEP
         raise PlatformError(
-            f"cannot open {DEVICE}: {error.strerror}; load the module (modprobe tun), or give"
-            " the container the device (--device /dev/net/tun)",
-            error.errno,
+            f"cannot open {DEVICE}: {error.strerror}; {step}", error.errno
         ) from None
 
 
@@ -141,7 +145,7 @@ class Tun:
                 self.name = device.name
         except pytun.Error as error:
             self.close()
-            raise PlatformError(_explain(name, error), error.errno) from None
+            raise PlatformError(_explain(name, error, mode.queues), error.errno) from None
         self.fds = tuple(device.fileno() for device in self._devices)
         for fd in self.fds:
             os.set_inheritable(fd, False)
@@ -210,9 +214,11 @@ def _check_adopted(found: Sequence[tuple[str, int]], mode: TunMode) -> str:
     return name
 
 
-def _explain(name: str, error: OSError) -> str:
+def _explain(name: str, error: OSError, queues: int) -> str:
     reason = os.strerror(error.errno) if error.errno else str(error)
-    if not os.path.exists(DEVICE):
+    if error.errno == errno.EMFILE:
+        hint = FILES_STEP
+    elif not os.path.exists(DEVICE):
         hint = f"{DEVICE} does not exist: load the tun module, or pass the device to the container"
     elif not os.access(DEVICE, os.R_OK | os.W_OK):
         hint = f"{DEVICE} may not be opened: run as root"
@@ -220,4 +226,6 @@ def _explain(name: str, error: OSError) -> str:
         hint = "creating a TUN device needs CAP_NET_ADMIN: run as root"
     else:
         hint = "if another program holds a device of this name, stop it or pass --tun-name"
+    if queues > 1 and error.errno == errno.EINVAL:
+        hint += "; --workers=1 where there is no multi-queue (tundp probe tells)"
     return f"cannot open TUN device {name}: {reason}; {hint}"

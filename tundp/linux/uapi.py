@@ -87,6 +87,8 @@ LINUX_CAPABILITY_VERSION_3: Final = 0x20080522
 """2.6.26: sets of 64 bits."""
 
 # linux/prctl.h
+PR_CAPBSET_READ: Final = 23
+"""2.6.25"""
 PR_CAPBSET_DROP: Final = 24
 """2.6.25"""
 PR_SET_NO_NEW_PRIVS: Final = 38

@@ -59,7 +59,8 @@ class Settings:
         is_flannels=True,
         section=Section.LEASES,
         default="",
-        help="password of --etcd-username; ps(1) shows a flag to everybody, a variable or file not",
+        help="password of --etcd-username; ps(1) shows a flag to everybody, a variable or file not;"
+        " from the file of --config it is read again at each login",
         is_secret=True,
         example="secret",
     )

@@ -11,7 +11,6 @@ stock flanneld must start tundp.
 from __future__ import annotations
 
 import difflib
-import errno
 import json
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tundp.errors import ConfigError
-from tundp.files import SMALL_LEN, read_regular
+from tundp.files import SMALL_LEN, read_regular, read_stream
 from tundp.instance import Instance
 from tundp.settings import goflags
 from tundp.settings.accidents import is_service_link, links_sentence, read_variable
@@ -27,6 +26,7 @@ from tundp.settings.declare import Flag
 from tundp.settings.parsers import parse_path
 from tundp.settings.settings import DEFAULT, FLAGS, SETTABLE, Settings
 
+_FIELDS: Final = {each.name: each.field for each in FLAGS}
 _PREFIXES: Final = ("FLANNELD_", "TUNDP_")
 
 
@@ -158,7 +158,7 @@ def read_environment_file(path: Path) -> dict[str, str]:
     file cannot be read.
     """
     try:
-        text = read_regular(path, most_len=SMALL_LEN)
+        text = _read_settings(path, is_strict=False)
     except OSError as error:
         raise ConfigError(f"--env-file {path}: {error.strerror}") from None
     found = {}
@@ -170,6 +170,25 @@ def read_environment_file(path: Path) -> dict[str, str]:
         if equals and not name.startswith(("#", ";")):
             found[name.strip()] = value
     return found
+
+
+def read_again(settings: Settings, names: Collection[str]) -> dict[str, Any] | None:
+    """Settings of these flag names as their --config file has them now.
+
+    Those that came from elsewhere are as they were. None if none is the file's, or if it is a
+    pipe, which cannot be read again. ConfigError if the file cannot be used.
+    """
+    path = settings.config
+    if path is None or _is_stream(path):
+        return None
+    concerned = [
+        each
+        for each in FLAGS
+        if each.name in names and settings.origins.get(each.name) == str(path)
+    ]
+    if not concerned:
+        return None
+    return {each: getattr(settings, _FIELDS[each]) for each in names} | _read_file(path, concerned)
 
 
 def _read_file(path: Path, concerned: Iterable[Flag]) -> dict[str, Any]:
@@ -194,15 +213,19 @@ def _read_file(path: Path, concerned: Iterable[Flag]) -> dict[str, Any]:
     return values
 
 
-def _read_settings(path: Path) -> str:
-    """The text of a settings file; of /dev/stdin or a shell's <(...) until its end."""
-    if not str(path).startswith(("/dev/", "/proc/self/fd/")):
-        return read_regular(path, most_len=SMALL_LEN, is_strict=True)
-    with path.open("rb") as stream:
-        text = stream.read(SMALL_LEN + 1)
-    if len(text) > SMALL_LEN:
-        raise OSError(errno.EFBIG, f"has more than {SMALL_LEN} bytes", str(path))
-    return text.decode("utf-8-sig")
+def _read_settings(path: Path, *, is_strict: bool = True) -> str:
+    """The text of a settings file; of /dev/stdin or a shell's <(...) until its end.
+
+    is_strict: ValueError for what is not UTF-8.
+    """
+    if _is_stream(path):
+        return read_stream(path).decode("utf-8-sig", "strict" if is_strict else "replace")
+    return read_regular(path, most_len=SMALL_LEN, is_strict=is_strict)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is one of a descriptor, which may be a pipe and is read only once."""
+    return str(path).startswith(("/dev/", "/proc/"))
 
 
 def _from_toml(flag: Flag, raw: Any, origin: str) -> Any:

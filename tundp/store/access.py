@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
 from tundp.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S: Final = 5.0
 """Of one request to one endpoint, connecting included."""
@@ -22,6 +26,54 @@ ALT_NAME_HINT: Final = (
 )
 
 
+class User:
+    """User and password of etcd's authentication, as they are where they come from. Thread-safe."""
+
+    def __init__(self, name: str, password: str) -> None:
+        self._now = (name, password)
+        self._read: Callable[[], tuple[str, str]] | None = None
+        self._origin = ""
+        self._lock = threading.Lock()
+        self._failure = ""
+
+    def follow(self, read: Callable[[], tuple[str, str]], origin: str) -> None:
+        """Let `renew` read both by `read`, which raises ConfigError if that fails.
+
+        origin: the file they come from, for messages.
+        """
+        self._read, self._origin = read, origin
+
+    @property
+    def now(self) -> tuple[str, str]:
+        """User and password, as read last."""
+        return self._now
+
+    @property
+    def advice(self) -> str:
+        """What to do about a refusal."""
+        if self._read is None:
+            return "if changed, restart with the new ones"
+        return f"if changed, write the new ones to {self._origin}, which is read at each login"
+
+    def renew(self) -> tuple[str, str]:
+        """Read both again; those read last if that fails, with a warning."""
+        if self._read is None:
+            return self._now
+        with self._lock:
+            try:
+                now = self._read()
+            except ConfigError as error:
+                if str(error) != self._failure:
+                    _log.warning("etcd: %s; user and password stay what they were", error)
+                self._failure = str(error)
+                return self._now
+            self._failure = ""
+            if now != self._now and all(now):
+                self._now = now
+                _log.info("etcd: user or password has changed in %s", self._origin)
+            return self._now
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EtcdAccess:
     """Where etcd is and how to be let in. The password never shows in a repr."""
@@ -33,6 +85,12 @@ class EtcdAccess:
     cafile: str = ""
     certfile: str = ""
     keyfile: str = ""
+    user: User = field(init=False, repr=False, compare=False)
+    """The same user for all connections."""
+
+    def __post_init__(self) -> None:
+        """Make the user."""
+        object.__setattr__(self, "user", User(self.username, self.password))
 
 
 @dataclass(frozen=True, slots=True)

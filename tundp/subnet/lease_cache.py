@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tundp.backoff import Outage
-from tundp.errors import LeaseFormatError
+from tundp.errors import SCARCE, LeaseFormatError, PlatformError
 from tundp.files import read_regular, write_atomically
 from tundp.instance import Instance
 from tundp.lease import codec
@@ -91,13 +91,14 @@ class LeaseCache:
         """This node's id, made on the first start and kept.
 
         One found beside another machine's id is a clone's: a new one is made. Each instance
-        of a host is a node of its own.
+        of a host is a node of its own. PlatformError if descriptors or memory are too scarce
+        to look: a new id in its place would make this node a stranger to its lease.
         """
         host = clean_host(socket.gethostname())
         suffix = self._instance.node_id_suffix
         machine = _machine()
         path = None if self._directory is None else self._directory / "node-id"
-        known = _read_json(path)
+        known = _read_json(path, must_be_seen=True)
         node_id = known.get("NodeID")
         is_same = not machine or known.get("Machine") in ("", machine)
         if isinstance(node_id, str) and node_id and is_same:
@@ -216,7 +217,7 @@ class LeaseCache:
             self._outage.ended(now=time.monotonic())
 
 
-def _read_json(path: Path | None) -> dict[str, Any]:
+def _read_json(path: Path | None, *, must_be_seen: bool = False) -> dict[str, Any]:
     if path is None:
         return {}
     try:
@@ -224,6 +225,8 @@ def _read_json(path: Path | None) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:
+        if must_be_seen and isinstance(error, OSError) and error.errno in SCARCE:
+            raise PlatformError(f"cannot read {path}: {error.strerror}", error.errno) from None
         _log.warning("cannot read %s: %s", path, error)
         return {}
     return document if isinstance(document, dict) else {}

@@ -76,7 +76,7 @@ def test_an_ambient_capability_is_dropped_too() -> None:
         """
 libc = ctypes.CDLL(None, use_errno=True)
 words = (capability._Words * 2)()
-every = capability._mask("CapPrm")
+every = capability._sets().permitted
 for number in (0, 1):
     part = every >> 32 * number & 0xFFFFFFFF
     words[number] = capability._Words(part, part, part)

@@ -13,7 +13,7 @@ from tundp.daemon.checks.inspection import Inspection
 from tundp.daemon.unit import installed_unit
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
-from tundp.linux import capability, unreachable
+from tundp.linux import capability, sandbox, unreachable
 from tundp.linux.netlink import Link, Route
 from tundp.linux.tun import require_device
 
@@ -33,6 +33,20 @@ async def check_rights(_: Inspection) -> AsyncIterator[Finding]:
         )
 
 
+async def check_sandbox(_: Inspection) -> AsyncIterator[Finding]:
+    """Whether this process may make the system calls, threads and files a daemon needs."""
+    found = sandbox.findings()
+    for finding in found:
+        yield finding
+    if not found:
+        yield Finding(
+            id="sandbox",
+            verdict=Verdict.OK,
+            evidence="threads start, eventfd works, open files may be many, /proc is there (of"
+            " this process; a unit or container may have less)",
+        )
+
+
 async def check_files(inspection: Inspection) -> AsyncIterator[Finding]:
     """Whether the files a daemon writes can be written."""
     settings = inspection.settings
@@ -45,8 +59,18 @@ async def check_files(inspection: Inspection) -> AsyncIterator[Finding]:
     }
     for flag, path in wanted.items():
         there = path
-        while there is not None and not there.exists():
-            there = there.parent
+        try:
+            while there is not None and not there.exists():
+                there = there.parent
+        except OSError as error:
+            yield Finding(
+                id=f"files.{flag}",
+                verdict=Verdict.UNKNOWN,
+                title=f"--{flag}",
+                evidence=f"{path} cannot be looked at: {error.strerror}",
+                next_step="run this as root",
+            )
+            continue
         if there is not None and not (there.is_dir() and os.access(there, os.W_OK)):
             yield Finding(
                 id=f"files.{flag}",
@@ -164,6 +188,13 @@ async def check_br_netfilter(_: Inspection) -> AsyncIterator[Finding]:
     if BR_NETFILTER.exists():
         value = BR_NETFILTER.read_text(encoding="ascii").strip()
         seen = f"net.bridge.bridge-nf-call-iptables is {value}"
+    elif not BR_NETFILTER.parents[1].is_dir():
+        yield Finding(
+            id="br_netfilter",
+            verdict=Verdict.UNKNOWN,
+            evidence=f"{BR_NETFILTER.parents[1]} cannot be seen here: is /proc mounted, and whole?",
+        )
+        return
     else:
         value, seen = "", "not loaded; flannel would refuse to start, the overlay does not need it"
     if value != "1":

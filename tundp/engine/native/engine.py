@@ -41,6 +41,7 @@ from tundp.engine.native.twins import sums_variants
 from tundp.engine.native.worker import Worker, WorkerSetup
 from tundp.lease.fib import Fib
 from tundp.linux.offload import SAFE_SEGMENTS, KernelOffloads, find_offloads, set_udp_gro
+from tundp.linux.sandbox import open_event
 from tundp.linux.tun import Tun, TunMode
 from tundp.linux.udp import path_mtu
 from tundp.wire.coalesce import Miss
@@ -107,7 +108,7 @@ class NativeEngine:
         self._socks = tuple(socks)
         self._tun_gone = asyncio.Event()
         self._gone_lines = Ration(1)
-        self._notify_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._notify_fd = open_event()
         self._kernel = kernel if engine is Engine.GSO else None
         if engine is Engine.GSO and kernel is None:
             self._kernel = find_offloads(self._settings.disabled)

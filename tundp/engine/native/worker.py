@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tundp.blocking import start_thread
 from tundp.choices import Engine
 from tundp.engine.native.library import require
 from tundp.errors import PlatformError
+from tundp.linux.sandbox import open_event
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class Worker:
         loop = _LOOPS[setup.engine]
         self._run = getattr(native.lib, f"{loop}_run")
         self._memory = _allocate(getattr(native.lib, f"{loop}_len")())
-        self._control_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._control_fd = open_event()
         self.struct = native.ffi.new("struct tundp_worker *")
         native.lib.tundp_worker_init(self.struct)
         self.configure()
@@ -99,7 +101,7 @@ class Worker:
         self._thread = threading.Thread(
             target=self._serve, args=(cpu, on_end), name=name, daemon=True
         )
-        self._thread.start()
+        start_thread(self._thread)
 
     def stop(self) -> None:
         """Wait for the thread, which ends after at most a burst of packets."""

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from tundp.errors import PlatformError
 from tundp.linux.command import Finished, run, try_all
 from tundp.linux.firewall import backend
 from tundp.linux.firewall.backend import PACKAGE, BackEnd, Version
@@ -117,6 +118,20 @@ class Program:
     async def is_legacy(self) -> bool:
         """Whether its rules are those of the kernel's old tables, whatever the file is called."""
         return (await self.version()).back_end is BackEnd.LEGACY
+
+    async def works_on(self) -> BackEnd | None:
+        """The back end of its -save and -restore; None if they have two.
+
+        It may be another than the program's own, where somebody wrapped that alone.
+        """
+        own = (await self.version()).back_end
+        found = set()
+        for suffix in ("-save", "-restore"):
+            try:
+                found.add((await backend.ask(f"{self.name}{suffix}")).back_end)
+            except PlatformError:  # before 1.8 they name no version
+                found.add(own)
+        return found.pop() if len(found) == 1 else None
 
     async def list_chain(self, table: str, chain: str) -> list[str] | None:
         """The lines of `-S chain`, None if there is no such chain."""

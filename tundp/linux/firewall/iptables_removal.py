@@ -6,6 +6,7 @@ to remove.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from tundp.linux.command import find, try_all
+from tundp.linux.firewall.backend import BackEnd
 from tundp.linux.firewall.iptables import FORWARD, MASQUERADE, Program, deletion, of_family
 from tundp.linux.firewall.recognise import (
     Network,
@@ -24,10 +26,13 @@ from tundp.linux.firewall.recognise import (
 )
 from tundp.linux.firewall.settings import FirewallSettings, Removal
 
+_log = logging.getLogger(__name__)
+
 _LEGACY_TABLES: Final = (
     Path("/proc/thread-self/net/ip_tables_names"),
     Path("/proc/thread-self/net/ip6_tables_names"),
 )
+_NET: Final = Path("/proc/thread-self/net")
 _NAMES: Final = (("ip", "iptables"), ("ip6", "ip6tables"))
 
 
@@ -81,9 +86,9 @@ async def remove_others(
     steps: list[Callable[[], Awaitable[Removal]]] = []
     for family, name in _NAMES:
         own = Program(binary.replace("iptables", name, 1))
-        is_legacy = find(own.name) is not None and await own.is_legacy()
+        back_end = None if find(own.name) is None else await own.works_on()
         for program in await installed(name, own.name):
-            is_ours = family in wanted and await program.is_legacy() == is_legacy
+            is_ours = family in wanted and await program.works_on() is back_end
             steps.append(
                 partial(
                     _remove_with,
@@ -100,12 +105,14 @@ async def remove_others(
 async def installed(name: str, preferred: str = "") -> list[Program]:
     """The program of that name, and the one of the other back end, as far as they are installed.
 
+    What counts is the back end of the programs used here, -save and -restore.
     preferred: a program that stands for its back end, e.g. iptables-legacy. A back end without
     a table is left out: asking the old one makes the kernel load it.
     """
-    programs: dict[bool, Program] = {}
+    programs: dict[BackEnd, Program] = {}
     paths: set[str] = set()
-    for candidate in (preferred or name, name, f"{name}-nft", f"{name}-legacy"):
+    candidates = (preferred or name, name, f"{name}-nft", f"{name}-legacy")
+    for candidate in dict.fromkeys(candidates):
         path = find(candidate)
         if path is None or find(f"{candidate}-save") is None:
             continue
@@ -113,16 +120,24 @@ async def installed(name: str, preferred: str = "") -> list[Program]:
             continue
         if candidate.endswith("-legacy") and not has_legacy_tables():
             continue
-        paths.add(os.path.realpath(path))
         program = Program(candidate)
-        is_legacy = await program.is_legacy()
-        if not is_legacy or has_legacy_tables():
-            programs.setdefault(is_legacy, program)
+        back_end = await program.works_on()
+        if back_end is None:
+            _log.warning(
+                "%s-save and -restore have two back ends, so neither is used to remove rules",
+                candidate,
+            )
+            continue
+        paths.add(os.path.realpath(path))
+        if back_end is BackEnd.NFT or has_legacy_tables():
+            programs.setdefault(back_end, program)
     return list(programs.values())
 
 
 def has_legacy_tables() -> bool:
     """Whether this network namespace has tables of the old kind; True if it cannot be seen."""
+    if not _NET.is_dir():
+        return True
     for path in _LEGACY_TABLES:
         try:
             if path.read_text(encoding="ascii").strip():

@@ -54,6 +54,8 @@ async def look(netlink: Netlink, scene: Scene) -> Looked:
         found += await routes.findings(pods)
     except PlatformError as error:
         unread.append(f"routes: {error}")
+    if why_not := sysctls.why_not_seen():
+        unread.append(why_not)
     found += sysctls.findings(scene, pods)
     listed = await rulesets.read()
     judged = await asyncio.to_thread(firewall.judge, listed, scene, pods)
@@ -80,10 +82,11 @@ def _summary(
     found: Sequence[Finding],
 ) -> Finding:
     chains = sum(len(bases(listed.tables, hook)) for hook in firewall.HOOKS)
+    devices = dict.fromkeys((scene.device, *pods))
     looked_at = [
         f"routes to {asked} of {scene.peer_count} peers",
         f"{len(listed.tables)} firewall tables ({chains} base chains that drop or mark)",
-        f"forwarding by {', '.join(dict.fromkeys((scene.device, *pods)))}",
+        *(() if sysctls.why_not_seen() else (f"forwarding by {', '.join(devices)}",)),
         "filters of tc, XDP",
         "IPsec policies",
     ]

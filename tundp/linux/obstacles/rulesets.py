@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -57,7 +58,7 @@ async def _read_iptables(found: Rulesets) -> frozenset[tuple[str, str]]:
     listed: set[tuple[str, str]] = set()
     for back_end, name in ((BackEnd.NFT, "iptables-nft"), (BackEnd.LEGACY, "iptables-legacy")):
         is_legacy = back_end is BackEnd.LEGACY
-        there = _legacy_tables() if is_legacy else ""
+        there = _legacy_tables(found) if is_legacy else ""
         if is_legacy and not there:
             continue
         if is_legacy and capability.CAP_NET_RAW not in capability.held():
@@ -136,10 +137,13 @@ async def _list(found: Rulesets, what: str, *argv: str) -> Finished | None:
     return finished
 
 
-def _legacy_tables() -> str:
+def _legacy_tables(found: Rulesets) -> str:
     try:
         return " ".join(LEGACY_TABLES.read_text(encoding="ascii").split())
-    except OSError:
+    except OSError as error:
+        # A kernel that has not loaded them has no such file.
+        if error.errno != errno.ENOENT or not LEGACY_TABLES.parent.is_dir():
+            found.unread.append(f"tables of legacy iptables: {LEGACY_TABLES}: {error.strerror}")
         return ""
 
 

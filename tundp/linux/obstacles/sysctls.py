@@ -23,6 +23,16 @@ def read(name: str) -> int | None:
         return None
 
 
+def why_not_seen() -> str:
+    """What of these cannot be read, and why; empty if they can: all kernels have ip_forward."""
+    path = ROOT / "ipv4/ip_forward"
+    try:
+        path.read_text(encoding="ascii")
+    except OSError as error:
+        return f"forwarding, rp_filter and the connection table: {path}: {error.strerror}"
+    return ""
+
+
 def effective_rp_filter(device: str) -> int:
     """The larger one of `all` and the device counts (Documentation/networking/ip-sysctl)."""
     return max(read(f"ipv4/conf/{each}/rp_filter") or 0 for each in ("all", device))

@@ -29,7 +29,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import etcd
-from urllib3 import Timeout
+from urllib3 import Timeout, make_headers
 from urllib3.exceptions import HTTPError, NewConnectionError
 
 from tundp.blocking import BlockingThread
@@ -48,6 +48,7 @@ from tundp.store.access import (
     parse_endpoints,
 )
 from tundp.store.endpoints import Attempts, Endpoints
+from tundp.store.etcd2.cluster_id import CLUSTER_ID, explain_no_cluster_id
 from tundp.store.etcd2.dialler import Dialler, pools
 from tundp.store.names import Names
 from tundp.store.tls import TlsFiles
@@ -64,6 +65,9 @@ UNANSWERED_S: Final = 1.0
 
 INDEX: Final = "X-Etcd-Index"
 """Header of every answer about a key: the store's revision (etcd server/etcdserver/api/v2http)."""
+
+
+_NOT_LATIN: Final = "HTTP basic authentication carries latin-1 only, which is not true of"
 
 
 class Client(etcd.Client):  # type: ignore[misc]
@@ -83,6 +87,7 @@ class Client(etcd.Client):  # type: ignore[misc]
         )
         self.endpoint = endpoint
         self.dialler = dialler
+        self._user = access.user
         self.http.pool_classes_by_scheme = pools(dialler, tls)
         self.http.connection_pool_kw["retries"] = False
 
@@ -90,11 +95,24 @@ class Client(etcd.Client):  # type: ignore[misc]
         """Give up a connect in progress. A request under way ends by its own timeout."""
         self.dialler.interrupt()
 
+    def _get_headers(self) -> dict[str, str]:
+        # Of each request: the password may have changed since the connection was made.
+        name, password = self._user.now
+        if not (name and password):
+            return {}
+        try:
+            return dict(make_headers(basic_auth=f"{name}:{password}"))
+        except UnicodeEncodeError:
+            raise etcd.EtcdException(f"{_NOT_LATIN} --etcd-username or --etcd-password") from None
+
     def _check_cluster_id(self, response: Any) -> None:
         # python-etcd calls this when the headers are here and the body is not.
         if response.status in (200, 201):
             _require_index(response)
-        super()._check_cluster_id(response)
+            if not response.headers.get(CLUSTER_ID):
+                explain_no_cluster_id(self.endpoint.url)
+        if response.headers.get(CLUSTER_ID):  # without one python-etcd warns, each time
+            super()._check_cluster_id(response)
 
     def _handle_server_response(self, response: Any) -> Any:
         """The answer if it is a success, else its error. EtcdException for what no etcd sends."""
@@ -209,15 +227,18 @@ class Connection:
             if client is None:
                 continue
             endpoint = client.endpoint
+            user = self._access.user.now
             try:
                 result = await self._run(client, operation)
             except _PASSED_ON:
                 self._endpoints.answered(endpoint)
                 raise
             except etcd.EtcdInsufficientPermissions as error:
+                if self._access.user.renew() != user:
+                    continue  # etcd has done nothing: the same again, with the new password
                 raise AccessDenied(
-                    f"etcd at {endpoint.url} denies access ({error}):"
-                    " check --etcd-username, --etcd-password and the role's permissions"
+                    f"etcd at {endpoint.url} denies access ({error}): check --etcd-username,"
+                    f" --etcd-password and the role's permissions; {self._access.user.advice}"
                 ) from None
             except Compacted as error:
                 # Perhaps this member lags behind the one that gave the snapshot.
@@ -352,10 +373,7 @@ def check_credentials(access: EtcdAccess) -> None:
         try:
             text.encode("latin-1")
         except UnicodeEncodeError:
-            raise ConfigError(
-                f"--etcd-{flag} must be latin-1: HTTP basic auth as python-etcd sends it"
-                " carries nothing else"
-            ) from None
+            raise ConfigError(f"{_NOT_LATIN} --etcd-{flag}") from None
 
 
 def _require_index(response: Any) -> None:

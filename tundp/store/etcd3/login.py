@@ -90,9 +90,8 @@ class Login:
             rpc.AuthenticateRequest,
             rpc.AuthenticateResponse,
         )
-        request = rpc.AuthenticateRequest(
-            name=self._access.username, password=self._access.password
-        )
+        name, password = self._access.user.renew()
+        request = rpc.AuthenticateRequest(name=name, password=password)
         try:
             answer = await method(request, timeout=limit_s)
         except GRPCError as error:
@@ -107,7 +106,7 @@ class Login:
             _log.info(
                 "etcd at %s: logged in again as %s; the login before was refused",
                 channel.endpoint.url,
-                self._access.username,
+                name,
             )
         self._was_done = True
 
@@ -125,5 +124,5 @@ class Login:
             f"etcd at {url} denies access ({message}): check --etcd-username and --etcd-password"
         )
         if self._was_done:
-            self._refusal += "; they were accepted before: if changed, restart with the new ones"
+            self._refusal += f"; they were accepted before: {self._access.user.advice}"
         raise AccessDenied(self._refusal) from None
