@@ -142,6 +142,21 @@ NAT = {
         ("redirect to :9", "diverts"),
         forget_s=1.5,
     ),
+    "a transparent proxy, TPROXY": Obstacle(
+        "iptables -t mangle -A PREROUTING -p udp -m udp --dport 8285 -j TPROXY --on-port 99",
+        "iptables -t mangle -F PREROUTING",
+        ("-j TPROXY", "diverts packets of the tunnel (UDP) from peers"),
+    ),
+    "packets of root": Obstacle(
+        "iptables -A OUTPUT -p udp -m owner --uid-owner 0 -j DROP",
+        "iptables -F OUTPUT",
+        ("--uid-owner 0 -j DROP", "may drop packets of the tunnel (UDP) to peers"),
+    ),
+    "what came without IPsec": Obstacle(
+        "iptables -I FORWARD -i flannel0 -m policy --dir in --pol none -j DROP",
+        "iptables -D FORWARD -i flannel0 -m policy --dir in --pol none -j DROP",
+        ("--pol none -j DROP", "may drop packets from peers to pods here"),
+    ),
     "a queue that lets nothing through": Obstacle(
         "tc qdisc replace dev flannel0 root pfifo limit 0",
         "tc qdisc del dev flannel0 root || true",
