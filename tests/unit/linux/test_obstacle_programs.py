@@ -6,14 +6,17 @@ import errno
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tests.unit.linux.test_obstacles import SCENE
 from tundp.errors import PlatformError
+from tundp.finding import Verdict
 from tundp.linux import uapi
+from tundp.linux.netlink import Netlink
 from tundp.linux.obstacles import bpf
+from tundp.linux.obstacles.look import look
 
 MOUNTS = """\
 22 28 0:21 / /proc rw,nosuid - proc proc rw
@@ -87,3 +90,22 @@ def test_what_the_kernel_refuses_is_not_taken_for_nothing(
     else:
         assert asked.looked_at == ["tcx", "sk_lookup"]
         assert asked.refused == ""
+
+
+class Refusing:
+    """A kernel that lists nothing."""
+
+    async def refuse(self, *_: Any, **__: Any) -> Any:
+        raise PlatformError("refused")
+
+    dump = routes = addresses = lookups = refuse
+
+
+async def test_where_devices_are_unknown_nothing_that_needs_them_is_called_looked_at() -> None:
+    looked = await look(cast("Netlink", Refusing()), SCENE)
+    assert looked.summary.verdict is Verdict.UNKNOWN
+    said, _, unread = looked.summary.evidence.partition("; not looked at: ")
+    assert "devices: refused" in unread
+    for part in ("routes", "neighbours", "filters and queues of tc, XDP"):
+        assert part not in said
+        assert f"{part}: the devices of this host could not be listed" in unread

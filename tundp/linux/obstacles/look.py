@@ -24,7 +24,6 @@ from tundp.linux.obstacles import (
 from tundp.linux.obstacles.devices import Device
 from tundp.linux.obstacles.routes import Routes
 from tundp.linux.obstacles.rules import bases
-from tundp.linux.obstacles.rulesets import Rulesets
 from tundp.linux.obstacles.scene import NOT_JUDGED, Scene
 
 IDS: Final = (
@@ -73,13 +72,13 @@ class _Look:
         self._routes = Routes(netlink, scene)
         self._devices: Sequence[Device] = ()
         self._pods: Sequence[str] = ()
-        self._rulesets = Rulesets()
         self._unread: list[str] = []
         self._looked_at: list[str] = []
         self.found: list[Finding] = []
 
     async def at_everything(self) -> None:
         """Fill `found`."""
+        await self._part("devices", self._at_devices)
         await self._part("routes", self._at_routes)
         await self._part("neighbours", self._at_neighbours)
         self.found += sysctls.findings(self._scene, self._pods)
@@ -98,10 +97,20 @@ class _Look:
         except PlatformError as error:
             self._unread.append(f"{what}: {error}")
 
+    async def _at_devices(self) -> str:
+        found = await devices.read(self._netlink)
+        self._pods = await self._routes.pod_devices(found)
+        self._devices = found
+        return ""
+
+    def _require_devices(self) -> None:
+        """Raise PlatformError if what depends on them would find nothing for lack of them."""
+        if not self._devices:
+            raise PlatformError("the devices of this host could not be listed")
+
     async def _at_routes(self) -> str:
+        self._require_devices()
         scene = self._scene
-        self._devices = await devices.read(self._netlink)
-        self._pods = await self._routes.pod_devices(self._devices)
         names = (scene.uplink, scene.device, *self._pods)
         self.found += devices.vrfs(self._devices, names)
         self.found += await own_rules.findings(self._netlink)
@@ -109,6 +118,7 @@ class _Look:
         return f"routes to {self._routes.asked} of {scene.peer_count} peers"
 
     async def _at_neighbours(self) -> None:
+        self._require_devices()
         scene = self._scene
         index = next((each.index for each in self._devices if each.name == scene.uplink), 0)
         self.found += await neighbours.findings(
@@ -138,6 +148,7 @@ class _Look:
         return tuple(dict.fromkeys((scene.uplink, *below, scene.device, *self._pods)))
 
     async def _at_programs(self) -> None:
+        self._require_devices()
         self.found += await programs.findings(self._netlink, self._devices, self._names)
 
     async def _at_bpf(self) -> str:
