@@ -16,7 +16,7 @@ TABLES := tundp/choices.py tundp/engine/counters.py $(wildcard tundp/wire/*.py)
 NATIVE := setup.py $(TABLES) $(wildcard native/*.py native/*/*.h native/*/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help root build demo test lint check bench micro scale neighbours silence churn fuzz cross rungs format clean
+.PHONY: help root build demo test lint check bench micro scale neighbours silence churn look fuzz cross rungs format clean
 
 help:
 	@echo 'make demo     two nodes with pods in network namespaces, checked end to end (root)'
@@ -28,6 +28,7 @@ help:
 	@echo 'make scale    what 1,000 to 65,000 leases cost, and a start (root)'
 	@echo 'make neighbours   what silent neighbours and a slow path cost a live peer (root)'
 	@echo 'make silence   what a silent name server beside a lost etcd costs (root)'
+	@echo 'make look     what one look for obstacles costs on a host with much to look at (root)'
 	@echo 'make churn    what hundreds of veth pairs and 10,000 routes that change cost (root)'
 	@echo 'make fuzz     every parser and the engines under a fuzzer; FUZZ_SECONDS=60 for each,'
 	@echo '              8 make it a minute in all'
@@ -83,6 +84,10 @@ silence: root build
 churn: root build
 	@setup/apt.sh demo
 	@$(PY) -m bench.churn
+
+look: root build
+	@setup/apt.sh demo
+	@$(PY) -m bench.look
 
 fuzz:
 	@setup/apt.sh fuzz

@@ -6,6 +6,7 @@ names it; the command the finding gives makes the ping pass and the finding go.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Mapping
@@ -39,6 +40,8 @@ class Obstacle:
     """All of them in the evidence."""
     finding: str = "obstacle.firewall"
     verdict: Verdict = Verdict.WARN
+    forget_s: float = 0.0
+    """How long the kernel remembers connections it has diverted, after the command."""
 
 
 FLUSH = "iptables -F; iptables -X; iptables -t raw -F; iptables -P INPUT ACCEPT"
@@ -224,6 +227,7 @@ async def seen(overlay: OverlayLab) -> list[Finding]:
         peers=(PeerPlace(one.gateway.network, IPv4Address(one.public_ip)),),
         peer_count=1,
         accepts=True,
+        pid=two.daemon.pid,
     )
 
     async def ask() -> Looked:
@@ -282,7 +286,7 @@ async def check_each(make_overlay: MakeOverlay, obstacles: Mapping[str, Obstacle
             except AssertionError as error:
                 failures.append(f"{name}: {error}")
             await sh(two.host, obstacle.undo, **variables)
-            assert await pings(overlay), f"{name}: the test did not clean up"
+            await until(lambda: pings(overlay), f"{name}: pings pass after the test's own undo")
         assert not failures, "\n".join(failures)
 
 
@@ -300,7 +304,8 @@ async def named_and_passed(
     command = hits[0].facts["command"]
     assert hits[0].next_step.startswith(command)
     await sh(two.host, command, **variables)
-    assert await pings(overlay), f"{command} does not help"
+    await asyncio.sleep(obstacle.forget_s)
+    await until(lambda: pings(overlay), f"{command} helps")
     found = await seen(overlay)
     assert [each.verdict for each in found] == [Verdict.OK], found
 

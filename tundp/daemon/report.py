@@ -229,6 +229,7 @@ def scene(node: Node) -> Scene | None:
         ),
         peer_count=len(routing.peers),
         accepts=node.settings.iptables_forward_rules,
+        pid=os.getpid(),
     )
 
 

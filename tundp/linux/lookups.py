@@ -12,7 +12,15 @@ from typing import Final
 from tundp.errors import PlatformError
 from tundp.linux import uapi
 from tundp.linux.route_table import KIND_NAMES, RTMSG, indexes_of
-from tundp.linux.rtnl import Answer, Request, RtnlSocket, attribute, attributes, decode_error
+from tundp.linux.rtnl import (
+    Answer,
+    Request,
+    RtnlSocket,
+    attribute,
+    attribute_u32,
+    attributes,
+    decode_error,
+)
 
 _ALL_KIND_NAMES: Final = KIND_NAMES | {
     uapi.RTN_LOCAL: "local",
@@ -53,10 +61,14 @@ class NoRoute:
 class Flow:
     """What a datagram is, besides its destination, that policy rules may route by."""
 
-    source: IPv4Address
-    """One of this host's; the kernel refuses others (EINVAL)."""
+    source: IPv4Address | None
+    """One of this host's, unless it comes in by a device; the kernel refuses others (EINVAL)."""
     port: int = 0
     """Source and destination port, of UDP; 0 if not known."""
+    is_udp: bool = True
+    iif: int = 0
+    """The index of the device it comes in by; 0 for one of this host's own."""
+    mark: int = 0
 
 
 def look_up(
@@ -88,12 +100,18 @@ def look_up(
 
 def _encode_lookup(address: IPv4Address, flow: Flow | None, *, of_routes: bool) -> bytes:
     flags = uapi.RTM_F_LOOKUP_TABLE | (uapi.RTM_F_FIB_MATCH if of_routes else 0)
-    source_len = 0 if flow is None else 32
+    source_len = 0 if flow is None or flow.source is None else 32
     body = RTMSG.pack(socket.AF_INET, 32, source_len, 0, 0, 0, 0, 0, flags)
     body += attribute(uapi.RTA_DST, address.packed)
     if flow is not None:
-        body += attribute(uapi.RTA_SRC, flow.source.packed)
-        body += attribute(uapi.RTA_IP_PROTO, bytes((socket.IPPROTO_UDP,)))
+        if flow.source is not None:
+            body += attribute(uapi.RTA_SRC, flow.source.packed)
+        if flow.iif:
+            body += attribute_u32(uapi.RTA_IIF, flow.iif)
+        if flow.mark:
+            body += attribute_u32(uapi.RTA_MARK, flow.mark)
+        if flow.is_udp:
+            body += attribute(uapi.RTA_IP_PROTO, bytes((socket.IPPROTO_UDP,)))
         if flow.port:
             port = flow.port.to_bytes(2, "big")
             body += attribute(uapi.RTA_SPORT, port) + attribute(uapi.RTA_DPORT, port)

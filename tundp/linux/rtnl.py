@@ -104,13 +104,15 @@ class RtnlSocket:
     ) -> tuple[list[T], bool]:
         """List what `decode` makes of each message; whether all stayed the same meanwhile.
 
-        what: for the error. request: RTM_GET type and body. PlatformError if the kernel refuses.
+        what: for the error. request: RTM_GET type and body. PlatformError if the kernel refuses,
+        or if `decode` fails at a message: the list would be shorter than the truth.
         """
         self._sequence += 1
         self.dumps += 1
         kind_asked, body = request
         found: list[T] = []
         is_consistent = True
+        odd: Exception | None = None
         try:
             self._socket.send(self._message(kind_asked, uapi.NLM_F_DUMP, body))
             while True:
@@ -124,9 +126,18 @@ class RtnlSocket:
                             return [], True  # no such table, no such link
                         raise PlatformError(f"cannot {what}: {reason}", code)
                     if kind == uapi.NLMSG_DONE:
+                        if odd is not None:
+                            raise PlatformError(
+                                f"cannot {what}: an answer of the kernel has an unknown form"
+                                f" ({odd!r})",
+                                errno.EBADMSG,
+                            )
                         return found, is_consistent
-                    if (value := decode(payload)) is not None:
-                        found.append(value)
+                    try:
+                        if (value := decode(payload)) is not None:
+                            found.append(value)
+                    except (struct.error, ValueError, IndexError) as error:
+                        odd = error  # read on: the kernel takes no request before its last answer
         except OSError as error:
             if isinstance(error, PlatformError):
                 raise

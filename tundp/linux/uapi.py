@@ -135,6 +135,7 @@ RTM_DELROUTE: Final = 25
 RTM_GETROUTE: Final = 26
 RTM_NEWRULE: Final = 32
 RTM_DELRULE: Final = 33
+RTM_GETNEIGH: Final = 30
 RTM_GETRULE: Final = 34
 RTM_GETQDISC: Final = 38
 RTM_GETTFILTER: Final = 46
@@ -152,6 +153,7 @@ RTM_F_FIB_MATCH: Final = 0x2000
 """4.13: the route a lookup found rather than its result."""
 RTA_DST: Final = 1
 RTA_SRC: Final = 2
+RTA_IIF: Final = 3
 RTA_OIF: Final = 4
 RTA_GATEWAY: Final = 5
 RTA_PRIORITY: Final = 6
@@ -159,6 +161,8 @@ RTA_PREFSRC: Final = 7
 RTA_MULTIPATH: Final = 9
 RTA_TABLE: Final = 15
 """2.6.19"""
+RTA_MARK: Final = 16
+"""2.6.33"""
 RTA_IP_PROTO: Final = 27
 """4.19, as the next two"""
 RTA_SPORT: Final = 28
@@ -186,20 +190,31 @@ RTPROT_BOOT: Final = 3
 # linux/fib_rules.h
 FRA_PRIORITY: Final = 6
 FRA_FWMARK: Final = 10
+FRA_SUPPRESS_PREFIXLEN: Final = 14
+"""3.12"""
+FRA_TABLE: Final = 15
 FRA_FWMASK: Final = 16
+FRA_PROTOCOL: Final = 21
+"""4.17"""
+FR_ACT_TO_TBL: Final = 1
 FIB_RULE_INVERT: Final = 0x2
 
 # linux/pkt_sched.h
+TC_H_ROOT: Final = 0xFFFFFFFF
 TC_H_CLSACT: Final = 0xFFFFFFF1
 """4.5"""
 TC_H_MIN_INGRESS: Final = 0xFFF2
 TC_H_MIN_EGRESS: Final = 0xFFF3
 
 # linux/gen_stats.h
+TCA_STATS_BASIC: Final = 1
 TCA_STATS_QUEUE: Final = 3
 
 # linux/xfrm.h
 XFRM_MSG_GETPOLICY: Final = 0x15
+XFRM_MSG_GETDEFAULT: Final = 0x28
+"""5.15, as the next one"""
+XFRM_USERPOLICY_BLOCK: Final = 1
 XFRM_POLICY_BLOCK: Final = 1
 XFRMA_TMPL: Final = 5
 XFRMA_MARK: Final = 21
@@ -209,12 +224,25 @@ XFRMA_IF_ID: Final = 31
 # linux/if_link.h
 IFLA_IFNAME: Final = 3
 IFLA_MTU: Final = 4
+IFLA_LINK: Final = 5
+IFLA_MASTER: Final = 10
 IFLA_LINKINFO: Final = 18
 IFLA_EXT_MASK: Final = 29
+IFLA_LINK_NETNSID: Final = 37
+"""4.0"""
 IFLA_INFO_KIND: Final = 1
+IFLA_INFO_SLAVE_KIND: Final = 4
+"""3.14"""
 IFLA_XDP: Final = 43
 """4.8"""
 IFLA_XDP_ATTACHED: Final = 2
+IFLA_XDP_DRV_PROG_ID: Final = 5
+"""4.16, as the next two"""
+IFLA_XDP_SKB_PROG_ID: Final = 6
+IFLA_XDP_HW_PROG_ID: Final = 7
+XDP_ATTACHED_DRV: Final = 1
+XDP_ATTACHED_SKB: Final = 2
+XDP_ATTACHED_HW: Final = 3
 
 # linux/if_addr.h
 IFA_ADDRESS: Final = 1
@@ -229,3 +257,25 @@ IFA_F_PERMANENT: Final = 0x80
 # linux/netfilter/nfnetlink.h
 NFNLGRP_NFTABLES: Final = 7
 """3.14: changes of tables, chains, rules and sets."""
+
+# linux/bpf.h
+BPF_PROG_QUERY: Final = 16
+"""4.15"""
+BPF_F_QUERY_EFFECTIVE: Final = 1
+BPF_CGROUP_INET_INGRESS: Final = 0
+"""4.10, as the next one"""
+BPF_CGROUP_INET_EGRESS: Final = 1
+BPF_CGROUP_UDP4_SENDMSG: Final = 14
+"""4.18"""
+BPF_CGROUP_UDP4_RECVMSG: Final = 19
+"""5.2"""
+BPF_SK_LOOKUP: Final = 36
+"""5.9"""
+BPF_TCX_INGRESS: Final = 46
+"""6.6, as the next one"""
+BPF_TCX_EGRESS: Final = 47
+
+# linux/neighbour.h
+NDA_DST: Final = 1
+NDA_LLADDR: Final = 2
+NUD_PERMANENT: Final = 0x80

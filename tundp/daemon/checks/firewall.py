@@ -139,4 +139,5 @@ def _scene(inspection: Inspection) -> Scene | None:
         peers=tuple(peers[:PEERS]),
         peer_count=len(peers),
         accepts=inspection.settings.iptables_forward_rules and not config.enable_nftables,
+        pid=None if status is None else status.pid,
     )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
+from types import MappingProxyType
 from typing import Final
 
 from tundp.finding import Finding, Verdict
@@ -37,11 +38,15 @@ SHOWN: Final = 6
 """Rules that are named; of the rest their number is."""
 _POLICIES: Final = re.compile(r"^(KUBE-(POD-FW|NWPLCY|ROUTER)|cali[-_]|felix|WEAVE-NPC|CILIUM)")
 """Chains of programs that carry out what somebody declared for single pods."""
-_THROUGH: Final = ("ingress", "prerouting", "forward", "postrouting", "egress")
-_IN: Final = ("ingress", "prerouting", "input")
-_OUT: Final = ("output", "postrouting", "egress")
-"""Hooks in the order packets meet them."""
-HOOKS: Final = ("ingress", "prerouting", "input", "forward", "output", "postrouting", "egress")
+_BRIDGED_IN: Final = ("bridge prerouting", "bridge input")
+_BRIDGED_OUT: Final = ("bridge output", "bridge postrouting")
+_IN: Final = ("ingress", *_BRIDGED_IN, "prerouting", "input")
+_OUT: Final = ("output", "postrouting", *_BRIDGED_OUT, "egress")
+_THROUGH: Final = (*_IN[:-1], "forward", *_OUT[1:])
+_ARP_IN: Final = ("ingress", *_BRIDGED_IN, "arp input")
+_ARP_OUT: Final = ("arp output", *_BRIDGED_OUT, "egress")
+"""Hooks in the order packets meet them; those of a bridge if the device is one."""
+HOOKS: Final = tuple(dict.fromkeys((*_IN, "forward", *_OUT, *_ARP_IN, *_ARP_OUT)))
 _WAYS: Final = {Match.YES: "drops", Match.PART: "drops some of the", Match.UNKNOWN: "may drop"}
 
 
@@ -54,6 +59,8 @@ class Trip:
     packets: tuple[Packet, ...]
     passes: remedy.Passes
     """What lets them pass, by hook."""
+    is_for_port: bool = False
+    """Whether they are for the port of the daemon's socket, or that of a peer's."""
 
 
 @dataclass(slots=True)
@@ -61,7 +68,8 @@ class Found:
     """A rule or policy, and the packets that may end there, by trip."""
 
     stop: Stop
-    trips: dict[str, Trip] = field(default_factory=dict)
+    trips: dict[tuple[str, str], Trip] = field(default_factory=dict)
+    """Also by hook."""
     packets: dict[str, list[tuple[Packet, Match]]] = field(default_factory=dict)
 
 
@@ -115,12 +123,14 @@ def trips(scene: Scene, pod_devices: Sequence[str]) -> list[Trip]:
             hooks=_OUT,
             packets=_datagrams(here, everywhere, scene.port, oif=uplink, is_from_host=True),
             passes=remedy.tunnel(scene),
+            is_for_port=True,
         ),
         Trip(
             name="of the tunnel (UDP) from peers",
             hooks=_IN,
             packets=_datagrams(everywhere, here, scene.port, iif=uplink, is_for_host=True),
             passes=remedy.tunnel(scene),
+            is_for_port=True,
         ),
         Trip(
             name=FROM_HOST,
@@ -180,18 +190,51 @@ def _datagrams(
     return tuple(replace(packet, port=port) for packet in whole if packet.proto == "udp")
 
 
-def judge(rulesets: Rulesets, scene: Scene, pod_devices: Sequence[str]) -> Judged:
-    """Walk every kind of packet of the overlay through the rules."""
+def _neighbours(scene: Scene, pod_devices: Sequence[str]) -> list[Trip]:
+    """ARP, without which nothing finds its way on an Ethernet."""
+    found = []
+    sides = [("pods", pod_devices, (range_of(scene.subnet),))] if pod_devices else []
+    if scene.is_tunnel:
+        sides.append(("the underlay", (scene.uplink,), (range_of(IPv4Network("0.0.0.0/0")),)))
+    for name, devices, addresses in sides:
+        for way, hooks in (("from", _ARP_IN), ("to", _ARP_OUT)):
+            is_in = way == "from"
+            packet = Packet(
+                proto="arp",
+                state="new",
+                src=addresses,
+                dst=addresses,
+                iif=tuple(devices) if is_in else (),
+                oif=() if is_in else tuple(devices),
+            )
+            found.append(
+                Trip(
+                    name=f"of ARP {way} {name}",
+                    hooks=hooks,
+                    packets=(packet,),
+                    passes=remedy.neighbours,
+                )
+            )
+    return found
+
+
+def judge(
+    rulesets: Rulesets,
+    scene: Scene,
+    pod_devices: Sequence[str],
+    ports: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> Judged:
+    """Walk every kind of packet of the overlay through the rules. ports: those of each bridge."""
     tables = _with_ours(rulesets.tables, scene)
     found: dict[tuple[str, str, str, str, int, str], Found] = {}
     marks: dict[str, Marks] = {}
-    for trip in trips(scene, pod_devices):
+    for trip in (*trips(scene, pod_devices), *_neighbours(scene, pod_devices)):
         ways = [each for hook in trip.hooks for each in bases(tables, hook)]
         for packet in trip.packets:
-            passage = Passage()
+            passage = Passage(is_for_port=trip.is_for_port)
             for table, base in ways:
-                if _is_met(base, packet):
-                    passage.through(table, base, packet)
+                if (met := _met(table, base, packet, ports)) is not None:
+                    passage.through(table, base, met)
             marks[trip.name] = marks.get(trip.name, Marks()).with_more(
                 passage.marks.possible, passage.marks.sure
             )
@@ -200,7 +243,7 @@ def judge(rulesets: Rulesets, scene: Scene, pod_devices: Sequence[str]) -> Judge
                 table = stop.table
                 key = (table.program, table.family, table.name, stop.chain.name, *place)
                 each = found.setdefault(key, Found(stop))
-                each.trips[f"{trip.name} {stop.base.hook}"] = trip
+                each.trips[trip.name, stop.base.hook] = trip
                 each.packets.setdefault(trip.name, []).append((packet, stop.certainty))
     devices = {scene.device, scene.uplink, *pod_devices}
     elsewhere = [
@@ -212,11 +255,22 @@ def judge(rulesets: Rulesets, scene: Scene, pod_devices: Sequence[str]) -> Judge
     return Judged(list(found.values()), marks, elsewhere)
 
 
-def _is_met(base: Chain, packet: Packet) -> bool:
-    """Whether packets of this kind come by a base chain."""
-    if base.hook == "ingress":
-        return not {*base.devices}.isdisjoint(packet.iif)
-    return base.hook != "egress" or not {*base.devices}.isdisjoint(packet.oif)
+def _met(
+    table: Table, base: Chain, packet: Packet, ports: Mapping[str, Sequence[str]]
+) -> Packet | None:
+    """The packet as a base chain meets it; None if none of the kind comes by it."""
+    is_in = base.hook in ("ingress", *_BRIDGED_IN)
+    devices = packet.iif if is_in else packet.oif
+    if base.hook in ("ingress", "egress"):
+        # Of inet, these hooks let pass whatever is not IP (nft_do_chain_inet_ingress).
+        is_unseen = packet.proto == "arp" and table.family == "inet"
+        return None if is_unseen or {*base.devices}.isdisjoint(devices) else packet
+    if not base.hook.startswith("bridge "):
+        return packet
+    bridged = tuple(port for device in devices for port in ports.get(device, ()))
+    if not bridged:
+        return None
+    return replace(packet, iif=bridged if is_in else (), oif=() if is_in else bridged)
 
 
 def _with_ours(tables: Sequence[Table], scene: Scene) -> list[Table]:
@@ -242,7 +296,7 @@ def _with_ours(tables: Sequence[Table], scene: Scene) -> list[Table]:
     return [appended(table) for table in tables]
 
 
-async def findings(rulesets: Rulesets, scene: Scene, judged: Judged) -> list[Finding]:
+async def findings(scene: Scene, judged: Judged) -> list[Finding]:
     """The findings of `judge`, the certain ones first."""
     ordered = sorted(judged.found, key=lambda each: -_certainty(each))
     made = [await _finding(each, scene) for each in ordered[:SHOWN]]
@@ -255,7 +309,7 @@ async def findings(rulesets: Rulesets, scene: Scene, judged: Judged) -> list[Fin
                 next_step="deal with those named, and look again",
             )
         )
-    if odd := [*rulesets.odd_hooks, *judged.elsewhere]:
+    if odd := judged.elsewhere:
         made.append(
             Finding(
                 id="obstacle.hooks",
@@ -273,9 +327,7 @@ async def _finding(found: Found, scene: Scene) -> Finding:
     text = await _text(stop)
     is_policy = _POLICIES.match(stop.chain.name) is not None
     effects = [_effect(name, packets, found) for name, packets in found.packets.items()]
-    command = remedy.command(
-        stop, [(key.rsplit(" ", 1)[1], trip.passes) for key, trip in found.trips.items()]
-    )
+    command = remedy.command(stop, [(hook, trip.passes) for (_, hook), trip in found.trips.items()])
     lasting = remedy.lasting(stop, scene, text)
     return Finding(
         id=ID,
@@ -307,10 +359,12 @@ def _effect(name: str, packets: Sequence[tuple[Packet, Match]], found: Found) ->
     states = {packet.state for packet, _ in packets}
     protocols = {packet.proto for packet, _ in packets}
     tried = next(trip for trip in found.trips.values() if trip.name == name).packets
+    rule = found.stop.rule
+    way = "diverts" if rule is not None and rule.kind is Kind.DIVERT else _WAYS[certainty]
     kinds = "packets"
     if protocols < {packet.proto for packet in tried}:
         kinds = f"{'/'.join(sorted(protocols)).upper()} {kinds}"
     if states < {packet.state for packet in tried}:
         is_new = states == {"new"}
         kinds = f"{'first' if is_new else 'later'} {kinds} of a connection"
-    return f"{_WAYS[certainty]} {kinds} {name}"
+    return f"{way} {kinds} {name}"

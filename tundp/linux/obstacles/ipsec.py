@@ -21,7 +21,7 @@ from tundp.linux import uapi
 from tundp.linux.obstacles.firewall import FROM_HOST, FROM_PODS, TO_PODS, TUNNEL_OUT, trips
 from tundp.linux.obstacles.packet import Match, Packet, Range, cover, range_of, worst
 from tundp.linux.obstacles.scene import NOT_JUDGED, Scene
-from tundp.linux.rtnl import RtnlSocket, attributes
+from tundp.linux.rtnl import Request, RtnlSocket, attributes, decode_error
 
 ID: Final = "obstacle.ipsec"
 SHOWN: Final = 6
@@ -31,6 +31,8 @@ order, family, prefix lengths, protocol, device, user (linux/xfrm.h)."""
 _INFO: Final = struct.Struct("=56s64s32sIIBBBB4x")
 """struct xfrm_userpolicy_info: selector, limits, use so far, priority, index, direction, action,
 flags, share."""
+_DEFAULTS: Final = struct.Struct("=BBB")
+"""struct xfrm_userpolicy_default: of `in`, `fwd` and `out`."""
 _WAYS: Final = ("in", "out", "fwd")
 _PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17}
 
@@ -69,23 +71,58 @@ class Policy:
         return f"dir {self.way} src {self.source} dst {self.destination}{protocol}{what}"
 
 
-def read() -> list[Policy]:
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """What IPsec decides in this namespace."""
+
+    listed: Sequence[Policy] = ()
+    blocking: tuple[str, ...] = ()
+    """The directions in which packets no policy is for are dropped."""
+
+
+def read() -> Policies:
     """The IPv4 policies of this namespace. PlatformError if the kernel refuses to list them."""
     try:
         sock = RtnlSocket(uapi.NETLINK_XFRM)
     except OSError as error:
         if error.errno == errno.EPROTONOSUPPORT:  # a kernel without IPsec
-            return []
+            return Policies()
         raise PlatformError(f"cannot list IPsec policies: {error}", error.errno) from None
     try:
         request = uapi.XFRM_MSG_GETPOLICY, bytes(_SELECTOR.size + 8)
-        found, _ = sock.dump("list IPsec policies", request, _decode)
-        return found
+        found, _ = sock.dump("list IPsec policies", request, decode)
+        return Policies(found, _read_defaults(sock))
     finally:
         sock.close()
 
 
-def _decode(body: memoryview) -> Policy | None:
+def _read_defaults(sock: RtnlSocket) -> tuple[str, ...]:
+    what = "ask for IPsec's default policy"
+    try:
+        (answer,) = sock.exchange([Request(uapi.XFRM_MSG_GETDEFAULT, 0, bytes(_DEFAULTS.size))])
+    except OSError as error:
+        raise PlatformError(f"cannot {what}: {error.strerror or error}", error.errno) from None
+    if answer.kind == uapi.NLMSG_ERROR:
+        code, reason = decode_error(answer.flags, answer.body)
+        if code == errno.EINVAL:  # before Linux 5.15: accept
+            return ()
+        raise PlatformError(f"cannot {what}: {reason}", code)
+    return decode_defaults(answer.body)
+
+
+def decode_defaults(body: memoryview) -> tuple[str, ...]:
+    """The directions whose default is to block. PlatformError if it is too short to tell."""
+    if len(body) < _DEFAULTS.size:
+        raise PlatformError("the kernel's answer about IPsec's default policy is cut off")
+    values = zip(("in", "fwd", "out"), _DEFAULTS.unpack_from(body), strict=True)
+    return tuple(way for way, value in values if value == uapi.XFRM_USERPOLICY_BLOCK)
+
+
+def decode(body: memoryview) -> Policy | None:
+    """The policy of an XFRM_MSG_NEWPOLICY; None for one that is not of IPv4, or for a few only.
+
+    struct.error or ValueError if it has no known form.
+    """
     selector, _, _, priority, index, way, action, _, _ = _INFO.unpack_from(body)
     values = dict(attributes(body[_INFO.size :]))
     to, source, dport, _, sport, _, family, to_len, source_len, protocol, _, _ = _SELECTOR.unpack(
@@ -107,17 +144,21 @@ def _decode(body: memoryview) -> Policy | None:
     )
 
 
-def findings(policies: Sequence[Policy], scene: Scene, pod_devices: Sequence[str]) -> list[Finding]:
+def findings(policies: Policies, scene: Scene, pod_devices: Sequence[str]) -> list[Finding]:
     """Policies that block packets of the overlay, or do not let them pass as they are."""
-    ordered = sorted(policies, key=lambda each: each.priority)
+    ordered = sorted(policies.listed, key=lambda each: each.priority)
     hits: dict[Policy, list[str]] = {}
+    unmatched: dict[str, list[str]] = {}
     for name, ways, packet in _packets(scene, pod_devices):
         for way in ways:
-            for policy in _deciding(ordered, way, packet):
-                names = hits.setdefault(policy, [])
+            deciding, is_left = _deciding(ordered, way, packet)
+            places = [hits.setdefault(policy, []) for policy in deciding]
+            if is_left and way in policies.blocking:
+                places.append(unmatched.setdefault(way, []))
+            for names in places:
                 if name not in names:
                     names.append(name)
-    made = []
+    made = [_of_default(way, names) for way, names in unmatched.items()]
     for policy, names in list(hits.items())[:SHOWN]:
         command = f"ip xfrm policy delete dir {policy.way} index {policy.index}"
         # Encrypting the tunnel may be just what is wanted, and every peer has to do the same.
@@ -138,15 +179,28 @@ def findings(policies: Sequence[Policy], scene: Scene, pod_devices: Sequence[str
     return made
 
 
-def _deciding(ordered: Sequence[Policy], way: str, packet: Packet) -> Iterator[Policy]:
+def _of_default(way: str, names: Sequence[str]) -> Finding:
+    command = f"ip xfrm policy setdefault {way} accept"
+    return Finding(
+        id=ID,
+        verdict=Verdict.WARN,
+        evidence=f"IPsec's default policy dir {way} action block: blocks packets"
+        f" {', '.join(names)} that no policy is for",
+        next_step=command,
+        facts={"command": command},
+    )
+
+
+def _deciding(ordered: Sequence[Policy], way: str, packet: Packet) -> tuple[list[Policy], bool]:
+    """The policies that do something to such packets, and whether any packet is left over."""
+    found = []
     for policy in ordered:
         answer = policy.match(packet) if policy.way == way else Match.NO
-        if answer is Match.NO:
-            continue
-        if policy.blocks or policy.transforms:
-            yield policy
+        if answer is not Match.NO and (policy.blocks or policy.transforms):
+            found.append(policy)
         if answer is Match.YES:
-            return
+            return found, False
+    return found, True
 
 
 def _packets(

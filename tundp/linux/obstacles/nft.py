@@ -20,6 +20,7 @@ from tundp.linux.obstacles.packet import (
     AllOf,
     AnyOf,
     Device,
+    EtherType,
     IcmpType,
     Layer4,
     Mark,
@@ -35,9 +36,9 @@ from tundp.linux.obstacles.packet import (
 from tundp.linux.obstacles.rules import Chain, Kind, Rule, Table
 
 Json = Any
-_FAMILIES: Final = ("ip", "inet", "netdev")
-_BRIDGE: Final = "bridge"
-"""The family of hooks that bridged frames meet; not walked."""
+_FAMILIES: Final = ("ip", "inet", "netdev", "bridge", "arp")
+_PREFIXED: Final = ("bridge", "arp")
+"""Families with hooks of their own, which other packets do not meet."""
 _VERDICTS: Final = {
     "accept": Kind.ACCEPT,
     "drop": Kind.DROP,
@@ -47,15 +48,16 @@ _VERDICTS: Final = {
     "goto": Kind.GOTO,
     "queue": Kind.QUEUE,
     "fwd": Kind.QUEUE,
-    "dnat": Kind.ACCEPT,
+    "dnat": Kind.DIVERT,
     "snat": Kind.ACCEPT,
     "masquerade": Kind.ACCEPT,
-    "redirect": Kind.ACCEPT,
+    "redirect": Kind.DIVERT,
+    "tproxy": Kind.DIVERT,
 }
 _SILENT: Final = frozenset(
     {
         *("counter", "log", "dup", "set", "map", "flow", "continue", "last"),
-        *("ct helper", "ct timeout", "ct expectation", "secmark", "tproxy", "comment"),
+        *("ct helper", "ct timeout", "ct expectation", "secmark", "comment"),
     }
 )
 """Statements that decide nothing."""
@@ -65,14 +67,14 @@ _CHAIN: Final = re.compile(r"\s*chain (\S+) {")
 _HOOK_DEVICES: Final = re.compile(r"hook (?:ingress|egress) devices? (.*?) priority")
 _NAME: Final = re.compile(r'[^\s"={},]+')
 _UNNATTED: Final = frozenset({"dnat", "snat"})
+_IP: Final = EtherType(frozenset({"ip"}))
+_ARP: Final = EtherType(frozenset({"arp"}))
 
 
 def table_names(text: str) -> list[tuple[str, str]]:
-    """Family and name of the tables in `nft -j list tables` that IPv4 packets may meet."""
+    """Family and name of the tables in `nft -j list tables` that IPv4 or ARP packets may meet."""
     tables = [each["table"] for each in json.loads(text)["nftables"] if "table" in each]
-    return [
-        (each["family"], each["name"]) for each in tables if each["family"] in (*_FAMILIES, _BRIDGE)
-    ]
+    return [(each["family"], each["name"]) for each in tables if each["family"] in _FAMILIES]
 
 
 def parse(text: str) -> list[Table]:
@@ -104,18 +106,6 @@ def parse(text: str) -> list[Table]:
         )
         for (family, name), listed in chains.items()
     ]
-
-
-def odd_hooks(text: str) -> list[str]:
-    """Base chains of bridge tables that drop: `bridge filter FORWARD (forward)`."""
-    found = []
-    if '"drop"' not in text:
-        return []
-    for each in json.loads(text)["nftables"]:
-        body = each.get("chain")
-        if body and body.get("hook") and body["family"] == _BRIDGE:
-            found.append(f"{body['family']} {body['table']} {body['name']} ({body.get('hook')})")
-    return found
 
 
 def devices_of(text: str) -> dict[str, tuple[str, ...]]:
@@ -161,11 +151,11 @@ def _bare(element: Json) -> Json:
 
 
 def _chain(body: Json, rules: Sequence[Json], sets: _Sets) -> Chain:
-    devices = body.get("dev", [])
+    devices, hook = body.get("dev", []), body.get("hook", "")
     return Chain(
         name=body["name"],
         rules=tuple(made for rule in rules for made in _readable(rule, sets)),
-        hook=body.get("hook", ""),
+        hook=f"{body['family']} {hook}" if hook and body["family"] in _PREFIXED else hook,
         priority=body.get("prio", 0) if isinstance(body.get("prio", 0), int) else 0,
         devices=tuple(map(str, devices if isinstance(devices, list) else [devices])),
         reroutes=body.get("type") == "route",
@@ -252,13 +242,12 @@ def _match(value: Json, sets: _Sets) -> Test:
     test = _equal(left, right, sets) if op in ("==", "!=", "in") else UNKNOWN
     if op != "!=":
         return test
-    if isinstance(left, dict) and "payload" in left:
-        # A header our packets do not have is neither equal nor unequal to anything.
-        if test is NEVER:
-            return NEVER
-        if isinstance(test, AllOf):
-            first, second = test.tests
-            return AllOf((first, Not(second)))
+    # A header our packets do not have is neither equal nor unequal to anything.
+    if test is NEVER and isinstance(left, dict) and "payload" in left:
+        return NEVER
+    if isinstance(test, AllOf):
+        first, second = test.tests
+        return AllOf((first, Not(second)))
     return Not(test)
 
 
@@ -316,30 +305,39 @@ def _meta(key: str, values: Sequence[Json]) -> Test:
     if key == "l4proto":
         return Layer4(names)
     if key in ("nfproto", "protocol"):
-        return ALWAYS if names & {"ipv4", "ip"} else NEVER
+        return EtherType(names)
     if key == "pkttype":
-        return ALWAYS if names & {"host", "unicast"} else NEVER
+        # For an address of ARP all are asked, and one is answered.
+        return AnyOf((AllOf((_IP, _constant(names & {"host", "unicast"}))), AllOf((_ARP, UNKNOWN))))
     if key == "mark":
         return AnyOf(tuple(Mark(int(value)) for value in values))
     return UNKNOWN
 
 
+def _constant(holds: object) -> Test:
+    return ALWAYS if holds else NEVER
+
+
 def _payload(what: Mapping[str, str], values: Sequence[Json]) -> Test:
     protocol, name = what.get("protocol"), what.get("field")
     names = frozenset(map(str, values))
-    if protocol in ("ip6", "icmpv6", "arp"):
+    if protocol in ("ip6", "icmpv6"):
         return NEVER
+    if protocol == "arp":
+        if name in ("saddr ip", "daddr ip"):
+            return AllOf((_ARP, Address(name == "saddr ip", merged(map(_addresses, values)))))
+        return AllOf((_ARP, UNKNOWN))
     if protocol == "ether" and name == "type":
-        return ALWAYS if names & {"ip", "8", "2048"} else NEVER
+        return EtherType(names)
     if protocol == "ip" and name in ("saddr", "daddr"):
-        return Address(name == "saddr", merged(map(_addresses, values)))
+        return AllOf((_IP, Address(name == "saddr", merged(map(_addresses, values)))))
     if protocol == "ip" and name == "protocol":
-        return Layer4(names)
+        return AllOf((_IP, Layer4(names)))
     if protocol in ("tcp", "udp", "th") and name in ("sport", "dport"):
         ports = Port(merged(map(_ports, values)))
         return ports if protocol == "th" else AllOf((Layer4(frozenset({protocol})), ports))
     if protocol == "icmp" and name == "type":
-        return IcmpType(names)
+        return AllOf((Layer4(frozenset({"icmp"})), IcmpType(names)))
     if protocol == "tcp":
         return AllOf((Layer4(frozenset({"tcp"})), UNKNOWN))
     return UNKNOWN
@@ -369,7 +367,8 @@ def _masked(left: Json, mask: Json, values: Sequence[Json]) -> Test:
         return AnyOf(tuple(Mark(int(value), int(mask)) for value in values))
     if left == {"payload": {"protocol": "tcp", "field": "flags"}}:
         masks = mask if isinstance(mask, list) else [mask]
-        return TcpFlags(frozenset(map(str, masks)), frozenset(map(str, values)))
+        flags = TcpFlags(frozenset(map(str, masks)), frozenset(map(str, values)))
+        return AllOf((Layer4(frozenset({"tcp"})), flags))
     return UNKNOWN
 
 

@@ -16,6 +16,8 @@ from typing import Final, Protocol
 Range = tuple[int, int]
 """First and last, both included."""
 PORTS: Final[Range] = (0, 65535)
+_ETHER_TYPES: Final = ({"ip", "ipv4", "8", "2048", "0x0800"}, {"arp", "1544", "2054", "0x0806"})
+"""Names and numbers of IPv4 and of ARP, in either byte order."""
 PAST_ALL: Final = 1 << 32
 """Larger than any address."""
 
@@ -41,10 +43,10 @@ class Match(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packet:
-    """One kind of packet at one hook. IPv4 only: the overlay carries nothing else."""
+    """One kind of packet at one hook: of IPv4, or of the ARP it needs on the way."""
 
     proto: str
-    """`tcp`, `udp` or `icmp`."""
+    """`tcp`, `udp`, `icmp` or `arp`."""
     state: str
     """conntrack's: `new` or `established`."""
     src: tuple[Range, ...]
@@ -160,7 +162,7 @@ class Port:
     def match(self, packet: Packet, mark: int) -> Match:
         """See Test."""
         del mark
-        if packet.proto == "icmp":
+        if packet.proto in ("icmp", "arp"):
             return Match.NO
         wanted = PORTS if packet.port is None else (packet.port, packet.port)
         return cover(self.ranges, (wanted,))
@@ -179,6 +181,18 @@ class Layer4:
 
 
 @dataclass(frozen=True, slots=True)
+class EtherType:
+    """The protocol of layer 3."""
+
+    names: frozenset[str]
+
+    def match(self, packet: Packet, mark: int) -> Match:
+        """See Test."""
+        del mark
+        return _yes(not self.names.isdisjoint(_ETHER_TYPES[packet.proto == "arp"]))
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """conntrack's state of the connection."""
 
@@ -187,6 +201,8 @@ class State:
     def match(self, packet: Packet, mark: int) -> Match:
         """See Test."""
         del mark
+        if packet.proto == "arp":
+            return Match.UNKNOWN
         return _yes(("untracked" if packet.is_untracked else packet.state) in self.names)
 
 

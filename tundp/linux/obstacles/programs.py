@@ -1,26 +1,28 @@
-"""Programs that meet frames below IP, filters of tc and XDP: where they are, not what they do.
+"""What meets frames below IP: filters and queues of tc, and XDP: where they are, not what they do.
 
 A filter's work is known to itself. What its qdisc has dropped so far is counted by the kernel
 (linux/gen_stats.h: gnet_stats_queue); what an XDP program drops is not. Programs attached as
-links (tcx, Linux 6.6) belong to no qdisc, and are not listed here.
+links (tcx, Linux 6.6) belong to no qdisc: bpf.py.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from tundp.finding import Finding, Verdict
 from tundp.linux import uapi
 from tundp.linux.netlink import Netlink
+from tundp.linux.obstacles.devices import Device
 from tundp.linux.obstacles.scene import NOT_JUDGED
 from tundp.linux.rtnl import attributes
 
 _TCMSG: Final = struct.Struct("=BxxxiIII")
 """struct tcmsg: family, index, handle, parent, info (linux/rtnetlink.h)."""
-_IFINFOMSG: Final = struct.Struct("=BxHiII")
+_BASIC: Final = struct.Struct("=QI")
+"""struct gnet_stats_basic: bytes and packets sent."""
 _QUEUE: Final = struct.Struct("=IIIII")
 """struct gnet_stats_queue: length, backlog, drops, requeues, overlimits."""
 _WAYS: Final = {
@@ -32,41 +34,74 @@ _HOOKED: Final = ("clsact", "ingress")
 
 
 @dataclass(frozen=True, slots=True)
-class _Qdisc:
+class Qdisc:
+    """A qdisc that carries filters, or the root of a device's queues."""
+
     index: int
+    kind: str
+    sent: int
+    """Packets so far."""
     dropped: int
 
+    @property
+    def is_hooked(self) -> bool:
+        """Whether it only carries filters."""
+        return self.kind in _HOOKED
 
-async def findings(netlink: Netlink, devices: Sequence[str]) -> list[Finding]:
-    """Filters and programs of these devices. PlatformError if the kernel refuses to list them."""
+
+async def findings(
+    netlink: Netlink, devices: Sequence[Device], names: Collection[str]
+) -> list[Finding]:
+    """Filters and programs of the devices named. PlatformError if the kernel does not list them."""
+    known = {each.index: each.name for each in devices if each.name in names}
     found = []
-    names = {link.index: link.name for link in await netlink.links() if link.name in devices}
     request = uapi.RTM_GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0)
-    for qdisc in await netlink.dump("list qdiscs", request, _decode_qdisc):
-        if qdisc.index in names:
-            found += await _filters(netlink, names[qdisc.index], qdisc)
-    request = uapi.RTM_GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0)
-    for index in await netlink.dump("list XDP programs", request, _decode_xdp):
-        if index in names:
-            command = f"ip link set dev {names[index]} xdp off"
-            found.append(
-                Finding(
-                    id="obstacle.xdp",
-                    verdict=Verdict.NOTE,
-                    evidence=f"an XDP program is attached to {names[index]}, and may drop packets",
-                    meaning=NOT_JUDGED,
-                    next_step=f"to see whether it does: {command}",
-                    facts={"command": command},
-                )
-            )
-    return found
+    for qdisc in await netlink.dump("list qdiscs", request, decode_qdisc):
+        if qdisc.index not in known:
+            continue
+        if qdisc.is_hooked:
+            found += await _filters(netlink, known[qdisc.index], qdisc)
+        else:
+            found += _queue(known[qdisc.index], qdisc)
+    return [*found, *_xdp(devices, names)]
 
 
-async def _filters(netlink: Netlink, device: str, qdisc: _Qdisc) -> list[Finding]:
+def _xdp(devices: Sequence[Device], names: Collection[str]) -> Iterator[Finding]:
+    for device in devices:
+        if device.name not in names or not device.xdp:
+            continue
+        # Without its mode `ip link` removes what the driver runs, and leaves a generic one.
+        command = " && ".join(f"ip link set dev {device.name} {mode} off" for mode in device.xdp)
+        yield Finding(
+            id="obstacle.xdp",
+            verdict=Verdict.NOTE,
+            evidence=f"an XDP program is attached to {device.name}, and may drop packets",
+            meaning=NOT_JUDGED,
+            next_step=f"{command}  (to see whether it does; refused as busy while a program holds"
+            " it by a link: end that program, or bpftool link detach)",
+            facts={"command": command},
+        )
+
+
+def _queue(device: str, qdisc: Qdisc) -> Iterator[Finding]:
+    """A queue that has dropped whatever it got. One that shapes drops some, as it should."""
+    if qdisc.sent or not qdisc.dropped:
+        return
+    command = f"tc qdisc del dev {device} root"
+    yield Finding(
+        id="obstacle.tc",
+        verdict=Verdict.WARN,
+        evidence=f"the qdisc {qdisc.kind} of {device} has dropped all of {qdisc.dropped} packets",
+        next_step=f"{command}  (tc -s qdisc show dev {device})",
+        facts={"command": command, "dropped": str(qdisc.dropped)},
+    )
+
+
+async def _filters(netlink: Netlink, device: str, qdisc: Qdisc) -> list[Finding]:
     found = []
     for way, parent in _WAYS.items():
         request = uapi.RTM_GETTFILTER, _TCMSG.pack(0, qdisc.index, 0, parent, 0)
-        listed = await netlink.dump(f"list filters of {device}", request, _decode_kind)
+        listed = await netlink.dump(f"list filters of {device}", request, decode_filter)
         if not (kinds := ", ".join(dict.fromkeys(listed))):
             continue
         command = f"tc filter del dev {device} {way}"
@@ -85,28 +120,27 @@ async def _filters(netlink: Netlink, device: str, qdisc: _Qdisc) -> list[Finding
     return found
 
 
-def _decode_qdisc(body: memoryview) -> _Qdisc | None:
-    _, index, _, _, _ = _TCMSG.unpack_from(body)
+def decode_qdisc(body: memoryview) -> Qdisc | None:
+    """The qdisc of an RTM_NEWQDISC; None for one below another one."""
+    _, index, _, parent, _ = _TCMSG.unpack_from(body)
     values = dict(attributes(body[_TCMSG.size :]))
-    if _text(values.get(uapi.TCA_KIND)) not in _HOOKED:
+    kind = _text(values.get(uapi.TCA_KIND))
+    if kind not in _HOOKED and parent != uapi.TC_H_ROOT:
         return None
-    queue = dict(attributes(values.get(uapi.TCA_STATS2, memoryview(b"")))).get(uapi.TCA_STATS_QUEUE)
-    dropped = 0 if queue is None else int(_QUEUE.unpack_from(queue)[2])
-    return _Qdisc(index, dropped)
+    stats = dict(attributes(values.get(uapi.TCA_STATS2, memoryview(b""))))
+    basic, queue = stats.get(uapi.TCA_STATS_BASIC), stats.get(uapi.TCA_STATS_QUEUE)
+    return Qdisc(
+        index=index,
+        kind=kind,
+        sent=0 if basic is None else int(_BASIC.unpack_from(basic)[1]),
+        dropped=0 if queue is None else int(_QUEUE.unpack_from(queue)[2]),
+    )
 
 
-def _decode_kind(body: memoryview) -> str | None:
+def decode_filter(body: memoryview) -> str | None:
+    """The kind of the filter of an RTM_NEWTFILTER."""
+    _TCMSG.unpack_from(body)
     return _text(dict(attributes(body[_TCMSG.size :])).get(uapi.TCA_KIND)) or None
-
-
-def _decode_xdp(body: memoryview) -> int | None:
-    """The index of a link that has a program."""
-    values = dict(attributes(body[_IFINFOMSG.size :]))
-    xdp = dict(attributes(values.get(uapi.IFLA_XDP, memoryview(b""))))
-    attached = xdp.get(uapi.IFLA_XDP_ATTACHED)
-    if attached is None or not attached[0]:
-        return None
-    return int(_IFINFOMSG.unpack_from(body)[2])
 
 
 def _text(value: memoryview | None) -> str:

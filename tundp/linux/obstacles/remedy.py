@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tundp.linux.obstacles.rules import Stop
+from tundp.linux.obstacles.rules import Kind, Stop
 from tundp.linux.obstacles.scene import Scene
 
 DOCKER: Final = (
@@ -35,7 +35,7 @@ def to_pods(scene: Scene) -> Passes:
     """What comes in over the device."""
 
     def at(hook: str) -> Condition:
-        if hook in ("postrouting", "egress"):
+        if hook in ("postrouting", "egress") or hook.startswith("bridge "):
             return _between(f"{scene.network}", f"{scene.subnet}")
         return _over("i", scene)
 
@@ -46,7 +46,7 @@ def from_pods(scene: Scene) -> Passes:
     """What goes out over the device."""
 
     def at(hook: str) -> Condition:
-        if hook in ("prerouting", "ingress"):
+        if hook in ("prerouting", "ingress") or hook.startswith("bridge "):
             return _between(f"{scene.subnet}", f"{scene.network}")
         return _over("o", scene)
 
@@ -56,6 +56,11 @@ def from_pods(scene: Scene) -> Passes:
 def tunnel(scene: Scene) -> Passes:
     """The datagrams."""
     return lambda _: Condition(f"-p udp --dport {scene.port}", f"udp dport {scene.port}")
+
+
+def neighbours(hook: str) -> Condition:
+    """ARP. iptables has no part in it."""
+    return Condition("", "" if hook.startswith("arp ") else "ether type arp")
 
 
 def _over(way: str, scene: Scene) -> Condition:
@@ -84,7 +89,7 @@ def _command(stop: Stop, match: Condition) -> str:
         where = f"{table.family} {table.name} {stop.chain.name}"
         verb = "add" if rule is None else "insert"
         place = "" if rule is None else f" position {rule.place}"
-        return f"nft '{verb} rule {where}{place} {match.nft} accept'"
+        return f"nft '{verb} rule {' '.join(f'{where}{place} {match.nft} accept'.split())}'"
     where = f"-A {stop.chain.name}" if rule is None else f"-I {stop.chain.name} {rule.place}"
     return f"{table.program} -t {table.name} {where} {match.iptables} -j ACCEPT"
 
@@ -92,6 +97,8 @@ def _command(stop: Stop, match: Condition) -> str:
 def lasting(stop: Stop, scene: Scene, text: str) -> str:
     """How to keep it, if the owner of the rule is known; else empty."""
     table, name = stop.table, stop.chain.name
+    if stop.rule is not None and stop.rule.kind is Kind.DIVERT:
+        return f"connections known keep their way: conntrack -D -p udp --dport {scene.port}"
     if name.startswith("DOCKER") or "docker" in table.name or _DOCKERS.search(text):
         return DOCKER
     is_tunnel = stop.base.hook in ("input", "output")

@@ -6,17 +6,18 @@ error where packets would be dropped: no forwarding, reverse path filter, martia
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
-from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
 from tundp.linux import uapi
-from tundp.linux.netlink import Netlink, Route
+from tundp.linux.netlink import Flow, Netlink, NoRoute, Route
 from tundp.linux.obstacles import firewall, sysctls
+from tundp.linux.obstacles.devices import Device
 from tundp.linux.obstacles.rules import Marks
 from tundp.linux.obstacles.scene import NOT_JUDGED, PeerPlace, Scene
 from tundp.linux.policy_rules import decode_mark_rule, rules_request
@@ -76,23 +77,44 @@ class Routes:
         self.asked = 0
         """Peers whose routes were asked for by `findings`."""
 
-    async def pod_devices(self) -> list[str]:
-        """Devices packets for this node's pods leave by: those of routes inside its subnet."""
+    async def pod_devices(self, devices: Sequence[Device]) -> list[str]:
+        """Devices packets for this node's pods leave by: those of routes inside its subnet.
+
+        devices: all of this namespace.
+        """
         scene = self._scene
-        self._indexes = {link.name: link.index for link in await self._netlink.links()}
-        self._table = await self._netlink.routes()
+        self._indexes = {each.name: each.index for each in devices}
+        table = await self._netlink.routes()
+        self._table = await asyncio.to_thread(self._relevant, table)
         self._own = {each.interface.ip for each in await self._netlink.addresses()}
         if scene.subnet == scene.network:
             return []
         names = self._names
-        devices = [
+        found = [
             names.get(index, "")
             for route in self._table
             if route.is_unicast and route.destination.subnet_of(scene.subnet)
             for index in route.indexes
         ]
         own = {scene.device, "", "lo"} if scene.is_tunnel else {"", "lo"}
-        return [name for name in dict.fromkeys(devices) if name not in own][:16]
+        return [name for name in dict.fromkeys(found) if name not in own][:16]
+
+    def _relevant(self, table: Sequence[Route]) -> list[Route]:
+        """The routes that may take packets of ours: of tens of thousands, mostly a few."""
+        scene = self._scene
+        hosts = [peer.public_ip for peer in scene.peers[:ASKED]]
+        return [
+            route
+            for route in table
+            if route.destination.overlaps(scene.network)
+            or any(host in route.destination for host in hosts)
+        ]
+
+    def next_hops(self) -> set[IPv4Address]:
+        """Addresses datagrams may go to on the uplink: of peers, and of gateways to them."""
+        uplink = self._indexes.get(self._scene.uplink)
+        gateways = (each.gateway for each in self._table if uplink in each.indexes)
+        return {peer.public_ip for peer in self._scene.peers} | {*filter(None, gateways)}
 
     async def findings(self, pod_devices: Sequence[str]) -> list[Finding]:
         """Where packets would go elsewhere, or nowhere."""
@@ -200,12 +222,14 @@ class Routes:
         answer = await self._ask(question)
         if answer.errno or answer.index == self._indexes.get(scene.device):
             why = "cannot leave" if answer.errno else f"would enter {scene.device} again"
+            command = self._tunnel_remedy(peer.public_ip)
             return [
                 Finding(
                     id="obstacle.tunnel",
                     verdict=Verdict.WARN,
                     evidence=f"datagrams to {peer.public_ip} {why}: {self._says(question, answer)}",
-                    next_step=f"a route to {peer.public_ip} over {scene.uplink}",
+                    next_step=command or f"a route to {peer.public_ip} over {scene.uplink}",
+                    facts={"command": command} if command else {},
                 )
             ]
         question = Question(scene.address, peer.public_ip, scene.uplink, port=scene.port)
@@ -225,6 +249,20 @@ class Routes:
             ]
         return []
 
+    def _best(self, to: IPv4Address) -> Route | None:
+        """The main table's route to an address."""
+        fitting = (route for route in self._table if to in route.destination)
+        return max(fitting, key=lambda each: each.destination.prefixlen, default=None)
+
+    def _tunnel_remedy(self, to: IPv4Address) -> str:
+        """What lets datagrams leave by the uplink; empty if no single command does."""
+        best = self._best(to)
+        if best is None or best.destination == self._scene.network:
+            return ""
+        if not best.is_unicast or best.indexes == (self._indexes.get(self._scene.device),):
+            return _deletion(best, self._names)
+        return f"ip rule add priority 1 to {to} lookup main"
+
     async def _to_pods(
         self, asked: Sequence[PeerPlace], pod_devices: Sequence[str]
     ) -> list[Finding]:
@@ -239,7 +277,11 @@ class Routes:
                 continue
             mode = sysctls.effective_rp_filter(scene.device)
             is_filter = bool(answer.errno) and mode > 0
+            best = self._best(question.to)
             command = self._remedy(question.to, answer)
+            if best and any(self._names.get(each) in pod_devices for each in best.indexes):
+                # The pods' own route is right; a policy rule is asked before its table.
+                command = f"ip rule add priority 1 to {scene.subnet} lookup main"
             if is_filter:
                 command = f"sysctl -w net/ipv4/conf/{scene.device}/rp_filter=2"
             why = self._says(question, answer)
@@ -320,24 +362,22 @@ class Routes:
         )
 
     async def _ask(self, question: Question) -> Answer:
-        # As ip(8) does: without the flag the answer names the main table whatever the table.
-        request: dict[str, object] = {
-            "dst": str(question.to),
-            "flags": uapi.RTM_F_LOOKUP_TABLE,
-        }
-        if question.source is not None:
-            request["src"] = str(question.source)
-        if question.iif:
-            request["iif"] = self._indexes.get(question.iif, 0)
-        if question.mark:
-            request["mark"] = question.mark
-        if question.port is not None:
-            request |= {"ip_proto": 17, "sport": question.port, "dport": question.port}
-        try:
-            (message,) = await self._netlink.call(str(question), "route", "get", **request)
-        except PlatformError as error:
-            return Answer(errno=error.errno or errno.EIO)
-        return _to_answer(message)
+        flow = Flow(
+            source=question.source,
+            port=question.port or 0,
+            is_udp=question.port is not None,
+            iif=self._indexes.get(question.iif, 0),
+            mark=question.mark,
+        )
+        found = (await self._netlink.lookups([question.to], flow))[question.to]
+        if isinstance(found, NoRoute):
+            return Answer(errno=found.errno or errno.EIO)
+        return Answer(
+            index=found.index,
+            gateway=found.gateway,
+            table=found.table,
+            is_for_host=found.kind == "local",
+        )
 
     def _says(self, question: Question, answer: Answer) -> str:
         """The answer in words."""
@@ -371,17 +411,6 @@ class Routes:
     @property
     def _names(self) -> Mapping[int, str]:
         return {index: name for name, index in self._indexes.items()}
-
-
-def _to_answer(message: Mapping[str, object]) -> Answer:
-    get = message.get
-    gateway, index, table = get("gateway"), get("oif"), get("table")
-    return Answer(
-        index=index if isinstance(index, int) else 0,
-        gateway=IPv4Address(gateway) if isinstance(gateway, str) else None,
-        table=table if isinstance(table, int) else uapi.RT_TABLE_MAIN,
-        is_for_host=message["type"] == uapi.RTN_LOCAL,
-    )
 
 
 def _described(route: Route, names: Mapping[int, str]) -> str:

@@ -27,9 +27,14 @@ class Kind(Enum):
     DROP = "drop"
     QUEUE = "queue"
     """A program in user space decides."""
+    DIVERT = "divert"
+    """It goes to another address or socket, and is not judged any more."""
     RETURN = "return"
     JUMP = "jump"
     GOTO = "goto"
+
+
+_ENDS: Final = (Kind.DROP, Kind.QUEUE, Kind.DIVERT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +71,8 @@ class Chain:
     name: str
     rules: tuple[Rule, ...] = ()
     hook: str = ""
-    """`prerouting`, `input`, `forward`, `output`, `postrouting`, `ingress`, `egress`, ..."""
+    """`prerouting`, `input`, `forward`, `output`, `postrouting`, `ingress`, `egress`, ...; of the
+    families bridge and arp with the family before it: `bridge input`."""
     priority: int = 0
     devices: tuple[str, ...] = ()
     """Of the hooks `ingress` and `egress`: the devices whose frames it sees."""
@@ -123,7 +129,9 @@ class Marks:
 class Passage:
     """One kind of packet on its way through hooks, in order; keeps the marks it may have."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_for_port: bool = False) -> None:
+        """is_for_port: whether a packet that is diverted has missed its end, a socket of ours."""
+        self.is_for_port = is_for_port
         self.stops: list[Stop] = []
         self.untracked = Match.NO
         """How surely conntrack is kept from the packet."""
@@ -196,7 +204,11 @@ class _Walk:
                 self._stop(chain, rule, Match.UNKNOWN if is_queue else here)
                 if answer is Match.YES:
                     return returned
-            elif rule.kind is Kind.ACCEPT:
+            elif rule.kind in (Kind.ACCEPT, Kind.DIVERT):
+                # What may be diverted is somebody's wish, and rarely ours: only what is sure.
+                is_lost = rule.kind is Kind.DIVERT and self._passage.is_for_port
+                if is_lost and here >= Match.PART:
+                    self._stop(chain, rule, here)
                 if answer is Match.YES:
                     return returned
                 left = here
@@ -255,7 +267,7 @@ def can_stop(table: Table, base: Chain) -> bool:
         if chain.drops_by_default:
             return True
         for rule in chain.rules:
-            if rule.kind in (Kind.DROP, Kind.QUEUE) or rule.marks or rule.untracks:
+            if rule.kind in _ENDS or rule.marks or rule.untracks:
                 return True
             if rule.target in table.chains and rule.target not in seen:
                 seen.add(rule.target)

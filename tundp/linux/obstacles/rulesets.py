@@ -32,8 +32,6 @@ class Rulesets:
     tables: list[Table] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     """What was not looked at, and why."""
-    odd_hooks: list[str] = field(default_factory=list)
-    """Base chains that see frames of a device and not packets of a hook; not walked."""
 
 
 async def read() -> Rulesets:
@@ -102,7 +100,6 @@ async def _read_nft(found: Rulesets, listed: frozenset[tuple[str, str]]) -> None
             if answer is not None:
                 tables = await asyncio.to_thread(nft.parse, answer.stdout)
                 found.tables += [await _with_devices(found, each) for each in tables]
-                found.odd_hooks += nft.odd_hooks(answer.stdout)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         found.unread.append(f"{what}: {error!r} in the answer of nft -j")
         return

@@ -39,6 +39,8 @@ class Scene:
     peer_count: int
     accepts: bool
     """Whether rules of ours, at the end of iptables' FORWARD, accept the overlay's packets."""
+    pid: int | None = None
+    """The daemon's; None while none runs."""
 
     @property
     def tunnel_address(self) -> IPv4Address:

@@ -44,10 +44,11 @@ _TARGETS: Final = {
     "NFQUEUE": Kind.QUEUE,
     "QUEUE": Kind.QUEUE,
     # The first that fits ends the nat table.
-    "DNAT": Kind.ACCEPT,
+    "DNAT": Kind.DIVERT,
     "SNAT": Kind.ACCEPT,
     "MASQUERADE": Kind.ACCEPT,
-    "REDIRECT": Kind.ACCEPT,
+    "REDIRECT": Kind.DIVERT,
+    "TPROXY": Kind.DIVERT,
     "NETMAP": Kind.ACCEPT,
 }
 _PROTOCOLS: Final = {"6": "tcp", "17": "udp", "1": "icmp"}
