@@ -91,7 +91,12 @@ class Netlink:
         """Start the thread and open the socket. PlatformError if the namespace is gone."""
         if self._namespace is not None and not os.path.exists(f"/run/netns/{self._namespace}"):
             raise PlatformError(f"network namespace {self._namespace} does not exist", errno.ENOENT)
-        start_thread(self._thread)
+        try:
+            start_thread(self._thread)
+        except PlatformError:
+            # Nobody will stop what never began.
+            self._loop.close()
+            raise
         self._is_started = True
         await self._run(self._open())
 

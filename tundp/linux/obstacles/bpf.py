@@ -142,7 +142,10 @@ def _detach(program: Program, device: str, way: str) -> str:
 
 def _sk_lookup() -> Iterator[Finding]:
     """Programs that choose a socket for what comes in, or none."""
-    descriptor = os.open(_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise PlatformError(f"{_NAMESPACE}: {error.strerror}", error.errno) from None
     try:
         found = query(descriptor, uapi.BPF_SK_LOOKUP)
     finally:
