@@ -192,7 +192,7 @@ quiet machine. `tundp bench diff A B` compares two results.""",
     options=BenchOptions,
     examples=(
         ("tundp bench --out=report", "every row, about 4 minutes"),
-        ("tundp bench --only=gso,tcp1,virtual --rounds=20", "one row, one workload, one lab"),
+        ("tundp bench --only=tundp-gso,tcp1,virtual --rounds=20", "one row, one workload, one lab"),
         ("tundp bench --row='spinless=--spin=0'", "a row of one's own"),
         ("tundp bench diff before after", "what changed beyond noise"),
     ),
