@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -15,6 +15,7 @@ from tundp.engine.base import Dataplane
 from tundp.finding import Finding, Verdict, must_hold, worries
 from tundp.lease.claim import LeaseState
 from tundp.lease.identity import identity_of
+from tundp.lease.model import Peer
 from tundp.lease.routing import Routing
 from tundp.linux import notify
 from tundp.linux.losses import udp_errors
@@ -224,11 +225,16 @@ def scene(node: Node) -> Scene | None:
         port=backend.port,
         peers=tuple(
             PeerPlace(peer.subnet, peer.endpoint.address)
-            for peer in islice(routing.peers.values(), SCENE_PEERS)
+            for peer in _spread(routing.peers.values(), SCENE_PEERS)
         ),
         peer_count=len(routing.peers),
         accepts=node.settings.iptables_forward_rules,
     )
+
+
+def _spread(peers: Collection[Peer], most: int) -> Iterator[Peer]:
+    """At most `most` of the peers, from all over the table: the store decides who comes first."""
+    return islice(peers, 0, None, max(1, -(-len(peers) // most)))
 
 
 def setting_statuses(settings: Settings) -> dict[str, SettingStatus]:
