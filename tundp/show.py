@@ -29,6 +29,8 @@ from tundp.observe.status import (
 )
 from tundp.wire.drop import DropReason
 
+SHOWN: Final = 20
+"""Refused leases, and unreadable entries, that are shown one by one."""
 _COLOURS: Final = {
     Verdict.OK: "green",
     Verdict.NOTE: "",
@@ -287,10 +289,22 @@ def _trouble(status: Status) -> Iterator[RenderableType]:
     warnings = () if status.backend is None else status.backend.interface.warnings
     for warning in warnings:
         yield _marked("interface:", "yellow", warning)
-    for refused in status.refused:
-        yield _marked("no peer:", "yellow", f"{refused.key} {refused.means}")
-    for entry in status.bad_entries:
-        yield _marked("ignored:", "yellow", f"{entry.name}: {entry.why}")
+    refused = [f"{each.key} {each.means}" for each in status.refused[:SHOWN]]
+    bad = [f"{each.name}: {each.why}" for each in status.bad_entries[:SHOWN]]
+    listed = len(status.refused), len(status.bad_entries)
+    counts = listed
+    if (routing := status.routing) is not None:
+        counts = routing.refused, routing.bad_entries
+    yield from _first("no peer:", refused, listed[0], counts[0])
+    yield from _first("ignored:", bad, listed[1], counts[1])
+
+
+def _first(mark: str, shown: list[str], listed: int, count: int) -> Iterator[RenderableType]:
+    """A line each of `shown`, and one that counts the rest."""
+    for text in shown:
+        yield _marked(mark, "yellow", text)
+    if more := max(listed, count) - len(shown):
+        yield _marked(mark, "yellow", f"and {more:,} more; tundp status --json lists {listed:,}")
 
 
 def _marked(mark: str, colour: str, text: str) -> Line:

@@ -373,3 +373,9 @@ async def test_another_ledger_replaces_all_that_sinks_have() -> None:
     assert set(bench.sinks[0].deltas[0].hops_assigned) == {
         peer.hop_id for peer in fresh.peers.values()
     }
+
+
+def test_names_are_shown_on_one_line_and_escaped(caplog: pytest.LogCaptureFixture) -> None:
+    lines = Lines(caplog)
+    (line,) = lines.write(newly_bad=(BadEntry("bad\n\x1b[2J", "'\u202e' is no key\n"),))
+    assert line == r"entry 'bad\n\x1b[2J' ignored: '\u202e' is no key\n"

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from tundp.printable import LINE_MAX, printable
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -19,7 +21,12 @@ EXIT_INTERRUPTED: Final = 130
 
 def print_error(text: object, program: str = "tundp") -> None:
     """One line on stderr."""
-    print(f"{program}: {text}", file=sys.stderr)
+    print(f"{program}: {printable(str(text), LINE_MAX)}", file=sys.stderr)
+
+
+def print_line(text: str) -> None:
+    """One line on stdout, names of devices, chains and files in it."""
+    print(printable(text, LINE_MAX))
 
 
 def print_json(value: Any) -> None:

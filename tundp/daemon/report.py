@@ -125,7 +125,6 @@ def status(node: Node) -> Status:
     """See observe.collect.StatusSource: everything, the long parts lazy."""
     routing = node.routing
     peers = tuple(routing.peers.values())
-    refused = tuple(routing.refused.values())
 
     def views() -> Iterator[PeerView]:
         for peer in peers:
@@ -140,10 +139,8 @@ def status(node: Node) -> Status:
     return replace(
         summary(node),
         peers=collect.peer_statuses(len(peers), views, node.backend.engine),
-        refused=collect.refused_statuses(len(refused), lambda: refused),
-        bad_entries=collect.bad_entry_statuses(
-            {name: bad.why for name, bad in routing.bad_entries.items()}
-        ),
+        refused=collect.refused_statuses(routing.refused.values()),
+        bad_entries=collect.bad_entry_statuses(routing.bad_entries.values()),
         settings=setting_statuses(node.settings),
     )
 

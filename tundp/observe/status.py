@@ -287,7 +287,7 @@ class BadEntryStatus:
 class SettingStatus:
     """One setting in force; passwords are blanked."""
 
-    value: str
+    value: str = field(metadata={codec.AS_IT_IS: True})
     origin: str
     """`--flag`, a variable's name, a file's path, or `default`."""
 
@@ -441,7 +441,9 @@ class Status:
     peers: Sequence[PeerStatus] = ()
     """By subnet."""
     refused: Sequence[RefusedStatus] = ()
+    """The first 1,000; `routing.refused` is how many there are."""
     bad_entries: Sequence[BadEntryStatus] = ()
+    """The first 1,000; `routing.bad_entries` is how many there are."""
     counters: CountersStatus | None = None
     """Null for a backend that leaves packets to the kernel."""
     settings: Mapping[str, SettingStatus] = field(default_factory=dict)
