@@ -64,7 +64,7 @@ class Publisher:
             self._pending.append(delta)
             if self._sinks:
                 self._publish_soon()
-        if delta.changed_leases > LASTING_LEASES:
+        if delta.changed_leases + len(delta.newly_bad) > LASTING_LEASES:
             # Long-lived lease objects out of the collector's sight: a full collection walks
             # tens of thousands of them for a tenth of a second. Packets need not wait for it.
             gc.collect()

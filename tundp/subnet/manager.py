@@ -271,7 +271,7 @@ class StoreSubnetManager:
                 case OwnUnreadable(why):
                     self.claim.observe_unreadable(why)
         self._has_own_lease = self.claim.lease.key in routing.leases
-        if delta.has_lease_gone:
+        if delta.has_overlap_gone:
             self.claim.observe_gone_elsewhere()
         if delta.changed_leases:
             self._is_unsaved.set()
@@ -396,9 +396,11 @@ class StoreSubnetManager:
         """Our own lease is gone, as all are when the store's data was lost or restored."""
         if not self._has_own_lease:
             return False
-        own = str(self.claim.lease.key)
-        names = {str(lease.key) for lease in snapshot.leases}
-        return own not in names and own not in {entry.name for entry in snapshot.bad}
+        own = self.claim.lease.key
+        if any(lease.key == own for lease in snapshot.leases):
+            return False
+        name = str(own)
+        return all(entry.name != name for entry in snapshot.bad)
 
     async def _after_grace(self, snapshot: Snapshot) -> Snapshot:
         """The state once every node had time to notice and to register again."""
