@@ -218,6 +218,7 @@ def _head(status: Status) -> Iterator[Text]:
         yield _lease(status.lease)
     if status.store is not None:
         yield _store(status.store)
+        yield from _cache(status.store, status.started_at + status.uptime_s)
     if (engine := status.engine) is None:
         yield Text(f"packets are carried by the kernel; daemon on {status.loop}, pid {status.pid}")
         return
@@ -272,6 +273,18 @@ def _store(store: StoreStatus) -> Text:
     if store.age_s:
         text.append(", ").append(f"leases {store.age_s} s old", "red")
     return text.append(" (from disk)") if store.is_from_cache else text
+
+
+def _cache(store: StoreStatus, now: float) -> Iterator[Text]:
+    """The leases on disk: how old they are, and why they are no newer."""
+    if not store.is_cached:
+        return
+    at = store.cached_at
+    text = Text("leases on disk: ")
+    text.append("not saved yet" if at is None else f"saved {_age(now - at)} ago")
+    if store.cache_error:
+        text.append(", ").append(f"failing: {store.cache_error}", "red")
+    yield text
 
 
 def _lost_offloads(engine: EngineStatus, now: float) -> Iterator[Text]:

@@ -303,6 +303,20 @@ def test_of_many_refused_and_unreadable_entries_the_first_are_shown() -> None:
     assert not any(" more; " in line for line in shown(STATUS).splitlines())
 
 
+def test_the_age_of_the_leases_on_disk_is_shown_and_why_they_are_no_newer() -> None:
+    now = STATUS.started_at + STATUS.uptime_s
+    store = replace(STORE, is_cached=True, cached_at=now - 75)
+    assert "leases on disk: saved 75 s ago\n" in shown(replace(STATUS, store=store))
+    failing = replace(store, cache_error="/var/lib/tundp: No space left on device")
+    assert (
+        "leases on disk: saved 75 s ago, failing: /var/lib/tundp: No space left on device\n"
+        in shown(replace(STATUS, store=failing))
+    )
+    never = replace(failing, cached_at=None)
+    assert "leases on disk: not saved yet, failing: " in shown(replace(STATUS, store=never))
+    assert "on disk" not in shown(STATUS), "nothing is kept"
+
+
 def test_an_ipv6_endpoint_is_shown_whole() -> None:
     store = replace(STORE, description="etcd v2 at http://[fd00::9]:2379")
     assert "http://[fd00::9]:2379" in shown(replace(STATUS, store=store))

@@ -83,6 +83,9 @@ UDP = Status(
         revision=77,
         synced_at=1_770_000_090.0,
         age_s=0,
+        is_cached=True,
+        cached_at=1_770_000_050.0,
+        cache_error="/var/lib/tundp: No space left on device",
     ),
     backend=BackendStatus(
         type="udp",

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from tundp.errors import PlatformError
-from tundp.files import SMALL_LEN, read_regular
+from tundp.files import SMALL_LEN, open_file, open_folder, read_regular
 from tundp.instance import Instance
 
 
@@ -25,9 +25,8 @@ def take_lock(instance: Instance) -> int | None:
     has it.
     """
     try:
-        instance.lock.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        lock = os.open(instance.lock, flags, 0o600)
+        os.close(open_folder(instance.lock.parent, makes=True))
+        lock = open_file(instance.lock, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError:
         return None
     if not _take(lock):
@@ -44,7 +43,7 @@ def take_lock(instance: Instance) -> int | None:
 def is_running(instance: Instance) -> bool:
     """Whether a daemon of this subnet.env runs, be it hung."""
     try:
-        lock = os.open(instance.lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        lock = open_file(instance.lock, os.O_RDWR)
     except OSError:
         return False
     try:
@@ -60,7 +59,7 @@ def stamp(instance: Instance) -> None:
     """
     with contextlib.suppress(OSError):
         text = json.dumps({"wrote": _fingerprint(instance.subnet_file)}) + "\n"
-        lock = os.open(instance.lock, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        lock = open_file(instance.lock, os.O_WRONLY)
         try:
             os.pwrite(lock, text.encode("ascii"), 0)
             os.ftruncate(lock, len(text))
@@ -71,7 +70,7 @@ def stamp(instance: Instance) -> None:
 def is_stamped(instance: Instance) -> bool | None:
     """Whether tundp wrote subnet.env as it is now; None if there is no stamp to tell."""
     try:
-        wrote = json.loads(read_regular(instance.lock, most_len=SMALL_LEN))["wrote"]
+        wrote = json.loads(read_regular(instance.lock, most_len=SMALL_LEN, is_ours=True))["wrote"]
         return bool(wrote == _fingerprint(instance.subnet_file))
     except (OSError, ValueError, TypeError, KeyError):
         return None

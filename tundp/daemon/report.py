@@ -84,6 +84,9 @@ def summary(node: Node) -> Status:
             revision=node.routing.revision,
             synced_at=lease.synced_at,
             age_s=lease.age_s,
+            is_cached=lease.is_cached,
+            cached_at=lease.cached_at,
+            cache_error=lease.cache_error,
         ),
         backend=BackendStatus(
             type=backend.name,

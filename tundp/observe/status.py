@@ -94,6 +94,12 @@ class StoreStatus:
     """When the leases were last known to be those of the store, Unix time; null for never."""
     age_s: int | None = None
     """Seconds since then, 0 while the store answers; null if it never has."""
+    is_cached: bool = False
+    """Whether the leases are kept on disk, for a start without the store."""
+    cached_at: float | None = None
+    """When those on disk were last known to be the store's, Unix time; null for not yet."""
+    cache_error: str = ""
+    """Why they cannot be written; empty if they can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
