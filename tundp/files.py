@@ -53,11 +53,14 @@ def open_folder(path: Path, *, makes: bool = False) -> int:
                 if (links := links + 1) > _LINKS_MAX:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(here / name))
                 target = Path(os.readlink(name, dir_fd=folder))
-                parts.extendleft(reversed(target.parts))
+                parts.extendleft(reversed([part for part in target.parts if part != "/"]))
+                if target.is_absolute():
+                    os.close(folder)
+                    folder, here = os.open("/", _WALK), Path("/")
                 continue
-            below = os.open(name, _WALK, dir_fd=folder)
+            below = _open_ours(here / name, _WALK, 0, folder)
             os.close(folder)
-            folder, here = below, Path("/") if name == "/" else here / name
+            folder, here = below, here / name
     except BaseException:
         os.close(folder)
         raise
@@ -85,6 +88,8 @@ def _require_ours(status: os.stat_result, path: Path, folder: int) -> None:
         why = "is a symbolic link"
     elif status.st_uid not in (0, os.geteuid()):
         why = f"belongs to user {status.st_uid}"
+    elif stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+        why = "has a second name elsewhere"
     else:
         return
     raise OSError(
@@ -95,6 +100,17 @@ def _require_ours(status: os.stat_result, path: Path, folder: int) -> None:
     )
 
 
+def _open_ours(path: Path, flags: int, mode: int, folder: int) -> int:
+    """Open the last part of `path` in `folder`; what was opened is looked at: it may be another."""
+    opened = os.open(path.name, flags | _OPENED, mode, dir_fd=folder)
+    try:
+        _require_ours(os.fstat(opened), path, folder)
+    except BaseException:
+        os.close(opened)
+        raise
+    return opened
+
+
 def open_file(path: Path, flags: int, mode: int = 0o600) -> int:
     """As os.open, by way of `open_folder`: a file of somebody else's in /tmp is not taken either.
 
@@ -102,7 +118,7 @@ def open_file(path: Path, flags: int, mode: int = 0o600) -> int:
     """
     folder, name = _locate(path)
     try:
-        return os.open(name, flags | _OPENED, mode, dir_fd=folder)
+        return _open_ours(path.parent / name, flags, mode, folder)
     finally:
         os.close(folder)
 

@@ -219,6 +219,16 @@ def test_a_folder_or_file_of_another_user_in_it_is_not_taken(anybodys: Path) -> 
     assert (anybodys / "node-id").stat().st_uid == 0, "ours has taken its place"
 
 
+def test_a_second_name_of_a_file_in_it_is_not_taken(tmp_path: Path, anybodys: Path) -> None:
+    """Whoever may make hard links could have a file of root's read or written over."""
+    os.link(tmp_path / "target" / "f", anybodys / "f")
+    for flags in (os.O_RDONLY, os.O_RDWR | os.O_CREAT):
+        with pytest.raises(OSError, match=r"f has a second name elsewhere in .*which anybody may"):
+            files.open_file(anybodys / "f", flags)
+    files.write_atomically(anybodys / "f", "ours")
+    assert (tmp_path / "target" / "f").read_text() == "not for us"
+
+
 def test_links_in_folders_of_ones_own_are_followed(tmp_path: Path) -> None:
     """/var/run is one; /var/lib may be another disk's."""
     (tmp_path / "disk" / "a").mkdir(parents=True)
