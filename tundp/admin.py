@@ -23,6 +23,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector, we
 
 from tundp.backoff import Contest, Outage
 from tundp.errors import FILES_STEP, PlatformError
+from tundp.files import open_folder
 from tundp.observe.codec import Malformed
 from tundp.observe.status import Status
 
@@ -219,7 +220,7 @@ def _document(status: Status) -> str:
 
 def _make_room(path: Path) -> None:
     """Remove the socket of a dead daemon. PlatformError if it is alive, or no socket."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    os.close(open_folder(path.parent, makes=True))
     if not path.exists():
         return
     if not path.is_socket():

@@ -2,16 +2,20 @@
 
 Outage    something fails, and is tried again
 Contest   two programs undo each other's work
+Pace      something costly, not all the time
 Ration    how many lines of one kind may be logged
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+T = TypeVar("T")
 
 REMIND_S: Final = 60.0
 """A lasting outage is mentioned again this often."""
@@ -19,6 +23,9 @@ LINES: Final = 2
 """Lines about one thing in any REMIND_S."""
 REASONS: Final = 4
 """Different reasons of one outage that are logged at once."""
+PACE: Final = 3.0
+"""Pause after something costly, in parts of the time it took."""
+PAUSE_MAX_S: Final = 10.0
 CONTEST: Final = 3
 """Times that somebody undid the same work within REMIND_S, from which on it is a contest."""
 
@@ -46,6 +53,27 @@ class Backoff:
     def reset(self) -> None:
         """Start over, after a success."""
         self._next_s = self._first_s
+
+
+class Pace:
+    """Of something costly, a quarter of the time at most: it is followed by three times its cost.
+
+    Such as reading all leases for an event: whoever rewrites one all the time must not make us
+    read tens of thousands each time. The pause is PAUSE_MAX_S at most, and none after a failure.
+    """
+
+    def __init__(self) -> None:
+        self._free_at = float("-inf")
+
+    async def run(self, act: Callable[[], Awaitable[T]]) -> T:
+        """Await `act()` once its time has come."""
+        clock = asyncio.get_running_loop().time
+        if (wait_s := self._free_at - clock()) > 0:
+            await asyncio.sleep(wait_s)
+        began = clock()
+        result = await act()
+        self._free_at = clock() + min(PAUSE_MAX_S, PACE * (clock() - began))
+        return result
 
 
 class Ration:

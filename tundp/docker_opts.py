@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -190,7 +189,7 @@ def _write(path: Path, text: str) -> None:
             with path.open("w", encoding="utf-8") as stream:
                 stream.write(text)
         else:
-            write_atomically(Path(os.path.realpath(path)), text)
+            write_atomically(path, text, follows_link=True)
     except OSError as error:
         raise PlatformError(
             f"cannot write {path}: {error.strerror}; name another file with -d", error.errno

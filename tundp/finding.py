@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, unique
-from typing import Any, Final
+from typing import Any
+
+from tundp.printable import LINE_MAX, printable
 
 
 @unique
@@ -46,8 +48,15 @@ class Finding:
     """Further facts by name, for programs and tables: `since` a kernel version."""
 
     def __post_init__(self) -> None:
+        """What is seen may quote names that somebody else chose."""
         if not self.title:
             object.__setattr__(self, "title", self.id)
+        for name in ("title", "evidence", "meaning", "next_step"):
+            text = getattr(self, name)
+            # A program's words on several lines (iptables, nft) are read as one.
+            line = " ".join(text.splitlines()) if "\n" in text else text
+            if (shown := printable(line, LINE_MAX)) is not text:
+                object.__setattr__(self, name, shown)
 
     @property
     def is_failure(self) -> bool:
@@ -88,15 +97,6 @@ def worries(finding_id: str, evidence: str, *, next_step: str = "") -> list[Find
     if not evidence:
         return []
     return [Finding(id=finding_id, verdict=Verdict.WARN, evidence=evidence, next_step=next_step)]
-
-
-NAME_MAX: Final = 80
-"""Characters of a name that somebody else chose, in a log line or a status."""
-
-
-def short(text: str, limit: int = NAME_MAX) -> str:
-    """`text`, cut at `limit` characters with an ellipsis."""
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def failures(findings: Iterable[Finding]) -> list[Finding]:

@@ -20,6 +20,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from tundp.printable import LINE_MAX, printable
+
 WRAPPED_MIN: Final = 20
 """Characters below which a wrapped column cannot be read."""
 _UNLIMITED: Final = 1_000_000
@@ -99,11 +101,12 @@ class Line:
     indent: int = 4
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if not console.is_terminal or self.text.cell_len <= options.max_width:
-            yield _uncut(self.text)
+        text = _printable(self.text)
+        if not console.is_terminal or text.cell_len <= options.max_width:
+            yield _uncut(text)
             return
         room = max(WRAPPED_MIN, options.max_width - self.indent)
-        for number, line in enumerate(self.text.divide(_breaks(self.text.plain, room))):
+        for number, line in enumerate(text.divide(_breaks(text.plain, room))):
             line.rstrip()
             yield _uncut(Text(" " * self.indent) + line if number else line)
 
@@ -190,7 +193,13 @@ def _uncut(text: Text) -> Text:
 def _shown(cell: Cell, *, is_scaled: bool) -> Text:
     if isinstance(cell, Figure):
         return Text(cell.scaled if is_scaled else cell.exact)
-    return cell if isinstance(cell, Text) else Text(cell)
+    return _printable(cell if isinstance(cell, Text) else Text(cell))
+
+
+def _printable(text: Text) -> Text:
+    """The same, or without its colours if something in it must not reach a terminal."""
+    shown = printable(text.plain, LINE_MAX)
+    return text if shown is text.plain else Text(shown, text.style)
 
 
 def _plain(cell: Cell) -> str:

@@ -29,6 +29,8 @@ from tundp.observe.status import (
 )
 from tundp.wire.drop import DropReason
 
+SHOWN: Final = 20
+"""Refused leases, and unreadable entries, that are shown one by one."""
 _COLOURS: Final = {
     Verdict.OK: "green",
     Verdict.NOTE: "",
@@ -216,6 +218,7 @@ def _head(status: Status) -> Iterator[Text]:
         yield _lease(status.lease)
     if status.store is not None:
         yield _store(status.store)
+        yield from _cache(status.store, status.started_at + status.uptime_s)
     if (engine := status.engine) is None:
         yield Text(f"packets are carried by the kernel; daemon on {status.loop}, pid {status.pid}")
         return
@@ -272,6 +275,18 @@ def _store(store: StoreStatus) -> Text:
     return text.append(" (from disk)") if store.is_from_cache else text
 
 
+def _cache(store: StoreStatus, now: float) -> Iterator[Text]:
+    """The leases on disk: how old they are, and why they are no newer."""
+    if not store.is_cached:
+        return
+    at = store.cached_at
+    text = Text("leases on disk: ")
+    text.append("not saved yet" if at is None else f"saved {_age(now - at)} ago")
+    if store.cache_error:
+        text.append(", ").append(f"failing: {store.cache_error}", "red")
+    yield text
+
+
 def _lost_offloads(engine: EngineStatus, now: float) -> Iterator[Text]:
     """Offloads that were in use and no longer are."""
     for offload in engine.offloads_disabled:
@@ -287,10 +302,22 @@ def _trouble(status: Status) -> Iterator[RenderableType]:
     warnings = () if status.backend is None else status.backend.interface.warnings
     for warning in warnings:
         yield _marked("interface:", "yellow", warning)
-    for refused in status.refused:
-        yield _marked("no peer:", "yellow", f"{refused.key} {refused.means}")
-    for entry in status.bad_entries:
-        yield _marked("ignored:", "yellow", f"{entry.name}: {entry.why}")
+    refused = [f"{each.key} {each.means}" for each in status.refused[:SHOWN]]
+    bad = [f"{each.name}: {each.why}" for each in status.bad_entries[:SHOWN]]
+    listed = len(status.refused), len(status.bad_entries)
+    counts = listed
+    if (routing := status.routing) is not None:
+        counts = routing.refused, routing.bad_entries
+    yield from _first("no peer:", refused, listed[0], counts[0])
+    yield from _first("ignored:", bad, listed[1], counts[1])
+
+
+def _first(mark: str, shown: list[str], listed: int, count: int) -> Iterator[RenderableType]:
+    """A line each of `shown`, and one that counts the rest."""
+    for text in shown:
+        yield _marked(mark, "yellow", text)
+    if more := max(listed, count) - len(shown):
+        yield _marked(mark, "yellow", f"and {more:,} more; tundp status --json lists {listed:,}")
 
 
 def _marked(mark: str, colour: str, text: str) -> Line:

@@ -304,6 +304,20 @@ def test_reports_print_na_where_nothing_was_measured_and_escape_markup() -> None
         assert outside not in page
 
 
+def test_what_others_chose_is_on_one_line_of_a_report_and_escaped() -> None:
+    """A reason carries whatever a daemon's log or a server said; a CPU's name is firmware's."""
+    nasty = "a\x1b[2J\u202e\ud800\x9b\u2028| x |\n# forged <b>" + "k" * 100_000
+    found = results()
+    found.environment = {**found.environment, "cpu": nasty}
+    found.checks = [Finding(id="b", title="t", evidence=nasty, verdict=Verdict.FAIL)]
+    for text in (to_markdown(found), to_html(found, [])):
+        assert not set("\x1b\u202e\ud800\x9b\u2028") & set(text)
+        assert not any(line.startswith("# forged") for line in text.splitlines())
+        assert "<b>" not in text
+        assert max(map(len, text.splitlines())) < 50_000
+        text.encode()
+
+
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=60)
 
 

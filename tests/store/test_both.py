@@ -301,3 +301,21 @@ def test_with_two_configs_auto_takes_the_api_that_has_our_lease(
         await store.close()
 
     run(main())
+
+
+def test_warnings_about_subnets_of_two_nodes_are_counted_beyond_a_few(
+    etcd_world: EtcdWorld, etcd3_world: Etcd3World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever writes to the store must not decide how long readyz and status are."""
+    for number in range(30):
+        etcd_world.put(f"10.5.{number}.0-24", value(THEM))
+        etcd3_world.put(f"10.5.{number}.0-24", value(US))
+
+    async def main() -> None:
+        store = BothStore(etcd_world.open(), etcd3_world.open(), parse=parse_network_config)
+        await store.snapshot()
+        assert len(store.warnings) == 11
+        assert store.warnings[-1].evidence == "and 20 more subnets"
+        await store.close()
+
+    run(main())

@@ -24,7 +24,7 @@ from tundp.errors import CloneAlive, DuplicateNode, LeaseError, LeaseLost
 from tundp.lease.claim import LeaseState
 from tundp.lease.codec import parse_key
 from tundp.lease.identity import HOST, NODE, RUN, Identity
-from tundp.lease.model import Lease, LeaseAttributes, LeaseKey
+from tundp.lease.model import Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.store.file import FileStore
 from tundp.subnet.claim_driver import Claim, ClaimSettings
 
@@ -444,3 +444,41 @@ async def test_a_restart_is_answered_by_nobody(tmp_path: Path) -> None:
         found = await lease_in(store)
         assert found is not None
         assert found.revision == 2
+
+
+class Slow(FileStore):
+    """A store with so many leases that reading them all takes a tenth of a second."""
+
+    looks = 0
+
+    async def snapshot(self) -> Snapshot:
+        self.looks += 1
+        await asyncio.sleep(0.1)
+        return await super().snapshot()
+
+
+async def test_whoever_rewrites_leases_all_the_time_does_not_make_us_read_all_of_them(
+    tmp_path: Path,
+) -> None:
+    """In CONFLICT each event of our own subnet calls for a look; looks have a pace."""
+    (tmp_path / "leases.json").write_text("{}\n")
+    store = Slow(tmp_path / "leases.json")
+    try:
+        claim = claim_on(store)
+        lease, _ = await claim.acquire()
+        theirs = LeaseAttributes(public_ip=THEIR_IP, extra=THEM)
+        async with kept(claim):
+            taken = await store.update(KEY, theirs, 600, revision=lease.revision)
+            claim.observe(taken)
+            await until(lambda: claim.state is LeaseState.CONFLICT)
+            looked = store.looks
+            for _ in range(100):
+                claim.observe_gone_elsewhere()
+                await asyncio.sleep(0.01)
+            assert store.looks - looked <= 4
+            # The last event is looked at all the same, in time.
+            await store.delete(KEY, revision=taken.revision)
+            claim.observe(None)
+            await until(lambda: claim.state is LeaseState.HELD)
+    finally:
+        await store.close()

@@ -23,18 +23,19 @@ PACKAGE = Path(tundp.__file__).parent
 NATIVE = PACKAGE.parent / "native"
 
 # Lowest first. A module may import from its own group, and from the groups named for it.
-BOTTOM = {"errors", "blocking", "backoff", "choices", "files", "finding", "instance"}
+BOTTOM = {"errors", "blocking", "backoff", "choices", "files", "finding", "instance", "printable"}
 MAY_IMPORT = {
     "errors": set(),
     "blocking": {"errors"},
     "backoff": set(),
     "choices": set(),
     "files": set(),
-    "finding": set(),
+    "finding": {"printable"},
     "instance": set(),
-    "layout": set(),
+    "layout": {"printable"},
+    "printable": set(),
     "wire": {"choices", "errors"},
-    "lease": {"errors"},
+    "lease": {"errors", "printable"},
     "settings": {"choices", "errors", "files", "instance", "wire"},
     "store": {"lease", *BOTTOM},
     "linux": BOTTOM,

@@ -67,7 +67,7 @@ def test_a_failure_leaves_the_old_text_and_no_temporary(
     path = tmp_path / "f"
     path.write_text("old")
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, call, fail)
@@ -145,3 +145,115 @@ def test_a_fifo_where_files_of_ours_should_be_keeps_nobody_waiting(tmp_path: Pat
     reader.join(10)
     assert found == ["", True]
     assert (tmp_path / "state" / "node-id").is_file()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_folders_made_on_the_way_are_nobody_elses_to_write(tmp_path: Path, umask: int) -> None:
+    """Under umask 000 the parents of the last folder were anybody's to write."""
+    before = os.umask(umask)
+    try:
+        files.write_atomically(tmp_path / "run" / "flannel" / "a" / "subnet.env", "x\n")
+        os.close(files.open_folder(tmp_path / "state" / "b", makes=True))
+    finally:
+        os.umask(before)
+    for folder in ("run", "run/flannel", "run/flannel/a", "state", "state/b"):
+        status = (tmp_path / folder).stat()
+        assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o755, os.geteuid()), folder
+
+
+def test_a_folder_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir(mode=0o750)
+    files.write_atomically(tmp_path / "kept" / "f", "x")
+    assert stat.S_IMODE((tmp_path / "kept").stat().st_mode) == 0o750
+
+
+@pytest.fixture
+def anybodys(tmp_path: Path) -> Path:
+    """A folder such as /tmp, with a link to a folder outside it."""
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "f").write_text("not for us")
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    (folder / "link").symlink_to(tmp_path / "target")
+    (folder / "link.json").symlink_to(tmp_path / "target" / "f")
+    return folder
+
+
+def test_a_link_in_a_folder_anybody_may_write_is_not_followed(
+    tmp_path: Path, anybodys: Path
+) -> None:
+    link = anybodys / "link"
+    words = f"{link} is a symbolic link in {anybodys}, which anybody may write.*remove it, or name"
+    for act in (
+        lambda: files.write_atomically(link / "f", "ours"),
+        lambda: files.write_atomically(link / "below" / "f", "ours"),
+        lambda: files.write_replacing(link / "f", "ours"),
+        lambda: files.write_atomically(link, "ours", follows_link=True),
+        lambda: files.read_regular(link / "f", is_ours=True),
+        lambda: os.close(files.open_folder(link, makes=True)),
+    ):
+        with pytest.raises(OSError, match=words):
+            act()
+    with pytest.raises(OSError, match=r"link\.json is a symbolic link"):
+        files.read_regular(anybodys / "link.json", is_ours=True)
+    assert os.listdir(tmp_path / "target") == ["f"]
+    assert (tmp_path / "target" / "f").read_text() == "not for us"
+    # A folder of ours in it may be used, and made.
+    files.write_atomically(anybodys / "ours" / "f", "x")
+    assert files.read_regular(anybodys / "ours" / "f", is_ours=True) == "x"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away takes root")
+def test_a_folder_or_file_of_another_user_in_it_is_not_taken(anybodys: Path) -> None:
+    (anybodys / "theirs").mkdir()
+    (anybodys / "node-id").write_text('{"NodeID": "7c1f"}')
+    os.chown(anybodys / "theirs", 1234, 1234)
+    os.chown(anybodys / "node-id", 1234, 1234)
+    with pytest.raises(OSError, match=r"theirs belongs to user 1234 in .*which anybody may write"):
+        files.write_atomically(anybodys / "theirs" / "f", "x")
+    with pytest.raises(OSError, match="node-id belongs to user 1234"):
+        files.read_regular(anybodys / "node-id", is_ours=True)
+    cache = LeaseCache(anybodys, Instance())
+    assert cache.identity().node_id != "7c1f"
+    assert (anybodys / "node-id").stat().st_uid == 0, "ours has taken its place"
+
+
+def test_a_second_name_of_a_file_in_it_is_not_taken(tmp_path: Path, anybodys: Path) -> None:
+    """Whoever may make hard links could have a file of root's read or written over."""
+    os.link(tmp_path / "target" / "f", anybodys / "f")
+    for flags in (os.O_RDONLY, os.O_RDWR | os.O_CREAT):
+        with pytest.raises(OSError, match=r"f has a second name elsewhere in .*which anybody may"):
+            files.open_file(anybodys / "f", flags)
+    files.write_atomically(anybodys / "f", "ours")
+    assert (tmp_path / "target" / "f").read_text() == "not for us"
+
+
+def test_links_in_folders_of_ones_own_are_followed(tmp_path: Path) -> None:
+    """/var/run is one; /var/lib may be another disk's."""
+    (tmp_path / "disk" / "a").mkdir(parents=True)
+    (tmp_path / "absolute").symlink_to(tmp_path / "disk")
+    (tmp_path / "relative").symlink_to("disk/../disk/a")
+    files.write_atomically(tmp_path / "absolute" / "a" / "f", "1")
+    assert (tmp_path / "disk" / "a" / "f").read_text() == "1"
+    files.write_atomically(tmp_path / "relative" / "f", "2")
+    assert (tmp_path / "disk" / "a" / "f").read_text() == "2"
+    (tmp_path / "link").symlink_to("relative/f")
+    files.write_atomically(tmp_path / "link", "3", follows_link=True)
+    assert (tmp_path / "disk" / "a" / "f").read_text() == "3"
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(OSError, match="symbolic links"):
+        files.write_atomically(tmp_path / "round" / "f", "3")
+
+
+def test_no_descriptor_is_left_open(tmp_path: Path, anybodys: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    files.write_atomically(tmp_path / "a" / "b" / "f", "x")
+    for path in (
+        anybodys / "link" / "f",
+        tmp_path / "absent" / "f",
+        tmp_path / "target" / "f" / "g",
+    ):
+        with pytest.raises(OSError):
+            files.read_regular(path, is_ours=True)
+    assert len(os.listdir("/proc/self/fd")) == len(before)

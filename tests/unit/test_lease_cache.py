@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tundp.instance import Instance
+from tundp.lease import codec
 from tundp.lease.codec import parse_key
 from tundp.lease.model import Lease, LeaseAttributes
 from tundp.subnet import lease_cache as memory_module
@@ -63,8 +64,8 @@ def lease(key: str, attributes: LeaseAttributes) -> Lease:
 NODE_ID = "7c1f000000000001"
 
 
-def save(memory: LeaseCache, store: str = "etcd:/a", **changes: Any) -> None:
-    memory.save(
+def save(memory: LeaseCache, store: str = "etcd:/a", **changes: Any) -> bool:
+    return memory.save(
         **{  # type: ignore[arg-type]
             "store": store,
             "node_id": NODE_ID,
@@ -144,39 +145,132 @@ def test_only_root_may_read(tmp_path: Path) -> None:
 # Age
 
 
-def test_age_is_that_of_the_file(tmp_path: Path) -> None:
-    memory = LeaseCache(tmp_path, ONE)
-    save(memory)
-    assert memory.lease_file is not None
-    long_ago = time.time() - 1000
-    os.utime(memory.lease_file, (long_ago, long_ago))
-    found = reload(tmp_path)
+def age_of(directory: Path) -> float:
+    found = reload(directory)
     assert found is not None
-    assert found.age_s == pytest.approx(1000, abs=60)
+    return found.age_s
+
+
+def test_age_is_in_the_file_and_a_touch_makes_it_no_younger(tmp_path: Path) -> None:
+    memory = LeaseCache(tmp_path, ONE)
+    save(memory, synced_at=time.time() - 1000)
+    assert age_of(tmp_path) == pytest.approx(1000, abs=60)
+    os.utime(lease_file(tmp_path))
+    assert age_of(tmp_path) == pytest.approx(1000, abs=60)
+
+
+def test_age_of_a_file_of_before_0_2_is_that_of_its_last_change(tmp_path: Path) -> None:
+    old = {name: value for name, value in document(tmp_path).items() if name != "confirmed"}
+    path = lease_file(tmp_path)
+    path.write_text(json.dumps(old))
+    os.utime(path, (time.time() - 1000,) * 2)
+    assert age_of(tmp_path) == pytest.approx(1000, abs=60)
 
 
 def test_what_was_confirmed_is_as_new_as_what_was_saved(tmp_path: Path) -> None:
     memory = LeaseCache(tmp_path, ONE)
+    save(memory, synced_at=time.time() - 1000)
+    before = json.loads(lease_file(tmp_path).read_text())
+    assert memory.confirm()
+    assert age_of(tmp_path) < 60
+    after = json.loads(lease_file(tmp_path).read_text())
+    assert after.pop("confirmed") > before.pop("confirmed")
+    assert after == before
+
+
+@pytest.mark.parametrize("change", ["replaced", "removed", "of another process"])
+def test_only_what_was_saved_last_is_confirmed(tmp_path: Path, change: str) -> None:
+    memory = LeaseCache(tmp_path, ONE)
+    save(memory, synced_at=time.time() - 1000)
+    path = lease_file(tmp_path)
+    if change == "replaced":
+        text = path.read_text()
+        path.unlink()
+        path.write_text(text)
+    elif change == "removed":
+        path.unlink()
+    else:
+        memory = LeaseCache(tmp_path, ONE)  # has saved nothing yet
+    assert not memory.confirm()
+    if change != "removed":
+        assert age_of(tmp_path) > 900
     save(memory)
-    assert memory.lease_file is not None
-    before = memory.lease_file.read_bytes()
-    os.utime(memory.lease_file, (1, 1))
-    memory.confirm()
+    assert memory.confirm()
+
+
+def test_what_could_not_be_saved_is_not_confirmed(tmp_path: Path) -> None:
+    """A full disk: the file of before is still there, and its leases are old."""
+    memory = LeaseCache(tmp_path, ONE)
+    save(memory, synced_at=time.time() - 1000)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(memory_module, "write_atomically", full)
+        assert not save(memory, revision=78)
+        assert "No space left on device" in memory.error
+        assert not memory.confirm()
+    assert age_of(tmp_path) > 900
+    assert save(memory, revision=78)
+    assert memory.error == ""
+    assert age_of(tmp_path) < 60
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_node_id_that_could_not_be_written_is_owed(tmp_path: Path) -> None:
+    """With the next id, the leases saved under this one would be a clone's."""
+    directory = tmp_path / "state"
+    directory.write_text("in the way")
+    memory = LeaseCache(directory, ONE)
+    made = memory.identity()
+    assert not memory.pay()
+    directory.unlink()
+    save(memory)
+    assert str(directory) in memory.error, "the leases are saved, and the id is not"
+    assert memory.pay()
+    assert memory.error == ""
+    assert LeaseCache(directory, ONE).identity() == made
+
+
+def test_a_node_id_that_another_instance_has_written_meanwhile_stays(tmp_path: Path) -> None:
+    directory = tmp_path / "state"
+    directory.write_text("in the way")
+    memory = LeaseCache(directory, ONE)
+    memory.identity()
+    directory.unlink()
+    theirs = LeaseCache(directory, B).identity()
+    assert memory.pay()
+    assert memory.error == ""
+    assert LeaseCache(directory, B).identity() == theirs
+
+
+def test_leases_are_made_text_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tens of thousands of them, saved every ten seconds while any of them changes."""
+    made: list[LeaseAttributes] = []
+    encode = codec.encode_value
+
+    def counted(attributes: LeaseAttributes) -> str:
+        made.append(attributes)
+        return encode(attributes)
+
+    monkeypatch.setattr(codec, "encode_value", counted)
+    memory = LeaseCache(tmp_path, ONE)
+    leases = [lease(key, attributes) for key, attributes in ATTRIBUTES.items()]
+    save(memory, leases=leases)
+    changed = lease("10.5.3.7-24", LeaseAttributes(public_ip=IPv4Address("192.0.2.9")))
+    save(memory, leases=[*leases[:-1], changed])
+    assert len(made) == len(leases) + 1
     found = reload(tmp_path)
     assert found is not None
-    assert found.age_s < 60
-    assert memory.lease_file.read_bytes() == before
+    assert [each.attributes for each in found.leases] == [
+        *(each.attributes for each in leases[:-1]),
+        changed.attributes,
+    ]
 
 
 def test_a_clock_set_back_makes_no_negative_age(tmp_path: Path) -> None:
-    memory = LeaseCache(tmp_path, ONE)
-    save(memory)
-    assert memory.lease_file is not None
-    later = time.time() + 1000
-    os.utime(memory.lease_file, (later, later))
-    found = reload(tmp_path)
-    assert found is not None
-    assert found.age_s == 0
+    save(LeaseCache(tmp_path, ONE), synced_at=time.time() + 1000)
+    assert age_of(tmp_path) == 0
 
 
 def test_confirming_what_was_never_saved_makes_nothing(

@@ -172,3 +172,17 @@ def test_kinds_without_end_take_no_memory_without_end() -> None:
     for n in range(5000):
         assert repeats.filter(logging.LogRecord("x", logging.INFO, "", 0, f"line {n}", (), None))
     assert len(repeats._buckets) <= 1000
+
+
+def test_whoever_chooses_the_first_argument_does_not_choose_how_much_is_logged() -> None:
+    now = [100.0]
+    repeats = RepeatFilter(clock=lambda: now[0])
+
+    def passes(text: str) -> bool:
+        return repeats.filter(
+            logging.LogRecord("tundp.x", logging.ERROR, "", 0, "%s: stop one", (text,), None)
+        )
+
+    assert sum(passes(f"subnet {n}") for n in range(20_000)) == logs.ALL_BURST
+    now[0] += 60
+    assert sum(passes(f"subnet {n}") for n in range(20_000)) == 1

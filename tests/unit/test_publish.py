@@ -373,3 +373,22 @@ async def test_another_ledger_replaces_all_that_sinks_have() -> None:
     assert set(bench.sinks[0].deltas[0].hops_assigned) == {
         peer.hop_id for peer in fresh.peers.values()
     }
+
+
+async def test_unreadable_entries_are_kept_from_the_garbage_collector_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A hundred thousand of them were walked in each full collection."""
+    bench = Bench()
+    bench.start()
+    monkeypatch.setattr(publish, "LASTING_LEASES", 1)
+    frozen: list[int] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(1))
+    bench.apply(BadEntry("rubbish", "no subnet"), BadEntry("more of it", "no subnet"))
+    assert frozen == [1]
+
+
+def test_names_are_shown_on_one_line_and_escaped(caplog: pytest.LogCaptureFixture) -> None:
+    lines = Lines(caplog)
+    (line,) = lines.write(newly_bad=(BadEntry("bad\n\x1b[2J", "'\u202e' is no key\n"),))
+    assert line == r"entry 'bad\n\x1b[2J' ignored: '\u202e' is no key\n"

@@ -290,6 +290,33 @@ def test_names_from_the_store_are_only_text(name: str, breaks: str) -> None:
     assert f"ignored: {name}: {name!r} is not a subnet key" in text, breaks
 
 
+def test_of_many_refused_and_unreadable_entries_the_first_are_shown() -> None:
+    refused = [replace(STATUS.refused[0], key=f"10.6.{n}.0-24") for n in range(1000)]
+    bad = [BadEntryStatus(name=f"bad-{n}", why="no") for n in range(1000)]
+    assert STATUS.routing is not None
+    routing = replace(STATUS.routing, refused=20_000, bad_entries=100_000)
+    lines = shown(replace(STATUS, refused=refused, bad_entries=bad, routing=routing)).splitlines()
+    assert sum(line.startswith("no peer: 10.6.") for line in lines) == 20
+    assert "no peer: and 19,980 more; tundp status --json lists 1,000" in lines
+    assert sum(line.startswith("ignored: bad-") for line in lines) == 20
+    assert "ignored: and 99,980 more; tundp status --json lists 1,000" in lines
+    assert not any(" more; " in line for line in shown(STATUS).splitlines())
+
+
+def test_the_age_of_the_leases_on_disk_is_shown_and_why_they_are_no_newer() -> None:
+    now = STATUS.started_at + STATUS.uptime_s
+    store = replace(STORE, is_cached=True, cached_at=now - 75)
+    assert "leases on disk: saved 75 s ago\n" in shown(replace(STATUS, store=store))
+    failing = replace(store, cache_error="/var/lib/tundp: No space left on device")
+    assert (
+        "leases on disk: saved 75 s ago, failing: /var/lib/tundp: No space left on device\n"
+        in shown(replace(STATUS, store=failing))
+    )
+    never = replace(failing, cached_at=None)
+    assert "leases on disk: not saved yet, failing: " in shown(replace(STATUS, store=never))
+    assert "on disk" not in shown(STATUS), "nothing is kept"
+
+
 def test_an_ipv6_endpoint_is_shown_whole() -> None:
     store = replace(STORE, description="etcd v2 at http://[fd00::9]:2379")
     assert "http://[fd00::9]:2379" in shown(replace(STATUS, store=store))

@@ -83,6 +83,9 @@ UDP = Status(
         revision=77,
         synced_at=1_770_000_090.0,
         age_s=0,
+        is_cached=True,
+        cached_at=1_770_000_050.0,
+        cache_error="/var/lib/tundp: No space left on device",
     ),
     backend=BackendStatus(
         type="udp",
@@ -353,7 +356,7 @@ COUNTS = st.dictionaries(NAMES, st.integers(0, 2**64 - 1), max_size=4)
     totals=COUNTS,
     by_reason=st.dictionaries(st.text("xyz", min_size=1), COUNTS, max_size=3),
     drops=COUNTS,
-    texts=st.lists(st.text(), max_size=3),
+    texts=st.lists(st.text().filter(str.isprintable), max_size=3),
     since=st.none() | st.floats(0, 2e9),
 )
 def test_a_status_is_read_back_as_it_was(

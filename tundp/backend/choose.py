@@ -15,6 +15,7 @@ from tundp.errors import ConfigError
 from tundp.lease import gojson
 from tundp.lease.network import BackendConfig, NetworkConfig
 from tundp.lease.network import parse_network_config as _parse
+from tundp.printable import printable, quoted
 
 BACKENDS: Final[Mapping[str, BackendKind]] = MappingProxyType(
     {kind.name: kind for kind in (udp.KIND, hostgw.KIND)}
@@ -45,5 +46,7 @@ def _parse_backend(name: str, fields: gojson.Fields) -> BackendConfig:
     ours = " or ".join(f'{{"Type": "{each}"}}' for each in BACKENDS)
     hint = f"write {ours}, or leave Backend out"
     if name.lower() in FLANNEL_BACKENDS:
-        raise ConfigError(f"backend type {name!r} is flannel's, but tundp does not have it: {hint}")
-    raise ConfigError(f"unknown backend type: {name} ({hint})")
+        raise ConfigError(
+            f"backend type {quoted(name)} is flannel's, but tundp does not have it: {hint}"
+        )
+    raise ConfigError(f"unknown backend type: {printable(name)} ({hint})")

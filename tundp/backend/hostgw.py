@@ -25,6 +25,7 @@ import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
+from itertools import islice
 from typing import Final
 
 from tundp.backend.base import (
@@ -38,7 +39,7 @@ from tundp.backend.base import (
 from tundp.backoff import Outage
 from tundp.engine.base import Dataplane
 from tundp.errors import ConfigError, PlatformError
-from tundp.finding import Finding, Verdict, must_hold
+from tundp.finding import Finding, Verdict, must_hold, worries
 from tundp.lease import gojson
 from tundp.lease.fib import Fib
 from tundp.lease.model import LeaseAttributes, LeaseKey, Peer
@@ -55,6 +56,10 @@ _log = logging.getLogger(__name__)
 NAME: Final = "host-gw"
 RECONCILE_S: Final = 10.0
 """Between two comparisons with the kernel's table, as in flannel."""
+RETRIED: Final = 64
+"""Routes the kernel has refused that are tried again then: the store decides how many there are."""
+PACE: Final = 5.0
+"""Pause after a comparison, in parts of the time it took."""
 ERRORS_NAMED: Final = 5
 """More routes at once are counted in the log, not named."""
 
@@ -72,6 +77,8 @@ class HostGwBackend:
         """Gateway of each peer's subnet."""
         self._errors: dict[IPv4Network, str] = {}
         """Routes the kernel refuses, and why."""
+        self._refused: dict[IPv4Network, RouteEntry] = {}
+        """The same routes, those tried longest ago first."""
         self._trouble = ""
         """Why the kernel's table could not be compared last time; empty if it was."""
         self._generation = 0
@@ -172,19 +179,23 @@ class HostGwBackend:
                 is_change = True
             except TimeoutError:
                 is_change = False
+            began = clock()
             try:
                 async with self._turn:
-                    put_back = await self._reconcile()
+                    put_back = await self._reconcile(retried=0 if is_change else RETRIED)
             except PlatformError as error:
                 self._outage.failed(error, now=clock())
                 await asyncio.sleep(1.0)
                 self._is_due.set()
                 continue
             self._outage.ended(now=clock())
+            took_s = clock() - began
             if put_back and not is_change:
                 _log.warning(
                     "routes changed behind our back; put back: %s", ", ".join(_some(put_back))
                 )
+            # Changes that come meanwhile are one comparison: it costs as much as there are leases.
+            await asyncio.sleep(min(RECONCILE_S, PACE * took_s))
 
     async def repair(self) -> list[str]:
         """See Backend."""
@@ -212,6 +223,7 @@ class HostGwBackend:
         """See Backend: routes move to another link; the kernel took those of a lost one."""
         self.offer(now)
         before, self._interface = self._interface, now
+        self._refused.clear()
         if before is not None and before.link.index != now.link.index:
             self._is_due.set()
         return before is not None and before.address != now.address
@@ -233,15 +245,15 @@ class HostGwBackend:
 
     def checks(self) -> list[Finding]:
         """See Backend."""
-        refused = [(subnet, why) for subnet, why in self._errors.items() if subnet in self._wanted]
         if self._trouble:
-            detail = self._trouble
-        elif refused:
-            subnet, why = refused[0]
-            detail = f"{len(refused)} of {len(self._wanted)} refused: {subnet}: {why}"
-        else:
-            detail = f"{len(self._wanted)} in the kernel's table"
-        return [must_hold("routes", not (self._trouble or refused), detail)]
+            return [must_hold("routes", False, self._trouble)]
+        refused = [subnet for subnet in self._errors if subnet in self._wanted]
+        if not refused:
+            return [must_hold("routes", True, f"{len(self._wanted)} in the kernel's table")]
+        # Somebody else's lease: this node cannot mend it, and serves the others.
+        why = self._errors[refused[0]]
+        detail = f"{len(refused)} of {len(self._wanted)} refused: {refused[0]}: {why}"
+        return worries("routes", detail, next_step="host-gw needs all nodes on one layer-2 network")
 
     def give(self) -> Given:
         """See Backend: routes outlive the process by themselves."""
@@ -260,15 +272,16 @@ class HostGwBackend:
         """Routes in the kernel, as far as is known."""
         return sum(subnet not in self._errors for subnet in self._wanted)
 
-    async def _reconcile(self) -> list[str]:
+    async def _reconcile(self, *, retried: int = 0) -> list[str]:
         """Make the kernel's routes what they must be; what was changed, for the log.
 
-        PlatformError if the kernel cannot be asked; `checks` says so until it can.
+        retried: how many of those it has refused before are tried again. PlatformError if the
+        kernel cannot be asked; `checks` says so until it can.
         """
         self._is_due.clear()
         generation = self._generation
         try:
-            changed = await self._compare()
+            changed = await self._compare(retried)
         except PlatformError as error:
             self._trouble = str(error)
             raise
@@ -276,7 +289,7 @@ class HostGwBackend:
         self._seen = generation
         return changed
 
-    async def _compare(self) -> list[str]:
+    async def _compare(self, retried: int) -> list[str]:
         index = self._link.link.index
         wanted = {
             subnet: RouteEntry(destination=subnet, gateway=gateway, index=index, protocol=PROTOCOL)
@@ -287,7 +300,15 @@ class HostGwBackend:
             for route in await self._netlink.list_routes(protocol=PROTOCOL)
             if route.gateway is not None and self._is_inside(route.destination)
         )
-        missing = [route for route in wanted.values() if route not in present]
+        self._refused = {
+            subnet: route for subnet, route in self._refused.items() if wanted.get(subnet) == route
+        }
+        skipped = dict(islice(self._refused.items(), retried, None))
+        missing = [
+            route
+            for route in wanted.values()
+            if route not in present and route.destination not in skipped
+        ]
         replaced = {route.destination for route in missing}
         stale = [route for route in present if wanted.get(route.destination) != route]
         failures = await self._netlink.change_routes(
@@ -299,7 +320,7 @@ class HostGwBackend:
         failures += await self._netlink.change_routes(
             delete=[route for route in stale if route.destination in refused]
         )
-        self._note_failures(failures, wanted)
+        self._note_failures(failures, wanted, skipped)
         failed = {failure.route for failure in failures}
         return [
             *(f"route {each.destination}" for each in missing if each not in failed),
@@ -315,14 +336,17 @@ class HostGwBackend:
         return self._network is not None and destination.subnet_of(self._network)
 
     def _note_failures(
-        self, failures: Sequence[RouteFailure], wanted: Mapping[IPv4Network, RouteEntry]
+        self,
+        failures: Sequence[RouteFailure],
+        wanted: Mapping[IPv4Network, RouteEntry],
+        skipped: Mapping[IPv4Network, RouteEntry],
     ) -> None:
         """Keep what was refused for `checks`; log what was not known before."""
         before = self._errors
-        self._errors = {
-            failure.route.destination: f"via {failure.route.gateway}: {failure.reason}"
-            for failure in failures
-            if wanted.get(failure.route.destination) == failure.route
+        refused = [each for each in failures if wanted.get(each.route.destination) == each.route]
+        self._refused = {**skipped, **{each.route.destination: each.route for each in refused}}
+        self._errors = {subnet: before[subnet] for subnet in skipped if subnet in before} | {
+            each.route.destination: f"via {each.route.gateway}: {each.reason}" for each in refused
         }
         news = [subnet for subnet, why in self._errors.items() if before.get(subnet) != why]
         for subnet in news[:ERRORS_NAMED]:

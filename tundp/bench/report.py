@@ -19,6 +19,7 @@ from tundp.errors import Unsupported
 from tundp.files import write_atomically
 from tundp.finding import Finding
 from tundp.layout import Cell, Column, Grid, Line
+from tundp.printable import LINE_MAX, printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +149,7 @@ def difference_parts(differences: Sequence[Difference]) -> Iterator[RenderableTy
 
 def to_markdown(results: Results) -> str:
     """report.md."""
-    lines = ["# tundp bench", "", f"**{results.headline}**", "", "## Validity", ""]
+    lines = ["# tundp bench", "", f"**{_markdown_cell(results.headline)}**", "", "## Validity", ""]
     lines += _markdown_table([("check", "value", "", "why"), *map(_check_row, results.checks)])
     lines += ["", "## Machine", ""]
     lines += _markdown_table([("what", "value"), *results.environment.items()])
@@ -169,14 +170,14 @@ def to_html(results: Results, plots: Sequence[tuple[str, str]]) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8><title>tundp bench</title>",
         f"<style>{_STYLE}</style><h1>tundp bench</h1>",
         f"<p class={'red' if results.reds or results.is_partial else 'green'}>"
-        f"{html.escape(results.headline)}</p>",
-        f"<p>{html.escape(results.started)}, profile {html.escape(results.profile)},"
-        f" {len(results.samples)} measurements, tundp {html.escape(results.environment['tundp'])}"
-        f" commit {html.escape(results.environment['commit'])}</p>",
+        f"{_html(results.headline)}</p>",
+        f"<p>{_html(results.started)}, profile {_html(results.profile)},"
+        f" {len(results.samples)} measurements, tundp {_html(results.environment['tundp'])}"
+        f" commit {_html(results.environment['commit'])}</p>",
     ]
     for caption, svg in plots:
         parts.append(
-            f"<figure><figcaption>{html.escape(caption)}</figcaption>"
+            f"<figure><figcaption>{_html(caption)}</figcaption>"
             f"<div class=scroll>{svg}</div></figure>"
         )
     parts.append("<h2>Validity</h2>")
@@ -298,9 +299,13 @@ def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _markdown_cell(text: str) -> str:
     """One line without markup of its own: reasons carry whatever a daemon's log said."""
-    line = " ".join(text.split())
-    shown = line if len(line) <= _CELL_MAX else f"{line[: _CELL_MAX - 3]}..."
+    shown = printable(" ".join(text.split()), _CELL_MAX)
     return shown.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _html(text: str) -> str:
+    """The same for the page."""
+    return html.escape(printable(" ".join(text.split()), LINE_MAX))
 
 
 _FIGURE: Final = re.compile(r"[-±]?\d[\d,.]*( ?%|x)?( \[[\d., ]*\])?|n/a|-")
@@ -318,9 +323,9 @@ def _html_table(rows: Sequence[Sequence[str]], caption: str) -> str:
             names = ["figure"] if is_figure else []
             names += [cell] if cell in ("better", "worse", "red", "INVALID") else []
             attribute = f' class="{" ".join(names)}"' if names else ""
-            yield f"<{tag}{attribute}>{html.escape(cell)}</{tag}>"
+            yield f"<{tag}{attribute}>{_html(cell)}</{tag}>"
 
-    lines = [f"<caption>{html.escape(caption)}</caption>"]
+    lines = [f"<caption>{_html(caption)}</caption>"]
     lines += [f"<tr>{''.join(cells(head, 'th'))}</tr>"]
     lines += [f"<tr>{''.join(cells(row, 'td'))}</tr>" for row in body]
     return f"<div class=scroll><table>{''.join(lines)}</table></div>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tundp.cli.command import DAEMON_FLAGS, Command, Given, run_async
-from tundp.cli.output import EXIT_OK
+from tundp.cli.output import EXIT_OK, print_line
 from tundp.settings.declare import option
 
 
@@ -24,11 +24,11 @@ def cleanup(given: Given[CleanupOptions]) -> int:
     is_dry_run = given.options.dry_run
     cleaned = run_async(clean_up(settings, is_dry_run=is_dry_run))
     for line in cleaned.removed:
-        print(f"{'would remove' if is_dry_run else 'removed'} {line}")
+        print_line(f"{'would remove' if is_dry_run else 'removed'} {line}")
     if not cleaned.removed:
         print("nothing to remove")
     for line in cleaned.left:
-        print(f"left {line}")
+        print_line(f"left {line}")
     return EXIT_OK
 
 

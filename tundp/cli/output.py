@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from tundp.errors import FILES_STEP
+from tundp.printable import LINE_MAX, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -28,7 +29,12 @@ _SECCOMP_STEP: Final = (
 
 def print_error(text: object, program: str = "tundp") -> None:
     """One line on stderr."""
-    print(f"{program}: {text}", file=sys.stderr)
+    print(f"{program}: {printable(str(text), LINE_MAX)}", file=sys.stderr)
+
+
+def print_line(text: str) -> None:
+    """One line on stdout, names of devices, chains and files in it."""
+    print(printable(text, LINE_MAX))
 
 
 def sandbox_words(error: BaseException) -> str:

@@ -49,6 +49,8 @@ RETRY_S: Final = 5.0
 """Between looks at an underlay that cannot be used."""
 DEVICE_S: Final = 0.5
 """Between looks for a device that is being made again."""
+PATHS_KEPT: Final = 1000
+"""Addresses whose ways are kept beyond two a lease: a lease may have another one each time."""
 PACE: Final = 20.0
 """A look that cost a second is followed by no other for so many; repairs excepted."""
 
@@ -109,6 +111,10 @@ class KernelKeeper:
             await self._paths.ask(self._known_addresses(update), self._flow())
         except PlatformError as error:
             _log.warning("new leases are taken without a look at the routes to them: %s", error)
+        leases = self._node.routing.leases
+        if self._paths.count > PATHS_KEPT + 2 * len(leases):
+            known = [lease.attributes.public_ip for lease in leases.values()]
+            self._paths.forget_but([*known, *self._known_addresses(update)])
         self._publish_paths()
 
     async def ensure_unreachable(self) -> None:
@@ -234,10 +240,9 @@ class KernelKeeper:
         self._publish_paths()
 
     def _publish_paths(self) -> None:
-        if self._paths.misrouted != self._node.routing.misrouted:
+        if news := self._paths.take_news():
             with self._node.change():
-                delta = self._node.routing.set_misrouted(self._paths.misrouted)
-                self._node.publisher.apply(delta)
+                self._node.publisher.apply(self._node.routing.note_misrouted(news))
 
     def _known_addresses(self, update: Snapshot | Events) -> Iterable[IPv4Address]:
         if isinstance(update, Snapshot):

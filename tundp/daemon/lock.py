@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from tundp.errors import SCARCE, PlatformError
-from tundp.files import SMALL_LEN, read_regular
+from tundp.files import SMALL_LEN, open_file, open_folder, read_regular
 from tundp.instance import Instance
 
 
@@ -25,9 +25,8 @@ def take_lock(instance: Instance) -> int | None:
     has it, or if for lack of descriptors or memory nobody can tell.
     """
     try:
-        instance.lock.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        lock = os.open(instance.lock, flags, 0o600)
+        os.close(open_folder(instance.lock.parent, makes=True))
+        lock = open_file(instance.lock, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         if error.errno in SCARCE:
             raise _unknown(instance, error) from None
@@ -47,7 +46,7 @@ def is_running(instance: Instance) -> bool:
     """Whether a daemon of this subnet.env runs, be it hung. PlatformError if nobody can tell."""
     try:
         # Read only: a lock may be taken, and a file system that is read-only now may hold one.
-        lock = os.open(instance.lock, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        lock = open_file(instance.lock, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         # A link or something else in its place is no lock of ours.
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
@@ -68,7 +67,7 @@ def stamp(instance: Instance) -> None:
     """
     with contextlib.suppress(OSError):
         text = json.dumps({"wrote": _fingerprint(instance.subnet_file)}) + "\n"
-        lock = os.open(instance.lock, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        lock = open_file(instance.lock, os.O_WRONLY)
         try:
             os.pwrite(lock, text.encode("ascii"), 0)
             os.ftruncate(lock, len(text))
@@ -79,7 +78,7 @@ def stamp(instance: Instance) -> None:
 def is_stamped(instance: Instance) -> bool | None:
     """Whether tundp wrote subnet.env as it is now; None if there is no stamp to tell."""
     try:
-        wrote = json.loads(read_regular(instance.lock, most_len=SMALL_LEN))["wrote"]
+        wrote = json.loads(read_regular(instance.lock, most_len=SMALL_LEN, is_ours=True))["wrote"]
         return bool(wrote == _fingerprint(instance.subnet_file))
     except (OSError, ValueError, TypeError, KeyError):
         return None

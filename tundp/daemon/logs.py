@@ -13,10 +13,11 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Any, Final
 
 from tundp.backoff import TokenBucket
 from tundp.daemon.log_writer import LogWriter
+from tundp.printable import LINE_MAX, printable
 
 OWN: Final = "tundp"
 FORMAT: Final = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
@@ -28,6 +29,8 @@ MIN_SECRET_LEN: Final = 4
 """Shorter passwords are not searched for: each line would be full of them."""
 BURST: Final = 20
 """Lines of one kind at once."""
+ALL_BURST: Final = 200
+"""The same of all kinds that differ in the first argument only."""
 _KINDS: Final = 1000
 _KIND_LEN: Final = 100
 
@@ -77,7 +80,19 @@ class RedactingFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
-        text = super().format(record)
+        return self._redacted(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """See logging.Formatter. One line, whatever names are in the message."""
+        record.message = printable(self._redacted(record.message), LINE_MAX)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """See logging.Formatter. Indented, so that an error's text begins no line of its own."""
+        lines = self._redacted(super().formatException(ei)).split("\n")
+        return "\n".join(f"  {printable(line, LINE_MAX)}" for line in lines)
+
+    def _redacted(self, text: str) -> str:
         if self._known is not None:
             text = self._known.sub("***", text)
         for pattern, replacement in _PATTERNS:
@@ -106,18 +121,26 @@ class RepeatFilter(logging.Filter):
         first = ""
         if template.startswith("%s") and isinstance(record.args, tuple) and record.args:
             first = str(record.args[0])[:_KIND_LEN]
-        kind = (record.name, template[:_KIND_LEN], first)
-        bucket = self._buckets.pop(kind, None) or TokenBucket(BURST)
-        # The kinds seen last stay: dictionaries keep the order of insertion.
+        buckets = [self._bucket((record.name, template[:_KIND_LEN], first), BURST)]
+        if first:
+            # Who chooses the first argument must not choose how many kinds there are.
+            buckets.append(self._bucket((record.name, template[:_KIND_LEN], ""), ALL_BURST))
+        now = self._clock()
+        if not all(bucket.take(now) for bucket in buckets):
+            return False
+        if withheld := sum(bucket.withheld for bucket in buckets):
+            record.msg = f"{template} (and {withheld} more lines like this since)"
+            for bucket in buckets:
+                bucket.withheld = 0
+        return True
+
+    def _bucket(self, kind: tuple[str, str, str], burst: int) -> TokenBucket:
+        """The kinds seen last stay: dictionaries keep the order of insertion."""
+        bucket = self._buckets.pop(kind, None) or TokenBucket(burst)
         self._buckets[kind] = bucket
         if len(self._buckets) > _KINDS:
             del self._buckets[next(iter(self._buckets))]
-        if not bucket.take(self._clock()):
-            return False
-        if bucket.withheld:
-            record.msg = f"{template} (and {bucket.withheld} more lines like this since)"
-            bucket.withheld = 0
-        return True
+        return bucket
 
 
 def set_up(level: int, modules: str = "", *, username: str = "", password: str = "") -> list[str]:

@@ -9,9 +9,11 @@ only when a route, rule, link or address changes that concerns them.
 from __future__ import annotations
 
 import errno
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network
+from typing import Final
 
 from tundp.lease.routing import Refusal
 from tundp.linux.netlink import (
@@ -25,6 +27,9 @@ from tundp.linux.netlink import (
     RouteLookup,
 )
 from tundp.linux.uapi import RT_TABLE_DEFAULT, RT_TABLE_LOCAL, RT_TABLE_MAIN
+
+_Judged = tuple[IPv4Address, RouteLookup | NoRoute, Refusal | None]
+"""An address, what the kernel says of it, and why no datagram reaches it, if so."""
 
 
 class PeerPaths:
@@ -43,8 +48,10 @@ class PeerPaths:
         """Each address asked for, and the link it leads over; 0 if it has no route."""
         self._sorted: list[int] = []
         """The same addresses, ascending."""
-        self._outs: frozenset[int] = frozenset()
-        """The same links."""
+        self._outs: Counter[int] = Counter()
+        """How many addresses lead over each of these links."""
+        self._news: set[IPv4Address] = set()
+        """Addresses of which `misrouted` says something else than when last taken."""
 
     def set_own_networks(self, networks: Iterable[IPv4Network]) -> bool:
         """Keep the broadcast addresses of this host's networks; whether they are others now."""
@@ -73,6 +80,7 @@ class PeerPaths:
         Whatever is routed no more specifically than the network will go into it. PlatformError.
         """
         found = await self._netlink.lookups(self.unknown(addresses), flow, of_routes=True)
+        judged: list[_Judged] = []
         for address, answer in found.items():
             if isinstance(answer, RouteLookup):
                 refusal = _NO_HOST.get(answer.kind)
@@ -82,8 +90,31 @@ class PeerPaths:
                 refusal, is_inside = None, True  # no route but the device's
             if refusal is None and is_inside and address in self._network:
                 refusal = Refusal.ROUTED_INTO_OVERLAY
-            self._note(address, answer, refusal)
-        self._index()
+            judged.append((address, answer, refusal))
+        self._note(judged)
+
+    def take_news(self) -> dict[IPv4Address, Refusal | None]:
+        """What `misrouted` says now of the addresses of which it says something else than before.
+
+        Before: when this was called last. None: a datagram reaches it.
+        """
+        news, self._news = self._news, set()
+        return {address: self.misrouted.get(address) for address in news}
+
+    @property
+    def count(self) -> int:
+        """How many addresses the kernel was asked for."""
+        return len(self._asked)
+
+    def forget_but(self, addresses: Iterable[IPv4Address]) -> None:
+        """Keep what is known of these addresses only: no lease has the others any more."""
+        kept = set(addresses)
+        gone = [address for address in self._asked if address not in kept]
+        for address in gone:
+            del self._asked[address]
+            if self.misrouted.pop(address, None) is not None:
+                self._news.add(address)
+        self._rebuild()
 
     async def ask(self, addresses: Iterable[IPv4Address], flow: Flow | None) -> None:
         """Ask for what is not known yet. PlatformError."""
@@ -106,9 +137,10 @@ class PeerPaths:
         self._device = index
         self._covers = () if index is None else tuple(await self._netlink.prefixes(index))
         before, self._asked, self.misrouted = self.misrouted, {}, {}
-        self._index()
+        self._rebuild()
         unknown = self.unknown(addresses)
         self.misrouted = {each: before[each] for each in unknown if each in before}
+        self._news |= before.keys() - self.misrouted.keys()
         await self._look_up(unknown, flow)
 
     def concerned(self, change: Change) -> Collection[IPv4Address]:
@@ -141,7 +173,7 @@ class PeerPaths:
         return device != self._device
 
     def _over(self, index: int) -> list[IPv4Address]:
-        if index not in self._outs:
+        if not self._outs[index]:
             return []
         return [address for address, out in self._asked.items() if out == index]
 
@@ -150,6 +182,7 @@ class PeerPaths:
             return
         found: Mapping[IPv4Address, RouteLookup | NoRoute]
         found = await self._netlink.lookups(addresses, flow)
+        judged: list[_Judged] = []
         for address, answer in found.items():
             refusal = None
             if isinstance(answer, RouteLookup):
@@ -159,23 +192,36 @@ class PeerPaths:
             elif answer.errno == errno.EINVAL:
                 # Our source address is away for a moment, or a blackhole: no news of a loop.
                 refusal = self.misrouted.get(address)
-            self._note(address, answer, refusal)
-        self._index()
+            judged.append((address, answer, refusal))
+        self._note(judged)
 
-    def _index(self) -> None:
+    def _rebuild(self) -> None:
         self._sorted = sorted(map(int, self._asked))
-        self._outs = frozenset(self._asked.values())
+        self._outs = Counter(self._asked.values())
 
-    def _note(
-        self, address: IPv4Address, answer: RouteLookup | NoRoute, refusal: Refusal | None
-    ) -> None:
-        self._asked[address] = answer.index if isinstance(answer, RouteLookup) else 0
-        if refusal is None:
-            self.misrouted.pop(address, None)
-        else:
-            self.misrouted[address] = refusal
+    def _note(self, judged: Collection[_Judged]) -> None:
+        """Keep answers. A few cost nothing more with more addresses, but for a move in memory."""
+        is_many = len(judged) > _MANY
+        for address, answer, refusal in judged:
+            before = self._asked.get(address)
+            if before is not None:
+                self._outs[before] -= 1
+            elif not is_many:
+                insort(self._sorted, int(address))
+            out = self._asked[address] = answer.index if isinstance(answer, RouteLookup) else 0
+            self._outs[out] += 1
+            if self.misrouted.get(address) is not refusal:
+                self._news.add(address)
+            if refusal is None:
+                self.misrouted.pop(address, None)
+            else:
+                self.misrouted[address] = refusal
+        if is_many:
+            self._rebuild()
 
 
+_MANY: Final = 100
+"""Answers from which on the order is made anew."""
 _NO_HOST: Mapping[str, Refusal] = {
     "broadcast": Refusal.NOT_UNICAST,
     "multicast": Refusal.NOT_UNICAST,

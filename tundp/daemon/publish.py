@@ -11,9 +11,9 @@ from typing import Final
 
 from tundp.backend.base import FibSink
 from tundp.backoff import TokenBucket
-from tundp.finding import short
 from tundp.lease.fib import Fib
 from tundp.lease.routing import Routing, RoutingDelta, merged
+from tundp.printable import SENTENCE_MAX, printable, quoted
 
 _log = logging.getLogger(__name__)
 
@@ -23,8 +23,6 @@ PEERS_NAMED: Final = 20
 """More changes at once are counted in the log, not named."""
 LINES_NAMED: Final = 20
 """Of one kind of line, before they are counted only."""
-WHY_MAX: Final = 200
-"""Characters of a reason: it may quote what is in the store."""
 RETRY_S: Final = 5.0
 """Between two tries to publish what a bug kept from being published."""
 PUBLISH_SHARE: Final = 5.0
@@ -66,7 +64,7 @@ class Publisher:
             self._pending.append(delta)
             if self._sinks:
                 self._publish_soon()
-        if delta.changed_leases > LASTING_LEASES:
+        if delta.changed_leases + len(delta.newly_bad) > LASTING_LEASES:
             # Long-lived lease objects out of the collector's sight: a full collection walks
             # tens of thousands of them for a tenth of a second. Packets need not wait for it.
             gc.collect()
@@ -137,7 +135,8 @@ class DeltaLog:
         """Name each peer that came, moved or went, and each entry that cannot be used."""
         for bad in delta.newly_bad:
             if self._may_name("entries"):
-                _log.warning("entry %r ignored: %s", short(bad.name), short(bad.why, WHY_MAX))
+                why = printable(bad.why, SENTENCE_MAX)
+                _log.warning("entry %s ignored: %s", quoted(bad.name), why)
         self._count_rest("entries", logging.WARNING, "entries are ignored")
         for refused in delta.newly_refused:
             if self._may_name("leases"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -15,6 +15,7 @@ from tundp.engine.base import Dataplane
 from tundp.finding import Finding, Verdict, must_hold, worries
 from tundp.lease.claim import LeaseState
 from tundp.lease.identity import identity_of
+from tundp.lease.model import Peer
 from tundp.lease.routing import Routing
 from tundp.linux import notify
 from tundp.linux.losses import udp_errors
@@ -83,6 +84,9 @@ def summary(node: Node) -> Status:
             revision=node.routing.revision,
             synced_at=lease.synced_at,
             age_s=lease.age_s,
+            is_cached=lease.is_cached,
+            cached_at=lease.cached_at,
+            cache_error=lease.cache_error,
         ),
         backend=BackendStatus(
             type=backend.name,
@@ -124,7 +128,6 @@ def status(node: Node) -> Status:
     """See observe.collect.StatusSource: everything, the long parts lazy."""
     routing = node.routing
     peers = tuple(routing.peers.values())
-    refused = tuple(routing.refused.values())
 
     def views() -> Iterator[PeerView]:
         for peer in peers:
@@ -139,10 +142,8 @@ def status(node: Node) -> Status:
     return replace(
         summary(node),
         peers=collect.peer_statuses(len(peers), views, node.backend.engine),
-        refused=collect.refused_statuses(len(refused), lambda: refused),
-        bad_entries=collect.bad_entry_statuses(
-            {name: bad.why for name, bad in routing.bad_entries.items()}
-        ),
+        refused=collect.refused_statuses(routing.refused.values()),
+        bad_entries=collect.bad_entry_statuses(routing.bad_entries.values()),
         settings=setting_statuses(node.settings),
     )
 
@@ -225,12 +226,17 @@ def scene(node: Node) -> Scene | None:
         port=backend.port,
         peers=tuple(
             PeerPlace(peer.subnet, peer.endpoint.address)
-            for peer in islice(routing.peers.values(), SCENE_PEERS)
+            for peer in _spread(routing.peers.values(), SCENE_PEERS)
         ),
         peer_count=len(routing.peers),
         accepts=node.settings.iptables_forward_rules,
         pid=os.getpid(),
     )
+
+
+def _spread(peers: Collection[Peer], most: int) -> Iterator[Peer]:
+    """At most `most` of the peers, from all over the table: the store decides who comes first."""
+    return islice(peers, 0, None, max(1, -(-len(peers) // most)))
 
 
 def setting_statuses(settings: Settings) -> dict[str, SettingStatus]:

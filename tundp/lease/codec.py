@@ -13,6 +13,7 @@ from typing import Any, Final
 from tundp.errors import LeaseFormatError
 from tundp.lease import gojson
 from tundp.lease.model import UNSPECIFIED, LeaseAttributes, LeaseKey
+from tundp.printable import quoted
 
 _KEY: Final = re.compile(
     r"(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})-(\d{1,3})(?:&([a-f0-9:]+)-(\d{1,3}))?", re.ASCII
@@ -25,7 +26,6 @@ _PLAIN_KEY: Final = re.compile(
 _V4_LEN_MAX: Final = 31
 _V6_LEN_MAX: Final = 127
 _KNOWN: Final = frozenset({"publicip", "publicipv6", "backendtype", "backenddata", "backendv6data"})
-_SHOWN_MAX: Final = 80
 
 
 def parse_key(name: str) -> LeaseKey:
@@ -42,7 +42,7 @@ def parse_key(name: str) -> LeaseKey:
             return LeaseKey(IPv4Interface((a << 24 | b << 16 | c << 8 | d, length)))
     match = _KEY.fullmatch(name)
     if match is None:
-        raise LeaseFormatError(f"{_quoted(name)} is not a subnet key such as 10.5.52.0-24")
+        raise LeaseFormatError(f"{quoted(name)} is not a subnet key such as 10.5.52.0-24")
     v4_text, v4_len, v6_text, v6_len = match.groups()
     try:
         if int(v4_len) > _V4_LEN_MAX:
@@ -54,10 +54,10 @@ def parse_key(name: str) -> LeaseKey:
                 raise ValueError(f"IPv6 prefix length {v6_len} is over {_V6_LEN_MAX}")
             v6 = IPv6Interface(f"{IPv6Address(v6_text)}/{int(v6_len)}")
     except ValueError as error:
-        raise LeaseFormatError(f"{_quoted(name)} is not a subnet key: {error}") from None
+        raise LeaseFormatError(f"{quoted(name)} is not a subnet key: {error}") from None
     key = LeaseKey(v4, v6)
     if str(key) != name:
-        raise LeaseFormatError(f"{_quoted(name)} is not how flannel spells the subnet key {key}")
+        raise LeaseFormatError(f"{quoted(name)} is not how flannel spells the subnet key {key}")
     return key
 
 
@@ -108,12 +108,7 @@ def _parse_ipv6(value: Any) -> IPv6Address | None:
         # Python accepts a zone (fe80::1%eth0); Go, and so flannel, does not.
         return IPv6Address(text.replace("%", "/"))
     except ValueError:
-        raise LeaseFormatError(f"PublicIPv6 is {_quoted(text)}, not an IPv6 address") from None
-
-
-def _quoted(text: str) -> str:
-    """What somebody wrote, in quotes and cut at _SHOWN_MAX characters: etcd's keys may be 1 MB."""
-    return repr(text if len(text) <= _SHOWN_MAX else f"{text[: _SHOWN_MAX - 1]}…")
+        raise LeaseFormatError(f"PublicIPv6 is {quoted(text)}, not an IPv6 address") from None
 
 
 def _raw(value: Any) -> Any:

@@ -12,10 +12,13 @@ from ipaddress import IPv4Address
 from typing import Any, Final
 
 from tundp.errors import LeaseFormatError
+from tundp.printable import printable
 
 MISSING: Final = object()
 DEPTH_MAX: Final = 32
 """Deepest nesting accepted. flannel's documents have two levels; an attack has thousands."""
+SHOWN_MAX: Final = 60
+"""Characters of a value in an error."""
 _UINT_MAX: Final = 2**64 - 1
 
 
@@ -77,8 +80,7 @@ def describe(value: Any) -> str:
     """A JSON value for an error message: its kind, and itself when short."""
     if isinstance(value, Fields):
         return "an object"
-    text = json.dumps(plain(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return printable(json.dumps(plain(value)), SHOWN_MAX)
 
 
 def expect_string(value: Any, name: str) -> str:
@@ -150,7 +152,7 @@ def _refuse_constant(name: str) -> None:
 def _finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is out of range")
+        raise ValueError(f"{printable(text, SHOWN_MAX)} is out of range")
     return value
 
 

@@ -91,6 +91,8 @@ class BadEntry:
 
     name: str
     why: str
+    is_name_bad: bool = False
+    """Whether its name is known to be no key: it is not parsed again then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from tundp.errors import ConfigError, LeaseFormatError
 from tundp.lease import gojson
+from tundp.printable import quoted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +186,7 @@ def _read_network(fields: gojson.Fields, family: Family) -> IPv4Network | IPv6Ne
         return family.network_type(text, strict=False)
     except ValueError:
         example = "10.5.0.0/16" if family is _V4 else "fd00:5::/56"
-        raise ConfigError(f"{name} is {text!r}, not a CIDR such as {example}") from None
+        raise ConfigError(f"{name} is {quoted(text)}, not a CIDR such as {example}") from None
 
 
 def _read_address(
@@ -200,7 +201,7 @@ def _read_address(
         address = family.address_type(text.replace("%", "/"))
     except ValueError:
         kind = "IPv4" if family is _V4 else "IPv6"
-        raise ConfigError(f"{name} is {text!r}, not an {kind} address") from None
+        raise ConfigError(f"{name} is {quoted(text)}, not an {kind} address") from None
     return None if int(address) == 0 else address
 
 

@@ -24,6 +24,8 @@ from ipaddress import IPv4Address, IPv4Network
 from types import MappingProxyType
 from typing import Final
 
+from tundp.lease.allocate import overlap
+from tundp.lease.by_address import KeysByAddress
 from tundp.lease.fib import Fib, assemble_fib
 from tundp.lease.hops import Hops, Rows
 from tundp.lease.identity import Holder, Identity, whose
@@ -115,8 +117,8 @@ class RoutingDelta:
     newly_bad: tuple[BadEntry, ...] = ()
     changed_leases: int = 0
     """Leases, our own included, whose entry differs from before; renewals count."""
-    has_lease_gone: bool = False
-    """Whether any lease was deleted or expired."""
+    has_overlap_gone: bool = False
+    """Whether a lease that shares addresses with our own was deleted or expired."""
     is_whole: bool = False
 
     @property
@@ -147,7 +149,7 @@ def merged(*deltas: RoutingDelta) -> RoutingDelta:
         newly_refused=tuple(each for delta in deltas for each in delta.newly_refused),
         newly_bad=tuple(each for delta in deltas for each in delta.newly_bad),
         changed_leases=sum(delta.changed_leases for delta in deltas),
-        has_lease_gone=any(delta.has_lease_gone for delta in deltas),
+        has_overlap_gone=any(delta.has_overlap_gone for delta in deltas),
         is_whole=any(delta.is_whole for delta in deltas),
     )
 
@@ -232,8 +234,8 @@ class Routing:
         self._peers: dict[IPv4Network, Peer] = {}
         self._refused: dict[LeaseKey, RefusedLease] = {}
         self._duplicates: dict[LeaseKey, None] = {}
-        self.misrouted: Mapping[IPv4Address, Refusal] = MappingProxyType({})
-        """PublicIPs no datagram reaches by the kernel's routes, and why; see `set_misrouted`."""
+        self._by_address = KeysByAddress()
+        self._misrouted: dict[IPv4Address, Refusal] = {}
         self._without_hop: dict[IPv4Network, None] = {}
         """Subnets of which a lease was refused for want of a hop id."""
         self._hops = Hops()
@@ -265,6 +267,11 @@ class Routing:
         return self._table.bad_entries
 
     @property
+    def misrouted(self) -> Mapping[IPv4Address, Refusal]:
+        """PublicIPs no datagram reaches by the kernel's routes, and why; see `set_misrouted`."""
+        return MappingProxyType(self._misrouted)
+
+    @property
     def duplicates(self) -> Collection[LeaseKey]:
         """Leases of other nodes that advertise our PublicIP."""
         return self._duplicates.keys()
@@ -280,7 +287,9 @@ class Routing:
             own=self._own_observations(update, changes),
             newly_bad=self._table.newly_bad,
             changed_leases=len(changes),
-            has_lease_gone=any(change.new is None for change in changes),
+            has_overlap_gone=any(
+                change.new is None and overlap(change.key, self._own_key) for change in changes
+            ),
         )
 
     def set_own_addresses(
@@ -299,9 +308,9 @@ class Routing:
         """Judge every lease with one of these PublicIPs."""
         return self._judge_again(
             [
-                Change(lease.key, lease, lease)
-                for lease in (self.leases.values() if changed else ())
-                if lease.attributes.public_ip in changed
+                Change(key, self.leases[key], self.leases[key])
+                for address in changed
+                for key in self._by_address.of(address)
             ]
         )
 
@@ -310,12 +319,21 @@ class Routing:
 
         The kernel's routes decide, which the ledger cannot ask: daemon/peer_paths.py.
         """
-        before, self.misrouted = self.misrouted, MappingProxyType(dict(addresses))
-        changed = {
+        gone = dict.fromkeys(self._misrouted.keys() - addresses.keys())
+        return self.note_misrouted({**gone, **addresses})
+
+    def note_misrouted(self, changes: Mapping[IPv4Address, Refusal | None]) -> RoutingDelta:
+        """The same for these PublicIPs only; None: a datagram reaches it. Costs the changes."""
+        changed = [
             address
-            for address in before.keys() | addresses.keys()
-            if before.get(address) is not addresses.get(address)
-        }
+            for address, refusal in changes.items()
+            if self._misrouted.get(address) is not refusal
+        ]
+        for address in changed:
+            if (refusal := changes[address]) is None:
+                del self._misrouted[address]
+            else:
+                self._misrouted[address] = refusal
         return self._judge_addresses(changed)
 
     def fib(self) -> Fib:
@@ -384,13 +402,21 @@ class Routing:
             subnet = change.key.subnet
             before.setdefault(subnet, self._peers.get(subnet))
             self._index(change)
-        for subnet in self._without_hop if self._hops.has_room else ():
-            before.setdefault(subnet, self._peers.get(subnet))
         assigned: list[int] = []
-        for subnet, was in before.items():
+
+        def elect(subnet: IPv4Network) -> None:
             for key in self._keys.get(subnet, ()):
                 refused_before.setdefault(key, self._refused.get(key))
-            self._elect(subnet, was, assigned)
+            self._elect(subnet, before[subnet], assigned)
+
+        for subnet in before:
+            elect(subnet)
+        for subnet in tuple(self._without_hop) if self._hops.has_room else ():
+            if not self._hops.has_room:
+                break
+            if subnet not in before:
+                before[subnet] = self._peers.get(subnet)
+                elect(subnet)
         gone, come, moved = _net(before, {subnet: self._peers.get(subnet) for subnet in before})
         return RoutingDelta(
             gone=gone,
@@ -410,6 +436,10 @@ class Routing:
         keys = set(self._keys.pop(subnet, ()))
         had_keys = bool(keys)
         keys.discard(change.key)
+        if change.old is not None:
+            self._by_address.discard(change.old.attributes.public_ip, change.key)
+        if change.new is not None:
+            self._by_address.add(change.new.attributes.public_ip, change.key)
         if change.new is None:
             self._refused.pop(change.key, None)
             self._duplicates.pop(change.key, None)
@@ -480,7 +510,7 @@ class Routing:
             return self._refuse_own(lease)
         if address.is_multicast or int(address) == _BROADCAST or int(address) >> 24 in (0, 127):
             return Refusal.NOT_UNICAST
-        if (refusal := self.misrouted.get(address)) is not None:
+        if (refusal := self._misrouted.get(address)) is not None:
             return refusal
         if not subnet.subnet_of(self._network):
             return Refusal.OUTSIDE_NETWORK

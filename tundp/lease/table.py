@@ -113,6 +113,8 @@ def keys_of(entries: tuple[BadEntry, ...]) -> list[LeaseKey]:
     """The keys among the names of bad entries: subnets whose value cannot be read."""
     keys = []
     for entry in entries:
+        if entry.is_name_bad:
+            continue
         try:
             keys.append(parse_key(entry.name))
         except LeaseFormatError:

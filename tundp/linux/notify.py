@@ -7,10 +7,15 @@ import logging
 import os
 import socket
 import time
+from typing import Final
 
 from tundp.backoff import Outage
+from tundp.printable import printable
 
 _log = logging.getLogger(__name__)
+
+STATUS_MAX: Final = 1000
+"""Characters of a field. A newline in one would begin another: READY=1, MAINPID=..."""
 
 
 def notify(*fields: str) -> None:
@@ -26,7 +31,7 @@ def notify(*fields: str) -> None:
     try:
         with socket.socket(socket.AF_UNIX, kind) as sock:
             sock.connect(address)
-            sock.send("\n".join(fields).encode())
+            sock.send("\n".join(printable(field, STATUS_MAX) for field in fields).encode())
     except OSError as error:
         _outage(path).failed(error.strerror or error, now=time.monotonic())
     else:

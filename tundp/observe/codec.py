@@ -2,9 +2,10 @@
 
 A field may be a str, int, float, bool, an IPv4Address or IPv4Network (their text), an Enum
 (its value), a dataclass (an object), a Sequence[X] (an array), a Mapping[str, X] (an object),
-or X | None. A class with methods `to_json`, `from_json` and `json_schema` of its own is left
-to them. Unknown members of an object are passed over, so that an older reader takes a newer
-writer's document; a missing one is an error unless its field has a default.
+or X | None. A str is written as `printable` shows it. A class with methods `to_json`,
+`from_json` and `json_schema` of its own is left to them. Unknown members of an object are passed
+over, so that an older reader takes a newer writer's document; a missing one is an error unless
+its field has a default.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from enum import Enum
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final, TypeVar
 
+from tundp.printable import LINE_MAX, printable
+
 RecordT = TypeVar("RecordT")
 
 _TEXTS: Final = (IPv4Address, IPv4Network)
@@ -31,6 +34,8 @@ _PLAIN: Final[Mapping[type, str]] = {
     int: "integer",
     float: "number",
 }
+AS_IT_IS: Final = "as it is"
+"""Metadata of a str field that is not made printable: programs read it back."""
 _FORMATS: Final = {IPv4Address: "ipv4", IPv4Network: "ipv4-network"}
 
 
@@ -85,7 +90,8 @@ _WRITERS: Final[dict[Any, tuple[tuple[str, _Writer | None], ...]]] = {}
 def _writers(kind: Any) -> tuple[tuple[str, _Writer | None], ...]:
     if kind not in _WRITERS:
         _WRITERS[kind] = tuple(
-            (field.name, _writer(annotation)) for field, annotation in _fields(kind)
+            (field.name, None if field.metadata.get(AS_IT_IS) else _writer(annotation))
+            for field, annotation in _fields(kind)
         )
     return _WRITERS[kind]
 
@@ -103,6 +109,8 @@ def _writer(annotation: Any) -> _Writer | None:
         return _array_writer(_writer(arguments[0]))
     if origin is Mapping:
         return _object_writer(_writer(arguments[1]))
+    if annotation is str:
+        return _text
     if annotation in _PLAIN:
         return None
     if annotation in _TEXTS:
@@ -112,6 +120,11 @@ def _writer(annotation: Any) -> _Writer | None:
     if hasattr(annotation, "to_json"):
         return lambda each: each.to_json()
     return to_json
+
+
+def _text(value: str) -> str:
+    """Nearly every text may hold a name that somebody else chose."""
+    return printable(value, LINE_MAX)
 
 
 def _array_writer(item: _Writer | None) -> _Writer:

@@ -8,14 +8,15 @@ do; the admin socket's answer is made of it in a thread of its own.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from itertools import islice
 from typing import Final, Protocol
 
 from tundp.engine.base import Dataplane, PathState
 from tundp.engine.counters import Counters, HopCounters
-from tundp.finding import short
+from tundp.lease.model import BadEntry
 from tundp.lease.routing import RefusedLease
 from tundp.linux.iface import Interface
 from tundp.observe.status import (
@@ -32,6 +33,7 @@ from tundp.observe.status import (
     RefusedStatus,
     Status,
 )
+from tundp.printable import SENTENCE_MAX, printable
 
 
 class StatusSource(Protocol):
@@ -158,10 +160,13 @@ def peer_statuses(
     return Lazy(count, make)
 
 
-def refused_statuses(
-    count: int, refused: Callable[[], Iterable[RefusedLease]]
-) -> Sequence[RefusedStatus]:
-    """The leases that are no peers. refused: evaluated later and in another thread."""
+LISTED_MAX: Final = 1000
+"""Refused leases, and unreadable entries, that are listed: the store decides how many there are."""
+
+
+def refused_statuses(refused: Collection[RefusedLease]) -> Sequence[RefusedStatus]:
+    """Of the leases that are no peers the first LISTED_MAX."""
+    listed = tuple(islice(refused, LISTED_MAX))
 
     def make() -> list[RefusedStatus]:
         return [
@@ -171,26 +176,23 @@ def refused_statuses(
                 reason=each.refusal.name.lower(),
                 means=each.refusal.value,
             )
-            for each in refused()
+            for each in listed
         ]
 
-    return Lazy(count, make)
+    return Lazy(len(listed), make)
 
 
-WHY_MAX: Final = 200
-"""Characters of a reason: it may quote what is in the store."""
-
-
-def bad_entry_statuses(entries: Mapping[str, str]) -> Sequence[BadEntryStatus]:
-    """The unreadable entries, by name. entries: a copy; evaluated later."""
+def bad_entry_statuses(entries: Collection[BadEntry]) -> Sequence[BadEntryStatus]:
+    """Of the unreadable entries the first LISTED_MAX, by name."""
+    listed = tuple(islice(entries, LISTED_MAX))
 
     def make() -> list[BadEntryStatus]:
         return [
-            BadEntryStatus(name=short(name), why=short(why, WHY_MAX))
-            for name, why in sorted(entries.items())
+            BadEntryStatus(name=printable(each.name), why=printable(each.why, SENTENCE_MAX))
+            for each in sorted(listed, key=lambda each: each.name)
         ]
 
-    return Lazy(len(entries), make)
+    return Lazy(len(listed), make)
 
 
 def _place(peer: PeerView) -> tuple[int, int]:

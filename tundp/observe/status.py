@@ -94,6 +94,12 @@ class StoreStatus:
     """When the leases were last known to be those of the store, Unix time; null for never."""
     age_s: int | None = None
     """Seconds since then, 0 while the store answers; null if it never has."""
+    is_cached: bool = False
+    """Whether the leases are kept on disk, for a start without the store."""
+    cached_at: float | None = None
+    """When those on disk were last known to be the store's, Unix time; null for not yet."""
+    cache_error: str = ""
+    """Why they cannot be written; empty if they can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,7 +293,7 @@ class BadEntryStatus:
 class SettingStatus:
     """One setting in force; passwords are blanked."""
 
-    value: str
+    value: str = field(metadata={codec.AS_IT_IS: True})
     origin: str
     """`--flag`, a variable's name, a file's path, or `default`."""
 
@@ -441,7 +447,9 @@ class Status:
     peers: Sequence[PeerStatus] = ()
     """By subnet."""
     refused: Sequence[RefusedStatus] = ()
+    """The first 1,000; `routing.refused` is how many there are."""
     bad_entries: Sequence[BadEntryStatus] = ()
+    """The first 1,000; `routing.bad_entries` is how many there are."""
     counters: CountersStatus | None = None
     """Null for a backend that leaves packets to the kernel."""
     settings: Mapping[str, SettingStatus] = field(default_factory=dict)

@@ -21,6 +21,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Final
 
 from tundp.backoff import Backoff, Outage, Ration
@@ -29,13 +30,17 @@ from tundp.errors import (
     ConfigError,
     ConfigNotFound,
     Conflict,
+    LeaseFormatError,
     StoreError,
     StoreUnavailable,
 )
+from tundp.lease.codec import parse_key
 from tundp.lease.identity import identity_of
 from tundp.lease.model import (
     TTL_UNKNOWN,
+    BadEntryGone,
     Events,
+    Gone,
     Lease,
     LeaseAttributes,
     LeaseEvent,
@@ -54,6 +59,8 @@ RENEW_NOW_S: Final = 1.0
 """TTL reported for a lease that only one of the two stores has, so that its holder renews it (and
 writes it to both) immediately."""
 _CONTESTED_STEP: Final = "stop one of the two nodes and delete its entry"
+CONTESTED_NAMED: Final = 10
+"""Warnings about subnets of two nodes; the store decides how many there are."""
 _VIEWS: Final = 8
 """Snapshots `wait` can continue from. The claim takes some beside the watch, but fewer."""
 
@@ -68,6 +75,10 @@ class _Side:
         self._waiting: asyncio.Task[Events | Snapshot] | None = None
         self._outage = Outage(_log, store.description)
         self.is_away = False
+        self.touched: set[str] = set()
+        """Names of entries that changed since the state was given last."""
+        self.is_whole = True
+        """Whether more changed than is in `touched`."""
         self.apply(snapshot)
 
     def wait(self) -> asyncio.Task[Events | Snapshot]:
@@ -121,11 +132,15 @@ class _Side:
         self._revision = update.revision
         if isinstance(update, Snapshot):
             self.table.apply(update)
+            self.is_whole = True
         else:
-            self.table.apply(Events(tuple(filter(self._is_news, update.events)), update.revision))
+            news = tuple(filter(self._is_news, update.events))
+            self.touched.update(map(_name_of, news))
+            self.table.apply(Events(news, update.revision))
 
     def wrote(self, lease: Lease) -> None:
         """Apply our own write now; the watch reports it later."""
+        self.touched.add(str(lease.key))
         self.table.apply(Events((Put(lease),), self._revision))
 
     def _is_news(self, event: LeaseEvent) -> bool:
@@ -145,7 +160,7 @@ ParseNetworkConfig = Callable[[str, str], NetworkConfig]
 
 
 class BothStore:
-    """The Store over two others, v2 and v3. See Store; `wait` gives snapshots."""
+    """The Store over two others, v2 and v3. See Store; `wait` gives events where it can."""
 
     api: Final = ""
 
@@ -154,6 +169,8 @@ class BothStore:
         self._stores = (v2, v3)
         self._parse = parse
         self._count = 0
+        self._count_given = -1
+        """The revision of what `wait` gave last."""
         self._versions: dict[LeaseKey, tuple[int, tuple[int | None, int | None]]] = {}
         self._contested: dict[LeaseKey, str] = {}
         # By the revision of the snapshot it gave: the last few, since several may look.
@@ -174,9 +191,11 @@ class BothStore:
     @property
     def warnings(self) -> tuple[StoreWarning, ...]:
         """Subnets that the two give to different nodes, and warnings of either, once."""
+        texts = list(islice(self._contested.values(), CONTESTED_NAMED))
+        if more := len(self._contested) - len(texts):
+            texts.append(f"and {more} more subnets")
         contested = (
-            StoreWarning(id="contested", evidence=text, next_step=_CONTESTED_STEP)
-            for text in self._contested.values()
+            StoreWarning(id="contested", evidence=text, next_step=_CONTESTED_STEP) for text in texts
         )
         v2, v3 = (store.warnings for store in self._stores)
         return (*contested, *dict.fromkeys((*v2, *v3)))
@@ -229,11 +248,12 @@ class BothStore:
                 sides.append(side)
         return self._give((sides[0], sides[1]))
 
-    async def wait(self, after: int) -> Snapshot:
+    async def wait(self, after: int) -> Events | Snapshot:
         """See Store. What is waited from is the state `after` was the revision of."""
         view = self._views.get(after)
         if view is None:
             raise Compacted("too many snapshots ago")
+        is_next = view is self._watched and after == self._count_given
         if view is not self._watched:
             await self._stop_watching()
             self._watched = view
@@ -255,8 +275,14 @@ class BothStore:
             raise
         finally:
             changed.cancel()
+        is_own = self._own_changed.is_set()
         self._own_changed.clear()
-        return self._give(view)
+        if is_own or not is_next or any(side.is_whole for side in view):
+            given: Events | Snapshot = self._give(view)
+        else:
+            given = self._give_events(view)
+        self._count_given = given.revision
+        return given
 
     async def create(
         self, key: LeaseKey, attributes: LeaseAttributes, lease_ttl_s: int | None
@@ -393,13 +419,43 @@ class BothStore:
         for key in [key for key in self._versions if key not in v2 and key not in v3]:
             del self._versions[key]
             self._contested.pop(key, None)
+        self._note_given(view)
+        bad = {**view[0].table.bad_entries, **view[1].table.bad_entries}
+        return Snapshot(tuple(leases), self._count, tuple(bad.values()))
+
+    def _note_given(self, view: _View) -> None:
+        """The state of now has a revision of its own, from which `wait` can continue."""
+        for side in view:
+            side.touched.clear()
+            side.is_whole = False
         self._count += 1
         self._latest = view
         self._views[self._count] = view
         while len(self._views) > _VIEWS:
             del self._views[next(iter(self._views))]
-        bad = {**view[0].table.bad_entries, **view[1].table.bad_entries}
-        return Snapshot(tuple(leases), self._count, tuple(bad.values()))
+
+    def _give_events(self, view: _View) -> Events:
+        """What changed in either store since the last time. Costs that, and not all there is."""
+        names = sorted(view[0].touched | view[1].touched)
+        events = tuple(event for name in names for event in self._events_of(name, view))
+        self._note_given(view)
+        return Events(events, self._count)
+
+    def _events_of(self, name: str, view: _View) -> list[LeaseEvent]:
+        """The state of one entry, as events that bring it about whatever it was before."""
+        v2, v3 = (side.table for side in view)
+        bad = v3.bad_entries.get(name) or v2.bad_entries.get(name)
+        unreadable: list[LeaseEvent] = [] if bad is None else [bad]
+        try:
+            key = parse_key(name)
+        except LeaseFormatError:
+            return unreadable or [BadEntryGone(name)]
+        one, other = v2.leases.get(key), v3.leases.get(key)
+        if one is not None or other is not None:
+            return [Put(self._merge(key, one, other)), *unreadable]
+        self._versions.pop(key, None)
+        self._contested.pop(key, None)
+        return [Gone(key), *unreadable]
 
     def _merge(self, key: LeaseKey, v2: Lease | None, v3: Lease | None) -> Lease:
         revisions = (
@@ -421,7 +477,7 @@ class BothStore:
             )
             if self._contested.get(key) != text:
                 self._contested[key] = text
-                _log.error("%s: packets go to the latter; %s", text, _CONTESTED_STEP)
+                _log.error("two nodes: %s: packets go to the latter; %s", text, _CONTESTED_STEP)
             # If one of the two entries is ours, report the other: the claim must see the conflict.
             is_ours = self._own is not None and not _holders_differ(
                 v3, replace(v3, attributes=self._own)
@@ -450,6 +506,16 @@ class BothStore:
             view, self._watched = self._watched, None
             for side in view:
                 await side.stop()
+
+
+def _name_of(event: LeaseEvent) -> str:
+    match event:
+        case Put(lease):
+            return str(lease.key)
+        case Gone(key):
+            return str(key)
+        case _:
+            return event.name
 
 
 def _holders_differ(one: Lease, other: Lease) -> bool:

@@ -40,7 +40,7 @@ from tundp.errors import (
     LeaseFormatError,
     StoreUnavailable,
 )
-from tundp.files import read_regular, write_atomically
+from tundp.files import open_file, read_regular, write_atomically
 from tundp.lease import codec
 from tundp.lease.model import BadEntry, Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.store.base import StoreWarning
@@ -330,7 +330,7 @@ def _mode_of(path: Path) -> int:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     # A file of its own: the one with the leases is replaced by every write.
-    fd = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fd = open_file(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     deadline = time.monotonic() + LOCK_S
     try:
         while True:

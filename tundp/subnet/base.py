@@ -70,6 +70,10 @@ class LeaseStatus:
     """How old what is known of the leases is: 0 while the store answers, None if unknown."""
     cache_error: str = ""
     """Why the lease cache cannot be kept on disk; empty if it is, or if there is none."""
+    is_cached: bool = False
+    """Whether there is a lease cache on disk to be kept."""
+    cached_at: float | None = None
+    """When what it holds was last known to be the store's, Unix time; None for not yet."""
 
 
 class SubnetManager(Protocol):

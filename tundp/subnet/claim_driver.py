@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Final
 
-from tundp.backoff import Backoff, Outage, Ration
+from tundp.backoff import Backoff, Outage, Pace, Ration
 from tundp.errors import Conflict, DuplicateNode, LeaseError, LeaseLost, StoreError
 from tundp.lease.allocate import Keep, Take, overlap, plan_claim
 from tundp.lease.claim import RETRY_S, ClaimMachine, ClaimRules
@@ -101,7 +101,7 @@ class Claim:
         self.origin = "from the lease cache"
         """How we came by the lease, for the log."""
         self.waiting_for = ""
-        """Why `acquire` has not returned yet; empty before and after."""
+        """Why `acquire` has not returned yet; else empty."""
         self._store = store
         self._settings = settings
         self._offer = settings.attributes
@@ -113,7 +113,7 @@ class Claim:
         self._challenges, self._losses, self._conflicts = Ration(1), Ration(), Ration(1)
         self._is_loss_said: bool | None = None
         """Whether the log says that the lease is not held; None before the first word of it."""
-        self._wake = asyncio.Event()
+        self._looks, self._wake = Pace(), asyncio.Event()
         self._challenger = Challenger(
             store=store,
             identity=settings.identity,
@@ -317,7 +317,7 @@ class Claim:
         try:
             match action:
                 case Look():
-                    return Looked(await self._store.snapshot())
+                    return Looked(await self._looks.run(self._store.snapshot))
                 case Create(key, attributes, ttl_s):
                     return Wrote(await self._store.create(key, attributes, ttl_s))
                 case Renew(lease, attributes, ttl_s):

@@ -1,8 +1,9 @@
 """The node id and the lease cache: files that let a node start while the store is away.
 
     <state-dir>/node-id           {"NodeID": "7c1f...", "Machine": "..."}
-    <state-dir>/last-known.json   network config, own subnet, all leases; another
-                                  instance of the same host has its own, named after it
+    <state-dir>/last-known.json   network config, own subnet, all leases, and when they were last
+                                  known to be the store's; another instance of the same host
+                                  has its own, named after it
 
 With the leases a node that starts while etcd is away serves what it knew; flannel waits
 for etcd and leaves the node outside the overlay. Nothing here is needed: whatever
@@ -11,6 +12,8 @@ cannot be read is as if it were not there, and what cannot be written is a warni
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -18,14 +21,14 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from tundp.backoff import Outage
 from tundp.errors import SCARCE, LeaseFormatError, PlatformError
-from tundp.files import read_regular, write_atomically
+from tundp.files import SMALL_LEN, open_file, read_regular, write_atomically
 from tundp.instance import Instance
 from tundp.lease import codec
 from tundp.lease.identity import Identity, clean_host
@@ -58,6 +61,15 @@ class LeaseCache:
     def __init__(self, directory: Path | None, instance: Instance) -> None:
         self._directory = directory
         self._instance = instance
+        self._texts = LeaseTexts()
+        self._saved: tuple[int, ...] | None = None
+        """Which file holds what was saved last, and since when; None if none does."""
+        self.saved_at: float | None = None
+        """When the leases were last written or confirmed, Unix time."""
+        self._errors: dict[Path, str] = {}
+        """Why files could not be written the last time."""
+        self._owed: tuple[str, str] | None = None
+        """What the node id's file must hold, if it could not be written, and what it held."""
         self._outage = Outage(
             _log,
             f"cannot write below {directory}: after a restart this node is a stranger to its own"
@@ -67,7 +79,12 @@ class LeaseCache:
     @property
     def error(self) -> str:
         """Why the last file could not be written; empty if it was."""
-        return f"{self._directory}: {self._outage.error}" if self._outage.error else ""
+        return next((f"{self._directory}: {why}" for why in tuple(self._errors.values())), "")
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether anything is kept on disk at all."""
+        return self._directory is not None
 
     @property
     def refusals(self) -> Refusals:
@@ -122,7 +139,8 @@ class LeaseCache:
         node_id = uuid.uuid4().hex[:16]
         if self._directory is not None:
             text = json.dumps({"NodeID": node_id, "Machine": _machine()}) + "\n"
-            self._write(self._directory / "node-id", text)
+            self._owed = (text, _text_of(self._directory / "node-id"))
+            self.pay()
         return node_id + self._instance.node_id_suffix
 
     def load(self, store: str | None, node_id: str) -> CachedLeases | None:
@@ -156,7 +174,7 @@ class LeaseCache:
                 own_key=codec.parse_key(document["own"]),
                 leases=leases,
                 revision=int(document["revision"]),
-                age_s=max(0.0, time.time() - self._stamp()),
+                age_s=max(0.0, time.time() - self._stamp(document)),
             )
         except (
             KeyError,
@@ -180,10 +198,17 @@ class LeaseCache:
         own_key: LeaseKey,
         leases: Iterable[Lease],
         revision: int,
-    ) -> None:
-        """Write the leases and what identifies them. Blocks for the disk: call it on a thread."""
-        if self.lease_file is None:
-            return
+        synced_at: float | None = None,
+    ) -> bool:
+        """Write the leases and what identifies them; whether they are on disk now.
+
+        synced_at: when they were last known to be the store's, Unix time; None: now. Blocks for
+        the disk: call it on a thread.
+        """
+        path = self.lease_file
+        if path is None:
+            return True
+        synced_at = time.time() if synced_at is None else synced_at
         document = {
             "schema": SCHEMA,
             "store": store,
@@ -192,36 +217,127 @@ class LeaseCache:
             "network_config": network_config,
             "own": str(own_key),
             "revision": revision,
-            "leases": {str(lease.key): codec.encode_value(lease.attributes) for lease in leases},
         }
-        self._write(self.lease_file, json.dumps(document) + "\n")
+        head = json.dumps(document).removesuffix("}")
+        text = f'{_stamped(synced_at)}{head[1:]}, "leases": {{{self._texts.joined(leases)}}}}}\n'
+        self._saved = None
+        if not self._carry_out(path, lambda: write_atomically(path, text, mode=0o600)):
+            return False
+        with contextlib.suppress(OSError):
+            self._saved, self.saved_at = _version(path.lstat()), synced_at
+        return self._saved is not None
 
-    def confirm(self) -> None:
-        """Reset the age of the lease cache: what was saved last is still the store's."""
-        if self.lease_file is not None:
-            try:
-                os.utime(self.lease_file)
-            except OSError:
-                return  # it could not be written either, which was logged
+    def confirm(self) -> bool:
+        """Reset the age of the lease cache: what was saved last is still the store's.
 
-    def _stamp(self) -> float:
+        The age is in the file itself, and changed only in the one that holds what was saved last;
+        False if it is not there, or cannot be written: save again.
+        """
+        path = self.lease_file
+        if path is None:
+            return True
+        if self._saved is None:
+            return False
+        now = time.time()
+        if not self._carry_out(path, lambda: self._write_stamp(path, now)):
+            return False
+        self.saved_at = now
+        return True
+
+    def pay(self) -> bool:
+        """Write the node id if it could not be written before; whether it is on disk now.
+
+        One that another instance of this host has written meanwhile stays.
+        """
+        if self._owed is None or self._directory is None:
+            return True
+        path = self._directory / "node-id"
+        text, before = self._owed
+        if _text_of(path) != before:
+            self._errors.pop(path, None)
+        elif not self._carry_out(path, lambda: write_atomically(path, text, mode=0o600)):
+            return False
+        self._owed = None
+        return True
+
+    def _stamp(self, document: Mapping[str, Any]) -> float:
+        """When the leases were confirmed. Files of before 0.2.0 say so by their age."""
+        stamp = document.get("confirmed")
+        if isinstance(stamp, (int, float)) and not isinstance(stamp, bool):
+            return float(stamp)
         assert self.lease_file is not None
         return self.lease_file.stat().st_mtime
 
-    def _write(self, path: Path, text: str) -> None:
+    def _write_stamp(self, path: Path, now: float) -> None:
+        """Overwrite the first bytes, which takes no room on a full disk."""
+        fd = open_file(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            write_atomically(path, text, mode=0o600)
+            if _version(os.fstat(fd)) != self._saved:
+                raise FileNotFoundError(errno.ENOENT, f"{path} was changed or replaced", str(path))
+            os.pwrite(fd, _stamped(now).encode("ascii"), 0)
+            os.fsync(fd)
+            self._saved = _version(os.fstat(fd))
+        finally:
+            os.close(fd)
+
+    def _carry_out(self, path: Path, write: Callable[[], None]) -> bool:
+        """Whether `write` went well. `error` and the log say why not, until each file's did."""
+        try:
+            write()
         except OSError as error:
-            self._outage.failed(error.strerror or error, now=time.monotonic())
-        else:
+            self._errors[path] = error.strerror or str(error)
+            self._outage.failed(self._errors[path], now=time.monotonic())
+            return False
+        self._errors.pop(path, None)
+        if not self._errors:
             self._outage.ended(now=time.monotonic())
+        return True
+
+
+class LeaseTexts:
+    """Leases as members of a JSON object. Only those that changed since the last time are made."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Lease, str]] = {}
+        """By the lease's id(), which is its own as long as this refers to it."""
+
+    def joined(self, leases: Iterable[Lease]) -> str:
+        """`"10.5.2.0-24": "{...}", ...`; what is not among `leases` is forgotten."""
+        known = self._known
+        self._known = fresh = {}
+        for lease in leases:
+            number = id(lease)
+            fresh[number] = known.get(number) or (lease, _member(lease))
+        return ", ".join(text for _, text in fresh.values())
+
+
+def _member(lease: Lease) -> str:
+    return f"{json.dumps(str(lease.key))}: {json.dumps(codec.encode_value(lease.attributes))}"
+
+
+def _version(status: os.stat_result) -> tuple[int, ...]:
+    """An inode's number alone may soon be another file's."""
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _stamped(at: float) -> str:
+    """The beginning of the lease file, always as long: `confirm` overwrites it."""
+    return f'{{"confirmed": {at:<16.1f}, '
+
+
+def _text_of(path: Path) -> str:
+    """What a small file holds; empty if it cannot be read."""
+    try:
+        return read_regular(path, most_len=SMALL_LEN, is_ours=True)
+    except OSError:
+        return ""
 
 
 def _read_json(path: Path | None, *, must_be_seen: bool = False) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        document = json.loads(read_regular(path))
+        document = json.loads(read_regular(path, is_ours=True))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:

@@ -1,6 +1,6 @@
 """The subnet manager over a lease store: etcd v2, v3, both, or a file.
 
-Why one room: one class, the order of whose steps matters; 454 lines.
+Why one room: one class, the order of whose steps matters; 490 lines.
 
 store.network_config -> NetworkConfig              or the lease cache, if nobody answers
 Claim.acquire        -> lease and snapshot
@@ -53,6 +53,8 @@ WIPED_S: Final = 2.0
 registers again within milliseconds."""
 SAVE_PAUSE_S: Final = 10.0
 """At least so long between two writes of the lease cache."""
+SAVE_RETRY_S: Final = 2.0
+"""At least so long before a failed write is tried again; up to CONFIRM_S while it fails."""
 REFUSED_S: Final = 30.0
 """A lease that was held for so long is refused by nobody."""
 CONFIRM_S: Final = 60.0
@@ -271,7 +273,7 @@ class StoreSubnetManager:
                 case OwnUnreadable(why):
                     self.claim.observe_unreadable(why)
         self._has_own_lease = self.claim.lease.key in routing.leases
-        if delta.has_lease_gone:
+        if delta.has_overlap_gone:
             self.claim.observe_gone_elsewhere()
         if delta.changed_leases:
             self._is_unsaved.set()
@@ -298,6 +300,8 @@ class StoreSubnetManager:
             synced_at=self._synced_at,
             age_s=self._age_s(),
             cache_error="" if self._cache is None else self._cache.cache.error,
+            cached_at=None if self._cache is None else self._cache.cache.saved_at,
+            is_cached=self._cache is not None and self._cache.cache.is_kept,
         )
 
     async def close(self) -> None:
@@ -396,9 +400,11 @@ class StoreSubnetManager:
         """Our own lease is gone, as all are when the store's data was lost or restored."""
         if not self._has_own_lease:
             return False
-        own = str(self.claim.lease.key)
-        names = {str(lease.key) for lease in snapshot.leases}
-        return own not in names and own not in {entry.name for entry in snapshot.bad}
+        own = self.claim.lease.key
+        if any(lease.key == own for lease in snapshot.leases):
+            return False
+        name = str(own)
+        return all(entry.name != name for entry in snapshot.bad)
 
     async def _after_grace(self, snapshot: Snapshot) -> Snapshot:
         """The state once every node had time to notice and to register again."""
@@ -431,27 +437,41 @@ class StoreSubnetManager:
             )
 
     async def _keep_cache(self, cache: CacheSettings) -> None:
-        """Write the leases to disk, at most every SAVE_PAUSE_S; confirm them between."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CONFIRM_S):
-                    await self._is_unsaved.wait()
-            if not self._is_unsaved.is_set() and not cache.cache.error:
-                # A store that never answered confirms nothing, though nothing has failed yet.
-                if self._is_synced and not self._outage.is_on:
-                    await asyncio.to_thread(cache.cache.confirm)
-                continue
-            self._is_unsaved.clear()
-            if self._is_synced:
-                try:
-                    await asyncio.to_thread(self._save, cache, tuple(self._leases.values()))
-                except BaseException:
-                    self._is_unsaved.set()
-                    raise
-            await asyncio.sleep(SAVE_PAUSE_S)
+        """Write the leases to disk, at most every SAVE_PAUSE_S; confirm them between.
 
-    def _save(self, cache: CacheSettings, leases: tuple[Lease, ...]) -> None:
-        cache.cache.save(
+        What failed is tried again while it fails: room on a disk is made without a word.
+        """
+        backoff = Backoff(SAVE_RETRY_S, CONFIRM_S, self._rng.random)
+        while True:
+            if cache.cache.error:
+                await asyncio.sleep(backoff.next_s())
+                await asyncio.to_thread(cache.cache.pay)
+            else:
+                backoff.reset()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CONFIRM_S):
+                        await self._is_unsaved.wait()
+            # A store that never answered confirms nothing, though nothing has failed yet.
+            if not self._is_synced:
+                await asyncio.sleep(SAVE_PAUSE_S)
+            elif self._is_unsaved.is_set():
+                await self._save_soon(cache)
+            elif not self._outage.is_on and not await asyncio.to_thread(cache.cache.confirm):
+                self._is_unsaved.set()
+
+    async def _save_soon(self, cache: CacheSettings) -> None:
+        """Save what there is now; it stays unsaved until that went well."""
+        self._is_unsaved.clear()
+        is_saved = False
+        try:
+            is_saved = await asyncio.to_thread(self._save, cache, tuple(self._leases.values()))
+        finally:
+            if not is_saved:
+                self._is_unsaved.set()
+        await asyncio.sleep(SAVE_PAUSE_S if is_saved else SAVE_RETRY_S)
+
+    def _save(self, cache: CacheSettings, leases: tuple[Lease, ...]) -> bool:
+        return cache.cache.save(
             store=cache.store_name,
             node_id="" if self._identity is None else self._identity.node_id,
             api=self._store.api,
@@ -459,4 +479,6 @@ class StoreSubnetManager:
             own_key=self.claim.lease.key,
             leases=leases,
             revision=self._revision,
+            # Written while the store is away they are as old as its last answer.
+            synced_at=self._synced_at if self._outage.is_on else None,
         )

@@ -63,7 +63,7 @@ class Refusals:
         if self._path is None:
             return nothing
         try:
-            document = json.loads(read_regular(self._path, most_len=SMALL_LEN))
+            document = json.loads(read_regular(self._path, most_len=SMALL_LEN, is_ours=True))
             found = (
                 str(document["who"]),
                 str(document["why"]),

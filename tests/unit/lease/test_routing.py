@@ -320,7 +320,9 @@ def test_delta_names_peers_that_came_moved_and_went() -> None:
     assert not delta.come and not delta.gone and delta.moves_packets
     delta = delete(made, "10.5.3.0-24")
     assert went(delta) == {"10.5.3.0/24": "192.0.2.8"}
-    assert delta.has_lease_gone
+    assert not delta.has_overlap_gone, "no conflict about our subnet is over by it"
+    put(made, lease("10.5.1.128-25", "192.0.2.9"))
+    assert delete(made, "10.5.1.128-25").has_overlap_gone
     assert routes(made) == {"10.5.2.0/24": "192.0.2.9"}
 
 
@@ -332,7 +334,7 @@ def test_what_cancels_out_in_one_batch_moves_nothing() -> None:
     nothing = made.apply(Events((), 4))
     for delta in (there_again, never_there, nothing):
         assert not delta.moves_packets
-    assert there_again.has_lease_gone and there_again.changed_leases == 2
+    assert there_again.changed_leases == 2
     assert nothing == RoutingDelta()
 
 

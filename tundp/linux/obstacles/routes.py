@@ -25,6 +25,9 @@ from tundp.linux.policy_rules import decode_mark_rule, rules_request
 ID: Final = "obstacle.route"
 ASKED: Final = 4
 """Peers that are asked about."""
+ASKED_MORE: Final = 60
+"""Others that are asked about before it is said that nothing passes: a few leases, which anybody
+who writes to the store may choose, must not make every node unready."""
 _NO_WAY: Final = {
     errno.ENETUNREACH: "there is no route",
     errno.EHOSTUNREACH: 'an "unreachable" route takes it',
@@ -127,6 +130,7 @@ class Routes:
         astray = [each for peer in asked for each in await self._to_peer(peer, pod_devices)]
         # Where nothing at all passes the node is of no use; else others are served.
         is_all = len({each.facts["peer"] for each in astray}) == len(asked) > 0
+        is_all = is_all and not await self._passes_elsewhere(pod_devices)
         if not is_all:
             astray = [
                 Finding(
@@ -145,6 +149,15 @@ class Routes:
                 found += await self._tunnel(peer)
             found += await self._to_pods(asked, pod_devices)
         return found
+
+    async def _passes_elsewhere(self, pod_devices: Sequence[str]) -> bool:
+        """Whether packets to any other peer go where they should; spread over all there are."""
+        others = self._scene.peers[ASKED:]
+        for peer in others[:: max(1, -(-len(others) // ASKED_MORE))]:
+            self.asked += 1
+            if not await self._to_peer(peer, pod_devices):
+                return True
+        return False
 
     async def _to_peer(self, peer: PeerPlace, pod_devices: Sequence[str]) -> list[Finding]:
         """From this host, and from pods; one finding at most."""

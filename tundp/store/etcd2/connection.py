@@ -38,6 +38,7 @@ from tundp.errors import (
     Compacted,
     ConfigError,
 )
+from tundp.printable import SENTENCE_MAX, printable, quoted
 from tundp.store import dial
 from tundp.store.access import (
     ALT_NAME_HINT,
@@ -237,8 +238,9 @@ class Connection:
                 if self._access.user.renew() != user:
                     continue  # etcd has done nothing: the same again, with the new password
                 raise AccessDenied(
-                    f"etcd at {endpoint.url} denies access ({error}): check --etcd-username,"
-                    f" --etcd-password and the role's permissions; {self._access.user.advice}"
+                    f"etcd at {endpoint.url} denies access ({printable(str(error), SENTENCE_MAX)}):"
+                    " check --etcd-username, --etcd-password and the role's permissions;"
+                    f" {self._access.user.advice}"
                 ) from None
             except Compacted as error:
                 # Perhaps this member lags behind the one that gave the snapshot.
@@ -381,7 +383,7 @@ def _require_index(response: Any) -> None:
     index = response.headers.get(INDEX)
     if index is None or not (index.isascii() and index.isdecimal()):
         response.close()
-        found = "no header" if index is None else f"{index[:20]!r} as header"
+        found = "no header" if index is None else f"{quoted(index, 20)} as header"
         raise etcd.EtcdException(
             f"its answer has {found} {INDEX}, without which nothing in it can be relied on: a proxy"
             " takes it out, or this is no etcd; name etcd itself in --etcd-endpoints"
@@ -395,7 +397,7 @@ def _redirection(response: Any) -> str:
         parts = urlsplit(location)
         if parts.hostname:
             location = f"{parts.scheme or 'http'}://{parts.netloc.rpartition('@')[2]}"
-    where = f"to {location[:200]!r}" if location else "without saying where to"
+    where = f"to {quoted(location, 200)}" if location else "without saying where to"
     return (
         f"it redirects requests {where} (HTTP {response.status}), which is not followed: user and"
         " password would go there; name the server that answers in --etcd-endpoints"
@@ -419,7 +421,7 @@ def _why(error: Exception, endpoint: Endpoint) -> str:
         return os.strerror(cause.errno).lower() if cause.errno > 0 else str(cause.strerror)
     if isinstance(cause, TimeoutError):
         return "timed out"
-    text = str(cause)
+    text = printable(str(cause), SENTENCE_MAX)
     if INDEX in text or text.startswith("it redirects"):
         return text  # ours: says all there is
     if "404 page not found" in text:

@@ -175,8 +175,12 @@ class Etcd2Store:
         if node.dir:
             return BadEntry(name, "a directory, where only leases belong")
         try:
+            key = codec.parse_key(name)
+        except LeaseFormatError as error:
+            return BadEntry(name, str(error), is_name_bad=True)
+        try:
             return Lease(
-                key=codec.parse_key(name),
+                key=key,
                 attributes=codec.parse_value(node.value or ""),
                 revision=node.modifiedIndex,
                 lease_ttl_s=node.ttl,

@@ -263,8 +263,12 @@ class Etcd3Store:
     def _decode(self, kv: rpc.KeyValue) -> Lease | BadEntry:
         name = self._name_of(kv)
         try:
+            key = codec.parse_key(name)
+        except LeaseFormatError as error:
+            return BadEntry(name, str(error), is_name_bad=True)
+        try:
             return Lease(
-                key=codec.parse_key(name),
+                key=key,
                 attributes=codec.parse_value(kv.value.decode()),
                 revision=kv.mod_revision,
                 lease_ttl_s=TTL_UNKNOWN if kv.lease else None,

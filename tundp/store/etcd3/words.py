@@ -15,6 +15,7 @@ from tundp.errors import (
     AccessDenied,
     StoreError,
 )
+from tundp.printable import SENTENCE_MAX, printable
 from tundp.store.access import (
     ALT_NAME_HINT,
     CERTIFICATE_HINT,
@@ -103,7 +104,8 @@ def why_failed(error: BaseException, endpoint: Endpoint) -> str:
 def words(error: BaseException) -> str:
     """The reason in a few words."""
     if isinstance(error, GRPCError):
-        return (error.message or error.status.name).removeprefix("etcdserver: ")
+        said = (error.message or error.status.name).removeprefix("etcdserver: ")
+        return printable(said, SENTENCE_MAX)
     if isinstance(error, TimeoutError):
         return "timed out"
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -113,4 +115,5 @@ def words(error: BaseException) -> str:
         return "connection refused"
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno).lower()  # asyncio's own text names the address again
-    return str(getattr(error, "strerror", None) or error) or type(error).__name__
+    said = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    return printable(said, SENTENCE_MAX)
