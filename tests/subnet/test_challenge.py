@@ -211,3 +211,38 @@ async def test_a_live_duplicate_keeps_its_lease(tmp_path: Path) -> None:
         with pytest.raises(DuplicateNode):
             await told.challenger().delete_dead_duplicates(snapshot, kept=None, public_ip=OUR_IP)
         assert told.extra()[NODE] == "them"
+
+
+async def test_many_dead_duplicates_take_as_long_as_one(tmp_path: Path) -> None:
+    async with story(tmp_path) as told:
+        keys = [parse_key(f"10.5.{number}.0-24") for number in range(2, 42)]
+        for key in keys:
+            await told.put(THEM, key=key)
+        snapshot = await told.store.snapshot()
+        deleted = await told.challenger().delete_dead_duplicates(
+            snapshot, kept=None, public_ip=OUR_IP
+        )
+        assert deleted == frozenset(keys)
+        assert sum(told.pauses.slept) == pytest.approx(CHALLENGE_S)
+        assert told.waits == [
+            "an answer of 40 nodes to the challenge in lease 10.5.2.0-24, 10.5.3.0-24, 10.5.4.0-24"
+            " and 37 more"
+        ]
+
+
+async def test_one_live_duplicate_among_dead_ones_is_found(tmp_path: Path) -> None:
+    async with story(tmp_path) as told:
+        for number in range(2, 12):
+            await told.put(THEM, key=parse_key(f"10.5.{number}.0-24"))
+
+        async def renew() -> None:
+            lease = (await told.store.snapshot()).leases[7]
+            attributes = LeaseAttributes(public_ip=OUR_IP, extra=THEM)
+            await told.store.update(lease.key, attributes, 600, revision=lease.revision)
+
+        told.pauses.happening[9] = renew
+        with pytest.raises(DuplicateNode, match=r"10\.5\.9\.0-24"):
+            await told.challenger().delete_dead_duplicates(
+                await told.store.snapshot(), kept=None, public_ip=OUR_IP
+            )
+        assert len((await told.store.snapshot()).leases) == 10

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
@@ -28,6 +28,9 @@ waits for a store to come back tries only every 5 s. A node cut off from the sto
 does not answer, and loses the lease."""
 CHALLENGE_LOOKS: Final = 32
 """Snapshots read meanwhile."""
+
+NAMED: Final = 3
+"""Leases one line names."""
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -75,15 +78,30 @@ class Challenger:
             _log.info(
                 "lease %s was written by node %s: asking whether it is alive", lease.key, holder
             )
-        self.report(f"an answer of node {holder} to the challenge in lease {lease.key}")
-        asked = await self._ask(lease)
+        (asked,) = await self._require_dead([lease], public_ip)
+        return asked
+
+    async def _require_dead(self, leases: Sequence[Lease], public_ip: IPv4Address) -> list[Lease]:
+        """These leases as challenged, in order, once no holder has answered in time.
+
+        All are asked at once, and read by one snapshot each time: many dead ones take as long as
+        one. CloneAlive or DuplicateNode for the first that answers.
+        """
+        keys = ", ".join(str(lease.key) for lease in leases[:NAMED])
+        rest = f" and {len(leases) - NAMED} more" if len(leases) > NAMED else ""
+        who = f"node {identity_of(leases[0])}" if len(leases) == 1 else f"{len(leases)} nodes"
+        self.report(f"an answer of {who} to the challenge in lease {keys}{rest}")
+        asked = [await self._ask(lease) for lease in leases]
         answered = await self._answer_to(asked)
-        if answered is not None:
-            raise (CloneAlive if has_our_id else DuplicateNode)(
-                self._explain(answered, holder, public_ip)
-            )
-        if not has_our_id:
-            _log.warning("lease %s: node %s does not answer", lease.key, holder)
+        for lease in leases:
+            holder = identity_of(lease)
+            has_our_id = whose(lease, public_ip=public_ip, identity=self.identity) is Holder.CLONE
+            if answered is not None and answered.key == lease.key and holder is not None:
+                raise (CloneAlive if has_our_id else DuplicateNode)(
+                    self._explain(answered, holder, public_ip)
+                )
+            if answered is None and not has_our_id:
+                _log.warning("lease %s: node %s does not answer", lease.key, holder)
         return asked
 
     async def delete_dead_duplicates(
@@ -95,19 +113,23 @@ class Challenger:
         packets. `kept`: the lease we shall write over, not considered. Returns the keys
         deleted; DuplicateNode if a holder is alive.
         """
+        if self.identity is None or self.is_forced:
+            return frozenset()
+        found = [
+            lease
+            for lease in snapshot.leases
+            if lease.key != kept
+            and whose(lease, public_ip=public_ip, identity=self.identity) is Holder.DUPLICATE
+        ]
+        if not found:
+            return frozenset()
         deleted = set()
-        for lease in snapshot.leases:
-            kind = whose(lease, public_ip=public_ip, identity=self.identity)
-            if lease.key == kept or kind is not Holder.DUPLICATE:
-                continue
-            if self.identity is None or self.is_forced:
-                continue
-            asked = await self.require_dead_or_ours(lease, public_ip)
-            if lease.is_reservation:
+        for asked in await self._require_dead(found, public_ip):
+            if asked.is_reservation:
                 continue  # made by hand: not ours to delete
-            _log.warning("lease %s of a node that is no more: deleting it", lease.key)
-            await self.store.delete(lease.key, revision=asked.revision)
-            deleted.add(lease.key)
+            _log.warning("lease %s of a node that is no more: deleting it", asked.key)
+            await self.store.delete(asked.key, revision=asked.revision)
+            deleted.add(asked.key)
         return frozenset(deleted)
 
     async def _ask(self, lease: Lease) -> Lease:
@@ -118,22 +140,23 @@ class Challenger:
             revision=lease.revision,
         )
 
-    async def _answer_to(self, asked: Lease) -> Lease | None:
-        """The lease once its holder has written it again; None if it did not in time."""
+    async def _answer_to(self, asked: Sequence[Lease]) -> Lease | None:
+        """A lease once its holder has written it again; None if none did in time."""
         for _ in range(CHALLENGE_LOOKS):
             await self.sleep(self.challenge_s / CHALLENGE_LOOKS)
-            snapshot = await self.store.snapshot()
-            now = next((each for each in snapshot.leases if each.key == asked.key), None)
-            if now is None:
-                raise Conflict(f"lease {asked.key} went away")
-            other = challenge_in(now)
-            if other is not None and other != self.token:
-                # Two challengers would interrupt each other for ever: the lower token goes on.
-                if other < self.token:
-                    await self.sleep(self.challenge_s + 1)
-                raise Conflict(f"somebody else asks after lease {asked.key}, too")
-            if now.revision != asked.revision:
-                return now
+            leases = {lease.key: lease for lease in (await self.store.snapshot()).leases}
+            for each in asked:
+                now = leases.get(each.key)
+                if now is None:
+                    raise Conflict(f"lease {each.key} went away")
+                other = challenge_in(now)
+                if other is not None and other != self.token:
+                    # Two challengers would interrupt each other for ever: the lower token goes on.
+                    if other < self.token:
+                        await self.sleep(self.challenge_s + 1)
+                    raise Conflict(f"somebody else asks after lease {each.key}, too")
+                if now.revision != each.revision:
+                    return now
         return None
 
     def _explain(self, lease: Lease, holder: Identity, public_ip: IPv4Address) -> str:
