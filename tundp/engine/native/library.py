@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from tundp.errors import Unsupported
 
-ABI: Final = 6
+ABI: Final = 7
 
 try:
     from tundp import _native
