@@ -274,7 +274,11 @@ class UdpBackend:
         return [
             must_hold("device", is_there, name),
             *worries("device-contest", contest),
-            *worries("path-mtu", self._prober.error and _UNMEASURED.format(self._prober.error)),
+            *worries(
+                "path-mtu",
+                self._prober.error and _UNMEASURED.format(self._prober.error),
+                next_step="let the process start with CAP_NET_RAW, as the shipped unit does",
+            ),
         ]
 
     def give(self) -> Given:
