@@ -28,6 +28,7 @@ SOURCES = [
         "checksum",
         "coalesce",
         "count",
+        "device_mtu",
         "fib",
         "fragment",
         "hop_slots",

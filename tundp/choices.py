@@ -176,3 +176,15 @@ class Topology(Enum):
     """On the nodes."""
     PODS = "pods"
     """In pods, behind bridges."""
+
+
+@unique
+class MtuOrigin(Enum):
+    """Who says how large an inner packet a path carries."""
+
+    DEVICE = "device"
+    """The link it leaves by: a larger datagram is refused."""
+    ROUTE = "route"
+    """The operator: `ip route ... mtu`."""
+    MEASURED = "measured"
+    """Packets of this size were answered, larger ones were not."""

@@ -16,7 +16,7 @@
 /* cdef-begin */
 
 /* Raised whenever a struct or a meaning below changes; Python refuses another number. */
-#define TUNDP_ABI 7
+#define TUNDP_ABI 8
 
 #define TUNDP_FIB_LEVELS 3
 #define TUNDP_BUFFER_LEN 65536
@@ -49,12 +49,14 @@ struct tundp_hop {
 	uint16_t flags;
 };
 
-/* Path state of a hop, learnt from refused sends; all zero is "nothing known".
- * Shared by the workers of a node and Python, all of whom write it: access is atomic. */
+/* Path state of a hop; all zero is "nothing known". Shared by the workers of a node and Python, all
+ * of whom write it: access is atomic. The smaller of two limits holds. */
 struct tundp_path {
-	uint16_t inner_mtu; /* largest inner packet in bytes, 0 unlimited */
-	uint8_t no_gso;     /* 1: UDP_SEGMENT was refused, datagrams go one by one */
-	uint8_t unused;
+	uint16_t inner_mtu; /* largest inner packet, bytes, the device takes: learnt by workers from
+			     * refused sends; 0 unlimited */
+	uint16_t limit;     /* largest inner packet, bytes, the path takes: written by Python, from
+			     * routes and measurements; 0 unlimited */
+	uint32_t no_gso;    /* 1: UDP_SEGMENT was refused, datagrams go one by one */
 };
 
 /* What one worker has counted of one hop. Only the worker writes it, Python reads each field by

@@ -73,6 +73,15 @@ static inline bool fib_is_hop(const struct tundp_fib *fib, uint32_t hop,
 	       fib->hops[hop].port == endpoint->port;
 }
 
+/* Bytes of the largest inner packet for a hop, 0 unlimited. */
+static inline uint16_t fib_path_mtu(const struct tundp_path *path)
+{
+	const uint16_t device = __atomic_load_n(&path->inner_mtu, __ATOMIC_RELAXED);
+	const uint16_t limit = __atomic_load_n(&path->limit, __ATOMIC_RELAXED);
+
+	return limit && (!device || limit < device) ? limit : device;
+}
+
 /* Whether an address is this node's, or lies in its own subnet. */
 static inline bool fib_is_own(const struct tundp_fib *fib, uint32_t address)
 {

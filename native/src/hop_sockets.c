@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "device_mtu.h"
 #include "tundp_twins.h"
 
 enum {
@@ -128,7 +129,7 @@ static int open_socket(struct tundp_worker *worker)
 		.sin_port = htons(worker->hop_sockets.port),
 		.sin_addr.s_addr = htonl(LOOPBACK_ADDRESS),
 	};
-	const int on = 1, probe = IP_PMTUDISC_DO, len = TUNDP_HOP_SEND_BUFFER_LEN, least = 1;
+	const int on = 1, discovery = IP_PMTUDISC_INTERFACE, len = TUNDP_HOP_SEND_BUFFER_LEN, least = 1;
 	const int fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 
 	worker->counters.syscalls += 7;
@@ -138,7 +139,7 @@ static int open_socket(struct tundp_worker *worker)
 	if ((uint32_t)fd > worker->hop_sockets.fd_max ||
 	    setsockopt(fd, IPPROTO_IP, IP_FREEBIND, &on, sizeof(on)) ||
 	    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) ||
-	    setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &probe, sizeof(probe)) ||
+	    setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &discovery, sizeof(discovery)) ||
 	    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &len, sizeof(len)) ||
 	    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &least, sizeof(least)) ||
 	    bind(fd, (const struct sockaddr *)&address, sizeof(address))) {

@@ -8,16 +8,10 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "device_mtu.h"
 #include "fib.h"
 #include "ip.h"
 #include "publish.h"
-
-enum { DISCARD_PORT = 9 };
-
-/* linux/in.h; absent from some libc headers. */
-#ifndef IP_MTU
-#define IP_MTU 14
-#endif
 
 /* The generic cell rate algorithm: the bucket is full again at *full_at_ns, and each token moves
  * that by one token's time, at most a burst's time ahead. */
@@ -133,27 +127,12 @@ static int send_packet(struct tundp_worker *worker, struct outgoing *outgoing)
 	return 0;
 }
 
-/* The MTU of the path to an endpoint as the kernel knows it, less our headers; 0 unknown.
- * Connecting sends nothing: it looks the route up, learnt exceptions included. */
+/* The MTU of the device to an endpoint, less our headers; 0 unknown. */
 static uint16_t ask_inner_mtu(struct tundp_worker *worker, const struct tundp_hop *endpoint)
 {
-	struct sockaddr_in end = { .sin_family = AF_INET };
-	int probe = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	socklen_t len = sizeof(int);
-	int mtu = 0;
+	int mtu = device_mtu(worker->config.address, endpoint, worker->piece);
 
-	worker->counters.syscalls += 5;
-	if (probe < 0)
-		return 0;
-	end.sin_addr.s_addr = htonl(worker->config.address);
-	if (bind(probe, (const struct sockaddr *)&end, sizeof(end)) == 0) {
-		end.sin_addr.s_addr = htonl(endpoint->address);
-		end.sin_port = htons(DISCARD_PORT);
-		if (connect(probe, (const struct sockaddr *)&end, sizeof(end)) ||
-		    getsockopt(probe, IPPROTO_IP, IP_MTU, &mtu, &len))
-			mtu = 0;
-	}
-	close(probe);
+	worker->counters.syscalls += DEVICE_MTU_SYSCALLS;
 	if (!mtu)
 		return 0;
 	mtu -= TUNDP_OVERHEAD;
@@ -162,22 +141,22 @@ static uint16_t ask_inner_mtu(struct tundp_worker *worker, const struct tundp_ho
 	return (uint16_t)(mtu < TUNDP_IP_MIN_MTU ? TUNDP_IP_MIN_MTU : mtu);
 }
 
-/* What the kernel knows of the path to a hop becomes the hop's limit, which Python forgets again
- * after a while. Returns the limit, 0 if there is none. */
+/* What the device to a hop takes becomes the hop's limit, which Python forgets again after a while.
+ * Returns the limit that holds now, 0 if there is none. */
 static uint16_t learn_inner_mtu(struct tundp_worker *worker, const struct tundp_fib *fib,
 				const struct destination *to)
 {
-	uint16_t *limit = &fib->paths[to->hop].inner_mtu;
+	struct tundp_path *path = &fib->paths[to->hop];
 	const uint16_t mtu = ask_inner_mtu(worker, &to->endpoint);
 
 	/* The hop id may stand for another endpoint since the packet was decided. */
 	if (!fib_is_hop(fib, to->hop, &to->endpoint))
 		return mtu;
-	if (!mtu)
-		return __atomic_load_n(limit, __ATOMIC_RELAXED);
-	__atomic_store_n(limit, mtu, __ATOMIC_RELAXED);
-	publish_news(worker);
-	return mtu;
+	if (mtu) {
+		__atomic_store_n(&path->inner_mtu, mtu, __ATOMIC_RELAXED);
+		publish_news(worker);
+	}
+	return fib_path_mtu(path);
 }
 
 static void drop(struct tundp_worker *worker, const struct outgoing *outgoing, uint32_t reason,

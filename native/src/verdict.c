@@ -41,7 +41,7 @@ void tundp_encapsulate(const struct tundp_fib *fib, const struct tundp_policy *p
 		       icmp_time_exceeded(packet, &header, policy->tun_address, verdict->reply));
 		return;
 	}
-	mtu = __atomic_load_n(&fib->paths[hop].inner_mtu, __ATOMIC_RELAXED);
+	mtu = fib_path_mtu(&fib->paths[hop]);
 	if (mtu == 0)
 		mtu = IP_MAX_LEN;
 	if (header.total_len > mtu && header.flags_offset & IP_FLAG_DF) {

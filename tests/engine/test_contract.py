@@ -25,8 +25,8 @@ from tests.nodes import PORT, EngineNode, engine_node
 from tests.packets import udp
 from tests.routes import peer as peer_of
 from tests.wait import DEADLINE_S, until
-from tundp.choices import Engine, Layout, Offload, SourceCheck
-from tundp.engine.base import EMSGSIZE_ORIGIN, OffloadState
+from tundp.choices import Engine, Layout, MtuOrigin, Offload, SourceCheck
+from tundp.engine.base import EMSGSIZE_ORIGIN, OffloadState, PathLimit
 from tundp.engine.counters import Counters, HopCounters
 from tundp.engine.native.engine import EngineSettings
 from tundp.lab.lab import Host
@@ -336,28 +336,31 @@ class Assigned:
 
 
 async def learn_narrow_path(all_: World) -> None:
-    """One packet above the path's MTU, DF clear: refused, decided again, sent in two pieces."""
+    """One packet above the device's MTU, DF clear: refused, decided again, sent in two pieces."""
     before = all_.engine.counters().encap.packets_out
+    await send_in_two_pieces(all_)
+    await until(lambda: all_.engine.counters().encap.packets_out == before + 1)
+
+
+async def send_in_two_pieces(all_: World) -> None:
     all_.app.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
     all_.app.sendto(bytes(1420), (OF_PEER, 9))
     pieces = [await receive(all_.peer), await receive(all_.peer)]
     assert max(map(len, pieces)) <= 1400 - HEADERS_LEN
     # The first piece has the UDP header, both an IPv4 header.
     assert b"".join(piece[20:] for piece in pieces)[8:] == bytes(1420)
-    await until(lambda: all_.engine.counters().encap.packets_out == before + 1)
 
 
 @every_engine
 async def test_path_state(make_lab: Any, engine: Engine) -> None:
     async with world(make_lab, engine) as all_:
         began = time.time()
-        index = await all_.node.host.index("eth0")
-        await route(all_, "add", dst="192.0.2.2/32", oif=index, metrics={"mtu": 1400})
+        await all_.node.host.configure("eth0", mtu=1400)
         await learn_narrow_path(all_)
         ((hop_id, state),) = all_.engine.path_states().items()
         assert hop_id == PEER.hop_id
         assert (state.inner_mtu, state.no_gso) == (1400 - HEADERS_LEN, False)
-        assert state.origin == EMSGSIZE_ORIGIN
+        assert (state.origin, state.mtu_origin) == (EMSGSIZE_ORIGIN, MtuOrigin.DEVICE)
         assert began - 1 <= state.since <= time.time() + 1
         counted = all_.engine.counters()
         assert (counted.fragments_out, counted.errnos) == (2, {"EMSGSIZE": 1})
@@ -390,10 +393,79 @@ async def test_path_state(make_lab: Any, engine: Engine) -> None:
 
 
 @every_engine
-async def test_too_big_says_so_in_the_packets_own_words(make_lab: Any, engine: Engine) -> None:
+async def test_what_others_say_of_a_path_narrows_nothing(make_lab: Any, engine: Engine) -> None:
+    """A route's MTU is the control plane's to read; what ICMP errors say is nobody's."""
     async with world(make_lab, engine) as all_:
         index = await all_.node.host.index("eth0")
-        await route(all_, "add", dst="192.0.2.2/32", oif=index, metrics={"mtu": 1400})
+        await route(all_, "add", dst="192.0.2.2/32", oif=index, metrics={"mtu": 600})
+        all_.app.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
+        all_.app.sendto(bytes(1420), (OF_PEER, 9))
+        assert len(await receive(all_.peer)) == HEADERS_LEN + 1420
+        # Nor does it when the device is narrow: that is asked, and not the path.
+        await all_.node.host.configure("eth0", mtu=1400)
+        await learn_narrow_path(all_)
+        assert all_.engine.path_states()[PEER.hop_id].inner_mtu == 1400 - HEADERS_LEN
+
+
+@every_engine
+async def test_a_limit_holds_until_it_is_lifted(make_lab: Any, engine: Engine) -> None:
+    async with world(make_lab, engine) as all_:
+        limit = PathLimit(
+            inner_mtu=1372, origin=MtuOrigin.MEASURED, since=1_770_000_000.0, text="measured"
+        )
+        all_.engine.limit_path(PEER.hop_id, limit)
+        await send_in_two_pieces(all_)
+        await until(lambda: all_.engine.counters().fragments_out == 2)
+        assert all_.engine.counters().errnos == {}, "nothing was refused"
+        state = all_.engine.path_states()[PEER.hop_id]
+        assert (state.inner_mtu, state.mtu_origin) == (1372, MtuOrigin.MEASURED)
+        assert (state.since, state.origin) == (1_770_000_000.0, "measured")
+
+        # The smaller one holds, and the other is there again when it is gone.
+        await all_.node.host.configure("eth0", mtu=1300)
+        await send(all_, 1320)
+        await until(lambda: all_.engine.counters().errnos == {"EMSGSIZE": 1})
+        assert all_.engine.path_states()[PEER.hop_id].mtu_origin is MtuOrigin.DEVICE
+        await all_.node.host.configure("eth0", mtu=1500)
+        all_.engine.recheck_paths()
+        assert all_.engine.path_states()[PEER.hop_id].inner_mtu == 1372
+        all_.engine.limit_path(PEER.hop_id, None)
+        assert all_.engine.path_states() == {}
+        await send(all_, 1420)
+
+        # A limit is the endpoint's, not the hop id's; and goes with the address.
+        all_.engine.limit_path(PEER.hop_id, limit)
+        all_.node.install([PEER], Assigned((PEER.hop_id,)))
+        assert all_.engine.path_states() == {}
+        all_.engine.limit_path(PEER.hop_id, limit)
+        all_.engine.detach()
+        all_.engine.rebound()
+        all_.engine.attach(all_.node.tun)
+        assert all_.engine.path_states() == {}
+
+
+async def send(all_: World, length: int) -> None:
+    """Wait until a packet with so many bytes of UDP payload has arrived whole, or in pieces."""
+    all_.app.sendto(bytes(length), (OF_PEER, 9))
+    arrived = 0
+    while arrived < length + 8:
+        arrived += len(await receive(all_.peer)) - 20
+    assert arrived == length + 8
+
+
+@every_engine
+async def test_bytes_out_are_each_hops(make_lab: Any, engine: Engine) -> None:
+    async with world(make_lab, engine) as all_:
+        assert all_.engine.bytes_out().sum() == 0
+        await send(all_, 100)
+        await until(lambda: all_.engine.bytes_out()[PEER.hop_id] == 100 + HEADERS_LEN)
+        assert all_.engine.bytes_out().sum() == 100 + HEADERS_LEN
+
+
+@every_engine
+async def test_too_big_says_so_in_the_packets_own_words(make_lab: Any, engine: Engine) -> None:
+    async with world(make_lab, engine) as all_:
+        await all_.node.host.configure("eth0", mtu=1400)
         # The error comes from the TUN's own address, as with the daemon.
         await all_.node.host.sysctl(f"ipv4/conf/{all_.node.tun.name}/accept_local", 1)
         listener = await all_.node.host.socket(socket.SOCK_RAW, socket.IPPROTO_ICMP)

@@ -118,27 +118,28 @@ child.kill(); child.wait()
     )
 
 
-def test_do_pmtu_refuses_what_the_route_cannot_carry_and_ip_mtu_tells() -> None:
-    # linux/udp.py: EMSGSIZE instead of outer fragments, and path_mtu() to learn the size.
+def test_the_device_decides_what_is_refused_and_the_error_queue_names_its_mtu() -> None:
+    # linux/udp.py: IP_PMTUDISC_INTERFACE, which a route's MTU and what ICMP says do not concern.
     assert (
         in_namespace(
             f"""
 ip("link", "set", "lo", "up")
 ip("link", "add", "d0", "type", "veth"); ip("link", "set", "veth0", "up")
-ip("link", "set", "d0", "up")
+ip("link", "set", "d0", "up", "mtu", "1400")
 ip("addr", "add", "192.0.2.1/24", "dev", "d0")
-ip("route", "add", "192.0.2.9", "dev", "d0", "mtu", "1400")
+ip("route", "add", "192.0.2.9", "dev", "d0", "mtu", "1300")
 from ipaddress import IPv4Address
 from tundp.linux import udp
 sock = udp.open_udp(IPv4Address("192.0.2.1"), 8285)
 sock.sendto(bytes(1372), ("192.0.2.9", 8285))
 try: sock.sendto(bytes(1373), ("192.0.2.9", 8285))
 except OSError as error: print(error.errno == {errno.EMSGSIZE},
-    udp.path_mtu(IPv4Address("192.0.2.1"), "192.0.2.9"),
-    udp.path_mtu(IPv4Address("192.0.2.1"), "198.51.100.1"))
+    udp.device_mtu(IPv4Address("192.0.2.1"), "192.0.2.9"),
+    udp.device_mtu(IPv4Address("127.0.0.1"), "127.0.0.1"),
+    udp.device_mtu(IPv4Address("192.0.2.1"), "198.51.100.1"))
 """
         )
-        == "True 1400 None"
+        == "True 1400 65535 None"
     )
 
 

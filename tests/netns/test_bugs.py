@@ -155,6 +155,7 @@ PLANTS = (
     Plant("keep firewall", "tundp.linux.firewall.choose:Firewall.repair", flush_rules, has_rules),
     Plant("keep subnet.env", "tundp.daemon.subnet_file:SubnetFile.check", change_file, has_file),
     Plant("notify", "tundp.daemon.node:Node._summary", nothing, at_once),
+    Plant("measure paths", "tundp.backend.udp.path_prober:PathProber._step", nothing, at_once),
     Plant("watch health", "tundp.engine.native.engine:NativeEngine.heartbeat", nothing, at_once),
 )
 

@@ -74,7 +74,7 @@ def make_fib() -> Fib:
 
 
 FIB = make_fib()
-PATHS = np.zeros(len(FIB.hop_array), [("inner_mtu", "u2"), ("no_gso", "u1"), ("unused", "u1")])
+PATHS = np.zeros(len(FIB.hop_array), [("inner_mtu", "u2"), ("limit", "u2"), ("no_gso", "u4")])
 PATHS["inner_mtu"][FIB.hop_array["address"] == NARROW_PEER] = NARROW
 NATIVE_FIB = NativeFib(FIB, PATHS)
 VERDICT = ffi.new("struct tundp_verdict *")

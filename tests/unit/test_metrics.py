@@ -142,7 +142,14 @@ def test_values() -> None:
         counters,
         lease=replace(LEASE, state="conflict", expires_at=None),
         store=replace(STORE, is_answering=False, synced_at=None),
-        routing=replace(ROUTING, refused=2, bad_entries=1, narrow_paths=4, no_gso_paths=5),
+        routing=replace(
+            ROUTING,
+            refused=2,
+            bad_entries=1,
+            narrow_paths=4,
+            no_gso_paths=5,
+            narrow_by_origin={"device": 1, "route": 0, "measured": 3},
+        ),
     )
     found = scraped(running(sample, HALF))
     assert value(found, "tundp_packets_total", direction="encap") == 11
@@ -165,6 +172,7 @@ def test_values() -> None:
     assert value(found, "tundp_bad_entries") == 1
     assert value(found, "tundp_fib_generation") == 3
     assert value(found, "tundp_narrow_paths") == 4
+    assert value(found, "tundp_narrow_paths_by_origin", origin="measured") == 3
     assert value(found, "tundp_no_gso_paths") == 5
     assert value(found, "tundp_backend_info", type="udp") == 1
     for name, state in (("udp-gro", "in_use"), ("tcp-coalesce", "disabled")):
@@ -229,7 +237,7 @@ class Engine:
         raise AssertionError("not part of the routes")
 
     def path_states(self) -> dict[int, Any]:
-        learnt = type("PathState", (), {"inner_mtu": 1372, "no_gso": False})()
+        learnt = type("PathState", (), {"inner_mtu": 1372, "mtu_origin": None, "no_gso": False})()
         return dict.fromkeys(range(3), learnt)
 
     def hop_counters(self) -> dict[int, Any]:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tundp.choices import Offload
+from tundp.choices import MtuOrigin, Offload
 from tundp.engine.base import DisabledOffload as Disabled
 from tundp.engine.base import OffloadState, PathState
 from tundp.engine.counters import Counters, HopCounters
@@ -107,7 +107,13 @@ UDP = Status(
     kernel=KernelStatus(tun_queue_drops=12, udp_errors=5, udp_checksum_errors=4),
     firewall=FirewallStatus(flavour="nftables", missing=""),
     routing=RoutingStatus(
-        generation=3, peers=2, refused=1, bad_entries=1, narrow_paths=1, no_gso_paths=0
+        generation=3,
+        peers=2,
+        refused=1,
+        bad_entries=1,
+        narrow_paths=1,
+        no_gso_paths=0,
+        narrow_by_origin={"device": 0, "route": 0, "measured": 1},
     ),
     findings=(
         Finding(id="lease", verdict=Verdict.OK, evidence="held"),
@@ -125,7 +131,13 @@ UDP = Status(
             port=8285,
             backend_type="udp",
             identity="node2",
-            path=PathStatus(inner_mtu=1372, no_gso=False, since=1_770_000_040.0, origin="EMSGSIZE"),
+            path=PathStatus(
+                inner_mtu=1372,
+                mtu_origin=MtuOrigin.MEASURED,
+                no_gso=False,
+                since=1_770_000_040.0,
+                origin="measured",
+            ),
             traffic=PeerTraffic(
                 packets_out=21,
                 bytes_out=1764,
@@ -430,7 +442,15 @@ class Engine:
         return 1
 
     def path_states(self) -> dict[int, PathState]:
-        return {2: PathState(inner_mtu=1372, no_gso=True, since=5.0, origin="EMSGSIZE")}
+        return {
+            2: PathState(
+                inner_mtu=1372,
+                mtu_origin=MtuOrigin.DEVICE,
+                no_gso=True,
+                since=5.0,
+                origin="EMSGSIZE",
+            )
+        }
 
     def hop_counters(self, hop_ids: Sequence[int] | None = None) -> dict[int, HopCounters]:
         return {1: HopCounters(packets_out=1, packets_in=2, last_heard=7.0)}
@@ -451,12 +471,15 @@ def test_peers_are_in_the_order_of_their_subnets_with_what_the_engine_knows() ->
     peers = list(collect.peer_statuses(3, lambda: views, ENGINE))
     assert [str(peer.subnet) for peer in peers] == ["10.5.9.0/24", "10.5.9.0/25", "10.5.10.0/24"]
     first, second, third = peers
-    assert first.path == PathStatus(inner_mtu=1372, no_gso=True, since=5.0, origin="EMSGSIZE")
+    assert first.path == PathStatus(
+        inner_mtu=1372, mtu_origin=MtuOrigin.DEVICE, no_gso=True, since=5.0, origin="EMSGSIZE"
+    )
     assert first.traffic is None
     assert (second.path, second.traffic) == (None, None)
     assert third.traffic is not None
     assert third.traffic.last_heard == 7.0
     assert collect.path_counts(ENGINE) == (1, 1)
+    assert collect.narrow_by_origin(ENGINE) == {"device": 1, "route": 0, "measured": 0}
     assert collect.path_counts(None) == (0, 0)
 
 

@@ -102,7 +102,8 @@ def test_capabilities_add_up(
     assert unit_of(directories).capabilities == expected
 
 
-def test_the_shipped_units_leave_net_admin() -> None:
-    unit = installed_unit(["tundp.service"], [SHIPPED])
+@pytest.mark.parametrize("name", ["tundp.service", "tundp@.service"])
+def test_the_shipped_units_leave_net_admin_and_net_raw(name: str) -> None:
+    unit = installed_unit([name], [SHIPPED])
     assert unit is not None
-    assert unit.capabilities == frozenset({"CAP_NET_ADMIN"})
+    assert unit.capabilities == frozenset({"CAP_NET_ADMIN", "CAP_NET_RAW"})

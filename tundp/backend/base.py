@@ -30,6 +30,7 @@ from tundp.lease.fib import Fib
 from tundp.lease.model import Lease, LeaseAttributes, LeaseKey, Peer
 from tundp.lease.network import BackendConfig
 from tundp.lease.routing import RoutingDelta
+from tundp.linux.echo import EchoSocket
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.netlink import Netlink
@@ -59,9 +60,13 @@ class Given:
     """One for each queue of the TUN device, in the queues' order."""
     udp_socks: tuple[socket.socket, ...] = ()
     """Bound sockets on the underlay, one for each worker."""
+    echo: EchoSocket | None = None
+    """Receives what measures paths; None where the process may not have one."""
 
     def close(self) -> None:
         """Close what nobody took."""
+        if self.echo is not None:
+            self.echo.close()
         for fd in self.tun_fds:
             os.close(fd)
         for sock in self.udp_socks:
@@ -196,6 +201,10 @@ class Backend(Protocol):
         """Keep the device and routes as they must be until cancelled."""
         ...
 
+    async def measure(self) -> None:
+        """Measure the paths to the peers until cancelled."""
+        ...
+
     async def repair(self) -> list[str]:
         """Put back what somebody took from our device; what that was, for the log."""
         ...
@@ -204,7 +213,7 @@ class Backend(Protocol):
         """Whether a change calls for `repair`: of our device, or of a route we keep."""
         ...
 
-    def kernel_changed(self) -> None:
+    def kernel_changed(self, changes: Sequence[KernelChange]) -> None:
         """Links, addresses or routes of the node changed, whosever: called often, must be cheap."""
         ...
 

@@ -212,7 +212,11 @@ class HostGwBackend:
             return is_ours and (change.is_gone or not change.link.is_up)
         return isinstance(change, RouteChange) and change.destination in self._wanted
 
-    def kernel_changed(self) -> None:
+    async def measure(self) -> None:
+        """See Backend: the kernel forwards, and learns of paths."""
+        await asyncio.Event().wait()
+
+    def kernel_changed(self, changes: Sequence[KernelChange]) -> None:
         """See Backend. Nothing is remembered of paths."""
 
     def owns_address(self, interface_index: int) -> bool:

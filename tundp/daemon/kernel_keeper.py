@@ -167,9 +167,10 @@ class KernelKeeper:
         while not due.is_urgent and not (due and clock() >= self._free_at):
             try:
                 async with asyncio.timeout_at(self._free_at if due else retry_at):
-                    for change in await changes():
+                    seen = await changes()
+                    for change in seen:
                         self._note(change, due)
-                    self._node.backend.kernel_changed()
+                    self._node.backend.kernel_changed(seen)
             except TimeoutError:
                 if not due:
                     due.underlay, due.all_paths = bool(self._node.underlay.error), is_device_new

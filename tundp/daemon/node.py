@@ -4,6 +4,7 @@ follow leases   subnet manager -> routing ledger -> publisher -> backend
 keep lease      renewals, and getting it back (the subnet manager)
 keep cache      the leases on disk, for a start without the store (the subnet manager)
 keep backend    device and routes made again when they are gone
+measure paths   how large a packet arrives at each peer
 watch kernel    what somebody took put back; the underlay's address, MTU and state followed
 keep firewall   rules put back
 keep subnet.env the file written again when somebody removed or changed it
@@ -123,6 +124,7 @@ class Node:
             "keep lease": self.manager.keep,
             "keep cache": self.manager.keep_cache,
             "keep backend": self.backend.run,
+            "measure paths": self.backend.measure,
             "watch kernel": self._watch_kernel,
             "keep firewall": self.firewall.keep,
             "watch obstacles": self.obstacles.run,

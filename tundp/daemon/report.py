@@ -121,6 +121,7 @@ def routing_status(routing: Routing, engine: Dataplane | None) -> RoutingStatus:
         bad_entries=len(routing.bad_entries),
         narrow_paths=narrow,
         no_gso_paths=no_gso,
+        narrow_by_origin=collect.narrow_by_origin(engine),
     )
 
 

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
-from tundp.choices import Offload
+import numpy as np
+import numpy.typing as npt
+
+from tundp.choices import MtuOrigin, Offload
 from tundp.engine.counters import Counters, HopCounters
 from tundp.lease.fib import Fib
 from tundp.linux.tun import Tun, TunMode
@@ -15,7 +18,7 @@ from tundp.wire.policy import Policy
 
 PATH_STATE_S: Final = 600.0
 """Path state, and what the TUN refused, is forgotten after ten minutes (RFC 1191 section 6.3)."""
-EMSGSIZE_ORIGIN: Final = "a send was refused as too long (EMSGSIZE); the kernel's MTU of the route"
+EMSGSIZE_ORIGIN: Final = "a send was refused as too long (EMSGSIZE); the MTU of the device"
 NO_GSO_ORIGIN: Final = "UDP_SEGMENT was refused, single datagrams were not"
 """What teaches path state: PathState.origin."""
 
@@ -29,6 +32,18 @@ class EngineContext:
     policy: Policy
     loop: asyncio.AbstractEventLoop
     """Every method is called on its thread."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathLimit:
+    """The largest inner packet for one hop, as the control plane sets it."""
+
+    inner_mtu: int
+    origin: MtuOrigin
+    since: float
+    """Unix time."""
+    text: str
+    """PathState.origin."""
 
 
 class DisabledOffload(NamedTuple):
@@ -50,16 +65,45 @@ class OffloadState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathState:
-    """Path state of one hop, learnt from refused sends."""
+    """Path state of one hop: learnt from refused sends, or set by `limit_path`."""
 
     inner_mtu: int | None = None
     """Largest inner packet in bytes; None: as the TUN's."""
+    mtu_origin: MtuOrigin | None = None
+    """Who says so."""
     no_gso: bool = False
     """UDP_SEGMENT was refused: datagrams go one by one."""
     since: float
     """Unix time of the last change."""
     origin: str
-    """What it was learnt from: one of the texts above."""
+    """What it was learnt from: one of the texts above, or the limit's."""
+
+
+def limited(state: PathState | None, limit: PathLimit | None) -> PathState | None:
+    """Path state as it holds: what was learnt, under what the control plane set."""
+    if limit is None:
+        return state
+    no_gso = state is not None and state.no_gso
+    if state is not None and state.inner_mtu is not None and state.inner_mtu <= limit.inner_mtu:
+        return state
+    return PathState(
+        inner_mtu=limit.inner_mtu,
+        mtu_origin=limit.origin,
+        no_gso=no_gso,
+        since=limit.since,
+        origin=f"{limit.text}; {NO_GSO_ORIGIN}" if no_gso else limit.text,
+    )
+
+
+def all_limited(
+    states: Mapping[int, PathState], limits: Mapping[int, PathLimit]
+) -> Mapping[int, PathState]:
+    """`limited`, by hop id."""
+    found = {}
+    for hop_id in states.keys() | limits.keys():
+        if (state := limited(states.get(hop_id), limits.get(hop_id))) is not None:
+            found[hop_id] = state
+    return found
 
 
 class HopsAssigned(Protocol):
@@ -151,10 +195,21 @@ class Dataplane(Protocol):
         ...
 
     def recheck_paths(self) -> None:
-        """Forget path MTUs the kernel has other figures for by now: routes or links changed.
+        """Forget device MTUs the kernel has other figures for by now: routes or links changed.
 
         What is still narrow is learnt again, without a loss, from the next send that is refused.
         """
+        ...
+
+    def limit_path(self, hop_id: int, limit: PathLimit | None) -> None:
+        """Send a hop no larger inner packets than this; None: than its device takes.
+
+        It holds until the next call for the hop, until the hop id is assigned anew, or `rebound`.
+        """
+        ...
+
+    def bytes_out(self) -> npt.NDArray[np.uint64]:
+        """Inner bytes sent to each hop, by hop id. It grows; who compares must bear a reset."""
         ...
 
     def heartbeat(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What changed since an engine looked last: between two FIBs, and in the kernel's path MTUs."""
+"""What changed since an engine looked last: between two FIBs, and in the MTUs of devices."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def changed_hops(before: Fib | None, after: Fib) -> Sequence[int]:
 def changed_paths(
     states: Mapping[int, PathState], fib: Fib, ask: Callable[[str], int | None]
 ) -> list[int]:
-    """Hop ids whose path MTU the kernel has another figure for than what was learnt.
+    """Hop ids whose device has another MTU by now than `states` say, which hold no limits.
 
-    ask: the kernel's path MTU to an address in bytes, None without a route, which is no news.
+    ask: the MTU of the device to an address in bytes, None without a route, which is no news.
     """
     changed = []
     for hop_id, state in states.items():

@@ -17,12 +17,12 @@ import socket
 import struct
 import termios
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import Final
 
 from tundp.engine import hop_slots
 from tundp.engine.hop_slots import HopSlot
-from tundp.linux import uapi
-from tundp.linux.udp import open_sender
+from tundp.linux.udp import open_sender, source_control
 
 DESCRIPTORS_LEFT: Final = 64
 """To the rest of the process, at least."""
@@ -151,9 +151,7 @@ class HopSockets:
         if limit != resource.RLIM_INFINITY and sock.fileno() > limit - DESCRIPTORS_LEFT:
             sock.close()
             return None
-        # struct in_pktinfo: any interface, the source address, and one that only receivers read.
-        source = struct.pack("=i4s4x", 0, socket.inet_aton(address))
-        self._control = [(socket.IPPROTO_IP, uapi.IP_PKTINFO, source)]
+        self._control = source_control(IPv4Address(address))
         return sock
 
     def _close(self, own: _HopSocket) -> None:

@@ -6,7 +6,11 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from tundp.engine.base import PATH_STATE_S, PathState
+import numpy as np
+import numpy.typing as npt
+
+from tundp.choices import MtuOrigin
+from tundp.engine.base import PATH_STATE_S, PathLimit, PathState, all_limited, limited
 from tundp.engine.counters import HopCounters
 
 
@@ -30,11 +34,13 @@ class HopLedger:
     def __init__(self) -> None:
         self._counts: dict[int, HopCount] = {}
         self._paths: dict[int, tuple[PathState, float]] = {}
+        self._limits: dict[int, PathLimit] = {}
 
     def reassign(self, hop_ids: Iterable[int]) -> None:
         """Start anew for hop ids that stand for another endpoint from now on."""
         for hop_id in hop_ids:
             self._paths.pop(hop_id, None)
+            self._limits.pop(hop_id, None)
             self._counts.pop(hop_id, None)
 
     def count(self, hop_id: int) -> HopCount:
@@ -47,28 +53,54 @@ class HopLedger:
         counts = {hop_id: self._counts.get(hop_id, HopCount()) for hop_id in ids}
         return {hop_id: HopCounters(**asdict(count)) for hop_id, count in counts.items()}
 
+    def bytes_out(self, hop_count: int) -> npt.NDArray[np.uint64]:
+        """See Dataplane."""
+        found = np.zeros(hop_count, np.uint64)
+        for hop_id, count in self._counts.items():
+            if hop_id < hop_count:
+                found[hop_id] = count.bytes_out
+        return found
+
+    def limit(self, hop_id: int, limit: PathLimit | None) -> None:
+        """See Dataplane.limit_path."""
+        if limit is None:
+            self._limits.pop(hop_id, None)
+        else:
+            self._limits[hop_id] = limit
+
     def path(self, hop_id: int, now: float) -> PathState | None:
         """Path state of a hop, unless it was learnt too long ago. now: the loop's time."""
         # Empty unless some path is narrower than the TUN: then nothing is looked up at all.
-        if not self._paths:
+        if not self._paths and not self._limits:
             return None
+        return limited(self._learnt(hop_id, now), self._limits.get(hop_id))
+
+    def learnt(self, now: float) -> Mapping[int, PathState]:
+        """What was learnt of all hops, without limits."""
+        known = ((hop_id, self._learnt(hop_id, now)) for hop_id in list(self._paths))
+        return {hop_id: state for hop_id, state in known if state is not None}
+
+    def paths(self, now: float) -> Mapping[int, PathState]:
+        """See Dataplane.path_states."""
+        return all_limited(self.learnt(now), self._limits)
+
+    def _learnt(self, hop_id: int, now: float) -> PathState | None:
         state, ends_at = self._paths.get(hop_id, (None, 0.0))
         if state is not None and now >= ends_at:
             del self._paths[hop_id]
             return None
         return state
 
-    def paths(self, now: float) -> Mapping[int, PathState]:
-        """See Dataplane.path_states."""
-        known = ((hop_id, self.path(hop_id, now)) for hop_id in list(self._paths))
-        return {hop_id: state for hop_id, state in known if state is not None}
-
     def learn_path(self, hop_id: int, inner_mtu: int, origin: str, now: float) -> None:
         """Keep the largest inner packet of a path for PATH_STATE_S."""
-        state = PathState(inner_mtu=inner_mtu, since=time.time(), origin=origin)
+        state = PathState(
+            inner_mtu=inner_mtu, mtu_origin=MtuOrigin.DEVICE, since=time.time(), origin=origin
+        )
         self._paths[hop_id] = (state, now + PATH_STATE_S)
 
     def forget_paths(self, hop_ids: Iterable[int] | None = None) -> None:
-        """Forget the path state of some hops; None: of all, it was another address's."""
+        """Forget what was learnt of some hops; None: of all, and limits: the address is another."""
+        if hop_ids is None:
+            self._limits.clear()
         for hop_id in list(self._paths) if hop_ids is None else hop_ids:
             self._paths.pop(hop_id, None)

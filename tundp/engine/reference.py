@@ -34,12 +34,16 @@ from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address
 from typing import Final, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from tundp.backoff import Ration
 from tundp.engine.base import (
     EMSGSIZE_ORIGIN,
     EngineContext,
     HopsAssigned,
     OffloadState,
+    PathLimit,
     PathState,
 )
 from tundp.engine.changes import changed_hops, changed_paths
@@ -185,8 +189,16 @@ class ReferenceEngine:
 
     def recheck_paths(self) -> None:
         """See Dataplane."""
-        ask = functools.partial(udp.path_mtu, self._source)
-        self._hops.forget_paths(changed_paths(self.path_states(), self._fib, ask))
+        ask = functools.partial(udp.device_mtu, self._source)
+        self._hops.forget_paths(changed_paths(self._hops.learnt(self._loop.time()), self._fib, ask))
+
+    def limit_path(self, hop_id: int, limit: PathLimit | None) -> None:
+        """See Dataplane."""
+        self._hops.limit(hop_id, limit)
+
+    def bytes_out(self) -> npt.NDArray[np.uint64]:
+        """See Dataplane."""
+        return self._hops.bytes_out(len(self._fib.hops))
 
     def heartbeat(self) -> tuple[int, ...]:
         """See Dataplane. It has no thread: the loop that asks is the one that carries."""
@@ -444,20 +456,23 @@ class ReferenceEngine:
         return error.errno or errno.EIO
 
     def _inner_mtu(self, hop: _Hop) -> int:
+        return self._known_mtu(hop) or _UNLIMITED
+
+    def _known_mtu(self, hop: _Hop) -> int | None:
         state = self._hops.path(hop.hop_id, self._loop.time())
-        return _UNLIMITED if state is None or state.inner_mtu is None else state.inner_mtu
+        return None if state is None else state.inner_mtu
 
     def _learn_inner_mtu(self, hop: _Hop) -> int | None:
-        """The largest inner packet the path to a hop carries, as the kernel knows it now."""
+        """The largest inner packet the path to a hop carries, when its device refused one."""
         address = hop.sockaddr[0]
-        outer = udp.path_mtu(self._source, address)
-        if outer is None:
-            known = self._hops.path(hop.hop_id, self._loop.time())
-            return known.inner_mtu if known else None
-        mtu = max(ip.MIN_MTU, overhead.inner_mtu(outer))
-        self._hops.learn_path(hop.hop_id, mtu, EMSGSIZE_ORIGIN, self._loop.time())
-        _log.info("path to %s carries %d bytes: inner packets up to %d", address, outer, mtu)
-        return mtu
+        outer = udp.device_mtu(self._source, address, hop.sockaddr[1])
+        if outer is not None:
+            mtu = max(ip.MIN_MTU, overhead.inner_mtu(outer))
+            self._hops.learn_path(hop.hop_id, mtu, EMSGSIZE_ORIGIN, self._loop.time())
+            _log.info(
+                "the device to %s takes %d bytes: inner packets up to %d", address, outer, mtu
+            )
+        return self._known_mtu(hop)
 
     def _count_overflows(self, ancillary: list[tuple[int, int, bytes]]) -> None:
         for level, kind, data in ancillary:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
+import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
@@ -28,6 +29,8 @@ _ALL_KIND_NAMES: Final = KIND_NAMES | {
     uapi.RTN_ANYCAST: "anycast",
     uapi.RTN_MULTICAST: "multicast",
 }
+_CACHE_INFO: Final = struct.Struct("=3I")
+"""linux/rtnetlink.h: struct rta_cacheinfo, its beginning: clntref, lastuse, expires."""
 _LOOKUPS: Final = 32
 """Lookups in one datagram: an answer takes up to 2 KB of the receive buffer."""
 
@@ -48,6 +51,9 @@ class RouteLookup:
     """Of the route found, if the lookup was one `of_routes`; else 32."""
     table: int = uapi.RT_TABLE_MAIN
     """Of the route found."""
+    mtu: int | None = None
+    """The MTU the route names (`ip route ... mtu`), bytes. Never what an ICMP error said: the
+    kernel keeps that with a time at which it expires."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,4 +139,14 @@ def _decode_lookup(answer: Answer) -> RouteLookup | NoRoute:
         kind=_ALL_KIND_NAMES.get(kind, str(kind)),
         prefix_len=prefix_len,
         table=table,
+        mtu=_decode_mtu(values),
     )
+
+
+def _decode_mtu(values: Mapping[int, memoryview]) -> int | None:
+    expiry = values.get(uapi.RTA_CACHEINFO)
+    if expiry is not None and _CACHE_INFO.unpack_from(expiry)[2]:
+        return None
+    metrics = dict(attributes(values.get(uapi.RTA_METRICS, memoryview(b""))))
+    mtu = metrics.get(uapi.RTAX_MTU)
+    return int.from_bytes(mtu, sys.byteorder) or None if mtu is not None else None

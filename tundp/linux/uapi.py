@@ -56,21 +56,31 @@ UDP_GRO: Final = 104
 IP_PKTINFO: Final = 8
 IP_MTU_DISCOVER: Final = 10
 IP_PMTUDISC_DONT: Final = 0
-IP_PMTUDISC_DO: Final = 2
 IP_PMTUDISC_PROBE: Final = 3
 """2.6.22: set DF, and ignore what is known of the path's MTU."""
-IP_MTU: Final = 14
+IP_PMTUDISC_INTERFACE: Final = 4
+"""3.14: clear DF, ignore what ICMP errors say of the path, refuse what the device cannot take."""
+IP_RECVERR: Final = 11
 IP_FREEBIND: Final = 15
+
+# linux/icmp.h
+ICMP_FILTER: Final = 1
+"""Of SOL_RAW: a bit for each ICMP type the socket shall not get."""
+
+# linux/errqueue.h
+SO_EE_ORIGIN_LOCAL: Final = 1
 
 # asm-generic/socket.h
 SO_SNDBUFFORCE: Final = 32
 """2.6.14"""
 SO_RCVBUFFORCE: Final = 33
 """2.6.14"""
+SO_ATTACH_FILTER: Final = 26
 SO_RXQ_OVFL: Final = 40
 """2.6.33"""
 
 # linux/socket.h: levels of setsockopt
+SOL_RAW: Final = 255
 SOL_PACKET: Final = 263
 SOL_NETLINK: Final = 270
 
@@ -158,11 +168,14 @@ RTA_OIF: Final = 4
 RTA_GATEWAY: Final = 5
 RTA_PRIORITY: Final = 6
 RTA_PREFSRC: Final = 7
+RTA_METRICS: Final = 8
 RTA_MULTIPATH: Final = 9
+RTA_CACHEINFO: Final = 12
 RTA_TABLE: Final = 15
 """2.6.19"""
 RTA_MARK: Final = 16
 """2.6.33"""
+RTAX_MTU: Final = 2
 RTA_IP_PROTO: Final = 27
 """4.19, as the next two"""
 RTA_SPORT: Final = 28

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import socket
+import struct
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -22,21 +23,29 @@ SEND_BUFFER_LEN: Final = 1 << 20
 SENDER_ADDRESS: Final = "127.0.130.133"
 """What senders are bound to: no datagram from the wire may have that destination (RFC 1122)."""
 
+_MAX_MTU: Final = 0xFFFF
+_MAX_PAYLOAD_LEN: Final = _MAX_MTU - 28
+_EXTENDED_ERROR: Final = struct.Struct("=IB3xI4x")
+"""linux/errqueue.h: struct sock_extended_err: ee_errno, ee_origin, ee_info."""
+_QUEUE: Final = socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT
+
 
 def open_udp(
     address: IPv4Address, port: int, *, is_shared: bool = False, is_one_of_many: bool = False
 ) -> socket.socket:
     """A non-blocking UDP socket bound to `address`:`port`, as flannel binds its own.
 
-    DF is always set and the kernel never fragments (IP_PMTUDISC_DO): a datagram larger
-    than the path is refused with EMSGSIZE, and the dataplane answers with ICMP or
-    fragments the inner packet. SO_RXQ_OVFL reports what the socket had to drop.
+    IP_PMTUDISC_INTERFACE: a datagram larger than the device takes is refused with EMSGSIZE, and
+    the engine answers with ICMP or fragments the inner packet. What ICMP errors, which anybody
+    can forge, say of the path is ignored; DF is clear, so that a router with a narrower link
+    fragments, as with flannel, until the path is measured (backend/udp/path_prober.py).
+    SO_RXQ_OVFL reports what the socket had to drop.
     is_shared: others of ours shall join on the same port, each peer staying with one socket.
     is_one_of_many: this is one that joins.
     """
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
-        sock.setsockopt(socket.IPPROTO_IP, uapi.IP_MTU_DISCOVER, uapi.IP_PMTUDISC_DO)
+        sock.setsockopt(socket.IPPROTO_IP, uapi.IP_MTU_DISCOVER, uapi.IP_PMTUDISC_INTERFACE)
         sock.setsockopt(socket.SOL_SOCKET, uapi.SO_RXQ_OVFL, 1)
         _grow(sock, uapi.SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER_LEN, "net.core.rmem_max")
         _grow(sock, uapi.SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER_LEN, "net.core.wmem_max")
@@ -51,18 +60,20 @@ def open_udp(
     return sock
 
 
-def open_sender(port: int, buffer_len: int) -> socket.socket:
+def open_sender(port: int, buffer_len: int, *, is_probing: bool = False) -> socket.socket:
     """A non-blocking UDP socket that sends from `port` of our addresses, and receives nothing.
 
-    Which address is said at each send (IP_PKTINFO). DF as with `open_udp`. buffer_len: SO_SNDBUF,
-    of which the kernel makes twice as much. OSError.
+    Which address is said at each send (IP_PKTINFO: `source_control`). DF as with `open_udp`.
+    is_probing: with DF (IP_PMTUDISC_PROBE), whatever is known of the path.
+    buffer_len: SO_SNDBUF, of which the kernel makes twice as much. OSError.
     """
+    discovery = uapi.IP_PMTUDISC_PROBE if is_probing else uapi.IP_PMTUDISC_INTERFACE
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         # FREEBIND: lo may be down. REUSEADDR: others of ours are bound there, too.
         sock.setsockopt(socket.IPPROTO_IP, uapi.IP_FREEBIND, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.IPPROTO_IP, uapi.IP_MTU_DISCOVER, uapi.IP_PMTUDISC_DO)
+        sock.setsockopt(socket.IPPROTO_IP, uapi.IP_MTU_DISCOVER, discovery)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_len)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         sock.bind((SENDER_ADDRESS, port))
@@ -81,13 +92,37 @@ def rebind(sock: socket.socket, new: socket.socket) -> None:
     new.close()
 
 
-def path_mtu(source: IPv4Address, destination: str) -> int | None:
-    """The kernel's path MTU to `destination` in bytes (IP_MTU); None without a route."""
-    # Connecting sends nothing: it looks up the route, PMTU exceptions included.
+def source_control(address: IPv4Address) -> list[tuple[int, int, bytes]]:
+    """The control message that makes a send leave from `address` (struct in_pktinfo)."""
+    # Any interface, the source address, and one that only receivers read.
+    return [(socket.IPPROTO_IP, uapi.IP_PKTINFO, struct.pack("=i4s4x", 0, address.packed))]
+
+
+def device_mtu(source: IPv4Address, destination: str, port: int = 9) -> int | None:
+    """The MTU of the device datagrams to `destination` leave by, bytes; None without a route.
+
+    Not IP_MTU, which is that of the path with what ICMP errors said of it. Sends nothing: a
+    datagram no device takes is refused, and the error queue (IP_RECVERR) names the limit.
+    """
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.setsockopt(socket.IPPROTO_IP, uapi.IP_MTU_DISCOVER, uapi.IP_PMTUDISC_INTERFACE)
+        probe.setsockopt(socket.IPPROTO_IP, uapi.IP_RECVERR, 1)
         probe.bind((str(source), 0))
-        probe.connect((destination, 9))
-        return probe.getsockopt(socket.IPPROTO_IP, uapi.IP_MTU)
+        probe.connect((destination, port))
+        try:
+            # MSG_MORE: what the device does take waits for the rest of it, and is discarded.
+            probe.send(bytes(_MAX_PAYLOAD_LEN), socket.MSG_MORE | socket.MSG_DONTWAIT)
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:
+                return None
+        else:
+            return _MAX_MTU
+        _, messages, _, _ = probe.recvmsg(0, socket.CMSG_SPACE(_EXTENDED_ERROR.size + 16), _QUEUE)
+        for level, kind, data in messages:
+            if (level, kind) == (socket.IPPROTO_IP, uapi.IP_RECVERR):
+                code, origin, limit = _EXTENDED_ERROR.unpack_from(data)
+                if (code, origin) == (errno.EMSGSIZE, uapi.SO_EE_ORIGIN_LOCAL):
+                    return min(int(limit), _MAX_MTU)
     return None
 
 

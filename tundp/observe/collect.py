@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from typing import Final, Protocol
 
+from tundp.choices import MtuOrigin
 from tundp.engine.base import Dataplane, PathState
 from tundp.engine.counters import Counters, HopCounters
 from tundp.lease.model import BadEntry
@@ -140,6 +141,13 @@ def path_counts(engine: Dataplane | None) -> tuple[int, int]:
     return narrow, sum(state.no_gso for state in states)
 
 
+def narrow_by_origin(engine: Dataplane | None) -> Mapping[str, int]:
+    """How many paths are narrower than the device, by who says so. The cost is as above."""
+    states = () if engine is None else engine.path_states().values()
+    origins = [state.mtu_origin for state in states if state.inner_mtu is not None]
+    return {origin.value: origins.count(origin) for origin in MtuOrigin}
+
+
 def peer_statuses(
     count: int, peers: Callable[[], Iterable[PeerView]], engine: Dataplane | None
 ) -> Sequence[PeerStatus]:
@@ -219,7 +227,11 @@ def _peer_status(
 
 def _path_status(path: PathState) -> PathStatus:
     return PathStatus(
-        inner_mtu=path.inner_mtu, no_gso=path.no_gso, since=path.since, origin=path.origin
+        inner_mtu=path.inner_mtu,
+        mtu_origin=path.mtu_origin,
+        no_gso=path.no_gso,
+        since=path.since,
+        origin=path.origin,
     )
 
 

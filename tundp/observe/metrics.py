@@ -202,6 +202,14 @@ def _control(status: Status) -> Iterator[Any]:
             "Peers whose path carries less than the MTU of the device.",
             routing.narrow_paths,
         )
+        by_origin = GaugeMetricFamily(
+            "tundp_narrow_paths_by_origin",
+            "The narrow paths, by who says so: the device, the route, or what was measured.",
+            labels=["origin"],
+        )
+        for origin, count in routing.narrow_by_origin.items():
+            by_origin.add_metric([origin], count)
+        yield by_origin
         yield _gauge(
             "tundp_no_gso_paths", "Peers whose path takes no UDP_SEGMENT.", routing.no_gso_paths
         )

@@ -16,6 +16,7 @@ from enum import Enum, unique
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final, Generic, TypeVar, overload
 
+from tundp.choices import MtuOrigin
 from tundp.finding import Finding, failures
 from tundp.observe import codec
 from tundp.observe.codec import Malformed
@@ -207,6 +208,8 @@ class RoutingStatus:
     """Peers to whom less than the device's MTU fits."""
     no_gso_paths: int = 0
     """Peers to whom datagrams go one by one, without UDP_SEGMENT."""
+    narrow_by_origin: Mapping[str, int] = field(default_factory=dict)
+    """The narrow paths, by who says so: PathStatus.mtu_origin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +218,9 @@ class PathStatus:
 
     inner_mtu: int | None = None
     """Bytes of the largest inner packet that arrives; null if the device's MTU does."""
+    mtu_origin: MtuOrigin | None = None
+    """Who says so: the device it leaves by, the operator's route, or what was answered; null if the
+    device's MTU arrives."""
     no_gso: bool = False
     """Whether datagrams go one by one, without UDP_SEGMENT."""
     since: float

@@ -21,6 +21,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from tundp.backend.base import BackendContext, BackendStatus, FibSink, Given
+from tundp.backend.udp.path_prober import PathProber, ProberSettings
 from tundp.backend.udp.queue_drops import QueueDrops
 from tundp.backend.udp.sockets import move_sockets, open_sockets
 from tundp.backoff import Backoff, Contest, Outage, Ration
@@ -48,6 +49,11 @@ DEVICE_LIVES_S: Final = 10.0
 RECHECK_S: Final = 1.0
 """From a change of links or routes to a look at paths; changes meanwhile cost nothing more."""
 
+_UNMEASURED: Final = (
+    "paths to the peers are not measured, so routers fragment what a narrow one does not carry,"
+    " and a path that swallows large packets is not noticed: {}"
+)
+
 
 class UdpBackend:
     """See the module, and backend.base.Backend for the contract."""
@@ -70,6 +76,7 @@ class UdpBackend:
         self._device_lines, self._moved_lines = Ration(1), Ration(1)
         self._queue_drops = QueueDrops()
         self._recheck: asyncio.TimerHandle | None = None
+        self._prober = PathProber(context.netlink, context.given.echo)
 
     @property
     def name(self) -> str:
@@ -152,6 +159,7 @@ class UdpBackend:
                 loop=asyncio.get_running_loop(),
             ),
         )
+        self._prober.start(self._engine, self._prober_settings(), fib, peers)
         await self._open_device()
         self._log_device()
         self._device_lines = Ration(1)
@@ -159,7 +167,7 @@ class UdpBackend:
 
     def sinks(self) -> Sequence[FibSink]:
         """See Backend."""
-        return (self.engine,)
+        return (self.engine, self._prober)
 
     async def run(self) -> None:
         """See Backend: makes the TUN device again whenever it was deleted or moved away.
@@ -188,6 +196,10 @@ class UdpBackend:
                 outage.ended(now=clock())
                 self._log_device()
 
+    async def measure(self) -> None:
+        """See Backend."""
+        await self._prober.run()
+
     async def repair(self) -> list[str]:
         """See Backend."""
         assert self._device is not None
@@ -214,8 +226,9 @@ class UdpBackend:
                 return destination == device.network or index in indexes
         return False
 
-    def kernel_changed(self) -> None:
-        """See Backend: what was learnt of paths is compared with the kernel's routes, soon."""
+    def kernel_changed(self, changes: Sequence[KernelChange]) -> None:
+        """See Backend: what is known of paths is compared with the kernel's routes, soon."""
+        self._prober.note(changes)
         if self._recheck is None and self._engine is not None:
             self._recheck = asyncio.get_running_loop().call_later(RECHECK_S, self._recheck_paths)
 
@@ -227,6 +240,7 @@ class UdpBackend:
         """See Backend: moves the sockets to a changed address and follows the link's MTU."""
         assert self._interface is not None
         mtu = mtu_of(now)
+        before = None if self._device is None else self._prober_settings()
         has_moved = now.address != self._interface.address
         if has_moved:
             self._move(now)
@@ -237,6 +251,8 @@ class UdpBackend:
                 # The device may be gone by now: `repair`, or whoever makes it again, sets it then.
                 with contextlib.suppress(PlatformError):
                     await self._netlink.set_link(self._tun_index, mtu=mtu)
+        if self._device is not None and self._prober_settings() != before:
+            self._prober.reset(self._prober_settings())
         return has_moved
 
     def heartbeat(self) -> tuple[int, ...]:
@@ -260,7 +276,15 @@ class UdpBackend:
         is_there = self._tun is not None and self._tun_index != 0
         name = self._tun.name if self._tun is not None and is_there else self._gone
         contest = self._contest.words(now=time.monotonic())
-        return [must_hold("device", is_there, name), *worries("device-contest", contest)]
+        return [
+            must_hold("device", is_there, name),
+            *worries("device-contest", contest),
+            *worries(
+                "path-mtu",
+                self._prober.error and _UNMEASURED.format(self._prober.error),
+                next_step="let the process start with CAP_NET_RAW, as the shipped unit does",
+            ),
+        ]
 
     def give(self) -> Given:
         """See Backend."""
@@ -273,6 +297,7 @@ class UdpBackend:
         """See Backend. The device goes with its last descriptor."""
         if self._recheck is not None:
             self._recheck.cancel()
+        self._prober.close()
         if self._engine is not None:
             self._engine.stop()
             counters = self._engine.counters()
@@ -313,6 +338,15 @@ class UdpBackend:
                     self._moved_lines.withheld_words(),
                 )
             self.engine.detach()
+
+    def _prober_settings(self) -> ProberSettings:
+        assert self._interface is not None and self._device is not None
+        return ProberSettings(
+            source=self._interface.address,
+            port=self._config.peer_port,
+            tun_address=self._device.address,
+            full=self._device.mtu,
+        )
 
     def _recheck_paths(self) -> None:
         self._recheck = None

@@ -22,6 +22,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from tundp.backoff import Ration
 from tundp.choices import Engine, Layout, Offload
 from tundp.engine.base import (
@@ -30,6 +33,7 @@ from tundp.engine.base import (
     EngineContext,
     HopsAssigned,
     OffloadState,
+    PathLimit,
     PathState,
 )
 from tundp.engine.changes import changed_hops, changed_paths
@@ -43,7 +47,7 @@ from tundp.lease.fib import Fib
 from tundp.linux.offload import SAFE_SEGMENTS, KernelOffloads, find_offloads, set_udp_gro
 from tundp.linux.sandbox import open_event
 from tundp.linux.tun import Tun, TunMode
-from tundp.linux.udp import path_mtu
+from tundp.linux.udp import device_mtu
 from tundp.wire.coalesce import Miss
 from tundp.wire.drop import DropReason
 from tundp.wire.ratelimit import ICMP_WIRE_BUCKETS
@@ -167,7 +171,7 @@ class NativeEngine:
         before = self._fibs[-1].fib if self._fibs else None
         assigned = changed_hops(before, fib) if delta is None else delta.hops_assigned
         self._hops.reassign(assigned)
-        self._path_states.forget(assigned)
+        self._path_states.reset(assigned)
         native_fib = NativeFib(fib, self._hops.paths)
         self._fibs.append(native_fib)
         for worker in self._workers:
@@ -188,7 +192,7 @@ class NativeEngine:
         for worker in self._workers:
             worker.rebound()
         self._path_states.take_in(self._hop_count(), self._loop.time())
-        self._path_states.forget()
+        self._path_states.reset()
 
     async def tun_gone(self) -> None:
         """See Dataplane."""
@@ -228,10 +232,18 @@ class NativeEngine:
 
     def recheck_paths(self) -> None:
         """See Dataplane."""
-        states = self.path_states()
-        if states:
-            ask = functools.partial(path_mtu, IPv4Address(self._socks[0].getsockname()[0]))
+        self._take_in_path_states()
+        if states := self._path_states.learnt():
+            ask = functools.partial(device_mtu, IPv4Address(self._socks[0].getsockname()[0]))
             self._path_states.forget(changed_paths(states, self._fibs[-1].fib, ask))
+
+    def limit_path(self, hop_id: int, limit: PathLimit | None) -> None:
+        """See Dataplane."""
+        self._path_states.limit(hop_id, limit)
+
+    def bytes_out(self) -> npt.NDArray[np.uint64]:
+        """See Dataplane."""
+        return self._hops.bytes_out(self._hop_count())
 
     def describe(self) -> str:
         """See Dataplane."""
@@ -353,7 +365,7 @@ class NativeEngine:
         for hop_id, state, before in news:
             address = IPv4Address(int(self._fibs[-1].fib.hop_array["address"][hop_id]))
             if state.inner_mtu != (before.inner_mtu if before else None):
-                _log.info("path to %s: inner packets up to %s", address, state.inner_mtu)
+                _log.info("the device to %s: inner packets up to %s", address, state.inner_mtu)
             if state.no_gso and not (before and before.no_gso):
                 _log.warning(
                     "the path to %s takes no UDP_SEGMENT: datagrams go one by one for %.0f"

@@ -3,9 +3,9 @@
 Arrays indexed by hop id, reserved once for every id there can be, so that they never move: a
 worker reads them through whatever FIB it uses. Untouched pages cost address space only.
 
-Path state is shared by all workers, who write it, and Python, who clears it. Counters belong to
-the worker that counts; Python never writes them: what an id has counted for an earlier endpoint
-is subtracted (`_bases`).
+Path state is shared by all workers, who write it, and Python, who clears it and sets limits.
+Counters belong to the worker that counts; Python never writes them: what an id has counted for an
+earlier endpoint is subtracted (`_bases`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tundp.engine.base import EMSGSIZE_ORIGIN, NO_GSO_ORIGIN, PathState
+from tundp.choices import MtuOrigin
+from tundp.engine.base import (
+    EMSGSIZE_ORIGIN,
+    NO_GSO_ORIGIN,
+    PathLimit,
+    PathState,
+    all_limited,
+)
 from tundp.engine.counters import HOP_SUMS, HopCounters
 from tundp.engine.native.library import require
 
@@ -57,6 +64,13 @@ class HopMemory:
         counted = np.flatnonzero(totals.any())
         for at in counted.tolist():
             self._bases[int(ids[at])] = totals.of(at)
+
+    def bytes_out(self, hop_count: int) -> npt.NDArray[np.uint64]:
+        """See Dataplane."""
+        found: npt.NDArray[np.uint64] = np.zeros(hop_count, np.uint64)
+        for counters in self._counters:
+            found += counters["bytes_out"][:hop_count]
+        return found
 
     def counters(self, hop_ids: Sequence[int] | None, hop_count: int) -> Mapping[int, HopCounters]:
         """See Dataplane.hop_counters. hop_count: ids in use are below."""
@@ -132,27 +146,38 @@ class HopTotals:
 
 
 class PathStates:
-    """Path state as workers wrote it, with its age; it expires after `lasts_s`."""
+    """Path state as workers wrote it, with its age, and limits; what workers wrote expires."""
 
     def __init__(self, paths: npt.NDArray[np.void], lasts_s: float) -> None:
+        """lasts_s: what workers wrote is forgotten after so long."""
         self._paths = paths
         self._lasts_s = lasts_s
         self._known: dict[int, tuple[PathState, float]] = {}
+        self._limits: dict[int, PathLimit] = {}
+
+    def limit(self, hop_id: int, limit: PathLimit | None) -> None:
+        """See Dataplane.limit_path."""
+        self._paths["limit"][hop_id] = 0 if limit is None else limit.inner_mtu
+        if limit is None:
+            self._limits.pop(hop_id, None)
+        else:
+            self._limits[hop_id] = limit
 
     def take_in(self, hop_count: int, now: float) -> list[tuple[int, PathState, PathState | None]]:
         """Read what workers wrote; what is new, with what was known before. now: loop's time."""
         news = []
         # A few among thousands, asked for at every change of routes: no loop over all.
-        written = self._paths[:hop_count].view(np.uint32)
+        written = self._paths[:hop_count].view(np.uint64)
         for hop_id in np.flatnonzero(written).tolist():
             path = self._paths[hop_id]
             inner_mtu, no_gso = int(path["inner_mtu"]) or None, bool(path["no_gso"])
             before = self._known[hop_id][0] if hop_id in self._known else None
-            if before and (before.inner_mtu, before.no_gso) == (inner_mtu, no_gso):
+            if (inner_mtu, no_gso) == _learnt(before):
                 continue
             origins = [EMSGSIZE_ORIGIN] * (inner_mtu is not None) + [NO_GSO_ORIGIN] * no_gso
             state = PathState(
                 inner_mtu=inner_mtu,
+                mtu_origin=None if inner_mtu is None else MtuOrigin.DEVICE,
                 no_gso=no_gso,
                 since=time.time(),
                 origin="; ".join(origins),
@@ -165,16 +190,32 @@ class PathStates:
         """Forget what was learnt long ago, so that it is tried again."""
         self.forget([hop_id for hop_id, (_, ends_at) in self._known.items() if now >= ends_at])
 
-    def forget(self, hop_ids: Iterable[int] | None = None) -> None:
-        """Forget the paths to some hops, None: to all."""
-        known = self._known.keys() if hop_ids is None else self._known.keys() & set(hop_ids)
-        for hop_id in list(known):
+    def forget(self, hop_ids: Iterable[int]) -> None:
+        """Forget what was learnt of the paths to some hops."""
+        for hop_id in list(self._known.keys() & set(hop_ids)):
             del self._known[hop_id]
+            self._paths["inner_mtu"][hop_id] = 0
+            self._paths["no_gso"][hop_id] = 0
+
+    def reset(self, hop_ids: Iterable[int] | None = None) -> None:
+        """Forget all of some hops, None: of every hop: what was learnt, and limits."""
+        known = self._known.keys() | self._limits
+        for hop_id in known if hop_ids is None else known & set(hop_ids):
+            self._known.pop(hop_id, None)
+            self._limits.pop(hop_id, None)
             self._paths[hop_id] = 0
+
+    def learnt(self) -> Mapping[int, PathState]:
+        """What was learnt, by hop id, without limits."""
+        return {hop_id: state for hop_id, (state, _) in self._known.items()}
 
     def states(self) -> Mapping[int, PathState]:
         """By hop id."""
-        return {hop_id: state for hop_id, (state, _) in self._known.items()}
+        return all_limited(self.learnt(), self._limits)
+
+
+def _learnt(state: PathState | None) -> tuple[int | None, bool]:
+    return (None, False) if state is None else (state.inner_mtu, state.no_gso)
 
 
 def _reserve(struct: str, count: int) -> npt.NDArray[np.void]:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from tundp.errors import Unsupported
 
-ABI: Final = 7
+ABI: Final = 8
 
 try:
     from tundp import _native

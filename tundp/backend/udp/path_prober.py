@@ -1,0 +1,437 @@
+"""Measures how large an inner packet the path to each peer carries; sets what engines go by.
+
+    engine.bytes_out     which hops carry more than small packets
+    netlink              the MTU of their routes: the operator's word, believed at once
+    echo requests        from our TUN address to the peer's, DF set outside, with a cookie nobody
+                         can guess: what arrives is answered by the peer's kernel, flanneld's too
+    engine.limit_path    the smaller of the two
+
+No ICMP error is believed, since anybody can forge one: no socket of ours uses what they say of a
+path. Until a path is measured, and where no answer comes at all, datagrams of full size leave with
+DF clear, and routers fragment them. path_search.py decides what is asked, and what follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tundp.backend.udp.path_search import FLOOR, Answer, PathSearch
+from tundp.backoff import Ration
+from tundp.choices import MtuOrigin
+from tundp.engine.base import PATH_STATE_S, Dataplane, PathLimit
+from tundp.errors import PlatformError
+from tundp.lease.fib import Fib
+from tundp.lease.model import Peer
+from tundp.lease.routing import RoutingDelta
+from tundp.linux.echo import EchoSocket
+from tundp.linux.netlink import (
+    Change,
+    Flow,
+    LinkChange,
+    Netlink,
+    RouteChange,
+    RouteLookup,
+    RuleChange,
+)
+from tundp.linux.uapi import RT_TABLE_LOCAL
+from tundp.linux.udp import open_sender, source_control
+from tundp.wire import echo, overhead
+
+_log = logging.getLogger(__name__)
+
+ACTIVE_BYTES: Final = 1280
+"""A hop that was sent fewer bytes since the last look carries no large packets."""
+LOOK_S: Final = 1.0
+"""Between two looks at who is active, while nothing is being measured."""
+TRY_S: Final = 0.4
+"""Between two tries: an answer that takes three times as long, at most, is none."""
+AGAIN_S: Final = 30.0
+"""Between two measurements of a path in use."""
+SETTLE_S: Final = 0.5
+"""From a change of routes or links to the measurement: more changes follow."""
+RATE_PER_S: Final = 50.0
+"""Echo requests to all peers together."""
+BURST: Final = 50.0
+_SEARCHES: Final = 64
+"""Paths whose routes are asked for at a time."""
+_RECEIVES: Final = 64
+_SEND_BUFFER_LEN: Final = 96 << 10
+_LINES: Final = 10
+ROUTE_TEXT: Final = "the MTU of the route (ip route)"
+MEASURED_TEXT: Final = "packets of this size were answered, larger ones were not"
+
+
+@dataclass(slots=True, eq=False)
+class _Path:
+    """What is known of the way to one hop that was active lately."""
+
+    hop_id: int
+    peer: Peer
+    active_at: float
+    due_at: float
+    """Not measured again before that."""
+    is_due: bool = True
+    """Whether it was active, or its route changed, since it was measured last."""
+    route: int | None = None
+    """Inner MTU by the route."""
+    link: int = 0
+    """Index of the link the route leads over, 0 for not known."""
+    measured: int | None = None
+    measured_at: float = 0.0
+    search: PathSearch | None = None
+    cookies: list[bytes] = field(default_factory=list)
+    """Of the requests of this search."""
+    limit: PathLimit | None = None
+    """What the engine was given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProberSettings:
+    """What holds for all paths, until the underlay's address or MTU changes."""
+
+    source: IPv4Address
+    """Our end of the underlay."""
+    port: int
+    """Source and destination port of our datagrams."""
+    tun_address: IPv4Address
+    full: int
+    """The TUN's MTU."""
+
+
+class PathProber:
+    """See the module. A consumer of routes (backend.base.FibSink): they say whose hop is whose."""
+
+    def __init__(self, netlink: Netlink, echo_socket: EchoSocket | None) -> None:
+        """echo_socket: owned by the caller; None: nothing is measured, routes are looked up."""
+        self._netlink = netlink
+        self._echo = echo_socket
+        self._engine: Dataplane | None = None
+        self._settings: ProberSettings | None = None
+        self._sender: socket.socket | None = None
+        self._peers: dict[int, Peer] = {}
+        """By hop id; one of those at the same endpoint."""
+        self._paths: dict[int, _Path] = {}
+        self._sent: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
+        self._generation = 0
+        self._asked: dict[bytes, tuple[_Path, int]] = {}
+        """Cookie of each request whose answer counts: whose path, and which size."""
+        self._tokens = BURST
+        self._refilled_at = 0.0
+        self._is_disturbed = asyncio.Event()
+        self._lines = Ration(_LINES)
+        self.requests = 0
+        """Echo requests sent."""
+        self.error = ""
+        """Why nothing is measured; empty if it is."""
+
+    def start(
+        self,
+        engine: Dataplane,
+        settings: ProberSettings,
+        fib: Fib,
+        peers: Mapping[IPv4Network, Peer],
+    ) -> None:
+        """Measure on behalf of `engine`, which routes by `fib`."""
+        self._engine = engine
+        self._settings = settings
+        self._generation = fib.generation
+        self._peers = {peer.hop_id: peer for peer in peers.values()}
+        if self._echo is None:
+            self.error = "no ICMP socket: it takes CAP_NET_RAW at the start"
+            return
+        try:
+            self._echo.confine(str(settings.tun_address))
+        except PlatformError as error:
+            self.error = str(error)
+            self._echo = None
+
+    def install(self, fib: Fib, delta: RoutingDelta) -> None:
+        """See FibSink."""
+        self._generation = fib.generation
+        if delta.is_whole:
+            self._peers.clear()
+        for hop_id in delta.hops_assigned:
+            self._drop(hop_id)
+        for peer in (*delta.gone, *(old for old, _ in delta.moved)):
+            known = self._peers.get(peer.hop_id)
+            if known is not None and known.subnet == peer.subnet:
+                del self._peers[peer.hop_id]
+                self._drop(peer.hop_id)
+        for peer in (*delta.come, *(new for _, new in delta.moved)):
+            self._peers[peer.hop_id] = peer
+
+    def seen(self) -> int:
+        """See FibSink."""
+        return self._generation
+
+    def reset(self, settings: ProberSettings) -> None:
+        """The underlay's address or the MTU is another: forget everything."""
+        for hop_id in list(self._paths):
+            self._drop(hop_id)
+        self._close_sender()
+        self._settings = settings
+
+    def note(self, changes: Iterable[Change]) -> None:
+        """Look again at the paths that changes of routes, links or rules concern, soon."""
+        if not self._paths:
+            return
+        due_at = asyncio.get_running_loop().time() + SETTLE_S
+        for path in _concerned(changes, list(self._paths.values())):
+            # Changes in a row do not put it off.
+            if not path.is_due or path.due_at > due_at:
+                path.due_at = due_at
+            path.is_due = True
+            self._end_search(path)
+            self._is_disturbed.set()
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        loop = asyncio.get_running_loop()
+        fd = None if self._echo is None else self._echo.sock.fileno()
+        if fd is not None:
+            loop.add_reader(fd, self._on_readable)
+        try:
+            while True:
+                now = loop.time()
+                self._find_active(now)
+                await self._begin_due(loop.time)
+                is_busy = self._step(loop.time())
+                self._is_disturbed.clear()
+                if is_busy:
+                    await asyncio.sleep(TRY_S)
+                    continue
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S):
+                        await self._is_disturbed.wait()
+                    await asyncio.sleep(SETTLE_S)
+        finally:
+            if fd is not None:
+                loop.remove_reader(fd)
+            for path in self._paths.values():
+                self._end_search(path)
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        self._close_sender()
+
+    def _find_active(self, now: float) -> None:
+        """Note the hops that carry large packets; forget those that have long carried none."""
+        assert self._engine is not None
+        sent = self._engine.bytes_out()
+        grown = sent.copy()
+        common = min(len(sent), len(self._sent))
+        grown[:common] -= self._sent[:common]
+        self._sent = sent
+        for hop_id in np.flatnonzero(grown >= ACTIVE_BYTES).tolist():
+            path = self._paths.get(hop_id)
+            if path is None:
+                if (peer := self._peers.get(hop_id)) is not None:
+                    self._paths[hop_id] = _Path(hop_id, peer, active_at=now, due_at=now)
+                continue
+            path.active_at = now
+            path.is_due = True
+            if path.search is None:
+                path.peer = self._peers.get(hop_id, path.peer)
+        for path in [each for each in self._paths.values() if now - each.active_at > PATH_STATE_S]:
+            self._drop(path.hop_id)
+
+    async def _begin_due(self, clock: Callable[[], float]) -> None:
+        """Ask for the routes of the paths that are due, and begin to measure them."""
+        assert self._settings is not None
+        now = clock()
+        due = [
+            path
+            for path in self._paths.values()
+            if path.is_due and path.search is None and path.due_at <= now
+        ][:_SEARCHES]
+        if not due:
+            return
+        for path in due:
+            path.is_due = False
+            path.due_at = now + AGAIN_S
+        flow = Flow(source=self._settings.source, port=self._settings.port)
+        addresses = dict.fromkeys(path.peer.endpoint.address for path in due)
+        try:
+            found = await self._netlink.lookups(addresses, flow, of_routes=True)
+        except PlatformError as error:
+            _log.debug("routes are not looked up: %s", error)
+            found = {}
+        for path in due:
+            if self._paths.get(path.hop_id) is not path:
+                continue  # gone meanwhile
+            route = found.get(path.peer.endpoint.address)
+            if isinstance(route, RouteLookup):
+                path.link = route.index
+                path.route = None if route.mtu is None else overhead.inner_mtu(route.mtu)
+            self._apply(path)
+            full = min(self._settings.full, path.route or self._settings.full)
+            if self._echo is not None and full > FLOOR and not path.is_due:
+                path.search = PathSearch(full, path.measured)
+
+    def _step(self, now: float) -> bool:
+        """Send what is due of each search, within the rate; whether any search goes on."""
+        self._tokens = min(BURST, self._tokens + (now - self._refilled_at) * RATE_PER_S)
+        self._refilled_at = now
+        searching = [path for path in self._paths.values() if path.search is not None]
+        for path in searching:
+            # The burst of one search may go below zero: the others wait for it.
+            if self._tokens <= 0:
+                break
+            assert path.search is not None
+            sizes = path.search.next_sizes()
+            self._tokens -= len(sizes)
+            self._send(path, sizes)
+            self._conclude(path, now)
+        return bool(searching)
+
+    def _send(self, path: _Path, sizes: Sequence[int]) -> None:
+        assert self._settings is not None and self._echo is not None
+        endpoint = path.peer.endpoint
+        for size in sizes:
+            cookie = secrets.token_bytes(echo.COOKIE_LEN)
+            packet = echo.build_request(
+                size,
+                source=int(self._settings.tun_address),
+                destination=int(path.peer.subnet.network_address),
+                identifier=self._echo.identifier,
+                cookie=cookie,
+            )
+            self._asked[cookie] = (path, size)
+            path.cookies.append(cookie)
+            self.requests += 1
+            # What is refused stays unanswered: EMSGSIZE is the device's word, for one.
+            with contextlib.suppress(OSError):
+                if self._sender is None:
+                    self._sender = open_sender(
+                        self._settings.port, _SEND_BUFFER_LEN, is_probing=True
+                    )
+                control = source_control(self._settings.source)
+                self._sender.sendmsg([packet], control, 0, (str(endpoint.address), endpoint.port))
+
+    def _on_readable(self) -> None:
+        assert self._echo is not None
+        for _ in range(_RECEIVES):
+            try:
+                packet = self._echo.sock.recv(0xFFFF)
+            except OSError:
+                return
+            reply = echo.read_reply(packet)
+            asked = None if reply is None else self._asked.get(reply.cookie)
+            if reply is None or asked is None:
+                continue
+            path, size = asked
+            is_from_peer = reply.source == int(path.peer.subnet.network_address)
+            if is_from_peer and reply.packet_len == size and path.search is not None:
+                path.search.answered(size)
+                self._conclude(path, asyncio.get_running_loop().time())
+
+    def _conclude(self, path: _Path, now: float) -> None:
+        """Use the result of a search, if there is one."""
+        search = path.search
+        if search is None or search.result is None:
+            return
+        if search.result is Answer.UNKNOWN:
+            # A peer that is down for a moment has the path it had.
+            if now - path.measured_at > PATH_STATE_S:
+                path.measured = None
+        else:
+            path.measured = search.largest if search.result is Answer.NARROW else None
+            path.measured_at = now
+        self._end_search(path)
+        self._apply(path)
+
+    def _end_search(self, path: _Path) -> None:
+        path.search = None
+        for cookie in path.cookies:
+            self._asked.pop(cookie, None)
+        path.cookies.clear()
+
+    def _apply(self, path: _Path) -> None:
+        """Give the engine the limit of a path, if it is another than before."""
+        assert self._engine is not None and self._settings is not None
+        wanted = _limit_of(path, self._settings.full)
+        before = path.limit
+        if (wanted and (wanted.inner_mtu, wanted.origin)) == (
+            before and (before.inner_mtu, before.origin)
+        ):
+            return
+        path.limit = wanted
+        self._engine.limit_path(path.hop_id, wanted)
+        address = path.peer.endpoint.address
+        if not self._lines.take(time.monotonic()):
+            return
+        withheld = self._lines.withheld_words()
+        if wanted is None:
+            _log.info("path to %s: carries the device's MTU again%s", address, withheld)
+        else:
+            _log.warning(
+                "path to %s: inner packets up to %d bytes, the device's MTU is %d: %s%s",
+                address,
+                wanted.inner_mtu,
+                self._settings.full,
+                wanted.text,
+                withheld,
+            )
+
+    def _drop(self, hop_id: int) -> None:
+        """Forget a path, and what the engine was given of it."""
+        path = self._paths.pop(hop_id, None)
+        if path is None:
+            return
+        self._end_search(path)
+        if path.limit is not None and self._engine is not None:
+            self._engine.limit_path(hop_id, None)
+
+    def _close_sender(self) -> None:
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
+
+
+def _limit_of(path: _Path, full: int) -> PathLimit | None:
+    """The smaller of what the route says and what was measured; None if neither is a limit."""
+    known = [
+        (size, origin, text)
+        for size, origin, text in (
+            (path.route, MtuOrigin.ROUTE, ROUTE_TEXT),
+            (path.measured, MtuOrigin.MEASURED, MEASURED_TEXT),
+        )
+        if size is not None and size < full
+    ]
+    if not known:
+        return None
+    size, origin, text = min(known, key=lambda each: each[0])
+    return PathLimit(inner_mtu=max(FLOOR, size), origin=origin, since=time.time(), text=text)
+
+
+def _concerned(changes: Iterable[Change], paths: Sequence[_Path]) -> list[_Path]:
+    """The paths that changes of the kernel's routes, links or rules may have to do with."""
+    by_address = sorted((int(path.peer.endpoint.address), path.hop_id) for path in paths)
+    by_hop = {path.hop_id: path for path in paths}
+    found: dict[int, _Path] = {}
+    for change in changes:
+        if isinstance(change, RuleChange):
+            return list(paths)
+        if isinstance(change, LinkChange):
+            index = change.link.index
+            found |= {path.hop_id: path for path in paths if path.link == index}
+        elif isinstance(change, RouteChange) and change.table != RT_TABLE_LOCAL:
+            first = int(change.destination.network_address)
+            last = int(change.destination.broadcast_address)
+            left = bisect_left(by_address, (first, 0))
+            right = bisect_right(by_address, (last, 1 << 32))
+            found |= {hop_id: by_hop[hop_id] for _, hop_id in by_address[left:right]}
+    return list(found.values())
