@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
+import os
 import re
 import signal
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -29,6 +32,8 @@ from tundp.lab.traffic import PingStream
 from tundp.wire.drop import DropReason
 
 FULL = "hop_queue_full"
+PIDFD_GETFD = 438
+"""asm-generic/unistd.h, 5.6."""
 ENGINES = ["reference", "simple", "mmsg", "gso", "mmsg --workers=2", "gso --workers=2"]
 every_engine = pytest.mark.parametrize("engine", ENGINES)
 one_of_each_kind = pytest.mark.parametrize("engine", ["reference", "gso"])
@@ -152,8 +157,8 @@ async def is_quiet(node: LabNode) -> bool:
 
 def states_of(tasks: Path) -> Iterator[str]:
     """State of each thread of a process: proc(5), the field behind the name."""
-    for stat in tasks.glob("*/stat"):
-        yield stat.read_text().rpartition(")")[2].split()[0]
+    for path in tasks.glob("*/stat"):
+        yield path.read_text().rpartition(")")[2].split()[0]
 
 
 async def has_full(node: LabNode, count: int) -> bool:
@@ -334,3 +339,40 @@ async def test_bad_checksums_from_the_wire_are_shown(make_overlay: MakeOverlay) 
             return bool(lost["udp_checksum_errors"] == lost["udp_errors"] == 1000)
 
         await until(is_shown, "1,000 datagrams with a wrong checksum")
+
+
+@every_engine
+async def test_no_socket_uses_what_anybody_says_of_a_path(
+    make_overlay: MakeOverlay, engine: str
+) -> None:
+    """linux/in.h: IP_PMTUDISC_INTERFACE is 4; PROBE, 3, which ignores it as well, measures."""
+    async with make_overlay(start=False) as overlay:
+        one = overlay.nodes[1]
+        await start(overlay, engine, SILENT)
+        sock = await one.host.socket(socket.SOCK_DGRAM)
+        with chatter(sock, [inside(number) for number in SILENT], per_s=100):
+            await until(lambda: has_full(one, 1), "a hop that has a socket of its own")
+            found = [each for each in discoveries(one.daemon.pid) if each != 3]
+        assert len(found) > 1
+        assert set(found) == {4}
+
+
+def discoveries(pid: int) -> list[int]:
+    """IP_MTU_DISCOVER of each UDP socket that a process has bound."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pidfd = os.pidfd_open(pid)
+    found = []
+    try:
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            fd = libc.syscall(PIDFD_GETFD, pidfd, int(number), 0)
+            if fd < 0:
+                continue  # closed meanwhile
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                os.close(fd)
+                continue
+            with socket.socket(fileno=fd) as sock:
+                if (sock.family, sock.type) == (socket.AF_INET, socket.SOCK_DGRAM):
+                    found.append(sock.getsockopt(socket.IPPROTO_IP, 10))  # IP_MTU_DISCOVER
+    finally:
+        os.close(pidfd)
+    return found

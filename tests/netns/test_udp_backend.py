@@ -14,6 +14,7 @@ from tundp.backend.udp.backend import UdpBackend
 from tundp.backend.udp.config import DEFAULT_PORT, udp_config
 from tundp.choices import Engine, SourceCheck
 from tundp.engine.native.engine import EngineSettings
+from tundp.finding import Verdict
 from tundp.lab.lab import Host
 from tundp.lease.codec import parse_key
 from tundp.linux.iface import Interface, Selection, look
@@ -82,3 +83,13 @@ async def test_a_link_with_another_mtu_is_followed_though_the_device_is_gone(
         now = replace(interface, link=replace(interface.link, mtu=1400))
         assert await backend.underlay_changed(now) is False
         assert backend.mtu == 1372
+
+
+async def test_without_a_socket_for_answers_it_says_that_nothing_is_measured(
+    make_lab: MakeLab,
+) -> None:
+    async with opened(make_lab) as (_, backend, _):
+        (found,) = [each for each in backend.checks() if each.id == "path-mtu"]
+        assert found.verdict is Verdict.WARN
+        assert "CAP_NET_RAW" in found.evidence
+        assert "CAP_NET_RAW" in found.next_step

@@ -297,7 +297,6 @@ class UdpBackend:
         """See Backend. The device goes with its last descriptor."""
         if self._recheck is not None:
             self._recheck.cancel()
-        self._prober.close()
         if self._engine is not None:
             self._engine.stop()
             counters = self._engine.counters()

@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import socket
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -120,7 +119,6 @@ class PathProber:
         self._echo = echo_socket
         self._engine: Dataplane | None = None
         self._settings: ProberSettings | None = None
-        self._sender: socket.socket | None = None
         self._peers: dict[int, Peer] = {}
         """By hop id; one of those at the same endpoint."""
         self._paths: dict[int, _Path] = {}
@@ -132,8 +130,6 @@ class PathProber:
         self._refilled_at = 0.0
         self._is_disturbed = asyncio.Event()
         self._lines = Ration(_LINES)
-        self.requests = 0
-        """Echo requests sent."""
         self.error = ""
         """Why nothing is measured; empty if it is."""
 
@@ -181,7 +177,6 @@ class PathProber:
         """The underlay's address or the MTU is another: forget everything."""
         for hop_id in list(self._paths):
             self._drop(hop_id)
-        self._close_sender()
         self._settings = settings
 
     def note(self, changes: Iterable[Change]) -> None:
@@ -222,10 +217,6 @@ class PathProber:
                 loop.remove_reader(fd)
             for path in self._paths.values():
                 self._end_search(path)
-
-    def close(self) -> None:
-        """Close what was opened here."""
-        self._close_sender()
 
     def _find_active(self, now: float) -> None:
         """Note the hops that carry large packets; forget those that have long carried none."""
@@ -298,28 +289,35 @@ class PathProber:
         return bool(searching)
 
     def _send(self, path: _Path, sizes: Sequence[int]) -> None:
+        """Send requests by a socket of their own: what waits for one peer takes no other's room.
+
+        What is refused stays unanswered: EMSGSIZE is the device's word, for one.
+        """
         assert self._settings is not None and self._echo is not None
+        if not sizes:
+            return
         endpoint = path.peer.endpoint
-        for size in sizes:
-            cookie = secrets.token_bytes(echo.COOKIE_LEN)
-            packet = echo.build_request(
-                size,
-                source=int(self._settings.tun_address),
-                destination=int(path.peer.subnet.network_address),
-                identifier=self._echo.identifier,
-                cookie=cookie,
-            )
-            self._asked[cookie] = (path, size)
-            path.cookies.append(cookie)
-            self.requests += 1
-            # What is refused stays unanswered: EMSGSIZE is the device's word, for one.
-            with contextlib.suppress(OSError):
-                if self._sender is None:
-                    self._sender = open_sender(
-                        self._settings.port, _SEND_BUFFER_LEN, is_probing=True
-                    )
-                control = source_control(self._settings.source)
-                self._sender.sendmsg([packet], control, 0, (str(endpoint.address), endpoint.port))
+        control = source_control(self._settings.source)
+        try:
+            sender = open_sender(self._settings.port, _SEND_BUFFER_LEN, is_probing=True)
+        except OSError as error:
+            _log.debug("the path to %s is not measured: %s", endpoint.address, error)
+            self._end_search(path)
+            return
+        with sender:
+            for size in sizes:
+                cookie = secrets.token_bytes(echo.COOKIE_LEN)
+                packet = echo.build_request(
+                    size,
+                    source=int(self._settings.tun_address),
+                    destination=int(path.peer.subnet.network_address),
+                    identifier=self._echo.identifier,
+                    cookie=cookie,
+                )
+                self._asked[cookie] = (path, size)
+                path.cookies.append(cookie)
+                with contextlib.suppress(OSError):
+                    sender.sendmsg([packet], control, 0, (str(endpoint.address), endpoint.port))
 
     def _on_readable(self) -> None:
         assert self._echo is not None
@@ -394,11 +392,6 @@ class PathProber:
         self._end_search(path)
         if path.limit is not None and self._engine is not None:
             self._engine.limit_path(hop_id, None)
-
-    def _close_sender(self) -> None:
-        if self._sender is not None:
-            self._sender.close()
-            self._sender = None
 
 
 def _limit_of(path: _Path, full: int) -> PathLimit | None:
