@@ -302,7 +302,7 @@ class Demo:
             "every packet in came out or has a named drop, both nodes, both directions",
         )
         for source, destination in ((0, 1), (1, 0)):
-            sent = _datagrams_out(counters[source])
+            sent = _datagrams_out(statuses[source])
             received = counters[destination].decap.packets_in
             self._check(
                 f"wire node{source + 1} -> node{destination + 1}",
@@ -365,9 +365,12 @@ def _shorten(value: str) -> str:
     return json.dumps({"PublicIP": json.loads(value)["PublicIP"]})
 
 
-def _datagrams_out(counters: CountersStatus) -> int:
-    """Datagrams one node sent: packets forwarded, and ICMP errors that went to a peer."""
-    return counters.encap.packets_out + counters.totals["icmp_to_peers"]
+def _datagrams_out(status: Status) -> int:
+    """Datagrams one node sent: packets forwarded, ICMP errors to a peer, and path probes."""
+    assert status.counters is not None
+    assert status.backend is not None
+    own = status.counters.totals["icmp_to_peers"] + (status.backend.path_probes or 0)
+    return status.counters.encap.packets_out + own
 
 
 def _unleased(nodes: tuple[LabNode, ...]) -> IPv4Address:

@@ -93,6 +93,7 @@ UDP = Status(
         mtu=1472,
         port=8285,
         device=DeviceStatus(name="flannel0", mtu=1472),
+        path_probes=4,
     ),
     engine=EngineStatus(
         name="gso",

@@ -141,6 +141,8 @@ class BackendStatus:
     """How many kernel routes it keeps; None for a backend that keeps one for the network."""
     queue_drops: int | None = None
     """Packets the kernel dropped at the queue of its own device; None if it has none."""
+    path_probes: int | None = None
+    """Datagrams it sent by itself, to measure paths; None if it measures none."""
 
 
 class Backend(Protocol):

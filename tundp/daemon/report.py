@@ -97,6 +97,7 @@ def summary(node: Node) -> Status:
             if backend.device is None
             else DeviceStatus(name=backend.device, mtu=backend.mtu),
             routes=backend.routes,
+            path_probes=backend.path_probes,
         ),
         engine=None if engine is None else collect.engine_status(engine),
         kernel=KernelStatus(

@@ -219,6 +219,12 @@ def _control(status: Status) -> Iterator[Any]:
         )
         if backend.mtu is not None:
             yield _gauge("tundp_mtu_bytes", "Largest inner packet.", backend.mtu)
+        if backend.path_probes is not None:
+            yield CounterMetricFamily(
+                "tundp_path_probes",
+                "Datagrams sent to peers to measure paths, beside forwarded packets.",
+                value=backend.path_probes,
+            )
     if (engine := status.engine) is not None:
         yield _offloads(engine)
         yield _gauge(

@@ -143,6 +143,9 @@ class BackendStatus:
     """Kernel routes to peers it keeps; null for a backend that needs but one."""
     device: DeviceStatus | None = None
     """Null for a backend that sends by the interface itself."""
+    path_probes: int | None = None
+    """Datagrams sent to peers to measure paths, beside `encap.packets_out`; they are received
+    as any packet. Null for a backend that measures none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -269,6 +269,7 @@ class UdpBackend:
             device="" if self._tun is None else self._tun.name,
             routes=None,
             queue_drops=self._queue_drops.count(),
+            path_probes=self._prober.sent,
         )
 
     def checks(self) -> list[Finding]:

@@ -132,6 +132,8 @@ class PathProber:
         self._lines = Ration(_LINES)
         self.error = ""
         """Why nothing is measured; empty if it is."""
+        self.sent = 0
+        """Datagrams sent to peers to measure their paths: no engine counts them."""
 
     def start(
         self,
@@ -318,6 +320,7 @@ class PathProber:
                 path.cookies.append(cookie)
                 with contextlib.suppress(OSError):
                     sender.sendmsg([packet], control, 0, (str(endpoint.address), endpoint.port))
+                    self.sent += 1
 
     def _on_readable(self) -> None:
         assert self._echo is not None
