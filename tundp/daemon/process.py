@@ -74,7 +74,7 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
     resources = open_resources(settings, given)
     try:
         drop_capabilities()
-        require_sandbox()
+        require_limits()
     except BaseException:
         resources.close()
         raise
@@ -99,22 +99,22 @@ def drop_capabilities() -> None:
         _log.warning("%s", error)
 
 
-def require_sandbox() -> None:
+def require_limits() -> None:
     """Raise the limit of open files; warn of what this sandbox refuses a daemon.
 
     PlatformError if that is what no daemon can do without. Not before capabilities are given
     up: the thread it starts may not be gone when it has ended.
     """
-    from tundp.linux import sandbox
+    from tundp.linux import limits
 
-    why_not_raised = sandbox.raise_file_limit()
-    found = sandbox.findings()
+    why_not_raised = limits.raise_file_limit()
+    found = limits.findings()
     for finding in found:
         text = "; ".join(filter(None, (finding.evidence, finding.meaning, finding.next_step)))
         if finding.is_failure:
             raise PlatformError(text)
         _log.warning("%s", text)
-    if why_not_raised and not any(each.id == "sandbox.rlimits" for each in found):
+    if why_not_raised and not any(each.id == "limits.rlimits" for each in found):
         _log.warning("the limit of open files cannot be raised: %s", why_not_raised)
 
 
@@ -124,11 +124,11 @@ def loop_factory(choice: Loop) -> Callable[[], asyncio.AbstractEventLoop]:
     ConfigError if it is not installed, PlatformError if it cannot run here. AUTO takes asyncio's
     in both cases.
     """
-    from tundp.linux import sandbox
+    from tundp.linux import limits
 
     if choice is Loop.ASYNCIO:
         return asyncio.new_event_loop
-    if why_not := sandbox.why_no_eventfd():
+    if why_not := limits.why_no_eventfd():
         if choice is Loop.UVLOOP:
             raise PlatformError(
                 f"--loop=uvloop cannot run here, eventfd2: {why_not}; use --loop=asyncio"

@@ -13,7 +13,7 @@ from tundp.daemon.checks.inspection import Inspection
 from tundp.daemon.unit import installed_unit
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
-from tundp.linux import capability, sandbox, unreachable
+from tundp.linux import capability, limits, unreachable
 from tundp.linux.netlink import Link, Route
 from tundp.linux.tun import require_device
 
@@ -33,14 +33,14 @@ async def check_rights(_: Inspection) -> AsyncIterator[Finding]:
         )
 
 
-async def check_sandbox(_: Inspection) -> AsyncIterator[Finding]:
+async def check_limits(_: Inspection) -> AsyncIterator[Finding]:
     """Whether this process may make the system calls, threads and files a daemon needs."""
-    found = sandbox.findings()
+    found = limits.findings()
     for finding in found:
         yield finding
     if not found:
         yield Finding(
-            id="sandbox",
+            id="limits",
             verdict=Verdict.OK,
             evidence="threads start, eventfd works, open files may be many, /proc is there (of"
             " this process; a unit or container may have less)",

@@ -44,8 +44,8 @@ from tundp.engine.native.library import require
 from tundp.engine.native.twins import sums_variants
 from tundp.engine.native.worker import Worker, WorkerSetup
 from tundp.lease.fib import Fib
+from tundp.linux.limits import open_event
 from tundp.linux.offload import SAFE_SEGMENTS, KernelOffloads, find_offloads, set_udp_gro
-from tundp.linux.sandbox import open_event
 from tundp.linux.tun import Tun, TunMode
 from tundp.linux.udp import device_mtu
 from tundp.wire.coalesce import Miss

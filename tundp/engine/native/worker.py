@@ -15,7 +15,7 @@ from tundp.blocking import start_thread
 from tundp.choices import Engine
 from tundp.engine.native.library import require
 from tundp.errors import PlatformError
-from tundp.linux.sandbox import open_event
+from tundp.linux.limits import open_event
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import pytest
 from tests.netns.test_tried_sandbox import refusing
 from tundp.blocking import start_thread
 from tundp.errors import PlatformError
-from tundp.linux import sandbox
+from tundp.linux import limits
 
 UNLIMITED = resource.RLIM_INFINITY
 
@@ -30,7 +30,7 @@ def in_child(wrapper: list[str], body: str) -> str:
 
 EVENT = """
 import os, select
-from tundp.linux.sandbox import open_event, why_no_eventfd
+from tundp.linux.limits import open_event, why_no_eventfd
 fd = open_event()
 other = open_event()
 poll = select.poll()
@@ -78,12 +78,12 @@ def test_an_event_without_eventfd() -> None:
 
 
 def test_an_event_is_an_eventfd_where_there_is_one() -> None:
-    fd = sandbox.open_event()
+    fd = limits.open_event()
     try:
         assert not select.select([fd], [], [], 0)[0]
     finally:
         os.close(fd)
-    assert sandbox.why_no_eventfd() == ""
+    assert limits.why_no_eventfd() == ""
 
 
 @pytest.mark.parametrize(
@@ -104,16 +104,16 @@ def test_limit_of_open_files(
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
     monkeypatch.setattr(resource, "setrlimit", lambda _, both: asked.append(both))
-    monkeypatch.setattr(sandbox, "_nr_open", lambda: most)
-    assert sandbox.raise_file_limit() == ""
+    monkeypatch.setattr(limits, "_nr_open", lambda: most)
+    assert limits.raise_file_limit() == ""
     assert asked == ([] if wanted is None else [(wanted, wanted)])
 
 
 def test_limit_of_open_files_is_raised_for_real() -> None:
     body = """
 import resource
-from tundp.linux import sandbox
-assert sandbox.raise_file_limit() == ""
+from tundp.linux import limits
+assert limits.raise_file_limit() == ""
 print(resource.getrlimit(resource.RLIMIT_NOFILE))
 """
     assert in_child(["prlimit", "--nofile=30:500"], body).strip() == "(500, 500)"
@@ -121,13 +121,13 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE))
 
 def test_a_limit_that_may_not_be_read_is_said() -> None:
     body = """
-from tundp.linux import sandbox
-print(sandbox.raise_file_limit())
-print([each.id for each in sandbox.findings()])
+from tundp.linux import limits
+print(limits.raise_file_limit())
+print([each.id for each in limits.findings()])
 """
     out = in_child(refusing("rlimits"), body).splitlines()
     assert out[0], out
-    assert out[1] == "['sandbox.rlimits']"
+    assert out[1] == "['limits.rlimits']"
 
 
 def test_a_thread_beyond_the_limit_of_processes() -> None:

@@ -88,7 +88,7 @@ def _threads() -> Iterator[Finding]:
         start_thread(thread)
     except PlatformError as error:
         yield Finding(
-            id="sandbox.threads",
+            id="limits.threads",
             verdict=Verdict.FAIL,
             title="threads",
             evidence=str(error),
@@ -103,7 +103,7 @@ def _files() -> Iterator[Finding]:
         resource.setrlimit(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
     except (OSError, ValueError) as error:
         yield Finding(
-            id="sandbox.rlimits",
+            id="limits.rlimits",
             verdict=Verdict.WARN,
             title="limits",
             evidence=f"getrlimit or setrlimit: {getattr(error, 'strerror', None) or error}",
@@ -113,7 +113,7 @@ def _files() -> Iterator[Finding]:
         return
     if hard != resource.RLIM_INFINITY and hard < ENOUGH_FILES:
         yield Finding(
-            id="sandbox.files",
+            id="limits.files",
             verdict=Verdict.WARN if hard >= LEAST_FILES else Verdict.FAIL,
             title="open files",
             evidence=f"only {hard} files may be open (RLIMIT_NOFILE)",
@@ -127,7 +127,7 @@ def _files() -> Iterator[Finding]:
 def _calls() -> Iterator[Finding]:
     if why_not := why_no_eventfd():
         yield Finding(
-            id="sandbox.eventfd",
+            id="limits.eventfd",
             verdict=Verdict.WARN,
             title="eventfd",
             evidence=f"eventfd2: {why_not}",
@@ -140,7 +140,7 @@ def _calls() -> Iterator[Finding]:
 def _proc() -> Iterator[Finding]:
     if not has_proc():
         yield Finding(
-            id="sandbox.proc",
+            id="limits.proc",
             verdict=Verdict.WARN,
             title="/proc",
             evidence="there is no /proc",
