@@ -46,6 +46,7 @@ from tundp.observe.status import (
     PeerTraffic,
     RefusedStatus,
     RoutingStatus,
+    SandboxStatus,
     SettingStatus,
     Status,
     StoreStatus,
@@ -105,6 +106,12 @@ UDP = Status(
     firewall=FirewallStatus(flavour="nftables", missing=""),
     routing=RoutingStatus(
         generation=3, peers=2, refused=1, bad_entries=1, narrow_paths=1, no_gso_paths=0
+    ),
+    sandbox=SandboxStatus(
+        landlock_abi=4,
+        seccomp=True,
+        missing=("signals, abstract unix sockets (Landlock ABI 6, Linux 6.12)",),
+        gaps=("reading /etc, for etcd's endpoints have names (etcd.example)",),
     ),
     findings=(
         Finding(id="lease", verdict=Verdict.OK, evidence="held"),
@@ -187,6 +194,7 @@ HOST_GW = replace(
     refused=(),
     bad_entries=(),
     routing=RoutingStatus(generation=3, peers=1, refused=0, bad_entries=0),
+    sandbox=None,
     findings=(),
     settings={},
 )

@@ -57,6 +57,7 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
     that ends a daemon.
     """
     # Before logging is set up: some libraries set their own loggers when they are imported.
+    from tundp.daemon.confinement import confine
     from tundp.daemon.resources import open_resources
     from tundp.daemon.run import run
     from tundp.daemon.supervise import Supervisor
@@ -76,8 +77,13 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
     capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
     resources = open_resources(settings, given)
     drop_capabilities()
-    logs.write_apart()
     raise_file_limit()
+    try:
+        confine(settings)
+    except BaseException:
+        resources.close()
+        raise
+    logs.write_apart()
     supervisor = Supervisor()
     with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
         runner.run(run_until_signal(run(settings, store, resources, supervisor), supervisor))
