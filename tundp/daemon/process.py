@@ -57,7 +57,6 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
     that ends a daemon.
     """
     # Before logging is set up: some libraries set their own loggers when they are imported.
-    from tundp.daemon.confinement import confine
     from tundp.daemon.resources import open_resources
     from tundp.daemon.run import run
     from tundp.daemon.supervise import Supervisor
@@ -79,7 +78,7 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
     drop_capabilities()
     raise_file_limit()
     try:
-        confine(settings)
+        enter_sandbox(settings)
     except BaseException:
         resources.close()
         raise
@@ -102,6 +101,13 @@ def drop_capabilities() -> None:
         capability.keep_only(kept)
     except PlatformError as error:
         _log.warning("%s", error)
+
+
+def enter_sandbox(settings: Settings) -> None:
+    """Give up what a daemon with these settings has no use for; see daemon/confinement.py."""
+    from tundp.daemon.confinement import confine
+
+    confine(settings)
 
 
 def raise_file_limit() -> None:
