@@ -95,7 +95,8 @@ def abi() -> int:
         code = ctypes.get_errno()
         why = {
             errno.ENOSYS: "the kernel has no Landlock (CONFIG_SECURITY_LANDLOCK, Linux 5.13)",
-            errno.EOPNOTSUPP: "Landlock is not among the kernel's modules of security (lsm=)",
+            errno.EPERM: "a seccomp filter around this process refuses Landlock (a container's)",
+            errno.EOPNOTSUPP: "Landlock is not among the kernel's security modules (lsm=)",
         }.get(code, f"landlock_create_ruleset: {os.strerror(code)}")
         raise PlatformError(why, code)
     return int(version)
