@@ -142,6 +142,17 @@ class Loop(Enum):
 
 
 @unique
+class Sandbox(Enum):
+    """Whether a daemon gives up, after its start, what it has no use for."""
+
+    AUTO = "auto"
+    """As far as the kernel can."""
+    ON = "on"
+    """All of it, or no start."""
+    OFF = "off"
+
+
+@unique
 class StoreKind(Enum):
     """What kind of store the leases live in."""
 

@@ -16,6 +16,7 @@ import pytest
 import tundp
 from tests.wait import DEADLINE_S, until_sync
 
+LANDLOCK = "landlock_create_ruleset landlock_add_rule landlock_restrict_self"
 TARGET = "tundp-test.target"
 PYTHON = sorted({sys.prefix, sys.base_prefix, str(Path(tundp.__file__).parents[1])})
 """Python, its packages and the checkout: what must be visible, wherever it is mounted."""
@@ -80,6 +81,8 @@ class Machine:
                     *(self.directory, "--quiet", "--register=no", "--keep-unit", "--boot"),
                     *("--link-journal=no", "--console=pipe", "--private-network"),
                     *("--capability=CAP_NET_ADMIN", "--bind=/dev/net/tun"),
+                    # A host's kernel refuses them to nobody; older nspawns do.
+                    f"--system-call-filter={LANDLOCK}",
                     *(f"--bind-ro={path}" for path in PYTHON if self.root == Path("/")),
                     f"systemd.unit={TARGET}",
                 ],

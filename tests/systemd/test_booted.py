@@ -11,6 +11,7 @@ unit even if that is below /root or /tmp, and shortens waiting.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
 import sys
@@ -164,11 +165,18 @@ def test_the_booted_daemon_holds_cap_net_admin_alone(tundp: Machine) -> None:
     assert fields["Seccomp"].strip() == "2"
 
 
+def has_landlock() -> bool:
+    """Whether the kernel has it at all: landlock_create_ruleset is 444 everywhere."""
+    return int(ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1)) > 0
+
+
 def test_the_sandbox_of_the_unit_hinders_no_part_of_the_daemon(tundp: Machine) -> None:
     before = tundp.journal("tundp.service")
     tundp.run("systemctl", "restart", "tundp")
     status = json.loads(tundp.run(f"{sys.prefix}/bin/tundp", "status", "--json"))
     assert status["engine"]["name"] != "reference"
+    assert status["sandbox"]["seccomp"]
+    assert status["sandbox"]["landlock_abi"] or not has_landlock()
     # Answered by the engine, out of the TUN: nobody has that subnet.
     other = "10.1.1.1" if status["subnet"] != "10.1.1.0/24" else "10.1.2.1"
     assert "Unreachable" in tundp.run("ping", "-c1", "-W5", other, is_checked=False)

@@ -46,6 +46,7 @@ from tundp.observe.status import (
     PeerTraffic,
     RefusedStatus,
     RoutingStatus,
+    SandboxStatus,
     SettingStatus,
     Status,
     StoreStatus,
@@ -115,6 +116,12 @@ UDP = Status(
         narrow_paths=1,
         no_gso_paths=0,
         narrow_by_origin={"device": 0, "route": 0, "measured": 1},
+    ),
+    sandbox=SandboxStatus(
+        landlock_abi=4,
+        seccomp=True,
+        missing=("signals, abstract unix sockets (Landlock ABI 6, Linux 6.12)",),
+        gaps=("reading /etc, for etcd's endpoints have names (etcd.example)",),
     ),
     findings=(
         Finding(id="lease", verdict=Verdict.OK, evidence="held"),
@@ -203,6 +210,7 @@ HOST_GW = replace(
     refused=(),
     bad_entries=(),
     routing=RoutingStatus(generation=3, peers=1, refused=0, bad_entries=0),
+    sandbox=None,
     findings=(),
     settings={},
 )

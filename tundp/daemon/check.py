@@ -73,6 +73,7 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "settings": _check_settings,
         "rights": host.check_rights,
         "limits": host.check_limits,
+        "sandbox": host.check_sandbox,
         "daemon": _check_daemon,
         "files": host.check_files,
         "store": overlay.check_store,

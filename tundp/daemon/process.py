@@ -74,6 +74,7 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
     resources = open_resources(settings, given)
     try:
         drop_capabilities()
+        enter_sandbox(settings)
         require_limits()
     except BaseException:
         resources.close()
@@ -116,6 +117,13 @@ def require_limits() -> None:
         _log.warning("%s", text)
     if why_not_raised and not any(each.id == "limits.rlimits" for each in found):
         _log.warning("the limit of open files cannot be raised: %s", why_not_raised)
+
+
+def enter_sandbox(settings: Settings) -> None:
+    """Give up what a daemon with these settings has no use for; see daemon/confinement.py."""
+    from tundp.daemon.confinement import confine
+
+    confine(settings)
 
 
 def loop_factory(choice: Loop) -> Callable[[], asyncio.AbstractEventLoop]:

@@ -17,7 +17,7 @@ from tundp.lease.claim import LeaseState
 from tundp.lease.identity import identity_of
 from tundp.lease.model import Peer
 from tundp.lease.routing import Routing
-from tundp.linux import notify
+from tundp.linux import notify, sandbox
 from tundp.linux.losses import udp_errors
 from tundp.linux.obstacles.scene import PeerPlace, Scene
 from tundp.observe import collect
@@ -29,6 +29,7 @@ from tundp.observe.status import (
     FirewallStatus,
     KernelStatus,
     RoutingStatus,
+    SandboxStatus,
     SettingStatus,
     Status,
     StoreStatus,
@@ -54,6 +55,7 @@ def starting(settings: Settings, health: Health, started_at: float) -> Status:
         waiting_for=health.startup_phase,
         started_at=started_at,
         uptime_s=round(time.time() - started_at, 1),
+        sandbox=sandbox_status(),
         findings=health.ready(),
         settings=setting_statuses(settings),
     )
@@ -107,6 +109,7 @@ def summary(node: Node) -> Status:
         ),
         firewall=FirewallStatus(flavour=node.firewall.flavour, missing=node.firewall.missing),
         routing=routing_status(node.routing, engine),
+        sandbox=sandbox_status(),
         findings=findings(node),
         counters=None if engine is None else collect.counters_status(engine.counters()),
     )
@@ -182,10 +185,34 @@ def findings(node: Node) -> list[Finding]:
         *worries("state-dir", lease.cache_error),
         *node.worries(),
         *worries("systemd", notify.failure()),
+        *sandbox_findings(),
         *node.supervisor.findings(),
         *store_findings(node.manager.warnings),
         *node.obstacles.findings(),
     ]
+
+
+def sandbox_status() -> SandboxStatus | None:
+    """What this process is held to; None if it entered no sandbox."""
+    holds = sandbox.held()
+    if holds is None:
+        return None
+    return SandboxStatus(
+        landlock_abi=holds.landlock_abi,
+        seccomp=holds.has_seccomp,
+        missing=holds.missing,
+        gaps=holds.gaps,
+    )
+
+
+def sandbox_findings() -> list[Finding]:
+    """A warning of what --sandbox=auto could not hold."""
+    holds = sandbox.held()
+    return worries(
+        "sandbox",
+        "" if holds is None else "; ".join(f"does not hold: {each}" for each in holds.missing),
+        next_step="a newer kernel, or --sandbox=off to say that none is wanted",
+    )
 
 
 def _duplicate(routing: Routing) -> str:

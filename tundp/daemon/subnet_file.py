@@ -17,6 +17,7 @@ from tundp.files import SMALL_LEN, read_regular, write_replacing
 from tundp.instance import Instance
 from tundp.lease import subnet_env
 from tundp.lease.subnet_env import SubnetEnv
+from tundp.linux import sandbox
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class SubnetFile:
         try:
             write_replacing(self.path, self._text)
         except OSError as error:
-            self._failure = error.strerror or str(error)
+            self._failure = f"{error.strerror or error}{sandbox.hint(error.errno)}"
             self._outage.failed(self._failure, now=self._clock())
         else:
             self._failure = ""

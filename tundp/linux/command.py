@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final, TypeVar
 
 from tundp.errors import PlatformError
-from tundp.linux import capability
+from tundp.linux import capability, sandbox
 
 T = TypeVar("T")
 
@@ -150,7 +150,8 @@ async def _run_with(
             errno.ETIMEDOUT,
         ) from None
     except OSError as error:
-        raise PlatformError(f"cannot run {path}: {error.strerror or error}", error.errno) from None
+        why = f"{error.strerror or error}{sandbox.hint(error.errno)}"
+        raise PlatformError(f"cannot run {path}: {why}", error.errno) from None
     finally:
         await _end(starting)
 

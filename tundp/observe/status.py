@@ -197,6 +197,20 @@ class FirewallStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxStatus:
+    """What the daemon's process is held to since its start (--sandbox)."""
+
+    landlock_abi: int
+    """The ABI of Landlock that restricts files and programs; 0: nothing does."""
+    seccomp: bool
+    """Whether system calls and socket families are refused that nothing needs."""
+    missing: Sequence[str]
+    """What does not hold although it was wanted, and why."""
+    gaps: Sequence[str]
+    """What is left open because these settings need it, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingStatus:
     """The table packets are sent by, in numbers."""
 
@@ -451,6 +465,8 @@ class Status:
     kernel: KernelStatus | None = None
     firewall: FirewallStatus | None = None
     routing: RoutingStatus | None = None
+    sandbox: SandboxStatus | None = None
+    """Null with --sandbox=off."""
     findings: Sequence[Finding] = ()
     """What must hold for pods to use the overlay, and whether it does."""
     peers: Sequence[PeerStatus] = ()

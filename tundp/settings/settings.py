@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from typing import Final
 
-from tundp.choices import Engine, EtcdApi, Layout, Loop, Offload, OnLeaseLost, SourceCheck
+from tundp.choices import Engine, EtcdApi, Layout, Loop, Offload, OnLeaseLost, Sandbox, SourceCheck
 from tundp.instance import SUBNET_FILE, Instance
 from tundp.settings import parsers
 from tundp.settings.declare import Flag, Section, flag, flags_of, show
@@ -430,6 +430,14 @@ class Settings:
         default="flannel%d",
         metavar="NAME",
         help="name of the TUN device; %d becomes the lowest free number",
+    )
+    sandbox: Sandbox = flag(
+        section=Section.NODE,
+        choice=Sandbox,
+        default=Sandbox.AUTO,
+        help="after the start, let no file be written or program be run but those needed"
+        " (Landlock), and refuse system calls and socket families nothing needs (seccomp); auto is"
+        " what the kernel has, on refuses to start without all of it",
     )
     lease_ttl_s: int = flag(
         "lease-ttl",

@@ -37,7 +37,8 @@ READINGS: Final = 3
 """Readings of files that change while they are read, before the last ones are used again."""
 _UNREADABLE_STEP: Final = (
     "tundp gives up root's right to read other users' files once it has started: make the file"
-    " readable for root without it, as in `chgrp root FILE; chmod g+r FILE`"
+    " readable for root without it, as in `chgrp root FILE; chmod g+r FILE`;"
+    " with --sandbox it also reads no other folders than those the files were in at the start"
 )
 _UNUSABLE_STEP: Final = (
     "put certificate and key in place together; they are read again for each new connection"

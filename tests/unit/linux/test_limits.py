@@ -87,7 +87,7 @@ def test_an_event_is_an_eventfd_where_there_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "most", "wanted"),
+    ("both", "most", "wanted"),
     [
         ((30, UNLIMITED), 1000, 1000),
         ((30, 500), 1000, 500),
@@ -98,12 +98,12 @@ def test_an_event_is_an_eventfd_where_there_is_one() -> None:
     ],
 )
 def test_limit_of_open_files(
-    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], most: int, wanted: int | None
+    monkeypatch: pytest.MonkeyPatch, both: tuple[int, int], most: int, wanted: int | None
 ) -> None:
     """Unlimited is -1 for Python. Linux itself never says so of open files; gVisor may."""
     asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
-    monkeypatch.setattr(resource, "setrlimit", lambda _, both: asked.append(both))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: both)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, now: asked.append(now))
     monkeypatch.setattr(limits, "_nr_open", lambda: most)
     assert limits.raise_file_limit() == ""
     assert asked == ([] if wanted is None else [(wanted, wanted)])

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from tundp.choices import Sandbox
 from tundp.daemon.checks.inspection import Inspection
+from tundp.daemon.confinement import plan_for, written_folders
 from tundp.daemon.unit import installed_unit
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
-from tundp.linux import capability, limits, unreachable
+from tundp.linux import capability, limits, sandbox, unreachable
 from tundp.linux.netlink import Link, Route
 from tundp.linux.tun import require_device
 
@@ -45,6 +49,25 @@ async def check_limits(_: Inspection) -> AsyncIterator[Finding]:
             evidence="threads start, eventfd works, open files may be many, /proc is there (of"
             " this process; a unit or container may have less)",
         )
+
+
+async def check_sandbox(inspection: Inspection) -> AsyncIterator[Finding]:
+    """What --sandbox would hold, and what these settings leave open. Enters none."""
+    settings = inspection.settings
+    if settings.sandbox is Sandbox.OFF:
+        yield Finding(id="sandbox", verdict=Verdict.NOTE, evidence="off: nothing is refused")
+        return
+    foreseen = sandbox.foresee()
+    plan = await asyncio.to_thread(plan_for, settings)
+    written = ", ".join(map(str, written_folders(settings)))
+    verdict = Verdict.NOTE if plan.gaps else Verdict.OK
+    if foreseen.missing:
+        verdict = Verdict.FAIL if settings.sandbox is Sandbox.ON else Verdict.WARN
+    yield Finding(
+        id="sandbox",
+        verdict=verdict,
+        evidence=f"{replace(foreseen, gaps=plan.gaps).evidence}; written are files below {written}",
+    )
 
 
 async def check_files(inspection: Inspection) -> AsyncIterator[Finding]:
