@@ -224,8 +224,8 @@ class Kernel:
     async def links_churned(self, node: LabNode) -> None:
         await command(
             node,
-            "for n in 1 2 3 4 5 6 7 8 9 10; do ip link add h$n type dummy; ip link set h$n up; "
-            "ip addr add 198.51.100.$n/32 dev h$n; done; "
+            "for n in 1 2 3 4 5 6 7 8 9 10; do ip link add h$n type veth peer name i$n; "
+            "ip link set h$n up; ip addr add 198.51.100.$n/32 dev h$n; done; "
             "for n in 1 2 3 4 5 6 7 8 9 10; do ip link del h$n; done",
         )
 

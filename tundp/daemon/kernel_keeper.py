@@ -225,8 +225,9 @@ class KernelKeeper:
     async def _ask_paths(self, due: Due) -> None:
         node = self._node
         if due.everything or due.all_paths:
-            known = (lease.attributes.public_ip for lease in node.routing.leases.values())
-            await self._paths.follow_device(node.backend.device_index, known, self._flow())
+            await self._paths.follow_device(
+                node.backend.device_index, self._leased_addresses, self._flow()
+            )
         elif due.paths:
             await self._paths.ask_again(due.paths, self._flow())
         else:
@@ -238,6 +239,9 @@ class KernelKeeper:
             with self._node.change():
                 delta = self._node.routing.set_misrouted(self._paths.misrouted)
                 self._node.publisher.apply(delta)
+
+    def _leased_addresses(self) -> list[IPv4Address]:
+        return [lease.attributes.public_ip for lease in self._node.routing.leases.values()]
 
     def _known_addresses(self, update: Snapshot | Events) -> Iterable[IPv4Address]:
         if isinstance(update, Snapshot):
