@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import time
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 
@@ -30,11 +31,24 @@ class Score:
         now = time.monotonic()
         self.windows.append((now - BEFORE_S, now + for_s, why))
 
-    def excuse(self, at: float) -> str | None:
-        """Why a packet sent at this time may be lost; None if it may not."""
-        return next((why for begin, end, why in self.windows if begin <= at <= end), None)
+    def excuses(self, times: Iterable[float]) -> list[str | None]:
+        """Why a packet sent at each of these times may be lost; None if it may not."""
+        windows = sorted(self.windows)
+        begins = [begin for begin, _, _ in windows]
+        # The window that ends last, of those that begin no later than each.
+        last: list[tuple[float, float, str]] = []
+        for window in windows:
+            last.append(window if not last or window[1] > last[-1][1] else last[-1])
+        found: list[str | None] = []
+        for at in times:
+            number = bisect_right(begins, at) - 1
+            _, end, why = last[number] if number >= 0 else (0.0, float("-inf"), "")
+            found.append(why if at <= end else None)
+        return found
 
 
+HONEST = 2
+"""Honest traffic runs between so many of the first nodes: a fault at another excuses no loss."""
 BEFORE_S = 0.5
 """Packets sent so long before a fault may still have been under way."""
 

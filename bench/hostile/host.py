@@ -12,7 +12,7 @@ import struct
 from pathlib import Path
 from typing import Final
 
-from bench.hostile.common import Score, deck
+from bench.hostile.common import HONEST, Score, deck
 from tundp.lab.overlay import LabNode
 
 HEALTH_PORT: Final = 10256
@@ -28,8 +28,6 @@ KERNEL: Final = (
     *("tun_deleted", "tun_down", "address_removed", "routes_removed", "rules_flushed"),
     *("mtu_changed", "underlay_mtu", "links_churned"),
 )
-HONEST: Final = 2
-"""Honest traffic runs between so many of the first nodes: a fault at another excuses no loss."""
 HEAL_S: Final = 4.0
 """A daemon puts back what a kernel fault took within a second; a busy machine is slower."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bench.hostile.common import Score
+from bench.hostile.common import HONEST, Score
 from tundp.admin import fetch_document
 from tundp.errors import PlatformError
 from tundp.lab.overlay import LabNode
@@ -121,7 +121,7 @@ class Judge:
         watched.counters = now
         queue = document["kernel"]["tun_queue_drops"] or 0
         overflows = now["socket_overflows"] + queue
-        if overflows != watched.overflows:
+        if overflows != watched.overflows and watched in self.watched[:HONEST]:
             # Lost since the last look, which began at most so long ago.
             since = watched.looked_at - SAMPLE_S
             why = f"a full queue was counted at {name}"
@@ -201,7 +201,7 @@ class Judge:
         return (
             f"{name}: memory {memory}; descriptors {fds}; threads {threads}; slowest status "
             f"{watched.slowest_s:.2f} s, {watched.unanswered} asked again; "
-            f"log {log_len / seconds:.0f} B/s"
+            f"log {log_len / seconds:.0f} B/s; MB each tenth: {tenths(watched.samples)}"
         )
 
 
@@ -266,6 +266,11 @@ def growth(samples: Sequence[Sample]) -> tuple[float, float]:
     ]
     slope = statistics.median(slopes) * (rest[-1].at - rest[0].at) if slopes else 0.0
     return slope, ends
+
+
+def tenths(samples: Sequence[Sample]) -> list[int]:
+    """Megabytes of memory at ten moments of the run."""
+    return [each.rss // MB for each in samples[:: max(1, len(samples) // 10)]]
 
 
 def allowed_growth(rss: int, seconds: float) -> float:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Final
 
-from bench.hostile.common import Score, deck
+from bench.hostile.common import HONEST, Score, deck
 from tests import packets as build
 from tundp.lab.lab import Host
 
@@ -361,6 +361,8 @@ class Packets:
         while True:
             kind = next(kinds)
             for index in range(len(self.world.targets)):
+                if kind == "monster" and index < HONEST:
+                    continue  # the kernel counts some as drops of the queue, which excuse losses
                 self.score.done["tun", kind] += 10
                 await asyncio.to_thread(self._into, rng, inner, kind, index)
             await asyncio.sleep(rng.uniform(0.03, 0.2))

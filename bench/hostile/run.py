@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -44,8 +44,10 @@ class Report:
     lines: list[str] = field(default_factory=list)
 
 
-async def run(seconds: float, seed: int) -> Report:
+async def run(seconds: float, seed: int, only: Sequence[str] = ()) -> Report:
     """Attack for so long, then let everything heal; the lab is gone afterwards.
+
+    only: names of the attackers; all of them if empty.
 
     Its logs stay, and are named in the report, if a fault was found.
     """
@@ -60,7 +62,8 @@ async def run(seconds: float, seed: int) -> Report:
             await overlay.start_etcd(json.loads(store.GOOD_CONFIG))
             stack.push_async_callback(overlay.close_etcd)
             world = await build(overlay)
-            attack = Attack(overlay, world, score, report)
+            attack = Attack(overlay, world, report, score)
+            attack.only = only
             await attack.run(seconds)
     except BaseException:
         print(f"logs: {directory}/node*.log", flush=True)
@@ -119,8 +122,9 @@ class Attack:
     """One run on a lab that is ready."""
 
     def __init__(
-        self, overlay: OverlayLab, world: packets.World, score: Score, report: Report
+        self, overlay: OverlayLab, world: packets.World, report: Report, score: Score
     ) -> None:
+        self.only: Sequence[str] = ()
         self.overlay = overlay
         self.world = world
         self.score = score
@@ -172,21 +176,22 @@ class Attack:
             self.score, self.world, gateway, {k: v.strip('"') for k, v in self.leases.items()}
         )
         files = host.Files(self.score, self.nodes)
-        attackers: list[Coroutine[Any, Any, None]] = [
-            shots.at_the_port(),
-            shots.at_the_underlay(),
-            shots.into_the_tun(),
-            stores.run(pause_s),
-            host.Clients(self.score, self.nodes).run(),
-            files.run(pause_s),
-            host.Kernel(self.score, self.nodes).run(min(10.0, max(5.0, seconds / 6))),
-            self.transfer(),
-        ]
+        kernel_pause_s = min(10.0, max(5.0, seconds / 6))
+        attackers: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "port": shots.at_the_port,
+            "underlay": shots.at_the_underlay,
+            "tun": shots.into_the_tun,
+            "store": lambda: stores.run(pause_s),
+            "clients": host.Clients(self.score, self.nodes).run,
+            "files": lambda: files.run(pause_s),
+            "kernel": lambda: host.Kernel(self.score, self.nodes).run(kernel_pause_s),
+        }
+        chosen = [each for name, each in attackers.items() if name in (self.only or attackers)]
         watchers = [
             asyncio.ensure_future(self.judge.own_lateness()),
             asyncio.ensure_future(self.judge.run()),
         ]
-        tasks = [asyncio.ensure_future(each) for each in attackers]
+        tasks = [asyncio.ensure_future(each()) for each in (*chosen, self.transfer)]
         try:
             done, _ = await asyncio.wait(
                 (*tasks, *watchers), timeout=seconds, return_when=asyncio.FIRST_EXCEPTION
@@ -286,9 +291,9 @@ class Attack:
         for stream in streams:
             lost += stream.lost
             sent += stream.sent
-            quiet += sum(self.score.excuse(at) is None for at in stream.sent_times())
-            for at in stream.losses():
-                why = self.score.excuse(at)
+            quiet += self.score.excuses(stream.sent_times()).count(None)
+            losses = stream.losses()
+            for at, why in zip(losses, self.score.excuses(losses), strict=True):
                 if why is None:
                     lost_quiet += 1
                     self.judge.found("ping lost in quiet", f"sent at {at - self.judge.began:.2f} s")
@@ -327,4 +332,8 @@ class Attack:
                     f"node{watched.node.number} {direction}: {found.get('packets_in')} in, "
                     f"{found.get('packets_out')} out, dropped {found.get('drops')}"
                 )
+            self.report.lines.append(
+                f"node{watched.node.number}: socket_overflows {counters.get('socket_overflows')}, "
+                f"tun_queue_full {(watched.document.get('kernel') or {}).get('tun_queue_drops')}"
+            )
         self.report.lines.append(f"looks at each daemon: {self.judge.looks}")

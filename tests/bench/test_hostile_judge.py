@@ -85,9 +85,15 @@ def test_a_fault_excuses_what_was_under_way_and_no_more() -> None:
     score = Score(1)
     score.fault("tun_deleted at node1", 3.0)
     now = time.monotonic()
-    assert score.excuse(now) == score.excuse(now - 0.3) == "tun_deleted at node1"
-    assert score.excuse(now - 1.0) is None
-    assert score.excuse(now + 4.0) is None
+    why = "tun_deleted at node1"
+    assert score.excuses([now, now - 0.3, now - 1.0, now + 4.0]) == [why, why, None, None]
+
+
+def test_a_long_window_excuses_beyond_a_short_one_inside_it() -> None:
+    score = Score(1)
+    score.windows += [(20.0, 21.0, "later"), (10.0, 19.0, "long"), (12.0, 13.0, "short")]
+    times = [9.9, 10.0, 12.5, 15.0, 19.5, 20.5, 21.5]
+    assert score.excuses(times) == [None, "long", "long", "long", None, "later", None]
 
 
 def test_one_seed_one_order_and_every_kind_each_round() -> None:
