@@ -47,6 +47,7 @@ class Score:
         return found
 
 
+HEALTH_PORT = 10256
 HONEST = 2
 """Honest traffic runs between so many of the first nodes: a fault at another excuses no loss."""
 BEFORE_S = 0.5

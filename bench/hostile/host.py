@@ -12,10 +12,9 @@ import struct
 from pathlib import Path
 from typing import Final
 
-from bench.hostile.common import HONEST, Score, deck
+from bench.hostile.common import HEALTH_PORT, HONEST, Score, deck
 from tundp.lab.overlay import LabNode
 
-HEALTH_PORT: Final = 10256
 METRICS_PORT: Final = 9401
 HELD: Final = 5
 """Rows of twenty connections with half a request each that stay open for minutes."""

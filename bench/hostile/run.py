@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from bench.hostile import host, judge, packets, store
-from bench.hostile.common import Score
+from bench.hostile.common import HEALTH_PORT, Score
 from tundp.files import read_regular
 from tundp.lab.lab import Lab
 from tundp.lab.overlay import LabNode, OverlayLab, make_directory
@@ -82,7 +82,7 @@ async def build(overlay: OverlayLab) -> packets.World:
         await overlay.start_daemon(
             node,
             f"--engine={engine}",
-            f"--healthz-port={host.HEALTH_PORT}",
+            f"--healthz-port={HEALTH_PORT}",
             f"--metrics-addr=:{host.METRICS_PORT}",
             f"--config={host.config_file(node)}",
         )
@@ -257,7 +257,7 @@ class Attack:
         missing = []
         for node in self.nodes:
             try:
-                _, body = await node.get(host.HEALTH_PORT, "/readyz?format=json")
+                _, body = await node.get(HEALTH_PORT, "/readyz?format=json")
                 # A contest is told of for a minute after its end, by design: backoff.Contest.
                 missing += [
                     f"node{node.number} not ready: {check}"

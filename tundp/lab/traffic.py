@@ -202,12 +202,16 @@ async def transfer(
         sender = await source.socket(socket.SOCK_STREAM)
         with sender:
             receiving = asyncio.create_task(asyncio.to_thread(_receive, listener))
-            started = time.perf_counter()
-            sender.settimeout(30)
-            await asyncio.to_thread(sender.connect, listener.getsockname())
-            sent = await asyncio.to_thread(_send, sender, payload_len)
-            received = await receiving
-            return time.perf_counter() - started, sent == received
+            try:
+                started = time.perf_counter()
+                sender.settimeout(30)
+                await asyncio.to_thread(sender.connect, listener.getsockname())
+                sent = await asyncio.to_thread(_send, sender, payload_len)
+                received = await receiving
+                return time.perf_counter() - started, sent == received
+            finally:
+                receiving.cancel()
+                await asyncio.gather(receiving, return_exceptions=True)
 
 
 def _send(sock: socket.socket, payload_len: int) -> str:
