@@ -16,7 +16,7 @@ TABLES := tundp/choices.py tundp/engine/counters.py $(wildcard tundp/wire/*.py)
 NATIVE := setup.py $(TABLES) $(wildcard native/*.py native/*/*.h native/*/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help root build demo test lint check bench micro scale neighbours silence churn look refused fuzz cross rungs format clean
+.PHONY: help root build demo test lint check bench micro scale neighbours silence churn look refused hostile fuzz cross rungs format clean
 
 help:
 	@echo 'make demo     two nodes with pods in network namespaces, checked end to end (root)'
@@ -31,6 +31,7 @@ help:
 	@echo 'make look     what one look for obstacles costs on a host with much to look at (root)'
 	@echo 'make churn    what hundreds of veth pairs and 10,000 routes that change cost (root)'
 	@echo 'make refused  what 20,000 refused leases and 100,000 broken keys cost (root)'
+	@echo 'make hostile   everything hostile at once, for HOSTILE_SECONDS=3600 on real daemons (root)'
 	@echo 'make fuzz     every parser and the engines under a fuzzer; FUZZ_SECONDS=60 for each,'
 	@echo '              8 make it a minute in all'
 	@echo 'make cross    the C code for arm64 and big-endian s390x, its tests under qemu'
@@ -94,6 +95,11 @@ refused: root build
 	@setup/apt.sh demo
 	@ETCD_REQUIRED=1 setup/etcd.sh
 	@$(PY) -m bench.refused
+
+hostile: root build
+	@setup/apt.sh demo
+	@ETCD_REQUIRED=1 setup/etcd.sh
+	@$(PY) -m bench.hostile
 
 fuzz:
 	@setup/apt.sh fuzz

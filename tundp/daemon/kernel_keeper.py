@@ -232,8 +232,9 @@ class KernelKeeper:
     async def _ask_paths(self, due: Due) -> None:
         node = self._node
         if due.everything or due.all_paths:
-            known = (lease.attributes.public_ip for lease in node.routing.leases.values())
-            await self._paths.follow_device(node.backend.device_index, known, self._flow())
+            await self._paths.follow_device(
+                node.backend.device_index, self._leased_addresses, self._flow()
+            )
         elif due.paths:
             await self._paths.ask_again(due.paths, self._flow())
         else:
@@ -244,6 +245,9 @@ class KernelKeeper:
         if news := self._paths.take_news():
             with self._node.change():
                 self._node.publisher.apply(self._node.routing.note_misrouted(news))
+
+    def _leased_addresses(self) -> list[IPv4Address]:
+        return [lease.attributes.public_ip for lease in self._node.routing.leases.values()]
 
     def _known_addresses(self, update: Snapshot | Events) -> Iterable[IPv4Address]:
         if isinstance(update, Snapshot):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
@@ -126,11 +126,15 @@ class PeerPaths:
         await self._look_up([each for each in addresses if each in self._asked], flow)
 
     async def follow_device(
-        self, index: int | None, addresses: Iterable[IPv4Address], flow: Flow | None
+        self,
+        index: int | None,
+        addresses: Callable[[], Iterable[IPv4Address]],
+        flow: Flow | None,
     ) -> None:
         """Ask for everything anew: of `addresses`, what routes over our device cover.
 
         index: the device's; 0 while it is gone: nothing changes then; None if there is none.
+        addresses: called after the kernel listed the routes, since leases come and go meanwhile.
         """
         if index == 0:
             return
@@ -138,7 +142,7 @@ class PeerPaths:
         self._covers = () if index is None else tuple(await self._netlink.prefixes(index))
         before, self._asked, self.misrouted = self.misrouted, {}, {}
         self._rebuild()
-        unknown = self.unknown(addresses)
+        unknown = self.unknown(addresses())
         self.misrouted = {each: before[each] for each in unknown if each in before}
         self._news |= before.keys() - self.misrouted.keys()
         await self._look_up(unknown, flow)

@@ -12,7 +12,7 @@ import struct
 import time
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Final
+from typing import Final, Self
 
 from tundp.lab.lab import Host
 from tundp.linux import uapi
@@ -136,7 +136,7 @@ class PingStream:
     def __str__(self) -> str:
         return f"{self.lost} of {self.sent} pings lost, {self.longest_gap_s:.2f} s at most in a row"
 
-    async def __aenter__(self) -> PingStream:
+    async def __aenter__(self) -> Self:
         self._sock = await self._host.socket(socket.SOCK_RAW, socket.IPPROTO_ICMP)
         self._sock.setblocking(False)
         # Answers that waited in a queue come all at once, more than the default 208 KB hold.
@@ -202,12 +202,16 @@ async def transfer(
         sender = await source.socket(socket.SOCK_STREAM)
         with sender:
             receiving = asyncio.create_task(asyncio.to_thread(_receive, listener))
-            started = time.perf_counter()
-            sender.settimeout(30)
-            await asyncio.to_thread(sender.connect, listener.getsockname())
-            sent = await asyncio.to_thread(_send, sender, payload_len)
-            received = await receiving
-            return time.perf_counter() - started, sent == received
+            try:
+                started = time.perf_counter()
+                sender.settimeout(30)
+                await asyncio.to_thread(sender.connect, listener.getsockname())
+                sent = await asyncio.to_thread(_send, sender, payload_len)
+                received = await receiving
+                return time.perf_counter() - started, sent == received
+            finally:
+                receiving.cancel()
+                await asyncio.gather(receiving, return_exceptions=True)
 
 
 def _send(sock: socket.socket, payload_len: int) -> str:
