@@ -51,7 +51,7 @@ def put_in_path(
 async def holds_everything(node: LabNode) -> bool:
     document = await node.status_document()
     found = document["sandbox"]
-    return found["landlock_abi"] >= 6 and found["seccomp"] and found["missing"] == []
+    return bool(found["landlock_abi"] >= 6 and found["seccomp"] and found["missing"] == [])
 
 
 async def lives_through_it(node: LabNode, flush: str, rules: str, jump: str) -> None:
