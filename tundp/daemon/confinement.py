@@ -156,6 +156,7 @@ def _readable(settings: Settings, gaps: list[str]) -> Iterator[Path]:
         if names:
             # /etc/hosts and resolv.conf are replaced by whoever edits them: only the folder lasts.
             yield Path("/etc")
+            yield Path("/etc/resolv.conf").resolve().parent
             gaps.append(f"reading /etc, for etcd's endpoints have names ({', '.join(names)})")
         yield from certificate_folders(settings)
 
