@@ -26,9 +26,9 @@ GROWTH_BYTES: Final = 8 << 20
 GROWTH_SHARE: Final = 0.12
 """Of memory after the warm-up third: the larger of the two is allowed, over the whole run."""
 SHORT_S: Final = 900.0
-"""Runs shorter than this are still warming up for the most part: threads are made on demand, each
-with a heap of its own, and peaks of large requests leave gaps. SHORT_GROWTH_BYTES are allowed;
-measured: 15 MB at most, level from 200 s on."""
+"""Runs shorter than this are still warming up for the most part: SHORT_GROWTH_BYTES are allowed.
+Measured at 400 s: 11, 6 and 6 MB at most at two daemons, 15, 1 and 27 MB at the third, in steps
+whose cause is not known; one malloc arena instead of many makes no difference."""
 SHORT_GROWTH_BYTES: Final = 24 << 20
 LOG_BYTES_S: Final = 4096.0
 LOG_FIRST_BYTES: Final = 64 << 10
