@@ -121,14 +121,24 @@ def foresee() -> Holds:
     )
 
 
+def _others() -> int | None:
+    """Threads of this process beside the calling one; None where nobody can tell."""
+    try:
+        return len(os.listdir("/proc/self/task")) - 1
+    except OSError:
+        return None
+
+
 def enter(plan: Plan) -> Holds:
     """Confine this process and all it starts, for good. What the kernel lacks is in `missing`.
 
     Call it before threads start: Landlock is the calling thread's and of those it starts.
     """
     missing: list[str] = []
-    threads = len(list(Path("/proc/self/task").iterdir())) - 1
-    if threads:
+    threads = _others()
+    if threads is None:
+        missing.append("files and programs of threads started before: there is no /proc to see any")
+    elif threads:
         missing.append(f"files and programs, for {threads} threads that were started before")
     version = 0
     try:
