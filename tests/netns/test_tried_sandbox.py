@@ -163,17 +163,17 @@ async def test_without_random_numbers(make_overlay: MakeOverlay) -> None:
 
 
 async def test_few_open_files(make_overlay: MakeOverlay) -> None:
-    """Packets pass with 40, and somebody is told what may fail."""
+    """Packets pass with 50, and somebody is told what may fail."""
     async with make_overlay(start=False) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         await overlay.start_daemon(two)
-        await start(overlay, one, limited(40))
+        await start(overlay, one, limited(50))
         await overlay.wait_ready()
         await until(lambda: answers(one.host, two.tunnel_address))
-        assert await log_contains(one, "only 40 files may be open")
-        check = await run_once(overlay, one, limited(40), "config", "check")
+        assert await log_contains(one, "only 50 files may be open")
+        check = await run_once(overlay, one, limited(50), "config", "check")
         assert check.returncode == 0, check.stdout + check.stderr
-        assert "only 40 files may be open" in " ".join(check.stdout.split())
+        assert "only 50 files may be open" in " ".join(check.stdout.split())
         text = one.log_path.read_text()
         assert "removed or changed" not in text
         assert "Traceback" not in text

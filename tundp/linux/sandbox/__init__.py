@@ -15,7 +15,6 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from tundp.errors import PlatformError
 from tundp.linux.sandbox import landlock, seccomp
