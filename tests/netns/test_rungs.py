@@ -146,4 +146,4 @@ async def test_an_engine_with_one_worker_refuses_two(
         await overlay.start_daemon(node, f"--engine={engine}", "--workers=2")
         process = node.daemon
         assert await asyncio.to_thread(process.wait, DEADLINE_S) == 1
-        assert f"--workers: engine {engine} has one" in node.log_path.read_text()
+        assert f"--workers=2: engine {engine} has one" in node.log_path.read_text()
