@@ -24,6 +24,8 @@ from tundp.choices import OnLeaseLost
 from tundp.daemon import report
 from tundp.daemon.backends import lease_offer, make_backend
 from tundp.daemon.firewall_keeper import FirewallKeeper
+from tundp.daemon.journal import Journal
+from tundp.daemon.looker import NodeLooker
 from tundp.daemon.node import Node
 from tundp.daemon.resources import Resources
 from tundp.daemon.stores import store_name
@@ -65,6 +67,7 @@ async def run(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
         stack.callback(resources.close)
+        journal = _open_journal(stack, resources)
         cache = LeaseCache(settings.state_dir, settings.instance)
         identity = cache.identity()
         manager = _make_manager(settings, store, identity, cache)
@@ -78,7 +81,9 @@ async def run(
         network_config = await manager.network_config(desk.health)
         _log_network(network_config, manager)
         interface = await _choose_interface(netlink, selection, network_config)
-        backend = make_backend(network_config.backend, settings, netlink, resources.take_backend())
+        backend = make_backend(
+            network_config.backend, settings, netlink, resources.take_backend(), resources.recorder
+        )
         stack.callback(backend.close)
         offer = lease_offer(backend, settings, network_config, interface)
         backend.prepare(interface)
@@ -111,6 +116,7 @@ async def run(
             identity=manager.identity or identity,
             worries=desk.worries,
             supervisor=supervisor,
+            journal=journal,
         )
         stack.callback(node.close)
         await _bring_up(node, desk, before)
@@ -175,7 +181,13 @@ async def _open_desk(
     metrics = Metrics(health.ready, supervisor.failures)
     desk = _Desk(settings, health, metrics)
     desk.admin = await stack.enter_async_context(
-        serve_admin(settings.admin_socket, desk.status, metrics.render, sock=resources.admin)
+        serve_admin(
+            settings.admin_socket,
+            desk.status,
+            metrics.render,
+            sock=resources.admin,
+            looker=NodeLooker(node=lambda: desk.node, recorder=resources.recorder),
+        )
     )
     await stack.enter_async_context(serve_health(resources.health, health))
     watch = supervisor.keep("watch health", health.watch)
@@ -186,6 +198,18 @@ async def _open_desk(
         tasks.append(asyncio.ensure_future(supervisor.keep("serve metrics", server.run)))
     stack.push_async_callback(_cancel, *tasks)
     return desk
+
+
+def _open_journal(
+    stack: contextlib.ExitStack | contextlib.AsyncExitStack, resources: Resources
+) -> Journal:
+    """Keep what is logged from now on in the flight recorder, too."""
+    journal = Journal(resources.recorder)
+    handler = journal.handler()
+    logger = logging.getLogger("tundp")
+    logger.addHandler(handler)
+    stack.callback(logger.removeHandler, handler)
+    return journal
 
 
 async def _cancel(*tasks: asyncio.Future[None]) -> None:
