@@ -27,7 +27,7 @@ async def test_who_asks_often_puts_off_nobody(make_lab: Callable[[], Lab]) -> No
         left, right = await lab.host("left"), await lab.host("right")
         await lab.cable(left, "eth0", right, "eth0")
         await left.configure("eth0", "198.18.0.1/16")
-        # The kernel gives up a silent neighbour after three requests, and what waits for it with it:
+        # The kernel gives up a silent neighbour after three requests, and what waits for it, too:
         # on a busy machine that is before the sockets are full.
         await left.sysctl("ipv4/neigh/eth0/mcast_solicit", 1000)
         with await left.call(open_udp, IPv4Address("198.18.0.1"), 8285) as shared:

@@ -8,13 +8,15 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
-from tests.nodes import MakeOverlay
+from tests.nodes import MakeOverlay, log_contains
 from tests.wait import DEADLINE_S, until
 from tundp.admin import open_events
 from tundp.errors import PlatformError
@@ -188,3 +190,32 @@ async def test_a_trace_shows_where_a_packet_went(make_overlay: MakeOverlay) -> N
         assert "DROP no_route: no lease covers the destination" in lost, shown
         assert "next step: tundp status" in lost, shown
         await until_watched(one, 0)
+
+
+async def test_the_flight_recorder_is_copied_when_asked_and_on_a_burst(
+    make_overlay: MakeOverlay,
+) -> None:
+    async with make_overlay(nodes=1) as overlay:
+        one = overlay.nodes[1]
+        folder, name = one.admin_socket.parent, f"{one.admin_socket.stem}.blackbox-"
+
+        def copies() -> list[Path]:
+            return sorted(folder.glob(f"{name}*.json"))
+
+        one.daemon.send_signal(signal.SIGUSR1)
+        await until(copies, "a copy for SIGUSR1")
+        (first,) = copies()
+        assert json.loads(first.read_text())["pid"] == one.daemon.pid
+        assert first.stat().st_mode & 0o777 == 0o600
+        sock = await one.host.socket(socket.SOCK_DGRAM)
+
+        def is_copied() -> bool:
+            for _ in range(100):
+                sock.sendto(b"for nobody", ("10.5.77.7", 9))
+            return len(copies()) == 2
+
+        with sock:
+            await until(is_copied, "a copy for the burst of drops")
+        found = json.loads(copies()[1].read_text())
+        assert "no_route" in {drop["reason"] for drop in found["drops"]}
+        assert await log_contains(one, "packets dropped within a second")
