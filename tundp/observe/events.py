@@ -208,6 +208,12 @@ class EventStream:
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """The events, in the order they arrive here. PlatformError for what is no event."""
+        async for batch in self.batches():
+            for event in batch:
+                yield event
+
+    async def batches(self) -> AsyncIterator[list[Event]]:
+        """The events of one worker at a time, as they arrive; for whoever has many to deal with."""
         while True:
             try:
                 kind, data = await self._frame()
@@ -221,8 +227,7 @@ class EventStream:
                     records = list(unpack(memoryview(data)[_WORKER.size :]))
                 except ValueError as error:
                     raise PlatformError(f"the daemon's event stream is broken: {error}") from None
-                for record in records:
-                    yield await self._event(worker, record)
+                yield [await self._event(worker, record) for record in records]
 
     async def _frame(self) -> tuple[int, bytes]:
         kind, length = _FRAME.unpack(await self._read(_FRAME.size))
