@@ -20,9 +20,21 @@ sys.path.insert(0, str(ROOT))
 from tundp.choices import SourceCheck  # noqa: E402
 from tundp.engine import hop_slots  # noqa: E402
 from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, CounterSpec  # noqa: E402
-from tundp.wire import coalesce, icmp, ip, overhead, policy, ratelimit, transport, vnet  # noqa: E402
+from tundp.wire import (  # noqa: E402
+    coalesce,
+    filter_program,
+    icmp,
+    ip,
+    overhead,
+    policy,
+    ratelimit,
+    transport,
+    vnet,
+)
 from tundp.wire.coalesce import Miss  # noqa: E402
 from tundp.wire.drop import DropReason  # noqa: E402
+from tundp.wire.facts import Field  # noqa: E402
+from tundp.wire.filter_program import OpKind  # noqa: E402
 
 LIMITS = {
     "TUNDP_OVERHEAD": (overhead.OVERHEAD, "bytes of outer headers"),
@@ -45,6 +57,7 @@ LIMITS = {
     "TUNDP_HOP_LOOK_NS": (hop_slots.LOOK_NS, "after no socket could be had, none is looked for"),
     "TUNDP_COALESCE_ITEMS": (coalesce.MAX_ITEMS, "super-packets under construction"),
     "TUNDP_COALESCE_TCP_SEGMENTS": (coalesce.MAX_TCP_SEGMENTS, "packets in one of TCP"),
+    "TUNDP_FILTER_OPS_MAX": (filter_program.OPS_MAX, "instructions of a packet filter"),
 }
 
 
@@ -84,6 +97,13 @@ def _lines() -> Iterator[str]:
     yield "/* wire/coalesce.py */"
     yield from _enum("tundp_miss", "TUNDP_MISS", [(each.name, each) for each in Miss])
     yield f"#define TUNDP_MISS_COUNT {len(Miss)}"
+    yield ""
+    yield "/* wire/facts.py */"
+    yield from _enum("tundp_field", "TUNDP_FIELD", [(each.name, each) for each in Field])
+    yield f"#define TUNDP_FIELD_COUNT {len(Field)}"
+    yield ""
+    yield "/* wire/filter_program.py */"
+    yield from _enum("tundp_op_kind", "TUNDP_OP", [(each.name, each) for each in OpKind])
     yield ""
     yield "/* choices.py */"
     yield from _enum(
