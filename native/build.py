@@ -40,6 +40,7 @@ SOURCES = [
         "segment",
         "simple",
         "single",
+        "tap",
         "train",
         "twins",
         "verdict",
