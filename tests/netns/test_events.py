@@ -105,6 +105,7 @@ async def test_a_killed_reader_leaves_nothing_on(make_overlay: MakeOverlay) -> N
     ("query", "text"),
     [
         ({"stages": "read,nowhere"}, "no stage 'nowhere'"),
+        ({"filter": "host"}, "at character 5 of the filter"),
         ({"snap": "65536"}, "snap must be a number from 0 to 65535"),
         ({"size": "1"}, "size must be a number from 262144"),
     ],
@@ -226,7 +227,9 @@ async def test_a_trace_names_the_rule_that_drops_a_packet(
             assert (await node.host.run("nft", rules)).returncode == 0
         for node in (one, two):
             log = tmp_path / f"trace{node.number}"
-            tracing = await traced(node, log, "-c", "1", "--drops")
+            tracing = await traced(
+                node, log, "-c", "1", "--drops", f"icmp and host {one.pod_address}"
+            )
             assert await ping(one.pod, two.pod_address, timeout_s=0.5) is None
             await until_ended(tracing)
             shown = log.read_text()

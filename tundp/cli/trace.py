@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
-import signal
-import sys
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, unique
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from tundp.cli.command import WHICH_DAEMON, Command, Given, run_async
-from tundp.cli.output import EXIT_OK, print_line
-from tundp.errors import PlatformError, Unsupported
 from tundp.settings.declare import option
 from tundp.settings.parsers import parse_count, parse_duration
 
-if TYPE_CHECKING:
-    from tundp.linux.nft_trace import Path as NftPath
-    from tundp.observe.events import EventStream
-    from tundp.observe.trace import Stories, Story
-
 _LETTERS: Final = {"-c": "--count", "-o": "--output"}
-_LOOK_S: Final = 0.05
-_LATER_NS: Final = 1_000_000_000
-_SNAP: Final = 128
 
 
 @unique
@@ -77,137 +60,12 @@ class TraceOptions:
 
 def trace(given: Given[TraceOptions]) -> int:
     """Show traces until something ends it."""
+    from tundp.cli.trace_session import Session
+    from tundp.wire.filter import parse
+
+    packets = parse(" ".join(given.operands))
     path = given.settings().admin_socket
-    return run_async(_Session(given.options, path, " ".join(given.operands)).run())
-
-
-class _Session:
-    """One `tundp trace` while it runs."""
-
-    def __init__(self, options: TraceOptions, path: Path, text: str) -> None:
-        self._options = options
-        self._path = path
-        self._filter = text
-        self._stop = asyncio.Event()
-        self._shown = 0
-
-    async def run(self) -> int:
-        """Print each story when it is complete."""
-        from tundp.admin import open_events
-
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._stop.set)
-        query = {"filter": self._filter, "snap": str(_SNAP)}
-        async with contextlib.AsyncExitStack() as stack:
-            stream = await stack.enter_async_context(open_events(self._path, query))
-            paths = await self._open_paths(stack, stream)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._options.for_):
-                    await self._show_all(stream, paths)
-            self._say_end(stream)
-        return EXIT_OK
-
-    async def _open_paths(
-        self, stack: contextlib.AsyncExitStack, stream: EventStream
-    ) -> AsyncIterator[NftPath] | None:
-        """Netfilter's account; None, and a word about it, where there is none."""
-        from ipaddress import IPv4Network
-
-        from tundp.linux.nft_trace import nft_trace
-
-        found, why_not = None, "--kernel=false"
-        if self._options.kernel:
-            try:
-                network = IPv4Network(stream.hello.network)
-                found = await stack.enter_async_context(nft_trace(network))
-            except (Unsupported, PlatformError) as error:
-                why_not = str(error)
-        unseen = "legacy iptables, the kernel's routing" if found else f"netfilter ({why_not})"
-        _say(
-            f"tracing on {stream.hello.node} ({stream.hello.tun}, engine {stream.hello.engine});"
-            f" Ctrl-C ends it. Not looked at: {unseen}, and other nodes"
-        )
-        return found
-
-    async def _show_all(self, stream: EventStream, paths: AsyncIterator[NftPath] | None) -> None:
-        from tundp.observe.trace import Stories, Tracer
-
-        tracer, stories = Tracer(), Stories(has_paths=paths is not None)
-        sources: dict[str, AsyncIterator[Any]] = {"events": aiter(stream.batches())}
-        if paths is not None:
-            sources["paths"] = paths
-        coming = {
-            asyncio.ensure_future(anext(source, None)): name for name, source in sources.items()
-        }
-        stopped = asyncio.ensure_future(self._stop.wait())
-        try:
-            while not stopped.done():
-                await asyncio.wait(
-                    (*coming, stopped), timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED
-                )
-                now_ns = time.time_ns()
-                for done in [each for each in coming if each.done()]:
-                    name = coming.pop(done)
-                    value: Any = done.result()
-                    if value is None and name == "events":
-                        return
-                    if value is not None:
-                        coming[asyncio.ensure_future(anext(sources[name], None))] = name
-                    if name == "paths" and value is not None and self._is_wanted(value):
-                        stories.add_path(value, now_ns)
-                    elif name == "events":
-                        for event in value:
-                            for found in tracer.add(event):
-                                stories.add_trace(found, now_ns)
-                for found in tracer.stale(now_ns=now_ns):
-                    stories.add_trace(found, now_ns)
-                if self._show_due(stories, stream, now_ns):
-                    return
-            for found in tracer.stale(0):
-                stories.add_trace(found, 0)
-            self._show_due(stories, stream, time.time_ns() + _LATER_NS)
-        finally:
-            for task in (*coming, stopped):
-                task.cancel()
-            await asyncio.gather(*coming, stopped, return_exceptions=True)
-
-    def _is_wanted(self, path: NftPath) -> bool:
-        """Whether the filter lets a packet through that netfilter speaks of."""
-        return not self._filter or bool(path.fields)
-
-    def _show_due(self, stories: Stories, stream: EventStream, now_ns: int) -> bool:
-        """Print what is due; whether that was all that was asked for."""
-        for story in stories.due(now_ns):
-            if self._options.drops and not story.is_dropped:
-                continue
-            self._show(stream, story)
-            if self._shown == self._options.count:
-                return True
-        return False
-
-    def _show(self, stream: EventStream, story: Story) -> None:
-        from tundp.observe.trace import document, story_lines
-
-        self._shown += 1
-        if self._options.output is TraceFormat.JSON:
-            print(json.dumps(document(story, self._shown)), flush=True)
-            return
-        for line in story_lines(story, self._shown, stream.hello.node):
-            print_line(line)
-        sys.stdout.flush()
-
-    def _say_end(self, stream: EventStream) -> None:
-        if stream.lost:
-            _say(
-                f"{stream.lost} records were lost: more packets match than can be shown; a"
-                " narrower filter misses none"
-            )
-
-
-def _say(text: str) -> None:
-    """A word to the operator, beside what programs read."""
-    print(text, file=sys.stderr, flush=True)
+    return run_async(Session(given.options, path, packets).run())
 
 
 def rewrite(arguments: Sequence[str]) -> list[str]:
