@@ -18,34 +18,24 @@ import contextlib
 import logging
 import secrets
 import time
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from tundp.backend.udp.path import Path, concerned, limit_of
 from tundp.backend.udp.path_search import FLOOR, Answer, PathSearch
 from tundp.backoff import Ration
-from tundp.choices import MtuOrigin
-from tundp.engine.base import PATH_STATE_S, Dataplane, PathLimit
+from tundp.engine.base import PATH_STATE_S, Dataplane
 from tundp.errors import PlatformError
 from tundp.lease.fib import Fib
 from tundp.lease.model import Peer
 from tundp.lease.routing import RoutingDelta
 from tundp.linux.echo import EchoSocket
-from tundp.linux.netlink import (
-    Change,
-    Flow,
-    LinkChange,
-    Netlink,
-    RouteChange,
-    RouteLookup,
-    RuleChange,
-)
-from tundp.linux.uapi import RT_TABLE_LOCAL
+from tundp.linux.netlink import Change, Flow, Netlink, RouteLookup
 from tundp.linux.udp import open_sender, source_control
 from tundp.wire import echo, overhead
 
@@ -69,32 +59,6 @@ _SEARCHES: Final = 64
 _RECEIVES: Final = 64
 _SEND_BUFFER_LEN: Final = 96 << 10
 _LINES: Final = 10
-ROUTE_TEXT: Final = "the MTU of the route (ip route)"
-MEASURED_TEXT: Final = "packets of this size were answered, larger ones were not"
-
-
-@dataclass(slots=True, eq=False)
-class _Path:
-    """What is known of the way to one hop that was active lately."""
-
-    hop_id: int
-    peer: Peer
-    active_at: float
-    due_at: float
-    """Not measured again before that."""
-    is_due: bool = True
-    """Whether it was active, or its route changed, since it was measured last."""
-    route: int | None = None
-    """Inner MTU by the route."""
-    link: int = 0
-    """Index of the link the route leads over, 0 for not known."""
-    measured: int | None = None
-    measured_at: float = 0.0
-    search: PathSearch | None = None
-    cookies: list[bytes] = field(default_factory=list)
-    """Of the requests of this search."""
-    limit: PathLimit | None = None
-    """What the engine was given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +85,10 @@ class PathProber:
         self._settings: ProberSettings | None = None
         self._peers: dict[int, Peer] = {}
         """By hop id; one of those at the same endpoint."""
-        self._paths: dict[int, _Path] = {}
+        self._paths: dict[int, Path] = {}
         self._sent: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
         self._generation = 0
-        self._asked: dict[bytes, tuple[_Path, int]] = {}
+        self._asked: dict[bytes, tuple[Path, int]] = {}
         """Cookie of each request whose answer counts: whose path, and which size."""
         self._tokens = BURST
         self._refilled_at = 0.0
@@ -186,7 +150,7 @@ class PathProber:
         if not self._paths:
             return
         due_at = asyncio.get_running_loop().time() + SETTLE_S
-        for path in _concerned(changes, list(self._paths.values())):
+        for path in concerned(changes, list(self._paths.values())):
             # Changes in a row do not put it off.
             if not path.is_due or path.due_at > due_at:
                 path.due_at = due_at
@@ -232,7 +196,7 @@ class PathProber:
             path = self._paths.get(hop_id)
             if path is None:
                 if (peer := self._peers.get(hop_id)) is not None:
-                    self._paths[hop_id] = _Path(hop_id, peer, active_at=now, due_at=now)
+                    self._paths[hop_id] = Path(hop_id, peer, active_at=now, due_at=now)
                 continue
             path.active_at = now
             path.is_due = True
@@ -290,7 +254,7 @@ class PathProber:
             self._conclude(path, now)
         return bool(searching)
 
-    def _send(self, path: _Path, sizes: Sequence[int]) -> None:
+    def _send(self, path: Path, sizes: Sequence[int]) -> None:
         """Send requests by a socket of their own: what waits for one peer takes no other's room.
 
         What is refused stays unanswered: EMSGSIZE is the device's word, for one.
@@ -339,7 +303,7 @@ class PathProber:
                 path.search.answered(size)
                 self._conclude(path, asyncio.get_running_loop().time())
 
-    def _conclude(self, path: _Path, now: float) -> None:
+    def _conclude(self, path: Path, now: float) -> None:
         """Use the result of a search, if there is one."""
         search = path.search
         if search is None or search.result is None:
@@ -354,16 +318,16 @@ class PathProber:
         self._end_search(path)
         self._apply(path)
 
-    def _end_search(self, path: _Path) -> None:
+    def _end_search(self, path: Path) -> None:
         path.search = None
         for cookie in path.cookies:
             self._asked.pop(cookie, None)
         path.cookies.clear()
 
-    def _apply(self, path: _Path) -> None:
+    def _apply(self, path: Path) -> None:
         """Give the engine the limit of a path, if it is another than before."""
         assert self._engine is not None and self._settings is not None
-        wanted = _limit_of(path, self._settings.full)
+        wanted = limit_of(path, self._settings.full)
         before = path.limit
         if (wanted and (wanted.inner_mtu, wanted.origin)) == (
             before and (before.inner_mtu, before.origin)
@@ -395,39 +359,3 @@ class PathProber:
         self._end_search(path)
         if path.limit is not None and self._engine is not None:
             self._engine.limit_path(hop_id, None)
-
-
-def _limit_of(path: _Path, full: int) -> PathLimit | None:
-    """The smaller of what the route says and what was measured; None if neither is a limit."""
-    known = [
-        (size, origin, text)
-        for size, origin, text in (
-            (path.route, MtuOrigin.ROUTE, ROUTE_TEXT),
-            (path.measured, MtuOrigin.MEASURED, MEASURED_TEXT),
-        )
-        if size is not None and size < full
-    ]
-    if not known:
-        return None
-    size, origin, text = min(known, key=lambda each: each[0])
-    return PathLimit(inner_mtu=max(FLOOR, size), origin=origin, since=time.time(), text=text)
-
-
-def _concerned(changes: Iterable[Change], paths: Sequence[_Path]) -> list[_Path]:
-    """The paths that changes of the kernel's routes, links or rules may have to do with."""
-    by_address = sorted((int(path.peer.endpoint.address), path.hop_id) for path in paths)
-    by_hop = {path.hop_id: path for path in paths}
-    found: dict[int, _Path] = {}
-    for change in changes:
-        if isinstance(change, RuleChange):
-            return list(paths)
-        if isinstance(change, LinkChange):
-            index = change.link.index
-            found |= {path.hop_id: path for path in paths if path.link == index}
-        elif isinstance(change, RouteChange) and change.table != RT_TABLE_LOCAL:
-            first = int(change.destination.network_address)
-            last = int(change.destination.broadcast_address)
-            left = bisect_left(by_address, (first, 0))
-            right = bisect_right(by_address, (last, 1 << 32))
-            found |= {hop_id: by_hop[hop_id] for _, hop_id in by_address[left:right]}
-    return list(found.values())
