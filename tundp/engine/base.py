@@ -32,6 +32,9 @@ class EngineContext:
     policy: Policy
     loop: asyncio.AbstractEventLoop
     """Every method is called on its thread."""
+    echo_fd: int = -1
+    """Datagram socket, not blocking, for the heads of echo replies that measure paths
+    (wire.encap.Deliver.echo_len); -1: nobody measures. Borrowed until `stop`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

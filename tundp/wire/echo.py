@@ -15,7 +15,9 @@ TYPE_REPLY: Final = 0
 TYPE_REQUEST: Final = 8
 COOKIE_LEN: Final = 16
 _HEADER: Final = struct.Struct("!BBHHH")
-MIN_REQUEST_LEN: Final = ip.MIN_HEADER_LEN + _HEADER.size + COOKIE_LEN
+HEAD_LEN: Final = _HEADER.size + COOKIE_LEN
+"""Bytes of an ICMP message up to the end of the cookie."""
+MIN_REQUEST_LEN: Final = ip.MIN_HEADER_LEN + HEAD_LEN
 _TTL: Final = 64
 
 
@@ -50,6 +52,12 @@ def build_request(
         ttl=_TTL,
     )
     return header + body
+
+
+def is_reply(message: memoryview, identifier: int | None) -> bool:
+    """Whether an ICMP message, at least HEAD_LEN bytes, is an echo reply with this identifier."""
+    kind, code, _, found, _ = _HEADER.unpack_from(message)
+    return (kind, code) == (TYPE_REPLY, 0) and found == identifier
 
 
 def read_reply(packet: bytes) -> EchoReply | None:
