@@ -138,7 +138,6 @@ def singles() -> dict[str, bytes]:
         "fragment": ipv4(text(160), 17, flags=MF | 3, to=NARROW),
         "options": udp(text(120), options=RECORD_ROUTE + ROUTER_ALERT, to=NARROW, flags=0),
         "echo": icmp(to=NO_ROUTE),
-        "answer": icmp(kind=0, body=text(60), to="10.5.0.1", flags=MF),
         "ttl": udp(b"late", ttl=1),
         "own": udp(b"ours", source="10.5.0.1"),
         "ipv6": IPV6,
@@ -201,8 +200,8 @@ def for_engine() -> dict[str, bytes]:
         "narrow": b"\x81\x00" + records(wide, *small),
         "long": b"\x09\x00" + long,
         "long-ecn": b"\x09\x00" + long_ecn,
-        "answers": b"\x01\x00" + records(*[PLAIN + icmp(kind=0, body=text(60), to="10.5.0.1")] * 3),
-        "turns": b"\x11\x00" + records(*small, flows[0]),
+        "turns": b"\x11\x00"
+        + records(*small, flows[0], *[PLAIN + icmp(kind=0, to="10.5.0.1")] * 3),
     }
 
 
@@ -251,6 +250,7 @@ def corpus() -> dict[str, dict[str, bytes]]:
     from_peer = {name: bytes([i << 1 & 6]) + p for i, (name, p) in enumerate(packets.items())}
     # The source check enforced, and passed.
     from_peer["to-us"] = b"\x04" + udp(b"for us", to=OWN)
+    from_peer["answer"] = b"\x04" + icmp(kind=0, body=text(60), to="10.5.0.1", flags=MF)
     fragments = {
         name: ASIS + struct.pack("!H", mtu) + packets[name]
         for name, mtu in (("udp", 68), ("fragment", 100), ("options", 120))
