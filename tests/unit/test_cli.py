@@ -45,6 +45,7 @@ from tundp.settings import goflags
 from tundp.settings.declare import flags_of
 from tundp.settings.settings import FLAGS, SETTABLE, Settings
 from tundp.settings.sources import load_settings
+from tundp.wire.filter import parse as parse_filter
 
 SECRET = "hunter2"
 
@@ -314,10 +315,17 @@ def test_every_example_of_the_help_is_a_command_line_that_is_taken() -> None:
         command, rest = find(words)
         assert command is not None, line
         flags = [flag for flag in command.flags if flag.name != "config"]
+        count = len(command.operands)
         parsed = goflags.parse(
-            command.rewrite(rest), (*flags, *command.settings), operand_count=len(command.operands)
+            command.rewrite(rest),
+            (*flags, *command.settings),
+            operand_count=None if command.more_operands else count,
         )
-        assert len(parsed.operands) == len(command.operands), line
+        assert len(parsed.operands) >= count, line
+        if command.more_operands:
+            parse_filter(" ".join(parsed.operands[count:]))
+        else:
+            assert len(parsed.operands) == count, line
 
 
 # One dialect
@@ -575,3 +583,40 @@ def test_only_what_a_command_needs_is_loaded(arguments: list[str]) -> None:
     assert "asyncio" not in loaded
     heavy = {"numpy", "aiohttp", "pyroute2", "grpclib", "etcd", "rich", "uvloop", "matplotlib"}
     assert not loaded & (heavy | {"prometheus_client", "tundp.daemon.run", "tundp._native"})
+
+
+# drops
+
+
+def test_a_wrong_filter_is_pointed_at(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["drops", "tcp", "prot", "80"]) == EXIT_USAGE
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors == (
+        "tundp: filter: 'prot' is not understood: expected and, or, or the end\n"
+        "  tcp prot 80\n"
+        "      ^\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--reason=no_rout"], "--reason 'no_rout' is no drop reason: did you mean no_route"),
+        (["--to=10.5.1.1/16"], "--to '10.5.1.1/16' is no IPv4 address"),
+        (["--since=soon"], "--since 'soon' is no time above zero"),
+        (["-o", "yaml"], "--output 'yaml'"),
+        (["--not"], "--not needs something"),
+        (["-f", "--since=10m"], "--since is about the past"),
+    ],
+)
+def test_wrong_flags_of_drops(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["drops", *arguments]) == EXIT_USAGE
+    assert words in capsys.readouterr().err
+
+
+def test_drops_without_a_daemon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["drops", f"--admin-socket={tmp_path}/none.sock"]) == EXIT_FAILED
+    assert "no daemon answers on" in capsys.readouterr().err
