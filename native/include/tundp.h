@@ -191,7 +191,8 @@ struct tundp_tap {
 	uint32_t snap;    /* bytes of a packet that are kept, at most TUNDP_SNAP_MAX */
 	uint32_t stages;  /* bits 1 << enum tundp_stage, and TUNDP_EVENT_DROPS */
 	uint32_t unused;
-	uint64_t line_before_head[5];
+	const struct tundp_filter *filter; /* which packets, NULL all; passed tundp_filter_check */
+	uint64_t line_before_head[4];
 	uint64_t head; /* bytes ever written; the worker's */
 	uint64_t lost; /* records that had no room; the worker's */
 	uint64_t line_before_tail[6];
