@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shlex
+import signal
 import socket
 import struct
 import sys
@@ -22,11 +24,6 @@ from tundp.lab.traffic import ping
 
 TUNDP = (sys.executable, "-m", "tundp")
 NOWHERE = "10.5.99.1"
-
-
-@pytest.fixture(params=["gso", "reference"])
-def engine(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def command(node: LabNode, *arguments: str) -> list[str]:
@@ -76,6 +73,7 @@ PROVOKED = {
 }
 
 
+@pytest.mark.parametrize("engine", ["gso", "reference"])
 async def test_what_was_provoked_is_named_counted_and_shown(make_overlay: MakeOverlay) -> None:
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
@@ -130,6 +128,54 @@ async def selected(node: LabNode, text: str) -> set[tuple[str, str]]:
     """What the command would show of a selection."""
     found = await drops._report(node.admin_socket, drops.DropsOptions(interval=0.0), text)
     return {(row.direction, row.reason) for row in found.drops}
+
+
+async def test_drops_are_printed_as_they_happen(make_overlay: MakeOverlay, tmp_path: Path) -> None:
+    async with make_overlay() as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        wanted = f"dst host {NOWHERE} and reason no_route"
+        with (tmp_path / "lines").open("wb") as log:
+            process = await one.host.popen(command(one, "-f", "-o", "json", wanted), log=log)
+
+            async def has_line() -> bool:
+                await ping(one.host, two.tunnel_address, timeout_s=1)
+                await ping(one.host, "10.5.98.1", timeout_s=0.2)
+                await ping(one.host, NOWHERE, timeout_s=0.2)
+                return b"\n" in (tmp_path / "lines").read_bytes()
+
+            await until(has_line, "a drop to be printed")
+            assert process.poll() is None
+            # A reader that is too slow loses events, says so, and holds nobody up.
+            process.send_signal(signal.SIGSTOP)
+            await flood(one, 40_000)
+            process.send_signal(signal.SIGCONT)
+            await until(
+                lambda: b"drops came too fast" in (tmp_path / "lines").read_bytes(),
+                "lost drops to be counted",
+            )
+            process.send_signal(signal.SIGINT)
+            await until(lambda: process.poll() is not None, "tundp drops to end")
+            assert process.returncode == 0
+        for line in (tmp_path / "lines").read_text().splitlines():
+            if not line.startswith("tundp drops: "):
+                drop = json.loads(line)
+                assert (drop["direction"], drop["reason"]) == ("encap", "no_route")
+                assert drop["destination"] == NOWHERE
+
+
+async def flood(node: LabNode, count: int) -> None:
+    """Send datagrams nowhere until so many were dropped."""
+    sender = await node.host.socket(socket.SOCK_DGRAM)
+    sender.connect((NOWHERE, 9))
+
+    async def are_dropped() -> bool:
+        for _ in range(2000):
+            with contextlib.suppress(OSError):  # what ICMP says of it
+                sender.send(bytes(64))
+        return int((await counters(node))["encap"]["drops"]["no_route"]) >= count
+
+    with sender:
+        await until(are_dropped, f"{count} datagrams to be dropped")
 
 
 async def test_following_ends_with_its_reader_and_with_the_daemon(
