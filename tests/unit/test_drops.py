@@ -5,8 +5,12 @@ The golden files are what people and programs are shown; they change only on pur
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -20,6 +24,7 @@ from rich.console import Console, RenderableType
 
 from tests import packets
 from tests.json_schema import validate
+from tundp.admin import serve_admin
 from tundp.cli.drops import rewrite
 from tundp.errors import FilterError
 from tundp.linux.kernel_counts import namespace_counts
@@ -339,6 +344,43 @@ def test_short_flags() -> None:
     assert rewrite(["-f", "-o", "json", "-o=json", "tcp"]) == [
         *("--follow", "--output", "json", "--output=json", "tcp")
     ]
+
+
+# Daemons that cannot answer everything
+
+
+def command_against(status: Status, path: Path, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `tundp drops` against a daemon without a flight recorder."""
+    command = [sys.executable, "-m", "tundp", "drops", f"--admin-socket={path}", *arguments]
+
+    async def serve() -> subprocess.CompletedProcess[str]:
+        async with serve_admin(path, lambda: status, lambda: b""):
+            return await asyncio.to_thread(
+                subprocess.run, command, capture_output=True, text=True, timeout=60
+            )
+
+    done = asyncio.run(serve())
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_daemon_too_old_for_examples_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "old.sock"
+    code, output, _ = command_against(STATUS, path, "--interval=0")
+    assert code == 0
+    assert re.search(r"encap no_route +1,204\b", output)
+    assert f"no examples, no times: the daemon on {path} cannot show packets" in output
+    assert "needs tundp 0.2.0" in output
+    assert "encap: 1,001,212 in = 1,000,000 out + 1,212 dropped: holds" in output
+    code, output, errors = command_against(STATUS, path, "-f")
+    assert (code, output) == (1, "")
+    assert "needs tundp 0.2.0" in errors
+
+
+def test_a_daemon_that_counts_no_packets_is_no_daemon_without_drops(tmp_path: Path) -> None:
+    starting = replace(STATUS, state=DaemonState.STARTING, counters=None)
+    code, output, errors = command_against(starting, tmp_path / "new.sock", "--interval=0")
+    assert (code, output) == (1, "")
+    assert "counts no packets: it is starting" in errors
 
 
 # The kernel's files
