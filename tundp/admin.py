@@ -260,15 +260,32 @@ def read_status(path: Path, document: dict[str, Any]) -> Status:
 
 async def fetch_document(path: Path) -> dict[str, Any]:
     """The same as the daemon sent it, members this version does not know included."""
+    return await _fetch(path, STATUS_PATH)
+
+
+async def fetch_blackbox(path: Path) -> dict[str, Any]:
+    """The flight recorder's document of the daemon behind `path`: observe/blackbox.py.
+
+    PlatformError if none answers, or one that has no flight recorder.
+    """
+    return await _fetch(path, BLACKBOX_PATH)
+
+
+async def _fetch(path: Path, resource: str) -> dict[str, Any]:
+    """A JSON document; PlatformError, with what the daemon said if it refused."""
     try:
         async with (
             ClientSession(
                 connector=UnixConnector(str(path)), timeout=ClientTimeout(total=ANSWER_S)
             ) as session,
-            session.get(f"http://tundp{STATUS_PATH}") as response,
+            session.get(f"http://tundp{resource}") as response,
         ):
+            if response.status != HTTPStatus.OK:
+                raise await _refusal(path, response)
             answer: dict[str, Any] = await response.json()
             return answer
+    except PlatformError:
+        raise
     except (OSError, ClientError, TimeoutError, ValueError) as error:
         raise _no_answer(path, error) from None
 

@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "observe": {"engine", "lease", "linux", "store", "wire", *BOTTOM},
     "admin": {"engine", "observe", *BOTTOM},
     "show": {"layout", "linux", "observe", "wire", *BOTTOM},
+    "show_drops": {"layout", "observe", "wire", *BOTTOM},
     "docker_opts": {"linux", "settings", *BOTTOM},
     "daemon": {
         "admin",
@@ -74,6 +75,7 @@ MAY_IMPORT = {
         "observe",
         "settings",
         "show",
+        "show_drops",
         *BOTTOM,
     },
     "__main__": {"cli"},

@@ -583,3 +583,40 @@ def test_only_what_a_command_needs_is_loaded(arguments: list[str]) -> None:
     assert "asyncio" not in loaded
     heavy = {"numpy", "aiohttp", "pyroute2", "grpclib", "etcd", "rich", "uvloop", "matplotlib"}
     assert not loaded & (heavy | {"prometheus_client", "tundp.daemon.run", "tundp._native"})
+
+
+# drops
+
+
+def test_a_wrong_filter_is_pointed_at(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["drops", "tcp", "prot", "80"]) == EXIT_USAGE
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors == (
+        "tundp: filter: 'prot' is not understood: expected and, or, or the end\n"
+        "  tcp prot 80\n"
+        "      ^\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--reason=no_rout"], "--reason 'no_rout' is no drop reason: did you mean no_route"),
+        (["--to=10.5.1.1/16"], "--to '10.5.1.1/16' is no IPv4 address"),
+        (["--since=soon"], "--since 'soon' is no time above zero"),
+        (["-o", "yaml"], "--output 'yaml'"),
+        (["--not"], "--not needs something"),
+        (["-f", "--since=10m"], "--since is about the past"),
+    ],
+)
+def test_wrong_flags_of_drops(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["drops", *arguments]) == EXIT_USAGE
+    assert words in capsys.readouterr().err
+
+
+def test_drops_without_a_daemon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["drops", f"--admin-socket={tmp_path}/none.sock"]) == EXIT_FAILED
+    assert "no daemon answers on" in capsys.readouterr().err

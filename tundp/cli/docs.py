@@ -3,8 +3,8 @@
     python -m tundp.cli.docs              write them all below the current directory
     python -m tundp.cli.docs --check      say which are not current; exit code 1 if any is not
 
-systemd/tundp-default, docs/reference.md, docs/man/ and the status's JSON Schema are made here and
-kept in the repository; tests hold them current.
+systemd/tundp-default, docs/reference.md, docs/man/ and the JSON Schemas of status and drops are
+made here and kept in the repository; tests hold them current.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def documents() -> dict[str, str]:
         "docs/man/tundp.8": overview_page(),
         "docs/man/tundp.toml.5": file_page(),
         "tundp/observe/status.schema.json": schema.text(),
+        "tundp/observe/drops.schema.json": schema.drops_text(),
     }
     for command in (*COMMANDS, FLANNELD):
         name = command.full_name.replace(" ", "-")

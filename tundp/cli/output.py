@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from tundp.errors import FILES_STEP
+from tundp.errors import FILES_STEP, FilterError
 from tundp.printable import LINE_MAX, printable
 
 if TYPE_CHECKING:
@@ -30,6 +30,13 @@ _SECCOMP_STEP: Final = (
 def print_error(text: object, program: str = "tundp") -> None:
     """One line on stderr."""
     print(f"{program}: {printable(str(text), LINE_MAX)}", file=sys.stderr)
+
+
+def print_filter_error(error: FilterError, program: str = "tundp") -> None:
+    """What is wrong with a packet filter, the filter, and a caret under the place."""
+    reason, shown, caret = error.lines()
+    print_error(f"filter: {reason}", program)
+    print(f"  {shown}\n  {caret}", file=sys.stderr)
 
 
 def print_line(text: str) -> None:
@@ -86,7 +93,14 @@ def print_parts(parts: Iterable[RenderableType]) -> None:
 
 
 def terminal() -> Console:
-    """Where tables go: colours and widths of a terminal, or plain text in a pipe."""
+    """Where tables go: colours and widths of a terminal, or plain text in a pipe.
+
+    BrokenPipeError of printing to it: nobody reads any more.
+    """
     from rich.console import Console  # 0.1 s that --help need not wait for
 
-    return Console(highlight=False)
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich ends the process with exit code 1 instead
+
+    return Terminal(highlight=False)

@@ -17,6 +17,7 @@ from tundp.cli import (
     config,
     demo,
     docker_opts,
+    drops,
     probe,
     run,
     status,
@@ -29,13 +30,15 @@ from tundp.cli.output import (
     EXIT_OK,
     EXIT_USAGE,
     print_error,
+    print_filter_error,
     sandbox_words,
 )
-from tundp.errors import ConfigError, Interrupted, TundpError
+from tundp.errors import ConfigError, FilterError, Interrupted, TundpError
 
 COMMANDS: Final[tuple[Command[Any], ...]] = (
     run.COMMAND,
     status.COMMAND,
+    drops.COMMAND,
     trace.COMMAND,
     blackbox.COMMAND,
     config.SHOW,
@@ -60,6 +63,7 @@ EXAMPLES: Final = (
     ("tundp run --etcd-endpoints=http://192.0.2.9:2379 --iface=eth0", ""),
     ("tundp run --store=file:/var/lib/tundp/leases.json", "without etcd"),
     ("tundp status", "peers, packets, drops and their reasons"),
+    ("tundp drops", "what was dropped, why, and what to look at next"),
     ("tundp config check", "everything a start depends on, before the start"),
     ("tundp cleanup", "remove rules and routes a stopped daemon left"),
     ("tundp probe", "what this kernel has, and which engine that means"),
@@ -92,6 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command is None:
             return _group(arguments[0], rest)
         return command.main(rest)
+    except FilterError as error:
+        print_filter_error(error)
+        return EXIT_USAGE
     except ConfigError as error:
         print_error(error)
         return EXIT_USAGE if command is None else command.exit_usage
