@@ -38,6 +38,7 @@ SOURCES = [
         "segment",
         "simple",
         "single",
+        "tap",
         "train",
         "twins",
         "verdict",

@@ -18,11 +18,12 @@ HEADER = ROOT / "native" / "include" / "tundp_tables.h"
 sys.path.insert(0, str(ROOT))
 
 from tundp.choices import SourceCheck  # noqa: E402
-from tundp.engine import hop_slots  # noqa: E402
+from tundp.engine import hop_slots, taps  # noqa: E402
 from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, CounterSpec  # noqa: E402
-from tundp.wire import coalesce, icmp, ip, overhead, policy, ratelimit, transport, vnet  # noqa: E402
+from tundp.wire import coalesce, event, icmp, ip, overhead, policy, ratelimit, transport, vnet  # noqa: E402
 from tundp.wire.coalesce import Miss  # noqa: E402
 from tundp.wire.drop import DropReason  # noqa: E402
+from tundp.wire.event import Stage  # noqa: E402
 
 LIMITS = {
     "TUNDP_OVERHEAD": (overhead.OVERHEAD, "bytes of outer headers"),
@@ -43,6 +44,15 @@ LIMITS = {
     "TUNDP_HOP_STUCK_NS": (hop_slots.STUCK_NS, "a queue is stuck that did not drain so long"),
     "TUNDP_HOP_CLOSED_NS": (hop_slots.CLOSED_NS, "a hop whose socket was taken gets nothing"),
     "TUNDP_HOP_LOOK_NS": (hop_slots.LOOK_NS, "after no socket could be had, none is looked for"),
+    "TUNDP_SNAP_MAX": (event.SNAP_MAX, "bytes of a packet an event record can hold"),
+    "TUNDP_EVENT_LEN": (event.HEADER_LEN, "of an event record without its packet"),
+    "TUNDP_EVENT_ALIGN": (event.ALIGN, "event records begin and end at multiples"),
+    "TUNDP_EVENT_DROPS": (event.DROPS_BIT, "bit of the drops, among those of the stages"),
+    "TUNDP_TAPS_MAX": (taps.TAPS_MAX, "readers of events at once"),
+    "TUNDP_TAP_LEN_MIN": (taps.RING_LEN_MIN, "bytes of a ring: any record fits"),
+    "TUNDP_EXAMPLES": (taps.EXAMPLES, "packets the flight recorder keeps of a reason"),
+    "TUNDP_EXAMPLE_LEN": (taps.EXAMPLE_LEN, "bytes of each"),
+    "TUNDP_EXAMPLE_NS": (taps.EXAMPLE_NS, "between two of them"),
     "TUNDP_COALESCE_ITEMS": (coalesce.MAX_ITEMS, "super-packets under construction"),
     "TUNDP_COALESCE_TCP_SEGMENTS": (coalesce.MAX_TCP_SEGMENTS, "packets in one of TCP"),
 }
@@ -84,6 +94,9 @@ def _lines() -> Iterator[str]:
     yield "/* wire/coalesce.py */"
     yield from _enum("tundp_miss", "TUNDP_MISS", [(each.name, each) for each in Miss])
     yield f"#define TUNDP_MISS_COUNT {len(Miss)}"
+    yield ""
+    yield "/* wire/event.py */"
+    yield from _enum("tundp_stage", "TUNDP_STAGE", [(each.name, each) for each in Stage])
     yield ""
     yield "/* choices.py */"
     yield from _enum(

@@ -24,6 +24,7 @@ from tundp.choices import Engine, SourceCheck
 from tundp.engine.base import Dataplane, EngineContext, HopsAssigned
 from tundp.engine.choose import make_engine
 from tundp.engine.native.engine import EngineSettings, NativeEngine
+from tundp.engine.taps import Recorder
 from tundp.lab.lab import Host, Lab
 from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import PingStream, ping
@@ -213,6 +214,7 @@ async def engine_node(
     admitted: Collection[IPv4Network] = (),
     settings: EngineSettings | None = None,
     kernel: KernelOffloads | None = None,
+    recorder: Recorder | None = None,
 ) -> AsyncIterator[EngineNode]:
     """A node 192.0.2.`number` with subnet 10.5.`number`.0/24 on `host`'s eth0, not yet attached.
 
@@ -236,6 +238,7 @@ async def engine_node(
                 ),
             ),
             loop=asyncio.get_running_loop(),
+            recorder=recorder,
         )
         made: Dataplane
         if kernel is None:

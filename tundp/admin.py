@@ -2,6 +2,8 @@
 
 GET /v1/status    observe.status.Status as JSON, which `tundp status` shows
 GET /v1/metrics   Prometheus text, whatever the flags
+GET /v1/events    what happens to packets, from now on: observe/events.py
+GET /v1/blackbox  the flight recorder as JSON: observe/blackbox.py
 
 curl --unix-socket asks it as well.
 """
@@ -11,28 +13,51 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import json
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from http import HTTPStatus
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector, web
+from aiohttp import (
+    ClientError,
+    ClientResponse,
+    ClientSession,
+    ClientTimeout,
+    UnixConnector,
+    web,
+)
 
 from tundp.backoff import Contest, Outage
-from tundp.errors import FILES_STEP, PlatformError
+from tundp.engine.taps import Tap, TapRequest
+from tundp.errors import FILES_STEP, PlatformError, TooManyReaders, Unsupported
 from tundp.files import open_folder
 from tundp.observe.codec import Malformed
+from tundp.observe.events import (
+    BadQuery,
+    EventStream,
+    Hello,
+    frames,
+    subnets_by_address,
+    tap_request,
+)
 from tundp.observe.status import Status
 
 _log = logging.getLogger(__name__)
 
 STATUS_PATH: Final = "/v1/status"
 METRICS_PATH: Final = "/v1/metrics"
+EVENTS_PATH: Final = "/v1/events"
+BLACKBOX_PATH: Final = "/v1/blackbox"
 ANSWER_S: Final = 30.0
 """Deadline for a daemon's answer: one with 65,000 peers takes seconds on a busy machine."""
+ASK_AGAIN_S: Final = 1.0
+"""Between two requests for the peers' names."""
 LOOK_S: Final = 5.0
 """Between two looks at the socket's path."""
 _PROBE_S: Final = 1.0
@@ -46,11 +71,13 @@ async def serve_admin(
     metrics: Callable[[], bytes],
     *,
     sock: socket.socket | None = None,
+    looker: Looker | None = None,
 ) -> AsyncIterator[AdminSocket]:
     """Answer on `path` until the block ends, then remove it.
 
-    sock: the listening socket, if it is open already; owned from here on. Yields the socket's
-    keeper: a socket whose path is removed is made again.
+    looker: who shows packets and past; None: nobody does. sock: the listening socket, if it is
+    open already; owned from here on. Yields the socket's keeper: a socket whose path is removed is
+    made again.
     """
     if sock is None:
         sock = await asyncio.to_thread(open_admin_socket, path)
@@ -66,6 +93,9 @@ async def serve_admin(
     app = web.Application()
     app.router.add_get(STATUS_PATH, answer)
     app.router.add_get(METRICS_PATH, answer_metrics)
+    if looker is not None:
+        app.router.add_get(EVENTS_PATH, functools.partial(_stream_events, looker))
+        app.router.add_get(BLACKBOX_PATH, functools.partial(_answer_blackbox, looker))
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     keeper = AdminSocket(path, sock, runner)
@@ -80,6 +110,53 @@ async def serve_admin(
     finally:
         await runner.cleanup()
         keeper.close()
+
+
+class Looker(Protocol):
+    """What a daemon lets be seen besides its status."""
+
+    def open_tap(self, request: TapRequest) -> Tap:
+        """A tap of its engine. Unsupported without an engine, TooManyReaders."""
+        ...
+
+    def hello(self) -> Hello:
+        """What a reader of the tap must know."""
+        ...
+
+    def blackbox(self) -> Mapping[str, Any]:
+        """The flight recorder's document; may block. Unsupported if there is none."""
+        ...
+
+
+async def _stream_events(looker: Looker, request: web.Request) -> web.StreamResponse:
+    """Answer GET /v1/events until the client goes away."""
+    try:
+        tap = looker.open_tap(tap_request(request.query))
+    except BadQuery as error:
+        return web.json_response({"error": str(error), "position": error.position}, status=400)
+    except TooManyReaders as error:
+        return web.json_response({"error": str(error)}, status=503)
+    except Unsupported as error:
+        return web.json_response({"error": str(error)}, status=409)
+    response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+    try:
+        await response.prepare(request)
+        async for frame in frames(tap, looker.hello()):
+            # Waits while the client is slow: what the rings have no room for is lost meanwhile.
+            await response.write(frame)
+    except ConnectionError:
+        pass
+    finally:
+        tap.close()
+    return response
+
+
+async def _answer_blackbox(looker: Looker, _: web.Request) -> web.Response:
+    try:
+        document = await asyncio.to_thread(looker.blackbox)
+    except Unsupported as error:
+        return web.json_response({"error": str(error)}, status=409)
+    return web.json_response(document)
 
 
 class AdminSocket:
@@ -193,16 +270,91 @@ async def fetch_document(path: Path) -> dict[str, Any]:
             answer: dict[str, Any] = await response.json()
             return answer
     except (OSError, ClientError, TimeoutError, ValueError) as error:
-        # aiohttp's texts speak of TLS; the errno says what happened.
-        number = getattr(error, "errno", None)
-        if number in (errno.EACCES, errno.EPERM):
-            raise PlatformError(
-                f"only root may ask the daemon on {path}: run this as root", number
-            ) from None
-        why = os.strerror(number) if number else str(error) or type(error).__name__
-        raise PlatformError(
-            f"no daemon answers on {path} ({why}): is tundp running, and with this --admin-socket?"
-        ) from None
+        raise _no_answer(path, error) from None
+
+
+def _no_answer(path: Path, error: Exception) -> PlatformError:
+    """Why nobody answered."""
+    # aiohttp's texts speak of TLS; the errno says what happened.
+    number = getattr(error, "errno", None)
+    if number in (errno.EACCES, errno.EPERM):
+        return PlatformError(f"only root may ask the daemon on {path}: run this as root", number)
+    why = os.strerror(number) if number else str(error) or type(error).__name__
+    return PlatformError(
+        f"no daemon answers on {path} ({why}): is tundp running, and with this --admin-socket?"
+    )
+
+
+@contextlib.asynccontextmanager
+async def open_events(path: Path, query: Mapping[str, str]) -> AsyncIterator[EventStream]:
+    """What happens to packets of the daemon behind `path` from now on.
+
+    query: `filter`, `stages`, `snap`, `size`; see observe.events. BadQuery, and PlatformError
+    if nobody answers, or a daemon that cannot show packets.
+    """
+    timeout = ClientTimeout(total=None, sock_connect=ANSWER_S)
+    async with contextlib.AsyncExitStack() as stack:
+        session = await stack.enter_async_context(
+            ClientSession(connector=UnixConnector(str(path)), timeout=timeout)
+        )
+        try:
+            response = await stack.enter_async_context(
+                session.get(f"http://tundp{EVENTS_PATH}", params=dict(query))
+            )
+            if response.status != HTTPStatus.OK:
+                raise await _refusal(path, response)
+        except (OSError, ClientError, TimeoutError) as error:
+            if isinstance(error, PlatformError):
+                raise
+            raise _no_answer(path, error) from None
+
+        async def read(length: int) -> bytes:
+            try:
+                return await response.content.readexactly(length)
+            except (OSError, ClientError):
+                raise asyncio.IncompleteReadError(b"", length) from None
+
+        stream = EventStream(read, _Peers(path))
+        try:
+            await stream.begin()
+        except asyncio.IncompleteReadError:
+            raise PlatformError(f"the daemon on {path} ended") from None
+        yield stream
+
+
+async def _refusal(path: Path, response: ClientResponse) -> Exception:
+    """What a daemon's refusal means."""
+    if response.status == HTTPStatus.NOT_FOUND:
+        return PlatformError(
+            f"the daemon on {path} cannot show packets: that needs tundp 0.2.0; restart it"
+        )
+    try:
+        answer = await response.json()
+    except (ClientError, ValueError):
+        answer = {}
+    text = answer.get("error") or f"the daemon on {path} answers {response.status}"
+    if response.status == HTTPStatus.BAD_REQUEST:
+        return BadQuery(text, answer.get("position"))
+    return PlatformError(text)
+
+
+class _Peers:
+    """See observe.events.PeerNames: of the daemon's status, asked again for an unknown one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._subnets: dict[str, tuple[IPv4Network, ...]] = {}
+        self._asked_at = -ASK_AGAIN_S
+
+    async def subnets_of(self, address: IPv4Address) -> tuple[IPv4Network, ...]:
+        """See PeerNames."""
+        now = asyncio.get_running_loop().time()
+        if str(address) not in self._subnets and now - self._asked_at >= ASK_AGAIN_S:
+            self._asked_at = now
+            with contextlib.suppress(PlatformError):
+                document = await fetch_document(self._path)
+                self._subnets = subnets_by_address(iter(document["peers"]))
+        return self._subnets.get(str(address), ())
 
 
 def _document(status: Status) -> str:

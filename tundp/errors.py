@@ -119,6 +119,13 @@ class Unsupported(PlatformError):
     """This kernel, or this build, lacks what was asked for."""
 
 
+class TooManyReaders(TundpError):
+    """As many readers of events as there can be are there already."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} readers of events are there already: end one of them first")
+
+
 class Interrupted(TundpError):
     """A signal ended what was asked for, and everything built for it is gone."""
 

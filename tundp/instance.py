@@ -37,6 +37,11 @@ class Instance:
         name = self.name[-_SOCKET_NAME_MAX:] if self.name else "admin"
         return RUN_DIRECTORY / f"{name}.sock"
 
+    @staticmethod
+    def recorder(admin_socket: Path) -> Path:
+        """The flight recorder of the daemon with that admin socket, beside it."""
+        return admin_socket.with_name(f"{admin_socket.name.removesuffix('.sock')}.blackbox")
+
     @property
     def lock(self) -> Path:
         """The file a running daemon holds a lock on."""

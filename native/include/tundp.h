@@ -16,7 +16,7 @@
 /* cdef-begin */
 
 /* Raised whenever a struct or a meaning below changes; Python refuses another number. */
-#define TUNDP_ABI 8
+#define TUNDP_ABI 9
 
 #define TUNDP_FIB_LEVELS 3
 #define TUNDP_BUFFER_LEN 65536
@@ -145,6 +145,65 @@ struct tundp_policy {
 	struct tundp_prefix admitted[TUNDP_ADMITTED_MAX]; /* sources in no lease that may be */
 };
 
+/* wire/event.py: the header of an event record, which the first bytes of a packet follow. */
+struct tundp_event {
+	uint32_t size; /* of the record, a multiple of TUNDP_EVENT_ALIGN */
+	uint8_t stage; /* enum tundp_stage; 0 fills the end of a ring */
+	uint8_t is_dropped;
+	uint8_t reason; /* enum tundp_drop */
+	uint8_t unused;
+	uint64_t time_ns;   /* CLOCK_MONOTONIC */
+	uint64_t packet_id; /* number of the read that brought it */
+	uint32_t more_ids;  /* and of so many after that */
+	uint32_t hop;
+	uint32_t outer; /* the peer's address */
+	uint16_t port;  /* the peer's port */
+	uint16_t error;
+	uint32_t length;   /* of the packet */
+	uint32_t packets;  /* wire-size ones it stands for */
+	uint32_t together; /* datagrams of its send or receive, packets of its read or write */
+	uint16_t captured; /* bytes of the packet that follow */
+	uint16_t gso_size;
+	uint32_t generation; /* of the FIB, modulo 2^32 */
+	uint32_t unused2;
+};
+
+/* One reader's ring of event records of one worker: bytes. The worker writes whole records behind
+ * `head`, the reader takes them from `tail` on (tundp_tap_read). What has no room is lost, and counted.
+ * Nobody waits. */
+struct tundp_tap {
+	uint8_t *data;    /* the reader's, `size` bytes */
+	uint32_t size;    /* a power of two, at least TUNDP_TAP_LEN_MIN */
+	uint32_t snap;    /* bytes of a packet that are kept, at most TUNDP_SNAP_MAX */
+	uint32_t stages;  /* bits 1 << enum tundp_stage, and TUNDP_EVENT_DROPS */
+	uint32_t unused;
+	uint64_t line_before_head[5];
+	uint64_t head; /* bytes ever written; the worker's */
+	uint64_t lost; /* records that had no room; the worker's */
+	uint64_t line_before_tail[6];
+	uint64_t tail; /* bytes ever read; the reader's */
+};
+
+/* The taps of one worker, as published together. Not changed while a worker may use it. */
+struct tundp_taps {
+	uint64_t generation; /* above 0, growing */
+	uint32_t count;
+	uint32_t unused;
+	struct tundp_tap *taps[TUNDP_TAPS_MAX];
+};
+
+/* The last packets a worker dropped in one direction for one reason: the flight recorder. Only the worker
+ * writes it; a reader takes a slot only if its event has a size, before and after copying. */
+struct tundp_example {
+	struct tundp_event event;
+	uint8_t packet[TUNDP_EXAMPLE_LEN];
+};
+struct tundp_examples {
+	uint64_t count;    /* ever noted; the next one's slot is this modulo TUNDP_EXAMPLES */
+	uint64_t noted_ns; /* CLOCK_MONOTONIC_COARSE, of the last one */
+	struct tundp_example slots[TUNDP_EXAMPLES];
+};
+
 /* What a worker is given. Descriptors and memory stay open and valid until it has ended. */
 struct tundp_worker_config {
 	int tun_fd;
@@ -165,17 +224,21 @@ struct tundp_worker_config {
 	/* The ICMP budgets of the node, one set for all its workers: wire/ratelimit.py's bucket for
 	 * its own pods, then TUNDP_ICMP_WIRE_BUCKETS for the wire. */
 	uint64_t *icmp_full_at_ns;
+	/* The flight recorder, or NULL: TUNDP_DROP_COUNT of encap, then of decap. */
+	struct tundp_examples *examples;
 };
 
 /* What the controlling thread (Python) writes while the worker runs. */
 struct tundp_worker_control {
 	const struct tundp_fib *fib;
+	const struct tundp_taps *taps; /* NULL before there was any */
 	int stop;
 };
 
 /* What the worker writes and the controlling thread reads. */
 struct tundp_worker_shared {
 	uint64_t seen;              /* generation of the FIB in use; it holds none before */
+	uint64_t taps_seen;         /* likewise of the taps */
 	uint64_t heartbeats;        /* iterations of its loop */
 	uint32_t offloads_disabled; /* enum tundp_offload: refused; Python clears them */
 	uint32_t overflows;         /* SO_RXQ_OVFL's last value, modulo 2^32 */
@@ -191,6 +254,7 @@ struct tundp_worker {
 	struct tundp_worker_control control;
 	uint64_t line_before_shared[8];
 	struct tundp_worker_shared shared;
+	const struct tundp_taps *taps; /* of this iteration, NULL if there is none */
 	struct tundp_counters counters;
 	struct tundp_hop_sockets hop_sockets;
 	/* Room for one fragment, or one packet of a super-packet that is written again: valid
@@ -216,6 +280,20 @@ void tundp_worker_rebound(struct tundp_worker *worker);
 /* Publish a checked FIB to a worker, running or not. The one before stays in use until `seen` has
  * reached this one's generation. */
 void tundp_worker_install(struct tundp_worker *worker, const struct tundp_fib *fib);
+
+/* Publish taps to a worker, running or not. Those before stay in use until `taps_seen` has reached
+ * this generation. */
+void tundp_worker_tap(struct tundp_worker *worker, const struct tundp_taps *taps);
+
+/* Generation of the newest taps the worker uses. */
+uint64_t tundp_worker_taps_seen(const struct tundp_worker *worker);
+
+/* Take records out of a ring: copies as many whole ones as there are and fit, returns their bytes. One
+ * reader at a time. */
+size_t tundp_tap_read(struct tundp_tap *tap, uint8_t *out, size_t out_len);
+
+/* Records that were lost so far. */
+uint64_t tundp_tap_lost(const struct tundp_tap *tap);
 
 /* Make the worker's loop (tundp_*_run) return soon. */
 void tundp_worker_stop(struct tundp_worker *worker);

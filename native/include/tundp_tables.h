@@ -25,6 +25,15 @@
 #define TUNDP_HOP_STUCK_NS 100000000 /* a queue is stuck that did not drain so long */
 #define TUNDP_HOP_CLOSED_NS 1000000000 /* a hop whose socket was taken gets nothing */
 #define TUNDP_HOP_LOOK_NS 1000000 /* after no socket could be had, none is looked for */
+#define TUNDP_SNAP_MAX 65535 /* bytes of a packet an event record can hold */
+#define TUNDP_EVENT_LEN 64 /* of an event record without its packet */
+#define TUNDP_EVENT_ALIGN 8 /* event records begin and end at multiples */
+#define TUNDP_EVENT_DROPS 1 /* bit of the drops, among those of the stages */
+#define TUNDP_TAPS_MAX 16 /* readers of events at once */
+#define TUNDP_TAP_LEN_MIN 262144 /* bytes of a ring: any record fits */
+#define TUNDP_EXAMPLES 8 /* packets the flight recorder keeps of a reason */
+#define TUNDP_EXAMPLE_LEN 128 /* bytes of each */
+#define TUNDP_EXAMPLE_NS 1000000 /* between two of them */
 #define TUNDP_COALESCE_ITEMS 8 /* super-packets under construction */
 #define TUNDP_COALESCE_TCP_SEGMENTS 64 /* packets in one of TCP */
 
@@ -75,6 +84,14 @@ enum tundp_miss {
 	TUNDP_MISS_FULL = 12,
 };
 #define TUNDP_MISS_COUNT 13
+
+/* wire/event.py */
+enum tundp_stage {
+	TUNDP_STAGE_TUN_READ = 1,
+	TUNDP_STAGE_UDP_SEND = 2,
+	TUNDP_STAGE_UDP_RECEIVE = 3,
+	TUNDP_STAGE_TUN_WRITE = 4,
+};
 
 /* choices.py */
 enum tundp_source_check {

@@ -22,12 +22,14 @@ enum {
 	READ_BUFFER_LEN = HEADROOM + 65536,
 	SEND_ARENA_LEN = 256 * 1024,
 	READS_PER_ITERATION = 64,
+	ARENA_PACKETS_MAX = SEND_ARENA_LEN / 20 + 1, /* none is shorter than an IPv4 header */
 };
 
 /* Packets for one destination, back to back in the arena, each `segment_len` long but the last.
  * It may wait longer than its FIB lives. */
 struct train {
 	struct destination to;
+	uint32_t first; /* number of its first packet in the arena */
 	uint32_t offset;
 	uint32_t len;
 	uint32_t segment_len;
@@ -50,6 +52,7 @@ struct lane {
 /* A TUN read that is being taken apart; its bytes are in read_buffer. */
 struct reading {
 	struct segmenter segmenter;
+	uint64_t packet_id;
 	uint32_t left;   /* packets to come */
 	bool is_decided; /* the first packet's verdict, which is everybody's, was to forward */
 	struct lane lane;
@@ -71,6 +74,8 @@ struct batch {
 	struct train trains[TRAINS_MAX];
 	uint32_t train_count;
 	uint32_t arena_len;
+	uint32_t arena_packets;
+	uint32_t arena_ids[ARENA_PACKETS_MAX]; /* packet id of each, its lower half */
 	struct reading reading;
 	struct mmsghdr send_messages[TRAINS_MAX];
 	struct iovec send_iovecs[TRAINS_MAX];

@@ -20,8 +20,13 @@ static struct subject subject_of(const struct coalesced *coalesced, int error)
 	return (struct subject){ .packet = coalesced->packet,
 				 .len = coalesced->len,
 				 .outer = coalesced->origin.outer,
+				 .port = coalesced->origin.port,
+				 .gso_size = coalesced->vnet.gso_size,
 				 .hop = coalesced->origin.hop,
-				 .error = error };
+				 .error = error,
+				 .packet_id = coalesced->origin.packet_id,
+				 .more_ids = (uint32_t)(coalesced->last_id -
+							coalesced->origin.packet_id) };
 }
 
 static void drop(struct batch *batch, const struct tally *tally, uint32_t reason,
@@ -71,6 +76,7 @@ static void write_again_singly(struct batch *batch, const struct coalesced *refu
 		drop(batch, &tally, TUNDP_DROP_TUN_REJECTED, &subject);
 		return;
 	}
+	subject.gso_size = 0;
 	for (uint32_t left = refused->count; left > 0; left--) {
 		subject.len = segment_next(&segmenter, packet);
 		tally = (struct tally){ .packets = 1,
@@ -200,11 +206,12 @@ static void receive_message(struct batch *batch, uint32_t number, uint64_t now_n
 	struct msghdr *message = &batch->receive_messages[number].msg_hdr;
 	const size_t len = batch->receive_messages[number].msg_len;
 	const size_t segment_len = read_control(batch, message, len);
-	const struct origin origin =
+	struct origin origin =
 		find_origin(batch, ntohl(batch->receive_from[number].sin_addr.s_addr));
 	uint8_t *datagram = batch->receive_buffers[number] + HEADROOM;
 	struct subject subject = { .packet = datagram,
-				   .len = len,
+				   .len = segment_len,
+				   .span = len,
 				   .outer = origin.outer,
 				   .port = ntohs(batch->receive_from[number].sin_port),
 				   .hop = origin.hop };
@@ -213,9 +220,13 @@ static void receive_message(struct batch *batch, uint32_t number, uint64_t now_n
 
 	message->msg_namelen = sizeof(batch->receive_from[number]);
 	message->msg_controllen = sizeof(batch->receive_control[number]);
-	batch->coalescer.origin = origin;
-	count_read(&worker->counters.decap, count);
+	count_read(worker, &worker->counters.decap, count, &subject);
+	subject.len = len;
+	subject.span = 0;
 	count_heard(worker, count, &subject, now_ns);
+	origin.port = subject.port;
+	origin.packet_id = subject.packet_id;
+	batch->coalescer.origin = origin;
 	do {
 		subject.packet = datagram;
 		subject.len = left < segment_len ? left : segment_len;

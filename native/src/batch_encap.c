@@ -18,12 +18,13 @@ void batch_encap_init(struct batch *batch)
 
 /* Counts what is left of a read as dropped. */
 static void drop_reading(struct batch *batch, uint64_t bytes_in, uint32_t reason,
-			 const struct subject *subject)
+			 struct subject *subject)
 {
 	struct tundp_worker *worker = batch->worker;
 	const struct tally tally = { .packets = batch->reading.left, .bytes_in = bytes_in };
 
 	batch->reading.left = 0;
+	subject->packet_id = batch->reading.packet_id;
 	count_dropped(worker, &worker->counters.encap, &tally, reason, subject);
 }
 
@@ -59,8 +60,11 @@ static bool decide(struct batch *batch, uint8_t *out)
 
 	tundp_encapsulate(batch->fib, &worker->config.policy, out, made, &verdict);
 	if (verdict.kind != TUNDP_FORWARD) {
-		const struct subject subject = { .packet = out, .len = made, .hop = verdict.hop };
+		struct subject subject = { .packet = out,
+					   .len = made,
+					   .gso_size = (uint16_t)reading->segmenter.gso_size };
 
+		single_route(batch->fib, verdict.hop, &subject);
 		drop_reading(batch, bytes_in, verdict.reason, &subject);
 		if (verdict.kind == TUNDP_REPLY)
 			single_reply_to_tun(worker, &verdict);
@@ -101,19 +105,22 @@ static void begin_reading(struct batch *batch, const struct tundp_vnet *vnet, co
 			  size_t len)
 {
 	struct reading *reading = &batch->reading;
-	const struct subject subject = { .packet = packet, .len = len };
+	struct tundp_worker *worker = batch->worker;
+	struct subject subject = { .packet = packet, .len = len };
 	uint32_t reason;
+	const bool is_whole =
+		segment_begin(&reading->segmenter, batch->sums, vnet, packet, len, &reason);
 
 	reading->is_decided = false;
-	reading->left = 1;
-	if (!segment_begin(&reading->segmenter, batch->sums, vnet, packet, len, &reason)) {
-		count_read(&batch->worker->counters.encap, 1);
+	reading->left = is_whole ? reading->segmenter.count : 1;
+	if (is_whole)
+		subject.gso_size = (uint16_t)reading->segmenter.gso_size;
+	count_read(worker, &worker->counters.encap, reading->left, &subject);
+	reading->packet_id = subject.packet_id;
+	if (is_whole)
+		take_apart(batch);
+	else
 		drop_reading(batch, len, reason, &subject);
-		return;
-	}
-	reading->left = reading->segmenter.count;
-	count_read(&batch->worker->counters.encap, reading->left);
-	take_apart(batch);
 }
 
 bool batch_encap_iteration(struct batch *batch)
@@ -138,9 +145,10 @@ bool batch_encap_iteration(struct batch *batch)
 			continue;
 		}
 		if ((size_t)len < vnet_len) {
-			const struct subject subject = { 0 };
+			struct subject subject = { 0 };
 
-			count_read(&worker->counters.encap, 1);
+			count_read(worker, &worker->counters.encap, 1, &subject);
+			batch->reading.packet_id = subject.packet_id;
 			batch->reading.left = 1;
 			drop_reading(batch, 0, TUNDP_DROP_BAD_VNET_HEADER, &subject);
 			continue;

@@ -26,7 +26,8 @@ static void write_alone(struct coalescer *coalescer, uint8_t *packet, size_t len
 				       .len = len,
 				       .count = 1,
 				       .bytes_in = bytes_in,
-				       .origin = coalescer->origin };
+				       .origin = coalescer->origin,
+				       .last_id = coalescer->origin.packet_id };
 
 	coalescer->write(coalescer->context, &one);
 }
@@ -41,6 +42,7 @@ static void write_item(struct coalescer *coalescer, const struct coalesce_item *
 		.count = item->count,
 		.bytes_in = item->bytes_in,
 		.origin = item->origin,
+		.last_id = item->last_id,
 	};
 	uint8_t *packet = whole.packet;
 	size_t transport_len = item->len - IP_MIN_HEADER_LEN;
@@ -198,6 +200,7 @@ static void add(struct coalescer *coalescer, uint8_t *packet, size_t len, size_t
 			}
 			item->len += (uint32_t)payload_len;
 			item->count++;
+			item->last_id = coalescer->origin.packet_id;
 			item->bytes_in += bytes_in;
 			item->next_seq += (uint32_t)payload_len;
 			item->next_id++;
@@ -233,6 +236,7 @@ static void add(struct coalescer *coalescer, uint8_t *packet, size_t len, size_t
 	item->count = 1;
 	item->bytes_in = bytes_in;
 	item->origin = coalescer->origin;
+	item->last_id = coalescer->origin.packet_id;
 	item->next_id = (uint16_t)(load_be16(packet + IP_OFF_ID) + 1);
 	item->header_len = (uint16_t)header_len;
 	item->ip_proto = packet[IP_OFF_PROTO];

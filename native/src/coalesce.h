@@ -11,10 +11,13 @@ enum {
 	COALESCE_BUFFER_LEN = TUNDP_VNET_LEN + IP_MAX_LEN + 1,
 };
 
-/* Where the packets of a message came from: the sender's address, and the hop it is. */
+/* Where the packets of a message came from: the sender's address, the hop it is, its port, and
+ * the number of the receive. */
 struct origin {
 	uint32_t outer;
 	uint32_t hop;
+	uint16_t port;
+	uint64_t packet_id;
 };
 
 /* One write to the TUN. `packet` has TUNDP_VNET_LEN bytes before it for the writer to use;
@@ -26,6 +29,7 @@ struct coalesced {
 	uint32_t count;       /* packets in it */
 	uint64_t bytes_in;    /* what they came in with */
 	struct origin origin; /* of the first one */
+	uint64_t last_id;     /* packet id of the last one */
 };
 
 typedef void (*coalesce_write)(void *context, const struct coalesced *coalesced);
@@ -38,6 +42,7 @@ struct coalesce_item {
 	uint32_t count;
 	uint64_t bytes_in;
 	struct origin origin;
+	uint64_t last_id;
 	uint16_t next_id;
 	uint16_t header_len; /* both headers */
 	uint8_t ip_proto;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "tap.h"
 
 static_assert(sizeof(struct tundp_hop_counters) == 64, "one cache line a hop");
 
@@ -66,10 +67,17 @@ uint32_t count_tun_refusal(struct tundp_worker *worker, const struct subject *su
 	}
 }
 
-void count_read(struct tundp_direction *direction, uint64_t packets)
+void count_read(struct tundp_worker *worker, struct tundp_direction *direction, uint64_t packets,
+		struct subject *subject)
 {
+	const bool is_encap = direction == &worker->counters.encap;
+
 	direction->reads++;
 	direction->super_in += packets > 1;
+	subject->packet_id = direction->reads;
+	if (worker->taps)
+		tap_passed(worker, is_encap ? TUNDP_STAGE_TUN_READ : TUNDP_STAGE_UDP_RECEIVE, packets,
+			   subject);
 }
 
 static void count_out(struct tundp_worker *worker, struct tundp_direction *direction,
@@ -93,13 +101,16 @@ void count_sent(struct tundp_worker *worker, const struct tally *tally,
 	count_out(worker, &worker->counters.encap, tally);
 	add(&hop->packets_out, tally->packets);
 	add(&hop->bytes_out, tally->bytes_out);
+	if (worker->taps)
+		tap_passed(worker, TUNDP_STAGE_UDP_SEND, tally->packets, subject);
 }
 
 void count_delivered(struct tundp_worker *worker, const struct tally *tally,
 		     const struct subject *subject)
 {
-	(void)subject;
 	count_out(worker, &worker->counters.decap, tally);
+	if (worker->taps)
+		tap_passed(worker, TUNDP_STAGE_TUN_WRITE, tally->packets, subject);
 }
 
 void count_dropped(struct tundp_worker *worker, struct tundp_direction *direction,
@@ -113,6 +124,7 @@ void count_dropped(struct tundp_worker *worker, struct tundp_direction *directio
 	add(&worker->config.hop_counters[subject->hop].drops, tally->packets);
 	if (reason == TUNDP_DROP_HOP_QUEUE_FULL)
 		add(&worker->config.hop_queues[subject->hop].full, tally->packets);
+	tap_dropped(worker, direction == &worker->counters.encap, tally->packets, reason, subject);
 }
 
 void count_heard(struct tundp_worker *worker, uint64_t packets, const struct subject *subject,

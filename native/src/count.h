@@ -3,6 +3,7 @@
 #ifndef TUNDP_COUNT_H
 #define TUNDP_COUNT_H
 
+#include <stdbool.h>
 #include <sys/socket.h>
 
 #include "tundp_twins.h"
@@ -11,10 +12,20 @@
 struct subject {
 	const uint8_t *packet; /* begins with the IPv4 header, as it is now; may be NULL */
 	size_t len;
-	uint32_t outer; /* decap: address it came from */
-	uint16_t port;  /* decap: port it came from */
-	uint32_t hop;   /* hop it goes to, or came from */
-	int error;      /* errno it was refused with */
+	uint32_t outer; /* the peer's address: it came from there, or is routed there */
+	uint16_t port;  /* the peer's port */
+	uint16_t gso_size; /* payload of each packet, if it is a super-packet */
+	uint32_t hop;      /* hop it goes to, or came from */
+	int error;         /* errno it was refused with */
+	/* For events only: number of the read that brought it, and of how many more after that its
+	 * packets are. */
+	uint64_t packet_id;
+	uint32_t more_ids;
+	uint32_t together; /* packets of its read, send, receive or write; 0: those counted */
+	/* Above `len`: packets of that length lie back to back in so many bytes, only the last may
+	 * be shorter; `ids`, unless NULL, are the lower halves of their ids. */
+	size_t span;
+	const uint32_t *ids;
 };
 
 /* One change of the counters that a reader sees as a whole. `packets` came in and went out, or
@@ -25,8 +36,10 @@ struct tally {
 	uint64_t bytes_out;
 };
 
-/* A TUN read, or a receive, that brought `packets`. */
-void count_read(struct tundp_direction *direction, uint64_t packets);
+/* A TUN read, or a receive, that brought `packets`: a packet, a super-packet, or several back to
+ * back. The packet id is set here. */
+void count_read(struct tundp_worker *worker, struct tundp_direction *direction, uint64_t packets,
+		struct subject *subject);
 
 /* encap: packets the socket took, in one send. */
 void count_sent(struct tundp_worker *worker, const struct tally *tally,

@@ -27,12 +27,22 @@ void publish_name_thread(const struct tundp_worker *worker)
 	(void)prctl(PR_SET_NAME, worker->config.name);
 }
 
+static void next_taps(struct tundp_worker *worker)
+{
+	const struct tundp_taps *taps = __atomic_load_n(&worker->control.taps, __ATOMIC_ACQUIRE);
+
+	worker->taps = taps && taps->count ? taps : NULL;
+	if (taps)
+		__atomic_store_n(&worker->shared.taps_seen, taps->generation, __ATOMIC_RELEASE);
+}
+
 const struct tundp_fib *publish_next_fib(struct tundp_worker *worker)
 {
 	const struct tundp_fib *fib = __atomic_load_n(&worker->control.fib, __ATOMIC_ACQUIRE);
 
 	beat(worker);
 	__atomic_store_n(&worker->shared.seen, fib->generation, __ATOMIC_RELEASE);
+	next_taps(worker);
 	return fib;
 }
 
@@ -97,6 +107,17 @@ void tundp_worker_install(struct tundp_worker *worker, const struct tundp_fib *f
 {
 	__atomic_store_n(&worker->control.fib, fib, __ATOMIC_RELEASE);
 	(void)eventfd_write(worker->config.control_fd, 1);
+}
+
+void tundp_worker_tap(struct tundp_worker *worker, const struct tundp_taps *taps)
+{
+	__atomic_store_n(&worker->control.taps, taps, __ATOMIC_RELEASE);
+	(void)eventfd_write(worker->config.control_fd, 1);
+}
+
+uint64_t tundp_worker_taps_seen(const struct tundp_worker *worker)
+{
+	return __atomic_load_n(&worker->shared.taps_seen, __ATOMIC_ACQUIRE);
 }
 
 void tundp_worker_stop(struct tundp_worker *worker)

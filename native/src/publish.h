@@ -9,8 +9,8 @@
 /* Names the calling thread, which is the worker's from now on. */
 void publish_name_thread(const struct tundp_worker *worker);
 
-/* Loads the published FIB, announces its generation as seen (an RCU-like quiescent point: no
- * older one is used from now on), and beats the heart. Call once per loop iteration. */
+/* Loads the published FIB and taps, announces their generations as seen (an RCU-like quiescent
+ * point: no older ones are used from now on), and beats the heart. Call once per loop iteration. */
 const struct tundp_fib *publish_next_fib(struct tundp_worker *worker);
 
 bool publish_is_stopped(const struct tundp_worker *worker);

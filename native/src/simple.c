@@ -29,6 +29,7 @@ size_t tundp_simple_len(void)
 /* Returns 1 if a packet was read, 0 if there was none, -EBADFD if the TUN is gone. */
 static int from_tun(struct tundp_worker *worker, struct simple *simple, const struct tundp_fib *fib)
 {
+	struct subject subject = { .packet = simple->tun_buffer };
 	ssize_t len;
 
 	if (!(worker->config.directions & TUNDP_ENCAP))
@@ -37,8 +38,9 @@ static int from_tun(struct tundp_worker *worker, struct simple *simple, const st
 	worker->counters.syscalls++;
 	if (len < 0)
 		return errno == EBADFD ? -EBADFD : 0;
-	count_read(&worker->counters.encap, 1);
-	single_encapsulate(worker, fib, simple->tun_buffer, (size_t)len);
+	subject.len = (size_t)len;
+	count_read(worker, &worker->counters.encap, 1, &subject);
+	single_encapsulate(worker, fib, simple->tun_buffer, &subject);
 	return 1;
 }
 
@@ -74,7 +76,7 @@ static int from_udp(struct tundp_worker *worker, struct simple *simple, const st
 	subject.outer = ntohl(from.sin_addr.s_addr);
 	subject.port = ntohs(from.sin_port);
 	subject.hop = fib_hop_of_peer(fib, subject.outer);
-	count_read(&worker->counters.decap, 1);
+	count_read(worker, &worker->counters.decap, 1, &subject);
 	count_heard(worker, 1, &subject, clock_coarse_ns());
 	error = single_decapsulate(worker, fib, simple->udp_buffer, &subject);
 	return error ? error : 1;

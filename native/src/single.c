@@ -192,7 +192,10 @@ void single_forward(struct tundp_worker *worker, const struct tundp_fib *fib,
 {
 	struct subject subject = { .packet = outgoing->packet,
 				   .len = outgoing->len,
-				   .hop = outgoing->to.hop };
+				   .outer = outgoing->to.endpoint.address,
+				   .port = outgoing->to.endpoint.port,
+				   .hop = outgoing->to.hop,
+				   .packet_id = outgoing->packet_id };
 
 	subject.error = send_packet(worker, outgoing);
 	if (subject.error == EMSGSIZE) {
@@ -209,22 +212,23 @@ void single_forward(struct tundp_worker *worker, const struct tundp_fib *fib,
 					     .bytes_in = outgoing->bytes_in,
 					     .bytes_out = outgoing->bytes_out };
 
+		subject.together = outgoing->fragment_count;
 		count_sent(worker, &tally, &subject);
 	}
 }
 
 void single_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, uint8_t *packet,
-			size_t len)
+			struct subject *subject)
 {
+	const size_t len = subject->len;
 	const struct tally tally = { .packets = 1, .bytes_in = len };
 	struct tundp_verdict verdict;
 	struct outgoing outgoing;
 
 	tundp_encapsulate(fib, &worker->config.policy, packet, len, &verdict);
 	if (verdict.kind != TUNDP_FORWARD) {
-		const struct subject subject = { .packet = packet, .len = len, .hop = verdict.hop };
-
-		count_dropped(worker, &worker->counters.encap, &tally, verdict.reason, &subject);
+		single_route(fib, verdict.hop, subject);
+		count_dropped(worker, &worker->counters.encap, &tally, verdict.reason, subject);
 		if (verdict.kind == TUNDP_REPLY)
 			single_reply_to_tun(worker, &verdict);
 		return;
@@ -235,6 +239,7 @@ void single_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib
 		.len = verdict.len,
 		.fragment_mtu = verdict.fragment_mtu,
 		.bytes_in = len,
+		.packet_id = subject->packet_id,
 	};
 	single_forward(worker, fib, &outgoing);
 }

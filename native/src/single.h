@@ -16,6 +16,7 @@ struct outgoing {
 	uint32_t len;
 	uint32_t fragment_mtu; /* above 0: goes in fragments of this size */
 	uint64_t bytes_in;     /* what the packet came in with */
+	uint64_t packet_id;    /* number of the read that brought it */
 
 	/* How far it is: zero at first. */
 	uint64_t bytes_out;
@@ -26,9 +27,17 @@ struct outgoing {
 void single_forward(struct tundp_worker *worker, const struct tundp_fib *fib,
 		    struct outgoing *outgoing);
 
+/* The hop a dropped packet was routed to, 0 if it was not. */
+static inline void single_route(const struct tundp_fib *fib, uint32_t hop, struct subject *subject)
+{
+	subject->hop = hop;
+	subject->outer = fib->hops[hop].address;
+	subject->port = fib->hops[hop].port;
+}
+
 /* Takes one packet read from the TUN, whole and finished, to its verdict and out. */
 void single_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, uint8_t *packet,
-			size_t len);
+			struct subject *subject);
 
 /* Takes one received datagram to its verdict and out. 0, or -EBADFD when the TUN is gone. */
 int single_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib, uint8_t *datagram,

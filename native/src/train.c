@@ -21,6 +21,7 @@ void train_init(struct batch *batch)
 {
 	batch->train_count = 0;
 	batch->arena_len = 0;
+	batch->arena_packets = 0;
 	for (uint32_t i = 0; i < TRAINS_MAX; i++) {
 		struct msghdr *message = &batch->send_messages[i].msg_hdr;
 		union send_control *control = &batch->send_control[i];
@@ -65,13 +66,27 @@ static void prepare(struct batch *batch, uint32_t at, bool is_own)
 	}
 }
 
+/* The id of the packet of that number in the arena: at most that of the last read. */
+static uint64_t packet_id(const struct batch *batch, uint32_t number)
+{
+	const uint64_t newest = batch->worker->counters.encap.reads;
+
+	return newest - (uint32_t)((uint32_t)newest - batch->arena_ids[number]);
+}
+
+/* The packets of a train. */
 static struct subject subject_of(const struct batch *batch, const struct train *train, int error)
 {
 	return (struct subject){ .packet = batch->send_arena + train->offset,
 				 .len = train->len < train->segment_len ? train->len :
 									  train->segment_len,
+				 .outer = train->to.endpoint.address,
+				 .port = train->to.endpoint.port,
 				 .hop = train->to.hop,
-				 .error = error };
+				 .error = error,
+				 .packet_id = packet_id(batch, train->first),
+				 .span = train->len,
+				 .ids = batch->arena_ids + train->first };
 }
 
 /* Marks the path of a train as without UDP_SEGMENT, if the train was refused as a whole and some
@@ -104,12 +119,14 @@ static void send_one_by_one(struct batch *batch, struct train *train)
 			.packet = first.packet,
 			.len = len,
 			.fragment_mtu = len > train->fragment_mtu ? train->fragment_mtu : 0,
+			.packet_id = first.packet_id,
 			/* Bytes that were cut off behind a packet's end are the last one's. */
 			.bytes_in = train->count == 1 ? train->bytes_in : len,
 		};
 
 		single_forward(worker, batch->fib, &outgoing);
 		train->sent_count += (uint32_t)(worker->counters.encap.packets_out - before);
+		train->first++;
 		train->offset += len;
 		train->len -= len;
 		train->bytes_in -= outgoing.bytes_in;
@@ -169,17 +186,17 @@ static void remove_trains(struct batch *batch, uint32_t count)
 	batch->train_count -= count;
 	memmove(batch->trains, batch->trains + count,
 		batch->train_count * sizeof(batch->trains[0]));
-	if (!batch->train_count)
+	if (!batch->train_count) {
 		batch->arena_len = 0;
+		batch->arena_packets = 0;
+	}
 }
 
 static void count_trains(struct batch *batch, uint32_t at, uint32_t count)
 {
 	for (; count > 0; count--, at++) {
 		const struct train *train = &batch->trains[at];
-		const struct subject subject = { .packet = batch->send_arena + train->offset,
-						 .len = train->segment_len,
-						 .hop = train->to.hop };
+		const struct subject subject = subject_of(batch, train, 0);
 		const struct tally tally = { .packets = train->count,
 					     .bytes_in = train->bytes_in,
 					     .bytes_out = train->len };
@@ -268,7 +285,11 @@ void train_send_full(struct batch *batch)
 		/* The open one moves to the front: the arena's first bytes are in the cache. */
 		if (batch->train_count == 1 && batch->trains[0].offset >= len) {
 			memcpy(batch->send_arena, batch->send_arena + batch->trains[0].offset, len);
+			memmove(batch->arena_ids, batch->arena_ids + batch->trains[0].first,
+				batch->trains[0].count * sizeof(batch->arena_ids[0]));
+			batch->trains[0].first = 0;
 			batch->trains[0].offset = 0;
+			batch->arena_packets = batch->trains[0].count;
 			batch->arena_len = len;
 		}
 	}
@@ -299,6 +320,7 @@ void train_append(struct batch *batch, const struct lane *lane, uint32_t len, ui
 	} else {
 		batch->train_count++;
 		*train = (struct train){ .to = lane->to,
+					 .first = batch->arena_packets,
 					 .offset = batch->arena_len,
 					 .len = len,
 					 .segment_len = len,
@@ -308,6 +330,7 @@ void train_append(struct batch *batch, const struct lane *lane, uint32_t len, ui
 					 .bytes_in = bytes_in };
 	}
 	batch->arena_len += len;
+	batch->arena_ids[batch->arena_packets++] = (uint32_t)batch->reading.packet_id;
 	train->is_closed = len < train->segment_len || train->count >= lane->count_max ||
 			   train->len + train->segment_len > TUNDP_MAX_DATAGRAM_LEN;
 }

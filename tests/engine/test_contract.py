@@ -29,6 +29,7 @@ from tundp.choices import Engine, Layout, MtuOrigin, Offload, SourceCheck
 from tundp.engine.base import EMSGSIZE_ORIGIN, OffloadState, PathLimit
 from tundp.engine.counters import Counters, HopCounters
 from tundp.engine.native.engine import EngineSettings
+from tundp.engine.taps import Recorder
 from tundp.lab.lab import Host
 from tundp.linux.netlink import enter_namespace
 from tundp.linux.udp import open_udp
@@ -75,7 +76,12 @@ class World:
 
 @contextlib.asynccontextmanager
 async def world(
-    make_lab: Any, engine: Engine, *, is_attached: bool = True, layout: Layout = Layout.SHARED
+    make_lab: Any,
+    engine: Engine,
+    *,
+    is_attached: bool = True,
+    layout: Layout = Layout.SHARED,
+    recorder: Recorder | None = None,
 ) -> AsyncIterator[World]:
     async with make_lab() as lab, contextlib.AsyncExitStack() as stack:
         left, right = await lab.host("left"), await lab.host("right")
@@ -90,6 +96,7 @@ async def world(
                 peers=[PEER],
                 source_check=SourceCheck.COUNT,
                 settings=EngineSettings(layout=layout),
+                recorder=recorder,
             )
         )
         peer, stranger = [

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "subnet": {"store", "lease", *BOTTOM},
     "backend": {"engine", "lease", "wire", "linux", *BOTTOM},
     "observe": {"engine", "lease", "linux", "store", "wire", *BOTTOM},
-    "admin": {"observe", *BOTTOM},
+    "admin": {"engine", "observe", *BOTTOM},
     "show": {"layout", "linux", "observe", "wire", *BOTTOM},
     "docker_opts": {"linux", "settings", *BOTTOM},
     "daemon": {

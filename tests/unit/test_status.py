@@ -105,6 +105,7 @@ UDP = Status(
             DisabledOffload(name="tcp-coalesce", reason="EINVAL", since=1_770_000_050.0),
         ),
         hop_sockets=1,
+        readers=2,
     ),
     kernel=KernelStatus(tun_queue_drops=12, udp_errors=5, udp_checksum_errors=4),
     firewall=FirewallStatus(flavour="nftables", missing=""),
@@ -450,6 +451,9 @@ class Engine:
     def hop_sockets(self) -> int:
         return 1
 
+    def tap_count(self) -> int:
+        return 2
+
     def path_states(self) -> dict[int, PathState]:
         return {
             2: PathState(
@@ -502,4 +506,5 @@ def test_offloads_in_use_and_disabled_are_those_of_the_engine_now() -> None:
             DisabledOffload(name="tcp-coalesce", reason="EINVAL", since=9.0),
         ),
         hop_sockets=1,
+        readers=2,
     )

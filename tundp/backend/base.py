@@ -24,6 +24,7 @@ from typing import Protocol
 from tundp.choices import Engine, SourceCheck
 from tundp.engine.base import Dataplane
 from tundp.engine.native.engine import EngineSettings
+from tundp.engine.taps import Recorder
 from tundp.finding import Finding
 from tundp.lease import gojson
 from tundp.lease.fib import Fib
@@ -96,6 +97,8 @@ class BackendContext:
     packets: PacketSettings
     given: Given
     """Descriptors of a predecessor to go on with; the backend's own from here on."""
+    recorder: Recorder | None = None
+    """Where an engine keeps the last packets it dropped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

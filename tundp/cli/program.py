@@ -9,7 +9,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import tundp
-from tundp.cli import bench, cleanup, completion, config, demo, docker_opts, probe, run, status
+from tundp.cli import (
+    bench,
+    blackbox,
+    cleanup,
+    completion,
+    config,
+    demo,
+    docker_opts,
+    probe,
+    run,
+    status,
+    trace,
+)
 from tundp.cli.command import Command, example_lines
 from tundp.cli.output import (
     EXIT_FAILED,
@@ -24,6 +36,8 @@ from tundp.errors import ConfigError, Interrupted, TundpError
 COMMANDS: Final[tuple[Command[Any], ...]] = (
     run.COMMAND,
     status.COMMAND,
+    trace.COMMAND,
+    blackbox.COMMAND,
     config.SHOW,
     config.CHECK,
     config.EXAMPLE,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from tundp.backend.base import Backend, BackendContext, Given, PacketSettings
 from tundp.backend.choose import kind_of
 from tundp.engine.native.engine import EngineSettings
+from tundp.engine.taps import Recorder
 from tundp.lease.model import LeaseAttributes
 from tundp.lease.network import BackendConfig, NetworkConfig
 from tundp.linux.iface import Interface
@@ -15,9 +16,13 @@ from tundp.settings.settings import Settings
 
 
 def make_backend(
-    config: BackendConfig, settings: Settings, netlink: Netlink, given: Given
+    config: BackendConfig,
+    settings: Settings,
+    netlink: Netlink,
+    given: Given,
+    recorder: Recorder | None = None,
 ) -> Backend:
-    """The backend `config` names. `given` is its own from here on."""
+    """The backend `config` names. `given` is its own from here on, `recorder` is borrowed."""
     packets = PacketSettings(
         tun_name=settings.tun_name,
         engine=settings.engine,
@@ -32,7 +37,8 @@ def make_backend(
         ),
     )
     return kind_of(config).make(
-        config, BackendContext(netlink=netlink, packets=packets, given=given)
+        config,
+        BackendContext(netlink=netlink, packets=packets, given=given, recorder=recorder),
     )
 
 

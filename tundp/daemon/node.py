@@ -29,6 +29,7 @@ from tundp.backend.base import Backend
 from tundp.backoff import Contest
 from tundp.daemon import report
 from tundp.daemon.firewall_keeper import FirewallKeeper
+from tundp.daemon.journal import Journal
 from tundp.daemon.kernel_keeper import KernelKeeper
 from tundp.daemon.obstacle_watch import ObstacleWatch
 from tundp.daemon.publish import Publisher
@@ -71,6 +72,7 @@ class Node:
     metrics: Metrics
     identity: Identity
     supervisor: Supervisor
+    journal: Journal = field(default_factory=lambda: Journal(None))
     subnet_file: SubnetFile = field(init=False)
     routing: Routing = field(init=False)
     publisher: Publisher = field(init=False)
@@ -88,7 +90,7 @@ class Node:
     def __post_init__(self) -> None:
         self.subnet_file = SubnetFile(self.settings.instance)
         self.routing = self._make_ledger([self.underlay.interface.public_ip])
-        self.publisher = Publisher(self.routing)
+        self.publisher = Publisher(self.routing, self.journal)
         self.obstacles = ObstacleWatch(self.netlink, lambda: report.scene(self))
         self.kernel = KernelKeeper(self)
 

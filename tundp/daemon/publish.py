@@ -11,6 +11,7 @@ from typing import Final
 
 from tundp.backend.base import FibSink
 from tundp.backoff import TokenBucket
+from tundp.daemon.journal import Journal
 from tundp.lease.fib import Fib
 from tundp.lease.routing import Routing, RoutingDelta, merged
 from tundp.printable import SENTENCE_MAX, printable, quoted
@@ -36,8 +37,12 @@ class Publisher:
     more than its share are merged into the next one.
     """
 
-    def __init__(self, routing: Routing) -> None:
+    def __init__(self, routing: Routing, journal: Journal | None = None) -> None:
+        """journal: where published changes are noted; None: nowhere."""
         self._routing = routing
+        self._journal = journal or Journal(None)
+        self._applied_at = 0.0
+        """When the oldest of what is pending was applied."""
         self._sinks: tuple[FibSink, ...] = ()
         self._pending: list[RoutingDelta] = []
         """What was applied since the last publication, oldest first; merged when it is due."""
@@ -48,7 +53,9 @@ class Publisher:
 
     def first_fib(self) -> Fib:
         """The FIB a backend is opened with: of everything known by now."""
+        known = merged(*self._pending)
         self._pending.clear()
+        self._journal.leases(known, revision=self._routing.revision, took_s=None)
         return self._routing.fib()
 
     def start(self, sinks: Sequence[FibSink]) -> None:
@@ -61,6 +68,8 @@ class Publisher:
         """Log and publish a change. is_own_changed: this node's own addresses are others now."""
         self._log.write(delta)
         if delta.moves_packets or is_own_changed:
+            if not self._pending:
+                self._applied_at = time.monotonic()
             self._pending.append(delta)
             if self._sinks:
                 self._publish_soon()
@@ -115,6 +124,8 @@ class Publisher:
         for sink in self._sinks:
             sink.install(fib, delta)
         self._pending.clear()
+        took_s = time.monotonic() - self._applied_at
+        self._journal.leases(delta, revision=self._routing.revision, took_s=took_s)
         self.close()
         self._timer = None
         self._published_at = loop.time()

@@ -2,6 +2,7 @@
 
     lock      one daemon for each subnet.env; the lock is the open file's, whoever has it
     admin     the admin socket, listening
+    recorder  the flight recorder, a file beside the admin socket
     health    /healthz and /readyz, listening; metrics likewise
     backend   TUN queues, UDP sockets and the socket paths are measured by (backend.base.Given)
 
@@ -14,17 +15,22 @@ CAP_NET_ADMIN. Whatever was given is not opened again.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from dataclasses import dataclass, field, replace
 
+import tundp
 from tundp.admin import open_admin_socket
 from tundp.backend.base import Given
 from tundp.daemon.lock import take_lock
+from tundp.engine.recorder import FlightRecorder, open_recorder
 from tundp.errors import PlatformError
 from tundp.linux.echo import open_echo_socket
 from tundp.observe.web import open_listener
 from tundp.settings.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,6 +41,7 @@ class Resources:
     admin: socket.socket | None = None
     health: socket.socket | None = None
     metrics: socket.socket | None = None
+    recorder: FlightRecorder | None = None
     backend: Given = field(default_factory=Given)
 
     def take_backend(self) -> Given:
@@ -64,6 +71,8 @@ def open_resources(settings: Settings, given: Resources | None = None) -> Resour
             resources.lock = take_lock(settings.instance)
         if resources.admin is None:
             resources.admin = open_admin_socket(settings.admin_socket)
+        if resources.recorder is None:
+            resources.recorder = _open_recorder(settings)
         if resources.health is None and settings.healthz_port:
             resources.health = open_listener(
                 settings.healthz_ip, settings.healthz_port, "--healthz-ip and --healthz-port"
@@ -80,3 +89,13 @@ def open_resources(settings: Settings, given: Resources | None = None) -> Resour
         resources.close()
         raise
     return resources
+
+
+def _open_recorder(settings: Settings) -> FlightRecorder | None:
+    """The flight recorder; packets flow without it."""
+    path = settings.instance.recorder(settings.admin_socket)
+    try:
+        return open_recorder(path, tundp.__version__)
+    except PlatformError as error:
+        _log.warning("%s; what is dropped is counted, but no packet is kept", error)
+        return None

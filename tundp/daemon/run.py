@@ -23,7 +23,10 @@ from tundp.backend.choose import parse_network_config
 from tundp.choices import OnLeaseLost
 from tundp.daemon import report
 from tundp.daemon.backends import lease_offer, make_backend
+from tundp.daemon.dumps import Dumps
 from tundp.daemon.firewall_keeper import FirewallKeeper
+from tundp.daemon.journal import Journal
+from tundp.daemon.looker import NodeLooker
 from tundp.daemon.node import Node
 from tundp.daemon.resources import Resources
 from tundp.daemon.stores import store_name
@@ -65,6 +68,7 @@ async def run(
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
         stack.callback(resources.close)
+        journal = _open_journal(stack, resources)
         cache = LeaseCache(settings.state_dir, settings.instance)
         identity = cache.identity()
         manager = _make_manager(settings, store, identity, cache)
@@ -78,7 +82,9 @@ async def run(
         network_config = await manager.network_config(desk.health)
         _log_network(network_config, manager)
         interface = await _choose_interface(netlink, selection, network_config)
-        backend = make_backend(network_config.backend, settings, netlink, resources.take_backend())
+        backend = make_backend(
+            network_config.backend, settings, netlink, resources.take_backend(), resources.recorder
+        )
         stack.callback(backend.close)
         offer = lease_offer(backend, settings, network_config, interface)
         backend.prepare(interface)
@@ -111,6 +117,7 @@ async def run(
             identity=manager.identity or identity,
             worries=desk.worries,
             supervisor=supervisor,
+            journal=journal,
         )
         stack.callback(node.close)
         await _bring_up(node, desk, before)
@@ -135,6 +142,14 @@ class _Desk:
             *worries("admin-socket", "" if self.admin is None else self.admin.error),
             *worries("metrics", "" if self.metrics_server is None else self.metrics_server.error),
         ]
+
+    def dropped(self) -> int | None:
+        """Packets dropped so far, in both directions; None while there is no engine."""
+        engine = None if self.node is None else self.node.backend.engine
+        if engine is None:
+            return None
+        counted = engine.counters()
+        return counted.encap.dropped + counted.decap.dropped
 
     def status(self) -> Status:
         if self.node is not None:
@@ -175,17 +190,41 @@ async def _open_desk(
     metrics = Metrics(health.ready, supervisor.failures)
     desk = _Desk(settings, health, metrics)
     desk.admin = await stack.enter_async_context(
-        serve_admin(settings.admin_socket, desk.status, metrics.render, sock=resources.admin)
+        serve_admin(
+            settings.admin_socket,
+            desk.status,
+            metrics.render,
+            sock=resources.admin,
+            looker=NodeLooker(node=lambda: desk.node, recorder=resources.recorder),
+        )
     )
     await stack.enter_async_context(serve_health(resources.health, health))
     watch = supervisor.keep("watch health", health.watch)
-    tasks = [asyncio.ensure_future(watch)]
+    dumps = Dumps(
+        resources.recorder, settings.instance.recorder(settings.admin_socket), desk.dropped
+    )
+    tasks = [
+        asyncio.ensure_future(watch),
+        asyncio.ensure_future(supervisor.keep("copy flight recorder", dumps.run)),
+    ]
     if settings.metrics_addr is not None:
         server = MetricsServer(*settings.metrics_addr, resources.metrics, metrics)
         desk.metrics_server = server
         tasks.append(asyncio.ensure_future(supervisor.keep("serve metrics", server.run)))
     stack.push_async_callback(_cancel, *tasks)
     return desk
+
+
+def _open_journal(
+    stack: contextlib.ExitStack | contextlib.AsyncExitStack, resources: Resources
+) -> Journal:
+    """Keep what is logged from now on in the flight recorder, too."""
+    journal = Journal(resources.recorder)
+    handler = journal.handler()
+    logger = logging.getLogger("tundp")
+    logger.addHandler(handler)
+    stack.callback(logger.removeHandler, handler)
+    return journal
 
 
 async def _cancel(*tasks: asyncio.Future[None]) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from tundp.choices import MtuOrigin, Offload
 from tundp.engine.counters import Counters, HopCounters
+from tundp.engine.taps import Recorder, Tap, TapRequest
 from tundp.lease.fib import Fib
 from tundp.linux.tun import Tun, TunMode
 from tundp.wire.policy import Policy
@@ -32,6 +33,8 @@ class EngineContext:
     policy: Policy
     loop: asyncio.AbstractEventLoop
     """Every method is called on its thread."""
+    recorder: Recorder | None = None
+    """Where workers keep the last packets they dropped; outlives the engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +213,18 @@ class Dataplane(Protocol):
 
     def bytes_out(self) -> npt.NDArray[np.uint64]:
         """Inner bytes sent to each hop, by hop id. It grows; who compares must bear a reset."""
+        ...
+
+    def open_tap(self, request: TapRequest) -> Tap:
+        """A stream of event records from the next packet on; TooManyReaders.
+
+        Every packet that is counted has its record in every tap that wants it, or is in the
+        tap's `lost`. While no tap is open, none costs anything.
+        """
+        ...
+
+    def tap_count(self) -> int:
+        """How many taps are open."""
         ...
 
     def heartbeat(self) -> tuple[int, ...]:

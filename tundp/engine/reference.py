@@ -50,6 +50,7 @@ from tundp.engine.changes import changed_hops, changed_paths
 from tundp.engine.counters import Counters, DirectionCounters, HopCounters
 from tundp.engine.hop_sockets import HopSockets
 from tundp.engine.hops import HopLedger
+from tundp.engine.taps import Events, Tap, TapRequest
 from tundp.lease.fib import Fib
 from tundp.linux import uapi, udp
 from tundp.linux.tun import Tun, TunMode
@@ -64,6 +65,7 @@ from tundp.wire.encap import (
     encapsulate,
     narrow,
 )
+from tundp.wire.event import Stage
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +86,14 @@ class _Hop(NamedTuple):
     hop_id: int
     sockaddr: tuple[str, int]
     is_local: bool
+
+
+class _Arrival(NamedTuple):
+    """Where a datagram came from."""
+
+    hop_id: int
+    sender: tuple[int, int]
+    """Address and port, host order."""
 
 
 class ReferenceEngine:
@@ -113,6 +123,7 @@ class ReferenceEngine:
         self._hop_sockets = HopSockets(sock)
         self._overflows = 0
         self._hops = HopLedger()
+        self._events = Events(self.seen, context.recorder.worker(0) if context.recorder else None)
         self._fib = context.fib
         self.install(context.fib)
         loop.add_reader(sock.fileno(), self._on_udp_readable)
@@ -200,6 +211,14 @@ class ReferenceEngine:
         """See Dataplane."""
         return self._hops.bytes_out(len(self._fib.hops))
 
+    def open_tap(self, request: TapRequest) -> Tap:
+        """See Dataplane."""
+        return self._events.open_tap(request)
+
+    def tap_count(self) -> int:
+        """See Dataplane."""
+        return self._events.tap_count
+
     def heartbeat(self) -> tuple[int, ...]:
         """See Dataplane. It has no thread: the loop that asks is the one that carries."""
         return ()
@@ -231,36 +250,39 @@ class ReferenceEngine:
             counters.reads += 1
             counters.packets_in += 1
             counters.bytes_in += length
+            packet = self._tun_buffer[:length]
+            self._events.passed(Stage.TUN_READ, packet, packet_id=counters.reads)
             try:
-                self._encapsulate(self._tun_buffer[:length], counters)
+                self._encapsulate(packet, counters)
             except Exception:  # noqa: BLE001  (a bug costs its packet, not the daemon)
-                self._on_bug(counters, DropReason.SEND_FAILED)
+                self._on_bug(counters, DropReason.SEND_FAILED, packet)
 
     def _encapsulate(self, packet: memoryview, counters: DirectionCounters) -> None:
         verdict = self._verdict(packet)
         hop_id = self._hop_id_of(verdict, packet)
         refused = 0
         if isinstance(verdict, Forward):
-            refused = self._send_all(verdict)
+            packet = packet[: ip.read(packet).total_len]
+            refused = self._send_all(verdict, packet)
         if isinstance(verdict, Forward) and refused == errno.EMSGSIZE:
             # Learn the path MTU and decide the packet again. The second result is final.
             verdict = narrow(
-                packet[: ip.read(packet).total_len],
+                packet,
                 hop=verdict.hop,
                 mtu=self._learn_inner_mtu(verdict.hop),
                 tun_address=self._policy.tun_address,
             )
             if isinstance(verdict, Forward):
-                refused = self._send_all(verdict)
+                refused = self._send_all(verdict, packet)
         match verdict:
             case Forward():
                 if refused:
-                    self._drop(counters, send_reason(refused), hop_id)
+                    self._drop_encap(send_reason(refused), hop_id, packet, refused)
             case Reply(reason, answer):
-                self._drop(counters, reason, hop_id)
+                self._drop_encap(reason, hop_id, packet, refused)
                 self._reply_to_tun(answer)
             case Drop(reason):
-                self._drop(counters, reason, hop_id)
+                self._drop_encap(reason, hop_id, packet, refused)
 
     def _hop_id_of(self, verdict: Forward[_Hop] | Reply | Drop, packet: memoryview) -> int:
         """The hop a packet is counted for: 0 before it is routed, or to this node itself."""
@@ -283,19 +305,28 @@ class ReferenceEngine:
         hop = self._fib.hops[hop_id]
         return None if hop is None else _Hop(hop_id, hop.sockaddr, hop.is_local)
 
-    def _send_all(self, forward: Forward[_Hop]) -> int:
-        """Send, and count; the errno of a refusal.
+    def _send_all(self, forward: Forward[_Hop], packet: memoryview) -> int:
+        """Send `packet`, and count; the errno of a refusal.
 
         A packet counts as out once, when the last of its fragments is on its way.
         """
         packets, hop = forward.packets, forward.hop
         try:
-            for packet in packets:
-                self._send(packet, hop)
+            for datagram in packets:
+                self._send(datagram, hop)
         except OSError as error:
             _log.debug("send to %s: %s", hop.sockaddr[0], error)
             return self._count_refused_send(error, hop.hop_id)
-        self._count_sent(hop.hop_id, len(packets), sum(len(packet) for packet in packets))
+        self._count_sent(hop.hop_id, len(packets), sum(len(datagram) for datagram in packets))
+        if self._events.has_taps:
+            self._events.passed(
+                Stage.UDP_SEND,
+                packet,
+                packet_id=self._counters.encap.reads,
+                hop=hop.hop_id,
+                peer=self._endpoint(hop.hop_id),
+                together=len(packets),
+            )
         return 0
 
     def _send(self, packet: memoryview | bytes, hop: _Hop) -> None:
@@ -347,47 +378,63 @@ class ReferenceEngine:
             counters.reads += 1
             counters.packets_in += 1
             counters.bytes_in += length
+            datagram = self._udp_buffer[:length]
             try:
                 outer_source = int.from_bytes(socket.inet_aton(sender[0]), "big")
-                hop_id = self._hop_of_peer.get(outer_source, 0)
-                self._count_heard(hop_id, length)
-                self._decapsulate(self._udp_buffer[:length], (outer_source, sender[1]), hop_id)
+                arrival = _Arrival(
+                    self._hop_of_peer.get(outer_source, 0), (outer_source, sender[1])
+                )
+                self._count_heard(arrival.hop_id, length)
+                self._events.passed(
+                    Stage.UDP_RECEIVE,
+                    datagram,
+                    packet_id=counters.reads,
+                    hop=arrival.hop_id,
+                    peer=arrival.sender,
+                )
+                self._decapsulate(datagram, arrival)
             except Exception:  # noqa: BLE001  (a bug costs its packet, not the daemon)
-                self._on_bug(counters, DropReason.TUN_FAILED)
+                self._on_bug(counters, DropReason.TUN_FAILED, datagram)
 
-    def _decapsulate(self, datagram: memoryview, sender: tuple[int, int], hop_id: int) -> None:
-        counters = self._counters.decap
-        verdict = decapsulate(datagram, sender=sender, table=self._fib, policy=self._policy)
+    def _decapsulate(self, datagram: memoryview, arrival: _Arrival) -> None:
+        verdict = decapsulate(datagram, sender=arrival.sender, table=self._fib, policy=self._policy)
         match verdict:
             case Deliver(packet, source_matches, destination_matches):
                 if not source_matches:
                     self._counters.source_mismatches += 1
                 if not destination_matches:
                     self._counters.destination_mismatches += 1
-                self._deliver(packet, hop_id)
+                self._deliver(packet, arrival)
             case Reply(reason, answer):
-                self._drop(counters, reason, hop_id)
-                self._reply_to_peer(answer, hop_id)
+                self._drop_decap(reason, arrival, datagram)
+                self._reply_to_peer(answer, arrival.hop_id)
             case Drop(reason):
-                self._drop(counters, reason, hop_id)
+                self._drop_decap(reason, arrival, datagram)
 
-    def _deliver(self, packet: memoryview, hop_id: int) -> None:
+    def _deliver(self, packet: memoryview, arrival: _Arrival) -> None:
         counters = self._counters.decap
         if self._tun is None:
-            self._drop(counters, DropReason.TUN_GONE, hop_id)
+            self._drop_decap(DropReason.TUN_GONE, arrival, packet)
             return
         self._counters.syscalls += 1
         try:
             os.write(self._tun.fd, packet)
         except OSError as error:
             self._count_errno(error)
-            self._drop(counters, tun_reason(error.errno), hop_id)
+            self._drop_decap(tun_reason(error.errno), arrival, packet, error.errno or 0)
             _log.debug("TUN write of %s: %s", bytes(packet[: ip.MIN_HEADER_LEN]).hex(), error)
             self._on_tun_error(error)
             return
         counters.packets_out += 1
         counters.writes += 1
         counters.bytes_out += len(packet)
+        self._events.passed(
+            Stage.TUN_WRITE,
+            packet,
+            packet_id=counters.reads,
+            hop=arrival.hop_id,
+            peer=arrival.sender,
+        )
 
     def _reply_to_peer(self, answer: bytes, about: int) -> None:
         """Answer a packet that came from hop `about`, to the peer that holds its source."""
@@ -423,7 +470,7 @@ class ReferenceEngine:
             self.detach()
             self._tun_gone.set()
 
-    def _on_bug(self, counters: DirectionCounters, reason: DropReason) -> None:
+    def _on_bug(self, counters: DirectionCounters, reason: DropReason, packet: memoryview) -> None:
         """Drop the packet an exception was raised for; its traceback is logged, less and less."""
         bugs = self._counters.errnos["exception"] = self._counters.errnos.get("exception", 0) + 1
         if bugs & (bugs - 1) == 0:
@@ -431,7 +478,47 @@ class ReferenceEngine:
                 "bug: packet dropped as %s, %d so far; please report", reason.label, bugs
             )
         if counters.packets_in > counters.packets_out + counters.dropped:
-            self._drop(counters, reason, 0)
+            if counters is self._counters.encap:
+                self._drop_encap(reason, 0, packet)
+            else:
+                self._drop_decap(reason, _Arrival(0, (0, 0)), packet)
+
+    def _drop_encap(
+        self, reason: DropReason, hop_id: int, packet: memoryview, error: int = 0
+    ) -> None:
+        """Count a packet from the TUN as dropped. error: errno it was refused with."""
+        counters = self._counters.encap
+        self._drop(counters, reason, hop_id)
+        self._events.dropped(
+            Stage.UDP_SEND,
+            packet,
+            reason=reason,
+            packet_id=counters.reads,
+            hop=hop_id,
+            peer=self._endpoint(hop_id),
+            error=error,
+        )
+
+    def _drop_decap(
+        self, reason: DropReason, arrival: _Arrival, packet: memoryview, error: int = 0
+    ) -> None:
+        """Count a packet from the wire as dropped. error: errno it was refused with."""
+        counters = self._counters.decap
+        self._drop(counters, reason, arrival.hop_id)
+        self._events.dropped(
+            Stage.TUN_WRITE,
+            packet,
+            reason=reason,
+            packet_id=counters.reads,
+            hop=arrival.hop_id,
+            peer=arrival.sender,
+            error=error,
+        )
+
+    def _endpoint(self, hop_id: int) -> tuple[int, int]:
+        """Address and port of a hop; (0, 0) of hop 0."""
+        address, port, _ = self._fib.hop_array[hop_id].tolist()
+        return address, port
 
     def _drop(self, counters: DirectionCounters, reason: DropReason, hop_id: int) -> None:
         counters.drops[reason] += 1

@@ -123,6 +123,7 @@ def engine_status(engine: Dataplane) -> EngineStatus:
             for offload, why in offloads.disabled.items()
         ),
         hop_sockets=engine.hop_sockets(),
+        readers=engine.tap_count(),
     )
 
 

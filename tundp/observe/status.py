@@ -171,6 +171,8 @@ class EngineStatus:
     offloads_disabled: Sequence[DisabledOffload] = ()
     hop_sockets: int = 0
     """Send sockets that single peers have now, because the shared one was full of what waits."""
+    readers: int = 0
+    """Who watches packets now: a trace, a capture. None costs nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

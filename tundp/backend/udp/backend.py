@@ -63,6 +63,7 @@ class UdpBackend:
         self._settings = context.packets
         self._netlink = context.netlink
         self._given = context.given
+        self._recorder = context.recorder
         self._socks: list[socket.socket] = []
         self._interface: Interface | None = None
         self._device: DeviceSettings | None = None
@@ -157,6 +158,7 @@ class UdpBackend:
                     ),
                 ),
                 loop=asyncio.get_running_loop(),
+                recorder=self._recorder,
             ),
         )
         self._prober.start(self._engine, self._prober_settings(), fib, peers)

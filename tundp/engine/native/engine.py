@@ -41,8 +41,10 @@ from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, Counters, HopCou
 from tundp.engine.native.fib import NativeFib, policy_values
 from tundp.engine.native.hops import HopMemory, PathStates
 from tundp.engine.native.library import require
+from tundp.engine.native.taps import NativeTaps
 from tundp.engine.native.twins import sums_variants
 from tundp.engine.native.worker import Worker, WorkerSetup
+from tundp.engine.taps import Tap, TapRequest
 from tundp.lease.fib import Fib
 from tundp.linux.limits import open_event
 from tundp.linux.offload import SAFE_SEGMENTS, KernelOffloads, find_offloads, set_udp_gro
@@ -120,7 +122,9 @@ class NativeEngine:
         self._hops = HopMemory(len(socks) * len(directions))
         self._path_states = PathStates(self._hops.paths, PATH_STATE_S)
         self._icmp_budget = native.ffi.new("uint64_t[]", 1 + ICMP_WIRE_BUCKETS)
+        self._recorder = context.recorder
         self._workers = self._make_workers(directions)
+        self._taps = NativeTaps(self._workers)
         for sock in self._socks:
             set_udp_gro(sock, is_on=self._has(Offload.UDP_GRO))
         self._fibs: list[NativeFib] = []
@@ -260,6 +264,14 @@ class NativeEngine:
             text += f"; without {', '.join(names)}: {reason}"
         return text
 
+    def open_tap(self, request: TapRequest) -> Tap:
+        """See Dataplane."""
+        return self._taps.open(request)
+
+    def tap_count(self) -> int:
+        """See Dataplane."""
+        return len(self._taps)
+
     def heartbeat(self) -> tuple[int, ...]:
         """See Dataplane."""
         return tuple(worker.heartbeat() for worker in self._workers if worker.is_running)
@@ -292,9 +304,17 @@ class NativeEngine:
                     hop_counters=self._hops.counters_of(len(workers)),
                     hop_queues=self._hops.queues_of(len(workers)),
                     icmp_budget=self._icmp_budget,
+                    examples=self._examples(len(workers)),
                 )
                 workers.append(Worker(setup))
         return tuple(workers)
+
+    def _examples(self, worker: int) -> Any:
+        """The flight recorder of a worker, for its struct; NULL if there is none."""
+        region = None if self._recorder is None else self._recorder.worker(worker)
+        if region is None:
+            return self._ffi.NULL
+        return self._ffi.from_buffer("struct tundp_examples[]", region)
 
     def _values(self, tun: Tun) -> dict[str, Any]:
         """What attaching to a TUN configures, as fields of struct tundp_worker_config."""

@@ -44,6 +44,8 @@ class WorkerSetup:
     """Where it keeps which hops have a send socket of their own."""
     icmp_budget: Any
     """The uint64_t all workers of the node share."""
+    examples: Any
+    """Its flight recorder, an array of struct tundp_examples, or NULL."""
 
 
 class Worker:
@@ -89,6 +91,7 @@ class Worker:
                 "hop_counters": setup.hop_counters,
                 "hop_queues": setup.hop_queues,
                 "icmp_full_at_ns": setup.icmp_budget,
+                "examples": setup.examples,
                 **values,
             },
         )
@@ -113,6 +116,14 @@ class Worker:
     def install(self, native_fib: Any) -> None:
         """Publish a FIB's struct to the worker."""
         self._native.lib.tundp_worker_install(self.struct, native_fib)
+
+    def tap(self, native_taps: Any) -> None:
+        """Publish taps, a struct tundp_taps, to the worker."""
+        self._native.lib.tundp_worker_tap(self.struct, native_taps)
+
+    def taps_seen(self) -> int:
+        """Generation of the newest taps it uses; it holds none older."""
+        return int(self._native.lib.tundp_worker_taps_seen(self.struct))
 
     def seen(self) -> int:
         """Generation of the newest FIB it uses; it holds none older."""

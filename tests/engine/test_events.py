@@ -1,0 +1,306 @@
+"""Event records: every engine tells the same story of the same packets."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from tests.engine.test_contract import (
+    APP_PORT,
+    NOWHERE,
+    OF_PEER,
+    every_engine,
+    inner,
+    receive,
+    world,
+)
+from tests.nodes import PORT
+from tests.wait import until
+from tundp.choices import Engine
+from tundp.engine.taps import TAPS_MAX, TapRequest
+from tundp.errors import TooManyReaders
+
+HEADER = struct.Struct("=IBBBxQQIIIHHIIIHHI4x")
+"""Written down once more: what a reader of the records must know."""
+READ, SEND, RECEIVE, WRITE = 1, 2, 3, 4
+UDP_SEGMENT = 103  # linux/udp.h
+PEER_ADDRESS, STRANGER = 0xC0000202, 0xC0000203
+OF_THE_PEER: dict[str, int] = {"hop": 2, "outer": PEER_ADDRESS, "port": PORT}
+NO_ROUTE, TTL_EXCEEDED, SEND_UNREACHABLE, MARTIAN = 5, 7, 12, 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a record says, but its time and the FIB's generation."""
+
+    stage: int
+    is_dropped: int = 0
+    reason: int = 0
+    packet_id: int
+    more_ids: int = 0
+    hop: int = 0
+    outer: int = 0
+    port: int = 0
+    error: int = 0
+    packets: int = 1
+    together: int = 1
+    gso_size: int = 0
+    length: int = 0
+    packet: bytes = b""
+
+
+def read(data: bytes) -> list[Seen]:
+    found = []
+    offset = 0
+    while offset < len(data):
+        (
+            size,
+            stage,
+            dropped,
+            reason,
+            time_ns,
+            packet_id,
+            more,
+            hop,
+            outer,
+            port,
+            error,
+            length,
+            packets,
+            together,
+            captured,
+            gso_size,
+            generation,
+        ) = HEADER.unpack_from(data, offset)
+        assert size % 8 == 0 and HEADER.size + captured <= size < HEADER.size + captured + 8
+        assert time_ns > 0 and generation == 0
+        packet = data[offset + HEADER.size : offset + HEADER.size + captured]
+        assert not any(data[offset + HEADER.size + captured : offset + size])
+        found.append(
+            Seen(
+                stage=stage,
+                is_dropped=dropped,
+                reason=reason,
+                packet_id=packet_id,
+                more_ids=more,
+                hop=hop,
+                outer=outer,
+                port=port,
+                error=error,
+                packets=packets,
+                together=together,
+                gso_size=gso_size,
+                packet=packet,
+                length=length,
+            )
+        )
+        offset += size
+    assert offset == len(data)
+    return found
+
+
+async def records(tap: Any, count: int) -> list[Seen]:
+    """The next `count` records of a tap, of all workers."""
+    found: list[Seen] = []
+
+    def take() -> bool:
+        for _, data in tap.read():
+            found.extend(read(data))
+        return len(found) >= count
+
+    await until(take, f"{count} event records")
+    return found
+
+
+def headless(seen: Seen) -> Seen:
+    """Without the packet."""
+    return replace(seen, packet=b"", length=0)
+
+
+@every_engine
+async def test_each_packet_has_its_records(make_lab: Any, engine: Engine) -> None:
+    async with world(make_lab, engine) as here:
+        tap = here.engine.open_tap(TapRequest(snap=2048))
+        here.app.sendto(b"out", (OF_PEER, APP_PORT))
+        sent = await receive(here.peer)
+        packet = inner(b"in")
+        here.peer.sendto(packet, ("192.0.2.1", PORT))
+        assert await receive(here.app) == b"in"
+        found = {seen.stage: seen for seen in await records(tap, 4)}
+        tap.close()
+        assert set(found) == {READ, SEND, RECEIVE, WRITE}
+        assert headless(found[READ]) == Seen(stage=READ, packet_id=found[READ].packet_id)
+        assert headless(found[SEND]) == Seen(
+            stage=SEND, packet_id=found[READ].packet_id, hop=2, outer=PEER_ADDRESS, port=PORT
+        )
+        assert headless(found[RECEIVE]) == Seen(
+            stage=RECEIVE, packet_id=1, hop=2, outer=PEER_ADDRESS, port=PORT
+        )
+        assert headless(found[WRITE]) == Seen(
+            stage=WRITE, packet_id=1, hop=2, outer=PEER_ADDRESS, port=PORT
+        )
+        assert found[SEND].packet == sent
+        assert found[READ].packet[8] == sent[8] + 1
+        assert found[RECEIVE].packet == packet
+        assert found[WRITE].packet[20:] == packet[20:]
+        assert [found[stage].length for stage in found] == [
+            len(found[stage].packet) for stage in found
+        ]
+
+
+@every_engine
+async def test_drops_have_reason_errno_and_packet(make_lab: Any, engine: Engine) -> None:
+    async with world(make_lab, engine) as here:
+        tap = here.engine.open_tap(TapRequest(stages=1, snap=28))
+        here.app.sendto(b"nobody", (NOWHERE, APP_PORT))
+        await here.until_read(1, 0)
+        expired = inner(b"late", ttl=1)
+        here.peer.sendto(expired, ("192.0.2.1", PORT))
+        await here.until_read(1, 1)
+        foreign = inner(b"martian", source="127.0.0.1")
+        here.stranger.sendto(foreign, ("192.0.2.1", PORT))
+        await here.until_read(1, 2)
+        found = await records(tap, 3)
+        tap.close()
+        assert [headless(seen) for seen in sorted(found, key=lambda s: (s.stage, s.packet_id))] == [
+            Seen(stage=SEND, is_dropped=1, reason=NO_ROUTE, packet_id=1),
+            Seen(
+                stage=WRITE,
+                is_dropped=1,
+                reason=TTL_EXCEEDED,
+                packet_id=1,
+                hop=2,
+                outer=PEER_ADDRESS,
+                port=PORT,
+            ),
+            Seen(
+                stage=WRITE,
+                is_dropped=1,
+                reason=MARTIAN,
+                packet_id=2,
+                outer=STRANGER,
+                port=PORT,
+            ),
+        ]
+        assert [seen.packet for seen in found if seen.reason == TTL_EXCEEDED] == [expired[:28]]
+        assert [seen.length for seen in found if seen.reason == MARTIAN] == [len(foreign)]
+
+
+@every_engine
+async def test_a_refused_send_has_its_errno(make_lab: Any, engine: Engine) -> None:
+    async with world(make_lab, engine) as here:
+        tap = here.engine.open_tap(TapRequest(stages=1, snap=0))
+        await here.node.host.netlink.call(
+            "block the way", "route", "add", dst="192.0.2.2/32", type="unreachable"
+        )
+        here.app.sendto(b"refused", (OF_PEER, APP_PORT))
+        await here.until_read(1, 0)
+        (seen,) = await records(tap, 1)
+        tap.close()
+        assert headless(seen) == Seen(
+            stage=SEND,
+            is_dropped=1,
+            reason=SEND_UNREACHABLE,
+            packet_id=1,
+            hop=2,
+            outer=PEER_ADDRESS,
+            port=PORT,
+            error=errno.EHOSTUNREACH,
+        )
+
+
+@every_engine
+async def test_what_has_no_room_is_counted_as_lost(make_lab: Any, engine: Engine) -> None:
+    count = 600
+    async with world(make_lab, engine) as here:
+        tap = here.engine.open_tap(TapRequest(stages=1 << RECEIVE, snap=1000, size=1 << 18))
+        packet = inner(bytes(900))
+        for number in range(count):
+            here.peer.sendto(packet, ("192.0.2.1", PORT))
+            if number % 50 == 49:
+                await here.until_read(0, number + 1)
+        (data,) = [data for _, data in tap.read()]
+        kept = len(read(data))
+        assert 0 < kept < count
+        assert sum(tap.lost()) == count - kept
+        here.peer.sendto(packet, ("192.0.2.1", PORT))
+        assert [seen.packet_id for seen in await records(tap, 1)] == [count + 1]
+        tap.close()
+
+
+@every_engine
+async def test_taps_are_independent_and_bounded(make_lab: Any, engine: Engine) -> None:
+    async with world(make_lab, engine) as here:
+        taps = [here.engine.open_tap(TapRequest()) for _ in range(TAPS_MAX)]
+        with pytest.raises(TooManyReaders):
+            here.engine.open_tap(TapRequest())
+        for tap in taps[2:]:
+            tap.close()
+            tap.close()
+        assert here.engine.tap_count() == 2
+        here.peer.sendto(inner(b"one"), ("192.0.2.1", PORT))
+        first, second = [await records(tap, 2) for tap in taps[:2]]
+        assert first == second
+        taps[0].close()
+        here.peer.sendto(inner(b"two"), ("192.0.2.1", PORT))
+        assert [seen.packet_id for seen in await records(taps[1], 2)] == [2, 2]
+        assert taps[0].read() == []
+        taps[1].close()
+        assert here.engine.tap_count() == 0
+
+
+@pytest.mark.parametrize("engine", [Engine.GSO, Engine.MMSG], ids=lambda engine: engine.value)
+async def test_every_packet_of_a_train_has_its_own(make_lab: Any, engine: Engine) -> None:
+    """Forty datagrams in the TUN's queue at once leave in trains: each is found, in order."""
+    count = 40
+    async with world(make_lab, engine, is_attached=False) as here:
+        tap = here.engine.open_tap(TapRequest(stages=1 << READ | 1 << SEND, snap=64))
+        for number in range(count):
+            here.app.sendto(bytes([number]) * 20, (OF_PEER, APP_PORT))
+        here.engine.attach(here.node.tun)
+        found = await records(tap, 2 * count)
+        tap.close()
+        reads = [seen for seen in found if seen.stage == READ]
+        sends = [seen for seen in found if seen.stage == SEND]
+        assert [seen.packet_id for seen in reads] == list(range(1, count + 1))
+        assert [seen.packet_id for seen in sends] == list(range(1, count + 1))
+        assert [seen.packet[28] for seen in sends] == list(range(count))
+        # A vnet header leaves the UDP checksum to whoever sends.
+        assert [seen.packet[28:] for seen in sends] == [seen.packet[28:] for seen in reads]
+        if engine is Engine.GSO:
+            assert max(seen.together for seen in sends) > 1
+
+
+async def test_packets_the_kernel_put_together_have_one_each(make_lab: Any) -> None:
+    """gso: a receive of ten datagrams has ten records, the super-packet written of them has one."""
+    count = 10
+    async with world(make_lab, Engine.GSO) as here:
+        tap = here.engine.open_tap(TapRequest(stages=1 << RECEIVE | 1 << WRITE, snap=64))
+        packets = [inner(bytes([number]) * 100) for number in range(count)]
+        length = len(packets[0])
+        here.peer.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, length)
+        here.peer.sendto(b"".join(packets), ("192.0.2.1", PORT))
+        await here.until_read(0, count)
+        found = await records(tap, count + 1)
+        received = [seen for seen in found if seen.stage == RECEIVE]
+        written = [seen for seen in found if seen.stage == WRITE]
+        tap.close()
+        assert [seen.packet for seen in received] == [packet[:64] for packet in packets]
+        assert {seen.length for seen in received} == {length}
+        assert sum(seen.packets for seen in written) == count
+        for seen in written:
+            assert seen.together == seen.packets
+            assert (seen.gso_size == 100) == (seen.packets > 1)
+        assert max(seen.together for seen in received) > 1
+        ids = {seen.packet_id for seen in received}
+        covered = {
+            number
+            for seen in written
+            for number in range(seen.packet_id, seen.packet_id + seen.more_ids + 1)
+        }
+        assert ids == covered
