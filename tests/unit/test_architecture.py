@@ -73,6 +73,7 @@ MAY_IMPORT = {
         "observe",
         "settings",
         "show",
+        "wire",
         *BOTTOM,
     },
     "__main__": {"cli"},

@@ -12,6 +12,7 @@ import tundp
 from tundp.cli import (
     bench,
     blackbox,
+    capture,
     cleanup,
     completion,
     config,
@@ -37,6 +38,7 @@ COMMANDS: Final[tuple[Command[Any], ...]] = (
     run.COMMAND,
     status.COMMAND,
     trace.COMMAND,
+    capture.COMMAND,
     blackbox.COMMAND,
     config.SHOW,
     config.CHECK,
