@@ -37,6 +37,8 @@ def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--for 0s", "--for '0s' is no time above zero"),
         ("-o xml", "--output 'xml' is not one of text, json"),
         ("--capture", "--capture needs --fifo"),
+        ("host 10.5.1.2 and", "of the filter"),
+        ("-w f port", "of the filter"),
         ("--extcap-dlts", "--extcap-interface is missing"),
         ("--capture --fifo f --extcap-interface eth0", "--extcap-interface 'eth0'"),
         ("--capture --fifo f --extcap-interface tundp-../x", "--extcap-interface 'tundp-../x'"),
@@ -93,6 +95,14 @@ def test_link_type_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     for number, line in enumerate(lines):
         assert line.startswith(f"arg {{number={number}}}{{call=--")
         assert line.split("{call=")[1].split("}")[0] in own
+
+
+def test_a_filter_is_judged_for_wireshark(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["capture", "--extcap-interface=tundp", "--extcap-capture-filter"]
+    assert main([*words, "tcp port 443"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main([*words, "tcp prot 443"]) == 0
+    assert "at character 5 of the filter" in capsys.readouterr().out
 
 
 def test_an_interface_leads_to_its_socket(run_directory: Path) -> None:

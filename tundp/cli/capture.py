@@ -11,7 +11,7 @@ from typing import Final
 
 from tundp.cli.command import WHICH_DAEMON, Command, Given, run_async
 from tundp.cli.output import EXIT_OK, print_line
-from tundp.errors import ConfigError
+from tundp.errors import ConfigError, FilterError
 from tundp.settings.declare import option
 from tundp.settings.parsers import parse_count, parse_duration, parse_int
 
@@ -92,7 +92,7 @@ class CaptureOptions:
         default=None,
         parse=parse_count,
         metavar="N",
-        help="end after N packets; also -c",
+        help="end after N packets, one seen at two stages being two; also -c",
     )
     for_: float | None = option(
         "for",
@@ -182,15 +182,29 @@ def capture(given: Given[CaptureOptions]) -> int:
         text = options.extcap_capture_filter
     elif options.capture or options.extcap_interface:
         if options.extcap_capture_filter and not options.capture:
-            return EXIT_OK  # Wireshark asks whether the filter is right; the daemon knows
+            return _judge_filter(options.extcap_capture_filter)
         raise ConfigError("--capture needs --fifo: Wireshark gives both; people want --write FILE")
     _require_sense(options)
+    from tundp.wire.filter import parse
+
+    parse(text)  # FilterError before anything is opened
     from tundp.cli.capture_session import Session
 
     try:
         return run_async(Session(options, admin_socket, text).run())
     except BrokenPipeError:
         return EXIT_OK  # whoever reads has enough
+
+
+def _judge_filter(text: str) -> int:
+    """Answer Wireshark whether a filter is right: nothing is printed for one that is."""
+    from tundp.wire.filter import parse
+
+    try:
+        parse(text)
+    except FilterError as error:
+        print_line(str(error))
+    return EXIT_OK
 
 
 def _require_sense(options: CaptureOptions) -> None:
