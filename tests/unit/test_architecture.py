@@ -74,7 +74,6 @@ MAY_IMPORT = {
         "observe",
         "settings",
         "show",
-        "wire",
         *BOTTOM,
     },
     "__main__": {"cli"},

@@ -213,6 +213,15 @@ def test_packets_of_a_coalesced_write_have_the_ids_they_came_with(make: Any) -> 
     assert {each.label for each in unknown} == {"d0.5"}
 
 
+def test_equal_datagrams_of_one_write_have_an_id_each() -> None:
+    packet = super_packet(udp(b"same" * 3, **HERE))
+    write = event(Stage.TUN_WRITE, packet, packets=3, gso_size=4, packet_id=5, more_ids=2)
+    one = bytes(entries(write, is_wire_size=True)[0].data)
+    receives = [event(Stage.UDP_RECEIVE, one, packet_id=number) for number in (5, 6, 7)]
+    made = entries(*receives, write, is_wire_size=True)[3:]
+    assert [each.label for each in made] == ["d0.5", "d0.6", "d0.7"]
+
+
 def test_what_cannot_be_cut_is_left_and_said() -> None:
     packet = super_packet(tcp(counted(3000), **THERE))
     cut_off = event(Stage.TUN_READ, packet[:100], length=len(packet), packets=3, gso_size=1400)

@@ -86,6 +86,14 @@ def numbers(data: bytes) -> list[int]:
     return [int.from_bytes(each[28:32], "big") for each, _ in reader(io.BytesIO(data))]
 
 
+def ends_with_a_block(data: bytes) -> bool:
+    """Whether a file is made of whole blocks, by their lengths."""
+    at = 0
+    while at + 12 <= len(data):
+        at += int.from_bytes(data[at + 4 : at + 8], "little")
+    return at == len(data)
+
+
 def numbers_in(path: Path) -> list[int]:
     return numbers(path.read_bytes())
 
@@ -151,6 +159,37 @@ async def test_it_ends_in_time_without_a_packet(tmp_path: Path) -> None:
     data = (tmp_path / "out").read_bytes()
     assert numbers(data) == []
     assert data.count(b"\x05\0\0\0") >= 4, "statistics of all four interfaces"
+
+
+async def test_what_passed_before_the_end_is_read(tmp_path: Path) -> None:
+    """A reader that lags behind: packets of before Ctrl-C are in the file, later ones are not."""
+    output = open_output(tmp_path / "out", Ring())
+    now = 10**18 + 5000
+    source = Source(*[[event(each)] for each in range(10_000)])
+    stop = asyncio.Event()
+    made = make_run(output, clock=lambda: now)
+    task = asyncio.create_task(made.run(source, stop, None))
+    await until(lambda: made.count > 100, "the first packets")
+    stop.set()
+    await asyncio.wait_for(task, 60)
+    output.close()
+    assert numbers_in(tmp_path / "out") == list(range(5001))
+
+
+async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    output = open_output(tmp_path / "out", Ring())
+    source = Source(*[[event(each)] for each in range(100_000)])
+    stop = asyncio.Event()
+    made = make_run(output)
+    task = asyncio.create_task(made.run(source, stop, None))
+    await until(lambda: made.count > 10, "the first packets")
+    stop.set()
+    made.hurry.set()
+    await asyncio.wait_for(task, 60)
+    output.close()
+    found = numbers_in(tmp_path / "out")
+    assert found == list(range(len(found)))
+    assert len(found) < 90_000
 
 
 async def test_every_batch_is_written_before_the_next_comes(pipe: tuple[int, int]) -> None:
@@ -236,6 +275,7 @@ async def test_a_full_disk_leaves_whole_packets_and_says_so(tmp_path: Path) -> N
     assert found == list(range(len(found)))
     assert len(found) > 50
     assert 29_000 < path.stat().st_size <= 30_000
+    assert ends_with_a_block(path.read_bytes())
 
 
 async def test_a_folder_that_is_none(tmp_path: Path) -> None:

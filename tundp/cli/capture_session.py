@@ -48,6 +48,7 @@ class Session:
     admin_socket: Path
     filter: str
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
+    _hurry: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> int:
         """Capture until something ends it; the exit code.
@@ -56,7 +57,7 @@ class Session:
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._end)
         target = self.options.fifo or self.options.write
         choice = self._choice()
         with contextlib.ExitStack() as outputs:
@@ -80,6 +81,12 @@ class Session:
                     outputs.callback(to_lines.close)
                 await self._follow(stream, self._made(stream, choice, to_file, to_lines))
         return EXIT_OK
+
+    def _end(self) -> None:
+        """The first signal ends the capture, the second one at once."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
 
     async def _follow(self, stream: EventStream, run: CaptureRun) -> None:
         about = run.recorder.about
@@ -120,15 +127,22 @@ class Session:
         to_lines: CaptureOutput | None,
     ) -> CaptureRun:
         recorder = Recorder(_about(stream.hello, self.filter), choice)
+        unix_ns = stream.hello.unix_ns
+
+        def clock() -> int:
+            return time.monotonic_ns() + unix_ns
+
         is_json = self.options.output is not None and self.options.output.value == "json"
         return CaptureRun(
             recorder=recorder,
-            file=PcapngFile(recorder, time.time_ns()),
+            file=PcapngFile(recorder, clock()),
             to_file=to_file,
             to_lines=to_lines,
             line=capture_text.json_line if is_json else capture_text.text_line,
             lost_line=capture_text.json_lost if is_json else capture_text.text_lost,
             count_max=self.options.count,
+            clock=clock,
+            hurry=self._hurry,
         )
 
 
