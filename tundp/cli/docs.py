@@ -204,6 +204,8 @@ def command_page(command: Command[Any]) -> str:
     """tundp-COMMAND(8)."""
     lines = [*_head(_page(command), "8", command.summary), ".SH SYNOPSIS"]
     operands = "".join(f" \\fI{_roff(name)}\\fR" for name in command.operands)
+    if command.more_operands:
+        operands += f" [\\fI{_roff(command.more_operands)}\\fR...]"
     lines += [f"\\fB{_roff(command.full_name)}\\fR{operands} [\\fIflags\\fR]", ".SH DESCRIPTION"]
     lines += [_roff(line) for line in _prose(command.description)]
     for title, flags in command.flag_groups():

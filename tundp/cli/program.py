@@ -12,6 +12,7 @@ import tundp
 from tundp.cli import (
     bench,
     blackbox,
+    capture,
     cleanup,
     completion,
     config,
@@ -40,6 +41,7 @@ COMMANDS: Final[tuple[Command[Any], ...]] = (
     status.COMMAND,
     drops.COMMAND,
     trace.COMMAND,
+    capture.COMMAND,
     blackbox.COMMAND,
     config.SHOW,
     config.CHECK,

@@ -4,7 +4,8 @@ GET /v1/events answers with frames of `u32 kind, u32 length` and that many bytes
 
     HELLO    JSON: whose events they are (Hello); the first frame
     RECORDS  u32 worker, u32 0, event records (wire/event.py) of that worker, oldest first
-    NOTE     JSON: {lost: {worker: records that had no room so far}}; at least one a second
+    NOTE     JSON: {lost: {worker: records that had no room so far}}; at least one a second, and
+             one behind the records beside which more were lost
 
 Within a worker records are in order; those of several workers are to be ordered by time.
 """
@@ -122,13 +123,13 @@ async def frames(tap: Tap, hello: Hello) -> AsyncIterator[bytes]:
     """What the daemon sends, until cancelled. The tap stays the caller's."""
     clock = asyncio.get_running_loop().time
     yield _frame(FrameKind.HELLO, json.dumps(asdict(hello)).encode())
-    noted = 0.0
+    noted, lost_then = 0.0, 0
     while True:
         for worker, records in tap.read():
             yield _frame(FrameKind.RECORDS, _WORKER.pack(worker, 0), records)
-        if clock() - noted >= NOTE_S:
-            noted = clock()
-            lost = {str(worker): count for worker, count in enumerate(tap.lost()) if count}
+        lost = {str(worker): count for worker, count in enumerate(tap.lost()) if count}
+        if clock() - noted >= NOTE_S or sum(lost.values()) != lost_then:
+            noted, lost_then = clock(), sum(lost.values())
             yield _frame(FrameKind.NOTE, json.dumps({"lost": lost}).encode())
         await asyncio.sleep(POLL_S)
 
