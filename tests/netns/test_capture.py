@@ -20,6 +20,7 @@ from typing import Any
 from tests.netns.machine import TUNDP
 from tests.nodes import MakeOverlay, answers, counters
 from tests.wait import until
+from tundp.cli import wireshark
 from tundp.lab.lab import stop_process
 from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import PingStream, transfer
@@ -146,6 +147,11 @@ async def test_a_ping_and_a_drop_in_wireshark(make_overlay: MakeOverlay, tmp_pat
         named = shark(path, "ip.src_host", "ip.dst_host", more=["-N", "n"])
         assert ["node-here", f"node-of-{str(two.gateway.network).replace('/', '-')}"] in named
         assert len(printed_by("tcpdump", "-nr", str(path)).splitlines()) == len(rows)
+        rules = Path(wireshark.__file__).with_name("wireshark_files") / "colorfilters"
+        filters = re.findall(r"(?m)^@[^@]+@([^@]+)@", rules.read_text())
+        found = [shark(path, "frame.interface_name", more=["-Y", each]) for each in filters]
+        ways = [sum(f"/{way}" in row[0] for row in rows) for way in ("in", "out")]
+        assert [len(each) for each in found] == [1, 0, 2, *ways]
 
 
 async def test_bulk_traffic_at_wire_size(make_overlay: MakeOverlay, tmp_path: Path) -> None:

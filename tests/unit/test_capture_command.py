@@ -34,6 +34,7 @@ def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("-c 0", "--count '0' is out of range"),
         ("-s 19", "--snaplen '19' is out of range: bytes from 20 to 65535, 0 for all"),
         ("-s 65536", "--snaplen '65536' is out of range"),
+        ("-B 255", "--buffer-size '255' is out of range: KiB from 256 to 65536"),
         ("--for 0s", "--for '0s' is no time above zero"),
         ("-o xml", "--output 'xml' is not one of text, json"),
         ("--capture", "--capture needs --fifo"),

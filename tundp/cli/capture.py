@@ -21,10 +21,12 @@ _LETTERS: Final = {
     "-C": "--file-size",
     "-W": "--files",
     "-s": "--snaplen",
+    "-B": "--buffer-size",
     "-o": "--output",
 }
 """tcpdump's, and -o of other tools."""
 _SNAP_MIN, _SNAP_MAX = 20, 0xFFFF
+_BUFFER_MIN, _BUFFER_MAX = 256, 65536
 
 
 @unique
@@ -47,6 +49,13 @@ def _parse_snaplen(text: str) -> int:
     if value and not _SNAP_MIN <= value <= _SNAP_MAX:
         raise ValueError(f"is out of range: bytes from {_SNAP_MIN} to {_SNAP_MAX}, 0 for all")
     return value or _SNAP_MAX
+
+
+def _parse_buffer(text: str) -> int:
+    value = parse_int(text)
+    if not _BUFFER_MIN <= value <= _BUFFER_MAX:
+        raise ValueError(f"is out of range: KiB from {_BUFFER_MIN} to {_BUFFER_MAX}")
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +89,20 @@ class CaptureOptions:
         default=False,
         help="cut super-packets into the packets they stand for, checksums completed",
     )
-    snaplen: int = option(
+    snaplen: int | None = option(
         since="0.2.0",
-        default=_SNAP_MAX,
+        default=None,
         parse=_parse_snaplen,
         metavar="BYTES",
+        default_text="all; 256 for lines of text alone",
         help="bytes of each inner packet to keep, 0 for all; also -s",
+    )
+    buffer_size: int = option(
+        since="0.2.0",
+        default=8192,
+        parse=_parse_buffer,
+        metavar="KIB",
+        help="room in the daemon, for each packet thread, for what was not read yet; also -B",
     )
     count: int | None = option(
         since="0.2.0",

@@ -19,7 +19,7 @@ from tundp.admin import fetch_status, open_events
 from tundp.cli.output import EXIT_OK
 from tundp.errors import ConfigError, PlatformError
 from tundp.observe import capture_text
-from tundp.observe.capture import CaptureAbout, CaptureChoice, Recorder
+from tundp.observe.capture import SNAPLEN_MAX, CaptureAbout, CaptureChoice, Recorder
 from tundp.observe.capture_output import (
     CaptureOutput,
     Ring,
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from tundp.cli.capture import CaptureOptions
 
 _MB: Final = 1_000_000
-_RING_LEN: Final = 1 << 23
-"""Bytes of packets that may wait in the daemon, for each worker."""
+_TEXT_SNAP: Final = 256
+"""Bytes of a packet that a line of text is made of."""
 _DROP_WORDS: Final = frozenset({"drop", "reason"})
 
 
@@ -69,7 +69,7 @@ class Session:
                 "filter": self.filter,
                 "stages": ",".join(choice.stages),
                 "snap": str(choice.asked_len),
-                "size": str(_RING_LEN),
+                "size": str(self.options.buffer_size << 10),
             }
             async with _named_errors(self.filter), open_events(self.admin_socket, query) as stream:
                 if target and to_file is None:
@@ -99,7 +99,8 @@ class Session:
         finally:
             if not is_quiet:
                 where = f" to {run.to_file.name}" if run.to_file is not None else ""
-                _say(f"{run.count} packets captured{where}, {run.lost} events lost")
+                hint = ": a narrower filter, -s 96 or a larger -B loses fewer" if run.lost else ""
+                _say(f"{run.count} packets captured{where}, {run.lost} events lost{hint}")
 
     def _open(self, target: str) -> CaptureOutput:
         if target == "-":
@@ -116,8 +117,16 @@ class Session:
             # A filter that names drops wants to see them.
             has_drops=options.drops or bool(_DROP_WORDS & set(re.split("[^a-z]+", self.filter))),
             is_wire_size=options.wire,
-            snaplen=options.snaplen,
+            snaplen=self._snaplen,
         )
+
+    @property
+    def _snaplen(self) -> int:
+        options = self.options
+        if options.snaplen is not None:
+            return options.snaplen
+        is_json = options.output is not None and options.output.value == "json"
+        return SNAPLEN_MAX if options.write or options.fifo or is_json else _TEXT_SNAP
 
     def _made(
         self,
