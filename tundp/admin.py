@@ -4,6 +4,7 @@ GET /v1/status    observe.status.Status as JSON, which `tundp status` shows
 GET /v1/metrics   Prometheus text, whatever the flags
 GET /v1/events    what happens to packets, from now on: observe/events.py
 GET /v1/blackbox  the flight recorder as JSON: observe/blackbox.py
+GET /v1/ledger    observe.ledger.Ledger as JSON: every lease, and what became of it
 
 curl --unix-socket asks it as well.
 """
@@ -46,6 +47,7 @@ from tundp.observe.events import (
     subnets_by_address,
     tap_request,
 )
+from tundp.observe.ledger import Ledger
 from tundp.observe.status import Status
 
 _log = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ STATUS_PATH: Final = "/v1/status"
 METRICS_PATH: Final = "/v1/metrics"
 EVENTS_PATH: Final = "/v1/events"
 BLACKBOX_PATH: Final = "/v1/blackbox"
+LEDGER_PATH: Final = "/v1/ledger"
 ANSWER_S: Final = 30.0
 """Deadline for a daemon's answer: one with 65,000 peers takes seconds on a busy machine."""
 ASK_AGAIN_S: Final = 1.0
@@ -96,6 +99,7 @@ async def serve_admin(
     if looker is not None:
         app.router.add_get(EVENTS_PATH, functools.partial(_stream_events, looker))
         app.router.add_get(BLACKBOX_PATH, functools.partial(_answer_blackbox, looker))
+        app.router.add_get(LEDGER_PATH, functools.partial(_answer_ledger, looker))
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     keeper = AdminSocket(path, sock, runner)
@@ -125,6 +129,10 @@ class Looker(Protocol):
 
     def blackbox(self) -> Mapping[str, Any]:
         """The flight recorder's document; may block. Unsupported if there is none."""
+        ...
+
+    def ledger(self) -> Callable[[], Ledger]:
+        """What makes the lease table, in any thread. Unsupported while there is none."""
         ...
 
 
@@ -157,6 +165,16 @@ async def _answer_blackbox(looker: Looker, _: web.Request) -> web.Response:
     except Unsupported as error:
         return web.json_response({"error": str(error)}, status=409)
     return web.json_response(document)
+
+
+async def _answer_ledger(looker: Looker, _: web.Request) -> web.Response:
+    try:
+        make = looker.ledger()
+    except Unsupported as error:
+        return web.json_response({"error": str(error)}, status=409)
+    # With tens of thousands of leases this takes a second, which the event loop cannot spare.
+    text = await asyncio.to_thread(lambda: json.dumps(make().to_json()))
+    return web.Response(text=text, content_type="application/json")
 
 
 class AdminSocket:
@@ -258,17 +276,33 @@ def read_status(path: Path, document: dict[str, Any]) -> Status:
         ) from None
 
 
-async def fetch_document(path: Path) -> dict[str, Any]:
-    """The same as the daemon sent it, members this version does not know included."""
+async def fetch_ledger(path: Path) -> Ledger:
+    """The lease table of the daemon behind `path`.
+
+    PlatformError if none answers, has none yet, or is of a version that does not show it.
+    """
+    document = await fetch_document(path, LEDGER_PATH)
+    try:
+        return Ledger.from_json(document)
+    except Malformed as error:
+        raise PlatformError(f"{path}: {error}; restart the daemon with this version") from None
+
+
+async def fetch_document(path: Path, of: str = STATUS_PATH) -> dict[str, Any]:
+    """An answer as the daemon sent it, members this version does not know included."""
     try:
         async with (
             ClientSession(
                 connector=UnixConnector(str(path)), timeout=ClientTimeout(total=ANSWER_S)
             ) as session,
-            session.get(f"http://tundp{STATUS_PATH}") as response,
+            session.get(f"http://tundp{of}") as response,
         ):
+            if response.status != HTTPStatus.OK:
+                raise await _refusal(path, response)
             answer: dict[str, Any] = await response.json()
             return answer
+    except PlatformError:
+        raise
     except (OSError, ClientError, TimeoutError, ValueError) as error:
         raise _no_answer(path, error) from None
 
@@ -326,7 +360,7 @@ async def _refusal(path: Path, response: ClientResponse) -> Exception:
     """What a daemon's refusal means."""
     if response.status == HTTPStatus.NOT_FOUND:
         return PlatformError(
-            f"the daemon on {path} cannot show packets: that needs tundp 0.2.0; restart it"
+            f"the daemon on {path} does not show that: it needs tundp 0.2.0; restart it"
         )
     try:
         answer = await response.json()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tundp.admin import STATUS_PATH, fetch_document, fetch_status, serve_admin
+from tundp.admin import STATUS_PATH, fetch_document, fetch_ledger, fetch_status, serve_admin
 from tundp.errors import PlatformError
 from tundp.observe.status import STATUS_SCHEMA, DaemonState, Lazy, PeerStatus, Status
 
@@ -86,3 +86,12 @@ async def test_an_answer_that_is_no_status_is_an_error(
 async def test_no_daemon_is_named(path: Path) -> None:
     with pytest.raises(PlatformError, match="no daemon answers on"):
         await fetch_status(path)
+
+
+async def test_a_daemon_without_a_lease_table_is_named(path: Path) -> None:
+    async with serve_admin(path, lambda: STATUS, lambda: b""):
+        with pytest.raises(PlatformError, match="it needs tundp") as caught:
+            await fetch_ledger(path)
+        assert str(path) in str(caught.value)
+    with pytest.raises(PlatformError, match="no daemon answers"):
+        await fetch_ledger(path)
