@@ -304,6 +304,9 @@ class _Place:
         command = ""
         if self.effect in (Effect.DROPS, Effect.MAY_DROP):
             command = remedy.command(self.stop, [(self.hook, passes)])
+        if self.effect in (Effect.REWRITES, Effect.DIVERTS):
+            # What the first packet of a connection gets, all of it gets.
+            tried = [packet for packet in tried if packet.state == "new"]
         return Met(
             effect=self.effect,
             hook=self.hook,
