@@ -200,6 +200,97 @@ CASES: Mapping[str, Case] = {
         undo="ip rule del to $SUBNET2 lookup 99; ip rule del priority 1; ip route flush table 99",
         mends=True,
     ),
+    "a mark that a policy rule is for": dropped(
+        "route",
+        "mark 0x7",
+        plant="iptables -t mangle -A PREROUTING -s $POD1 -j MARK --set-mark 7;"
+        "ip route add unreachable default table 99; ip rule add fwmark 7 lookup 99",
+        undo="iptables -t mangle -F PREROUTING; ip rule del fwmark 7 lookup 99;"
+        "ip rule del priority 1; ip route flush table 99",
+        mends=True,
+    ),
+    "a mark on this host's own": dropped(
+        "route",
+        "mark 0x7",
+        plant="iptables -t mangle -A OUTPUT -d $POD2 -j MARK --set-mark 7;"
+        "ip route add default dev eth0 table 99; ip rule add fwmark 7 lookup 99",
+        undo="iptables -t mangle -F OUTPUT; ip rule del fwmark 7 lookup 99;"
+        "ip rule del priority 1; ip route flush table 99",
+        source="$TUN1",
+        sender="node1",
+        mends=True,
+    ),
+    "a policy rule for a port": dropped(
+        "route",
+        "ipproto tcp dport 443",
+        plant="ip route add unreachable default table 99;"
+        "ip rule add ipproto tcp dport 443 lookup 99",
+        undo="ip rule del ipproto tcp dport 443; ip rule del priority 1; ip route flush table 99",
+        proto="tcp",
+        port=443,
+        mends=True,
+    ),
+    "a policy rule for another port": Case(
+        verdict=Verdict.DELIVERED,
+        plant="ip route add unreachable default table 99;"
+        "ip rule add ipproto tcp dport 443 lookup 99",
+        undo="ip rule del ipproto tcp dport 443; ip route flush table 99",
+        proto="tcp",
+        port=80,
+    ),
+    "another destination": Case(
+        verdict=Verdict.UNKNOWN,
+        step="firewall",
+        words=("gives it another destination: explain that one, too",),
+        plant="iptables -t nat -I PREROUTING -s $POD1 -p udp --dport 53"
+        " -j DNAT --to-destination 10.5.249.7",
+        undo="iptables -t nat -F PREROUTING",
+        proto="udp",
+        port=53,
+        arrives=False,
+    ),
+    "untracked, and no state": dropped(
+        "firewall",
+        "--ctstate UNTRACKED",
+        plant="iptables -t raw -A PREROUTING -s $POD1 -j NOTRACK;"
+        "iptables -A FORWARD -m conntrack --ctstate UNTRACKED -j DROP",
+        undo="iptables -t raw -F; iptables -F FORWARD",
+        mends=True,
+    ),
+    "a filter of tc": Case(
+        verdict=Verdict.UNKNOWN,
+        step="filters",
+        words=("filters of tc on eth0 (egress: bpf)",),
+        plant="tc qdisc add dev eth0 clsact;"
+        "tc filter add dev eth0 egress protocol ip bpf bytecode '1,6 0 0 2,' da",
+        undo="tc qdisc del dev eth0 clsact",
+        arrives=False,
+        mends=True,
+    ),
+    "an IPsec policy": Case(
+        verdict=Verdict.UNKNOWN,
+        step="filters",
+        plant="ip xfrm policy add src $SUBNET1 dst $SUBNET2 dir fwd action block;"
+        "ip xfrm policy add src $SUBNET1 dst $SUBNET2 dir out action block",
+        undo="ip xfrm policy flush",
+        arrives=False,
+    ),
+    "legacy iptables": dropped(
+        "firewall",
+        "iptables-legacy table filter, rule 1 of FORWARD",
+        plant="iptables-legacy -A FORWARD -i cni0 -j DROP",
+        undo="iptables-legacy -F FORWARD",
+        mends=True,
+    ),
+    "a rule that is not understood": Case(
+        verdict=Verdict.UNKNOWN,
+        step="firewall",
+        words=("-m length --length 60:90 -j DROP may drop it",),
+        plant="iptables -A FORWARD -m length --length 60:90 -j DROP",
+        undo="iptables -F FORWARD",
+        arrives=False,
+        mends=True,
+    ),
     "no forwarding": dropped(
         "forwarding",
         "net.ipv4.ip_forward is 0",

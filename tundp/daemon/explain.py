@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
@@ -157,7 +157,7 @@ class _Looked:
         route = await way.route(asked)
         unchecked = None
         if route.errno and iif:
-            unchecked = await way.route(Asked(to=destination.address, mark=asked.mark))
+            unchecked = await way.route(replace(asked, source=None, iif=""))
         hooks = (firewall.IN if is_for_host else firewall.THROUGH) if iif else firewall.OUT
         walked = await self._walk(scene, hooks, iif, route.device, is_for_host=is_for_host)
         if not iif and walked.marks.sure:

@@ -186,9 +186,10 @@ def _ruling(walked: Walked, bad: Sequence[Met], turned: Sequence[Met]) -> Ruling
     left = {each.proto for each in walked.left if each.state == "new"}
     if first_packets and not left:
         return Ruling.DROP
-    if any(each.effect is Effect.MAY_DROP for each in bad):
+    # What gets another destination does not arrive where it was asked for.
+    if turned or any(each.effect is Effect.MAY_DROP for each in bad):
         return Ruling.UNKNOWN
-    return Ruling.WARN if bad or turned else Ruling.OK
+    return Ruling.WARN
 
 
 def _named(met: Sequence[Met]) -> str:
@@ -277,13 +278,9 @@ def others(facts: Facts) -> Iterator[Step]:
 
 
 def _of_finding(finding: Finding) -> Ruling:
-    if finding.meaning == NOT_JUDGED:
-        return Ruling.UNKNOWN
-    return {
-        FindingVerdict.OK: Ruling.OK,
-        FindingVerdict.NOTE: Ruling.NOTE,
-        FindingVerdict.UNKNOWN: Ruling.UNKNOWN,
-    }.get(finding.verdict, Ruling.WARN)
+    """What drops some packets of the overlay may drop this one: nobody has asked about it alone."""
+    is_harmless = finding.verdict in (FindingVerdict.OK, FindingVerdict.NOTE)
+    return Ruling.NOTE if is_harmless and finding.meaning != NOT_JUDGED else Ruling.UNKNOWN
 
 
 def underlay(facts: Facts) -> Iterator[Step]:
