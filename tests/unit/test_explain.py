@@ -271,6 +271,21 @@ def refused(**more: Any) -> dict[str, Any]:
             "nft table inet t, chain c: tcp dport 443 drop drops it",
         ),
         (
+            # One protocol of those tried.
+            {
+                "inner": {
+                    "walked": Walked(
+                        met=(replace(DROP, kinds="TCP"),),
+                        ended=frozenset({("tcp", "new")}),
+                        left=(replace(TCP, proto="udp"),),
+                    )
+                }
+            },
+            "firewall",
+            Ruling.WARN,
+            "drops TCP",
+        ),
+        (
             {"inner": {"walked": Walked(met=(replace(DROP, is_sure=False),), left=(TCP,))}},
             "firewall",
             Ruling.WARN,

@@ -12,6 +12,7 @@ from typing import Any, Final
 from tundp.observe.codec import json_schema
 from tundp.observe.explain.model import EXPLAIN_SCHEMA, Explanation
 from tundp.observe.ledger import LEDGER_SCHEMA, Ledger
+from tundp.observe.replay import REPLAY_SCHEMA, Replayed
 from tundp.observe.status import STATUS_SCHEMA, Status
 
 PATH: Final = Path(__file__).with_name("status.schema.json")
@@ -26,6 +27,7 @@ def text() -> str:
 _OTHERS: Final[dict[str, tuple[type[Any], str]]] = {
     "explain": (Explanation, f"tundp explain, schema {EXPLAIN_SCHEMA}"),
     "ledger": (Ledger, f"GET /v1/ledger, schema {LEDGER_SCHEMA}"),
+    "replay": (Replayed, f"tundp replay, schema {REPLAY_SCHEMA}"),
 }
 
 
