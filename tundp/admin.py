@@ -4,7 +4,8 @@ GET /v1/status    observe.status.Status as JSON, which `tundp status` shows
 GET /v1/metrics   Prometheus text, whatever the flags
 GET /v1/events    what happens to packets, from now on: observe/events.py
 GET /v1/blackbox  the flight recorder as JSON: observe/blackbox.py
-GET /v1/ledger    observe.ledger.Ledger as JSON: every lease, and what became of it
+GET /v1/ledger    observe.ledger.Ledger as JSON: every lease, and what became of it;
+                  ?address=A&address=B: only those that concern these
 
 curl --unix-socket asks it as well.
 """
@@ -19,7 +20,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -167,14 +168,21 @@ async def _answer_blackbox(looker: Looker, _: web.Request) -> web.Response:
     return web.json_response(document)
 
 
-async def _answer_ledger(looker: Looker, _: web.Request) -> web.Response:
+async def _answer_ledger(looker: Looker, request: web.Request) -> web.Response:
     try:
+        about = [IPv4Address(each) for each in request.query.getall("address", [])]
         make = looker.ledger()
+    except ValueError as error:
+        return web.json_response({"error": str(error)}, status=400)
     except Unsupported as error:
         return web.json_response({"error": str(error)}, status=409)
+
+    def answer() -> str:
+        table = make()
+        return json.dumps((table.about(about) if about else table).to_json())
+
     # With tens of thousands of leases this takes a second, which the event loop cannot spare.
-    text = await asyncio.to_thread(lambda: json.dumps(make().to_json()))
-    return web.Response(text=text, content_type="application/json")
+    return web.Response(text=await asyncio.to_thread(answer), content_type="application/json")
 
 
 class AdminSocket:
@@ -276,12 +284,13 @@ def read_status(path: Path, document: dict[str, Any]) -> Status:
         ) from None
 
 
-async def fetch_ledger(path: Path) -> Ledger:
-    """The lease table of the daemon behind `path`.
+async def fetch_ledger(path: Path, about: Collection[IPv4Address] = ()) -> Ledger:
+    """The lease table of the daemon behind `path`. about: only what concerns these addresses.
 
     PlatformError if none answers, has none yet, or is of a version that does not show it.
     """
-    document = await fetch_document(path, LEDGER_PATH)
+    query = "&".join(f"address={each}" for each in about)
+    document = await fetch_document(path, f"{LEDGER_PATH}?{query}" if query else LEDGER_PATH)
     try:
         return Ledger.from_json(document)
     except Malformed as error:

@@ -569,7 +569,8 @@ async def ask(node: LabNode, question: Question) -> Explanation:
 
     async def asked() -> Explanation:
         async with Netlink() as netlink:
-            known = await known_leases(settings, netlink, asks_daemon=True)
+            about = (question.source, question.destination)
+            known = await known_leases(settings, netlink, asks_daemon=True, about=about)
             return await explain_packet(netlink, known, question)
 
     return await node.host.call(lambda: run_on(LOOPS["asyncio"], asked()))
@@ -612,6 +613,31 @@ async def test_the_answer_is_the_one_that_comes(make_overlay: MakeOverlay) -> No
         fragmented = await ask(one, replace(asked, dont_fragment=False))
         assert fragmented.verdict is Verdict.DELIVERED
         assert any("2 fragments" in each.evidence for each in fragmented.steps)
+
+
+async def test_routes_to_nodes_without_a_tunnel(make_overlay: MakeOverlay) -> None:
+    network = {"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}
+    async with make_overlay(pods=True, network=network) as overlay:
+        one = overlay.nodes[1]
+        names = variables(overlay)
+        await until(lambda: pings(overlay), "the overlay carries pings")
+        astray = dropped(
+            "route",
+            "via 192.0.2.254 dev eth0 (table 99, ip rule), and not to 192.0.2.2",
+            plant="ip rule add to $SUBNET2 lookup 99;"
+            "ip route add $SUBNET2 via 192.0.2.254 table 99",
+            undo="ip rule del to $SUBNET2 lookup 99; ip rule del priority 1",
+            mends=True,
+        )
+        for case in (
+            Case(verdict=Verdict.DELIVERED, size=1500, df=True),
+            Case(verdict=Verdict.DELIVERED, asks=2),
+            dropped("route", destination="10.5.249.9"),
+            astray,
+        ):
+            await sh(one.host, case.plant, names)
+            await fares_as_said(overlay, case, names)
+            await sh(one.host, f"{case.undo}; :", names)
 
 
 async def test_the_command_tells_by_its_exit_code(make_overlay: MakeOverlay) -> None:

@@ -108,6 +108,22 @@ def test_the_nearest_are_named() -> None:
     assert Ledger().nearest(IPv4Address("10.5.7.1")) == []
 
 
+def test_a_part_of_the_table_says_the_same_of_what_it_is_about() -> None:
+    whole = table()
+    for number in range(int(IPv4Address("10.5.0.0")), int(IPv4Address("10.5.10.0")), 61):
+        source, destination = IPv4Address(number), IPv4Address(number ^ 0x300)
+        part = whole.about((source, destination))
+        assert (part.count, whole.count) == (6, 6)
+        for address in (source, destination):
+            assert part.holding(address) == whole.holding(address)
+            assert part.nearest(address) == whole.nearest(address)
+            ends = [each.fib().holder(int(address)) for each in (part, whole)]
+            assert ends[0] == ends[1]
+    peer = whole.about([IPv4Address("192.0.2.3")])
+    assert peer.peer_at(IPv4Address("192.0.2.3")) == whole.peer_at(IPv4Address("192.0.2.3"))
+    assert len(peer.leases) < 6, "it is a part"
+
+
 def test_a_document_is_read_back() -> None:
     assert Ledger.from_json(json.loads(json.dumps(table().to_json()))) == table()
 

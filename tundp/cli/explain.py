@@ -68,7 +68,12 @@ async def _explain(given: Given[ExplainOptions], question: Question) -> Explanat
     from tundp.linux.netlink import Netlink
 
     async with Netlink() as netlink:
-        known = await known_leases(given.settings(), netlink, asks_daemon=asks_daemon(given.flags))
+        known = await known_leases(
+            given.settings(),
+            netlink,
+            asks_daemon=asks_daemon(given.flags),
+            about=(question.source, question.destination),
+        )
         return await explain_packet(netlink, known, question)
 
 

@@ -78,6 +78,8 @@ class _Looked:
             inner = await self._pass(scene, source, destination, what, pods)
         if row is not None and scene.is_tunnel and what in (Direction.ENCAP, Direction.DECAP):
             tunnel = await self._tunnel(scene, row, what)
+        elif row is not None and what is Direction.ENCAP:
+            tunnel = await self._next_node(scene, row)
         if what is not Direction.ELSEWHERE:
             await self._look_below(scene, inner, tunnel)
         device = pods[0] if pods else ""
@@ -176,6 +178,7 @@ class _Looked:
             forwarding_switch=switch,
             is_link_up=out is None or out.is_up,
             mender=self._mender(scene, route, wanted),
+            wanted_gateway=self._gateway(scene, destination, what),
             walked=walked if not route.errno else None,
             masqueraded_as=named[0].interface.ip if named else None,
         )
@@ -192,6 +195,11 @@ class _Looked:
             return pods[0] if pods else None
         back = await self.way.route(Asked(to=source.address))
         return back.device or scene.uplink
+
+    def _gateway(self, scene: Scene, destination: Place, what: Direction) -> IPv4Address | None:
+        """The node that routes of a backend without a device lead to."""
+        is_routed = what is Direction.ENCAP and not scene.is_tunnel
+        return destination.row.public_ip if is_routed and destination.row is not None else None
 
     def _why_no_device(self, scene: Scene, iif: str, wanted: Sequence[str]) -> str | None:
         if scene.device not in (iif, *wanted) or scene.device in self.way.links:
@@ -245,8 +253,13 @@ class _Looked:
             and each.destination.prefixlen > network.prefixlen
             and not right.intersection(each.indexes)
         ]
+        is_gateway = not scene.is_tunnel and scene.device in wanted
+        if is_gateway and not any(to in peer.subnet for peer in scene.peers):
+            return ""
         if route.is_main and takers and wanted:
             return _deletion(max(takers, key=lambda each: each.destination.prefixlen), self.way)
+        if is_gateway and route.is_main:
+            return ""
         if wanted and any(right.intersection(each.indexes) for each in self.way.routes):
             target = network if scene.device in wanted else scene.subnet
             return f"ip rule add priority 1 to {target} lookup main"
@@ -293,6 +306,12 @@ class _Looked:
         hop = route.gateway or row.public_ip
         entry: Neighbour | None = way.neighbour(hop, route.device)
         return Tunnel(route=route, next_hop=hop, neighbour=entry, walked=walked)
+
+    async def _next_node(self, scene: Scene, row: LedgerRow) -> Tunnel:
+        """The peer as the next hop of a backend without a device."""
+        route = await self.way.route(Asked(to=row.public_ip, source=scene.address))
+        entry = self.way.neighbour(row.public_ip, route.device)
+        return Tunnel(route=route, next_hop=row.public_ip, neighbour=entry)
 
     async def _look_below(self, scene: Scene, inner: Pass | None, tunnel: Tunnel | None) -> None:
         """Filters and programs of the devices the packet's frames pass."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Final
 
-from tundp.admin import fetch_ledger, fetch_status
+from tundp.admin import fetch_document, fetch_ledger, read_status
 from tundp.backend.choose import kind_of
 from tundp.daemon.checks import overlay
 from tundp.daemon.checks.inspection import Inspection
@@ -50,10 +50,19 @@ class KnownLeases:
     """Whether rules of ours, at the end of iptables' FORWARD, accept the overlay's packets."""
 
 
-async def known_leases(settings: Settings, netlink: Netlink, *, asks_daemon: bool) -> KnownLeases:
-    """The running daemon's table; the store's where none answers, or none is to be asked."""
+async def known_leases(
+    settings: Settings,
+    netlink: Netlink,
+    *,
+    asks_daemon: bool,
+    about: Collection[IPv4Address] = (),
+) -> KnownLeases:
+    """The running daemon's table; the store's where none answers, or none is to be asked.
+
+    about: of the daemon's only what concerns these addresses.
+    """
     if asks_daemon and await asyncio.to_thread(_is_answering, settings.admin_socket):
-        return await of_daemon(settings)
+        return await of_daemon(settings, about)
     return await of_store(settings, open_store(settings), netlink)
 
 
@@ -70,17 +79,23 @@ def _is_answering(path: Path) -> bool:
     return True
 
 
-async def of_daemon(settings: Settings) -> KnownLeases:
+async def of_daemon(settings: Settings, about: Collection[IPv4Address] = ()) -> KnownLeases:
     """What the daemon on the admin socket knows. PlatformError if none answers, or not yet."""
     path = settings.admin_socket
-    status = await fetch_status(path)
+    document = await fetch_document(path)
+    # Peers nobody asks about are not read: of tens of thousands that takes longer than all else.
+    peers = document.pop("peers", [])
+    status = read_status(path, document)
     backend = status.backend
     if status.state is not DaemonState.RUNNING or backend is None:
         raise PlatformError(
             f"the daemon on {path} is starting and has no lease yet: it waits for"
             f" {status.waiting_for or 'its backend'}"
         )
-    leases = await fetch_ledger(path)
+    leases = await fetch_ledger(path, about)
+    subnets = {str(each.subnet) for each in leases.leases} if about else set()
+    document["peers"] = [each for each in peers if each.get("subnet") in subnets]
+    status = read_status(path, document)
     device = backend.interface.name
     if backend.device is not None:
         device = backend.device.name or settings.tun_name.replace("%d", "0")

@@ -7,6 +7,7 @@ up when a member changes meaning, changes type or goes; new members come without
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -82,7 +83,9 @@ class Ledger:
     generation: int = 0
     """Of the FIB in use; 0 if none is."""
     leases: Sequence[LedgerRow] = ()
-    """By subnet."""
+    """By subnet; those that concern some addresses, if only these were asked for."""
+    total: int | None = None
+    """How many leases there are, if `leases` has not all of them."""
     bad_entries: int = 0
     """Entries of the store nobody can read."""
 
@@ -149,15 +152,36 @@ class Ledger:
         """A peer's lease with this PublicIP."""
         return next((each for each in self.peers if each.public_ip == address), None)
 
+    @property
+    def count(self) -> int:
+        """How many leases there are."""
+        return len(self.leases) if self.total is None else self.total
+
+    def about(self, addresses: Collection[IPv4Address]) -> Ledger:
+        """The table of what concerns these addresses: all that can decide about one of them.
+
+        That is this node's lease, what covers an address or has it as PublicIP, and the nearest.
+        """
+        near = [each for address in addresses for each in self.nearest(address)]
+        kept = tuple(
+            row
+            for row in self.leases
+            if row.state == OWN
+            or row in near
+            or row.public_ip in addresses
+            or any(address in row.subnet for address in addresses)
+        )
+        return replace(self, leases=kept, total=self.count)
+
     def nearest(self, address: IPv4Address, count: int = 2) -> list[LedgerRow]:
         """Ledger whose subnets are next to an address, the nearest first."""
         wanted = int(address)
 
         def distance(row: LedgerRow) -> int:
-            first, last = int(row.subnet.network_address), int(row.subnet.broadcast_address)
-            return max(first - wanted, wanted - last, 0)
+            first = int(row.subnet.network_address)
+            return max(first - wanted, wanted - first - row.subnet.num_addresses + 1, 0)
 
-        return sorted(self.leases, key=distance)[:count]
+        return heapq.nsmallest(count, self.leases, key=distance)
 
     def fib(self) -> Fib:
         """The table packets are judged by."""

@@ -99,6 +99,8 @@ class Pass:
     """The device it comes in by; empty for one of this host's own."""
     wanted: tuple[str, ...]
     """Devices it should leave by; () if any will do, or if it is for this host."""
+    wanted_gateway: IPv4Address | None = None
+    """The neighbour it should go to; None if any will do."""
     is_for_host: bool = False
     route: Routed | None = None
     """None: it could not be asked for."""

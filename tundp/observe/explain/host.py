@@ -121,6 +121,9 @@ def route(facts: Facts) -> Iterator[Step]:
         wanted = "this host" if way.is_for_host else " or ".join(way.wanted)
         ruling, command = Ruling.DROP, way.mender
         words = f"{words}, and not to {wanted}"
+    elif way.wanted_gateway is not None and found.gateway != way.wanted_gateway:
+        ruling, command = Ruling.DROP, way.mender
+        words = f"{words}, and not to {way.wanted_gateway}"
     elif not way.is_link_up:
         ruling, command = Ruling.DROP, f"ip link set {found.device} up"
         words = f"{words}, which is down"
@@ -296,7 +299,7 @@ def underlay(facts: Facts) -> Iterator[Step]:
     ruling, words, command = Ruling.OK, found.words, ""
     if found.errno:
         ruling, command = Ruling.DROP, f"ip route get {peer.public_ip}"
-    elif found.device == facts.device:
+    elif facts.is_tunnel and found.device == facts.device:
         ruling, words = Ruling.DROP, f"{words}: the datagram would enter the tunnel again"
         command = f"ip rule add priority 1 to {peer.public_ip} lookup main"
     elif found.is_for_host:

@@ -61,7 +61,7 @@ def lease(facts: Facts) -> Iterator[Step]:
         return
     row, status = facts.destination.row, facts.status
     leases = facts.leases
-    known = f"{len(leases.leases)} leases at revision {leases.revision}"
+    known = f"{leases.count} leases at revision {leases.revision}"
     if row is None:
         yield _no_lease(facts, known)
         return
