@@ -85,7 +85,7 @@ static inline const struct tundp_fib *fuzz_fib(uint16_t narrow_mtu)
 /* A copy that ends where the bytes do. */
 static inline uint8_t *fuzz_copy(const uint8_t *data, size_t size)
 {
-	uint8_t *copy = malloc(size + !size);
+	uint8_t *copy = calloc(1, size + !size);
 
 	REQUIRE(copy);
 	if (size)
