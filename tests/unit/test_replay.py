@@ -158,10 +158,24 @@ def test_names_that_capture_gives_tell_the_direction() -> None:
         "flannel0/out": (FROM_PEER, ""),
         "drop/no_route": (inner(destination="10.5.77.1"), "encap"),
         "drop/source_mismatch": (inner("10.5.3.3", "10.5.1.2"), ""),
+        # An inner datagram for the overlay's own port is no outer one.
+        "drop/tunnel_in_tunnel": (outer(b"x", "10.5.2.3", "192.0.2.1"), ""),
+        "flannel1/in": (outer(b"x", "10.5.1.2", "192.0.2.2"), "encap"),
     }
     for name, (packet, direction) in names.items():
         found = rules().decide(captured(packet, linktype=IPV4, interface=name))
         assert found.direction == direction, (name, found)
+
+
+def test_a_drop_of_a_packet_in_the_file_is_no_packet_more() -> None:
+    judge = rules()
+    lost = inner(destination="10.5.77.1")
+    read = captured(lost, linktype=IPV4, interface="flannel0/in", packet_id=7)
+    drop = captured(lost, linktype=IPV4, interface="drop/no_route", packet_id=7)
+    assert judge.decide(read).reason == "no_route"
+    assert judge.decide(drop).reason == "dropped: it has been judged where it came in"
+    # A file of drops alone has it once.
+    assert rules().decide(drop).reason == "no_route"
 
 
 LINKS = {

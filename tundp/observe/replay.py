@@ -24,6 +24,8 @@ from tundp.wire.capture_file import CapturedPacket
 from tundp.wire.policy import Policy
 
 REPLAY_SCHEMA: Final = 1
+REMEMBERED: Final = 1 << 16
+"""Packet ids that are remembered, to know a packet that was dropped again."""
 _ETHERNET, _RAW, _SLL, _IPV4, _SLL2 = 1, 101, 113, 228, 276
 _BARE: Final = (_RAW, _IPV4, 12, 14)
 """Link types without a link header; 12 and 14 are the raw IP of older files."""
@@ -95,6 +97,8 @@ class Rules:
     way: Way = Way.AUTO
     mtu: int = 0xFFFF
     """Bytes of the largest inner packet that a path carries."""
+    _seen: dict[int, None] = field(default_factory=dict)
+    """The ids of packets judged where they came in: a drop of one is no packet more."""
     _fib: Fib = field(init=False)
     _policy: Policy = field(init=False)
 
@@ -115,12 +119,19 @@ class Rules:
             return Decision(number=captured.number, verdict="skip", reason=why_not)
         outer = _Outer.read(packet, self.port)
         side, why_not = self._side(packet, outer, captured)
+        if side is not None and captured.packet_id is not None:
+            self._remember(captured.packet_id)
         if side is Way.DECAP and outer is not None:
             return self._decapsulate(captured.number, outer)
         if side is Way.ENCAP:
             is_bare = captured.linktype in _BARE
             return self._encapsulate(captured.number, packet, may_be_super=is_bare)
         return Decision(number=captured.number, verdict="skip", reason=why_not)
+
+    def _remember(self, packet_id: int) -> None:
+        if len(self._seen) >= REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+        self._seen[packet_id] = None
 
     def _side(
         self, packet: bytearray, outer: _Outer | None, captured: CapturedPacket
@@ -131,22 +142,31 @@ class Rules:
         if self.way is Way.DECAP:
             return (Way.DECAP, "") if outer else (None, f"no UDP datagram for port {self.port}")
         name = captured.interface
-        if name.startswith("udp:") or outer is not None:
+        if name.startswith("udp:"):
             return self._outer_side(outer, name)
+        if name.startswith("drop/"):
+            return self._dropped_side(packet, captured)
         if name.endswith("/out"):
             return None, "written to the TUN: it has been judged as a datagram"
         if name.endswith("/in"):
             return Way.ENCAP, ""
+        if outer is not None:
+            return self._outer_side(outer, name)
         header = ip.parse(memoryview(packet))
-        if isinstance(header, ip.Ipv4Header):
-            is_ours = self._fib.is_own(header.source)
-            if self._fib.is_own(header.destination):
-                if not is_ours:
-                    return None, "for this node: what came out of the tunnel has been judged before"
-                if header.source == self._policy.tun_address:
-                    return None, "an ICMP error of tundp's own to this node"
-            if name.startswith("drop/") and not is_ours:
-                return None, "dropped after it was received: its outer header is not in the file"
+        if isinstance(header, ip.Ipv4Header) and self._fib.is_own(header.destination):
+            if not self._fib.is_own(header.source):
+                return None, "for this node: what came out of the tunnel has been judged before"
+            if header.source == self._policy.tun_address:
+                return None, "an ICMP error of tundp's own to this node"
+        return Way.ENCAP, ""
+
+    def _dropped_side(self, packet: bytearray, captured: CapturedPacket) -> tuple[Way | None, str]:
+        """The direction of a packet on an interface `drop/REASON`, which holds inner packets."""
+        if captured.packet_id in self._seen:
+            return None, "dropped: it has been judged where it came in"
+        header = ip.parse(memoryview(packet))
+        if isinstance(header, ip.Ipv4Header) and not self._fib.is_own(header.source):
+            return None, "dropped after it was received: its outer header is not in the file"
         return Way.ENCAP, ""
 
     def _outer_side(self, outer: _Outer | None, name: str) -> tuple[Way | None, str]:
