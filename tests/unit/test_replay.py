@@ -178,6 +178,18 @@ def test_a_drop_of_a_packet_in_the_file_is_no_packet_more() -> None:
     assert rules().decide(drop).reason == "no_route"
 
 
+def test_a_drop_without_its_arrival_is_of_the_side_the_file_has_not() -> None:
+    # In a file of inner packets what was read comes first: this one was received, whatever it is.
+    inside = rules()
+    inside.decide(captured(FROM_PEER, linktype=IPV4, interface="flannel0/out"))
+    outside = rules()
+    outside.decide(captured(outer(FROM_PEER), linktype=IPV4, interface="udp:8285/in"))
+    for number, data in enumerate((b"\x45", inner("10.5.1.7", "10.5.1.2"))):
+        drop = captured(data, linktype=IPV4, interface="drop/any", packet_id=number)
+        assert inside.decide(drop).verdict == "skip"
+        assert outside.decide(drop).direction == "encap"
+
+
 LINKS = {
     "raw": (RAW, b""),
     "ipv4": (IPV4, b""),

@@ -99,6 +99,8 @@ class Rules:
     """Bytes of the largest inner packet that a path carries."""
     _seen: dict[int, None] = field(default_factory=dict)
     """The ids of packets judged where they came in: a drop of one is no packet more."""
+    _sides: set[Way] = field(default_factory=set)
+    """Which sides of the daemon the file has packets of, by the names of its interfaces."""
     _fib: Fib = field(init=False)
     _policy: Policy = field(init=False)
 
@@ -143,9 +145,12 @@ class Rules:
             return (Way.DECAP, "") if outer else (None, f"no UDP datagram for port {self.port}")
         name = captured.interface
         if name.startswith("udp:"):
+            self._sides.add(Way.DECAP)
             return self._outer_side(outer, name)
         if name.startswith("drop/"):
             return self._dropped_side(packet, captured)
+        if name.endswith(("/in", "/out")):
+            self._sides.add(Way.ENCAP)
         if name.endswith("/out"):
             return None, "written to the TUN: it has been judged as a datagram"
         if name.endswith("/in"):
@@ -165,9 +170,13 @@ class Rules:
         if captured.packet_id in self._seen:
             return None, "dropped: it has been judged where it came in"
         header = ip.parse(memoryview(packet))
-        if isinstance(header, ip.Ipv4Header) and not self._fib.is_own(header.source):
-            return None, "dropped after it was received: its outer header is not in the file"
-        return Way.ENCAP, ""
+        is_read = isinstance(header, ip.Ipv4Header) and self._fib.is_own(header.source)
+        if self._sides:
+            # What was received comes before its drop, if the file has what was received.
+            is_read = Way.DECAP in self._sides
+        if is_read:
+            return Way.ENCAP, ""
+        return None, "dropped after it was received: its outer header is not in the file"
 
     def _outer_side(self, outer: _Outer | None, name: str) -> tuple[Way | None, str]:
         if outer is None:
