@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.unit import test_status
 from tests.unit.test_show import printed
@@ -466,6 +468,41 @@ def test_the_first_drop_is_the_verdict() -> None:
     found = explain(facts(destination="10.5.77.3", pods_up=False))
     assert found.summary == "step 3, pod's bridge: cni0 is down"
     assert found.command == "ip link set cni0 up"
+
+
+ADDRESSES = st.sampled_from(
+    [
+        *("10.5.1.2", "10.5.1.0", "10.5.1.255", "10.5.2.3", "10.5.8.9", "10.5.77.1", "192.0.2.1"),
+        *("192.0.2.2", "203.0.113.5", "127.0.0.1", "224.0.0.1", "0.0.0.0", "255.255.255.255"),
+    ]
+)
+
+
+@given(
+    ADDRESSES,
+    ADDRESSES,
+    st.integers(28, 65_535),
+    st.booleans(),
+    st.sampled_from(["", "tcp", "udp", "icmp"]),
+    st.sampled_from(list(SourceCheck)),
+)
+def test_any_packet_has_a_verdict(
+    source: str,
+    destination: str,
+    size: int,
+    is_whole: bool,
+    proto: str,
+    mode: SourceCheck,
+) -> None:
+    question = {"size": size, "dont_fragment": is_whole, "proto": proto, "port": None}
+    leases = replace(LEASES, source_check=mode)
+    found = explain(facts(source, destination, question=question, leases=leases))
+    assert found.steps
+    drops = [each for each in found.steps if each.ruling is Ruling.DROP]
+    assert bool(drops) == (found.verdict is Verdict.DROPPED)
+    assert codec.from_json(Explanation, json.loads(json.dumps(found.to_json()))) is not None
+    if found.verdict is Verdict.DELIVERED:
+        assert all(each.ruling is not Ruling.UNKNOWN for each in found.steps)
 
 
 # How it looks
