@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import struct
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 
 from tundp.linux.netlink import Netlink
-from tundp.linux.obstacles import firewall, nft, remedy, xtables
+from tundp.linux.obstacles import firewall, nft, remedy, sysctls, xtables
 from tundp.linux.obstacles.packet import Packet, range_at
 from tundp.linux.obstacles.rules import Table
 from tundp.linux.obstacles.scene import Scene
-from tundp.linux.obstacles.way import Effect, Walked, Way, decode_neighbour
+from tundp.linux.obstacles.way import Effect, Walked, Way, connections, decode_neighbour
 
 SCENE = Scene(
     network=IPv4Network("10.5.0.0/16"),
@@ -174,6 +175,17 @@ NFT = """{"nftables": [
 {"rule": {"family": "ip", "table": "t", "chain": "p", "handle": 4, "expr": [
  {"masquerade": null}]}}
 ]}"""
+
+
+@pytest.mark.parametrize(("count", "verdicts"), [(10, []), (97, ["note"]), (100, ["warn"])])
+def test_a_full_connection_table_is_found(
+    count: int, verdicts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netfilter").mkdir()
+    (tmp_path / "netfilter" / "nf_conntrack_count").write_text(f"{count}\n")
+    (tmp_path / "netfilter" / "nf_conntrack_max").write_text("100\n")
+    monkeypatch.setattr(sysctls, "ROOT", tmp_path)
+    assert [each.verdict.value for each in connections(SCENE)] == verdicts
 
 
 def test_a_neighbour_is_decoded() -> None:

@@ -21,7 +21,16 @@ from tundp.finding import Finding
 from tundp.linux import uapi
 from tundp.linux.links import Address, Link
 from tundp.linux.netlink import Flow, Netlink, NoRoute, Route
-from tundp.linux.obstacles import bpf, devices, firewall, ipsec, programs, remedy, rulesets
+from tundp.linux.obstacles import (
+    bpf,
+    devices,
+    firewall,
+    ipsec,
+    programs,
+    remedy,
+    rulesets,
+    sysctls,
+)
 from tundp.linux.obstacles.devices import Device
 from tundp.linux.obstacles.packet import Match, Packet
 from tundp.linux.obstacles.rules import Chain, Kind, Marks, Passage, Stop, Table, bases
@@ -270,7 +279,7 @@ class Way:
 
     async def others(self, scene: Scene, names: Sequence[str]) -> tuple[list[Finding], list[str]]:
         """What else may drop frames of these devices, and what of it could not be looked at."""
-        found = list(devices.vrfs(self.devices, names))
+        found = [*devices.vrfs(self.devices, names), *connections(scene)]
         unread = []
         try:
             found += await programs.findings(self._netlink, self.devices, names)
@@ -389,6 +398,11 @@ def _kinds(met: Sequence[Packet], tried: Sequence[Packet]) -> str:
         words.append("first packets" if states == {"new"} else "later packets")
         words.append("of a connection")
     return " ".join(words)
+
+
+def connections(scene: Scene) -> list[Finding]:
+    """Whether the connection table has room for another connection."""
+    return [each for each in sysctls.findings(scene, ()) if each.id == "obstacle.conntrack"]
 
 
 def decode_neighbour(body: memoryview) -> Neighbour | None:
