@@ -4,6 +4,8 @@ GET /v1/status    observe.status.Status as JSON, which `tundp status` shows
 GET /v1/metrics   Prometheus text, whatever the flags
 GET /v1/events    what happens to packets, from now on: observe/events.py
 GET /v1/blackbox  the flight recorder as JSON: observe/blackbox.py
+GET /v1/ledger    observe.ledger.Ledger as JSON: every lease, and what became of it;
+                  ?address=A&address=B: only those that concern these
 
 curl --unix-socket asks it as well.
 """
@@ -18,7 +20,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -46,6 +48,7 @@ from tundp.observe.events import (
     subnets_by_address,
     tap_request,
 )
+from tundp.observe.ledger import Ledger
 from tundp.observe.status import Status
 
 _log = logging.getLogger(__name__)
@@ -54,6 +57,7 @@ STATUS_PATH: Final = "/v1/status"
 METRICS_PATH: Final = "/v1/metrics"
 EVENTS_PATH: Final = "/v1/events"
 BLACKBOX_PATH: Final = "/v1/blackbox"
+LEDGER_PATH: Final = "/v1/ledger"
 ANSWER_S: Final = 30.0
 """Deadline for a daemon's answer: one with 65,000 peers takes seconds on a busy machine."""
 ASK_AGAIN_S: Final = 1.0
@@ -96,6 +100,7 @@ async def serve_admin(
     if looker is not None:
         app.router.add_get(EVENTS_PATH, functools.partial(_stream_events, looker))
         app.router.add_get(BLACKBOX_PATH, functools.partial(_answer_blackbox, looker))
+        app.router.add_get(LEDGER_PATH, functools.partial(_answer_ledger, looker))
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     keeper = AdminSocket(path, sock, runner)
@@ -125,6 +130,10 @@ class Looker(Protocol):
 
     def blackbox(self) -> Mapping[str, Any]:
         """The flight recorder's document; may block. Unsupported if there is none."""
+        ...
+
+    def ledger(self) -> Callable[[], Ledger]:
+        """What makes the lease table, in any thread. Unsupported while there is none."""
         ...
 
 
@@ -157,6 +166,23 @@ async def _answer_blackbox(looker: Looker, _: web.Request) -> web.Response:
     except Unsupported as error:
         return web.json_response({"error": str(error)}, status=409)
     return web.json_response(document)
+
+
+async def _answer_ledger(looker: Looker, request: web.Request) -> web.Response:
+    try:
+        about = [IPv4Address(each) for each in request.query.getall("address", [])]
+        make = looker.ledger()
+    except ValueError as error:
+        return web.json_response({"error": str(error)}, status=400)
+    except Unsupported as error:
+        return web.json_response({"error": str(error)}, status=409)
+
+    def answer() -> str:
+        table = make()
+        return json.dumps((table.about(about) if about else table).to_json())
+
+    # With tens of thousands of leases this takes a second, which the event loop cannot spare.
+    return web.Response(text=await asyncio.to_thread(answer), content_type="application/json")
 
 
 class AdminSocket:
@@ -258,9 +284,17 @@ def read_status(path: Path, document: dict[str, Any]) -> Status:
         ) from None
 
 
-async def fetch_document(path: Path) -> dict[str, Any]:
-    """The same as the daemon sent it, members this version does not know included."""
-    return await _fetch(path, STATUS_PATH)
+async def fetch_ledger(path: Path, about: Collection[IPv4Address] = ()) -> Ledger:
+    """The lease table of the daemon behind `path`. about: only what concerns these addresses.
+
+    PlatformError if none answers, has none yet, or is of a version that does not show it.
+    """
+    query = "&".join(f"address={each}" for each in about)
+    document = await fetch_document(path, f"{LEDGER_PATH}?{query}" if query else LEDGER_PATH)
+    try:
+        return Ledger.from_json(document)
+    except Malformed as error:
+        raise PlatformError(f"{path}: {error}; restart the daemon with this version") from None
 
 
 async def fetch_blackbox(path: Path) -> dict[str, Any]:
@@ -268,17 +302,17 @@ async def fetch_blackbox(path: Path) -> dict[str, Any]:
 
     PlatformError if none answers, or one that has no flight recorder.
     """
-    return await _fetch(path, BLACKBOX_PATH)
+    return await fetch_document(path, BLACKBOX_PATH)
 
 
-async def _fetch(path: Path, resource: str) -> dict[str, Any]:
-    """A JSON document; PlatformError, with what the daemon said if it refused."""
+async def fetch_document(path: Path, of: str = STATUS_PATH) -> dict[str, Any]:
+    """An answer as the daemon sent it, members this version does not know included."""
     try:
         async with (
             ClientSession(
                 connector=UnixConnector(str(path)), timeout=ClientTimeout(total=ANSWER_S)
             ) as session,
-            session.get(f"http://tundp{resource}") as response,
+            session.get(f"http://tundp{of}") as response,
         ):
             if response.status != HTTPStatus.OK:
                 raise await _refusal(path, response)
@@ -343,7 +377,7 @@ async def _refusal(path: Path, response: ClientResponse) -> Exception:
     """What a daemon's refusal means."""
     if response.status == HTTPStatus.NOT_FOUND:
         return PlatformError(
-            f"the daemon on {path} cannot show packets: that needs tundp 0.2.0; restart it"
+            f"the daemon on {path} does not show that: it needs tundp 0.2.0; restart it"
         )
     try:
         answer = await response.json()

@@ -50,6 +50,26 @@ class SourceCheck(Enum):
 
 
 @unique
+class ReplayWay(Enum):
+    """Which direction `tundp replay` takes the packets of a file for."""
+
+    AUTO = "auto"
+    """By their headers and addresses, and the names of interfaces that `tundp capture` gives."""
+    ENCAP = "encap"
+    """Every packet is an inner one, read from the TUN."""
+    DECAP = "decap"
+    """Every UDP datagram for the overlay's port was received by this node."""
+
+
+@unique
+class Output(Enum):
+    """How a command prints what it found."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@unique
 class Offload(Enum):
     """One kernel feature the engine `gso` can use or do without."""
 

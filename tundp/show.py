@@ -16,6 +16,8 @@ from tundp.finding import Finding, Verdict
 from tundp.layout import Cell, Column, Figure, Grid, Line
 from tundp.linux.probe import ProbeReport
 from tundp.observe.counters import BREAKDOWNS, spec_of
+from tundp.observe.explain.model import Explanation, Ruling
+from tundp.observe.explain.model import Verdict as PacketVerdict
 from tundp.observe.status import (
     BackendStatus,
     CountersStatus,
@@ -250,6 +252,52 @@ def _readiness(status: Status) -> str:
     failing = ", ".join(finding.id for finding in status.failing)
     text = f"{peers} peers, pid {status.pid}: "
     return text + (f"not ready ({failing})" if failing else "ready")
+
+
+def explain_parts(found: Explanation) -> Iterator[RenderableType]:
+    """Every step of a packet, and what becomes of it."""
+    asked = found.question
+    what = " ".join(filter(None, (asked.proto, str(asked.port or ""))))
+    yield Line(
+        Text(
+            f"{asked.source} -> {asked.destination}{f' {what}' if what else ''}, {asked.size} bytes"
+            f"{', DF' if asked.dont_fragment else ''}: {found.direction}; leases of"
+            f" {found.leases_of}"
+        )
+    )
+    yield Text()
+    rows: list[list[Cell]] = [
+        [str(number), step.title, Text(*_RULINGS[step.ruling]), step.evidence]
+        for number, step in enumerate(found.steps, 1)
+    ]
+    columns = (
+        Column(head="", is_right=True),
+        Column(head="step"),
+        Column(head="verdict"),
+        Column(head="evidence", wraps=True),
+    )
+    yield Grid(columns=columns, rows=rows)
+    yield Text()
+    for number, step in enumerate(found.steps, 1):
+        if step.command and step.ruling is not Ruling.NOTE:
+            yield _marked(f"step {number}:", "", step.command)
+    for each in found.not_looked_at:
+        yield _marked("not looked at:", "", each)
+    yield _marked(f"{found.verdict.value.upper()}:", _VERDICTS[found.verdict], found.summary)
+
+
+_RULINGS: Final = {
+    Ruling.OK: ("ok", "green"),
+    Ruling.NOTE: ("note", ""),
+    Ruling.WARN: ("WARN", "yellow"),
+    Ruling.DROP: ("DROP", "red"),
+    Ruling.UNKNOWN: ("unknown", "yellow"),
+}
+_VERDICTS: Final = {
+    PacketVerdict.DELIVERED: "green",
+    PacketVerdict.DROPPED: "red",
+    PacketVerdict.UNKNOWN: "yellow",
+}
 
 
 def _lease(lease: LeaseStatus) -> Text:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, UnixConnector, web
 
-from tundp.admin import STATUS_PATH, fetch_document, fetch_status, serve_admin
-from tundp.errors import PlatformError
+from tundp.admin import STATUS_PATH, fetch_document, fetch_ledger, fetch_status, serve_admin
+from tundp.engine.taps import Tap, TapRequest
+from tundp.errors import PlatformError, Unsupported
+from tundp.observe.events import Hello
+from tundp.observe.ledger import Ledger, LedgerRow
 from tundp.observe.status import STATUS_SCHEMA, DaemonState, Lazy, PeerStatus, Status
 
 STATUS = Status(
@@ -86,3 +90,46 @@ async def test_an_answer_that_is_no_status_is_an_error(
 async def test_no_daemon_is_named(path: Path) -> None:
     with pytest.raises(PlatformError, match="no daemon answers on"):
         await fetch_status(path)
+
+
+async def test_a_ledger_about_addresses(path: Path) -> None:
+    row = LedgerRow(subnet=IPv4Network("10.5.2.0/24"), public_ip=IPv4Address("192.0.2.2"))
+    rows = [replace(row, subnet=IPv4Network((int(row.subnet[0]) + n * 256, 24))) for n in range(9)]
+    whole = Ledger(leases=tuple(rows), revision=7)
+    async with serve_admin(path, lambda: STATUS, lambda: b"", looker=OfLedger(whole)):
+        assert await fetch_ledger(path) == whole
+        part = await fetch_ledger(path, [IPv4Address("10.5.4.9")])
+        assert part == whole.about([IPv4Address("10.5.4.9")])
+        assert (len(part.leases), part.count) == (2, 9)
+        async with ClientSession(connector=UnixConnector(str(path))) as session:
+            for query in ("address=here", "address=", "address=1.2.3.4&address=::1"):
+                async with session.get(f"http://tundp/v1/ledger?{query}") as response:
+                    assert (response.status, list(await response.json())) == (400, ["error"])
+
+
+class OfLedger:
+    """A daemon that shows a ledger and nothing else."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def open_tap(self, _: TapRequest) -> Tap:
+        raise Unsupported("no packets")
+
+    def hello(self) -> Hello:
+        raise Unsupported("no packets")
+
+    def blackbox(self) -> Mapping[str, Any]:
+        raise Unsupported("no recorder")
+
+    def ledger(self) -> Callable[[], Ledger]:
+        return lambda: self._ledger
+
+
+async def test_a_daemon_without_a_lease_table_is_named(path: Path) -> None:
+    async with serve_admin(path, lambda: STATUS, lambda: b""):
+        with pytest.raises(PlatformError, match="it needs tundp") as caught:
+            await fetch_ledger(path)
+        assert str(path) in str(caught.value)
+    with pytest.raises(PlatformError, match="no daemon answers"):
+        await fetch_ledger(path)

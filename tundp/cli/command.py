@@ -70,6 +70,8 @@ class Command(Generic[OptionsT]):
     """The daemon's flags that concern it."""
     operands: tuple[str, ...] = ()
     """Names of what has to be given beside flags."""
+    optional: tuple[str, ...] = ()
+    """Names of what may be given after those."""
     more_operands: str = ""
     """Name of what may be given behind these, any number of words of it; empty for nothing."""
     examples: tuple[tuple[str, str], ...] = ()
@@ -106,7 +108,7 @@ class Command(Generic[OptionsT]):
         parsed = goflags.parse(
             self.rewrite(arguments),
             self.flags,
-            operand_count=None if self.more_operands else len(self.operands),
+            operand_count=self.operand_count,
             ignores_stray=self.ignores_stray,
             command=self.full_name,
         )
@@ -131,8 +133,20 @@ class Command(Generic[OptionsT]):
     @property
     def usage(self) -> str:
         """One line."""
-        more = [f"[{self.more_operands}...]"] if self.more_operands else []
-        return " ".join([f"usage: {self.full_name}", *self.operands, *more, "[flags]"])
+        words = f" {self.operand_words}" if self.operand_words else ""
+        return f"usage: {self.full_name}{words} [flags]"
+
+    @property
+    def operand_count(self) -> int | None:
+        """How many operands may be given; None for any number."""
+        return None if self.more_operands else len(self.operands) + len(self.optional)
+
+    @property
+    def operand_words(self) -> str:
+        """What is given beside flags: SRC DST [PROTO [PORT]]."""
+        optional = "".join(f" [{name}" for name in self.optional) + "]" * len(self.optional)
+        more = f" [{self.more_operands}...]" if self.more_operands else ""
+        return f"{' '.join(self.operands)}{optional}{more}".strip()
 
     @property
     def full_name(self) -> str:

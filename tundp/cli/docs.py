@@ -54,6 +54,7 @@ def documents() -> dict[str, str]:
         "tundp/observe/status.schema.json": schema.text(),
         "tundp/observe/drops.schema.json": schema.drops_text(),
     }
+    made |= {f"tundp/observe/{name}": text for name, text in schema.others().items()}
     for command in (*COMMANDS, FLANNELD):
         name = command.full_name.replace(" ", "-")
         made[f"docs/man/{name}.8"] = command_page(command)
@@ -203,9 +204,7 @@ def overview_page() -> str:
 def command_page(command: Command[Any]) -> str:
     """tundp-COMMAND(8)."""
     lines = [*_head(_page(command), "8", command.summary), ".SH SYNOPSIS"]
-    operands = "".join(f" \\fI{_roff(name)}\\fR" for name in command.operands)
-    if command.more_operands:
-        operands += f" [\\fI{_roff(command.more_operands)}\\fR...]"
+    operands = "".join(f" \\fI{_roff(each)}\\fR" for each in command.operand_words.split())
     lines += [f"\\fB{_roff(command.full_name)}\\fR{operands} [\\fIflags\\fR]", ".SH DESCRIPTION"]
     lines += [_roff(line) for line in _prose(command.description)]
     for title, flags in command.flag_groups():

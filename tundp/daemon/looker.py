@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import tundp
+from tundp.daemon import report
 from tundp.engine.base import Dataplane
 from tundp.engine.recorder import FlightRecorder
 from tundp.engine.taps import Tap, TapRequest
 from tundp.errors import Unsupported
 from tundp.observe import blackbox
 from tundp.observe.events import Hello
+from tundp.observe.ledger import Ledger
 from tundp.wire.drop import DropReason
 
 if TYPE_CHECKING:
@@ -56,13 +58,20 @@ class NodeLooker:
             raise Unsupported("this daemon has no flight recorder: its log says why")
         return blackbox.document(self.recorder.recorded())
 
+    def ledger(self) -> Callable[[], Ledger]:
+        """See Looker."""
+        return report.ledger(self._running())
+
     def _engine(self) -> tuple[Node, Dataplane]:
-        node = self.node()
-        if node is None:
-            raise Unsupported("the daemon is starting: it has no lease, and carries no packets yet")
+        node = self._running()
         if node.backend.engine is None:
             raise Unsupported(
                 f"the backend {node.backend.name} leaves packets to the kernel, and sees none:"
                 " tcpdump on the interface shows them"
             )
         return node, node.backend.engine
+
+    def _running(self) -> Node:
+        if (node := self.node()) is None:
+            raise Unsupported("the daemon is starting: it has no lease, and carries no packets yet")
+        return node

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -25,6 +25,7 @@ from tundp.linux.losses import udp_errors
 from tundp.linux.obstacles.scene import PeerPlace, Scene
 from tundp.observe import collect
 from tundp.observe.collect import PeerView
+from tundp.observe.ledger import Ledger, LedgerRows
 from tundp.observe.status import (
     BackendStatus,
     DaemonState,
@@ -160,6 +161,28 @@ def status(node: Node) -> Status:
         bad_entries=collect.bad_entry_statuses(routing.bad_entries.values()),
         settings=setting_statuses(node.settings),
     )
+
+
+def ledger(node: Node) -> Callable[[], Ledger]:
+    """What makes the lease table, in any thread: of a copy, so that nothing changes meanwhile."""
+    routing, backend = node.routing, node.backend.status()
+    rows = LedgerRows.of(routing)
+    table = Ledger(
+        network=node.network_config.network,
+        subnet=routing.own_key.subnet,
+        public_ip=routing.public_ip,
+        backend=backend.name,
+        port=backend.port,
+        mtu=backend.mtu,
+        source_check=node.settings.source_check,
+        admitted=node.settings.source_admit,
+        own_addresses=tuple(sorted(routing.own_addresses)),
+        broadcasts=tuple(sorted(routing.broadcasts)),
+        revision=routing.revision,
+        generation=routing.generation,
+        bad_entries=len(routing.bad_entries),
+    )
+    return lambda: replace(table, leases=rows.made())
 
 
 def _paths_in_use(paths: Mapping[int, PathMeasuring] | None) -> Mapping[str, int] | None:

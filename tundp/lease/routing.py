@@ -242,6 +242,11 @@ class Routing:
         self._rows = Rows()
 
     @property
+    def own_key(self) -> LeaseKey:
+        """The key of this node's own lease."""
+        return self._own_key
+
+    @property
     def revision(self) -> int:
         """The store's revision of the last update."""
         return self._table.revision

@@ -72,6 +72,10 @@ class Flow:
     port: int = 0
     """Source and destination port, of UDP; 0 if not known."""
     is_udp: bool = True
+    proto: int = 0
+    """The protocol, if it is not UDP; 0 if not known. The kernel takes TCP and ICMP."""
+    destination_port: int = 0
+    """The destination port alone, if the source's is not known; 0 if neither is."""
     iif: int = 0
     """The index of the device it comes in by; 0 for one of this host's own."""
     mark: int = 0
@@ -116,9 +120,12 @@ def _encode_lookup(address: IPv4Address, flow: Flow | None, *, of_routes: bool) 
             body += attribute_u32(uapi.RTA_IIF, flow.iif)
         if flow.mark:
             body += attribute_u32(uapi.RTA_MARK, flow.mark)
-        if flow.is_udp:
-            body += attribute(uapi.RTA_IP_PROTO, bytes((socket.IPPROTO_UDP,)))
-        if flow.port:
+        proto = flow.proto or (socket.IPPROTO_UDP if flow.is_udp else 0)
+        if proto:
+            body += attribute(uapi.RTA_IP_PROTO, bytes((proto,)))
+        if flow.destination_port:
+            body += attribute(uapi.RTA_DPORT, flow.destination_port.to_bytes(2, "big"))
+        elif flow.port:
             port = flow.port.to_bytes(2, "big")
             body += attribute(uapi.RTA_SPORT, port) + attribute(uapi.RTA_DPORT, port)
     return body

@@ -1,4 +1,4 @@
-"""JSON Schemas of what `--json` prints, for the files beside this one.
+"""The JSON Schemas of what commands print with --json, for the files beside this one.
 
 `python -m tundp.cli.docs` writes them.
 """
@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tundp.observe.codec import json_schema
 from tundp.observe.drops import DROPS_SCHEMA, DropsReport
+from tundp.observe.explain.model import EXPLAIN_SCHEMA, Explanation
+from tundp.observe.ledger import LEDGER_SCHEMA, Ledger
+from tundp.observe.replay import REPLAY_SCHEMA, Replayed
 from tundp.observe.status import STATUS_SCHEMA, Status
 
 PATH: Final = Path(__file__).with_name("status.schema.json")
@@ -27,3 +30,18 @@ def drops_text() -> str:
     """What the file of `tundp drops` must hold."""
     title = f"tundp drops, schema {DROPS_SCHEMA}"
     return json.dumps(json_schema(DropsReport, title=title), indent=2) + "\n"
+
+
+_OTHERS: Final[dict[str, tuple[type[Any], str]]] = {
+    "explain": (Explanation, f"tundp explain, schema {EXPLAIN_SCHEMA}"),
+    "ledger": (Ledger, f"GET /v1/ledger, schema {LEDGER_SCHEMA}"),
+    "replay": (Replayed, f"tundp replay, schema {REPLAY_SCHEMA}"),
+}
+
+
+def others() -> dict[str, str]:
+    """What the other files must hold, by their names beside this one."""
+    return {
+        f"{name}.schema.json": json.dumps(json_schema(kind, title=title), indent=2) + "\n"
+        for name, (kind, title) in _OTHERS.items()
+    }

@@ -86,6 +86,17 @@ def fragmentation_needed(
     )
 
 
+def described(packet: bytes) -> str:
+    """Type and code, in words, of an ICMP error that a function above has built."""
+    kind, code = packet[ip.MIN_HEADER_LEN], packet[ip.MIN_HEADER_LEN + 1]
+    if kind == TYPE_TIME_EXCEEDED:
+        return "time exceeded"
+    if code == CODE_FRAGMENTATION_NEEDED:
+        at = ip.MIN_HEADER_LEN + 6
+        return f"fragmentation needed, MTU {int.from_bytes(packet[at : at + 2], 'big')}"
+    return "net unreachable"
+
+
 def may_answer(offender: memoryview, header: ip.Ipv4Header) -> bool:
     """Whether an ICMP error may be sent about this packet (RFC 1122 3.2.2, 1812 4.3.2.7)."""
     if header.fragment_offset:

@@ -40,13 +40,13 @@ _POLICIES: Final = re.compile(r"^(KUBE-(POD-FW|NWPLCY|ROUTER)|cali[-_]|felix|WEA
 """Chains of programs that carry out what somebody declared for single pods."""
 _BRIDGED_IN: Final = ("bridge prerouting", "bridge input")
 _BRIDGED_OUT: Final = ("bridge output", "bridge postrouting")
-_IN: Final = ("ingress", *_BRIDGED_IN, "prerouting", "input")
-_OUT: Final = ("output", "postrouting", *_BRIDGED_OUT, "egress")
-_THROUGH: Final = (*_IN[:-1], "forward", *_OUT[1:])
+IN: Final = ("ingress", *_BRIDGED_IN, "prerouting", "input")
+OUT: Final = ("output", "postrouting", *_BRIDGED_OUT, "egress")
+THROUGH: Final = (*IN[:-1], "forward", *OUT[1:])
 _ARP_IN: Final = ("ingress", *_BRIDGED_IN, "arp input")
 _ARP_OUT: Final = ("arp output", *_BRIDGED_OUT, "egress")
 """Hooks in the order packets meet them; those of a bridge if the device is one."""
-HOOKS: Final = tuple(dict.fromkeys((*_IN, "forward", *_OUT, *_ARP_IN, *_ARP_OUT)))
+HOOKS: Final = tuple(dict.fromkeys((*IN, "forward", *OUT, *_ARP_IN, *_ARP_OUT)))
 _WAYS: Final = {Match.YES: "drops", Match.PART: "drops some of the", Match.UNKNOWN: "may drop"}
 
 
@@ -99,13 +99,13 @@ def trips(scene: Scene, pod_devices: Sequence[str]) -> list[Trip]:
     found = [
         Trip(
             name=TO_PODS,
-            hooks=_THROUGH,
+            hooks=THROUGH,
             packets=_packets(inside, own, iif=device, oif=pods),
             passes=remedy.to_pods(scene),
         ),
         Trip(
             name=FROM_PODS,
-            hooks=_THROUGH,
+            hooks=THROUGH,
             packets=_packets(own, inside, iif=pods, oif=device),
             passes=remedy.from_pods(scene),
         ),
@@ -120,27 +120,27 @@ def trips(scene: Scene, pod_devices: Sequence[str]) -> list[Trip]:
         *found,
         Trip(
             name=TUNNEL_OUT,
-            hooks=_OUT,
+            hooks=OUT,
             packets=_datagrams(here, everywhere, scene.port, oif=uplink, is_from_host=True),
             passes=remedy.tunnel(scene),
             is_for_port=True,
         ),
         Trip(
             name="of the tunnel (UDP) from peers",
-            hooks=_IN,
+            hooks=IN,
             packets=_datagrams(everywhere, here, scene.port, iif=uplink, is_for_host=True),
             passes=remedy.tunnel(scene),
             is_for_port=True,
         ),
         Trip(
             name=FROM_HOST,
-            hooks=_OUT,
+            hooks=OUT,
             packets=_packets(host, inside, oif=device, is_from_host=True),
             passes=remedy.from_pods(scene),
         ),
         Trip(
             name="from peers in answer to this host",
-            hooks=_IN,
+            hooks=IN,
             packets=tuple(
                 packet
                 for packet in _packets(inside, host, iif=device, is_for_host=True)
@@ -225,7 +225,7 @@ def judge(
     ports: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Judged:
     """Walk every kind of packet of the overlay through the rules. ports: those of each bridge."""
-    tables = _with_ours(rulesets.tables, scene)
+    tables = with_ours(rulesets.tables, scene)
     found: dict[tuple[str, str, str, str, int, str], Found] = {}
     marks: dict[str, Marks] = {}
     for trip in (*trips(scene, pod_devices), *_neighbours(scene, pod_devices)):
@@ -233,7 +233,7 @@ def judge(
         for packet in trip.packets:
             passage = Passage(is_for_port=trip.is_for_port)
             for table, base in ways:
-                if (met := _met(table, base, packet, ports)) is not None:
+                if (met := as_met(table, base, packet, ports)) is not None:
                     passage.through(table, base, met)
             marks[trip.name] = marks.get(trip.name, Marks()).with_more(
                 passage.marks.possible, passage.marks.sure
@@ -255,7 +255,7 @@ def judge(
     return Judged(list(found.values()), marks, elsewhere)
 
 
-def _met(
+def as_met(
     table: Table, base: Chain, packet: Packet, ports: Mapping[str, Sequence[str]]
 ) -> Packet | None:
     """The packet as a base chain meets it; None if none of the kind comes by it."""
@@ -273,7 +273,7 @@ def _met(
     return replace(packet, iif=bridged if is_in else (), oif=() if is_in else bridged)
 
 
-def _with_ours(tables: Sequence[Table], scene: Scene) -> list[Table]:
+def with_ours(tables: Sequence[Table], scene: Scene) -> list[Table]:
     """The tables with the rules a start would append to FORWARD, if no daemon has."""
     if scene.is_open or not scene.accepts:
         return list(tables)
@@ -324,7 +324,7 @@ async def findings(scene: Scene, judged: Judged) -> list[Finding]:
 
 async def _finding(found: Found, scene: Scene) -> Finding:
     stop = found.stop
-    text = await _text(stop)
+    text = await text_of(stop)
     is_policy = _POLICIES.match(stop.chain.name) is not None
     effects = [_effect(name, packets, found) for name, packets in found.packets.items()]
     command = remedy.command(stop, [(hook, trip.passes) for (_, hook), trip in found.trips.items()])
@@ -339,7 +339,7 @@ async def _finding(found: Found, scene: Scene) -> Finding:
     )
 
 
-async def _text(stop: Stop) -> str:
+async def text_of(stop: Stop) -> str:
     """The rule as its own program prints it."""
     if stop.rule is None:
         return f"policy drop of chain {stop.base.name}"

@@ -67,6 +67,7 @@ _CHAIN: Final = re.compile(r"\s*chain (\S+) {")
 _HOOK_DEVICES: Final = re.compile(r"hook (?:ingress|egress) devices? (.*?) priority")
 _NAME: Final = re.compile(r'[^\s"={},]+')
 _UNNATTED: Final = frozenset({"dnat", "snat"})
+_SOURCE_NAT: Final = frozenset({"snat", "masquerade"})
 _IP: Final = EtherType(frozenset({"ip"}))
 _ARP: Final = EtherType(frozenset({"arp"}))
 
@@ -198,6 +199,7 @@ def _rules(body: Json, sets: _Sets) -> Iterator[Rule]:
                 target=target,
                 marks=marks,
                 untracks=untracks,
+                rewrites_source=kind in _SOURCE_NAT,
                 place=place,
             )
             return
@@ -334,7 +336,7 @@ def _payload(what: Mapping[str, str], values: Sequence[Json]) -> Test:
     if protocol == "ip" and name == "protocol":
         return AllOf((_IP, Layer4(names)))
     if protocol in ("tcp", "udp", "th") and name in ("sport", "dport"):
-        ports = Port(merged(map(_ports, values)))
+        ports = Port(merged(map(_ports, values)), is_source=name == "sport")
         return ports if protocol == "th" else AllOf((Layer4(frozenset({protocol})), ports))
     if protocol == "icmp" and name == "type":
         return AllOf((Layer4(frozenset({"icmp"})), IcmpType(names)))

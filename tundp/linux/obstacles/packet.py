@@ -56,6 +56,8 @@ class Packet:
     oif: tuple[str, ...] = ()
     port: int | None = None
     """Source and destination port; None for any."""
+    is_port_of_destination: bool = False
+    """Whether `port` is the destination's only; the source's is any then."""
     is_for_host: bool = False
     """Whether the destination is an address of this host."""
     is_from_host: bool = False
@@ -155,16 +157,18 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A port of TCP or UDP. Source and destination need not be told apart: ours are equal."""
+    """The source or destination port of TCP or UDP."""
 
     ranges: tuple[Range, ...]
+    is_source: bool = False
 
     def match(self, packet: Packet, mark: int) -> Match:
         """See Test."""
         del mark
-        if packet.proto in ("icmp", "arp"):
+        if packet.proto not in ("tcp", "udp"):
             return Match.NO
-        wanted = PORTS if packet.port is None else (packet.port, packet.port)
+        is_any = packet.port is None or (self.is_source and packet.is_port_of_destination)
+        wanted = PORTS if is_any or packet.port is None else (packet.port, packet.port)
         return cover(self.ranges, (wanted,))
 
 

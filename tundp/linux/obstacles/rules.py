@@ -51,6 +51,8 @@ class Rule:
     """The bits of the packet's mark it may set."""
     untracks: bool = False
     """Whether it keeps conntrack from the packet."""
+    rewrites_source: bool = False
+    """Whether it gives a connection another source address."""
     place: int = 0
     """iptables: its number in the chain, from 1. nft: its handle."""
 
@@ -133,6 +135,8 @@ class Passage:
         """is_for_port: whether a packet that is diverted has missed its end, a socket of ours."""
         self.is_for_port = is_for_port
         self.stops: list[Stop] = []
+        self.accepts: list[Stop] | None = None
+        """Where the packet, or some of it, is accepted or diverted, in order; a list is filled."""
         self.untracked = Match.NO
         """How surely conntrack is kept from the packet."""
         self.marks = Marks()
@@ -205,6 +209,8 @@ class _Walk:
                 if answer is Match.YES:
                     return returned
             elif rule.kind in (Kind.ACCEPT, Kind.DIVERT):
+                if self._passage.accepts is not None:
+                    self._passage.accepts.append(self._end(chain, rule, here))
                 # What may be diverted is somebody's wish, and rarely ours: only what is sure.
                 is_lost = rule.kind is Kind.DIVERT and self._passage.is_for_port
                 if is_lost and here >= Match.PART:
@@ -236,24 +242,24 @@ class _Walk:
         return here if chain is None else self._chain(chain, here, above)
 
     def _stop(self, chain: Chain, rule: Rule | None, certainty: Match) -> None:
-        self._passage.stops.append(
-            Stop(
-                table=self._table,
-                base=self._base,
-                chain=chain,
-                rule=rule,
-                certainty=certainty,
-            )
-        )
+        self._passage.stops.append(self._end(chain, rule, certainty))
+
+    def _end(self, chain: Chain, rule: Rule | None, certainty: Match) -> Stop:
+        return Stop(table=self._table, base=self._base, chain=chain, rule=rule, certainty=certainty)
 
 
-def bases(tables: Sequence[Table], hook: str) -> list[tuple[Table, Chain]]:
-    """The base chains of a hook in the order packets meet them."""
+def bases(
+    tables: Sequence[Table], hook: str, *, are_all: bool = False
+) -> list[tuple[Table, Chain]]:
+    """The base chains of a hook in the order packets meet them.
+
+    are_all: also those in which no rule drops, or does what lets another one drop.
+    """
     found = [
         (table, chain)
         for table in tables
         for chain in table.chains.values()
-        if chain.hook == hook and can_stop(table, chain)
+        if chain.hook == hook and (are_all or can_stop(table, chain))
     ]
     return sorted(found, key=lambda each: each[1].priority)
 

@@ -16,6 +16,7 @@ from tundp.linux.obstacles.packet import (
     UNKNOWN,
     Address,
     AddressType,
+    AnyOf,
     Device,
     IcmpType,
     Layer4,
@@ -51,6 +52,7 @@ _TARGETS: Final = {
     "TPROXY": Kind.DIVERT,
     "NETMAP": Kind.ACCEPT,
 }
+_SOURCE_NAT: Final = frozenset({"SNAT", "MASQUERADE", "NETMAP"})
 _PROTOCOLS: Final = {"6": "tcp", "17": "udp", "1": "icmp"}
 _ALL_BITS: Final = 0xFFFFFFFF
 
@@ -141,6 +143,7 @@ def _finished(
         kind=_TARGETS.get(target, Kind.NONE),
         marks=_marks(target, rest),
         untracks=target == "NOTRACK" or (target == "CT" and "--notrack" in rest),
+        rewrites_source=target in _SOURCE_NAT,
         place=place,
     )
 
@@ -219,12 +222,19 @@ def _protocol(arguments: Sequence[str]) -> Test:
     return ALWAYS if name in ("all", "0") else Layer4(frozenset({_PROTOCOLS.get(name, name)}))
 
 
-def _ports(arguments: Sequence[str]) -> Test:
-    ranges: list[Range] = []
-    for each in arguments[0].split(","):
-        first, colon, last = each.partition(":")
-        ranges.append((int(first or 0), int(last or 65535) if colon else int(first)))
-    return Port(merged(ranges))
+def _ports(is_source: bool) -> Callable[[Sequence[str]], Test]:  # noqa: FBT001
+    def make(arguments: Sequence[str]) -> Test:
+        ranges: list[Range] = []
+        for each in arguments[0].split(","):
+            first, colon, last = each.partition(":")
+            ranges.append((int(first or 0), int(last or 65535) if colon else int(first)))
+        return Port(merged(ranges), is_source)
+
+    return make
+
+
+def _either_port(arguments: Sequence[str]) -> Test:
+    return AnyOf((_ports(True)(arguments), _ports(False)(arguments)))
 
 
 def _state(arguments: Sequence[str]) -> Test:
@@ -257,11 +267,11 @@ _TESTS: Final[dict[tuple[str, str], Callable[[Sequence[str]], Test]]] = {
     ("", "-o"): _device(False),
     ("", "-p"): _protocol,
     ("", "-f"): lambda _: NEVER,
-    ("", "--sport"): _ports,
-    ("", "--dport"): _ports,
-    ("multiport", "--sports"): _ports,
-    ("multiport", "--dports"): _ports,
-    ("multiport", "--ports"): _ports,
+    ("", "--sport"): _ports(True),
+    ("", "--dport"): _ports(False),
+    ("multiport", "--sports"): _ports(True),
+    ("multiport", "--dports"): _ports(False),
+    ("multiport", "--ports"): _either_port,
     ("tcp", "--tcp-flags"): _flags,
     ("tcp", "--syn"): lambda _: _flags(("FIN,SYN,RST,ACK", "SYN")),
     ("icmp", "--icmp-type"): lambda words: IcmpType(frozenset({words[0].lower()})),
