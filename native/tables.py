@@ -22,6 +22,7 @@ from tundp.engine import hop_slots, taps  # noqa: E402
 from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, CounterSpec  # noqa: E402
 from tundp.wire import (  # noqa: E402
     coalesce,
+    echo,
     event,
     filter_program,
     icmp,
@@ -49,6 +50,7 @@ LIMITS = {
     "TUNDP_ICMP_WIRE_RATE_PER_S": (ratelimit.ICMP_WIRE_RATE_PER_S, "about packets of one peer"),
     "TUNDP_ICMP_BURST": (ratelimit.ICMP_BURST, "either, at once"),
     "TUNDP_ICMP_WIRE_BUCKETS": (ratelimit.ICMP_WIRE_BUCKETS, "the first for who is no peer"),
+    "TUNDP_ECHO_HEAD_LEN": (echo.HEAD_LEN, "bytes of an ICMP echo message up to its cookie"),
     "TUNDP_ADMITTED_MAX": (policy.ADMITTED_MAX, "networks the source check admits"),
     "TUNDP_ERRNO_COUNT": (134, "EHWPOISON, asm-generic/errno.h, and one more"),
     "TUNDP_HOP_SOCKETS_MAX": (hop_slots.SOCKETS_MAX, "send sockets of single hops, a worker"),

@@ -16,7 +16,7 @@
 /* cdef-begin */
 
 /* Raised whenever a struct or a meaning below changes; Python refuses another number. */
-#define TUNDP_ABI 9
+#define TUNDP_ABI 10
 
 #define TUNDP_FIB_LEVELS 3
 #define TUNDP_BUFFER_LEN 65536
@@ -142,6 +142,7 @@ struct tundp_policy {
 	uint32_t source_check; /* enum tundp_source_check; the destination, too */
 	uint16_t port;         /* of the overlay */
 	uint16_t admitted_count;
+	uint32_t echo_id; /* ICMP identifier of what measures paths; above 0xffff none */
 	struct tundp_prefix admitted[TUNDP_ADMITTED_MAX]; /* sources in no lease that may be */
 };
 
@@ -225,6 +226,7 @@ struct tundp_worker_config {
 	int udp_fd;
 	int control_fd; /* eventfd: written after `stop` or `fib` changed */
 	int notify_fd; /* eventfd: written when path state changed or an offload was refused; or -1 */
+	int echo_fd;   /* datagram socket: takes the heads of echo replies that measure paths; or -1 */
 	uint32_t address;          /* our end of the underlay, for asking path MTUs */
 	uint32_t directions;       /* enum tundp_direction_bits */
 	uint32_t offloads;         /* enum tundp_offload: what there is */

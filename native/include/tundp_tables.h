@@ -17,6 +17,7 @@
 #define TUNDP_ICMP_WIRE_RATE_PER_S 200 /* about packets of one peer */
 #define TUNDP_ICMP_BURST 50 /* either, at once */
 #define TUNDP_ICMP_WIRE_BUCKETS 64 /* the first for who is no peer */
+#define TUNDP_ECHO_HEAD_LEN 24 /* bytes of an ICMP echo message up to its cookie */
 #define TUNDP_ADMITTED_MAX 16 /* networks the source check admits */
 #define TUNDP_ERRNO_COUNT 134 /* EHWPOISON, asm-generic/errno.h, and one more */
 #define TUNDP_HOP_SOCKETS_MAX 256 /* send sockets of single hops, a worker */

@@ -298,4 +298,6 @@ async def test_the_flight_recorder_is_copied_when_asked_and_on_a_burst(
             await until(is_copied, "a copy for the burst of drops")
         found = json.loads(copies()[1].read_text())
         assert "no_route" in {drop["reason"] for drop in found["drops"]}
-        assert await log_contains(one, "packets dropped within a second")
+        await until(
+            lambda: log_contains(one, "packets dropped within a second"), "a line for the burst"
+        )

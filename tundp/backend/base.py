@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Protocol
 
-from tundp.choices import Engine, SourceCheck
+from tundp.choices import Engine, Measuring, SourceCheck
 from tundp.engine.base import Dataplane
 from tundp.engine.native.engine import EngineSettings
 from tundp.engine.taps import Recorder
@@ -31,7 +31,6 @@ from tundp.lease.fib import Fib
 from tundp.lease.model import Lease, LeaseAttributes, LeaseKey, Peer
 from tundp.lease.network import BackendConfig
 from tundp.lease.routing import RoutingDelta
-from tundp.linux.echo import EchoSocket
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.netlink import Netlink
@@ -61,13 +60,9 @@ class Given:
     """One for each queue of the TUN device, in the queues' order."""
     udp_socks: tuple[socket.socket, ...] = ()
     """Bound sockets on the underlay, one for each worker."""
-    echo: EchoSocket | None = None
-    """Receives what measures paths; None where the process may not have one."""
 
     def close(self) -> None:
         """Close what nobody took."""
-        if self.echo is not None:
-            self.echo.close()
         for fd in self.tun_fds:
             os.close(fd)
         for sock in self.udp_socks:
@@ -126,6 +121,15 @@ class BackendKind:
     """What this backend needs beyond what every backend does."""
 
 
+@dataclass(frozen=True, slots=True)
+class PathMeasuring:
+    """What measuring the path to one peer has come to."""
+
+    state: Measuring
+    since: float
+    """Unix time."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendStatus:
     """What `tundp status` shows of a backend."""
@@ -146,6 +150,8 @@ class BackendStatus:
     """Packets the kernel dropped at the queue of its own device; None if it has none."""
     path_probes: int | None = None
     """Datagrams it sent by itself, to measure paths; None if it measures none."""
+    paths: Mapping[int, PathMeasuring] | None = None
+    """By hop id, of the paths that carried large packets lately; None if it measures none."""
 
 
 class Backend(Protocol):

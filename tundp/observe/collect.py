@@ -28,6 +28,7 @@ from tundp.observe.status import (
     InterfaceStatus,
     Lazy,
     LeaseStatus,
+    MeasuringStatus,
     PathStatus,
     PeerStatus,
     PeerTraffic,
@@ -150,9 +151,12 @@ def narrow_by_origin(engine: Dataplane | None) -> Mapping[str, int]:
 
 
 def peer_statuses(
-    count: int, peers: Callable[[], Iterable[PeerView]], engine: Dataplane | None
+    count: int,
+    peers: Callable[[], Iterable[PeerView]],
+    engine: Dataplane | None,
+    measurings: Mapping[int, MeasuringStatus],
 ) -> Sequence[PeerStatus]:
-    """The peers by subnet, with what the engine knows of each.
+    """The peers by subnet, with what the engine knows of each. measurings: by hop id.
 
     peers: evaluated later and in another thread, so over a copy. The engine is asked at once:
     it may only be asked on the event loop.
@@ -164,7 +168,7 @@ def peer_statuses(
 
     def make() -> list[PeerStatus]:
         ordered = sorted(peers(), key=_place)
-        return [_peer_status(peer, hops, paths) for peer in ordered]
+        return [_peer_status(peer, hops, paths, measurings) for peer in ordered]
 
     return Lazy(count, make)
 
@@ -210,7 +214,10 @@ def _place(peer: PeerView) -> tuple[int, int]:
 
 
 def _peer_status(
-    peer: PeerView, hops: Mapping[int, HopCounters], paths: Mapping[int, PathState]
+    peer: PeerView,
+    hops: Mapping[int, HopCounters],
+    paths: Mapping[int, PathState],
+    measurings: Mapping[int, MeasuringStatus],
 ) -> PeerStatus:
     hop_id = peer.hop_id
     hop = None if hop_id is None else hops.get(hop_id)
@@ -222,6 +229,7 @@ def _peer_status(
         backend_type=peer.backend_type,
         identity=peer.identity,
         path=None if path is None else _path_status(path),
+        measuring=None if hop_id is None else measurings.get(hop_id),
         traffic=None if hop is None else _traffic(hop),
     )
 

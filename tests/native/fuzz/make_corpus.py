@@ -138,6 +138,7 @@ def singles() -> dict[str, bytes]:
         "fragment": ipv4(text(160), 17, flags=MF | 3, to=NARROW),
         "options": udp(text(120), options=RECORD_ROUTE + ROUTER_ALERT, to=NARROW, flags=0),
         "echo": icmp(to=NO_ROUTE),
+        "answer": icmp(kind=0, body=text(60), to="10.5.0.1", flags=MF),
         "ttl": udp(b"late", ttl=1),
         "own": udp(b"ours", source="10.5.0.1"),
         "ipv6": IPV6,
@@ -200,6 +201,7 @@ def for_engine() -> dict[str, bytes]:
         "narrow": b"\x81\x00" + records(wide, *small),
         "long": b"\x09\x00" + long,
         "long-ecn": b"\x09\x00" + long_ecn,
+        "answers": b"\x01\x00" + records(*[PLAIN + icmp(kind=0, body=text(60), to="10.5.0.1")] * 3),
         "turns": b"\x11\x00" + records(*small, flows[0]),
     }
 

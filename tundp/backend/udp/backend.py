@@ -49,11 +49,6 @@ DEVICE_LIVES_S: Final = 10.0
 RECHECK_S: Final = 1.0
 """From a change of links or routes to a look at paths; changes meanwhile cost nothing more."""
 
-_UNMEASURED: Final = (
-    "paths to the peers are not measured, so routers fragment what a narrow one does not carry,"
-    " and a path that swallows large packets is not noticed: {}"
-)
-
 
 class UdpBackend:
     """See the module, and backend.base.Backend for the contract."""
@@ -77,7 +72,7 @@ class UdpBackend:
         self._device_lines, self._moved_lines = Ration(1), Ration(1)
         self._queue_drops = QueueDrops()
         self._recheck: asyncio.TimerHandle | None = None
-        self._prober = PathProber(context.netlink, context.given.echo)
+        self._prober = PathProber(context.netlink)
 
     @property
     def name(self) -> str:
@@ -156,9 +151,11 @@ class UdpBackend:
                         Prefix(int(each.network_address), int(each.netmask))
                         for each in self._settings.admitted
                     ),
+                    echo_id=self._prober.echo_id,
                 ),
                 loop=asyncio.get_running_loop(),
                 recorder=self._recorder,
+                echo_fd=self._prober.echo_fd,
             ),
         )
         self._prober.start(self._engine, self._prober_settings(), fib, peers)
@@ -272,6 +269,7 @@ class UdpBackend:
             routes=None,
             queue_drops=self._queue_drops.count(),
             path_probes=self._prober.sent,
+            paths=self._prober.measurings(),
         )
 
     def checks(self) -> list[Finding]:
@@ -282,11 +280,7 @@ class UdpBackend:
         return [
             must_hold("device", is_there, name),
             *worries("device-contest", contest),
-            *worries(
-                "path-mtu",
-                self._prober.error and _UNMEASURED.format(self._prober.error),
-                next_step="let the process start with CAP_NET_RAW, as the shipped unit does",
-            ),
+            *self._prober.findings(),
         ]
 
     def give(self) -> Given:
@@ -310,6 +304,7 @@ class UdpBackend:
                 counters.decap.packets_in,
                 counters.decap.dropped,
             )
+        self._prober.close()
         if self._tun is not None:
             self._tun.close()
         for sock in self._socks:
