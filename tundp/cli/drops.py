@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, unique
 from ipaddress import IPv4Network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tundp.cli.command import WHICH_DAEMON, Command, Given, run_async
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_error, print_json, print_parts, terminal
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tundp.observe.drops import DropExample, DropsReport, Look
+    from tundp.observe.events import EventStream
+
+_TELL_S: Final = 0.5
+"""Between two looks at how many events were lost."""
 
 
 def parse_interval(text: str) -> float:
@@ -213,6 +217,7 @@ async def _follow(path: Path, text: str, *, is_json: bool) -> int:
 
 async def _print_drops(path: Path, text: str, is_json: bool) -> None:  # noqa: FBT001
     """Print drops until the daemon ends."""
+    import asyncio
     import json
 
     from tundp.admin import open_events
@@ -222,17 +227,29 @@ async def _print_drops(path: Path, text: str, is_json: bool) -> None:  # noqa: F
 
     wanted = selection_of(f"drop and ({text})" if text else "drop").filter.text
     console = terminal()
-    lost = 0
     async with open_events(path, {"filter": wanted, "stages": "drop"}) as stream:
-        async for event in stream:
-            example = example_of_event(event)
-            if is_json:
-                print(json.dumps(to_json(example)), flush=True)
-            else:
-                console.print(event_line(example), crop=False)
-            if stream.lost > lost:
-                print_error(f"{stream.lost - lost} drops came too fast to be shown", "tundp drops")
-                lost = stream.lost
+        telling = asyncio.ensure_future(_tell_lost(stream))
+        try:
+            async for event in stream:
+                example = example_of_event(event)
+                if is_json:
+                    print(json.dumps(to_json(example)), flush=True)
+                else:
+                    console.print(event_line(example), crop=False)
+        finally:
+            telling.cancel()
+
+
+async def _tell_lost(stream: EventStream) -> None:
+    """Say how many events were lost, also when none follow."""
+    import asyncio
+
+    told = 0
+    while True:
+        await asyncio.sleep(_TELL_S)
+        if stream.lost > told:
+            print_error(f"{stream.lost - told} drops came too fast to be shown", "tundp drops")
+            told = stream.lost
 
 
 def rewrite(arguments: Sequence[str]) -> list[str]:
