@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import Final
 
-from tundp.observe.events import Event
+from tundp.observe.events import Event, PeerName
 from tundp.wire import ip
 from tundp.wire.drop import DropReason
 
+_CACHED: Final = 4096
+"""Texts that are kept: making one costs more than all else of a packet."""
 _OWNED_MAX: Final = 8
 """Subnets of one peer that are named."""
 
@@ -25,8 +28,7 @@ def label(event: Event, number: int | None = None) -> str:
 
 def endpoint(event: Event) -> str:
     """Address and port of the other node; empty before the packet is routed."""
-    record = event.record
-    return f"{IPv4Address(record.outer)}:{record.port}" if record.outer else ""
+    return _endpoint_words(event.record.outer, event.record.port) if event.record.outer else ""
 
 
 def drop_words(event: Event) -> str:
@@ -52,11 +54,9 @@ def meaning(reason: str) -> str:
 
 def hop_words(event: Event) -> str:
     """`10.5.2.0/24 -> 192.0.2.2:8285`: the lease a packet goes by; empty before it is routed."""
-    there = endpoint(event)
     if event.peer is None or len(event.packet) < ip.MIN_HEADER_LEN:
-        return there
-    subnet = event.peer.subnet_of(IPv4Address(event.packet[16:20]))
-    return f"{subnet} -> {there}" if subnet else there
+        return endpoint(event)
+    return _lease_words(event.peer, event.packet[16:20])
 
 
 def owner_words(event: Event) -> str:
@@ -71,6 +71,18 @@ def owner_words(event: Event) -> str:
 def table_words(event: Event) -> str:
     """The forwarding table a packet met."""
     return f", FIB {event.record.generation}" if event.record.generation else ""
+
+
+@lru_cache(_CACHED)
+def _endpoint_words(address: int, port: int) -> str:
+    return f"{IPv4Address(address)}:{port}"
+
+
+@lru_cache(_CACHED)
+def _lease_words(peer: PeerName, destination: bytes) -> str:
+    subnet = peer.subnet_of(IPv4Address(destination))
+    there = f"{peer.address}:{peer.port}"
+    return f"{subnet} -> {there}" if subnet else there
 
 
 def _is_known(reason: str) -> bool:
