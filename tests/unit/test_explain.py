@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.unit import test_status
 from tests.unit.test_show import printed
-from tundp.choices import MtuOrigin, SourceCheck
+from tundp.choices import Measuring, MtuOrigin, SourceCheck
 from tundp.cli.program import main
 from tundp.finding import Finding
 from tundp.finding import Verdict as FindingVerdict
@@ -31,6 +31,7 @@ from tundp.observe.explain.model import Explanation, Question, Ruling, Step, Ver
 from tundp.observe.ledger import OWN, REFUSED, Ledger, LedgerRow
 from tundp.observe.status import (
     DaemonState,
+    MeasuringStatus,
     PathStatus,
     PeerStatus,
     PeerTraffic,
@@ -420,6 +421,25 @@ def test_a_narrow_path_says_who_says_so() -> None:
     assert "the sender gets ICMP fragmentation needed, MTU 1372 from 10.5.1.0" in one.evidence
     one = step(explain(facts(status=status, question={"size": 1400})), "size")
     assert (one.ruling, "2 fragments" in one.evidence) == (Ruling.WARN, True)
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (None, "not measured, as no large packets take it"),
+        (Measuring.PENDING, "not measured yet"),
+        (Measuring.NO_ANSWER, "not measured: nothing there answers"),
+        (Measuring.MEASURED, "measured, and no narrower"),
+    ],
+)
+def test_a_path_that_was_not_measured_is_not_called_wide(
+    state: Measuring | None, words: str
+) -> None:
+    measuring = None if state is None else MeasuringStatus(state=state, since=NOW)
+    found = explain(facts(status=replace(STATUS, peers=[replace(PEER, measuring=measuring)])))
+    assert f"the path itself is {words}" in step(found, "size").evidence
+    limits = [each for each in found.not_looked_at if "datagrams so large" in each]
+    assert bool(limits) == (state is not Measuring.MEASURED)
 
 
 def test_a_silent_peer_is_a_warning() -> None:

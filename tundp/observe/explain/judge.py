@@ -144,6 +144,8 @@ def _limits(facts: Facts) -> Iterator[str]:
         yield "the rules inside the pod that gets it, and whether anything listens there"
     if facts.direction is Direction.ENCAP and (peer := facts.peer) is not None:
         yield "the underlay between the nodes, and its firewalls"
+        if facts.is_tunnel and overlay.measured(facts).startswith("not"):
+            yield f"whether the path carries datagrams so large: {overlay.measured(facts)}"
         yield (
             f"what {peer.public_ip} does with it: there,"
             f" tundp explain {question.source} {question.destination}"

@@ -12,7 +12,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Final
 
-from tundp.choices import SourceCheck
+from tundp.choices import Measuring, SourceCheck
 from tundp.lease.fib import NextHop
 from tundp.observe.explain.facts import Direction, Facts, Kind
 from tundp.observe.explain.host import masqueraded
@@ -239,9 +239,21 @@ def _origin(facts: Facts) -> str:
     peer = facts.peer_status
     path = None if peer is None else peer.path
     if path is None or path.inner_mtu is None:
-        return f"the MTU of {facts.device}"
+        return f"the MTU of {facts.device}; the path itself is {measured(facts)}"
     origin = "" if path.mtu_origin is None else f"{path.mtu_origin.value}: "
     return f"{origin}{path.origin or 'the path to the peer'}"
+
+
+def measured(facts: Facts) -> str:
+    """What measuring the path to the peer has come to, in words."""
+    peer = facts.peer_status
+    if peer is None or peer.measuring is None:
+        return "not measured, as no large packets take it"
+    return {
+        Measuring.MEASURED: "measured, and no narrower",
+        Measuring.PENDING: "not measured yet",
+        Measuring.NO_ANSWER: "not measured: nothing there answers echo requests",
+    }[peer.measuring.state]
 
 
 def traffic(facts: Facts) -> Iterator[Step]:
