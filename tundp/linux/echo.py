@@ -11,6 +11,7 @@ import errno
 import random
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 from tundp.errors import PlatformError
@@ -58,7 +59,7 @@ def open_echo_socket() -> EchoSocket:
     try:
         wanted = ~(1 << _ECHO_REPLY) & 0xFFFFFFFF
         sock.setsockopt(uapi.SOL_RAW, uapi.ICMP_FILTER, struct.pack("=I", wanted))
-        _attach_filter(sock, identifier)
+        attach_filter(sock, _with_identifier(identifier))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_LEN)
     except OSError as error:
         sock.close()
@@ -68,17 +69,20 @@ def open_echo_socket() -> EchoSocket:
     return EchoSocket(sock, identifier)
 
 
-def _attach_filter(sock: socket.socket, identifier: int) -> None:
-    """Pass ICMP messages with this identifier (classic BPF, linux/filter.h)."""
-    program = b"".join(
-        (
-            _INSTRUCTION.pack(0xB1, 0, 0, 0),  # ldxb 4 * ([0] & 0xf): the IPv4 header's length
-            _INSTRUCTION.pack(0x48, 0, 0, 4),  # ldh [x + 4]: the identifier
-            _INSTRUCTION.pack(0x15, 0, 1, identifier),  # jeq identifier, next, the one after
-            _INSTRUCTION.pack(0x06, 0, 0, 0xFFFF),  # ret: all of it
-            _INSTRUCTION.pack(0x06, 0, 0, 0),  # ret: nothing
-        )
-    )
+def _with_identifier(identifier: int) -> list[tuple[int, int, int, int]]:
+    """Pass ICMP messages with this identifier."""
+    return [
+        (0xB1, 0, 0, 0),  # ldxb 4 * ([0] & 0xf): the IPv4 header's length
+        (0x48, 0, 0, 4),  # ldh [x + 4]: the identifier
+        (0x15, 0, 1, identifier),  # jeq identifier, next, the one after
+        (0x06, 0, 0, 0xFFFF),  # ret: all of it
+        (0x06, 0, 0, 0),  # ret: nothing
+    ]
+
+
+def attach_filter(sock: socket.socket, instructions: Sequence[tuple[int, int, int, int]]) -> None:
+    """Let a socket receive what a program of classic BPF passes (linux/filter.h). OSError."""
+    program = b"".join(_INSTRUCTION.pack(*each) for each in instructions)
     code = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: a length, and a pointer the kernel reads from at once.
     sock.setsockopt(
