@@ -37,6 +37,7 @@ from tundp.observe.status import (
     DisabledOffload,
     EngineStatus,
     FirewallStatus,
+    IcmpStatus,
     InterfaceStatus,
     KernelStatus,
     Lazy,
@@ -44,6 +45,7 @@ from tundp.observe.status import (
     PathStatus,
     PeerStatus,
     PeerTraffic,
+    ReachStatus,
     RefusedStatus,
     RoutingStatus,
     SandboxStatus,
@@ -116,6 +118,7 @@ UDP = Status(
         bad_entries=1,
         narrow_paths=1,
         no_gso_paths=0,
+        silent_peers=1,
         narrow_by_origin={"device": 0, "route": 0, "measured": 1},
     ),
     sandbox=SandboxStatus(
@@ -163,6 +166,26 @@ UDP = Status(
             public_ip=IPv4Address("192.0.2.3"),
             port=8285,
             backend_type="udp",
+            reach=ReachStatus(
+                standing="silent",
+                since=1_770_000_080.0,
+                unanswered_packets=21,
+                echo_requests=4,
+                echo_missed=3,
+                rtt_ms=0.25,
+                device="eth0",
+                gateway=IPv4Address("192.0.2.254"),
+                is_default_route=True,
+                neighbour="reachable",
+                icmp=IcmpStatus(
+                    text="port unreachable",
+                    said_by=IPv4Address("192.0.2.3"),
+                    count=5,
+                    last=1_770_000_089.0,
+                ),
+                evidence="21 packets sent in 10 s, nothing came back",
+                next_step="no daemon listens there",
+            ),
         ),
     ),
     refused=(
@@ -273,15 +296,21 @@ TYPES: dict[str, Any] = {
 }
 
 
-def validate(value: Any, rule: dict[str, Any], where: str = "$") -> None:
-    """The part of JSON Schema draft 2020-12 that is used, by the text of the draft."""
+def validate(
+    value: Any, rule: dict[str, Any], where: str = "$", *, rules: dict[str, Any] = SCHEMA
+) -> None:
+    """The part of JSON Schema draft 2020-12 that is used, by the text of the draft.
+
+    rules: the document with the definitions.
+    """
     if "$ref" in rule:
-        validate(value, SCHEMA["$defs"][rule["$ref"].removeprefix("#/$defs/")], where)
+        name = rule["$ref"].removeprefix("#/$defs/")
+        validate(value, rules["$defs"][name], where, rules=rules)
     if "anyOf" in rule:
         misfits = []
         for each in rule["anyOf"]:
             try:
-                validate(value, each, where)
+                validate(value, each, where, rules=rules)
                 break
             except Misfit as error:
                 misfits.append(str(error))
@@ -295,7 +324,7 @@ def validate(value: Any, rule: dict[str, Any], where: str = "$") -> None:
             raise Misfit(f"{where}: {value!r} is no {rule['type']}")
     if isinstance(value, list) and "items" in rule:
         for number, each in enumerate(value):
-            validate(each, rule["items"], f"{where}[{number}]")
+            validate(each, rule["items"], f"{where}[{number}]", rules=rules)
     if isinstance(value, dict):
         for name in rule.get("required", ()):
             if name not in value:
@@ -303,7 +332,7 @@ def validate(value: Any, rule: dict[str, Any], where: str = "$") -> None:
         known = rule.get("properties", {})
         for name, each in value.items():
             other = rule.get("additionalProperties", {})
-            validate(each, known.get(name, other), f"{where}.{name}")
+            validate(each, known.get(name, other), f"{where}.{name}", rules=rules)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ keep lease      renewals, and getting it back (the subnet manager)
 keep cache      the leases on disk, for a start without the store (the subnet manager)
 keep backend    device and routes made again when they are gone
 measure paths   how large a packet arrives at each peer
+watch peers     which of them answer
 watch kernel    what somebody took put back; the underlay's address, MTU and state followed
 keep firewall   rules put back
 keep subnet.env the file written again when somebody removed or changed it
@@ -127,6 +128,7 @@ class Node:
             "keep cache": self.manager.keep_cache,
             "keep backend": self.backend.run,
             "measure paths": self.backend.measure,
+            "watch peers": self.backend.watch_peers,
             "watch kernel": self._watch_kernel,
             "keep firewall": self.firewall.keep,
             "watch obstacles": self.obstacles.run,

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import tundp
+from tundp.backend.base import Backend
 from tundp.engine.base import Dataplane
 from tundp.finding import Finding, Verdict, must_hold, worries
 from tundp.lease.claim import LeaseState
@@ -22,6 +23,7 @@ from tundp.linux.losses import udp_errors
 from tundp.linux.obstacles.scene import PeerPlace, Scene
 from tundp.observe import collect
 from tundp.observe.collect import PeerView
+from tundp.observe.peer_series import PeerSource
 from tundp.observe.status import (
     BackendStatus,
     DaemonState,
@@ -108,14 +110,16 @@ def summary(node: Node) -> Status:
             udp_checksum_errors=lost.checksum,
         ),
         firewall=FirewallStatus(flavour=node.firewall.flavour, missing=node.firewall.missing),
-        routing=routing_status(node.routing, engine),
+        routing=routing_status(node.routing, engine, backend.silent_peers),
         sandbox=sandbox_status(),
         findings=findings(node),
         counters=None if engine is None else collect.counters_status(engine.counters()),
     )
 
 
-def routing_status(routing: Routing, engine: Dataplane | None) -> RoutingStatus:
+def routing_status(
+    routing: Routing, engine: Dataplane | None, silent_peers: int | None = None
+) -> RoutingStatus:
     """The routing ledger in numbers; costs the same whatever they are. engine: None if none."""
     narrow, no_gso = collect.path_counts(engine)
     return RoutingStatus(
@@ -125,6 +129,7 @@ def routing_status(routing: Routing, engine: Dataplane | None) -> RoutingStatus:
         bad_entries=len(routing.bad_entries),
         narrow_paths=narrow,
         no_gso_paths=no_gso,
+        silent_peers=silent_peers,
         narrow_by_origin=collect.narrow_by_origin(engine),
     )
 
@@ -146,10 +151,24 @@ def status(node: Node) -> Status:
 
     return replace(
         summary(node),
-        peers=collect.peer_statuses(len(peers), views, node.backend.engine),
+        peers=collect.peer_statuses(len(peers), views, node.backend.engine, node.backend.reaches()),
         refused=collect.refused_statuses(routing.refused.values()),
         bad_entries=collect.bad_entry_statuses(routing.bad_entries.values()),
         settings=setting_statuses(node.settings),
+    )
+
+
+def peer_source(backend: Backend) -> PeerSource | None:
+    """What series of single peers are made of; None if the backend has no engine."""
+    if (engine := backend.engine) is None:
+        return None
+
+    def name(hop_id: int) -> str | None:
+        peer = backend.peer_at(hop_id)
+        return None if peer is None else str(peer.endpoint.address)
+
+    return PeerSource(
+        activity=engine.activity, name=name, reaches=backend.reaches, paths=engine.path_states
     )
 
 

@@ -16,17 +16,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from tundp.backend.udp.echoes import Echoes, ProberSettings
 from tundp.backend.udp.path_search import FLOOR, Answer, PathSearch
 from tundp.backoff import Ration
 from tundp.choices import MtuOrigin
@@ -35,7 +35,6 @@ from tundp.errors import PlatformError
 from tundp.lease.fib import Fib
 from tundp.lease.model import Peer
 from tundp.lease.routing import RoutingDelta
-from tundp.linux.echo import EchoSocket
 from tundp.linux.netlink import (
     Change,
     Flow,
@@ -46,8 +45,7 @@ from tundp.linux.netlink import (
     RuleChange,
 )
 from tundp.linux.uapi import RT_TABLE_LOCAL
-from tundp.linux.udp import open_sender, source_control
-from tundp.wire import echo, overhead
+from tundp.wire import overhead
 
 _log = logging.getLogger(__name__)
 
@@ -61,13 +59,8 @@ AGAIN_S: Final = 30.0
 """Between two measurements of a path in use."""
 SETTLE_S: Final = 0.5
 """From a change of routes or links to the measurement: more changes follow."""
-RATE_PER_S: Final = 50.0
-"""Echo requests to all peers together."""
-BURST: Final = 50.0
 _SEARCHES: Final = 64
 """Paths whose routes are asked for at a time."""
-_RECEIVES: Final = 64
-_SEND_BUFFER_LEN: Final = 96 << 10
 _LINES: Final = 10
 ROUTE_TEXT: Final = "the MTU of the route (ip route)"
 MEASURED_TEXT: Final = "packets of this size were answered, larger ones were not"
@@ -97,26 +90,13 @@ class _Path:
     """What the engine was given."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProberSettings:
-    """What holds for all paths, until the underlay's address or MTU changes."""
-
-    source: IPv4Address
-    """Our end of the underlay."""
-    port: int
-    """Source and destination port of our datagrams."""
-    tun_address: IPv4Address
-    full: int
-    """The TUN's MTU."""
-
-
 class PathProber:
     """See the module. A consumer of routes (backend.base.FibSink): they say whose hop is whose."""
 
-    def __init__(self, netlink: Netlink, echo_socket: EchoSocket | None) -> None:
-        """echo_socket: owned by the caller; None: nothing is measured, routes are looked up."""
+    def __init__(self, netlink: Netlink, echoes: Echoes) -> None:
+        """echoes: started by the caller; if it cannot ask, routes are looked up only."""
         self._netlink = netlink
-        self._echo = echo_socket
+        self._echoes = echoes
         self._engine: Dataplane | None = None
         self._settings: ProberSettings | None = None
         self._peers: dict[int, Peer] = {}
@@ -124,16 +104,8 @@ class PathProber:
         self._paths: dict[int, _Path] = {}
         self._sent: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
         self._generation = 0
-        self._asked: dict[bytes, tuple[_Path, int]] = {}
-        """Cookie of each request whose answer counts: whose path, and which size."""
-        self._tokens = BURST
-        self._refilled_at = 0.0
         self._is_disturbed = asyncio.Event()
         self._lines = Ration(_LINES)
-        self.error = ""
-        """Why nothing is measured; empty if it is."""
-        self.sent = 0
-        """Datagrams sent to peers to measure their paths: no engine counts them."""
 
     def start(
         self,
@@ -147,14 +119,6 @@ class PathProber:
         self._settings = settings
         self._generation = fib.generation
         self._peers = {peer.hop_id: peer for peer in peers.values()}
-        if self._echo is None:
-            self.error = "no ICMP socket: it takes CAP_NET_RAW at the start"
-            return
-        try:
-            self._echo.confine(str(settings.tun_address))
-        except PlatformError as error:
-            self.error = str(error)
-            self._echo = None
 
     def install(self, fib: Fib, delta: RoutingDelta) -> None:
         """See FibSink."""
@@ -170,6 +134,10 @@ class PathProber:
                 self._drop(peer.hop_id)
         for peer in (*delta.come, *(new for _, new in delta.moved)):
             self._peers[peer.hop_id] = peer
+
+    def peer(self, hop_id: int) -> Peer | None:
+        """A peer at the hop; None if there is none any more."""
+        return self._peers.get(hop_id)
 
     def seen(self) -> int:
         """See FibSink."""
@@ -197,26 +165,22 @@ class PathProber:
     async def run(self) -> None:
         """Measure until cancelled."""
         loop = asyncio.get_running_loop()
-        fd = None if self._echo is None else self._echo.sock.fileno()
-        if fd is not None:
-            loop.add_reader(fd, self._on_readable)
         try:
-            while True:
-                now = loop.time()
-                self._find_active(now)
-                await self._begin_due(loop.time)
-                is_busy = self._step(loop.time())
-                self._is_disturbed.clear()
-                if is_busy:
-                    await asyncio.sleep(TRY_S)
-                    continue
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
-                        await self._is_disturbed.wait()
-                    await asyncio.sleep(SETTLE_S)
+            with self._echoes.receiving():
+                while True:
+                    now = loop.time()
+                    self._find_active(now)
+                    await self._begin_due(loop.time)
+                    is_busy = self._step(loop.time())
+                    self._is_disturbed.clear()
+                    if is_busy:
+                        await asyncio.sleep(TRY_S)
+                        continue
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK_S):
+                            await self._is_disturbed.wait()
+                        await asyncio.sleep(SETTLE_S)
         finally:
-            if fd is not None:
-                loop.remove_reader(fd)
             for path in self._paths.values():
                 self._end_search(path)
 
@@ -271,73 +235,31 @@ class PathProber:
                 path.route = None if route.mtu is None else overhead.inner_mtu(route.mtu)
             self._apply(path)
             full = min(self._settings.full, path.route or self._settings.full)
-            if self._echo is not None and full > FLOOR and not path.is_due:
+            if self._echoes.can_ask and full > FLOOR and not path.is_due:
                 path.search = PathSearch(full, path.measured)
 
     def _step(self, now: float) -> bool:
         """Send what is due of each search, within the rate; whether any search goes on."""
-        self._tokens = min(BURST, self._tokens + (now - self._refilled_at) * RATE_PER_S)
-        self._refilled_at = now
         searching = [path for path in self._paths.values() if path.search is not None]
         for path in searching:
-            # The burst of one search may go below zero: the others wait for it.
-            if self._tokens <= 0:
+            if not self._echoes.may_ask(now):
                 break
             assert path.search is not None
-            sizes = path.search.next_sizes()
-            self._tokens -= len(sizes)
-            self._send(path, sizes)
+            self._ask(path, path.search.next_sizes())
             self._conclude(path, now)
         return bool(searching)
 
-    def _send(self, path: _Path, sizes: Sequence[int]) -> None:
-        """Send requests by a socket of their own: what waits for one peer takes no other's room.
-
-        What is refused stays unanswered: EMSGSIZE is the device's word, for one.
-        """
-        assert self._settings is not None and self._echo is not None
-        if not sizes:
-            return
-        endpoint = path.peer.endpoint
-        control = source_control(self._settings.source)
-        try:
-            sender = open_sender(self._settings.port, _SEND_BUFFER_LEN, is_probing=True)
-        except OSError as error:
-            _log.debug("the path to %s is not measured: %s", endpoint.address, error)
-            self._end_search(path)
-            return
-        with sender:
-            for size in sizes:
-                cookie = secrets.token_bytes(echo.COOKIE_LEN)
-                packet = echo.build_request(
-                    size,
-                    source=int(self._settings.tun_address),
-                    destination=int(path.peer.subnet.network_address),
-                    identifier=self._echo.identifier,
-                    cookie=cookie,
-                )
-                self._asked[cookie] = (path, size)
-                path.cookies.append(cookie)
-                with contextlib.suppress(OSError):
-                    sender.sendmsg([packet], control, 0, (str(endpoint.address), endpoint.port))
-                    self.sent += 1
-
-    def _on_readable(self) -> None:
-        assert self._echo is not None
-        for _ in range(_RECEIVES):
-            try:
-                packet = self._echo.sock.recv(0xFFFF)
-            except OSError:
-                return
-            reply = echo.read_reply(packet)
-            asked = None if reply is None else self._asked.get(reply.cookie)
-            if reply is None or asked is None:
-                continue
-            path, size = asked
-            is_from_peer = reply.source == int(path.peer.subnet.network_address)
-            if is_from_peer and reply.packet_len == size and path.search is not None:
+    def _ask(self, path: _Path, sizes: Sequence[int]) -> None:
+        def answered(size: int) -> None:
+            if path.search is not None:
                 path.search.answered(size)
                 self._conclude(path, asyncio.get_running_loop().time())
+
+        cookies = self._echoes.ask(path.peer, sizes, answered)
+        if cookies is None:
+            self._end_search(path)
+        else:
+            path.cookies += cookies
 
     def _conclude(self, path: _Path, now: float) -> None:
         """Use the result of a search, if there is one."""
@@ -356,8 +278,7 @@ class PathProber:
 
     def _end_search(self, path: _Path) -> None:
         path.search = None
-        for cookie in path.cookies:
-            self._asked.pop(cookie, None)
+        self._echoes.forget(path.cookies)
         path.cookies.clear()
 
     def _apply(self, path: _Path) -> None:
