@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "observe": {"engine", "lease", "linux", "store", "wire", *BOTTOM},
     "admin": {"engine", "observe", *BOTTOM},
     "show": {"layout", "linux", "observe", "wire", *BOTTOM},
+    "show_leases": {"layout", "observe", *BOTTOM},
     "docker_opts": {"linux", "settings", *BOTTOM},
     "daemon": {
         "admin",
@@ -73,6 +74,7 @@ MAY_IMPORT = {
         "observe",
         "settings",
         "show",
+        "show_leases",
         *BOTTOM,
     },
     "__main__": {"cli"},

@@ -52,6 +52,7 @@ def documents() -> dict[str, str]:
         "docs/man/tundp.8": overview_page(),
         "docs/man/tundp.toml.5": file_page(),
         "tundp/observe/status.schema.json": schema.text(),
+        "tundp/observe/leases.schema.json": schema.leases_text(),
     }
     for command in (*COMMANDS, FLANNELD):
         name = command.full_name.replace(" ", "-")

@@ -17,6 +17,8 @@ from tundp.cli import (
     config,
     demo,
     docker_opts,
+    leases,
+    metrics,
     probe,
     run,
     status,
@@ -36,6 +38,10 @@ COMMANDS: Final[tuple[Command[Any], ...]] = (
     run.COMMAND,
     status.COMMAND,
     blackbox.COMMAND,
+    leases.COMMAND,
+    leases.HISTORY,
+    metrics.RULES,
+    metrics.DASHBOARD,
     config.SHOW,
     config.CHECK,
     config.EXAMPLE,
@@ -47,7 +53,10 @@ COMMANDS: Final[tuple[Command[Any], ...]] = (
     bench.DIFF,
     completion.COMMAND,
 )
-GROUPS: Final = {"config": "show or check the settings of a daemon"}
+GROUPS: Final = {
+    "config": "show or check the settings of a daemon",
+    "metrics": "alert rules and a dashboard for what a daemon exports",
+}
 """First words that are no command by themselves."""
 
 DESCRIPTION: Final = """\

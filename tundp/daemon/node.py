@@ -32,6 +32,7 @@ from tundp.daemon import report
 from tundp.daemon.firewall_keeper import FirewallKeeper
 from tundp.daemon.journal import Journal
 from tundp.daemon.kernel_keeper import KernelKeeper
+from tundp.daemon.lease_history import LeaseHistory
 from tundp.daemon.obstacle_watch import ObstacleWatch
 from tundp.daemon.publish import Publisher
 from tundp.daemon.subnet_file import SubnetFile
@@ -47,6 +48,7 @@ from tundp.lease.subnet_env import SubnetEnv
 from tundp.linux import notify
 from tundp.linux.losses import UdpErrors, udp_errors
 from tundp.linux.netlink import Netlink
+from tundp.observe.leases import Leases
 from tundp.observe.metrics import Metrics
 from tundp.observe.status import Status
 from tundp.settings.settings import Settings
@@ -77,6 +79,7 @@ class Node:
     subnet_file: SubnetFile = field(init=False)
     routing: Routing = field(init=False)
     publisher: Publisher = field(init=False)
+    history: LeaseHistory = field(default_factory=LeaseHistory)
     contest: Contest = field(default_factory=lambda: Contest(_log))
     """Over what the kernel keeper puts back."""
     worries: Callable[[], list[Finding]] = list
@@ -92,6 +95,7 @@ class Node:
         self.subnet_file = SubnetFile(self.settings.instance)
         self.routing = self._make_ledger([self.underlay.interface.public_ip])
         self.publisher = Publisher(self.routing, self.journal)
+        self.publisher.on_published = self.history.published
         self.obstacles = ObstacleWatch(self.netlink, lambda: report.scene(self))
         self.kernel = KernelKeeper(self)
 
@@ -106,6 +110,7 @@ class Node:
             peers=dict(self.routing.peers),
         )
         self.publisher.start(self.backend.sinks())
+        self.history.published()
         await self.kernel.opened()
 
     def write_subnet_file(self) -> None:
@@ -154,6 +159,10 @@ class Node:
         """See observe.collect.StatusSource."""
         return report.status(self)
 
+    def leases(self, since: int | None) -> Callable[[], Leases]:
+        """See daemon.lease_history.LeaseHistory.answer."""
+        return self.history.answer(self.routing, self.manager.state(), since)
+
     def findings(self) -> list[Finding]:
         """What must hold for pods to use the overlay."""
         return report.findings(self)
@@ -170,8 +179,10 @@ class Node:
 
     def _apply(self, update: Snapshot | Events) -> bool:
         """Apply an update of the leases; whether packets go elsewhere now."""
+        self.history.look(update, self.routing.leases)
         with self.change():
             delta = self.routing.apply(update)
+            self.history.judged(delta, update.revision)
             self.publisher.apply(delta)
             self.manager.observe(delta, self.routing)
         return delta.moves_packets
