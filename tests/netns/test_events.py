@@ -6,13 +6,17 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
+import socket
+import subprocess
 import sys
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
-from tests.nodes import MakeOverlay
+from tests.nodes import MakeOverlay, log_contains
 from tests.wait import DEADLINE_S, until
 from tundp.admin import open_events
 from tundp.errors import PlatformError
@@ -159,3 +163,59 @@ async def test_a_killed_daemon_leaves_its_last_drops_and_leases(make_overlay: Ma
         await overlay.wait_ready([one])
         assert json.loads(await blackbox(one, "--json"))["pid"] != dead["pid"]
         assert json.loads(await blackbox(one, "--json", "--previous")) == dead
+
+
+@either_engine
+async def test_a_trace_shows_where_a_packet_went(make_overlay: MakeOverlay) -> None:
+    async with make_overlay() as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        command = [*TUNDP, "trace", "-c", "3", f"--admin-socket={one.admin_socket}"]
+        tracing = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        await until_watched(one, 1)
+        assert await ping(one.host, two.tunnel_address)
+        await ping(one.host, "10.5.77.7", timeout_s=0.2)
+        async with asyncio.timeout(DEADLINE_S):
+            shown = (await tracing.communicate())[0].decode()
+        assert tracing.returncode == 0
+        sent, answer, lost = re.split(r"(?m)^(?=#)", shown)[1:]
+        assert re.fullmatch(
+            r"#1 \S+ > 10\.5\.\d+\.0 ICMP echo request .*\n"
+            r"  192\.0\.2\.1 +\+0us  tun\.read\n"
+            r"  192\.0\.2\.1 +lookup +10\.5\.\d+\.0/24 -> 192\.0\.2\.2:8285, FIB \d+\n"
+            r"  192\.0\.2\.1 +\+[0-9.]+[um]s  udp\.send +\d+ B to 192\.0\.2\.2:8285\n",
+            sent,
+        ), shown
+        assert "udp.receive  from 192.0.2.2:8285, which holds 10.5." in answer, shown
+        assert re.search(r"tun\.write +\d+ B\n", answer), shown
+        assert "DROP no_route: no lease covers the destination" in lost, shown
+        assert "next step: tundp status" in lost, shown
+        await until_watched(one, 0)
+
+
+async def test_the_flight_recorder_is_copied_when_asked_and_on_a_burst(
+    make_overlay: MakeOverlay,
+) -> None:
+    async with make_overlay(nodes=1) as overlay:
+        one = overlay.nodes[1]
+        folder, name = one.admin_socket.parent, f"{one.admin_socket.stem}.blackbox-"
+
+        def copies() -> list[Path]:
+            return sorted(folder.glob(f"{name}*.json"))
+
+        one.daemon.send_signal(signal.SIGUSR1)
+        await until(copies, "a copy for SIGUSR1")
+        (first,) = copies()
+        assert json.loads(first.read_text())["pid"] == one.daemon.pid
+        assert first.stat().st_mode & 0o777 == 0o600
+        sock = await one.host.socket(socket.SOCK_DGRAM)
+
+        def is_copied() -> bool:
+            for _ in range(100):
+                sock.sendto(b"for nobody", ("10.5.77.7", 9))
+            return len(copies()) == 2
+
+        with sock:
+            await until(is_copied, "a copy for the burst of drops")
+        found = json.loads(copies()[1].read_text())
+        assert "no_route" in {drop["reason"] for drop in found["drops"]}
+        assert await log_contains(one, "packets dropped within a second")

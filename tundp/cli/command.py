@@ -70,6 +70,8 @@ class Command(Generic[OptionsT]):
     """The daemon's flags that concern it."""
     operands: tuple[str, ...] = ()
     """Names of what has to be given beside flags."""
+    more_operands: str = ""
+    """Name of what may be given behind these, any number of words of it; empty for nothing."""
     examples: tuple[tuple[str, str], ...] = ()
     """Command lines and what they do."""
     notes: str = ""
@@ -104,7 +106,7 @@ class Command(Generic[OptionsT]):
         parsed = goflags.parse(
             self.rewrite(arguments),
             self.flags,
-            operand_count=len(self.operands),
+            operand_count=None if self.more_operands else len(self.operands),
             ignores_stray=self.ignores_stray,
             command=self.full_name,
         )
@@ -129,7 +131,8 @@ class Command(Generic[OptionsT]):
     @property
     def usage(self) -> str:
         """One line."""
-        return " ".join([f"usage: {self.full_name}", *self.operands, "[flags]"])
+        more = [f"[{self.more_operands}...]"] if self.more_operands else []
+        return " ".join([f"usage: {self.full_name}", *self.operands, *more, "[flags]"])
 
     @property
     def full_name(self) -> str:

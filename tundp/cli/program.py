@@ -22,6 +22,7 @@ from tundp.cli import (
     probe,
     run,
     status,
+    trace,
 )
 from tundp.cli.command import Command, example_lines
 from tundp.cli.output import (
@@ -37,6 +38,7 @@ from tundp.errors import ConfigError, Interrupted, TundpError
 COMMANDS: Final[tuple[Command[Any], ...]] = (
     run.COMMAND,
     status.COMMAND,
+    trace.COMMAND,
     blackbox.COMMAND,
     leases.COMMAND,
     leases.HISTORY,

@@ -24,6 +24,7 @@ from tundp.backend.choose import parse_network_config
 from tundp.choices import OnLeaseLost
 from tundp.daemon import report
 from tundp.daemon.backends import lease_offer, make_backend
+from tundp.daemon.dumps import Dumps
 from tundp.daemon.firewall_keeper import FirewallKeeper
 from tundp.daemon.journal import Journal
 from tundp.daemon.looker import NodeLooker
@@ -148,6 +149,14 @@ class _Desk:
         """None: there is no node yet."""
         return None if self.node is None else self.node.leases(since)
 
+    def dropped(self) -> int | None:
+        """Packets dropped so far, in both directions; None while there is no engine."""
+        engine = None if self.node is None else self.node.backend.engine
+        if engine is None:
+            return None
+        counted = engine.counters()
+        return counted.encap.dropped + counted.decap.dropped
+
     def status(self) -> Status:
         if self.node is not None:
             return self.node.status()
@@ -199,7 +208,13 @@ async def _open_desk(
     )
     await stack.enter_async_context(serve_health(resources.health, health))
     watch = supervisor.keep("watch health", health.watch)
-    tasks = [asyncio.ensure_future(watch)]
+    dumps = Dumps(
+        resources.recorder, settings.instance.recorder(settings.admin_socket), desk.dropped
+    )
+    tasks = [
+        asyncio.ensure_future(watch),
+        asyncio.ensure_future(supervisor.keep("copy flight recorder", dumps.run)),
+    ]
     if settings.metrics_addr is not None:
         server = MetricsServer(*settings.metrics_addr, resources.metrics, metrics)
         desk.metrics_server = server

@@ -39,13 +39,13 @@ def parse(
     arguments: Sequence[str],
     flags: Iterable[Flag],
     *,
-    operand_count: int = 0,
+    operand_count: int | None = 0,
     ignores_stray: bool = False,
     command: str = "tundp run",
 ) -> Parsed:
     """Read `arguments`; ConfigError names the flag or argument that is wrong.
 
-    operand_count: how many operands may be given.
+    operand_count: how many operands may be given; None for any number.
     ignores_stray: the first argument that is no flag ends the flags, as in flannel.
     command: whose --help an error points to.
     """
@@ -60,13 +60,14 @@ def parse(
             return Parsed(values=values, ignored=tuple(rest))
         if word == "--":
             operands += queue
-            if len(operands) > operand_count:
+            if operand_count is not None and len(operands) > operand_count:
                 raise ConfigError(
                     f"unexpected argument {operands[operand_count]!r} after --: only flags are"
                     " taken"
                 )
             break
-        if len(operands) < operand_count and not word.startswith("-"):
+        has_room = operand_count is None or len(operands) < operand_count
+        if has_room and not word.startswith("-"):
             operands.append(word)
             continue
         name, text = _split(word)

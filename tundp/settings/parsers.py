@@ -33,6 +33,11 @@ _LISTEN: Final = re.compile(
 _TUN_NAME: Final = re.compile(r"[A-Za-z0-9_.-]*(%d)?[A-Za-z0-9_.-]*", re.ASCII)
 
 
+_DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|)", re.ASCII)
+_UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST_S: Final = 366 * 86400.0
+
+
 def parse_int(text: str) -> int:
     """Go's strconv.ParseInt(text, 0, 64): 0x, 0o, 0b, and a leading 0 for octal."""
     if _INT.fullmatch(text) is None:
@@ -45,6 +50,23 @@ def parse_int(text: str) -> int:
     if not -(1 << 63) <= value < 1 << 63:
         raise ValueError("is out of range: it does not fit 64 bits")
     return value
+
+
+def parse_count(text: str) -> int:
+    """How many: at least 1."""
+    value = parse_int(text)
+    if value < 1:
+        raise ValueError("is out of range: at least 1")
+    return value
+
+
+def parse_duration(text: str) -> float:
+    """Seconds: `30`, `30s`, `1.5m`, `2h`, `500ms`."""
+    match = _DURATION.fullmatch(text)
+    seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if not 0 < seconds <= _LONGEST_S:
+        raise ValueError("is no time above zero, such as 30s, 5m or 2h")
+    return seconds
 
 
 def parse_list(text: str) -> tuple[str, ...]:
