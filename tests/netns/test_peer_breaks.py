@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.netns.conftest import NETWORK
-from tests.netns.test_path_measuring import SWALLOW, world
+from tests.netns.test_path_measuring import INVALID_DROPPED, SWALLOW, world
 from tests.nodes import MakeLab, MakeOverlay, must_run
 from tests.wait import until
 from tundp.lab.lab import Host
@@ -208,15 +208,26 @@ async def test_sends_our_own_kernel_refuses_are_named(make_overlay: MakeOverlay)
             )
             await must_run(one.host, "iptables", "-D", *rule)
             await until(lambda: answers_again(one))
+            route = f"unreachable {two.public_ip}/32".split()
+            await must_run(one.host, "ip", "route", "add", *route)
+            await until_told(one, r"^refused: .*\(EHOSTUNREACH\).*there is no route")
+            await must_run(one.host, "ip", "route", "del", *route)
+            await until(lambda: answers_again(one))
 
 
 # Nobody's fault
 
 
+@pytest.mark.parametrize("rules", ["", INVALID_DROPPED], ids=["", "answers are dropped"])
 @one_engine
-async def test_traffic_in_one_direction_is_no_silence(make_overlay: MakeOverlay) -> None:
+async def test_traffic_in_one_direction_is_no_silence(
+    make_overlay: MakeOverlay, rules: str
+) -> None:
+    # With rules as ufw's no answer to an echo request reaches the daemon; but it came.
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
+        if rules:
+            await must_run(one.host, "nft", rules)
         seen = set()
         sink = await two.host.socket(socket.SOCK_DGRAM)
         source = await one.host.socket(socket.SOCK_DGRAM)
@@ -229,7 +240,7 @@ async def test_traffic_in_one_direction_is_no_silence(make_overlay: MakeOverlay)
                 known = await reach(one, two.public_ip)
                 seen.add(None if known is None else known["standing"])
         assert seen <= {None, "waiting", "answers", "one-way"}, seen
-        assert "one-way" in seen
+        assert bool(rules) or "one-way" in seen
         assert (await one.status_document())["routing"]["silent_peers"] == 0
 
 
