@@ -12,11 +12,11 @@ export PYTHONDONTWRITEBYTECODE := 1
 # Tests start hundreds of daemons: without __pycache__ each would compile its sources anew.
 PYTEST = env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest -q -n $(WORKERS)
 
-TABLES := tundp/choices.py tundp/engine/counters.py $(wildcard tundp/wire/*.py)
+TABLES := tundp/choices.py tundp/engine/counters.py tundp/engine/hop_slots.py tundp/engine/taps.py $(wildcard tundp/wire/*.py)
 NATIVE := setup.py $(TABLES) $(wildcard native/*.py native/*/*.h native/*/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help root build demo test lint check bench micro scale neighbours silence churn look refused hostile fuzz cross rungs format clean
+.PHONY: help root build demo test lint check bench micro scale neighbours silence churn look events refused hostile fuzz cross rungs format clean
 
 help:
 	@echo 'make demo     two nodes with pods in network namespaces, checked end to end (root)'
@@ -30,6 +30,7 @@ help:
 	@echo 'make silence   what a silent name server beside a lost etcd costs (root)'
 	@echo 'make look     what one look for obstacles costs on a host with much to look at (root)'
 	@echo 'make churn    what hundreds of veth pairs and 10,000 routes that change cost (root)'
+	@echo 'make events   what a trace, a capture and a flood of drops cost the packet threads (root)'
 	@echo 'make refused  what 20,000 refused leases and 100,000 broken keys cost (root)'
 	@echo 'make hostile   everything hostile at once, for HOSTILE_SECONDS=3600 on real daemons (root)'
 	@echo 'make fuzz     every parser and the engines under a fuzzer; FUZZ_SECONDS=60 for each,'
@@ -90,6 +91,10 @@ churn: root build
 look: root build
 	@setup/apt.sh demo
 	@$(PY) -m bench.look
+
+events: root build
+	@setup/apt.sh demo
+	@$(PY) -m bench.events
 
 refused: root build
 	@setup/apt.sh demo

@@ -20,10 +20,24 @@ sys.path.insert(0, str(ROOT))
 from tundp.choices import SourceCheck  # noqa: E402
 from tundp.engine import hop_slots, taps  # noqa: E402
 from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, CounterSpec  # noqa: E402
-from tundp.wire import coalesce, event, icmp, ip, overhead, policy, ratelimit, transport, vnet  # noqa: E402
+from tundp.wire import (  # noqa: E402
+    coalesce,
+    echo,
+    event,
+    filter_program,
+    icmp,
+    ip,
+    overhead,
+    policy,
+    ratelimit,
+    transport,
+    vnet,
+)
 from tundp.wire.coalesce import Miss  # noqa: E402
 from tundp.wire.drop import DropReason  # noqa: E402
 from tundp.wire.event import Stage  # noqa: E402
+from tundp.wire.facts import Field  # noqa: E402
+from tundp.wire.filter_program import OpKind  # noqa: E402
 
 LIMITS = {
     "TUNDP_OVERHEAD": (overhead.OVERHEAD, "bytes of outer headers"),
@@ -36,6 +50,7 @@ LIMITS = {
     "TUNDP_ICMP_WIRE_RATE_PER_S": (ratelimit.ICMP_WIRE_RATE_PER_S, "about packets of one peer"),
     "TUNDP_ICMP_BURST": (ratelimit.ICMP_BURST, "either, at once"),
     "TUNDP_ICMP_WIRE_BUCKETS": (ratelimit.ICMP_WIRE_BUCKETS, "the first for who is no peer"),
+    "TUNDP_ECHO_HEAD_LEN": (echo.HEAD_LEN, "bytes of an ICMP echo message up to its cookie"),
     "TUNDP_ADMITTED_MAX": (policy.ADMITTED_MAX, "networks the source check admits"),
     "TUNDP_ERRNO_COUNT": (134, "EHWPOISON, asm-generic/errno.h, and one more"),
     "TUNDP_HOP_SOCKETS_MAX": (hop_slots.SOCKETS_MAX, "send sockets of single hops, a worker"),
@@ -55,6 +70,7 @@ LIMITS = {
     "TUNDP_EXAMPLE_NS": (taps.EXAMPLE_NS, "between two of them"),
     "TUNDP_COALESCE_ITEMS": (coalesce.MAX_ITEMS, "super-packets under construction"),
     "TUNDP_COALESCE_TCP_SEGMENTS": (coalesce.MAX_TCP_SEGMENTS, "packets in one of TCP"),
+    "TUNDP_FILTER_OPS_MAX": (filter_program.OPS_MAX, "instructions of a packet filter"),
 }
 
 
@@ -94,6 +110,13 @@ def _lines() -> Iterator[str]:
     yield "/* wire/coalesce.py */"
     yield from _enum("tundp_miss", "TUNDP_MISS", [(each.name, each) for each in Miss])
     yield f"#define TUNDP_MISS_COUNT {len(Miss)}"
+    yield ""
+    yield "/* wire/facts.py */"
+    yield from _enum("tundp_field", "TUNDP_FIELD", [(each.name, each) for each in Field])
+    yield f"#define TUNDP_FIELD_COUNT {len(Field)}"
+    yield ""
+    yield "/* wire/filter_program.py */"
+    yield from _enum("tundp_op_kind", "TUNDP_OP", [(each.name, each) for each in OpKind])
     yield ""
     yield "/* wire/event.py */"
     yield from _enum("tundp_stage", "TUNDP_STAGE", [(each.name, each) for each in Stage])

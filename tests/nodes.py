@@ -215,11 +215,13 @@ async def engine_node(
     settings: EngineSettings | None = None,
     kernel: KernelOffloads | None = None,
     recorder: Recorder | None = None,
+    echo: tuple[int, int] | None = None,
 ) -> AsyncIterator[EngineNode]:
     """A node 192.0.2.`number` with subnet 10.5.`number`.0/24 on `host`'s eth0, not yet attached.
 
     Its TUN is up and has its address and the overlay's route. `kernel`: what a C engine is to
-    believe of this kernel, rather than to find out.
+    believe of this kernel, rather than to find out. `echo`: where the engine hands answers to what
+    measures paths over, and their identifier.
     """
     subnet = IPv4Network(f"10.5.{number}.0/24")
     address = IPv4Address(f"192.0.2.{number}")
@@ -236,9 +238,11 @@ async def engine_node(
                 admitted=tuple(
                     Prefix(int(each.network_address), int(each.netmask)) for each in admitted
                 ),
+                echo_id=None if echo is None else echo[1],
             ),
             loop=asyncio.get_running_loop(),
             recorder=recorder,
+            echo_fd=-1 if echo is None else echo[0],
         )
         made: Dataplane
         if kernel is None:

@@ -110,6 +110,18 @@ _OFFLOAD_MEANINGS: Final = {
 
 
 @unique
+class Measuring(Enum):
+    """What measuring the path to a peer has come to."""
+
+    MEASURED = "measured"
+    """The largest packet that arrives is known."""
+    PENDING = "pending"
+    """Not measured yet."""
+    NO_ANSWER = "no-answer"
+    """Cannot be measured: no echo request is answered."""
+
+
+@unique
 class EtcdApi(Enum):
     """Which API of etcd holds the leases."""
 

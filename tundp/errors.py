@@ -2,6 +2,7 @@
 
     TundpError
     ├── ConfigError        (also ValueError)   a flag, variable, file or network config is wrong
+    │   └── FilterError                        a packet filter is wrong: where, and why
     ├── LeaseError                             a lease cannot be had
     │   ├── LeaseFormatError (also ValueError) one lease key or value cannot be read
     │   ├── DuplicateNode                      a live node has our PublicIP or our node id
@@ -49,6 +50,9 @@ NOT_SEEN: Final = SCARCE | {
 }
 """Errnos of a look at a file that tell nothing of the file: neither that it is there nor that it
 is gone or another one."""
+_SHOWN: Final = 70
+_SHOWN_BEFORE: Final = 40
+"""Characters of a wrong filter that are shown, and those of them before the wrong one."""
 
 
 class TundpError(Exception):
@@ -57,6 +61,27 @@ class TundpError(Exception):
 
 class ConfigError(TundpError, ValueError):
     """A setting is wrong; the message names the setting, its value and the rule."""
+
+
+class FilterError(ConfigError):
+    """A packet filter cannot be read. The message names the place; `lines` also points at it."""
+
+    def __init__(self, message: str, position: int, text: str) -> None:
+        super().__init__(f"{message} (at character {position + 1} of the filter)")
+        self.reason = message
+        """What is wrong, and what was expected."""
+        self.position = position
+        """Index into the text of the first character that is wrong; its length for the end."""
+        self.text = text
+
+    def lines(self) -> tuple[str, str, str]:
+        """What is wrong; the filter around the place, on one line; a caret under the place."""
+        start = max(0, self.position - _SHOWN_BEFORE)
+        shown = self.text[start : start + _SHOWN]
+        shown = "".join(each if each.isascii() and each.isprintable() else "?" for each in shown)
+        left, right = "..." * (start > 0), "..." * (start + _SHOWN < len(self.text))
+        place = " " * (len(left) + self.position - start)
+        return self.reason, f"{left}{shown}{right}", f"{place}^"
 
 
 class LeaseError(TundpError):

@@ -13,10 +13,12 @@ import numpy as np
 from tundp.choices import SourceCheck
 from tundp.engine.native import twins
 from tundp.engine.native.fib import NativeFib
+from tundp.engine.native.filter import matching, native_filter
 from tundp.lease.fib import FIRST_HOP_ID, Fib, build_fib
 from tundp.lease.model import Endpoint, Peer
 from tundp.wire import checksum, ip
 from tundp.wire.encap import decapsulate, encapsulate
+from tundp.wire.filter import parse
 from tundp.wire.policy import Policy
 
 ROUNDS = 9
@@ -40,6 +42,7 @@ def main() -> None:
         [(f"{count:>6} leases", partial(fib_of, count), count) for count in (10, 1_000, 65_000)],
     )
     compare("one packet of 1472 bytes, Python", packet_cases())
+    compare("one packet of 1472 bytes through a filter, C", filter_cases())
     data = bytes(range(256)) * 6
     compare(
         "checksum of 1448 bytes",
@@ -114,6 +117,28 @@ def packet_cases() -> list[Case]:
         return ip.parse(packet)
 
     return [("parse", parse, 1), ("encapsulate", encap, 1), ("decapsulate", decap, 1)]
+
+
+FILTERS = (
+    "tcp",
+    "tcp port 443",
+    "host 10.5.1.2 and port 443 and not peer 192.0.2.7",
+    " or ".join(["tcp"] * 32),
+)
+
+
+def filter_cases() -> list[Case]:
+    """The facts of packets alone, then with a filter each."""
+    header = ip.build_header(
+        payload_len=1452, source=0x0A050102, destination=0x0A050203, ip_proto=6, ttl=64
+    )
+    packets = (header + b"\x9c\x40\x01\xbb" + bytes(1448)) * 256
+    cases: list[Case] = [("facts alone", partial(matching, None, packets, 1472), 256)]
+    for text in FILTERS:
+        ops = parse(text).ops
+        name = f"and {len(ops)} ops"
+        cases.append((name, partial(matching, native_filter(ops), packets, 1472), 256))
+    return cases
 
 
 def compare(title: str, cases: list[Case]) -> None:

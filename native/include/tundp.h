@@ -16,7 +16,7 @@
 /* cdef-begin */
 
 /* Raised whenever a struct or a meaning below changes; Python refuses another number. */
-#define TUNDP_ABI 9
+#define TUNDP_ABI 10
 
 #define TUNDP_FIB_LEVELS 3
 #define TUNDP_BUFFER_LEN 65536
@@ -142,7 +142,22 @@ struct tundp_policy {
 	uint32_t source_check; /* enum tundp_source_check; the destination, too */
 	uint16_t port;         /* of the overlay */
 	uint16_t admitted_count;
+	uint32_t echo_id; /* ICMP identifier of what measures paths; above 0xffff none */
 	struct tundp_prefix admitted[TUNDP_ADMITTED_MAX]; /* sources in no lease that may be */
+};
+
+/* A packet filter as wire/filter.py makes it: a postfix program over a packet's facts, which lets
+ * every packet through if it has no instructions. */
+struct tundp_filter_op {
+	uint16_t kind;  /* enum tundp_op_kind; what follows is of a TEST: */
+	uint16_t field; /* enum tundp_field */
+	uint32_t low;   /* low <= value & mask <= high */
+	uint32_t high;
+	uint32_t mask;
+};
+struct tundp_filter {
+	uint32_t count;
+	struct tundp_filter_op ops[TUNDP_FILTER_OPS_MAX];
 };
 
 /* wire/event.py: the header of an event record, which the first bytes of a packet follow. */
@@ -177,7 +192,8 @@ struct tundp_tap {
 	uint32_t snap;    /* bytes of a packet that are kept, at most TUNDP_SNAP_MAX */
 	uint32_t stages;  /* bits 1 << enum tundp_stage, and TUNDP_EVENT_DROPS */
 	uint32_t unused;
-	uint64_t line_before_head[5];
+	const struct tundp_filter *filter; /* which packets, NULL all; passed tundp_filter_check */
+	uint64_t line_before_head[4];
 	uint64_t head; /* bytes ever written; the worker's */
 	uint64_t lost; /* records that had no room; the worker's */
 	uint64_t line_before_tail[6];
@@ -210,6 +226,7 @@ struct tundp_worker_config {
 	int udp_fd;
 	int control_fd; /* eventfd: written after `stop` or `fib` changed */
 	int notify_fd; /* eventfd: written when path state changed or an offload was refused; or -1 */
+	int echo_fd;   /* datagram socket: takes the heads of echo replies that measure paths; or -1 */
 	uint32_t address;          /* our end of the underlay, for asking path MTUs */
 	uint32_t directions;       /* enum tundp_direction_bits */
 	uint32_t offloads;         /* enum tundp_offload: what there is */
@@ -265,6 +282,10 @@ struct tundp_worker {
 /* Whether every lookup stays inside the FIB's arrays: 0, or -EINVAL. Ask once, before
  * publishing. */
 int tundp_fib_check(const struct tundp_fib *fib);
+
+/* Whether a program can be run: known instructions and fields, no more values taken than pushed, one
+ * left: 0, or -EINVAL. Ask once, before a worker is given it. */
+int tundp_filter_check(const struct tundp_filter *filter);
 
 /* Zero the worker: not configured, no FIB, nothing counted. */
 void tundp_worker_init(struct tundp_worker *worker);

@@ -17,6 +17,7 @@
 #define TUNDP_ICMP_WIRE_RATE_PER_S 200 /* about packets of one peer */
 #define TUNDP_ICMP_BURST 50 /* either, at once */
 #define TUNDP_ICMP_WIRE_BUCKETS 64 /* the first for who is no peer */
+#define TUNDP_ECHO_HEAD_LEN 24 /* bytes of an ICMP echo message up to its cookie */
 #define TUNDP_ADMITTED_MAX 16 /* networks the source check admits */
 #define TUNDP_ERRNO_COUNT 134 /* EHWPOISON, asm-generic/errno.h, and one more */
 #define TUNDP_HOP_SOCKETS_MAX 256 /* send sockets of single hops, a worker */
@@ -36,6 +37,7 @@
 #define TUNDP_EXAMPLE_NS 1000000 /* between two of them */
 #define TUNDP_COALESCE_ITEMS 8 /* super-packets under construction */
 #define TUNDP_COALESCE_TCP_SEGMENTS 64 /* packets in one of TCP */
+#define TUNDP_FILTER_OPS_MAX 64 /* instructions of a packet filter */
 
 /* wire/drop.py */
 enum tundp_drop {
@@ -84,6 +86,35 @@ enum tundp_miss {
 	TUNDP_MISS_FULL = 12,
 };
 #define TUNDP_MISS_COUNT 13
+
+/* wire/facts.py */
+enum tundp_field {
+	TUNDP_FIELD_SOURCE = 0,
+	TUNDP_FIELD_DESTINATION = 1,
+	TUNDP_FIELD_PROTOCOL = 2,
+	TUNDP_FIELD_SOURCE_PORT = 3,
+	TUNDP_FIELD_DESTINATION_PORT = 4,
+	TUNDP_FIELD_LENGTH = 5,
+	TUNDP_FIELD_TCP_FLAGS = 6,
+	TUNDP_FIELD_FRAGMENT = 7,
+	TUNDP_FIELD_OUTER = 8,
+	TUNDP_FIELD_DIRECTION = 9,
+	TUNDP_FIELD_REASON = 10,
+	TUNDP_FIELD_QUOTED_SOURCE = 11,
+	TUNDP_FIELD_QUOTED_DESTINATION = 12,
+	TUNDP_FIELD_QUOTED_PROTOCOL = 13,
+	TUNDP_FIELD_QUOTED_SOURCE_PORT = 14,
+	TUNDP_FIELD_QUOTED_DESTINATION_PORT = 15,
+};
+#define TUNDP_FIELD_COUNT 16
+
+/* wire/filter_program.py */
+enum tundp_op_kind {
+	TUNDP_OP_TEST = 0,
+	TUNDP_OP_AND = 1,
+	TUNDP_OP_OR = 2,
+	TUNDP_OP_NOT = 3,
+};
 
 /* wire/event.py */
 enum tundp_stage {

@@ -42,6 +42,7 @@ struct tundp_verdict {
 	uint32_t fragment_mtu;        /* forward: above 0, fragment to this size first */
 	uint32_t source_matches;      /* deliver: 0 when the source check only counts */
 	uint32_t destination_matches; /* likewise */
+	uint32_t echo_len;            /* deliver: bytes for echo_fd, above 0 if it measures a path */
 	uint32_t reply_len;
 	uint8_t reply[TUNDP_REPLY_MAX];
 };
@@ -115,6 +116,30 @@ void tundp_slot_look(struct tundp_hop_slot *slot, uint64_t queued, uint64_t now_
 void tundp_slot_use(struct tundp_hop_slot *slot, uint64_t now_ns, int is_taken);
 int tundp_slot_may_return(const struct tundp_hop_slot *slot, uint64_t queued, uint64_t now_ns);
 int tundp_slot_pick(const struct tundp_hop_socket *sockets, uint32_t count, uint64_t now_ns);
+
+/* wire/facts.py: the fields a packet has, by enum tundp_field. `present` is a bit a field; the value
+ * of one that is absent is 0. */
+struct tundp_facts {
+	uint32_t present;
+	uint32_t values[TUNDP_FIELD_COUNT];
+};
+
+/* The facts of `length` bytes that begin with an IPv4 header, the first `captured` of them at
+ * `packet` (NULL if 0): once a packet. Then what became of it: once an event. `direction` is
+ * TUNDP_ENCAP or TUNDP_DECAP; `outer` the other node's address, 0 unknown; `reason` counts if
+ * `is_dropped`. */
+void tundp_facts_of(const uint8_t *packet, size_t captured, uint32_t length,
+		    struct tundp_facts *facts);
+void tundp_facts_event(struct tundp_facts *facts, uint32_t direction, uint32_t outer,
+		       int is_dropped, uint32_t reason);
+
+/* wire/filter_program.py: 1 if a filter that passed tundp_filter_check lets the packet through. */
+int tundp_filter_matches(const struct tundp_filter *filter, const struct tundp_facts *facts);
+
+/* How many of `count` packets of `len` bytes each, back to back, a filter lets through; NULL: none,
+ * but their facts are made. What it costs is measured by it. */
+size_t tundp_filter_count(const struct tundp_filter *filter, const uint8_t *packets, size_t len,
+			  size_t count);
 
 /* wire/ratelimit.py's token bucket of TUNDP_ICMP_BURST: 1 may send, 0 not. `full_at_ns` is its
  * whole state, 0 at first; any number of threads may share it. */

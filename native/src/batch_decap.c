@@ -180,6 +180,7 @@ static void receive_one(struct batch *batch, uint8_t *datagram, const struct sub
 			  subject->outer, subject->port, &verdict);
 	if (verdict.kind == TUNDP_DELIVER) {
 		count_mismatches(worker, &verdict, subject);
+		single_hand_over(worker, datagram, &verdict);
 		coalesce_add(&batch->coalescer, datagram, verdict.len, subject->len);
 		return;
 	}

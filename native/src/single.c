@@ -244,6 +244,15 @@ void single_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib
 	single_forward(worker, fib, &outgoing);
 }
 
+void single_hand_over(struct tundp_worker *worker, const uint8_t *packet,
+		      const struct tundp_verdict *verdict)
+{
+	if (!verdict->echo_len || worker->config.echo_fd < 0)
+		return;
+	worker->counters.syscalls++;
+	(void)send(worker->config.echo_fd, packet, verdict->echo_len, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
 int single_write_tun(struct tundp_worker *worker, const uint8_t *data, size_t len)
 {
 	ssize_t written;
@@ -314,6 +323,7 @@ int single_decapsulate(struct tundp_worker *worker, const struct tundp_fib *fib,
 		return 0;
 	}
 	count_mismatches(worker, &verdict, subject);
+	single_hand_over(worker, datagram, &verdict);
 	tally.bytes_out = verdict.len;
 	written.len = verdict.len;
 	written.error = single_write_tun(worker, datagram, verdict.len);

@@ -49,6 +49,11 @@ void single_reply_to_tun(struct tundp_worker *worker, const struct tundp_verdict
 void single_reply_to_peer(struct tundp_worker *worker, const struct tundp_fib *fib,
 			  const struct tundp_verdict *verdict, const struct subject *subject);
 
+/* Copies the head of a delivered packet to who measures paths, if it is an answer to that. No
+ * more than a try: where nobody takes it, it is as if it had been lost. */
+void single_hand_over(struct tundp_worker *worker, const uint8_t *packet,
+		      const struct tundp_verdict *verdict);
+
 /* Writes to the TUN: 0 or an errno. A vnet header is there if the TUN has them. */
 int single_write_tun(struct tundp_worker *worker, const uint8_t *data, size_t len);
 

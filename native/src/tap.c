@@ -59,14 +59,29 @@ static void put(struct tundp_tap *tap, struct tundp_event *event, const uint8_t 
 	__atomic_store_n(&tap->head, at + event->size, __ATOMIC_RELEASE);
 }
 
+/* The packet's facts are made once, and only if some tap's filter asks for them. */
 static void put_in_all(struct tundp_worker *worker, struct tundp_event *event,
 		       const uint8_t *packet)
 {
 	const uint32_t bit = event->is_dropped ? TUNDP_EVENT_DROPS : 1u << event->stage;
+	const bool is_encap = event->stage <= TUNDP_STAGE_UDP_SEND;
+	struct tundp_facts facts;
+	bool has_facts = false;
 
-	for (uint32_t i = 0; i < worker->taps->count; i++)
-		if (worker->taps->taps[i]->stages & bit)
-			put(worker->taps->taps[i], event, packet);
+	for (uint32_t i = 0; i < worker->taps->count; i++) {
+		struct tundp_tap *tap = worker->taps->taps[i];
+
+		if (!(tap->stages & bit))
+			continue;
+		if (tap->filter && !has_facts) {
+			tundp_facts_of(packet, packet ? event->length : 0, event->length, &facts);
+			tundp_facts_event(&facts, is_encap ? TUNDP_ENCAP : TUNDP_DECAP,
+					  event->outer, event->is_dropped, event->reason);
+			has_facts = true;
+		}
+		if (!tap->filter || tundp_filter_matches(tap->filter, &facts))
+			put(tap, event, packet);
+	}
 }
 
 static struct tundp_event event_of(const struct tundp_worker *worker, uint64_t packets,

@@ -48,6 +48,21 @@ void tundp_fib_lookup(const struct tundp_fib *fib, const uint32_t *addresses, si
 		hops[i] = fib_lookup(fib, addresses[i]);
 }
 
+size_t tundp_filter_count(const struct tundp_filter *filter, const uint8_t *packets, size_t len,
+			  size_t count)
+{
+	struct tundp_facts facts;
+	size_t found = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		tundp_facts_of(packets + i * len, len, (uint32_t)len, &facts);
+		tundp_facts_event(&facts, TUNDP_ENCAP, 0, 0, 0);
+		if (filter && tundp_filter_matches(filter, &facts))
+			found++;
+	}
+	return found;
+}
+
 int64_t tundp_segment(const struct tundp_vnet *vnet, const uint8_t *packet, size_t len,
 		      int lowers_ttl, uint8_t *out, size_t out_len, uint32_t *lens,
 		      size_t lens_count)

@@ -125,6 +125,23 @@ static uint32_t sender_fault(const struct tundp_fib *fib, const struct tundp_pol
 	return fib->hops[hop].port == outer_port ? NO_REASON : TUNDP_DROP_SOURCE_PORT_MISMATCH;
 }
 
+/* How many bytes of a packet for us show an answer to what measures paths: up to the cookie of an
+ * ICMP echo reply (RFC 792) with our identifier, whole or its first fragment. 0: it is none. */
+static uint32_t echo_len(const struct tundp_policy *policy, const uint8_t *packet,
+			 const struct ip_header *header)
+{
+	const uint32_t len = header->header_len + TUNDP_ECHO_HEAD_LEN;
+
+	if (header->ip_proto != IP_PROTO_ICMP || header->destination != policy->tun_address ||
+	    header->flags_offset & IP_OFFSET_MASK || header->total_len < len)
+		return 0;
+	/* Type and code, both 0. */
+	if (load_be16(packet + header->header_len) != 0 ||
+	    load_be16(packet + header->header_len + 4) != policy->echo_id)
+		return 0;
+	return len;
+}
+
 void tundp_decapsulate(const struct tundp_fib *fib, const struct tundp_policy *policy,
 		       uint8_t *datagram, size_t len, uint32_t outer_source, uint16_t outer_port,
 		       struct tundp_verdict *verdict)
@@ -171,4 +188,5 @@ void tundp_decapsulate(const struct tundp_fib *fib, const struct tundp_policy *p
 	verdict->len = header.total_len;
 	verdict->source_matches = fault == NO_REASON;
 	verdict->destination_matches = destination_matches;
+	verdict->echo_len = echo_len(policy, datagram, &header);
 }

@@ -24,6 +24,7 @@ from tests.wait import until
 from tundp.choices import Engine
 from tundp.engine.taps import TAPS_MAX, TapRequest
 from tundp.errors import TooManyReaders
+from tundp.wire.filter import parse
 
 HEADER = struct.Struct("=IBBBxQQIIIHHIIIHHI4x")
 """Written down once more: what a reader of the records must know."""
@@ -304,3 +305,38 @@ async def test_packets_the_kernel_put_together_have_one_each(make_lab: Any) -> N
             for number in range(seen.packet_id, seen.packet_id + seen.more_ids + 1)
         }
         assert ids == covered
+
+
+@every_engine
+@pytest.mark.parametrize(
+    ("text", "stages"),
+    [
+        ("", [READ, SEND, READ, SEND, RECEIVE, WRITE, RECEIVE, WRITE]),
+        ("encap", [READ, SEND, READ, SEND]),
+        ("dst host 10.5.1.0", [RECEIVE, WRITE, RECEIVE, WRITE]),
+        ("peer 192.0.2.2", [SEND, RECEIVE, WRITE]),
+        ("peer 192.0.2.3 or reason no_route", [SEND, RECEIVE, WRITE]),
+        ("drop", [SEND, WRITE]),
+        ("reason martian_source and not src 10.5.2.9", [WRITE]),
+        ("udp dst port 7000 and less 30 and in", [RECEIVE, WRITE]),
+        ("tcp", []),
+    ],
+)
+async def test_a_filter_runs_before_records_are_made(
+    make_lab: Any, engine: Engine, text: str, stages: list[int]
+) -> None:
+    """Sent to a peer; dropped for no route; delivered; dropped as a martian."""
+    async with world(make_lab, engine) as here:
+        tap = here.engine.open_tap(TapRequest(filter=parse(text), snap=20))
+        everything = here.engine.open_tap(TapRequest())
+        here.app.sendto(b"out", (OF_PEER, APP_PORT))
+        await receive(here.peer)
+        here.app.sendto(b"nobody", (NOWHERE, APP_PORT))
+        await here.until_read(2, 0)
+        here.peer.sendto(inner(b"in"), ("192.0.2.1", PORT))
+        assert await receive(here.app) == b"in"
+        here.stranger.sendto(inner(bytes(50), source="127.0.0.1"), ("192.0.2.1", PORT))
+        await records(everything, 8)
+        found = [seen.stage for _, data in tap.read() for seen in read(data)]
+        assert found == stages
+        assert sum(tap.lost()) == 0

@@ -290,6 +290,7 @@ static int open_lab(struct lab *lab, const struct engine *engine)
 		.udp_fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0),
 		.control_fd = eventfd(0, EFD_NONBLOCK),
 		.notify_fd = eventfd(0, EFD_NONBLOCK),
+		.echo_fd = -1,
 		.address = INADDR_LOOPBACK,
 		.directions = TUNDP_ENCAP | TUNDP_DECAP,
 		.offloads = engine->offloads,

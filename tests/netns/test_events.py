@@ -20,6 +20,7 @@ from tests.nodes import MakeOverlay, log_contains
 from tests.wait import DEADLINE_S, until
 from tundp.admin import open_events
 from tundp.errors import PlatformError
+from tundp.lab.lab import processes_in
 from tundp.lab.overlay import LabNode
 from tundp.lab.traffic import ping
 from tundp.observe.events import BadQuery, Event
@@ -104,6 +105,7 @@ async def test_a_killed_reader_leaves_nothing_on(make_overlay: MakeOverlay) -> N
     ("query", "text"),
     [
         ({"stages": "read,nowhere"}, "no stage 'nowhere'"),
+        ({"filter": "host"}, "at character 5 of the filter"),
         ({"snap": "65536"}, "snap must be a number from 0 to 65535"),
         ({"size": "1"}, "size must be a number from 262144"),
     ],
@@ -165,30 +167,108 @@ async def test_a_killed_daemon_leaves_its_last_drops_and_leases(make_overlay: Ma
         assert json.loads(await blackbox(one, "--json", "--previous")) == dead
 
 
+async def traced(node: LabNode, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """A `tundp trace` on a node, whose stdout and stderr go to `log`, once it looks."""
+    with log.open("wb") as file:
+        argv = [*TUNDP, "trace", f"--admin-socket={node.admin_socket}", *arguments]
+        process = await node.host.popen(argv, log=file)
+    await until_watched(node, 1)
+    await until(lambda: "tracing on" in log.read_text(), "the trace to begin")
+    return process
+
+
+async def until_ended(process: subprocess.Popen[bytes]) -> None:
+    await until(lambda: process.poll() is not None, "the trace to end by itself")
+    assert process.returncode == 0
+
+
 @either_engine
-async def test_a_trace_shows_where_a_packet_went(make_overlay: MakeOverlay) -> None:
+async def test_a_trace_shows_where_a_packet_went(make_overlay: MakeOverlay, tmp_path: Path) -> None:
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
-        command = [*TUNDP, "trace", "-c", "3", f"--admin-socket={one.admin_socket}"]
-        tracing = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
-        await until_watched(one, 1)
+        log = tmp_path / "trace"
+        tracing = await traced(one, log, "-c", "3", "--kernel=false")
         assert await ping(one.host, two.tunnel_address)
         await ping(one.host, "10.5.77.7", timeout_s=0.2)
-        async with asyncio.timeout(DEADLINE_S):
-            shown = (await tracing.communicate())[0].decode()
-        assert tracing.returncode == 0
-        sent, answer, lost = re.split(r"(?m)^(?=#)", shown)[1:]
+        await until_ended(tracing)
+        said, sent, answer, lost = re.split(r"(?m)^(?=#)", log.read_text())
+        assert "Not looked at: netfilter (--kernel=false), and other nodes" in said
         assert re.fullmatch(
             r"#1 \S+ > 10\.5\.\d+\.0 ICMP echo request .*\n"
             r"  192\.0\.2\.1 +\+0us  tun\.read\n"
             r"  192\.0\.2\.1 +lookup +10\.5\.\d+\.0/24 -> 192\.0\.2\.2:8285, FIB \d+\n"
             r"  192\.0\.2\.1 +\+[0-9.]+[um]s  udp\.send +\d+ B to 192\.0\.2\.2:8285\n",
             sent,
-        ), shown
-        assert "udp.receive  from 192.0.2.2:8285, which holds 10.5." in answer, shown
-        assert re.search(r"tun\.write +\d+ B\n", answer), shown
-        assert "DROP no_route: no lease covers the destination" in lost, shown
-        assert "next step: tundp status" in lost, shown
+        ), sent
+        assert "udp.receive  from 192.0.2.2:8285, which holds 10.5." in answer, answer
+        assert re.search(r"tun\.write +\d+ B\n", answer), answer
+        assert "DROP no_route: no lease covers the destination" in lost, lost
+        assert "next step: tundp status" in lost, lost
+        await until_watched(one, 0)
+
+
+async def tables(node: LabNode) -> str:
+    return str((await node.host.run("nft", "list", "tables")).stdout)
+
+
+async def test_a_trace_names_the_rule_that_drops_a_packet(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
+    """On both sides of the daemon: before the TUN on one node, behind it on the other."""
+    async with make_overlay(pods=True) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        before = await tables(two)
+        for node in (one, two):
+            rules = (
+                "add table inet admin; add chain inet admin guard {"
+                " type filter hook forward priority 10; };"
+                f" add rule inet admin guard ip saddr {one.pod_address} icmp type echo-request drop"
+            )
+            assert (await node.host.run("nft", rules)).returncode == 0
+        for node in (one, two):
+            log = tmp_path / f"trace{node.number}"
+            tracing = await traced(
+                node, log, "-c", "1", "--drops", f"icmp and host {one.pod_address}"
+            )
+            assert await ping(one.pod, two.pod_address, timeout_s=0.5) is None
+            await until_ended(tracing)
+            shown = log.read_text()
+            assert "DROP inet admin guard, handle " in shown, shown
+            assert ("udp.receive" in shown) == (node is two), shown
+            (mend,) = re.findall(r"lets it pass: (.*)", shown)
+            assert (await node.host.run("sh", "-c", mend)).returncode == 0
+            assert "tundp_trace" not in await tables(node)
+        assert await ping(one.pod, two.pod_address)
+        assert (await two.host.run("nft", "delete table inet admin")).returncode == 0
+        assert await tables(two) == before
+
+
+def listeners(node: LabNode) -> list[str]:
+    """The nft processes of a trace in a node's namespace."""
+    found = []
+    for pid in processes_in(node.host.namespace):
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            if words[1:] in (["-i", ""], ["-a", "monitor", "trace", ""]):
+                found.append(words[0])
+    return found
+
+
+async def test_a_killed_trace_leaves_no_rule_and_no_process(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
+    async with make_overlay(nodes=1) as overlay:
+        one = overlay.nodes[1]
+        tracing = await traced(one, tmp_path / "trace")
+        assert "tundp_trace" in await tables(one)
+        assert len(listeners(one)) == 2
+        tracing.kill()
+        tracing.wait()
+
+        async def is_gone() -> bool:
+            return "tundp_trace" not in await tables(one) and not listeners(one)
+
+        await until(is_gone, "no table and no process of the trace")
         await until_watched(one, 0)
 
 
@@ -218,4 +298,6 @@ async def test_the_flight_recorder_is_copied_when_asked_and_on_a_burst(
             await until(is_copied, "a copy for the burst of drops")
         found = json.loads(copies()[1].read_text())
         assert "no_route" in {drop["reason"] for drop in found["drops"]}
-        assert await log_contains(one, "packets dropped within a second")
+        await until(
+            lambda: log_contains(one, "packets dropped within a second"), "a line for the burst"
+        )

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 import shutil
 import socket
 import struct
-from collections.abc import AsyncIterator
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +50,22 @@ class World:
         for router in (self.a, self.b):
             await router.configure("middle", mtu=mtu)
 
+    async def peer(self) -> dict[str, Any]:
+        """What node 1 shows of node 2."""
+        (found,) = (await self.one.status_document())["peers"]
+        peer: dict[str, Any] = found
+        return peer
+
     async def path(self) -> dict[str, Any] | None:
         """What node 1 knows of the path to node 2."""
-        (peer,) = (await self.one.status_document())["peers"]
-        found: dict[str, Any] | None = peer["path"]
+        found: dict[str, Any] | None = (await self.peer())["path"]
         return found
+
+    async def measuring(self) -> str | None:
+        """What measuring the path from node 1 to node 2 has come to; asks by a large packet."""
+        await ping(self.one.pod, self.two.pod_address, size=1400, timeout_s=0.2)
+        found = (await self.peer())["measuring"]
+        return None if found is None else str(found["state"])
 
     async def is_measured(self, inner_mtu: int | None) -> bool:
         """Whether packets of this size, None: of every size, are what node 1 takes; asks by one."""
@@ -87,11 +101,19 @@ def engine() -> str:
 
 @contextlib.asynccontextmanager
 async def world(
-    make_lab: MakeLab, engine: str, *, mtu: int = 1500, rules: str = "", silence: str = ""
+    make_lab: MakeLab,
+    engine: str,
+    *,
+    mtu: int = 1500,
+    rules: str = "",
+    firewall: Sequence[str] = (),
+    silence: str = "",
+    prefix: Sequence[str] = (),
 ) -> AsyncIterator[World]:
     """mtu: of the link between the routers. rules: chains of nft's, on both routers.
 
-    silence: why node 1 gets no answers: "peer" or "firewall".
+    firewall: commands run on both nodes. silence: why node 1 gets no answers: "peer" or "firewall"
+    of it. prefix: before the daemons' command.
     """
     directory = make_directory()
     try:
@@ -106,10 +128,13 @@ async def world(
             if silence == "peer":
                 await found.two.host.sysctl("ipv4/icmp_echo_ignore_all", 1)
             elif silence == "firewall":
-                await must_run(found.one.host, "nft", INVALID_DROPPED)
+                await must_run(found.two.host, "nft", REQUESTS_DROPPED)
+            for node in overlay.nodes.values():
+                for command in firewall:
+                    await must_run(node.host, *shlex.split(command))
             try:
                 for node in overlay.nodes.values():
-                    await overlay.start_daemon(node, f"--engine={engine}")
+                    await start(node, overlay.store_flags, f"--engine={engine}", prefix=prefix)
                 await overlay.wait_ready()
                 for node in overlay.nodes.values():
                     await overlay.add_pod(node)
@@ -120,6 +145,25 @@ async def world(
                 raise
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+async def start(
+    node: LabNode, store_flags: Sequence[str], *flags: str, prefix: Sequence[str]
+) -> None:
+    """As tundp.lab.overlay.start_tundp, by a command that begins with `prefix`."""
+    with node.log_path.open("ab") as log:
+        node.daemon = await node.host.popen(
+            [
+                *(*prefix, sys.executable, "-m", "tundp", "run"),
+                *store_flags,
+                *node.interface_flags,
+                f"--subnet-file={node.subnet_file}",
+                f"--admin-socket={node.admin_socket}",
+                f"--state-dir={node.state_dir}",
+                *flags,
+            ],
+            log=log,
+        )
 
 
 async def _build(lab: Lab, overlay: OverlayLab) -> World:
@@ -276,9 +320,78 @@ async def test_a_path_that_swallows_large_packets_is_no_black_hole(make_lab: Mak
 
 
 INVALID_DROPPED = (
-    "table ip wall { chain in { type filter hook input priority 0; ct state invalid drop; }; }"
+    'nft "table ip wall { chain early { type filter hook prerouting priority -150;'
+    ' ct state invalid drop; }; }"',
+    *(
+        f'nft "add chain ip wall in{number} {{ type filter hook input priority {priority}; }};'
+        f' add rule ip wall in{number} ct state invalid drop"'
+        for number, priority in enumerate((-300, 0, 300))
+    ),
 )
-"""As ufw and firewalld do: conntrack has not seen the request, which leaves inside a datagram."""
+"""Conntrack has not seen the request, which leaves inside a datagram: its answer is invalid."""
+UFW = (
+    "iptables -A INPUT -i lo -j ACCEPT",
+    "iptables -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+    "iptables -A INPUT -m conntrack --ctstate INVALID -j DROP",
+    "iptables -A INPUT -p icmp --icmp-type echo-request -j ACCEPT",
+    "iptables -A INPUT -p udp --dport 8285 -j ACCEPT",
+    "iptables -P INPUT DROP",
+)
+FIREWALLD = (
+    'nft "table inet wall { chain in { type filter hook input priority filter + 10;'
+    " ct state { established, related } accept; iifname lo accept; ct state invalid drop;"
+    " icmp type echo-request accept; udp dport 8285 accept;"
+    ' reject with icmpx admin-prohibited; }; }"',
+)
+"""What these make, shortened to what our packets meet."""
+NO_RAW = ("setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw")
+
+
+@pytest.mark.parametrize(
+    ("firewall", "engine", "prefix"),
+    [
+        (INVALID_DROPPED, "gso", ()),
+        (INVALID_DROPPED, "reference", NO_RAW),
+        (UFW, "simple", NO_RAW),
+        (FIREWALLD, "mmsg", ()),
+    ],
+    ids=["nft", "nft, without CAP_NET_RAW", "ufw", "firewalld"],
+)
+async def test_firewalls_that_drop_invalid_hide_no_answer(
+    make_lab: MakeLab, firewall: Sequence[str], engine: str, prefix: Sequence[str]
+) -> None:
+    async with world(make_lab, engine, rules=SWALLOW, firewall=firewall, prefix=prefix) as all_:
+        assert await ping(all_.one.pod, all_.two.pod_address, size=1400, timeout_s=0.5) is None
+        await until(lambda: all_.is_measured(1372), "the path to be measured")
+        assert await all_.measuring() == "measured"
+        assert await all_.transfer()
+
+
+async def test_a_way_back_that_is_narrower_narrows_nothing(make_lab: MakeLab) -> None:
+    """The peer fragments its answers: that says nothing of the way there."""
+    async with world(make_lab, "auto") as all_:
+        back = f"{all_.one.public_ip}/32 via 192.0.2.254 dev eth0 mtu 1400"
+        await must_run(all_.two.host, *f"ip route add {back}".split())
+
+        async def is_known() -> bool:
+            return await all_.measuring() == "measured"
+
+        async def is_fragmented() -> bool:
+            await all_.measuring()
+            return bool((await counters(all_.two))["fragments_out"])
+
+        await until(is_fragmented, "the peer to fragment")
+        await all_.reroute()
+        await until(is_known, "the path to be measured")
+        for _ in range(20):
+            assert await all_.is_measured(None)
+            await asyncio.sleep(0.2)
+
+
+REQUESTS_DROPPED = (
+    "table ip wall { chain in { type filter hook input priority 0;"
+    " iifname flannel0 icmp type echo-request drop; }; }"
+)
 
 
 @pytest.mark.parametrize("silence", ["peer", "firewall"])
@@ -293,6 +406,18 @@ async def test_without_answers_packets_stay_as_they_are(make_lab: MakeLab, silen
             assert await all_.path() is None
             await asyncio.sleep(0.1)
         assert (await counters(all_.one))["fragments_out"] == 0
+        # And that is said, wherever somebody may look.
+        await until(lambda: is_silent(all_), "the path to be one without an answer")
+        document = await all_.one.status_document()
+        assert document["backend"]["paths_in_use"] == {"measured": 0, "pending": 0, "no-answer": 1}
+        (found,) = [each for each in document["findings"] if each["id"] == "path-mtu"]
+        assert found["verdict"] == "warn"
+        assert "no echo request is answered by 192.0.2.2 since 20" in found["evidence"]
+        assert 0 < document["peers"][0]["measuring"]["since"] <= time.time()
+
+
+async def is_silent(world: World) -> bool:
+    return await world.measuring() == "no-answer"
 
 
 async def identifier_seen(host: Host, device: str) -> bytes:

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.packets import ipv4
+from tests import echo_replies
+from tests.echo_replies import ECHO_ID
+from tests.packets import icmp_echo, ipv4
 from tests.routes import PORT, fib_of
 from tundp.engine.native import library
 from tundp.engine.native.fib import NativeFib, policy_values
@@ -84,7 +86,9 @@ ADMITTED = (Prefix(0xCB007100, 0xFFFFFF00), Prefix(0xC6336402, 0xFFFFFFFF))
 
 
 def policy(check: SourceCheck, admitted: tuple[Prefix, ...] = ADMITTED) -> Policy:
-    return Policy(tun_address=TUNNEL, source_check=check, port=PORT, admitted=admitted)
+    return Policy(
+        tun_address=TUNNEL, source_check=check, port=PORT, admitted=admitted, echo_id=ECHO_ID
+    )
 
 
 def native_policy(of: Policy) -> Any:
@@ -148,6 +152,7 @@ def assert_same(
             assert VERDICT.kind == lib.TUNDP_FORWARD
         case Deliver():
             assert VERDICT.kind == lib.TUNDP_DELIVER
+            assert VERDICT.echo_len == expected.echo_len
         case Reply(reason, packet):
             assert (VERDICT.kind, VERDICT.reason) == (lib.TUNDP_REPLY, reason)
             assert ffi.buffer(VERDICT.reply, VERDICT.reply_len)[:] == packet
@@ -226,6 +231,55 @@ def test_well_formed_and_nearly_well_formed_packets(seed: int) -> None:
             outer = rng.choice((PEER, NARROW_PEER, 0xC0000263))
             admitted = ADMITTED[: rng.randrange(3)]
             assert_same_decap(packet, outer, check, rng.choice((PORT, PORT, 40000)), admitted)
+
+
+@pytest.mark.parametrize("check", SourceCheck)
+def test_answers_to_what_measures_paths(check: SourceCheck) -> None:
+    for name, case in echo_replies.cases("10.5.3.0", "10.5.3.9", "10.5.1.9").items():
+        verdict = assert_same_decap(case.datagram, PEER, check)
+        assert isinstance(verdict, Deliver) is not case.is_dropped, name
+        if isinstance(verdict, Deliver):
+            handed_over = bytes(verdict.packet[: verdict.echo_len])
+            assert handed_over == (case.head if case.is_handed_over else b""), name
+
+
+@given(st.integers(0, 3), st.integers(0, 1), st.integers(0, 40), st.sampled_from([0, 1, 0x2000]))
+def test_what_is_nearly_an_answer(kind: int, off_by: int, payload_len: int, frag: int) -> None:
+    packet = icmp_echo(
+        bytes(payload_len),
+        kind=kind,
+        echo_id=ECHO_ID + off_by,
+        frag=frag,
+        source="10.5.1.9",
+        destination="10.5.3.0",
+    )
+    verdict = assert_same_decap(packet, PEER, SourceCheck.OFF)
+    assert isinstance(verdict, Deliver)
+    is_one = not kind and not off_by and payload_len >= 16 and frag != 1
+    assert verdict.echo_len == (44 if is_one else 0)
+
+
+def test_without_an_identifier_nothing_is_an_answer() -> None:
+    """Native: NO_ECHO_ID, which no 16-bit identifier is equal to."""
+    for echo_id in (0, 0xFFFF):
+        packet = bytearray(
+            icmp_echo(bytes(16), kind=0, echo_id=echo_id, source="10.5.1.9", destination="10.5.3.0")
+        )
+        rules = Policy(tun_address=TUNNEL, source_check=SourceCheck.OFF, port=PORT)
+        again = memoryview(bytearray(packet))
+        verdict = decapsulate(again, sender=(PEER, PORT), table=FIB, policy=rules)
+        assert isinstance(verdict, Deliver)
+        assert verdict.echo_len == 0
+        lib.tundp_decapsulate(
+            NATIVE_FIB.struct,
+            native_policy(rules),
+            ffi.from_buffer("uint8_t[]", packet),
+            len(packet),
+            PEER,
+            PORT,
+            VERDICT,
+        )
+        assert (VERDICT.kind, VERDICT.echo_len) == (lib.TUNDP_DELIVER, 0)
 
 
 @given(st.binary(max_size=120), st.integers(0, 2**32 - 1), st.sampled_from(SourceCheck))

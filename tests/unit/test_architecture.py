@@ -64,6 +64,7 @@ MAY_IMPORT = {
     "bench": {"engine", "lab", "layout", "linux", "observe", "wire", *BOTTOM},
     "demo": {"backend", "engine", "lab", "layout", "lease", "observe", "show", *BOTTOM},
     "cli": {
+        "wire",
         "admin",
         "bench",
         "daemon",

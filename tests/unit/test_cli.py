@@ -45,6 +45,7 @@ from tundp.settings import goflags
 from tundp.settings.declare import flags_of
 from tundp.settings.settings import FLAGS, SETTABLE, Settings
 from tundp.settings.sources import load_settings
+from tundp.wire.filter import parse as parse_filter
 
 SECRET = "hunter2"
 
@@ -314,10 +315,17 @@ def test_every_example_of_the_help_is_a_command_line_that_is_taken() -> None:
         command, rest = find(words)
         assert command is not None, line
         flags = [flag for flag in command.flags if flag.name != "config"]
+        count = len(command.operands)
         parsed = goflags.parse(
-            command.rewrite(rest), (*flags, *command.settings), operand_count=len(command.operands)
+            command.rewrite(rest),
+            (*flags, *command.settings),
+            operand_count=None if command.more_operands else count,
         )
-        assert len(parsed.operands) == len(command.operands), line
+        assert len(parsed.operands) >= count, line
+        if command.more_operands:
+            parse_filter(" ".join(parsed.operands[count:]))
+        else:
+            assert len(parsed.operands) == count, line
 
 
 # One dialect

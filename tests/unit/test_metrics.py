@@ -150,6 +150,7 @@ def test_values() -> None:
             no_gso_paths=5,
             narrow_by_origin={"device": 1, "route": 0, "measured": 3},
         ),
+        backend=replace(BACKEND, paths_in_use={"measured": 6, "pending": 0, "no-answer": 2}),
     )
     found = scraped(running(sample, HALF))
     assert value(found, "tundp_packets_total", direction="encap") == 11
@@ -173,6 +174,8 @@ def test_values() -> None:
     assert value(found, "tundp_fib_generation") == 3
     assert value(found, "tundp_narrow_paths") == 4
     assert value(found, "tundp_narrow_paths_by_origin", origin="measured") == 3
+    for state, count in (("measured", 6), ("pending", 0), ("no-answer", 2)):
+        assert value(found, "tundp_paths_in_use", measuring=state) == count
     assert value(found, "tundp_no_gso_paths") == 5
     assert value(found, "tundp_backend_info", type="udp") == 1
     for name, state in (("udp-gro", "in_use"), ("tcp-coalesce", "disabled")):

@@ -12,6 +12,7 @@ import pytest
 from tundp.backend.udp.usage import AGAIN_S, USE_S, Usage
 from tundp.engine.base import HopActivity
 from tundp.engine.reach import Reach, Standing, Unanswered, Unreachable, Way
+from tundp.errors import PlatformError
 from tundp.linux import icmp_errors
 
 PEER = "192.0.2.2"
@@ -190,39 +191,45 @@ def test_only_peers_in_use_for_a_while_are_asked_for_the_time() -> None:
     assert due([0, 6, 2], 3 + USE_S + AGAIN_S) == [], "not in use now"
 
 
-# ICMP errors, as RFC 792 lays them out
+# ICMP errors, as linux/errqueue.h lays them out
 
 
-def message(
-    kind: int = 3, code: int = 3, *, quote: bytes | None = None, options: bytes = b""
-) -> bytes:
-    """An IPv4 packet with an ICMP error about a datagram to 192.0.2.2, from 192.0.2.7."""
-    header = bytes((0x45 + len(options) // 4, 0)) + bytes(7) + bytes((1,)) + bytes(2)
-    header += bytes((192, 0, 2, 7, 192, 0, 2, 1)) + options
-    if quote is None:
-        quote = bytes((0x45, 0)) + bytes(7) + bytes((17,)) + bytes(2)
-        quote += bytes((192, 0, 2, 1, 192, 0, 2, 2)) + struct.pack("!HHHH", 8285, 8285, 28, 0)
-    return header + bytes((kind, code)) + bytes(6) + quote
+def queued(
+    origin: int = 2, kind: int = 3, code: int = 3, *, family: int = 2, cut: int = 0
+) -> tuple[int, int, bytes]:
+    """A control message of an error queue: SOL_IP, IP_RECVERR, what 192.0.2.7 said."""
+    data = struct.pack("=IBBBxII", 111, origin, kind, code, 0, 0)
+    data += struct.pack("=HH", family, 0) + bytes((192, 0, 2, 7)) + bytes(8)
+    return 0, 11, data[: len(data) - cut]
 
 
 @pytest.mark.parametrize(
-    ("packet", "text"),
+    ("message", "text"),
     [
-        (message(), "port unreachable"),
-        (message(code=1), "host unreachable"),
-        (message(code=13, options=bytes(8)), "prohibited by a filter"),
-        (message(code=4), None),
-        (message(code=200), None),
-        (message(kind=11), None),
-        (message(quote=bytes(27)), None),
-        (b"", None),
-        (b"\x45", None),
-        (b"\x40" + message()[1:], None),
+        (queued(), "port unreachable"),
+        (queued(code=1), "host unreachable"),
+        (queued(code=13), "prohibited by a filter"),
+        (queued(code=4), None),
+        (queued(code=200), None),
+        (queued(kind=11), None),
+        (queued(origin=1), None),
+        (queued(family=10), None),
+        (queued(cut=20), None),
+        ((0, 8, queued()[2]), None),
     ],
 )
-def test_an_icmp_error_is_read(packet: bytes, text: str | None) -> None:
-    found = icmp_errors.read(packet)
+def test_an_icmp_error_is_read(message: tuple[int, int, bytes], text: str | None) -> None:
+    found = icmp_errors.decode([message], "192.0.2.2")
     if text is None:
         assert found is None
     else:
         assert found == (text, IPv4Address("192.0.2.7"), IPv4Address("192.0.2.2"))
+
+
+def test_who_cannot_open_a_socket_hears_nothing() -> None:
+    errors = icmp_errors.IcmpErrors()
+    errors.provoke(IPv4Address(PEER), 8285)
+    assert errors.receive() == []
+    with pytest.raises(PlatformError):
+        errors.open(IPv4Address("198.51.100.99"))
+    errors.close()

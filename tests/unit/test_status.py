@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tundp.choices import MtuOrigin, Offload
+from tundp.choices import Measuring, MtuOrigin, Offload
 from tundp.engine.base import DisabledOffload as Disabled
 from tundp.engine.base import OffloadState, PathState
 from tundp.engine.counters import Counters, HopCounters
@@ -42,6 +42,7 @@ from tundp.observe.status import (
     KernelStatus,
     Lazy,
     LeaseStatus,
+    MeasuringStatus,
     PathStatus,
     PeerStatus,
     PeerTraffic,
@@ -97,6 +98,7 @@ UDP = Status(
         port=8285,
         device=DeviceStatus(name="flannel0", mtu=1472),
         path_probes=4,
+        paths_in_use={"measured": 1, "pending": 0, "no-answer": 1},
     ),
     engine=EngineStatus(
         name="gso",
@@ -150,6 +152,7 @@ UDP = Status(
                 since=1_770_000_040.0,
                 origin="measured",
             ),
+            measuring=MeasuringStatus(state=Measuring.MEASURED, since=1_770_000_045.0),
             traffic=PeerTraffic(
                 packets_out=21,
                 bytes_out=1764,
@@ -510,7 +513,8 @@ def view(subnet: str, hop_id: int | None) -> PeerView:
 
 def test_peers_are_in_the_order_of_their_subnets_with_what_the_engine_knows() -> None:
     views = [view("10.5.10.0/24", 1), view("10.5.9.0/24", 2), view("10.5.9.0/25", None)]
-    peers = list(collect.peer_statuses(3, lambda: views, ENGINE))
+    measurings = {1: MeasuringStatus(state=Measuring.NO_ANSWER, since=3.0)}
+    peers = list(collect.peer_statuses(3, lambda: views, ENGINE, measurings))
     assert [str(peer.subnet) for peer in peers] == ["10.5.9.0/24", "10.5.9.0/25", "10.5.10.0/24"]
     first, second, third = peers
     assert first.path == PathStatus(
@@ -518,6 +522,7 @@ def test_peers_are_in_the_order_of_their_subnets_with_what_the_engine_knows() ->
     )
     assert first.traffic is None
     assert (second.path, second.traffic) == (None, None)
+    assert [each.measuring for each in peers] == [None, None, measurings[1]]
     assert third.traffic is not None
     assert third.traffic.last_heard == 7.0
     assert collect.path_counts(ENGINE) == (1, 1)

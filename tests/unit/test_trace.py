@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.packets import udp
 from tundp.observe.events import Event, PeerName
-from tundp.observe.trace import OPEN_MAX, Trace, Tracer, document, lines
+from tundp.observe.trace import OPEN_MAX, Story, Trace, Tracer, document, lines
 from tundp.wire.drop import DropReason
 from tundp.wire.event import Record, Stage
 
@@ -151,7 +151,7 @@ def test_a_document_holds_every_record() -> None:
     (trace,) = traces(
         [event(Stage.UDP_RECEIVE, 1, 7), event(Stage.TUN_WRITE, 1, 9, reason=DropReason.TUN_DOWN)]
     )
-    found = document(trace, 4)
+    found = document(Story(trace), 4)
     assert (found["number"], found["is_complete"], found["is_dropped"]) == (4, True, True)
     assert [
         (each["stage"], each["verdict"], each["reason"], each["unix_ns"])

@@ -103,7 +103,7 @@ def test_capabilities_add_up(
 
 
 @pytest.mark.parametrize("name", ["tundp.service", "tundp@.service"])
-def test_the_shipped_units_leave_net_admin_and_net_raw(name: str) -> None:
+def test_the_shipped_units_leave_net_admin(name: str) -> None:
     unit = installed_unit([name], [SHIPPED])
     assert unit is not None
-    assert unit.capabilities == frozenset({"CAP_NET_ADMIN", "CAP_NET_RAW"})
+    assert unit.capabilities == frozenset({"CAP_NET_ADMIN"})

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Protocol
 
-from tundp.choices import Engine, SourceCheck
+from tundp.choices import Engine, Measuring, SourceCheck
 from tundp.engine.base import Dataplane
 from tundp.engine.native.engine import EngineSettings
 from tundp.engine.reach import Reach
@@ -32,8 +32,6 @@ from tundp.lease.fib import Fib
 from tundp.lease.model import Lease, LeaseAttributes, LeaseKey, Peer
 from tundp.lease.network import BackendConfig
 from tundp.lease.routing import RoutingDelta
-from tundp.linux.echo import EchoSocket
-from tundp.linux.icmp_errors import IcmpErrorSocket
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.netlink import Netlink
@@ -63,16 +61,9 @@ class Given:
     """One for each queue of the TUN device, in the queues' order."""
     udp_socks: tuple[socket.socket, ...] = ()
     """Bound sockets on the underlay, one for each worker."""
-    echo: EchoSocket | None = None
-    """Receives what measures paths; None where the process may not have one."""
-    icmp_errors: IcmpErrorSocket | None = None
-    """Receives what hosts on the way say of our datagrams; None likewise."""
 
     def close(self) -> None:
         """Close what nobody took."""
-        for icmp in (self.echo, self.icmp_errors):
-            if icmp is not None:
-                icmp.close()
         for fd in self.tun_fds:
             os.close(fd)
         for sock in self.udp_socks:
@@ -131,6 +122,15 @@ class BackendKind:
     """What this backend needs beyond what every backend does."""
 
 
+@dataclass(frozen=True, slots=True)
+class PathMeasuring:
+    """What measuring the path to one peer has come to."""
+
+    state: Measuring
+    since: float
+    """Unix time."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendStatus:
     """What `tundp status` shows of a backend."""
@@ -153,6 +153,8 @@ class BackendStatus:
     """Datagrams it sent by itself, to measure paths and to ask who answers; None: it sends none."""
     silent_peers: int | None = None
     """Peers that do not answer though they were sent packets; None if it cannot tell."""
+    paths: Mapping[int, PathMeasuring] | None = None
+    """By hop id, of the paths that carried large packets lately; None if it measures none."""
 
 
 class Backend(Protocol):

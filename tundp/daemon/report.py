@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import tundp
-from tundp.backend.base import Backend
+from tundp.backend.base import Backend, PathMeasuring
+from tundp.choices import Measuring
 from tundp.engine.base import Dataplane
 from tundp.finding import Finding, Verdict, must_hold, worries
 from tundp.lease.claim import LeaseState
@@ -30,6 +32,7 @@ from tundp.observe.status import (
     DeviceStatus,
     FirewallStatus,
     KernelStatus,
+    MeasuringStatus,
     RoutingStatus,
     SandboxStatus,
     SettingStatus,
@@ -102,6 +105,7 @@ def summary(node: Node) -> Status:
             else DeviceStatus(name=backend.device, mtu=backend.mtu),
             routes=backend.routes,
             path_probes=backend.path_probes,
+            paths_in_use=_paths_in_use(backend.paths),
         ),
         engine=None if engine is None else collect.engine_status(engine),
         kernel=KernelStatus(
@@ -138,6 +142,10 @@ def status(node: Node) -> Status:
     """See observe.collect.StatusSource: everything, the long parts lazy."""
     routing = node.routing
     peers = tuple(routing.peers.values())
+    measurings = {
+        hop_id: MeasuringStatus(state=each.state, since=each.since)
+        for hop_id, each in (node.backend.status().paths or {}).items()
+    }
 
     def views() -> Iterator[PeerView]:
         for peer in peers:
@@ -151,7 +159,9 @@ def status(node: Node) -> Status:
 
     return replace(
         summary(node),
-        peers=collect.peer_statuses(len(peers), views, node.backend.engine, node.backend.reaches()),
+        peers=collect.peer_statuses(
+            len(peers), views, node.backend.engine, measurings, node.backend.reaches()
+        ),
         refused=collect.refused_statuses(routing.refused.values()),
         bad_entries=collect.bad_entry_statuses(routing.bad_entries.values()),
         settings=setting_statuses(node.settings),
@@ -170,6 +180,13 @@ def peer_source(backend: Backend) -> PeerSource | None:
     return PeerSource(
         activity=engine.activity, name=name, reaches=backend.reaches, paths=engine.path_states
     )
+
+
+def _paths_in_use(paths: Mapping[int, PathMeasuring] | None) -> Mapping[str, int] | None:
+    if paths is None:
+        return None
+    counts = Counter(each.state for each in paths.values())
+    return {state.value: counts[state] for state in Measuring}
 
 
 def findings(node: Node) -> list[Finding]:

@@ -4,7 +4,7 @@
     admin     the admin socket, listening
     recorder  the flight recorder, a file beside the admin socket
     health    /healthz and /readyz, listening; metrics likewise
-    backend   TUN queues, UDP sockets and two that receive ICMP (backend.base.Given)
+    backend   TUN queues and UDP sockets (backend.base.Given)
 
 `open_resources` is the privileged stage of a start: after it the process keeps CAP_NET_ADMIN
 and little else, so that a port below 1024 or a directory of another user must be opened here.
@@ -18,7 +18,7 @@ import contextlib
 import logging
 import os
 import socket
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import tundp
 from tundp.admin import open_admin_socket
@@ -26,8 +26,6 @@ from tundp.backend.base import Given
 from tundp.daemon.lock import take_lock
 from tundp.engine.recorder import FlightRecorder, open_recorder
 from tundp.errors import PlatformError
-from tundp.linux.echo import open_echo_socket
-from tundp.linux.icmp_errors import open_icmp_error_socket
 from tundp.observe.web import open_listener
 from tundp.settings.settings import Settings
 
@@ -78,14 +76,6 @@ def open_resources(settings: Settings, given: Resources | None = None) -> Resour
             resources.health = open_listener(
                 settings.healthz_ip, settings.healthz_port, "--healthz-ip and --healthz-port"
             )
-        if resources.backend.echo is None:
-            # Packets flow without it: what is not measured is named by the backend (path-mtu).
-            with contextlib.suppress(PlatformError):
-                resources.backend = replace(resources.backend, echo=open_echo_socket())
-        if resources.backend.icmp_errors is None:
-            with contextlib.suppress(PlatformError):
-                errors = open_icmp_error_socket()
-                resources.backend = replace(resources.backend, icmp_errors=errors)
         if resources.metrics is None and settings.metrics_addr is not None:
             # Packets flow without metrics: whoever serves them tries again (keep_metrics).
             with contextlib.suppress(PlatformError):

@@ -35,6 +35,9 @@ class EngineContext:
     """Every method is called on its thread."""
     recorder: Recorder | None = None
     """Where workers keep the last packets they dropped; outlives the engine."""
+    echo_fd: int = -1
+    """Datagram socket, not blocking, for the heads of echo replies that measure paths
+    (wire.encap.Deliver.echo_len); -1: nobody measures. Borrowed until `stop`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

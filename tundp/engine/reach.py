@@ -132,8 +132,8 @@ class Reach:
                 return _REFUSED_STEPS.get(self.last_errno or "", "see the drops by reason")
             case Standing.UNHEARD:
                 return (
-                    "traffic in one direction only, or lost; nobody can ask it without an ICMP"
-                    f" socket: tundp status on {peer}"
+                    "traffic in one direction only, or lost; nobody can ask it without a socket"
+                    f" for answers: tundp status on {peer}"
                 )
             case Standing.ONE_WAY:
                 return (

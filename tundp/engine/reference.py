@@ -112,6 +112,7 @@ class ReferenceEngine:
         self._sock = sock
         self._source = _bound_address(sock)
         self._policy = context.policy
+        self._echo_fd = context.echo_fd
         self._loop = loop = context.loop
         self._clock_ns = clock_ns
         self._icmp_local, *self._icmp_wire = ratelimit.icmp_buckets()
@@ -404,11 +405,16 @@ class ReferenceEngine:
     def _decapsulate(self, datagram: memoryview, arrival: _Arrival) -> None:
         verdict = decapsulate(datagram, sender=arrival.sender, table=self._fib, policy=self._policy)
         match verdict:
-            case Deliver(packet, source_matches, destination_matches):
+            case Deliver(packet, source_matches, destination_matches, echo_len):
                 if not source_matches:
                     self._counters.source_mismatches += 1
                 if not destination_matches:
                     self._counters.destination_mismatches += 1
+                if echo_len and self._echo_fd >= 0:
+                    self._counters.syscalls += 1
+                    # Where nobody takes it, it is as if it had been lost.
+                    with contextlib.suppress(OSError):
+                        os.write(self._echo_fd, packet[:echo_len])
                 self._deliver(packet, arrival)
             case Reply(reason, answer):
                 self._drop_decap(reason, arrival, datagram)

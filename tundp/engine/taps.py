@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tundp.errors import TooManyReaders
+from tundp.wire.drop import DropReason
 from tundp.wire.event import ALL_STAGES, DROPS_BIT, HEADER_LEN, SNAP_MAX, Record, Stage, unpack
+from tundp.wire.facts import Direction, Facts, facts_of
+from tundp.wire.filter import Filter
 
 TAPS_MAX: Final = 16
 """Taps an engine may have at once."""
@@ -21,6 +24,8 @@ RING_LEN_MIN: Final = 1 << 18
 """Bytes of the smallest ring: any record fits, twice."""
 RING_LEN_MAX: Final = 1 << 26
 
+EVERYTHING: Final = Filter((), "")
+_REASONS: Final = tuple(DropReason)
 EXAMPLES: Final = 8
 """Dropped packets the flight recorder keeps, of each worker, direction and reason."""
 EXAMPLE_LEN: Final = 128
@@ -33,6 +38,8 @@ EXAMPLE_NS: Final = 1_000_000
 class TapRequest:
     """What a reader of events wants to have."""
 
+    filter: Filter = EVERYTHING
+    """Which packets; it runs before a record is made."""
     stages: int = ALL_STAGES
     """Bits: 1 << Stage for packets that passed it, DROPS_BIT for drops."""
     snap: int = 128
@@ -191,6 +198,8 @@ class _Ring:
         bit = DROPS_BIT if record.is_dropped else 1 << record.stage
         if not self._request.stages & bit:
             return
+        if self._request.filter.ops and not self._request.filter.matches(facts_of_record(record)):
+            return
         packed = cut(record, self._request.snap).pack()
         if self._length + len(packed) > self._request.ring_len:
             self._lost += 1
@@ -214,6 +223,17 @@ class _Ring:
         if self._is_open:
             self._is_open = False
             self._remove(self)
+
+
+def facts_of_record(record: Record) -> Facts:
+    """What a filter knows of a record with its whole packet."""
+    return facts_of(
+        record.packet,
+        direction=Direction.ENCAP if record.stage.is_encap else Direction.DECAP,
+        outer=record.outer,
+        reason=_REASONS[record.reason] if record.is_dropped else None,
+        length=record.length,
+    )
 
 
 def cut(record: Record, snap: int) -> Record:

@@ -1,92 +1,93 @@
-"""The raw socket that receives answers to our echo requests, and nothing else.
+"""The way of echo replies from the packet threads to the event loop: a pair of datagram sockets.
 
-It needs CAP_NET_RAW to be opened, and none to be used. The kernel hands a raw ICMP socket a copy of
-each ICMP message of the host; a filter leaves the echo replies with our identifier.
+No packet filter stands in it. A raw ICMP socket, which needs CAP_NET_RAW, gets a reply behind the
+INPUT rules (net/ipv4/ip_input.c: NF_INET_LOCAL_IN, then raw_local_deliver), and those of ufw and
+firewalld drop what conntrack calls invalid: the request left inside a datagram, unseen by it.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
+import asyncio
 import random
 import socket
-import struct
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Final
 
 from tundp.errors import PlatformError
-from tundp.linux import uapi
 
-_RECEIVE_BUFFER_LEN: Final = 1 << 20
-_ECHO_REPLY: Final = 0
-_INSTRUCTION: Final = struct.Struct("=HBBI")
+_HEAD_LEN_MAX: Final = 84
+"""Bytes of the longest IPv4 header, and of an ICMP message up to its cookie."""
+_RECEIVES: Final = 64
+"""Read at a time."""
+PAUSE_S: Final = 0.01
+"""Between two reads while there is more: a flood of forged replies costs no more than that."""
 
 
-class EchoSocket:
-    """Receives echo replies whose identifier is `identifier`, a random number."""
+class EchoReplies:
+    """Receives the heads of echo replies whose identifier is `identifier`, a random number.
 
-    def __init__(self, sock: socket.socket, identifier: int) -> None:
-        self.sock = sock
-        self.identifier = identifier
+    Who has `engine_fd` sends them: what the pair has no room for is lost, and nobody waits.
+    """
 
-    def confine(self, address: str) -> None:
-        """Receive what is addressed to `address` only. PlatformError."""
+    def __init__(self) -> None:
+        """PlatformError if the process may have no further socket."""
+        self.identifier = random.SystemRandom().getrandbits(16)
         try:
-            self.sock.setsockopt(socket.IPPROTO_IP, uapi.IP_FREEBIND, 1)
-            self.sock.bind((address, 0))
+            self._reader, self._writer = socket.socketpair(
+                socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+            )
         except OSError as error:
             raise PlatformError(
-                f"cannot bind the ICMP socket to {address}: {error.strerror}", error.errno
+                f"no pair of sockets for echo replies: {error.strerror}", error.errno
             ) from None
+        self._take: Callable[[bytes], object] | None = None
+        self._pause: asyncio.TimerHandle | None = None
+
+    @property
+    def engine_fd(self) -> int:
+        """The end replies are sent to: not blocking, borrowed until `close`."""
+        return self._writer.fileno()
+
+    def follow(self, take: Callable[[bytes], object]) -> None:
+        """Call `take` with each from now on, on the running loop."""
+        self._take = take
+        asyncio.get_running_loop().add_reader(self._reader.fileno(), self._on_readable)
+
+    def unfollow(self) -> None:
+        """Call nobody any more. On the same loop; harmless when repeated."""
+        self._take = None
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        asyncio.get_running_loop().remove_reader(self._reader.fileno())
+
+    def receive(self) -> None:
+        """Take what is there, if anybody follows; never waits."""
+        for _ in range(_RECEIVES):
+            try:
+                head = self._reader.recv(_HEAD_LEN_MAX)
+            except OSError:
+                return
+            if self._take is not None:
+                self._take(head)
 
     def close(self) -> None:
-        """Close the socket; harmless when repeated."""
-        self.sock.close()
+        """Close both ends: no engine uses them any more. Harmless when repeated."""
+        self._reader.close()
+        self._writer.close()
 
+    def _on_readable(self) -> None:
+        for _ in range(_RECEIVES):
+            try:
+                head = self._reader.recv(_HEAD_LEN_MAX)
+            except OSError:
+                return
+            if self._take is not None:
+                self._take(head)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._reader.fileno())
+        self._pause = loop.call_later(PAUSE_S, self._resume)
 
-def open_echo_socket() -> EchoSocket:
-    """A non-blocking one. PlatformError with EPERM without CAP_NET_RAW."""
-    identifier = random.SystemRandom().getrandbits(16)
-    try:
-        sock = socket.socket(
-            socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP
-        )
-    except OSError as error:
-        hint = "; this needs CAP_NET_RAW at the start" if error.errno == errno.EPERM else ""
-        raise PlatformError(
-            f"cannot open an ICMP socket: {error.strerror}{hint}", error.errno
-        ) from None
-    try:
-        wanted = ~(1 << _ECHO_REPLY) & 0xFFFFFFFF
-        sock.setsockopt(uapi.SOL_RAW, uapi.ICMP_FILTER, struct.pack("=I", wanted))
-        attach_filter(sock, _with_identifier(identifier))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_LEN)
-    except OSError as error:
-        sock.close()
-        raise PlatformError(
-            f"cannot filter an ICMP socket: {error.strerror}", error.errno
-        ) from None
-    return EchoSocket(sock, identifier)
-
-
-def _with_identifier(identifier: int) -> list[tuple[int, int, int, int]]:
-    """Pass ICMP messages with this identifier."""
-    return [
-        (0xB1, 0, 0, 0),  # ldxb 4 * ([0] & 0xf): the IPv4 header's length
-        (0x48, 0, 0, 4),  # ldh [x + 4]: the identifier
-        (0x15, 0, 1, identifier),  # jeq identifier, next, the one after
-        (0x06, 0, 0, 0xFFFF),  # ret: all of it
-        (0x06, 0, 0, 0),  # ret: nothing
-    ]
-
-
-def attach_filter(sock: socket.socket, instructions: Sequence[tuple[int, int, int, int]]) -> None:
-    """Let a socket receive what a program of classic BPF passes (linux/filter.h). OSError."""
-    program = b"".join(_INSTRUCTION.pack(*each) for each in instructions)
-    code = ctypes.create_string_buffer(program, len(program))
-    # struct sock_fprog: a length, and a pointer the kernel reads from at once.
-    sock.setsockopt(
-        socket.SOL_SOCKET,
-        uapi.SO_ATTACH_FILTER,
-        struct.pack("@HP", len(program) // _INSTRUCTION.size, ctypes.addressof(code)),
-    )
+    def _resume(self) -> None:
+        self._pause = None
+        asyncio.get_running_loop().add_reader(self._reader.fileno(), self._on_readable)

@@ -1,22 +1,23 @@
-"""The raw socket that receives ICMP errors about our datagrams (RFC 792 type 3), and nothing else.
+"""What hosts on the way say of datagrams to a peer: ICMP unreachable (RFC 792 type 3).
 
-What they say is shown to operators and decides nothing: anybody can forge one. The sockets that
-carry packets are not concerned; an error queue (IP_RECVERR) would make them refuse sends.
-
-It needs CAP_NET_RAW to be opened, and none to be used.
+By the error queue of a socket of its own (IP_RECVERR), which takes no rights: empty datagrams are
+sent from another port than the overlay's, and what is said of them is read. The sockets that carry
+packets have no error queue: it would make them refuse the next, innocent send. What is said is
+shown to operators and decides nothing, since anybody on the way can forge it. Linux hosts answer
+once a second (net.ipv4.icmp_ratelimit), so not everything that is sent is answered.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import socket
 import struct
+from collections.abc import Iterable
 from ipaddress import IPv4Address
 from typing import Final, NamedTuple
 
 from tundp.errors import PlatformError
 from tundp.linux import uapi
-from tundp.linux.echo import attach_filter
 
 UNREACHABLE: Final = {
     0: "network unreachable",
@@ -29,12 +30,14 @@ UNREACHABLE: Final = {
 }
 """ICMP type 3 by code (RFC 792, RFC 1122 3.2.2.1, RFC 1812 5.2.7.1). Too big (4) is no refusal."""
 _TYPE: Final = 3
-_ICMP_LEN: Final = 8
-_MIN_QUOTE_LEN: Final = 28
+_EXTENDED_ERROR: Final = struct.Struct("=IBBBxII")
+"""linux/errqueue.h: struct sock_extended_err: errno, origin, type, code, info, data."""
+_OFFENDER: Final = struct.Struct("=H2x4s")
+"""After it struct sockaddr_in: family and address of who said it."""
+_SPACE: Final = socket.CMSG_SPACE(_EXTENDED_ERROR.size + 16)
 _RECEIVES: Final = 256
-_RECEIVE_BUFFER_LEN: Final = 128 << 10
-_LEN: Final = 128
-"""Bytes of a message that are read: two IPv4 headers with options and the ports."""
+_ORIGIN_ICMP: Final = 2
+"""SO_EE_ORIGIN_ICMP"""
 
 
 class IcmpError(NamedTuple):
@@ -43,84 +46,70 @@ class IcmpError(NamedTuple):
     text: str
     said_by: IPv4Address
     about: IPv4Address
-    """Where the datagram it quotes was sent."""
+    """Where the datagram was sent."""
 
 
-class IcmpErrorSocket:
-    """Receives errors about datagrams from and to one UDP port."""
+class IcmpErrors:
+    """Provokes and receives them; harmless while it is not open."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
+    def __init__(self) -> None:
+        self._sock: socket.socket | None = None
 
-    def confine(self, port: int) -> None:
-        """Receive what quotes a datagram from `port` to `port`; before this, nothing."""
-        attach_filter(self.sock, _about_port(port))
+    def open(self, source: IPv4Address) -> None:
+        """Send from `source` from now on, from a port of the kernel's choice. PlatformError."""
+        self.close()
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.setsockopt(socket.IPPROTO_IP, uapi.IP_MTU_DISCOVER, uapi.IP_PMTUDISC_INTERFACE)
+            sock.setsockopt(socket.IPPROTO_IP, uapi.IP_RECVERR, 1)
+            sock.bind((str(source), 0))
+        except OSError as error:
+            sock.close()
+            raise PlatformError(
+                f"cannot open a socket for ICMP errors: {error.strerror}", error.errno
+            ) from None
+        self._sock = sock
+
+    def provoke(self, address: IPv4Address, port: int) -> None:
+        """Send an empty datagram, which no daemon takes for a packet."""
+        if self._sock is None:
+            return
+        for _ in range(2):  # what was said of another one fails the first
+            with contextlib.suppress(OSError):
+                self._sock.sendto(b"", (str(address), port))
+                return
 
     def receive(self) -> list[IcmpError]:
-        """What has come, 256 at most; never waits. What the buffer had no room for is lost."""
-        found = []
+        """What has come, 256 at most; never waits."""
+        found: list[IcmpError] = []
+        if self._sock is None:
+            return found
         for _ in range(_RECEIVES):
             try:
-                message = self.sock.recv(_LEN)
+                _, messages, _, destination = self._sock.recvmsg(0, _SPACE, socket.MSG_ERRQUEUE)
             except OSError:
                 break
-            if (error := read(message)) is not None:
+            if (error := decode(messages, destination[0])) is not None:
                 found.append(error)
         return found
 
     def close(self) -> None:
         """Close the socket; harmless when repeated."""
-        self.sock.close()
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
 
 
-def open_icmp_error_socket() -> IcmpErrorSocket:
-    """A non-blocking one that receives nothing yet. PlatformError, EPERM without CAP_NET_RAW."""
-    try:
-        sock = socket.socket(
-            socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP
-        )
-    except OSError as error:
-        hint = "; this needs CAP_NET_RAW at the start" if error.errno == errno.EPERM else ""
-        raise PlatformError(
-            f"cannot open an ICMP socket: {error.strerror}{hint}", error.errno
-        ) from None
-    try:
-        wanted = ~(1 << _TYPE) & 0xFFFFFFFF
-        sock.setsockopt(uapi.SOL_RAW, uapi.ICMP_FILTER, struct.pack("=I", wanted))
-        attach_filter(sock, [(0x06, 0, 0, 0)])
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_LEN)
-    except OSError as error:
-        sock.close()
-        raise PlatformError(
-            f"cannot filter an ICMP socket: {error.strerror}", error.errno
-        ) from None
-    return IcmpErrorSocket(sock)
-
-
-def read(message: bytes) -> IcmpError | None:
-    """Decode an IPv4 packet as a raw ICMP socket receives it; None if it is none of these."""
-    start = (message[0] & 0x0F) * 4 if message else 0
-    quote = start + _ICMP_LEN
-    if start < 20 or len(message) < quote + _MIN_QUOTE_LEN or message[start] != _TYPE:
-        return None
-    text = UNREACHABLE.get(message[start + 1])
-    if text is None:
-        return None
-    return IcmpError(
-        text, IPv4Address(message[12:16]), IPv4Address(message[quote + 16 : quote + 20])
-    )
-
-
-def _about_port(port: int) -> list[tuple[int, int, int, int]]:
-    """Pass ICMP messages that quote UDP from `port` to `port` (classic BPF, linux/filter.h)."""
-    return [
-        (0xB1, 0, 0, 0),  # ldxb 4 * ([0] & 0xf): the outer IPv4 header's length
-        (0x50, 0, 0, 8),  # ldb [x + 8]: version and header length of the quoted packet
-        (0x15, 0, 5, 0x45),  # without options, as we send
-        (0x50, 0, 0, 17),  # ldb [x + 17]: its protocol
-        (0x15, 0, 3, socket.IPPROTO_UDP),
-        (0x40, 0, 0, 28),  # ld [x + 28]: both ports
-        (0x15, 0, 1, port << 16 | port),
-        (0x06, 0, 0, 0xFFFF),  # ret: all of it
-        (0x06, 0, 0, 0),  # ret: nothing
-    ]
+def decode(messages: Iterable[tuple[int, int, bytes]], destination: str) -> IcmpError | None:
+    """Read the control messages of an error queue; None if no host said it, or something else."""
+    for level, kind, data in messages:
+        if (level, kind) != (socket.IPPROTO_IP, uapi.IP_RECVERR):
+            continue
+        if len(data) < _EXTENDED_ERROR.size + _OFFENDER.size:
+            continue
+        _, origin, icmp_type, code, _, _ = _EXTENDED_ERROR.unpack_from(data)
+        family, said_by = _OFFENDER.unpack_from(data, _EXTENDED_ERROR.size)
+        text = UNREACHABLE.get(code)
+        if (origin, icmp_type, family) == (_ORIGIN_ICMP, _TYPE, socket.AF_INET) and text:
+            return IcmpError(text, IPv4Address(said_by), IPv4Address(destination))
+    return None

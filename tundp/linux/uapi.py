@@ -63,10 +63,6 @@ IP_PMTUDISC_INTERFACE: Final = 4
 IP_RECVERR: Final = 11
 IP_FREEBIND: Final = 15
 
-# linux/icmp.h
-ICMP_FILTER: Final = 1
-"""Of SOL_RAW: a bit for each ICMP type the socket shall not get."""
-
 # linux/errqueue.h
 SO_EE_ORIGIN_LOCAL: Final = 1
 
@@ -75,12 +71,10 @@ SO_SNDBUFFORCE: Final = 32
 """2.6.14"""
 SO_RCVBUFFORCE: Final = 33
 """2.6.14"""
-SO_ATTACH_FILTER: Final = 26
 SO_RXQ_OVFL: Final = 40
 """2.6.33"""
 
 # linux/socket.h: levels of setsockopt
-SOL_RAW: Final = 255
 SOL_PACKET: Final = 263
 SOL_NETLINK: Final = 270
 

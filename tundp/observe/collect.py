@@ -31,6 +31,7 @@ from tundp.observe.status import (
     InterfaceStatus,
     Lazy,
     LeaseStatus,
+    MeasuringStatus,
     PathStatus,
     PeerStatus,
     PeerTraffic,
@@ -157,9 +158,12 @@ def peer_statuses(
     count: int,
     peers: Callable[[], Iterable[PeerView]],
     engine: Dataplane | None,
+    measurings: Mapping[int, MeasuringStatus],
     reaches: Mapping[int, Reach] = MappingProxyType({}),
 ) -> Sequence[PeerStatus]:
     """The peers by subnet, with what the engine knows of each, and whether it answers.
+
+    measurings: by hop id.
 
     peers: evaluated later and in another thread, so over a copy. The engine is asked at once:
     it may only be asked on the event loop. reaches: by hop id.
@@ -172,7 +176,7 @@ def peer_statuses(
 
     def make() -> list[PeerStatus]:
         ordered = sorted(peers(), key=_place)
-        found = [_peer_status(peer, hops, paths) for peer in ordered]
+        found = [_peer_status(peer, hops, paths, measurings) for peer in ordered]
         if not reaches:
             return found
         return [
@@ -226,7 +230,10 @@ def _place(peer: PeerView) -> tuple[int, int]:
 
 
 def _peer_status(
-    peer: PeerView, hops: Mapping[int, HopCounters], paths: Mapping[int, PathState]
+    peer: PeerView,
+    hops: Mapping[int, HopCounters],
+    paths: Mapping[int, PathState],
+    measurings: Mapping[int, MeasuringStatus],
 ) -> PeerStatus:
     hop_id = peer.hop_id
     hop = None if hop_id is None else hops.get(hop_id)
@@ -238,6 +245,7 @@ def _peer_status(
         backend_type=peer.backend_type,
         identity=peer.identity,
         path=None if path is None else _path_status(path),
+        measuring=None if hop_id is None else measurings.get(hop_id),
         traffic=None if hop is None else _traffic(hop),
     )
 

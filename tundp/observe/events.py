@@ -21,8 +21,9 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final, Protocol, Self
 
 from tundp.engine.taps import RING_LEN_MAX, RING_LEN_MIN, Tap, TapRequest
-from tundp.errors import PlatformError
+from tundp.errors import FilterError, PlatformError
 from tundp.wire.event import ALL_STAGES, DROPS_BIT, SNAP_MAX, Record, Stage, unpack
+from tundp.wire.filter import parse as parse_filter
 
 POLL_S: Final = 0.02
 """Between two looks at the rings: at a million packets a second 128 MB a second are to be had."""
@@ -85,6 +86,10 @@ class Hello:
 
 def tap_request(query: Mapping[str, str]) -> TapRequest:
     """The tap a query asks for; BadQuery."""
+    try:
+        packets = parse_filter(query.get("filter", ""))
+    except FilterError as error:
+        raise BadQuery(str(error), error.position) from None
     names = [name for name in query.get("stages", "").split(",") if name]
     unknown = [name for name in names if name not in STAGE_NAMES]
     if unknown:
@@ -93,6 +98,7 @@ def tap_request(query: Mapping[str, str]) -> TapRequest:
     for name in names:
         stages |= STAGE_NAMES[name]
     return TapRequest(
+        filter=packets,
         stages=stages or ALL_STAGES,
         snap=_number(query, "snap", 128, (0, SNAP_MAX)),
         size=_number(query, "size", 1 << 20, (RING_LEN_MIN, RING_LEN_MAX)),
@@ -208,6 +214,12 @@ class EventStream:
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """The events, in the order they arrive here. PlatformError for what is no event."""
+        async for batch in self.batches():
+            for event in batch:
+                yield event
+
+    async def batches(self) -> AsyncIterator[list[Event]]:
+        """The events of one worker at a time, as they arrive; for whoever has many to deal with."""
         while True:
             try:
                 kind, data = await self._frame()
@@ -221,8 +233,7 @@ class EventStream:
                     records = list(unpack(memoryview(data)[_WORKER.size :]))
                 except ValueError as error:
                     raise PlatformError(f"the daemon's event stream is broken: {error}") from None
-                for record in records:
-                    yield await self._event(worker, record)
+                yield [await self._event(worker, record) for record in records]
 
     async def _frame(self) -> tuple[int, bytes]:
         kind, length = _FRAME.unpack(await self._read(_FRAME.size))

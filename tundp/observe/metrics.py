@@ -29,7 +29,14 @@ from tundp.linux.obstacles.look import IDS as OBSTACLES
 from tundp.linux.obstacles.look import SUMMARY as LOOKED
 from tundp.observe.counters import BREAKDOWNS, sentence, spec_of
 from tundp.observe.peer_series import PeerSeries, PeerSource
-from tundp.observe.status import CountersStatus, EngineStatus, KernelStatus, RoutingStatus, Status
+from tundp.observe.status import (
+    BackendStatus,
+    CountersStatus,
+    EngineStatus,
+    KernelStatus,
+    RoutingStatus,
+    Status,
+)
 from tundp.wire.drop import DropReason
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -214,12 +221,7 @@ def _control(status: Status) -> Iterator[Any]:
         )
         if backend.mtu is not None:
             yield _gauge("tundp_mtu_bytes", "Largest inner packet.", backend.mtu)
-        if backend.path_probes is not None:
-            yield CounterMetricFamily(
-                "tundp_path_probes",
-                "Datagrams sent to peers to measure paths, beside forwarded packets.",
-                value=backend.path_probes,
-            )
+        yield from _measuring(backend)
     if (engine := status.engine) is not None:
         yield _offloads(engine)
         yield _gauge(
@@ -256,6 +258,24 @@ def _routing(routing: RoutingStatus) -> Iterator[Any]:
     yield _gauge(
         "tundp_no_gso_paths", "Peers whose path takes no UDP_SEGMENT.", routing.no_gso_paths
     )
+
+
+def _measuring(backend: BackendStatus) -> Iterator[Any]:
+    if backend.path_probes is not None:
+        yield CounterMetricFamily(
+            "tundp_path_probes",
+            "Datagrams sent to peers to measure paths, beside forwarded packets.",
+            value=backend.path_probes,
+        )
+    if backend.paths_in_use is not None:
+        family = GaugeMetricFamily(
+            "tundp_paths_in_use",
+            "Paths that carried large packets lately, by what measuring has come to.",
+            labels=["measuring"],
+        )
+        for state, count in backend.paths_in_use.items():
+            family.add_metric([state], count)
+        yield family
 
 
 def _offloads(engine: EngineStatus) -> GaugeMetricFamily:

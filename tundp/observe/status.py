@@ -16,7 +16,7 @@ from enum import Enum, unique
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final, Generic, TypeVar, overload
 
-from tundp.choices import MtuOrigin
+from tundp.choices import Measuring, MtuOrigin
 from tundp.finding import Finding, failures
 from tundp.observe import codec
 from tundp.observe.codec import Malformed
@@ -146,6 +146,9 @@ class BackendStatus:
     path_probes: int | None = None
     """Datagrams sent to peers to measure paths and to ask who answers, beside
     `encap.packets_out`; they are received as any packet. Null for a backend that sends none."""
+    paths_in_use: Mapping[str, int] | None = None
+    """How many paths carried large packets lately, by what measuring has come to:
+    MeasuringStatus.state. Null likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +255,17 @@ class PathStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuringStatus:
+    """What measuring the path to one peer has come to."""
+
+    state: Measuring
+    """`measured`, `pending` (not measured yet) or `no-answer`: the peer's kernel, or a firewall
+    there, answers no echo request, so nothing is known."""
+    since: float
+    """Unix time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerTraffic:
     """What was exchanged with one peer's endpoint; bytes are those of inner packets.
 
@@ -334,6 +348,8 @@ class PeerStatus:
     """Which node it is, as its lease says; null for stock flannel's."""
     path: PathStatus | None = None
     """Null: nothing narrower than the device was met."""
+    measuring: MeasuringStatus | None = None
+    """Null: no large packets were sent to it lately, or the backend measures no path."""
     traffic: PeerTraffic | None = None
     """Null for a backend that does not count by peer."""
     reach: ReachStatus | None = None

@@ -1,7 +1,8 @@
 """ICMP echo requests of a given size, and the replies to them (RFC 792, 1122 3.2.2.6).
 
-A reply is as long as its request and carries the request's data, so a cookie in the data that
-nobody can guess shows that a packet of this size arrived.
+A reply carries the request's data, so a cookie in the data that nobody can guess shows that this
+one request arrived, which was sent whole or not at all. The length of the reply shows nothing more:
+a host on the way back may have fragmented it, and its first fragment has the cookie.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ TYPE_REPLY: Final = 0
 TYPE_REQUEST: Final = 8
 COOKIE_LEN: Final = 16
 _HEADER: Final = struct.Struct("!BBHHH")
-MIN_REQUEST_LEN: Final = ip.MIN_HEADER_LEN + _HEADER.size + COOKIE_LEN
+HEAD_LEN: Final = _HEADER.size + COOKIE_LEN
+"""Bytes of an ICMP message up to the end of the cookie."""
+MIN_REQUEST_LEN: Final = ip.MIN_HEADER_LEN + HEAD_LEN
 _TTL: Final = 64
 
 
@@ -26,8 +29,6 @@ class EchoReply(NamedTuple):
     """IPv4 address, host order."""
     identifier: int
     cookie: bytes
-    packet_len: int
-    """Bytes of the whole IPv4 packet, header included."""
 
 
 def build_request(
@@ -52,12 +53,18 @@ def build_request(
     return header + body
 
 
+def is_reply(message: memoryview, identifier: int | None) -> bool:
+    """Whether an ICMP message, at least HEAD_LEN bytes, is an echo reply with this identifier."""
+    kind, code, _, found, _ = _HEADER.unpack_from(message)
+    return (kind, code) == (TYPE_REPLY, 0) and found == identifier
+
+
 def read_reply(packet: bytes) -> EchoReply | None:
-    """Decode an IPv4 packet as a raw ICMP socket receives it; None if it is no echo reply."""
+    """Decode the head of an IPv4 packet, up to the cookie; None if it is no echo reply's."""
     if len(packet) < MIN_REQUEST_LEN:
         return None
     start = (packet[0] & 0x0F) * 4
-    if start < ip.MIN_HEADER_LEN or len(packet) < start + _HEADER.size + COOKIE_LEN:
+    if start < ip.MIN_HEADER_LEN or len(packet) < start + HEAD_LEN:
         return None
     kind, code, _, identifier, _ = _HEADER.unpack_from(packet, start)
     if (kind, code) != (TYPE_REPLY, 0):
@@ -67,5 +74,4 @@ def read_reply(packet: bytes) -> EchoReply | None:
         source=int.from_bytes(packet[12:16], "big"),
         identifier=identifier,
         cookie=packet[data : data + COOKIE_LEN],
-        packet_len=len(packet),
     )

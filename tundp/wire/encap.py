@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from tundp.choices import SourceCheck as SourceCheck
-from tundp.wire import fragment, icmp, ip
+from tundp.wire import echo, fragment, icmp, ip
 from tundp.wire.drop import DropReason
 from tundp.wire.policy import Policy
 
@@ -88,6 +88,8 @@ class Deliver:
     packet: memoryview
     source_matches: bool
     destination_matches: bool
+    echo_len: int = 0
+    """Above 0 for an answer to what measures paths: that many bytes of the packet show it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,7 @@ def decapsulate(
             DropReason.HOP_LIMIT_EXCEEDED, icmp.time_exceeded(packet, header, policy.tun_address)
         )
     ip.decrement_ttl(packet, header)
-    return Deliver(packet, fault is None, destination_matches)
+    return Deliver(packet, fault is None, destination_matches, _echo_len(packet, header, policy))
 
 
 def _is_host(address: int, table: AddressTable) -> bool:
@@ -236,6 +238,23 @@ def _is_for_tunnel(
         and int.from_bytes(packet[ports + 2 : ports + _PORTS_LEN], "big") == policy.port
         and (header.destination == policy.tun_address or table.is_node(header.destination))
     )
+
+
+def _echo_len(packet: memoryview, header: ip.Ipv4Header, policy: Policy) -> int:
+    """How many bytes of a packet for us show an answer to what measures paths; 0: it is none.
+
+    An ICMP echo reply with our identifier, whole or its first fragment: its cookie shows that the
+    request arrived, however narrow the way back is.
+    """
+    start = header.header_len
+    is_answer = (
+        header.ip_proto == ip.PROTO_ICMP
+        and header.destination == policy.tun_address
+        and not header.fragment_offset
+        and header.total_len >= start + echo.HEAD_LEN
+        and echo.is_reply(packet[start:], policy.echo_id)
+    )
+    return start + echo.HEAD_LEN if is_answer else 0
 
 
 def _sender_fault(

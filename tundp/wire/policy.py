@@ -9,6 +9,8 @@ from tundp.choices import SourceCheck
 
 ADMITTED_MAX: Final = 16
 """Networks one policy can admit: each is compared with every source that is in no lease."""
+NO_ECHO_ID: Final = 0x10000
+"""An identifier that no ICMP echo message has: the native twin's None."""
 
 
 class Prefix(NamedTuple):
@@ -30,6 +32,8 @@ class Policy:
     """The UDP port of the overlay: no inner datagram may be for it on a node."""
     admitted: tuple[Prefix, ...] = ()
     """Networks in no lease that any peer may send from; at most ADMITTED_MAX."""
+    echo_id: int | None = None
+    """ICMP identifier (RFC 792) of the echo requests that measure paths; None: there are none."""
 
     def admits(self, source: int) -> bool:
         """Whether a source (host order) that is in no lease is admitted."""

@@ -32,6 +32,7 @@ enum {
 	FUZZ_OWN = 0x0a050004,
 	FUZZ_BROADCAST = 0xc00002ff,
 	FUZZ_PORT = 9,
+	FUZZ_ECHO_ID = 1,
 	FUZZ_HOPS = 10,
 	FUZZ_HOP_WIDE = 7,   /* 10.5.0.0/31 and 10.5.0.6/31: at 127.0.0.1 */
 	FUZZ_HOP_NARROW = 8, /* 10.5.0.2/31: packets above fuzz_narrow_mtu do not fit */
@@ -85,7 +86,7 @@ static inline const struct tundp_fib *fuzz_fib(uint16_t narrow_mtu)
 /* A copy that ends where the bytes do. */
 static inline uint8_t *fuzz_copy(const uint8_t *data, size_t size)
 {
-	uint8_t *copy = malloc(size + !size);
+	uint8_t *copy = calloc(1, size + !size);
 
 	REQUIRE(copy);
 	if (size)

@@ -31,6 +31,18 @@ static bool is_nested(const uint8_t *packet)
 	       (destination == FUZZ_TUNNEL || destination == FUZZ_PEER);
 }
 
+/* Bytes of an answer to what measures paths that are handed over, 0 if it is none. */
+static size_t answer_len(const uint8_t *packet)
+{
+	const size_t start = fuzz_ip_header_len(packet);
+
+	if (packet[9] != 1 || fuzz_be32(packet + 16) != FUZZ_TUNNEL ||
+	    fuzz_be16(packet + 6) & 0x1fff || fuzz_be16(packet + 2) < start + 24 ||
+	    packet[start] || packet[start + 1] || fuzz_be16(packet + start + 4) != FUZZ_ECHO_ID)
+		return 0;
+	return start + 24;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static const uint32_t sources[4] = { FUZZ_LOOPBACK, FUZZ_PEER, 0xc6336401, 0 };
@@ -38,6 +50,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	static struct tundp_verdict verdict;
 	struct tundp_policy policy = { .tun_address = FUZZ_TUNNEL,
 				       .port = FUZZ_PORT,
+				       .echo_id = FUZZ_ECHO_ID,
 				       .admitted = { { 0xcb007100, 0xffffff00 } } };
 	uint8_t *before, *datagram;
 	uint8_t choices;
@@ -75,6 +88,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		REQUIRE(!is_no_host(fuzz_be32(before + 12)));
 		REQUIRE(!is_no_host(fuzz_be32(before + 16)));
 		REQUIRE(!is_nested(before));
+		REQUIRE(verdict.echo_len == answer_len(before));
 		REQUIRE(!verdict.source_matches || policy.source_check == TUNDP_SOURCE_OFF ||
 			!(choices & 0x20));
 	}

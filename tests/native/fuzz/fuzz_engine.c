@@ -265,7 +265,7 @@ static int udp_socket(struct sockaddr_in *address)
 	return fd;
 }
 
-static int tun_fd, udp_fd, control_fd, notify_fd;
+static int tun_fd, udp_fd, control_fd, notify_fd, echo_fd, heads_fd;
 
 static void open_lab(void)
 {
@@ -278,6 +278,9 @@ static void open_lab(void)
 	widen(pair[1]);
 	tun_fd = pair[0];
 	lab.tun = pair[1];
+	REQUIRE(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) == 0);
+	echo_fd = pair[0];
+	heads_fd = pair[1];
 	udp_fd = udp_socket(&lab.udp);
 	/* For one more control message to read; qemu's user mode has no such option. */
 	(void)setsockopt(udp_fd, SOL_SOCKET, SO_RXQ_OVFL, &on, sizeof(on));
@@ -301,12 +304,14 @@ static void prepare(uint8_t choices, uint8_t refusals, bool has_offloads)
 		.udp_fd = udp_fd,
 		.control_fd = control_fd,
 		.notify_fd = notify_fd,
+		.echo_fd = echo_fd,
 		.address = FUZZ_LOOPBACK,
 		.directions = TUNDP_ENCAP | TUNDP_DECAP,
 		.max_segments = 1,
 		.max_udp_segments = 1,
 		.policy = { .tun_address = FUZZ_TUNNEL,
 			    .port = FUZZ_PORT,
+			    .echo_id = FUZZ_ECHO_ID,
 			    .source_check = (uint32_t)(choices & SOURCE_CHECK) / 2 % 3 },
 		.memory = lab.batch,
 		.hop_counters = lab.hop_counters,
@@ -500,6 +505,19 @@ static struct amount drain_sink(void)
 	return sunk;
 }
 
+/* Heads of answers to what measures paths: whole, for us, and no more of them than packets. */
+static void drain_heads(uint64_t most)
+{
+	static uint8_t head[256];
+	ssize_t len;
+
+	while ((len = recv(heads_fd, head, sizeof(head), 0)) >= 0) {
+		REQUIRE(most-- > 0);
+		REQUIRE(len >= 44 && (size_t)len == fuzz_ip_header_len(head) + 24);
+		REQUIRE(fuzz_be32(head + 16) == FUZZ_TUNNEL);
+	}
+}
+
 /* What a run that ended early left behind is not the next one's. */
 static void drain_rest(void)
 {
@@ -545,6 +563,7 @@ static void run(const struct record *records, size_t count, uint8_t choices, uin
 		REQUIRE(counters->decap.packets_in == datagrams.count);
 		REQUIRE(counters->decap.bytes_in == datagrams.len);
 	}
+	drain_heads(counters->decap.packets_in);
 	written = drain_tun();
 	REQUIRE(written.count == counters->decap.packets_out + counters->icmp_to_tun);
 	if (!counters->icmp_to_tun)

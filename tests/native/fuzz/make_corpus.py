@@ -15,6 +15,7 @@ from typing import Any
 
 from tests import packets
 from tests.packets import ACK, CWR, DF, FIN, MF, PSH, ROUTER_ALERT, SYN
+from tundp.wire.filter import parse
 
 CORPUS = Path(__file__).with_name("corpus")
 
@@ -137,6 +138,7 @@ def singles() -> dict[str, bytes]:
         "fragment": ipv4(text(160), 17, flags=MF | 3, to=NARROW),
         "options": udp(text(120), options=RECORD_ROUTE + ROUTER_ALERT, to=NARROW, flags=0),
         "echo": icmp(to=NO_ROUTE),
+        "answer": icmp(kind=0, body=text(60), to="10.5.0.1", flags=MF),
         "ttl": udp(b"late", ttl=1),
         "own": udp(b"ours", source="10.5.0.1"),
         "ipv6": IPV6,
@@ -199,6 +201,7 @@ def for_engine() -> dict[str, bytes]:
         "narrow": b"\x81\x00" + records(wide, *small),
         "long": b"\x09\x00" + long,
         "long-ecn": b"\x09\x00" + long_ecn,
+        "answers": b"\x01\x00" + records(*[PLAIN + icmp(kind=0, body=text(60), to="10.5.0.1")] * 3),
         "turns": b"\x11\x00" + records(*small, flows[0]),
     }
 
@@ -223,6 +226,25 @@ def for_fib() -> dict[str, bytes]:
     }
 
 
+def for_filter() -> dict[str, bytes]:
+    """A program, 14 bytes an instruction, then a packet: see fuzz_filter.c."""
+
+    def seed(text: str, packet: bytes) -> bytes:
+        ops = parse(text).ops
+        packed = (struct.pack("!BBIII", op.kind, op.field, op.low, op.high, op.mask) for op in ops)
+        return bytes([len(ops)]) + b"".join(packed) + packet
+
+    web = tcp(text(30), tcp_flags=SYN, tcp_options=b"")
+    late = icmp(kind=11, body=web[:40])
+    return {
+        "everything": seed("", web),
+        "tcp": seed("tcp port 5201 and not fragment or quoted udp", web),
+        "cut": seed("tcp-syn and less 99 or drop", web[:33]),
+        "quoted": seed(f"quoted (host {POD} or {WIDE}) and quoted port 40000", late),
+        "quote-cut": seed("not (encap or peer 127.0.0.1) and not (decap or ip)", late[:51]),
+    }
+
+
 def corpus() -> dict[str, dict[str, bytes]]:
     packets = singles()
     to_peer = {name: ASIS + packet for name, packet in packets.items()}
@@ -240,6 +262,7 @@ def corpus() -> dict[str, dict[str, bytes]]:
         "fuzz_segment": {name: MEND + one for name, one in for_segment().items()},
         "fuzz_coalesce": {name: b"\x00\x3f" + one for name, one in for_coalesce().items()},
         "fuzz_fib": for_fib(),
+        "fuzz_filter": for_filter(),
         "fuzz_engine": for_engine(),
     }
 

@@ -12,7 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 seconds=${1:-60}
 [ $# -gt 0 ] && shift
 [ $# -gt 0 ] || set -- fuzz_encapsulate fuzz_decapsulate fuzz_fragment fuzz_segment \
-	fuzz_coalesce fuzz_fib fuzz_engine
+	fuzz_coalesce fuzz_fib fuzz_filter fuzz_engine
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -11,7 +11,7 @@ from tundp.linux import uapi
 
 SOURCE = Path(uapi.__file__)
 SPELT_OTHERWISE = {"LINUX_CAPABILITY_VERSION_3": "_LINUX_CAPABILITY_VERSION_3"}
-NOT_IN_UAPI = {"SOL_RAW", "SOL_PACKET", "SOL_NETLINK"}
+NOT_IN_UAPI = {"SOL_PACKET", "SOL_NETLINK"}
 """linux/socket.h of the kernel itself; libc's sys/socket.h repeats them."""
 NEW = {"TUN_F_USO4", "TUN_F_USO6", "BPF_TCX_INGRESS", "BPF_TCX_EGRESS"}
 """Younger than the headers of a supported distribution may be."""

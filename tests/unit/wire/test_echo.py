@@ -42,7 +42,10 @@ def test_a_reply_is_read(options: bytes) -> None:
         / ICMP(type=0, id=0xBEEF)
         / (COOKIE + bytes(50))
     )
-    assert echo.read_reply(packet) == echo.EchoReply(DESTINATION, 0xBEEF, COOKIE, len(packet))
+    head = packet[: 20 + len(options) + 8 + 16]
+    for whole_or_head in (packet, head):
+        assert echo.read_reply(whole_or_head) == echo.EchoReply(DESTINATION, 0xBEEF, COOKIE)
+    assert echo.read_reply(head[:-1]) is None
 
 
 @pytest.mark.parametrize(

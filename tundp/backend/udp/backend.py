@@ -53,11 +53,6 @@ DEVICE_LIVES_S: Final = 10.0
 RECHECK_S: Final = 1.0
 """From a change of links or routes to a look at paths; changes meanwhile cost nothing more."""
 
-_UNMEASURED: Final = (
-    "paths to the peers are not measured, so routers fragment what a narrow one does not carry,"
-    " and a path that swallows large packets is not noticed: {}"
-)
-
 
 class UdpBackend:
     """See the module, and backend.base.Backend for the contract."""
@@ -81,11 +76,9 @@ class UdpBackend:
         self._device_lines, self._moved_lines = Ration(1), Ration(1)
         self._queue_drops = QueueDrops()
         self._recheck: asyncio.TimerHandle | None = None
-        self._echoes = Echoes(context.given.echo)
+        self._echoes = Echoes()
         self._prober = PathProber(context.netlink, self._echoes)
-        self._watch = PeerWatch(
-            context.netlink, self._echoes, context.given.icmp_errors, self._prober.peer
-        )
+        self._watch = PeerWatch(context.netlink, self._echoes, self._prober.peer)
 
     @property
     def name(self) -> str:
@@ -164,9 +157,11 @@ class UdpBackend:
                         Prefix(int(each.network_address), int(each.netmask))
                         for each in self._settings.admitted
                     ),
+                    echo_id=self._echoes.echo_id,
                 ),
                 loop=asyncio.get_running_loop(),
                 recorder=self._recorder,
+                echo_fd=self._echoes.echo_fd,
             ),
         )
         self._echoes.start(self._prober_settings())
@@ -297,6 +292,7 @@ class UdpBackend:
             queue_drops=self._queue_drops.count(),
             path_probes=self._echoes.sent,
             silent_peers=len(self._watch.troubled()),
+            paths=self._prober.measurings(),
         )
 
     def checks(self) -> list[Finding]:
@@ -307,11 +303,7 @@ class UdpBackend:
         return [
             must_hold("device", is_there, name),
             *worries("device-contest", contest),
-            *worries(
-                "path-mtu",
-                self._echoes.error and _UNMEASURED.format(self._echoes.error),
-                next_step="let the process start with CAP_NET_RAW, as the shipped unit does",
-            ),
+            *self._prober.findings(),
             self._watch.finding(),
         ]
 
@@ -336,6 +328,8 @@ class UdpBackend:
                 counters.decap.packets_in,
                 counters.decap.dropped,
             )
+        self._watch.close()
+        self._echoes.close()
         if self._tun is not None:
             self._tun.close()
         for sock in self._socks:

@@ -2,7 +2,7 @@
 
     ask       one datagram a size, to the endpoint of a peer: an ICMP echo request for its TUN
               address, which its kernel answers, be it tundp's or flanneld's
-    answers   come through the overlay as any packet; the kernel hands us a copy (linux/echo.py)
+    answers   come through the overlay as any packet; engines hand over a copy (linux/echo.py)
 
 A cookie that nobody can guess is in each request, so no stranger's answer counts. All who ask
 share one rate.
@@ -10,7 +10,6 @@ share one rate.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import secrets
@@ -25,7 +24,7 @@ import numpy.typing as npt
 
 from tundp.errors import PlatformError
 from tundp.lease.model import Peer
-from tundp.linux.echo import EchoSocket
+from tundp.linux.echo import EchoReplies
 from tundp.linux.udp import open_sender, source_control
 from tundp.wire import echo
 
@@ -36,7 +35,6 @@ RATE_PER_S: Final = 50.0
 BURST: Final = 50.0
 MIN_LEN: Final = echo.MIN_REQUEST_LEN
 """Bytes of the smallest request, an inner packet."""
-_RECEIVES: Final = 64
 _SEND_BUFFER_LEN: Final = 96 << 10
 
 
@@ -73,9 +71,8 @@ class _Request(NamedTuple):
 class Echoes:
     """See the module."""
 
-    def __init__(self, echo_socket: EchoSocket | None) -> None:
-        """echo_socket: owned by the caller; None: nothing can be asked."""
-        self._echo = echo_socket
+    def __init__(self) -> None:
+        self._replies: EchoReplies | None = None
         self._settings: ProberSettings | None = None
         self._asked: dict[bytes, _Request] = {}
         """By cookie."""
@@ -89,23 +86,34 @@ class Echoes:
         """Why nobody can be asked; empty if peers can."""
         self.sent = 0
         """Requests sent so far: no engine counts them."""
+        try:
+            self._replies = EchoReplies()
+        except PlatformError as error:
+            self.error = str(error)
 
     @property
     def can_ask(self) -> bool:
         """Whether answers would be received."""
-        return self._echo is not None
+        return self._replies is not None
+
+    @property
+    def echo_id(self) -> int | None:
+        """Identifier of the echo requests, for wire.policy.Policy."""
+        return None if self._replies is None else self._replies.identifier
+
+    @property
+    def echo_fd(self) -> int:
+        """Where the engine sends answers to: EngineContext.echo_fd."""
+        return -1 if self._replies is None else self._replies.engine_fd
 
     def start(self, settings: ProberSettings) -> None:
         """Ask from these addresses from now on."""
         self._settings = settings
-        if self._echo is None:
-            self.error = "no ICMP socket: it takes CAP_NET_RAW at the start"
-            return
-        try:
-            self._echo.confine(str(settings.tun_address))
-        except PlatformError as error:
-            self.error = str(error)
-            self._echo = None
+
+    def close(self) -> None:
+        """Close what answers come by: the engine is stopped."""
+        if self._replies is not None:
+            self._replies.close()
 
     def reset(self, settings: ProberSettings) -> None:
         """The underlay's address or the MTU is another."""
@@ -125,21 +133,25 @@ class Echoes:
     @contextlib.contextmanager
     def receiving(self) -> Iterator[None]:
         """Answers are taken as they come while the block runs, on the running loop."""
-        if self._echo is None:
+        if self._replies is None:
             yield
             return
-        loop, fd = asyncio.get_running_loop(), self._echo.sock.fileno()
-        loop.add_reader(fd, self.receive)
+        self._replies.follow(self._on_reply)
         try:
             yield
         finally:
-            loop.remove_reader(fd)
+            self._replies.unfollow()
 
     def may_ask(self, now: float) -> bool:
         """Whether the rate leaves room for one more peer. now: the loop's time."""
         self._tokens = min(BURST, self._tokens + (now - self._refilled_at) * RATE_PER_S)
         self._refilled_at = now
         return self._tokens > 0
+
+    def spend(self, count: int) -> None:
+        """So many datagrams are sent to peers by another socket, within the rate."""
+        self._tokens -= count
+        self.sent += count
 
     def ask(
         self, peer: Peer, sizes: Sequence[int], answered: Callable[[int], None]
@@ -151,7 +163,7 @@ class Echoes:
         takes no other's room. What is refused stays unanswered: EMSGSIZE is the device's word,
         for one.
         """
-        assert self._settings is not None and self._echo is not None
+        assert self._settings is not None and self._replies is not None
         if not sizes:
             return []
         self._tokens -= len(sizes)
@@ -170,7 +182,7 @@ class Echoes:
                     size,
                     source=int(self._settings.tun_address),
                     destination=int(peer.subnet.network_address),
-                    identifier=self._echo.identifier,
+                    identifier=self._replies.identifier,
                     cookie=cookie,
                 )
                 self._asked[cookie] = _Request(peer, size, time.monotonic(), answered)
@@ -187,21 +199,17 @@ class Echoes:
 
     def receive(self) -> None:
         """Take the answers that are there; never waits."""
-        if self._echo is None:
+        if self._replies is not None:
+            self._replies.receive()
+
+    def _on_reply(self, head: bytes) -> None:
+        reply = echo.read_reply(head)
+        asked = None if reply is None else self._asked.get(reply.cookie)
+        if reply is None or asked is None:
             return
-        for _ in range(_RECEIVES):
-            try:
-                packet = self._echo.sock.recv(0xFFFF)
-            except OSError:
-                return
-            reply = echo.read_reply(packet)
-            asked = None if reply is None else self._asked.get(reply.cookie)
-            if reply is None or asked is None:
-                continue
-            is_from_peer = reply.source == int(asked.peer.subnet.network_address)
-            if is_from_peer and reply.packet_len == asked.size:
-                self._count(asked)
-                asked.answered(asked.size)
+        if reply.source == int(asked.peer.subnet.network_address):
+            self._count(asked)
+            asked.answered(asked.size)
 
     def _count(self, asked: _Request) -> None:
         hop_id = asked.peer.hop_id

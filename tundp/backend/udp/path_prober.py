@@ -3,7 +3,8 @@
     engine.bytes_out     which hops carry more than small packets
     netlink              the MTU of their routes: the operator's word, believed at once
     echo requests        from our TUN address to the peer's, DF set outside, with a cookie nobody
-                         can guess: what arrives is answered by the peer's kernel, flanneld's too
+                         can guess: what arrives is answered by the peer's kernel, flanneld's too;
+                         engines copy the answers to linux/echo.py's sockets
     engine.limit_path    the smaller of the two
 
 No ICMP error is believed, since anybody can forge one: no socket of ours uses what they say of a
@@ -17,34 +18,26 @@ import asyncio
 import contextlib
 import logging
 import time
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from tundp.backend.base import PathMeasuring
 from tundp.backend.udp.echoes import Echoes, ProberSettings
+from tundp.backend.udp.path import Path, concerned, limit_of, path_findings
 from tundp.backend.udp.path_search import FLOOR, Answer, PathSearch
 from tundp.backoff import Ration
-from tundp.choices import MtuOrigin
-from tundp.engine.base import PATH_STATE_S, Dataplane, PathLimit
+from tundp.choices import Measuring
+from tundp.engine.base import PATH_STATE_S, Dataplane
 from tundp.errors import PlatformError
+from tundp.finding import Finding, worries
 from tundp.lease.fib import Fib
 from tundp.lease.model import Peer
 from tundp.lease.routing import RoutingDelta
-from tundp.linux.netlink import (
-    Change,
-    Flow,
-    LinkChange,
-    Netlink,
-    RouteChange,
-    RouteLookup,
-    RuleChange,
-)
-from tundp.linux.uapi import RT_TABLE_LOCAL
+from tundp.linux.netlink import Change, Flow, Netlink, RouteLookup
 from tundp.wire import overhead
 
 _log = logging.getLogger(__name__)
@@ -53,8 +46,8 @@ ACTIVE_BYTES: Final = 1280
 """A hop that was sent fewer bytes since the last look carries no large packets."""
 LOOK_S: Final = 1.0
 """Between two looks at who is active, while nothing is being measured."""
-TRY_S: Final = 0.4
-"""Between two tries: an answer that takes three times as long, at most, is none."""
+PACE_S: Final = 0.16
+"""Between two rounds of a search."""
 AGAIN_S: Final = 30.0
 """Between two measurements of a path in use."""
 SETTLE_S: Final = 0.5
@@ -62,32 +55,10 @@ SETTLE_S: Final = 0.5
 _SEARCHES: Final = 64
 """Paths whose routes are asked for at a time."""
 _LINES: Final = 10
-ROUTE_TEXT: Final = "the MTU of the route (ip route)"
-MEASURED_TEXT: Final = "packets of this size were answered, larger ones were not"
-
-
-@dataclass(slots=True, eq=False)
-class _Path:
-    """What is known of the way to one hop that was active lately."""
-
-    hop_id: int
-    peer: Peer
-    active_at: float
-    due_at: float
-    """Not measured again before that."""
-    is_due: bool = True
-    """Whether it was active, or its route changed, since it was measured last."""
-    route: int | None = None
-    """Inner MTU by the route."""
-    link: int = 0
-    """Index of the link the route leads over, 0 for not known."""
-    measured: int | None = None
-    measured_at: float = 0.0
-    search: PathSearch | None = None
-    cookies: list[bytes] = field(default_factory=list)
-    """Of the requests of this search."""
-    limit: PathLimit | None = None
-    """What the engine was given."""
+_UNMEASURED: Final = (
+    "paths to the peers are not measured, so routers fragment what a narrow one does not carry,"
+    " and a path that swallows large packets is not noticed: {}"
+)
 
 
 class PathProber:
@@ -101,7 +72,7 @@ class PathProber:
         self._settings: ProberSettings | None = None
         self._peers: dict[int, Peer] = {}
         """By hop id; one of those at the same endpoint."""
-        self._paths: dict[int, _Path] = {}
+        self._paths: dict[int, Path] = {}
         self._sent: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
         self._generation = 0
         self._is_disturbed = asyncio.Event()
@@ -154,7 +125,7 @@ class PathProber:
         if not self._paths:
             return
         due_at = asyncio.get_running_loop().time() + SETTLE_S
-        for path in _concerned(changes, list(self._paths.values())):
+        for path in concerned(changes, list(self._paths.values())):
             # Changes in a row do not put it off.
             if not path.is_due or path.due_at > due_at:
                 path.due_at = due_at
@@ -174,7 +145,7 @@ class PathProber:
                     is_busy = self._step(loop.time())
                     self._is_disturbed.clear()
                     if is_busy:
-                        await asyncio.sleep(TRY_S)
+                        await asyncio.sleep(PACE_S)
                         continue
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(LOOK_S):
@@ -183,6 +154,16 @@ class PathProber:
         finally:
             for path in self._paths.values():
                 self._end_search(path)
+
+    def measurings(self) -> Mapping[int, PathMeasuring]:
+        """What measuring has come to, by hop id, of the paths that carried large packets lately."""
+        return {path.hop_id: path.measuring for path in self._paths.values()}
+
+    def findings(self) -> list[Finding]:
+        """What is to be said of the paths in use; nothing without one."""
+        if self._echoes.error:
+            return worries("path-mtu", _UNMEASURED.format(self._echoes.error))
+        return path_findings(self._paths.values())
 
     def _find_active(self, now: float) -> None:
         """Note the hops that carry large packets; forget those that have long carried none."""
@@ -196,7 +177,7 @@ class PathProber:
             path = self._paths.get(hop_id)
             if path is None:
                 if (peer := self._peers.get(hop_id)) is not None:
-                    self._paths[hop_id] = _Path(hop_id, peer, active_at=now, due_at=now)
+                    self._paths[hop_id] = Path(hop_id, peer, active_at=now, due_at=now)
                 continue
             path.active_at = now
             path.is_due = True
@@ -241,7 +222,8 @@ class PathProber:
     def _step(self, now: float) -> bool:
         """Send what is due of each search, within the rate; whether any search goes on."""
         searching = [path for path in self._paths.values() if path.search is not None]
-        for path in searching:
+        # The rate may not do for all: those never searched, or longest ago, come first.
+        for path in sorted(searching, key=lambda path: path.searched_at):
             if not self._echoes.may_ask(now):
                 break
             assert path.search is not None
@@ -249,10 +231,14 @@ class PathProber:
             self._conclude(path, now)
         return bool(searching)
 
-    def _ask(self, path: _Path, sizes: Sequence[int]) -> None:
+    def _ask(self, path: Path, sizes: Sequence[int]) -> None:
+        if path.search is None:
+            return
+        of_round = path.search.round
+
         def answered(size: int) -> None:
             if path.search is not None:
-                path.search.answered(size)
+                path.search.answered(size, of_round)
                 self._conclude(path, asyncio.get_running_loop().time())
 
         cookies = self._echoes.ask(path.peer, sizes, answered)
@@ -261,30 +247,33 @@ class PathProber:
         else:
             path.cookies += cookies
 
-    def _conclude(self, path: _Path, now: float) -> None:
+    def _conclude(self, path: Path, now: float) -> None:
         """Use the result of a search, if there is one."""
         search = path.search
         if search is None or search.result is None:
             return
+        path.searched_at = now
         if search.result is Answer.UNKNOWN:
             # A peer that is down for a moment has the path it had.
             if now - path.measured_at > PATH_STATE_S:
                 path.measured = None
+            path.note(Measuring.PENDING if search.largest else Measuring.NO_ANSWER)
         else:
+            path.note(Measuring.MEASURED)
             path.measured = search.largest if search.result is Answer.NARROW else None
             path.measured_at = now
         self._end_search(path)
         self._apply(path)
 
-    def _end_search(self, path: _Path) -> None:
+    def _end_search(self, path: Path) -> None:
         path.search = None
         self._echoes.forget(path.cookies)
         path.cookies.clear()
 
-    def _apply(self, path: _Path) -> None:
+    def _apply(self, path: Path) -> None:
         """Give the engine the limit of a path, if it is another than before."""
         assert self._engine is not None and self._settings is not None
-        wanted = _limit_of(path, self._settings.full)
+        wanted = limit_of(path, self._settings.full)
         before = path.limit
         if (wanted and (wanted.inner_mtu, wanted.origin)) == (
             before and (before.inner_mtu, before.origin)
@@ -316,39 +305,3 @@ class PathProber:
         self._end_search(path)
         if path.limit is not None and self._engine is not None:
             self._engine.limit_path(hop_id, None)
-
-
-def _limit_of(path: _Path, full: int) -> PathLimit | None:
-    """The smaller of what the route says and what was measured; None if neither is a limit."""
-    known = [
-        (size, origin, text)
-        for size, origin, text in (
-            (path.route, MtuOrigin.ROUTE, ROUTE_TEXT),
-            (path.measured, MtuOrigin.MEASURED, MEASURED_TEXT),
-        )
-        if size is not None and size < full
-    ]
-    if not known:
-        return None
-    size, origin, text = min(known, key=lambda each: each[0])
-    return PathLimit(inner_mtu=max(FLOOR, size), origin=origin, since=time.time(), text=text)
-
-
-def _concerned(changes: Iterable[Change], paths: Sequence[_Path]) -> list[_Path]:
-    """The paths that changes of the kernel's routes, links or rules may have to do with."""
-    by_address = sorted((int(path.peer.endpoint.address), path.hop_id) for path in paths)
-    by_hop = {path.hop_id: path for path in paths}
-    found: dict[int, _Path] = {}
-    for change in changes:
-        if isinstance(change, RuleChange):
-            return list(paths)
-        if isinstance(change, LinkChange):
-            index = change.link.index
-            found |= {path.hop_id: path for path in paths if path.link == index}
-        elif isinstance(change, RouteChange) and change.table != RT_TABLE_LOCAL:
-            first = int(change.destination.network_address)
-            last = int(change.destination.broadcast_address)
-            left = bisect_left(by_address, (first, 0))
-            right = bisect_right(by_address, (last, 1 << 32))
-            found |= {hop_id: by_hop[hop_id] for _, hop_id in by_address[left:right]}
-    return list(found.values())

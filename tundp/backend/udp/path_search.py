@@ -1,18 +1,23 @@
 """How large a packet a path carries, by what is answered: decisions without I/O or clock.
 
     check    the full size, what was measured before and the next larger one, and the floor
-    search   common sizes between the floor and the full size, all at once
+    search   common sizes between the largest answered and the full size
+    confirm  the full size and the size above the largest answered, which is asked again, too
 
-Each size is asked up to TRIES times, the full size alone at first: a wide path costs one packet.
-The full size answered: nothing is narrow, whatever was said.
-Nothing answered: nothing is known, since a peer, or a firewall on the way, may not answer at all.
-Only a size that was answered, below one that was not, makes a path narrow. `path_prober.py` carries
-the decisions out. Sizes are those of inner packets, bytes.
+Each stage is a series of rounds, one a pace; the first asks for the full size alone: a wide path
+costs one packet. The full size answered: nothing is narrow, whatever was said. Nothing answered:
+nothing is known, since a peer, or a firewall on the way, may not answer at all.
+
+A path is called narrow by rounds that tell its width from loss: the size above the largest was
+asked and not answered, a smaller one of the same round was. A path that takes the full size, but
+loses each request or its answer with probability p, passes for a narrow one with a probability of
+at most p ** CONFIRM, 5.4e-7 for p = 0.3. Where the path was that narrow before, fewer rounds do.
+`path_prober.py` carries the decisions out. Sizes are those of inner packets, bytes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -22,6 +27,17 @@ FLOOR: Final = 552
 """No path is called narrower: below it Linux hosts clear DF (net.ipv4.route.min_pmtu), and what a
 path does not carry a router fragments."""
 TRIES: Final = 3
+"""Rounds before a search begins, and for what was known before."""
+CONFIRM: Final = 12
+"""Rounds that tell a narrow path from a lossy one."""
+GRACE: Final = 2
+"""Paces the answers of a round have before it tells anything."""
+SILENT: Final = 7
+"""Rounds asked for while nothing at all is answered ..."""
+SILENT_PACES: Final = 10
+"""... and paces until that is the result."""
+ROUNDS_MAX: Final = 64
+"""Rounds after which losses keep the search from a result."""
 COMMON: Final = tuple(
     size - overhead.OVERHEAD
     for size in (
@@ -68,7 +84,15 @@ class Answer(Enum):
     NARROW = "narrow"
     """`PathSearch.largest` arrives, larger packets do not."""
     UNKNOWN = "unknown"
-    """Nothing was answered."""
+    """Nothing was answered, or too little for a result: `PathSearch.largest` says which."""
+
+
+@dataclass(slots=True)
+class _Round:
+    """What was asked for at one pace, and the sizes answered since."""
+
+    asked: tuple[int, ...]
+    answered: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -83,45 +107,83 @@ class PathSearch:
     result: Answer | None = None
     largest: int = 0
     """The largest size answered so far; 0: none."""
-    _tries: int = 0
-    _is_searching: bool = False
+    _rounds: list[_Round] = field(default_factory=list)
+    _searched: int = 0
+    """Rounds of search and confirm so far."""
+    _has_grown: bool = False
+    """Whether `largest` is larger than at the round before."""
+
+    @property
+    def round(self) -> int:
+        """Number of the round that `next_sizes` was asked for last, from 0."""
+        return len(self._rounds) - 1
 
     def next_sizes(self) -> tuple[int, ...]:
         """Sizes to ask for now, largest first; empty while waiting, and when there is a result."""
-        if self.result is None and self._tries > TRIES:
+        if self.result is None:
             self._conclude()
         if self.result is not None:
             return ()
-        self._tries += 1
-        if self._tries > TRIES:
-            return ()  # the last answers have the time of one more pace
-        return tuple(size for size in self._candidates() if size > self.largest)
+        sizes = tuple(sorted(self._candidates(), reverse=True))
+        self._rounds.append(_Round(sizes))
+        self._has_grown = False
+        return sizes
 
-    def answered(self, size: int) -> None:
-        """A packet of this size arrived, and its answer came back."""
-        self.largest = max(self.largest, size)
+    def answered(self, size: int, of_round: int) -> None:
+        """A packet of this size, of the round of this number, arrived: its answer came back."""
+        self._rounds[of_round].answered.add(size)
+        if size > self.largest:
+            self.largest = size
+            self._has_grown = True
         if self.largest >= self.full:
             self.result = Answer.FULL
 
-    def _candidates(self) -> list[int]:
-        if self._is_searching:
-            return [self.full, *self._between(self.largest, self.full)]
-        if self._tries == 1:
-            return [self.full]
-        sizes = {self.full, FLOOR}
-        if self.known is not None and FLOOR <= self.known < self.full:
-            sizes |= {self.known, *self._between(self.known, self.full)[-1:]}
-        return sorted(sizes, reverse=True)
+    def _candidates(self) -> set[int]:
+        made = len(self._rounds)
+        if made == 0:
+            return {self.full}
+        if not self.largest:
+            return self._checked() if made < SILENT else set()
+        if self._telling(made) >= self._needed():
+            return set()  # enough, but for the time of late answers
+        # As narrow as before: no search.
+        if not self._searched and (made < TRIES or self.largest == self.known):
+            return self._checked()
+        above = [size for size in COMMON if self.largest < size < self.full]
+        if self._searched >= TRIES - 1 and not self._has_grown:
+            above = above[-1:]
+        self._searched += 1
+        return {self.full, *above, self.largest}
 
-    def _between(self, low: int, high: int) -> list[int]:
-        return [size for size in COMMON if low < size < high]
+    def _checked(self) -> set[int]:
+        """Sizes that show whether all is as before."""
+        if self.known is None or not FLOOR <= self.known < self.full:
+            return {self.full, FLOOR}
+        sizes = {self.full, self.known, self._above(self.known)}
+        return sizes if self.largest == self.known else sizes | {FLOOR}
+
+    def _above(self, size: int) -> int:
+        """The next larger size that can be told from this one."""
+        return min((each for each in COMMON if size < each < self.full), default=self.full)
 
     def _conclude(self) -> None:
-        """All tries of this stage were made: a result, or the next stage."""
-        if self.largest == 0:
-            self.result = Answer.UNKNOWN
-        elif self._is_searching or self.largest == self.known:
+        """Judge the rounds whose answers had time to come."""
+        made = len(self._rounds)
+        if not self.largest:
+            if made >= SILENT_PACES:
+                self.result = Answer.UNKNOWN
+            return
+        if self._telling(made + 1 - GRACE) >= self._needed():
             self.result = Answer.NARROW
-        else:
-            self._is_searching = True
-            self._tries = 0
+        elif made >= ROUNDS_MAX:
+            self.result = Answer.UNKNOWN
+
+    def _telling(self, count: int) -> int:
+        """Of the first rounds, how many tell that the largest answered is the largest there is."""
+        above = self._above(self.largest)
+        return sum(above in each.asked and bool(each.answered) for each in self._rounds[:count])
+
+    def _needed(self) -> int:
+        """How many such rounds there must be."""
+        was_known = self.known is not None and self.largest >= self.known
+        return TRIES if was_known else CONFIRM

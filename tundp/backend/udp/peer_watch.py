@@ -4,7 +4,7 @@
     echo requests        to those only, within the rate all share; and once a minute to a peer in
                          use, for the round-trip time
     netlink              route and neighbour of those that do not answer
-    ICMP errors          what hosts on the way say of datagrams to them: shown, never believed
+    ICMP errors          what hosts on the way say of empty datagrams to them: shown, never believed
 
 engine/reach.py has the rules and the words. Nothing here changes where a packet goes.
 """
@@ -33,7 +33,7 @@ from tundp.finding import Finding, Verdict
 from tundp.lease.fib import Fib
 from tundp.lease.model import Peer
 from tundp.lease.routing import RoutingDelta
-from tundp.linux.icmp_errors import IcmpErrorSocket
+from tundp.linux.icmp_errors import IcmpErrors
 from tundp.linux.netlink import Flow, Netlink
 
 _log = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ ANSWER_S: Final = 1.0
 """What an echo request is waited for."""
 MISSES: Final = 3
 """So many in a row without an answer: silent."""
+PROVOKE_S: Final = 15.0
+"""So long an ICMP error is provoked at each look, until one came; then with each question."""
 AGAIN_S: Final = 5.0
 """Between two questions to a silent peer that is still sent packets."""
 ANSWERED_AGAIN_S: Final = 15.0
@@ -98,13 +100,12 @@ class PeerWatch:
         self,
         netlink: Netlink,
         echoes: Echoes,
-        errors: IcmpErrorSocket | None,
         peer_of: Callable[[int], Peer | None],
     ) -> None:
-        """errors: owned by the caller. peer_of: a peer at a hop, if there is any."""
+        """peer_of: a peer at a hop, if there is any."""
         self._netlink = netlink
         self._echoes = echoes
-        self._errors = errors
+        self._errors = IcmpErrors()
         self._peer_of = peer_of
         self._engine: Dataplane | None = None
         self._settings: ProberSettings | None = None
@@ -122,14 +123,19 @@ class PeerWatch:
     def start(self, engine: Dataplane, settings: ProberSettings, fib: Fib) -> None:
         """Watch the hops of `engine`, which routes by `fib`."""
         self._engine = engine
-        self._settings = settings
         self._generation = fib.generation
-        if self._errors is not None:
-            try:
-                self._errors.confine(settings.port)
-            except OSError as error:
-                _log.debug("ICMP errors are not read: %s", error)
-                self._errors = None
+        self._begin(settings)
+
+    def _begin(self, settings: ProberSettings) -> None:
+        self._settings = settings
+        try:
+            self._errors.open(settings.source)
+        except PlatformError as error:
+            _log.debug("ICMP errors are not read: %s", error)
+
+    def close(self) -> None:
+        """Close what was opened. Harmless when repeated."""
+        self._errors.close()
 
     def install(self, fib: Fib, delta: RoutingDelta) -> None:
         """See FibSink. Called after the prober that knows the peers."""
@@ -148,7 +154,7 @@ class PeerWatch:
 
     def reset(self, settings: ProberSettings) -> None:
         """The underlay's address or the MTU is another: begin anew."""
-        self._settings = settings
+        self._begin(settings)
         self._unreachables.clear()
         for hop_id in list(self._suspects):
             self._forget(hop_id)
@@ -205,7 +211,7 @@ class PeerWatch:
             )
         if not self._has_looked:
             return Finding(id="peers", verdict=Verdict.NOTE, evidence="not looked at yet")
-        asked = "" if self._echoes.can_ask else "; nobody can be asked: no ICMP socket"
+        asked = "" if self._echoes.can_ask else "; nobody can be asked: no socket for answers"
         return Finding(
             id="peers",
             verdict=Verdict.OK,
@@ -226,6 +232,7 @@ class PeerWatch:
         self._find_suspects(unanswered, now)
         for suspect in list(self._suspects.values()):
             self._judge(suspect, activity, now)
+        self._provoke(now)
         self._ask_suspects(now)
         self._ask_for_times(activity, now)
 
@@ -282,6 +289,18 @@ class PeerWatch:
                     self._lines.withheld_words(),
                 )
 
+    def _provoke(self, now: float) -> None:
+        """Have hosts on the way say why nothing arrives, if they will."""
+        for suspect in self._suspects.values():
+            is_fresh = now - suspect.since < PROVOKE_S and self._unreachable(suspect) is None
+            if not is_fresh and suspect.next_at > now:
+                continue
+            if suspect.answered_at is not None or not self._echoes.may_ask(now):
+                continue
+            self._echoes.spend(1)
+            endpoint = suspect.peer.endpoint
+            self._errors.provoke(endpoint.address, endpoint.port)
+
     def _ask_suspects(self, now: float) -> None:
         if not self._echoes.can_ask:
             return
@@ -333,8 +352,6 @@ class PeerWatch:
             self._timed[hop_id] = self._echoes.ask(peer, [MIN_LEN], _nothing) or []
 
     def _hear_errors(self) -> None:
-        if self._errors is None:
-            return
         now = time.time()
         for text, said_by, about in self._errors.receive():
             before = self._unreachables.pop(about, None)

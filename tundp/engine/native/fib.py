@@ -12,7 +12,7 @@ from tundp.choices import SourceCheck
 from tundp.engine.native.library import require
 from tundp.errors import PlatformError
 from tundp.lease.fib import Fib
-from tundp.wire.policy import Policy
+from tundp.wire.policy import NO_ECHO_ID, Policy
 
 
 class NativeFib:
@@ -75,6 +75,7 @@ def policy_values(policy: Policy) -> dict[str, Any]:
         "source_check": list(SourceCheck).index(policy.source_check),
         "port": policy.port,
         "admitted_count": len(policy.admitted),
+        "echo_id": NO_ECHO_ID if policy.echo_id is None else policy.echo_id,
         "admitted": [each._asdict() for each in policy.admitted],
     }
 

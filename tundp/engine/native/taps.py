@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tundp.engine.native.filter import native_filter
 from tundp.engine.native.library import require
 from tundp.engine.native.worker import Worker
 from tundp.engine.taps import TAPS_MAX, Tap, TapRequest
@@ -76,6 +77,7 @@ class _NativeTap:
         length = request.ring_len
         self._data = [self._ffi.new("uint8_t[]", length) for _ in range(worker_count)]
         self._out = self._ffi.new("uint8_t[]", length)
+        self._filter = native_filter(request.filter.ops) if request.filter.ops else self._ffi.NULL
         self.rings = [
             self._ffi.new(
                 "struct tundp_tap *",
@@ -84,6 +86,7 @@ class _NativeTap:
                     "size": length,
                     "snap": request.snap,
                     "stages": request.stages,
+                    "filter": self._filter,
                 },
             )
             for data in self._data

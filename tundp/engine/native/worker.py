@@ -37,6 +37,7 @@ class WorkerSetup:
     """Number of the TUN's queue and of the socket."""
     udp_fd: int
     notify_fd: int
+    echo_fd: int
     directions: int
     hop_counters: Any
     """Where it counts per hop."""
@@ -84,6 +85,7 @@ class Worker:
                 "udp_fd": setup.udp_fd,
                 "control_fd": self._control_fd,
                 "notify_fd": setup.notify_fd,
+                "echo_fd": setup.echo_fd,
                 "directions": setup.directions,
                 "max_segments": 1,
                 "max_udp_segments": 1,
