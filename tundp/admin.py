@@ -6,6 +6,7 @@ GET /v1/events    what happens to packets, from now on: observe/events.py
 GET /v1/blackbox  the flight recorder as JSON: observe/blackbox.py
 GET /v1/ledger    observe.ledger.Ledger as JSON: every lease, and what became of it;
                   ?address=A&address=B: only those that concern these
+GET /v1/leases    observe.leases.Leases as JSON; ?since=N: only events, from number N on
 
 curl --unix-socket asks it as well.
 """
@@ -48,16 +49,21 @@ from tundp.observe.events import (
     subnets_by_address,
     tap_request,
 )
+from tundp.observe.leases import Leases
 from tundp.observe.ledger import Ledger
 from tundp.observe.status import Status
 
 _log = logging.getLogger(__name__)
+
+LeaseSource = Callable[[int | None], Callable[[], Leases] | None]
+"""What makes the answer to a question for leases; None while there is no node."""
 
 STATUS_PATH: Final = "/v1/status"
 METRICS_PATH: Final = "/v1/metrics"
 EVENTS_PATH: Final = "/v1/events"
 BLACKBOX_PATH: Final = "/v1/blackbox"
 LEDGER_PATH: Final = "/v1/ledger"
+LEASES_PATH: Final = "/v1/leases"
 ANSWER_S: Final = 30.0
 """Deadline for a daemon's answer: one with 65,000 peers takes seconds on a busy machine."""
 ASK_AGAIN_S: Final = 1.0
@@ -73,6 +79,7 @@ async def serve_admin(
     path: Path,
     status: Callable[[], Status],
     metrics: Callable[[], bytes],
+    leases: LeaseSource | None = None,
     *,
     sock: socket.socket | None = None,
     looker: Looker | None = None,
@@ -94,6 +101,16 @@ async def serve_admin(
     async def answer_metrics(_: web.Request) -> web.Response:
         return web.Response(body=metrics(), content_type="text/plain", charset="utf-8")
 
+    async def answer_leases(request: web.Request) -> web.Response:
+        since = request.query.get("since")
+        if since is not None and not (since.isascii() and since.isdigit() and len(since) < 20):
+            return web.json_response({"error": "since: not a number"}, status=400)
+        make = None if leases is None else leases(None if since is None else int(since))
+        if make is None:
+            return web.json_response({"error": "the daemon has no lease yet"}, status=503)
+        text = await asyncio.to_thread(_written, make)
+        return web.Response(text=text, content_type="application/json")
+
     app = web.Application()
     app.router.add_get(STATUS_PATH, answer)
     app.router.add_get(METRICS_PATH, answer_metrics)
@@ -101,6 +118,7 @@ async def serve_admin(
         app.router.add_get(EVENTS_PATH, functools.partial(_stream_events, looker))
         app.router.add_get(BLACKBOX_PATH, functools.partial(_answer_blackbox, looker))
         app.router.add_get(LEDGER_PATH, functools.partial(_answer_ledger, looker))
+    app.router.add_get(LEASES_PATH, answer_leases)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     keeper = AdminSocket(path, sock, runner)
@@ -305,6 +323,20 @@ async def fetch_blackbox(path: Path) -> dict[str, Any]:
     return await fetch_document(path, BLACKBOX_PATH)
 
 
+async def fetch_leases(path: Path, since: int | None = None) -> Leases:
+    """The leases of the daemon behind `path`; since: only events, from this number on.
+
+    PlatformError if none answers, or one whose answer this version cannot read.
+    """
+    of = LEASES_PATH if since is None else f"{LEASES_PATH}?since={since}"
+    document = await fetch_document(path, of)
+    try:
+        return Leases.from_json(document)
+    except Malformed as error:
+        why = document.get("error") if isinstance(document, dict) else None
+        raise PlatformError(f"{path}: {why or error}") from None
+
+
 async def fetch_document(path: Path, of: str = STATUS_PATH) -> dict[str, Any]:
     """An answer as the daemon sent it, members this version does not know included."""
     try:
@@ -408,10 +440,14 @@ class _Peers:
         return self._subnets.get(str(address), ())
 
 
-def _document(status: Status) -> str:
+def _written(make: Callable[[], Leases]) -> str:
+    return _document(make())
+
+
+def _document(answer: Status | Leases) -> str:
     """The answer, encoded a peer at a time: one long call would keep the loop from running."""
     members = []
-    for name, value in status.to_json().items():
+    for name, value in answer.to_json().items():
         text = (
             f"[{', '.join(map(json.dumps, value))}]"
             if isinstance(value, list)

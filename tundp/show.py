@@ -54,7 +54,14 @@ def status_parts(status: Status, *, is_verbose: bool = False) -> Iterator[Render
     for finding in status.failing:
         yield _marked("not ready:", "red", f"{finding.title}: {_evidence(finding)}")
     yield from map(Line, _head(status))
+    unanswered = sorted(filter(_is_told, status.peers), key=lambda peer: peer.urgency)
+    yield from map(_unanswered, unanswered[:SHOWN])
+    if len(unanswered) > SHOWN:
+        more = len(unanswered) - SHOWN
+        yield _marked("peers:", "yellow", f"and {more:,} more without an answer; see below")
     for finding in status.findings:
+        if finding.id == "peers" and unanswered:
+            continue  # the same in short
         if finding.verdict in (Verdict.WARN, Verdict.UNKNOWN):
             yield _marked(
                 f"{finding.verdict.value}:", "yellow", f"{finding.title}: {_evidence(finding)}"
@@ -84,20 +91,25 @@ def brief_parts(found: Mapping[str, Status | str]) -> Iterator[RenderableType]:
 
 
 def peers_grid(status: Status) -> Grid:
-    """One line a peer: those that were sent packets and never answered first, then by subnet."""
+    """One line a peer: those that do not answer first, then by subnet."""
     columns = (
         Column(head="peer subnet"),
         Column(head="at"),
+        Column(head="answers", spare=1),
+        Column(head="RTT", is_right=True, spare=2),
         Column(head="out", is_right=True, spare=1),
         Column(head="in", is_right=True, spare=1),
         Column(head="last heard", is_right=True, spare=1),
+        Column(head="bytes out", is_right=True, spare=3),
+        Column(head="bytes in", is_right=True, spare=3),
+        Column(head="dropped", is_right=True, spare=2),
         Column(head="path MTU", is_right=True, spare=2),
         Column(head="without", spare=3),
         Column(head="queue full", is_right=True, spare=3),
         Column(head="last error", spare=4),
     )
     now = status.started_at + status.uptime_s
-    peers = sorted(status.peers, key=lambda peer: not peer.is_silent)
+    peers = sorted(status.peers, key=lambda peer: peer.urgency)
     rows = [_peer_row(peer, now) for peer in peers]
     if not rows:
         rows = [["none yet", *[""] * (len(columns) - 1)]]
@@ -250,7 +262,8 @@ def _backend(backend: BackendStatus) -> str:
 def _readiness(status: Status) -> str:
     peers = 0 if status.routing is None else status.routing.peers
     failing = ", ".join(finding.id for finding in status.failing)
-    text = f"{peers} peers, pid {status.pid}: "
+    silent = 0 if status.routing is None else status.routing.silent_peers
+    text = f"{peers} peers, {f'{silent} silent, ' if silent else ''}pid {status.pid}: "
     return text + (f"not ready ({failing})" if failing else "ready")
 
 
@@ -374,20 +387,51 @@ def _marked(mark: str, colour: str, text: str) -> Line:
 
 def _peer_row(peer: PeerStatus, now: float) -> list[Cell]:
     path, traffic = peer.path, peer.traffic
-    row: list[Cell] = [str(peer.subnet), peer.endpoint]
+    row: list[Cell] = [str(peer.subnet), peer.endpoint, *_answers(peer)]
     if traffic is None:
-        row += ["", "", ""]
+        row += [""] * 6
     else:
         row += [Figure(traffic.packets_out), Figure(traffic.packets_in)]
         if traffic.last_heard is not None:
             row.append(_age(now - traffic.last_heard))
         else:
             row.append(Text("never", "red" if peer.is_silent else ""))
+        row += map(_unless_zero, (traffic.bytes_out, traffic.bytes_in, traffic.drops))
     narrow = "" if path is None or path.inner_mtu is None else str(path.inner_mtu)
+    if narrow and path is not None and path.mtu_origin is not None:
+        narrow += f" {path.mtu_origin.value}"
     without = "udp-segment" if path is not None and path.no_gso else ""
-    full: Cell = Figure(traffic.queue_full) if traffic is not None and traffic.queue_full else ""
+    full = "" if traffic is None else _unless_zero(traffic.queue_full)
     error = "" if traffic is None else traffic.last_errno or ""
     return [*row, narrow, without, full, error]
+
+
+def _answers(peer: PeerStatus) -> tuple[Cell, Cell]:
+    """Whether it answers, and how fast."""
+    if (reach := peer.reach) is None:
+        return "", ""
+    colour = "red" if reach.is_trouble else ""
+    word = "yes" if reach.standing == "answers" else reach.standing
+    rtt = "" if reach.rtt_ms is None else f"{reach.rtt_ms:.2f} ms"
+    return Text(word, colour), rtt
+
+
+def _is_told(peer: PeerStatus) -> bool:
+    """Whether there is a sentence about it; not of one that is just being asked."""
+    reach = peer.reach
+    return reach is not None and bool(reach.evidence) and reach.standing != "waiting"
+
+
+def _unanswered(peer: PeerStatus) -> Line:
+    """What is known of a peer that does not answer, and what to do."""
+    assert peer.reach is not None
+    said = "; ".join(filter(None, (peer.reach.evidence, peer.reach.next_step)))
+    colour = "red" if peer.is_silent else "yellow"
+    return _marked(f"{peer.reach.standing}:", colour, f"{peer.subnet} at {peer.endpoint}: {said}")
+
+
+def _unless_zero(count: int) -> Cell:
+    return Figure(count) if count else ""
 
 
 def _age(seconds: float) -> str:

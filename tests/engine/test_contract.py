@@ -470,6 +470,26 @@ async def test_bytes_out_are_each_hops(make_lab: Any, engine: Engine) -> None:
 
 
 @every_engine
+async def test_activity_is_what_each_hop_counted(make_lab: Any, engine: Engine) -> None:
+    async with world(make_lab, engine) as all_:
+        await send(all_, 100)
+        rule = ["OUTPUT", "-p", "udp", "--dport", "8285", "-j", "DROP"]
+        assert (await all_.node.host.run("iptables", "-I", *rule)).returncode == 0
+        all_.app.sendto(b"x", (OF_PEER, 9))
+        await until(lambda: all_.engine.activity().last_refused_ns[PEER.hop_id] > 0)
+        counted, found = all_.engine.hop_counters(), all_.engine.activity()
+        assert len(found.packets_out) > PEER.hop_id
+        for name in ("packets_out", "bytes_out", "packets_in", "bytes_in", "drops"):
+            column = getattr(found, name)
+            assert column[PEER.hop_id] == getattr(counted[PEER.hop_id], name), name
+            assert column.sum() == sum(getattr(each, name) for each in counted.values()), name
+        assert found.drops[PEER.hop_id] == 1
+        # The same hop for another endpoint has counted nothing yet.
+        all_.node.install([peer_of("10.5.2.0/24", "192.0.2.3", hop_id=PEER.hop_id)])
+        assert all_.engine.activity().packets_out[PEER.hop_id] == 0
+
+
+@every_engine
 async def test_too_big_says_so_in_the_packets_own_words(make_lab: Any, engine: Engine) -> None:
     async with world(make_lab, engine) as all_:
         await all_.node.host.configure("eth0", mtu=1400)

@@ -156,6 +156,7 @@ PLANTS = (
     Plant("keep subnet.env", "tundp.daemon.subnet_file:SubnetFile.check", change_file, has_file),
     Plant("notify", "tundp.daemon.node:Node._summary", nothing, at_once),
     Plant("measure paths", "tundp.backend.udp.path_prober:PathProber._step", nothing, at_once),
+    Plant("watch peers", "tundp.backend.udp.peer_watch:PeerWatch._look", nothing, at_once),
     Plant("watch health", "tundp.engine.native.engine:NativeEngine.heartbeat", nothing, at_once),
 )
 

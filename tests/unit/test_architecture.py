@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "admin": {"engine", "observe", *BOTTOM},
     "show": {"layout", "linux", "observe", "wire", *BOTTOM},
     "show_drops": {"layout", "observe", "wire", *BOTTOM},
+    "show_leases": {"layout", "observe", *BOTTOM},
     "docker_opts": {"linux", "settings", *BOTTOM},
     "daemon": {
         "admin",
@@ -76,6 +77,7 @@ MAY_IMPORT = {
         "settings",
         "show",
         "show_drops",
+        "show_leases",
         *BOTTOM,
     },
     "__main__": {"cli"},

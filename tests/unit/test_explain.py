@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit import test_status
+from tests.json_schema import validate
 from tests.unit.test_show import printed
 from tundp.choices import Measuring, MtuOrigin, SourceCheck
 from tundp.cli.program import main
@@ -550,12 +550,12 @@ def test_how_it_looks(name: str, kind: str, width: int) -> None:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_its_json(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_json(name: str) -> None:
     golden = json.loads((GOLDEN / f"explain-{name}.json").read_text(encoding="utf-8"))
     assert json.loads(json.dumps(EXAMPLES[name].to_json())) == golden
     rules = json.loads((SCHEMAS / "explain.schema.json").read_text(encoding="utf-8"))
-    monkeypatch.setattr(test_status, "SCHEMA", rules)
-    test_status.validate(golden, rules)
+
+    validate(golden, rules)
     assert codec.from_json(Explanation, golden).verdict is EXAMPLES[name].verdict
 
 

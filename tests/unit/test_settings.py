@@ -76,6 +76,7 @@ def test_defaults() -> None:
         state_dir=Path("/var/lib/tundp"),
         fallback_route=True,
         metrics_addr=None,
+        metrics_peers=50,
         store=StoreChoice(),
         engine=Engine.AUTO,
         disable_offloads=(),

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
+from tundp.choices import MtuOrigin
 from tundp.finding import Finding, Verdict, must_hold
 from tundp.layout import Figure, Line
 from tundp.linux.probe import ProbeReport, feature
+from tundp.observe import dump
 from tundp.observe.status import (
     BackendStatus,
     BadEntryStatus,
@@ -27,11 +29,13 @@ from tundp.observe.status import (
     DisabledOffload,
     EngineStatus,
     FirewallStatus,
+    IcmpStatus,
     InterfaceStatus,
     LeaseStatus,
     PathStatus,
     PeerStatus,
     PeerTraffic,
+    ReachStatus,
     RefusedStatus,
     RoutingStatus,
     Status,
@@ -184,6 +188,87 @@ def test_silent_peers_come_first() -> None:
     ]
     found = re.findall(r"10\.5\.(\d)\.0/24 ", shown(replace(STATUS, peers=peers)))
     assert found[1:] == ["4", "2", "3", "5", "6"]
+
+
+SILENT = ReachStatus(
+    standing="silent",
+    since=NOW - 9,
+    unanswered_packets=21,
+    rtt_ms=0.25,
+    evidence="21 packets sent in 9 s, nothing came back",
+    next_step="no daemon listens there",
+)
+
+
+def test_what_is_known_of_peers_that_do_not_answer_is_told_and_they_come_first() -> None:
+    answers = ReachStatus(standing="answers", since=NOW, rtt_ms=1.234)
+    one_way = replace(SILENT, standing="one-way", evidence="none came back", next_step="")
+    waiting = replace(SILENT, standing="waiting")
+    heard = traffic(packets_out=5, bytes_out=4200, packets_in=5, last_heard=NOW, drops=7)
+    peers = [
+        peer(2, traffic=heard, reach=answers),
+        peer(3, traffic=traffic(packets_out=1), reach=one_way),
+        peer(4, traffic=traffic(packets_out=21), reach=SILENT),
+        peer(5, traffic=traffic(packets_out=1), reach=waiting),
+    ]
+    finding = Finding(id="peers", verdict=Verdict.WARN, evidence="in short")
+    text = shown(replace(STATUS, peers=peers, findings=[finding]))
+    assert (
+        "silent: 10.5.4.0/24 at 192.0.2.4:8285: 21 packets sent in 9 s, nothing came back;"
+        " no daemon listens there\n"
+    ) in text
+    assert "one-way: 10.5.3.0/24 at 192.0.2.3:8285: none came back\n" in text
+    assert "waiting:" not in text
+    assert "in short" not in text
+    assert text.index("silent: 10.5.4") < text.index("one-way: 10.5.3")
+    rows = re.findall(r"(?m)^(10\.5\.\d)\.0/24 +\S+:8285 +(.*)$", text)
+    assert [row[0][-1] for row in rows] == ["4", "3", "5", "2"]
+    assert rows[0][1].split()[:3] == ["silent", "0.25", "ms"]
+    assert rows[3][1].split() == [*["yes", "1.23", "ms", "5", "5", "0", "s", "4,200", "7"]]
+    assert "in short" in shown(replace(STATUS, findings=[finding])), "of a daemon without details"
+
+
+def test_of_many_silent_peers_the_first_are_told() -> None:
+    peers = [peer(each, reach=SILENT) for each in range(2, 102)]
+    text = shown(replace(STATUS, peers=peers))
+    assert text.count("silent: 10.5.") == 20
+    assert "peers: and 80 more without an answer; see below" in text
+
+
+def test_a_narrow_path_is_shown_with_who_says_so() -> None:
+    path = PathStatus(
+        inner_mtu=1372, mtu_origin=MtuOrigin.MEASURED, no_gso=False, since=NOW, origin="measured"
+    )
+    assert "  1372 measured" in shown(replace(STATUS, peers=[peer(2, path=path)]))
+
+
+def test_the_dump_has_a_line_a_peer_and_the_columns_of_the_first() -> None:
+    path = PathStatus(
+        inner_mtu=1372, mtu_origin=MtuOrigin.MEASURED, no_gso=False, since=NOW, origin="measured"
+    )
+    heard = traffic(packets_out=LARGEST, packets_in=2, bytes_out=3, bytes_in=4, drops=5)
+    heard = replace(heard, last_heard=NOW + 0.7, last_errno="EPERM")
+    icmp = IcmpStatus(text="port unreachable", said_by=IPv4Address("192.0.2.2"), count=1, last=NOW)
+    reach = replace(SILENT, device="eth0", neighbour="failed", icmp=icmp, rtt_ms=0.0001)
+    status = replace(STATUS, peers=[peer(2, path=path, traffic=heard, reach=reach), peer(3)])
+    names, full, bare = [line.split("\t") for line in dump.lines(status)]
+    assert names == ["#subnet", *list(dump.COLUMNS)[1:]]
+    assert full == [
+        *("10.5.2.0/24", "192.0.2.2", "8285", "silent", str(int(NOW)), "1"),
+        *(str(LARGEST), "2", "3", "4", "5", "1372", "measured", "EPERM"),
+        *("eth0", "-", "failed", "port unreachable"),
+    ]
+    assert bare == [
+        *("10.5.3.0/24", "192.0.2.3", "8285", "-", "0", "0"),
+        *("0", "0", "0", "0", "0", "0", "-", "-", "-", "-", "-", "-"),
+    ]
+
+
+def test_one_line_for_the_node_counts_silent_peers() -> None:
+    assert STATUS.routing is not None
+    routing = replace(STATUS.routing, silent_peers=1)
+    (line,) = printed(brief_parts({"/a": replace(STATUS, routing=routing)})).splitlines()
+    assert line.endswith("2 peers, 1 silent, pid 4242: ready")
 
 
 def test_an_offload_disabled_while_running_is_shown_with_reason_and_time() -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Protocol
@@ -24,6 +24,7 @@ from typing import Protocol
 from tundp.choices import Engine, Measuring, SourceCheck
 from tundp.engine.base import Dataplane
 from tundp.engine.native.engine import EngineSettings
+from tundp.engine.reach import Reach
 from tundp.engine.taps import Recorder
 from tundp.finding import Finding
 from tundp.lease import gojson
@@ -149,7 +150,9 @@ class BackendStatus:
     queue_drops: int | None = None
     """Packets the kernel dropped at the queue of its own device; None if it has none."""
     path_probes: int | None = None
-    """Datagrams it sent by itself, to measure paths; None if it measures none."""
+    """Datagrams it sent by itself, to measure paths and to ask who answers; None: it sends none."""
+    silent_peers: int | None = None
+    """Peers that do not answer though they were sent packets; None if it cannot tell."""
     paths: Mapping[int, PathMeasuring] | None = None
     """By hop id, of the paths that carried large packets lately; None if it measures none."""
 
@@ -214,6 +217,21 @@ class Backend(Protocol):
 
     async def measure(self) -> None:
         """Measure the paths to the peers until cancelled."""
+        ...
+
+    async def watch_peers(self) -> None:
+        """Find out which peers answer until cancelled."""
+        ...
+
+    def reaches(self, hop_ids: Collection[int] | None = None) -> Mapping[int, Reach]:
+        """Whether peers answer, by hop id: of those it knows something of.
+
+        hop_ids: of these only; None: of all, which may be many.
+        """
+        ...
+
+    def peer_at(self, hop_id: int) -> Peer | None:
+        """One of the peers at a hop; None if there is none, or if it has no hops."""
         ...
 
     async def repair(self) -> list[str]:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from typing import Final
@@ -38,6 +38,7 @@ from tundp.backend.base import (
 )
 from tundp.backoff import Outage
 from tundp.engine.base import Dataplane
+from tundp.engine.reach import Reach
 from tundp.errors import ConfigError, PlatformError
 from tundp.finding import Finding, Verdict, must_hold, worries
 from tundp.lease import gojson
@@ -215,6 +216,20 @@ class HostGwBackend:
     async def measure(self) -> None:
         """See Backend: the kernel forwards, and learns of paths."""
         await asyncio.Event().wait()
+
+    async def watch_peers(self) -> None:
+        """See Backend: the kernel counts no packets by peer."""
+        await asyncio.Event().wait()
+
+    def reaches(self, hop_ids: Collection[int] | None = None) -> Mapping[int, Reach]:
+        """See Backend."""
+        del hop_ids
+        return {}
+
+    def peer_at(self, hop_id: int) -> Peer | None:
+        """See Backend: there are no hops."""
+        del hop_id
+        return None
 
     def kernel_changed(self, changes: Sequence[KernelChange]) -> None:
         """See Backend. Nothing is remembered of paths."""

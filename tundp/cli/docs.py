@@ -53,6 +53,7 @@ def documents() -> dict[str, str]:
         "docs/man/tundp.toml.5": file_page(),
         "tundp/observe/status.schema.json": schema.text(),
         "tundp/observe/drops.schema.json": schema.drops_text(),
+        "tundp/observe/leases.schema.json": schema.leases_text(),
     }
     made |= {f"tundp/observe/{name}": text for name, text in schema.others().items()}
     for command in (*COMMANDS, FLANNELD):

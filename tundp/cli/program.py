@@ -20,6 +20,8 @@ from tundp.cli import (
     docker_opts,
     drops,
     explain,
+    leases,
+    metrics,
     probe,
     replay,
     run,
@@ -47,6 +49,10 @@ COMMANDS: Final[tuple[Command[Any], ...]] = (
     blackbox.COMMAND,
     explain.COMMAND,
     replay.COMMAND,
+    leases.COMMAND,
+    leases.HISTORY,
+    metrics.RULES,
+    metrics.DASHBOARD,
     config.SHOW,
     config.CHECK,
     config.EXAMPLE,
@@ -58,7 +64,10 @@ COMMANDS: Final[tuple[Command[Any], ...]] = (
     bench.DIFF,
     completion.COMMAND,
 )
-GROUPS: Final = {"config": "show or check the settings of a daemon"}
+GROUPS: Final = {
+    "config": "show or check the settings of a daemon",
+    "metrics": "alert rules and a dashboard for what a daemon exports",
+}
 """First words that are no command by themselves."""
 
 DESCRIPTION: Final = """\

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tundp.cli.command import WHICH_DAEMON, Command, Given, run_async
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_json, print_parts
-from tundp.errors import PlatformError
+from tundp.errors import ConfigError, PlatformError
 from tundp.instance import RUN_DIRECTORY
 from tundp.settings.declare import option
 
@@ -26,22 +26,40 @@ class StatusOptions:
         help="print routine counters, too, such as why packets were written alone; also -v",
         since="0.2.0",
     )
+    brief: bool = option(
+        default=False,
+        help="print one line for the whole node: subnet, device, peers, how many are silent",
+        since="0.2.0",
+    )
+    dump: bool = option(
+        default=False,
+        help="print a line a peer for scripts, tab-separated; docs/debugging.md has the columns",
+        since="0.2.0",
+    )
     json: bool = option(default=False, help="print the whole answer as JSON")
 
 
 def status(given: Given[StatusOptions]) -> int:
     """Print what the daemon answers."""
     from tundp.admin import fetch_document, read_status
-    from tundp.show import status_parts
+    from tundp.observe import dump
+    from tundp.show import brief_parts, status_parts
 
+    if sum((given.options.brief, given.options.dump, given.options.json)) > 1:
+        raise ConfigError("--brief, --dump and --json exclude each other: give one")
     if given.options.all:
         return _all(as_json=given.options.json)
     path = given.settings().admin_socket
     document = run_async(fetch_document(path))
     if given.options.json:
         print_json(document)
+        return EXIT_OK
+    answer = read_status(path, document)
+    if given.options.dump:
+        print("\n".join(dump.lines(answer)))
+    elif given.options.brief:
+        print_parts(brief_parts({str(path): answer}))
     else:
-        answer = read_status(path, document)
         print_parts(status_parts(answer, is_verbose=given.options.verbose))
     return EXIT_OK
 
@@ -87,6 +105,8 @@ dropped. Only root may ask.""",
         ("tundp status", "the daemon with the default --subnet-file"),
         ("tundp status --subnet-file=/run/flannel/blue.env", "the daemon of another network"),
         ("tundp status --all", "all daemons of this host"),
+        ("tundp status --brief", "one line"),
+        ("tundp status --dump | awk -F'\\t' '$4 == \"silent\"'", "peers that do not answer"),
         ("tundp status --json | jq .counters.encap.drops", "for programs"),
     ),
     notes="exit codes: 0 the daemon answered, with --all every one; 1 none did; 2 wrong usage.",

@@ -5,6 +5,7 @@ keep lease      renewals, and getting it back (the subnet manager)
 keep cache      the leases on disk, for a start without the store (the subnet manager)
 keep backend    device and routes made again when they are gone
 measure paths   how large a packet arrives at each peer
+watch peers     which of them answer
 watch kernel    what somebody took put back; the underlay's address, MTU and state followed
 keep firewall   rules put back
 keep subnet.env the file written again when somebody removed or changed it
@@ -31,6 +32,7 @@ from tundp.daemon import report
 from tundp.daemon.firewall_keeper import FirewallKeeper
 from tundp.daemon.journal import Journal
 from tundp.daemon.kernel_keeper import KernelKeeper
+from tundp.daemon.lease_history import LeaseHistory
 from tundp.daemon.obstacle_watch import ObstacleWatch
 from tundp.daemon.publish import Publisher
 from tundp.daemon.subnet_file import SubnetFile
@@ -46,6 +48,7 @@ from tundp.lease.subnet_env import SubnetEnv
 from tundp.linux import notify
 from tundp.linux.losses import UdpErrors, udp_errors
 from tundp.linux.netlink import Netlink
+from tundp.observe.leases import Leases
 from tundp.observe.metrics import Metrics
 from tundp.observe.status import Status
 from tundp.settings.settings import Settings
@@ -76,6 +79,7 @@ class Node:
     subnet_file: SubnetFile = field(init=False)
     routing: Routing = field(init=False)
     publisher: Publisher = field(init=False)
+    history: LeaseHistory = field(default_factory=LeaseHistory)
     contest: Contest = field(default_factory=lambda: Contest(_log))
     """Over what the kernel keeper puts back."""
     worries: Callable[[], list[Finding]] = list
@@ -91,6 +95,7 @@ class Node:
         self.subnet_file = SubnetFile(self.settings.instance)
         self.routing = self._make_ledger([self.underlay.interface.public_ip])
         self.publisher = Publisher(self.routing, self.journal)
+        self.publisher.on_published = self.history.published
         self.obstacles = ObstacleWatch(self.netlink, lambda: report.scene(self))
         self.kernel = KernelKeeper(self)
 
@@ -105,6 +110,7 @@ class Node:
             peers=dict(self.routing.peers),
         )
         self.publisher.start(self.backend.sinks())
+        self.history.published()
         await self.kernel.opened()
 
     def write_subnet_file(self) -> None:
@@ -127,6 +133,7 @@ class Node:
             "keep cache": self.manager.keep_cache,
             "keep backend": self.backend.run,
             "measure paths": self.backend.measure,
+            "watch peers": self.backend.watch_peers,
             "watch kernel": self._watch_kernel,
             "keep firewall": self.firewall.keep,
             "watch obstacles": self.obstacles.run,
@@ -152,6 +159,10 @@ class Node:
         """See observe.collect.StatusSource."""
         return report.status(self)
 
+    def leases(self, since: int | None) -> Callable[[], Leases]:
+        """See daemon.lease_history.LeaseHistory.answer."""
+        return self.history.answer(self.routing, self.manager.state(), since)
+
     def findings(self) -> list[Finding]:
         """What must hold for pods to use the overlay."""
         return report.findings(self)
@@ -168,8 +179,10 @@ class Node:
 
     def _apply(self, update: Snapshot | Events) -> bool:
         """Apply an update of the leases; whether packets go elsewhere now."""
+        self.history.look(update, self.routing.leases)
         with self.change():
             delta = self.routing.apply(update)
+            self.history.judged(delta, update.revision)
             self.publisher.apply(delta)
             self.manager.observe(delta, self.routing)
         return delta.moves_packets

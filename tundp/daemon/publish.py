@@ -50,6 +50,8 @@ class Publisher:
         self._published_at = 0.0
         self._cost_s = 0.0
         self._log = DeltaLog()
+        self.on_published: Callable[[], None] = _nothing
+        """Called when every consumer has a new FIB."""
 
     def first_fib(self) -> Fib:
         """The FIB a backend is opened with: of everything known by now."""
@@ -126,10 +128,15 @@ class Publisher:
         self._pending.clear()
         took_s = time.monotonic() - self._applied_at
         self._journal.leases(delta, revision=self._routing.revision, took_s=took_s)
+        self.on_published()
         self.close()
         self._timer = None
         self._published_at = loop.time()
         self._cost_s = self._published_at - began
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 class DeltaLog:

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import tundp
-from tundp.backend.base import PathMeasuring
+from tundp.backend.base import Backend, PathMeasuring
 from tundp.choices import Measuring
 from tundp.engine.base import Dataplane
 from tundp.finding import Finding, Verdict, must_hold, worries
@@ -26,6 +26,7 @@ from tundp.linux.obstacles.scene import PeerPlace, Scene
 from tundp.observe import collect
 from tundp.observe.collect import PeerView
 from tundp.observe.ledger import Ledger, LedgerRows
+from tundp.observe.peer_series import PeerSource
 from tundp.observe.status import (
     BackendStatus,
     DaemonState,
@@ -114,14 +115,16 @@ def summary(node: Node) -> Status:
             udp_checksum_errors=lost.checksum,
         ),
         firewall=FirewallStatus(flavour=node.firewall.flavour, missing=node.firewall.missing),
-        routing=routing_status(node.routing, engine),
+        routing=routing_status(node.routing, engine, backend.silent_peers),
         sandbox=sandbox_status(),
         findings=findings(node),
         counters=None if engine is None else collect.counters_status(engine.counters()),
     )
 
 
-def routing_status(routing: Routing, engine: Dataplane | None) -> RoutingStatus:
+def routing_status(
+    routing: Routing, engine: Dataplane | None, silent_peers: int | None = None
+) -> RoutingStatus:
     """The routing ledger in numbers; costs the same whatever they are. engine: None if none."""
     narrow, no_gso = collect.path_counts(engine)
     return RoutingStatus(
@@ -131,6 +134,7 @@ def routing_status(routing: Routing, engine: Dataplane | None) -> RoutingStatus:
         bad_entries=len(routing.bad_entries),
         narrow_paths=narrow,
         no_gso_paths=no_gso,
+        silent_peers=silent_peers,
         narrow_by_origin=collect.narrow_by_origin(engine),
     )
 
@@ -156,7 +160,9 @@ def status(node: Node) -> Status:
 
     return replace(
         summary(node),
-        peers=collect.peer_statuses(len(peers), views, node.backend.engine, measurings),
+        peers=collect.peer_statuses(
+            len(peers), views, node.backend.engine, measurings, node.backend.reaches()
+        ),
         refused=collect.refused_statuses(routing.refused.values()),
         bad_entries=collect.bad_entry_statuses(routing.bad_entries.values()),
         settings=setting_statuses(node.settings),
@@ -183,6 +189,20 @@ def ledger(node: Node) -> Callable[[], Ledger]:
         bad_entries=len(routing.bad_entries),
     )
     return lambda: replace(table, leases=rows.made())
+
+
+def peer_source(backend: Backend) -> PeerSource | None:
+    """What series of single peers are made of; None if the backend has no engine."""
+    if (engine := backend.engine) is None:
+        return None
+
+    def name(hop_id: int) -> str | None:
+        peer = backend.peer_at(hop_id)
+        return None if peer is None else str(peer.endpoint.address)
+
+    return PeerSource(
+        activity=engine.activity, name=name, reaches=backend.reaches, paths=engine.path_states
+    )
 
 
 def _paths_in_use(paths: Mapping[int, PathMeasuring] | None) -> Mapping[str, int] | None:

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tundp.admin import AdminSocket, serve_admin
@@ -45,6 +46,7 @@ from tundp.linux.iface import Interface, Selection, look
 from tundp.linux.netlink import Netlink
 from tundp.linux.tun import require_device
 from tundp.observe.health import Health
+from tundp.observe.leases import Leases
 from tundp.observe.metrics import Metrics
 from tundp.observe.status import Status
 from tundp.observe.web import MetricsServer, serve_health
@@ -143,6 +145,10 @@ class _Desk:
             *worries("metrics", "" if self.metrics_server is None else self.metrics_server.error),
         ]
 
+    def leases(self, since: int | None) -> Callable[[], Leases] | None:
+        """None: there is no node yet."""
+        return None if self.node is None else self.node.leases(since)
+
     def dropped(self) -> int | None:
         """Packets dropped so far, in both directions; None while there is no engine."""
         engine = None if self.node is None else self.node.backend.engine
@@ -177,6 +183,7 @@ async def _bring_up(node: Node, desk: _Desk, before: Previous | None) -> None:
     node.write_subnet_file()
     desk.health.attend(node.backend.heartbeat, node.findings)
     desk.metrics.summary = node.summary
+    desk.metrics.peers = report.peer_source(node.backend)
 
 
 async def _open_desk(
@@ -187,13 +194,14 @@ async def _open_desk(
 ) -> _Desk:
     """Serve admin socket, health and metrics from now on, and watch the event loop."""
     health = Health()
-    metrics = Metrics(health.ready, supervisor.failures)
+    metrics = Metrics(health.ready, supervisor.failures, peers_max=settings.metrics_peers)
     desk = _Desk(settings, health, metrics)
     desk.admin = await stack.enter_async_context(
         serve_admin(
             settings.admin_socket,
             desk.status,
             metrics.render,
+            desk.leases,
             sock=resources.admin,
             looker=NodeLooker(node=lambda: desk.node, recorder=resources.recorder),
         )

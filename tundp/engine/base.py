@@ -112,6 +112,21 @@ def all_limited(
     return found
 
 
+class HopActivity(NamedTuple):
+    """What every hop has counted since its id was assigned: columns, by hop id.
+
+    Times only grow, and can be compared with those of another call; 0: never.
+    """
+
+    packets_out: npt.NDArray[np.uint64]
+    bytes_out: npt.NDArray[np.uint64]
+    packets_in: npt.NDArray[np.uint64]
+    bytes_in: npt.NDArray[np.uint64]
+    drops: npt.NDArray[np.uint64]
+    last_refused_ns: npt.NDArray[np.uint64]
+    """Of the last send the kernel refused."""
+
+
 class HopsAssigned(Protocol):
     """What an engine reads of a change of routes; lease.routing.RoutingDelta is one."""
 
@@ -183,6 +198,10 @@ class Dataplane(Protocol):
         Hop id 0 stands for packets without a hop. Summed over all hops packets_out is
         encap.packets_out, packets_in decap.packets_in, and drops the drops of both.
         """
+        ...
+
+    def activity(self) -> HopActivity:
+        """`hop_counters` of every hop as columns: a few numpy passes, however many there are."""
         ...
 
     def hop_sockets(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tundp.choices import MtuOrigin
-from tundp.engine.base import PATH_STATE_S, PathLimit, PathState, all_limited, limited
+from tundp.engine.base import PATH_STATE_S, HopActivity, PathLimit, PathState, all_limited, limited
 from tundp.engine.counters import HopCounters
 
 
@@ -26,6 +26,14 @@ class HopCount:
     queue_full: int = 0
     last_heard: float | None = None
     last_errno: str | None = None
+    last_refused_ns: int = 0
+    """Of the last refused send, CLOCK_MONOTONIC: not among HopCounters."""
+
+    def counters(self) -> HopCounters:
+        """The same, as it is now."""
+        values = asdict(self)
+        del values["last_refused_ns"]
+        return HopCounters(**values)
 
 
 class HopLedger:
@@ -51,7 +59,16 @@ class HopLedger:
         """See Dataplane.hop_counters."""
         ids = sorted(self._counts) if hop_ids is None else hop_ids
         counts = {hop_id: self._counts.get(hop_id, HopCount()) for hop_id in ids}
-        return {hop_id: HopCounters(**asdict(count)) for hop_id, count in counts.items()}
+        return {hop_id: count.counters() for hop_id, count in counts.items()}
+
+    def activity(self, hop_count: int) -> HopActivity:
+        """See Dataplane."""
+        columns = {name: np.zeros(hop_count, np.uint64) for name in HopActivity._fields}
+        for hop_id, count in self._counts.items():
+            if hop_id < hop_count:
+                for name, column in columns.items():
+                    column[hop_id] = getattr(count, name)
+        return HopActivity(**columns)
 
     def bytes_out(self, hop_count: int) -> npt.NDArray[np.uint64]:
         """See Dataplane."""

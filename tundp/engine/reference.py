@@ -41,6 +41,7 @@ from tundp.backoff import Ration
 from tundp.engine.base import (
     EMSGSIZE_ORIGIN,
     EngineContext,
+    HopActivity,
     HopsAssigned,
     OffloadState,
     PathLimit,
@@ -186,6 +187,10 @@ class ReferenceEngine:
     def hop_counters(self, hop_ids: Sequence[int] | None = None) -> Mapping[int, HopCounters]:
         """See Dataplane."""
         return self._hops.counters(hop_ids)
+
+    def activity(self) -> HopActivity:
+        """See Dataplane."""
+        return self._hops.activity(len(self._fib.hops))
 
     def hop_sockets(self) -> int:
         """See Dataplane."""
@@ -545,7 +550,9 @@ class ReferenceEngine:
 
     def _count_refused_send(self, error: OSError, hop_id: int) -> int:
         """Count the errno of a refused send to a hop, and return it."""
-        self._hops.count(hop_id).last_errno = self._count_errno(error)
+        hop = self._hops.count(hop_id)
+        hop.last_errno = self._count_errno(error)
+        hop.last_refused_ns = time.monotonic_ns()
         return error.errno or errno.EIO
 
     def _inner_mtu(self, hop: _Hop) -> int:

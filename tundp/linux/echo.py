@@ -61,6 +61,16 @@ class EchoReplies:
             self._pause = None
         asyncio.get_running_loop().remove_reader(self._reader.fileno())
 
+    def receive(self) -> None:
+        """Take what is there, if anybody follows; never waits."""
+        for _ in range(_RECEIVES):
+            try:
+                head = self._reader.recv(_HEAD_LEN_MAX)
+            except OSError:
+                return
+            if self._take is not None:
+                self._take(head)
+
     def close(self) -> None:
         """Close both ends: no engine uses them any more. Harmless when repeated."""
         self._reader.close()

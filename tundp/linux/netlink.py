@@ -29,7 +29,7 @@ from pyroute2 import AsyncIPRoute, NetlinkError, netns
 
 from tundp.blocking import BlockingThread, start_thread
 from tundp.errors import PlatformError
-from tundp.linux import links, uapi
+from tundp.linux import links, neighbour_states, uapi
 from tundp.linux.changes import AddressChange as AddressChange
 from tundp.linux.changes import Change as Change
 from tundp.linux.changes import ChangeSocket
@@ -42,6 +42,7 @@ from tundp.linux.lookups import Flow as Flow
 from tundp.linux.lookups import NoRoute as NoRoute
 from tundp.linux.lookups import RouteLookup as RouteLookup
 from tundp.linux.lookups import look_up
+from tundp.linux.neighbour_states import NextHop as NextHop
 from tundp.linux.route_table import Route as Route
 from tundp.linux.route_table import (
     RouteEntry,
@@ -190,6 +191,12 @@ class Netlink:
         wanted = tuple(addresses)
         found = await self._on_socket(lambda sock: look_up(sock, wanted, flow, of_routes=of_routes))
         return dict(zip(wanted, found, strict=True))
+
+    async def neighbour_states(self, hops: Iterable[NextHop]) -> dict[NextHop, str]:
+        """The state of each in the kernel's table; see neighbour_states.ask."""
+        wanted = tuple(hops)
+        states = await self._on_socket(lambda sock: neighbour_states.ask(sock, wanted))
+        return dict(zip(wanted, states, strict=True))
 
     async def route_to(self, address: IPv4Address) -> RouteLookup:
         """Look up the route to `address`. PlatformError says why there is none."""

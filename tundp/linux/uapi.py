@@ -285,4 +285,11 @@ BPF_TCX_EGRESS: Final = 47
 # linux/neighbour.h
 NDA_DST: Final = 1
 NDA_LLADDR: Final = 2
+NUD_INCOMPLETE: Final = 0x01
+NUD_REACHABLE: Final = 0x02
+NUD_STALE: Final = 0x04
+NUD_DELAY: Final = 0x08
+NUD_PROBE: Final = 0x10
+NUD_FAILED: Final = 0x20
+NUD_NOARP: Final = 0x40
 NUD_PERMANENT: Final = 0x80

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
+from types import MappingProxyType
 from typing import Final, Protocol
 
 from tundp.choices import MtuOrigin
 from tundp.engine.base import Dataplane, PathState
 from tundp.engine.counters import Counters, HopCounters
+from tundp.engine.reach import Reach, Way
 from tundp.lease.model import BadEntry
 from tundp.lease.routing import RefusedLease
 from tundp.linux.iface import Interface
@@ -25,6 +27,7 @@ from tundp.observe.status import (
     CountersStatus,
     DisabledOffload,
     EngineStatus,
+    IcmpStatus,
     InterfaceStatus,
     Lazy,
     LeaseStatus,
@@ -32,6 +35,7 @@ from tundp.observe.status import (
     PathStatus,
     PeerStatus,
     PeerTraffic,
+    ReachStatus,
     RefusedStatus,
     Status,
 )
@@ -155,12 +159,16 @@ def peer_statuses(
     peers: Callable[[], Iterable[PeerView]],
     engine: Dataplane | None,
     measurings: Mapping[int, MeasuringStatus],
+    reaches: Mapping[int, Reach] = MappingProxyType({}),
 ) -> Sequence[PeerStatus]:
-    """The peers by subnet, with what the engine knows of each. measurings: by hop id.
+    """The peers by subnet, with what the engine knows of each, and whether it answers.
+
+    measurings: by hop id.
 
     peers: evaluated later and in another thread, so over a copy. The engine is asked at once:
-    it may only be asked on the event loop.
+    it may only be asked on the event loop. reaches: by hop id.
     """
+    now = time.time()
     hops: Mapping[int, HopCounters] = {}
     paths: Mapping[int, PathState] = {}
     if engine is not None:
@@ -168,7 +176,15 @@ def peer_statuses(
 
     def make() -> list[PeerStatus]:
         ordered = sorted(peers(), key=_place)
-        return [_peer_status(peer, hops, paths, measurings) for peer in ordered]
+        found = [_peer_status(peer, hops, paths, measurings) for peer in ordered]
+        if not reaches:
+            return found
+        return [
+            peer
+            if view.hop_id is None or (reach := reaches.get(view.hop_id)) is None
+            else replace(peer, reach=_reach_status(reach, peer, now))
+            for view, peer in zip(ordered, found, strict=True)
+        ]
 
     return Lazy(count, make)
 
@@ -241,6 +257,27 @@ def _path_status(path: PathState) -> PathStatus:
         no_gso=path.no_gso,
         since=path.since,
         origin=path.origin,
+    )
+
+
+def _reach_status(reach: Reach, peer: PeerStatus, now: float) -> ReachStatus:
+    way, icmp = reach.way or Way(), reach.unreachable
+    return ReachStatus(
+        standing=reach.standing.value,
+        since=reach.since,
+        unanswered_packets=reach.sent,
+        echo_requests=reach.asked,
+        echo_missed=reach.missed,
+        rtt_ms=None if reach.rtt_s is None else round(reach.rtt_s * 1e3, 3),
+        device=way.device,
+        gateway=way.gateway,
+        is_default_route=way.is_default,
+        neighbour=way.neighbour,
+        icmp=None
+        if icmp is None
+        else IcmpStatus(text=icmp.text, said_by=icmp.said_by, count=icmp.count, last=icmp.last),
+        evidence=reach.evidence(now),
+        next_step=reach.next_step(str(peer.public_ip), peer.port),
     )
 
 

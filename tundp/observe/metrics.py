@@ -2,9 +2,9 @@
 
 prometheus_client writes the format and the process's own figures; the rest is read off the
 daemon's summary at each scrape, so that nothing is counted twice. Every series is there from
-the start, drops of every reason included. There is no series per peer and nothing is done per
-peer, because there may be 65,000: how many paths are narrow is counted, which ones they are
-tells `tundp status`.
+the start, drops of every reason included. Of single peers there are series of the busiest few
+(peer_series.py), because there may be 65,000: how many paths are narrow is counted, which ones they
+are tells `tundp status`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from tundp.lease.claim import LeaseState
 from tundp.linux.obstacles.look import IDS as OBSTACLES
 from tundp.linux.obstacles.look import SUMMARY as LOOKED
 from tundp.observe.counters import BREAKDOWNS, sentence, spec_of
+from tundp.observe.peer_series import PeerSeries, PeerSource
 from tundp.observe.status import (
     BackendStatus,
     CountersStatus,
     EngineStatus,
     KernelStatus,
+    RoutingStatus,
     Status,
 )
 from tundp.wire.drop import DropReason
@@ -49,11 +51,19 @@ class Metrics:
         self,
         ready: Callable[[], list[Finding]],
         task_failures: Callable[[], Mapping[str, int]] = dict,
+        *,
+        peers_max: int = 0,
     ) -> None:
-        """task_failures: how often each task of the daemon has been ended by a bug, by name."""
+        """task_failures: how often each task of the daemon has been ended by a bug, by name.
+
+        peers_max: peers with series of their own.
+        """
         self.summary: Callable[[], Status] | None = None
         self.netlink: Callable[[], tuple[int, int]] | None = None
         """Requests and dumps asked of the kernel's netlink so far."""
+        self.peers: PeerSource | None = None
+        """What series of single peers are made of; None until there is a node with an engine."""
+        self._peer_series = PeerSeries(peers_max)
         self._ready = ready
         self._task_failures = task_failures
         self._registry = CollectorRegistry()
@@ -104,9 +114,14 @@ class Metrics:
             failed.add_metric([task], count)
         yield failed
         if self.summary is not None:
+            # Before the counters: what the rest of the peers exchanged is never less than nothing.
+            activity = None if self.peers is None else self.peers.activity()
             status = self.summary()
             if status.counters is not None:
                 yield from _traffic(status.counters)
+                if self.peers is not None and activity is not None:
+                    series = self._peer_series
+                    yield from series.collect(self.peers, activity, status.counters)
             if status.kernel is not None:
                 yield from _kernel(status.kernel)
             yield from _control(status)
@@ -199,26 +214,7 @@ def _control(status: Status) -> Iterator[Any]:
         )
         yield _gauge("tundp_store_revision", "Revision of the leases.", store.revision)
     if (routing := status.routing) is not None:
-        yield _gauge("tundp_peers", "Leases packets are sent to.", routing.peers)
-        yield _gauge("tundp_refused_leases", "Leases that are no peers.", routing.refused)
-        yield _gauge("tundp_bad_entries", "Entries nobody can read.", routing.bad_entries)
-        yield _gauge("tundp_fib_generation", "Generation of the routes.", routing.generation)
-        yield _gauge(
-            "tundp_narrow_paths",
-            "Peers whose path carries less than the MTU of the device.",
-            routing.narrow_paths,
-        )
-        by_origin = GaugeMetricFamily(
-            "tundp_narrow_paths_by_origin",
-            "The narrow paths, by who says so: the device, the route, or what was measured.",
-            labels=["origin"],
-        )
-        for origin, count in routing.narrow_by_origin.items():
-            by_origin.add_metric([origin], count)
-        yield by_origin
-        yield _gauge(
-            "tundp_no_gso_paths", "Peers whose path takes no UDP_SEGMENT.", routing.no_gso_paths
-        )
+        yield from _routing(routing)
     if (backend := status.backend) is not None:
         yield InfoMetricFamily(
             "tundp_backend", "What carries packets.", value={"type": backend.type}
@@ -233,6 +229,35 @@ def _control(status: Status) -> Iterator[Any]:
             "Send sockets that single peers have now, because the shared one was full.",
             engine.hop_sockets,
         )
+
+
+def _routing(routing: RoutingStatus) -> Iterator[Any]:
+    yield _gauge("tundp_peers", "Leases packets are sent to.", routing.peers)
+    yield _gauge("tundp_refused_leases", "Leases that are no peers.", routing.refused)
+    yield _gauge("tundp_bad_entries", "Entries nobody can read.", routing.bad_entries)
+    yield _gauge("tundp_fib_generation", "Generation of the routes.", routing.generation)
+    yield _gauge(
+        "tundp_narrow_paths",
+        "Peers whose path carries less than the MTU of the device.",
+        routing.narrow_paths,
+    )
+    if routing.silent_peers is not None:
+        yield _gauge(
+            "tundp_silent_peers",
+            "Peers that were sent packets lately and do not answer, or cannot be sent to.",
+            routing.silent_peers,
+        )
+    by_origin = GaugeMetricFamily(
+        "tundp_narrow_paths_by_origin",
+        "The narrow paths, by who says so: the device, the route, or what was measured.",
+        labels=["origin"],
+    )
+    for origin, count in routing.narrow_by_origin.items():
+        by_origin.add_metric([origin], count)
+    yield by_origin
+    yield _gauge(
+        "tundp_no_gso_paths", "Peers whose path takes no UDP_SEGMENT.", routing.no_gso_paths
+    )
 
 
 def _measuring(backend: BackendStatus) -> Iterator[Any]:

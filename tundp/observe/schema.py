@@ -12,12 +12,14 @@ from typing import Any, Final
 from tundp.observe.codec import json_schema
 from tundp.observe.drops import DROPS_SCHEMA, DropsReport
 from tundp.observe.explain.model import EXPLAIN_SCHEMA, Explanation
+from tundp.observe.leases import LEASES_SCHEMA, Leases
 from tundp.observe.ledger import LEDGER_SCHEMA, Ledger
 from tundp.observe.replay import REPLAY_SCHEMA, Replayed
 from tundp.observe.status import STATUS_SCHEMA, Status
 
 PATH: Final = Path(__file__).with_name("status.schema.json")
 DROPS_PATH: Final = Path(__file__).with_name("drops.schema.json")
+LEASES_PATH: Final = Path(__file__).with_name("leases.schema.json")
 
 
 def text() -> str:
@@ -45,3 +47,9 @@ def others() -> dict[str, str]:
         f"{name}.schema.json": json.dumps(json_schema(kind, title=title), indent=2) + "\n"
         for name, (kind, title) in _OTHERS.items()
     }
+
+
+def leases_text() -> str:
+    """What the file of the leases must hold."""
+    title = f"tundp leases, schema {LEASES_SCHEMA}"
+    return json.dumps(json_schema(Leases, title=title), indent=2) + "\n"

@@ -144,8 +144,8 @@ class BackendStatus:
     device: DeviceStatus | None = None
     """Null for a backend that sends by the interface itself."""
     path_probes: int | None = None
-    """Datagrams sent to peers to measure paths, beside `encap.packets_out`; they are received
-    as any packet. Null for a backend that measures none."""
+    """Datagrams sent to peers to measure paths and to ask who answers, beside
+    `encap.packets_out`; they are received as any packet. Null for a backend that sends none."""
     paths_in_use: Mapping[str, int] | None = None
     """How many paths carried large packets lately, by what measuring has come to:
     MeasuringStatus.state. Null likewise."""
@@ -230,6 +230,9 @@ class RoutingStatus:
     """Peers to whom less than the device's MTU fits."""
     no_gso_paths: int = 0
     """Peers to whom datagrams go one by one, without UDP_SEGMENT."""
+    silent_peers: int | None = None
+    """Peers that do not answer, or that the kernel refuses to send to, among those that were sent
+    packets lately; null for a backend that cannot tell."""
     narrow_by_origin: Mapping[str, int] = field(default_factory=dict)
     """The narrow paths, by who says so: PathStatus.mtu_origin."""
 
@@ -284,6 +287,56 @@ class PeerTraffic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IcmpStatus:
+    """ICMP errors about datagrams to a peer. Anybody can forge them: a hint, no proof."""
+
+    text: str
+    """`port unreachable`, `host unreachable`, ..."""
+    said_by: IPv4Address
+    count: int
+    last: float
+    """Unix time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReachStatus:
+    """Whether a peer answers, and what the kernel knows of the way to it."""
+
+    standing: str
+    """`answers`; `one-way`: packets go to it and none comes back, but it answers echo requests;
+    `waiting`: the same, and it is being asked; `unheard`: the same, and nobody can ask it;
+    `silent`: echo requests are not answered either; `refused`: this kernel refuses the sends."""
+    since: float
+    """Unix time: of the first packet without an answer; with `answers`, of the last one."""
+    unanswered_packets: int = 0
+    """Packets sent to it since then."""
+    echo_requests: int = 0
+    """Echo requests sent to it since then, beside them."""
+    echo_missed: int = 0
+    """The last so many of them were not answered."""
+    rtt_ms: float | None = None
+    """Of the last echo request that was answered."""
+    device: str = ""
+    """What datagrams to it leave by; empty while it answers: not looked up."""
+    gateway: IPv4Address | None = None
+    """Through whom; null for a neighbour."""
+    is_default_route: bool = False
+    """Whether it is the default route that leads there."""
+    neighbour: str = ""
+    """The next hop's state in the neighbour table, as `ip neigh` spells it, lower case."""
+    icmp: IcmpStatus | None = None
+    evidence: str = ""
+    """What was seen, in a sentence; empty if it answers."""
+    next_step: str = ""
+    """What that means, and what to do."""
+
+    @property
+    def is_trouble(self) -> bool:
+        """Whether an operator should look."""
+        return self.standing in ("silent", "refused")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStatus:
     """Another node packets are sent to."""
 
@@ -299,6 +352,8 @@ class PeerStatus:
     """Null: no large packets were sent to it lately, or the backend measures no path."""
     traffic: PeerTraffic | None = None
     """Null for a backend that does not count by peer."""
+    reach: ReachStatus | None = None
+    """Null: it was not asked, and nothing it was sent lately is without an answer."""
 
     @property
     def endpoint(self) -> str:
@@ -307,9 +362,19 @@ class PeerStatus:
 
     @property
     def is_silent(self) -> bool:
-        """Whether we sent to it and never heard from it."""
+        """Whether it is known not to answer, or sends to it are refused."""
+        return self.reach is not None and self.reach.is_trouble
+
+    @property
+    def urgency(self) -> int:
+        """What comes first is the lowest: silent, else unanswered or never heard, the others."""
+        if self.is_silent:
+            return 0
+        if self.reach is not None and self.reach.standing != "answers":
+            return 1
         traffic = self.traffic
-        return traffic is not None and traffic.packets_out > 0 and traffic.packets_in == 0
+        is_unheard = traffic is not None and traffic.packets_out and not traffic.packets_in
+        return 1 if is_unheard else 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ MARGIN_MAX_MIN: Final = 1439
 RESYNC_MAX_S: Final = 86400
 WORKERS_MAX: Final = 64
 SPIN_MAX_US: Final = 1000
+METRICS_PEERS_MAX: Final = 1000
 
 _INT: Final = re.compile(r"[+-]?[0-9a-zA-Z_]+", re.ASCII)
 _GO_OCTAL: Final = re.compile(r"([+-]?)0([0-7_]+)", re.ASCII)
@@ -272,3 +273,11 @@ def parse_spin(text: str) -> int:
     if not 0 <= microseconds <= SPIN_MAX_US:
         raise ValueError(f"is out of range: microseconds, 0 to {SPIN_MAX_US}")
     return microseconds
+
+
+def parse_metrics_peers(text: str) -> int:
+    """A number of peers, 0 to METRICS_PEERS_MAX."""
+    count = parse_int(text)
+    if not 0 <= count <= METRICS_PEERS_MAX:
+        raise ValueError(f"is out of range: peers, 0 to {METRICS_PEERS_MAX}")
+    return count

@@ -347,6 +347,15 @@ class Settings:
         default_text="not served",
         example=":9285",
     )
+    metrics_peers: int = flag(
+        section=Section.OBSERVE,
+        parse=parsers.parse_metrics_peers,
+        default=50,
+        metavar="N",
+        help="so many peers have metrics of their own, those with the most bytes; the others have"
+        " one series together; at most 1000, 0: no metrics by peer",
+        since="0.2.0",
+    )
     store: StoreChoice = flag(
         section=Section.LEASES,
         parse=parsers.parse_store,

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from tundp.backend.base import BackendKind, Surroundings
-from tundp.backend.udp.backend import UdpBackend, mtu_of
+from tundp.backend.udp.backend import UdpBackend
 from tundp.backend.udp.config import NAME, parse
+from tundp.backend.udp.mtu import mtu_of
 from tundp.finding import Finding
 from tundp.lease.network import BackendConfig
 

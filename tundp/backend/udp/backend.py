@@ -15,19 +15,23 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import Final
 
 from tundp.backend.base import BackendContext, BackendStatus, FibSink, Given
-from tundp.backend.udp.path_prober import PathProber, ProberSettings
+from tundp.backend.udp.echoes import Echoes, ProberSettings
+from tundp.backend.udp.mtu import mtu_of
+from tundp.backend.udp.path_prober import PathProber
+from tundp.backend.udp.peer_watch import PeerWatch
 from tundp.backend.udp.queue_drops import QueueDrops
-from tundp.backend.udp.sockets import move_sockets, open_sockets
+from tundp.backend.udp.sockets import are_bound_to, move_sockets, open_sockets
 from tundp.backoff import Backoff, Contest, Outage, Ration
 from tundp.engine.base import Dataplane, EngineContext
 from tundp.engine.choose import make_engine
-from tundp.errors import ConfigError, PlatformError
+from tundp.engine.reach import Reach
+from tundp.errors import PlatformError
 from tundp.finding import Finding, must_hold, worries
 from tundp.lease.fib import Fib
 from tundp.lease.model import LeaseAttributes, LeaseKey, Peer
@@ -39,7 +43,7 @@ from tundp.linux.iface import Interface
 from tundp.linux.netlink import AddressChange, LinkChange, RouteChange
 from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.tun import Tun, require_device
-from tundp.wire import ip, overhead
+from tundp.wire import overhead
 from tundp.wire.policy import Policy, Prefix
 
 _log = logging.getLogger(__name__)
@@ -72,7 +76,9 @@ class UdpBackend:
         self._device_lines, self._moved_lines = Ration(1), Ration(1)
         self._queue_drops = QueueDrops()
         self._recheck: asyncio.TimerHandle | None = None
-        self._prober = PathProber(context.netlink)
+        self._echoes = Echoes()
+        self._prober = PathProber(context.netlink, self._echoes)
+        self._watch = PeerWatch(context.netlink, self._echoes, self._prober.peer)
 
     @property
     def name(self) -> str:
@@ -113,7 +119,7 @@ class UdpBackend:
         mtu_of(interface)
         self._interface = interface
         given = self._given.udp_socks
-        if len(given) == self._settings.workers and _are_bound_to(
+        if len(given) == self._settings.workers and are_bound_to(
             given, interface.address, self._config.peer_port
         ):
             self._socks = list(given)
@@ -151,13 +157,15 @@ class UdpBackend:
                         Prefix(int(each.network_address), int(each.netmask))
                         for each in self._settings.admitted
                     ),
-                    echo_id=self._prober.echo_id,
+                    echo_id=self._echoes.echo_id,
                 ),
                 loop=asyncio.get_running_loop(),
                 recorder=self._recorder,
-                echo_fd=self._prober.echo_fd,
+                echo_fd=self._echoes.echo_fd,
             ),
         )
+        self._echoes.start(self._prober_settings())
+        self._watch.start(self._engine, self._prober_settings(), fib)
         self._prober.start(self._engine, self._prober_settings(), fib, peers)
         await self._open_device()
         self._log_device()
@@ -166,7 +174,7 @@ class UdpBackend:
 
     def sinks(self) -> Sequence[FibSink]:
         """See Backend."""
-        return (self.engine, self._prober)
+        return (self.engine, self._prober, self._watch)
 
     async def run(self) -> None:
         """See Backend: makes the TUN device again whenever it was deleted or moved away.
@@ -198,6 +206,18 @@ class UdpBackend:
     async def measure(self) -> None:
         """See Backend."""
         await self._prober.run()
+
+    async def watch_peers(self) -> None:
+        """See Backend."""
+        await self._watch.run()
+
+    def reaches(self, hop_ids: Collection[int] | None = None) -> Mapping[int, Reach]:
+        """See Backend."""
+        return self._watch.reaches(hop_ids)
+
+    def peer_at(self, hop_id: int) -> Peer | None:
+        """See Backend."""
+        return self._prober.peer(hop_id)
 
     async def repair(self) -> list[str]:
         """See Backend."""
@@ -251,6 +271,8 @@ class UdpBackend:
                 with contextlib.suppress(PlatformError):
                     await self._netlink.set_link(self._tun_index, mtu=mtu)
         if self._device is not None and self._prober_settings() != before:
+            self._echoes.reset(self._prober_settings())
+            self._watch.reset(self._prober_settings())
             self._prober.reset(self._prober_settings())
         return has_moved
 
@@ -268,7 +290,8 @@ class UdpBackend:
             device="" if self._tun is None else self._tun.name,
             routes=None,
             queue_drops=self._queue_drops.count(),
-            path_probes=self._prober.sent,
+            path_probes=self._echoes.sent,
+            silent_peers=len(self._watch.troubled()),
             paths=self._prober.measurings(),
         )
 
@@ -281,6 +304,7 @@ class UdpBackend:
             must_hold("device", is_there, name),
             *worries("device-contest", contest),
             *self._prober.findings(),
+            self._watch.finding(),
         ]
 
     def give(self) -> Given:
@@ -304,7 +328,8 @@ class UdpBackend:
                 counters.decap.packets_in,
                 counters.decap.dropped,
             )
-        self._prober.close()
+        self._watch.close()
+        self._echoes.close()
         if self._tun is not None:
             self._tun.close()
         for sock in self._socks:
@@ -411,21 +436,3 @@ class UdpBackend:
             if self._tun is not None and self._tun_index:
                 self._engine.attach(self._tun)
         _log.warning("underlay address is %s on %s now: sockets moved", now.address, now.link.name)
-
-
-def mtu_of(interface: Interface) -> int:
-    """The TUN device's MTU over the interface's link. ConfigError if IPv4 does not fit."""
-    link = interface.link
-    mtu = overhead.tun_mtu(link.mtu)
-    if mtu is None:
-        least = ip.MIN_MTU + overhead.OVERHEAD
-        raise ConfigError(
-            f"interface {link.name} has MTU {link.mtu}: after {overhead.OVERHEAD} bytes of outer"
-            f" headers {link.mtu - overhead.OVERHEAD} are left, and IPv4 needs {ip.MIN_MTU}"
-            f" (RFC 791); raise it to {least} or more, or choose another with --iface"
-        )
-    return mtu
-
-
-def _are_bound_to(socks: Sequence[socket.socket], address: IPv4Address, port: int) -> bool:
-    return all(sock.getsockname()[:2] == (str(address), port) for sock in socks)

@@ -17,17 +17,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from tundp.backend.base import PathMeasuring
+from tundp.backend.udp.echoes import Echoes, ProberSettings
 from tundp.backend.udp.path import Path, concerned, limit_of, path_findings
 from tundp.backend.udp.path_search import FLOOR, Answer, PathSearch
 from tundp.backoff import Ration
@@ -38,10 +37,8 @@ from tundp.finding import Finding, worries
 from tundp.lease.fib import Fib
 from tundp.lease.model import Peer
 from tundp.lease.routing import RoutingDelta
-from tundp.linux.echo import EchoReplies
 from tundp.linux.netlink import Change, Flow, Netlink, RouteLookup
-from tundp.linux.udp import open_sender, source_control
-from tundp.wire import echo, overhead
+from tundp.wire import overhead
 
 _log = logging.getLogger(__name__)
 
@@ -55,12 +52,8 @@ AGAIN_S: Final = 30.0
 """Between two measurements of a path in use."""
 SETTLE_S: Final = 0.5
 """From a change of routes or links to the measurement: more changes follow."""
-RATE_PER_S: Final = 50.0
-"""Echo requests to all peers together."""
-BURST: Final = 50.0
 _SEARCHES: Final = 64
 """Paths whose routes are asked for at a time."""
-_SEND_BUFFER_LEN: Final = 96 << 10
 _LINES: Final = 10
 _UNMEASURED: Final = (
     "paths to the peers are not measured, so routers fragment what a narrow one does not carry,"
@@ -68,31 +61,13 @@ _UNMEASURED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProberSettings:
-    """What holds for all paths, until the underlay's address or MTU changes."""
-
-    source: IPv4Address
-    """Our end of the underlay."""
-    port: int
-    """Source and destination port of our datagrams."""
-    tun_address: IPv4Address
-    full: int
-    """The TUN's MTU."""
-
-
 class PathProber:
     """See the module. A consumer of routes (backend.base.FibSink): they say whose hop is whose."""
 
-    def __init__(self, netlink: Netlink) -> None:
+    def __init__(self, netlink: Netlink, echoes: Echoes) -> None:
+        """echoes: started by the caller; if it cannot ask, routes are looked up only."""
         self._netlink = netlink
-        self.error = ""
-        """Why nothing is measured, though routes are looked up; empty if it is."""
-        self._replies: EchoReplies | None = None
-        try:
-            self._replies = EchoReplies()
-        except PlatformError as error:
-            self.error = str(error)
+        self._echoes = echoes
         self._engine: Dataplane | None = None
         self._settings: ProberSettings | None = None
         self._peers: dict[int, Peer] = {}
@@ -100,24 +75,8 @@ class PathProber:
         self._paths: dict[int, Path] = {}
         self._sent: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
         self._generation = 0
-        self._asked: dict[bytes, tuple[Path, int, int]] = {}
-        """Cookie of each request whose answer counts: whose path, which size, which round."""
-        self._tokens = BURST
-        self._refilled_at = 0.0
         self._is_disturbed = asyncio.Event()
         self._lines = Ration(_LINES)
-        self.sent = 0
-        """Datagrams sent to peers to measure their paths: no engine counts them."""
-
-    @property
-    def echo_id(self) -> int | None:
-        """Identifier of the echo requests, for wire.policy.Policy."""
-        return None if self._replies is None else self._replies.identifier
-
-    @property
-    def echo_fd(self) -> int:
-        """Where the engine sends answers to: EngineContext.echo_fd."""
-        return -1 if self._replies is None else self._replies.engine_fd
 
     def start(
         self,
@@ -131,11 +90,6 @@ class PathProber:
         self._settings = settings
         self._generation = fib.generation
         self._peers = {peer.hop_id: peer for peer in peers.values()}
-
-    def close(self) -> None:
-        """Close what answers come by: the engine is stopped."""
-        if self._replies is not None:
-            self._replies.close()
 
     def install(self, fib: Fib, delta: RoutingDelta) -> None:
         """See FibSink."""
@@ -151,6 +105,10 @@ class PathProber:
                 self._drop(peer.hop_id)
         for peer in (*delta.come, *(new for _, new in delta.moved)):
             self._peers[peer.hop_id] = peer
+
+    def peer(self, hop_id: int) -> Peer | None:
+        """A peer at the hop; None if there is none any more."""
+        return self._peers.get(hop_id)
 
     def seen(self) -> int:
         """See FibSink."""
@@ -178,25 +136,22 @@ class PathProber:
     async def run(self) -> None:
         """Measure until cancelled."""
         loop = asyncio.get_running_loop()
-        if self._replies is not None:
-            self._replies.follow(self._on_reply)
         try:
-            while True:
-                now = loop.time()
-                self._find_active(now)
-                await self._begin_due(loop.time)
-                is_busy = self._step(loop.time())
-                self._is_disturbed.clear()
-                if is_busy:
-                    await asyncio.sleep(PACE_S)
-                    continue
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_S):
-                        await self._is_disturbed.wait()
-                    await asyncio.sleep(SETTLE_S)
+            with self._echoes.receiving():
+                while True:
+                    now = loop.time()
+                    self._find_active(now)
+                    await self._begin_due(loop.time)
+                    is_busy = self._step(loop.time())
+                    self._is_disturbed.clear()
+                    if is_busy:
+                        await asyncio.sleep(PACE_S)
+                        continue
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK_S):
+                            await self._is_disturbed.wait()
+                        await asyncio.sleep(SETTLE_S)
         finally:
-            if self._replies is not None:
-                self._replies.unfollow()
             for path in self._paths.values():
                 self._end_search(path)
 
@@ -206,8 +161,8 @@ class PathProber:
 
     def findings(self) -> list[Finding]:
         """What is to be said of the paths in use; nothing without one."""
-        if self.error:
-            return worries("path-mtu", _UNMEASURED.format(self.error))
+        if self._echoes.error:
+            return worries("path-mtu", _UNMEASURED.format(self._echoes.error))
         return path_findings(self._paths.values())
 
     def _find_active(self, now: float) -> None:
@@ -261,69 +216,36 @@ class PathProber:
                 path.route = None if route.mtu is None else overhead.inner_mtu(route.mtu)
             self._apply(path)
             full = min(self._settings.full, path.route or self._settings.full)
-            if self._replies is not None and full > FLOOR and not path.is_due:
+            if self._echoes.can_ask and full > FLOOR and not path.is_due:
                 path.search = PathSearch(full, path.measured)
 
     def _step(self, now: float) -> bool:
         """Send what is due of each search, within the rate; whether any search goes on."""
-        self._tokens = min(BURST, self._tokens + (now - self._refilled_at) * RATE_PER_S)
-        self._refilled_at = now
         searching = [path for path in self._paths.values() if path.search is not None]
         # The rate may not do for all: those never searched, or longest ago, come first.
         for path in sorted(searching, key=lambda path: path.searched_at):
-            # The burst of one search may go below zero: the others wait for it.
-            if self._tokens <= 0:
+            if not self._echoes.may_ask(now):
                 break
             assert path.search is not None
-            sizes = path.search.next_sizes()
-            self._tokens -= len(sizes)
-            self._send(path, sizes)
+            self._ask(path, path.search.next_sizes())
             self._conclude(path, now)
         return bool(searching)
 
-    def _send(self, path: Path, sizes: Sequence[int]) -> None:
-        """Send requests by a socket of their own: what waits for one peer takes no other's room.
-
-        What is refused stays unanswered: EMSGSIZE is the device's word, for one.
-        """
-        assert self._settings is not None and self._replies is not None
-        if not sizes or path.search is None:
+    def _ask(self, path: Path, sizes: Sequence[int]) -> None:
+        if path.search is None:
             return
         of_round = path.search.round
-        endpoint = path.peer.endpoint
-        control = source_control(self._settings.source)
-        try:
-            sender = open_sender(self._settings.port, _SEND_BUFFER_LEN, is_probing=True)
-        except OSError as error:
-            _log.debug("the path to %s is not measured: %s", endpoint.address, error)
-            self._end_search(path)
-            return
-        with sender:
-            for size in sizes:
-                cookie = secrets.token_bytes(echo.COOKIE_LEN)
-                packet = echo.build_request(
-                    size,
-                    source=int(self._settings.tun_address),
-                    destination=int(path.peer.subnet.network_address),
-                    identifier=self._replies.identifier,
-                    cookie=cookie,
-                )
-                self._asked[cookie] = (path, size, of_round)
-                path.cookies.append(cookie)
-                with contextlib.suppress(OSError):
-                    sender.sendmsg([packet], control, 0, (str(endpoint.address), endpoint.port))
-                    self.sent += 1
 
-    def _on_reply(self, head: bytes) -> None:
-        reply = echo.read_reply(head)
-        asked = None if reply is None else self._asked.get(reply.cookie)
-        if reply is None or asked is None:
-            return
-        path, size, of_round = asked
-        is_from_peer = reply.source == int(path.peer.subnet.network_address)
-        if is_from_peer and path.search is not None:
-            path.search.answered(size, of_round)
-            self._conclude(path, asyncio.get_running_loop().time())
+        def answered(size: int) -> None:
+            if path.search is not None:
+                path.search.answered(size, of_round)
+                self._conclude(path, asyncio.get_running_loop().time())
+
+        cookies = self._echoes.ask(path.peer, sizes, answered)
+        if cookies is None:
+            self._end_search(path)
+        else:
+            path.cookies += cookies
 
     def _conclude(self, path: Path, now: float) -> None:
         """Use the result of a search, if there is one."""
@@ -345,8 +267,7 @@ class PathProber:
 
     def _end_search(self, path: Path) -> None:
         path.search = None
-        for cookie in path.cookies:
-            self._asked.pop(cookie, None)
+        self._echoes.forget(path.cookies)
         path.cookies.clear()
 
     def _apply(self, path: Path) -> None:

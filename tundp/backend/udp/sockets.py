@@ -30,3 +30,8 @@ def move_sockets(socks: Sequence[socket.socket], fresh: Sequence[socket.socket])
     """
     for sock, successor in zip(socks, fresh, strict=True):
         rebind(sock, successor)
+
+
+def are_bound_to(socks: Sequence[socket.socket], address: IPv4Address, port: int) -> bool:
+    """Whether all of them are bound to this address and port."""
+    return all(sock.getsockname()[:2] == (str(address), port) for sock in socks)

@@ -31,6 +31,7 @@ from tundp.engine.base import (
     PATH_STATE_S,
     DisabledOffload,
     EngineContext,
+    HopActivity,
     HopsAssigned,
     OffloadState,
     PathLimit,
@@ -215,6 +216,10 @@ class NativeEngine:
     def hop_counters(self, hop_ids: Sequence[int] | None = None) -> Mapping[int, HopCounters]:
         """See Dataplane."""
         return self._hops.counters(hop_ids, self._hop_count())
+
+    def activity(self) -> HopActivity:
+        """See Dataplane."""
+        return self._hops.activity(self._hop_count())
 
     def hop_sockets(self) -> int:
         """See Dataplane."""

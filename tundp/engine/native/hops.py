@@ -23,6 +23,7 @@ from tundp.choices import MtuOrigin
 from tundp.engine.base import (
     EMSGSIZE_ORIGIN,
     NO_GSO_ORIGIN,
+    HopActivity,
     PathLimit,
     PathState,
     all_limited,
@@ -71,6 +72,20 @@ class HopMemory:
         for counters in self._counters:
             found += counters["bytes_out"][:hop_count]
         return found
+
+    def activity(self, hop_count: int) -> HopActivity:
+        """See Dataplane. hop_count: ids in use are below."""
+        columns: dict[str, npt.NDArray[np.uint64]] = {}
+        for name in (*_COUNTED, "last_refused_ns"):
+            add = np.maximum if name == "last_refused_ns" else np.add
+            columns[name] = np.zeros(hop_count, np.uint64)
+            for counters in self._counters:
+                add(columns[name], counters[name][:hop_count], out=columns[name])
+        for hop_id, base in self._bases.items():
+            if hop_id < hop_count:
+                for name in _COUNTED:
+                    columns[name][hop_id] -= np.uint64(base.sums[name])
+        return HopActivity(**columns)
 
     def counters(self, hop_ids: Sequence[int] | None, hop_count: int) -> Mapping[int, HopCounters]:
         """See Dataplane.hop_counters. hop_count: ids in use are below."""
