@@ -9,6 +9,8 @@ GET /v1/ledger    observe.ledger.Ledger as JSON: every lease, and what became of
 GET /v1/leases    observe.leases.Leases as JSON; ?since=N: only events, from number N on
 
 curl --unix-socket asks it as well.
+
+Why one room: server and client are the two halves of one protocol, and are read side by side.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from tundp.observe.status import (
     PathStatus,
     PeerStatus,
     PeerTraffic,
+    ReachStatus,
     Status,
     StoreStatus,
 )
@@ -443,8 +444,8 @@ def test_a_path_that_was_not_measured_is_not_called_wide(
 
 
 def test_a_silent_peer_is_a_warning() -> None:
-    traffic = PeerTraffic(packets_out=9, bytes_out=9, packets_in=0, bytes_in=0, drops=0)
-    status = replace(STATUS, peers=[replace(PEER, traffic=traffic)])
+    reach = ReachStatus(standing="silent", since=1.0)
+    status = replace(STATUS, peers=[replace(PEER, reach=reach)])
     one = step(explain(facts(status=status)), "peer")
     assert (one.ruling, one.command) == (Ruling.WARN, "on 192.0.2.2: tundp status")
 
