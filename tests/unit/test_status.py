@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.json_schema import Misfit, validate
 from tundp.choices import MtuOrigin, Offload
 from tundp.engine.base import DisabledOffload as Disabled
 from tundp.engine.base import OffloadState, PathState
@@ -255,54 +256,6 @@ def test_the_schema_describes_what_the_golden_documents_hold() -> None:
     peer = SCHEMA["$defs"]["PeerStatus"]["properties"]
     assert peer.keys() == document["peers"][0].keys()
     assert SCHEMA["$defs"]["PeerTraffic"]["properties"]["last_heard"]["description"]
-
-
-class Misfit(Exception):  # noqa: N818
-    """A document is not what a schema says."""
-
-
-TYPES: dict[str, Any] = {
-    "object": dict,
-    "array": list,
-    "string": str,
-    "boolean": bool,
-    "integer": int,
-    "number": (int, float),
-    "null": type(None),
-}
-
-
-def validate(value: Any, rule: dict[str, Any], where: str = "$") -> None:
-    """The part of JSON Schema draft 2020-12 that is used, by the text of the draft."""
-    if "$ref" in rule:
-        validate(value, SCHEMA["$defs"][rule["$ref"].removeprefix("#/$defs/")], where)
-    if "anyOf" in rule:
-        misfits = []
-        for each in rule["anyOf"]:
-            try:
-                validate(value, each, where)
-                break
-            except Misfit as error:
-                misfits.append(str(error))
-        else:
-            raise Misfit("; ".join(misfits))
-    if "enum" in rule and value not in rule["enum"]:
-        raise Misfit(f"{where}: {value!r} is none of {rule['enum']}")
-    if "type" in rule:
-        is_bool = isinstance(value, bool)
-        if not isinstance(value, TYPES[rule["type"]]) or (is_bool and rule["type"] != "boolean"):
-            raise Misfit(f"{where}: {value!r} is no {rule['type']}")
-    if isinstance(value, list) and "items" in rule:
-        for number, each in enumerate(value):
-            validate(each, rule["items"], f"{where}[{number}]")
-    if isinstance(value, dict):
-        for name in rule.get("required", ()):
-            if name not in value:
-                raise Misfit(f"{where}.{name} is missing")
-        known = rule.get("properties", {})
-        for name, each in value.items():
-            other = rule.get("additionalProperties", {})
-            validate(each, known.get(name, other), f"{where}.{name}")
 
 
 @pytest.mark.parametrize(
