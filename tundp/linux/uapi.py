@@ -291,4 +291,6 @@ BPF_TCX_EGRESS: Final = 47
 # linux/neighbour.h
 NDA_DST: Final = 1
 NDA_LLADDR: Final = 2
+NUD_INCOMPLETE: Final = 0x01
+NUD_FAILED: Final = 0x20
 NUD_PERMANENT: Final = 0x80
