@@ -163,12 +163,12 @@ def open_admin_socket(path: Path) -> socket.socket:
     return sock
 
 
-async def fetch_status(path: Path) -> Status:
+async def fetch_status(path: Path, *, limit_s: float = ANSWER_S) -> Status:
     """The status of the daemon behind `path`.
 
-    PlatformError if none answers, or one whose answer this version cannot read.
+    PlatformError if none answers within limit_s, or one whose answer this version cannot read.
     """
-    return read_status(path, await fetch_document(path))
+    return read_status(path, await fetch_document(path, limit_s=limit_s))
 
 
 def read_status(path: Path, document: dict[str, Any]) -> Status:
@@ -181,12 +181,12 @@ def read_status(path: Path, document: dict[str, Any]) -> Status:
         ) from None
 
 
-async def fetch_document(path: Path) -> dict[str, Any]:
+async def fetch_document(path: Path, *, limit_s: float = ANSWER_S) -> dict[str, Any]:
     """The same as the daemon sent it, members this version does not know included."""
     try:
         async with (
             ClientSession(
-                connector=UnixConnector(str(path)), timeout=ClientTimeout(total=ANSWER_S)
+                connector=UnixConnector(str(path)), timeout=ClientTimeout(total=limit_s)
             ) as session,
             session.get(f"http://tundp{STATUS_PATH}") as response,
         ):

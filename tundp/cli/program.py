@@ -9,7 +9,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import tundp
-from tundp.cli import bench, cleanup, completion, config, demo, docker_opts, probe, run, status
+from tundp.cli import (
+    bench,
+    cleanup,
+    completion,
+    config,
+    demo,
+    docker_opts,
+    doctor,
+    probe,
+    run,
+    status,
+)
 from tundp.cli.command import Command, example_lines
 from tundp.cli.output import (
     EXIT_FAILED,
@@ -24,6 +35,7 @@ from tundp.errors import ConfigError, Interrupted, TundpError
 COMMANDS: Final[tuple[Command[Any], ...]] = (
     run.COMMAND,
     status.COMMAND,
+    doctor.COMMAND,
     config.SHOW,
     config.CHECK,
     config.EXAMPLE,
@@ -46,6 +58,7 @@ EXAMPLES: Final = (
     ("tundp run --etcd-endpoints=http://192.0.2.9:2379 --iface=eth0", ""),
     ("tundp run --store=file:/var/lib/tundp/leases.json", "without etcd"),
     ("tundp status", "peers, packets, drops and their reasons"),
+    ("tundp doctor", "what keeps pods apart, and the command that mends it"),
     ("tundp config check", "everything a start depends on, before the start"),
     ("tundp cleanup", "remove rules and routes a stopped daemon left"),
     ("tundp probe", "what this kernel has, and which engine that means"),
