@@ -9,7 +9,6 @@ forwarding, its firewall and its pods, is not seen from here.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -178,8 +177,10 @@ async def _filtered(
         for index in ins:
             flow = Flow(source=look.peer.public_ip, port=port, iif=index)
             answer = (await netlink.lookups([source], flow))[source]
-            if isinstance(answer, NoRoute) and answer.errno == errno.EXDEV:
-                look.filtered_at = names.get(index, "")
+            name = names.get(index, "")
+            # EXDEV, or EINVAL on some kernels (6.18): what tells is that the filter is on.
+            if isinstance(answer, NoRoute) and sysctls.effective_rp_filter(name):
+                look.filtered_at = name
 
 
 async def _pings(source: IPv4Address, addresses: Sequence[IPv4Address]) -> set[IPv4Address]:
