@@ -286,12 +286,12 @@ def open_admin_socket(path: Path) -> socket.socket:
     return sock
 
 
-async def fetch_status(path: Path) -> Status:
+async def fetch_status(path: Path, *, limit_s: float = ANSWER_S) -> Status:
     """The status of the daemon behind `path`.
 
-    PlatformError if none answers, or one whose answer this version cannot read.
+    PlatformError if none answers within limit_s, or one whose answer this version cannot read.
     """
-    return read_status(path, await fetch_document(path))
+    return read_status(path, await fetch_document(path, limit_s=limit_s))
 
 
 def read_status(path: Path, document: dict[str, Any]) -> Status:
@@ -339,12 +339,14 @@ async def fetch_leases(path: Path, since: int | None = None) -> Leases:
         raise PlatformError(f"{path}: {why or error}") from None
 
 
-async def fetch_document(path: Path, of: str = STATUS_PATH) -> dict[str, Any]:
+async def fetch_document(
+    path: Path, of: str = STATUS_PATH, *, limit_s: float = ANSWER_S
+) -> dict[str, Any]:
     """An answer as the daemon sent it, members this version does not know included."""
     try:
         async with (
             ClientSession(
-                connector=UnixConnector(str(path)), timeout=ClientTimeout(total=ANSWER_S)
+                connector=UnixConnector(str(path)), timeout=ClientTimeout(total=limit_s)
             ) as session,
             session.get(f"http://tundp{of}") as response,
         ):

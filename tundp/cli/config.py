@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tundp.cli.command import DAEMON_FLAGS, WHICH_DAEMON, Command, Given, NoOptions, run_async
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_error, print_json, print_parts
@@ -15,6 +15,8 @@ from tundp.settings.settings import DEFAULT, Settings
 from tundp.settings.show import example_lines, toml_lines
 from tundp.settings.sources import read_environment_file, resolve, variable_warnings
 
+ANSWER_S: Final = 30.0
+"""How long a running daemon is waited for: as tundp.admin does."""
 UNIT_FILE: Final = Path("/etc/default/tundp")
 """The EnvironmentFile= of the shipped unit."""
 
@@ -56,7 +58,7 @@ class CheckOptions(WhoseOptions):
 
 def show(given: Given[ShowOptions]) -> int:
     """Print every setting, and whose they are."""
-    settings, whose = _settings(given.options, given)
+    settings, whose = which_settings(given.options, given)
     print(f"# settings {whose}")
     for line in toml_lines(settings, with_origin=given.options.origin):
         print(line)
@@ -65,7 +67,7 @@ def show(given: Given[ShowOptions]) -> int:
 
 def check(given: Given[CheckOptions]) -> int:
     """Print what a start depends on; failed if anything would fail."""
-    settings, whose = _settings(given.options, given)
+    settings, whose = which_settings(given.options, given)
     from tundp.daemon import logs, process
     from tundp.daemon.check import check as find
     from tundp.show import finding_parts
@@ -86,10 +88,13 @@ def example(_: Given[NoOptions]) -> int:
     return EXIT_OK
 
 
-def _settings(
-    options: WhoseOptions, given: Given[ShowOptions] | Given[CheckOptions]
+def which_settings(
+    options: WhoseOptions, given: Given[Any], *, limit_s: float = ANSWER_S
 ) -> tuple[Settings, str]:
-    """The settings that are meant, and words that tell whose they are."""
+    """The settings that are meant, and words that tell whose they are.
+
+    limit_s: how long a running daemon is waited for.
+    """
     if options.env_file is not None:
         if options.running:
             raise ConfigError("--running and --env-file exclude each other")
@@ -105,7 +110,9 @@ def _settings(
         origin == DEFAULT for name, origin in settings.origins.items() if name not in which
     )
     if options.running or is_bare:
-        running = _running(settings.admin_socket, given, must_answer=options.running)
+        running = _running(
+            settings.admin_socket, given, must_answer=options.running, limit_s=limit_s
+        )
         if running is not None:
             return running
     whose = "given here: flags, environment and --config"
@@ -119,7 +126,7 @@ def _settings(
 
 
 def _running(
-    path: Path, given: Given[ShowOptions] | Given[CheckOptions], *, must_answer: bool
+    path: Path, given: Given[Any], *, must_answer: bool, limit_s: float
 ) -> tuple[Settings, str] | None:
     """The settings of the daemon on that socket; None if none answers and none must."""
     if not (must_answer or path.exists()):
@@ -128,7 +135,7 @@ def _running(
     from tundp.daemon.running import settings_of
 
     try:
-        status = run_async(fetch_status(path))
+        status = run_async(fetch_status(path, limit_s=limit_s))
     except PlatformError:
         if must_answer:
             raise

@@ -19,6 +19,8 @@ from tundp.cli.command import DAEMON_FLAGS, Command
 from tundp.cli.output import EXIT_FAILED, EXIT_OK
 from tundp.cli.program import COMMANDS, DESCRIPTION, EXAMPLES, NOTES
 from tundp.cli.run import FLANNELD
+from tundp.doctor import diagnosis
+from tundp.doctor.cases import CASES
 from tundp.observe import schema
 from tundp.settings.declare import Flag, Section, show
 from tundp.settings.help import describe
@@ -26,6 +28,10 @@ from tundp.settings.settings import FLAGS, Settings
 from tundp.settings.show import example_lines
 
 _WIDTH: Final = 88
+DEBUGGING: Final = Path("docs/debugging.md")
+"""Written by hand, but for the table between these two lines."""
+_TABLE: Final = "<!-- made by: python -m tundp.cli.docs -->"
+_TABLE_END: Final = "<!-- end of what is made -->"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -54,6 +60,8 @@ def documents() -> dict[str, str]:
         "tundp/observe/status.schema.json": schema.text(),
         "tundp/observe/drops.schema.json": schema.drops_text(),
         "tundp/observe/leases.schema.json": schema.leases_text(),
+        "tundp/doctor/doctor.schema.json": diagnosis.schema_text(),
+        str(DEBUGGING): debugging_page(),
     }
     made |= {f"tundp/observe/{name}": text for name, text in schema.others().items()}
     for command in (*COMMANDS, FLANNELD):
@@ -173,6 +181,21 @@ def _settings_sentence(command: Command[Any]) -> str:
         return "Takes every [setting of the daemon](#settings-of-the-daemon)."
     names = ", ".join(f"`--{flag.name}`" for flag in command.settings)
     return f"Of the [settings of the daemon](#settings-of-the-daemon): {names}."
+
+
+# docs/debugging.md
+
+
+def debugging_page() -> str:
+    """The page as it is, with the table of what `tundp doctor` can name as it must be."""
+    text = f"{_TABLE}\n{_TABLE_END}\n"
+    if DEBUGGING.exists():
+        text = DEBUGGING.read_text(encoding="utf-8")
+    before, _, rest = text.partition(_TABLE)
+    after = rest.partition(_TABLE_END)[2]
+    rows = [f"| `{case.id}` | {_cell(case.cause)} | {_cell(case.mends)} |" for case in CASES]
+    table = "\n".join(["| id | cause | what mends it |", "|---|---|---|", *rows])
+    return f"{before}{_TABLE}\n\n{table}\n\n{_TABLE_END}{after}"
 
 
 # Manual pages, in man(7)

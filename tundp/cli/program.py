@@ -18,6 +18,7 @@ from tundp.cli import (
     config,
     demo,
     docker_opts,
+    doctor,
     drops,
     explain,
     leases,
@@ -43,6 +44,7 @@ from tundp.errors import ConfigError, FilterError, Interrupted, TundpError
 COMMANDS: Final[tuple[Command[Any], ...]] = (
     run.COMMAND,
     status.COMMAND,
+    doctor.COMMAND,
     drops.COMMAND,
     trace.COMMAND,
     capture.COMMAND,
@@ -80,6 +82,7 @@ EXAMPLES: Final = (
     ("tundp status", "peers, packets, drops and their reasons"),
     ("tundp drops", "what was dropped, why, and what to look at next"),
     ("tundp explain 10.5.1.2 10.5.2.3", "what would become of such a packet"),
+    ("tundp doctor", "what keeps pods apart, and the command that mends it"),
     ("tundp config check", "everything a start depends on, before the start"),
     ("tundp cleanup", "remove rules and routes a stopped daemon left"),
     ("tundp probe", "what this kernel has, and which engine that means"),

@@ -293,3 +293,8 @@ NUD_PROBE: Final = 0x10
 NUD_FAILED: Final = 0x20
 NUD_NOARP: Final = 0x40
 NUD_PERMANENT: Final = 0x80
+
+# Raw ICMP sockets: linux/icmp.h, linux/in.h, asm-generic/socket.h.
+ICMP_FILTER: Final = 1
+SO_ATTACH_FILTER: Final = 26
+SOL_RAW: Final = 255

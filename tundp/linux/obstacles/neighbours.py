@@ -1,4 +1,4 @@
-"""Entries of the neighbour table that no ARP has made: they outlive the card they name."""
+"""Entries of the neighbour table: those no ARP has made outlive the card they name."""
 
 from __future__ import annotations
 
@@ -23,22 +23,39 @@ _NDMSG: Final = struct.Struct("=BxxxiHBB")
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A permanent entry."""
+    """One entry of IPv4."""
 
     index: int
     address: IPv4Address
     link_address: str
     """As `02:00:00:00:00:01`; empty if there is none."""
+    state: int = uapi.NUD_PERMANENT
+    """NUD_ bits (linux/neighbour.h)."""
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether somebody fixed it: no ARP is asked."""
+        return bool(self.state & uapi.NUD_PERMANENT)
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether ARP was asked for it, without an answer so far."""
+        return bool(self.state & (uapi.NUD_FAILED | uapi.NUD_INCOMPLETE))
+
+
+async def table(netlink: Netlink) -> list[Neighbour]:
+    """All entries of IPv4. PlatformError if they are not listed."""
+    request = uapi.RTM_GETNEIGH, _NDMSG.pack(socket.AF_INET, 0, 0, 0, 0)
+    return await netlink.dump("list neighbours", request, decode_any)
 
 
 async def findings(
     netlink: Netlink, index: int, device: str, addresses: Collection[IPv4Address]
 ) -> list[Finding]:
     """Permanent entries of one device for these addresses. PlatformError if they are not listed."""
-    request = uapi.RTM_GETNEIGH, _NDMSG.pack(socket.AF_INET, 0, 0, 0, 0)
     found = []
-    for each in await netlink.dump("list neighbours", request, decode):
-        if each.index != index or each.address not in addresses:
+    for each in await table(netlink):
+        if not each.is_permanent or each.index != index or each.address not in addresses:
             continue
         command = f"ip neigh del {each.address} dev {device}"
         found.append(
@@ -57,10 +74,16 @@ async def findings(
 
 def decode(body: memoryview) -> Neighbour | None:
     """The entry of an RTM_NEWNEIGH; None for one that is not permanent, or not of IPv4."""
+    found = decode_any(body)
+    return found if found is not None and found.is_permanent else None
+
+
+def decode_any(body: memoryview) -> Neighbour | None:
+    """The entry of an RTM_NEWNEIGH, whatever its state; None for one that is not of IPv4."""
     family, index, state, _, _ = _NDMSG.unpack_from(body)
     values = dict(attributes(body[_NDMSG.size :]))
     address = values.get(uapi.NDA_DST)
-    if family != socket.AF_INET or not state & uapi.NUD_PERMANENT or address is None:
+    if family != socket.AF_INET or address is None:
         return None
     link_address = bytes(values.get(uapi.NDA_LLADDR, b"")).hex(":")
-    return Neighbour(index, IPv4Address(bytes(address)), link_address)
+    return Neighbour(index, IPv4Address(bytes(address)), link_address, state)

@@ -1,0 +1,182 @@
+"""`tundp doctor`: what keeps pods from reaching each other, and the command that mends it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tundp.cli.command import DAEMON_FLAGS, Command, Given, run_async
+from tundp.cli.config import UNIT_FILE, WhoseOptions, which_settings
+from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_error, print_json, print_line, print_parts
+from tundp.errors import ConfigError
+from tundp.settings.declare import option
+from tundp.settings.parsers import parse_path
+
+if TYPE_CHECKING:
+    from tundp.doctor.diagnosis import Diagnosis, Named
+
+AGAIN_S: Final = 10.0
+"""How long a mend may take to show."""
+STOPPED_S: Final = 0.1
+"""How long a daemon that is stopped by a signal is asked for its settings."""
+_PAUSE_S: Final = 0.5
+_CNI_DIR: Final = Path("/etc/cni/net.d")
+
+
+def _parse_ids(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (each.strip() for each in text.split(","))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorOptions(WhoseOptions):
+    """What `tundp doctor` can be told."""
+
+    json: bool = option(default=False, help="print the diagnosis as JSON", since="0.2.0")
+    only: tuple[str, ...] = option(
+        parse=_parse_ids,
+        default=(),
+        metavar="ID,...",
+        help="look for these ids only: whole (peer.refused), their beginning (obstacle) or a check",
+        since="0.2.0",
+    )
+    fix: str = option(
+        default="",
+        metavar="ID",
+        help="run the command of the first finding with this id, after asking, and look again",
+        since="0.2.0",
+    )
+    yes: bool = option(default=False, help="with --fix: do not ask", since="0.2.0")
+    verbose: bool = option(default=False, help="print what is fine, too", since="0.2.0")
+    cni_dir: Path = option(
+        parse=parse_path,
+        default=_CNI_DIR,
+        metavar="DIR",
+        help="where the kubelet looks for network configs (k3s has one of its own)",
+        since="0.2.0",
+    )
+
+
+def doctor(given: Given[DoctorOptions]) -> int:
+    """Print the diagnosis, or run the one command asked for."""
+    options = given.options
+    if options.yes and not options.fix:
+        raise ConfigError("--yes goes with --fix=ID")
+    if options.fix:
+        return _fix(given)
+    found = _examine(given, options.only)
+    if options.json:
+        print_json(found.to_json())
+    else:
+        from tundp.doctor.show import diagnosis_parts
+
+        print_parts(diagnosis_parts(found, is_verbose=options.verbose))
+    return found.exit_code
+
+
+def _examine(given: Given[DoctorOptions], only: Collection[str]) -> Diagnosis:
+    from tundp.daemon import logs, process
+    from tundp.doctor.context import STATUS_S, is_stopped, listener
+    from tundp.doctor.examine import examine
+
+    options, pid = given.options, listener(given.settings().admin_socket)
+    if pid is None and not given.flags and UNIT_FILE.exists() and not options.running:
+        # What the daemon had, and would have: nobody else tells.
+        options = replace(options, env_file=options.env_file or UNIT_FILE)
+    limit_s = STOPPED_S if is_stopped(pid) else STATUS_S
+    settings, whose = which_settings(options, given, limit_s=limit_s)
+    store = process.open_store(settings)
+    logs.set_up(-1, username=settings.etcd_username, password=settings.etcd_password)
+    cni_dir = given.options.cni_dir
+    return run_async(examine(settings, store, whose=whose, cni_dir=cni_dir, only=only))
+
+
+def _fix(given: Given[DoctorOptions]) -> int:
+    """Run the command of one finding, at most one, and look again."""
+    wanted = given.options.fix
+    found = [each for each in _examine(given, [wanted]).findings if each.id == wanted]
+    wrong = [each for each in found if each.command]
+    if not wrong:
+        seen = "; ".join(each.next_step or each.evidence for each in found)
+        print_line(
+            f"{wanted}: not found" if not found else f"{wanted}: no command mends it: {seen}"
+        )
+        return EXIT_OK if not found else EXIT_FAILED
+    each = wrong[0]
+    print_line(f"{each.id}: {each.evidence}")
+    if each.on:
+        print_line(f"this is for {each.on}: {each.command}")
+        return EXIT_FAILED
+    print_line(f"  {each.command}")
+    if not (given.options.yes or _agrees()):
+        print_line("nothing was done")
+        return EXIT_FAILED
+    code = _run(each.command)
+    if code:
+        print_error(f"the command failed with exit code {code}")
+        return EXIT_FAILED
+    return _again(given, each)
+
+
+def _agrees() -> bool:
+    if not sys.stdin.isatty():
+        raise ConfigError("--fix asks before it runs the command, and there is nobody: --yes")
+    return input("run it? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _run(command: str) -> int:
+    """The exit code of a shell command; its output is ours."""
+    from tundp.linux.command import environment
+
+    # What was shown, and agreed to.
+    argv = ["/bin/sh", "-c", command]
+    return subprocess.run(argv, env=environment(), check=False).returncode  # noqa: S603
+
+
+def _again(given: Given[DoctorOptions], mended: Named) -> int:
+    """Whether what was found is gone within AGAIN_S."""
+    deadline = time.monotonic() + AGAIN_S
+    while True:
+        found = [
+            each
+            for each in _examine(given, [mended.id]).findings
+            if each.id == mended.id and each.verdict is mended.verdict
+        ]
+        left = [each for each in found if each.command == mended.command]
+        if not left:
+            more = f"; {len(found)} more of {mended.id}" if found else ""
+            print_line(f"mended: looked again, and it is gone{more}")
+            return EXIT_OK
+        if time.monotonic() > deadline:
+            print_line(f"still there after {AGAIN_S:.0f} s: {left[0].evidence}")
+            return EXIT_FAILED
+        time.sleep(_PAUSE_S)
+
+
+COMMAND = Command(
+    name="doctor",
+    summary="what keeps pods from reaching each other, and the command that mends it",
+    description="""\
+Look for every known cause of lost packets: the daemon, its lease and store, device, routes,
+firewall rules, peers, bridge, MTUs, CNI configs, and what is dropped right now. Each finding has
+an id that stays, what was seen, and the one command that mends it. Works without a daemon, too,
+as far as this host shows alone, and says which checks could not look. Peers are asked by harmless
+packets: echo requests, and one byte to the port of one that is silent. Nothing is changed but by
+--fix. Needs root.""",
+    run=doctor,
+    options=DoctorOptions,
+    settings=DAEMON_FLAGS,
+    examples=(
+        ("tundp doctor", "everything"),
+        ("tundp doctor --only=peer,mtu", "what is wrong with peers"),
+        ("tundp doctor --fix=obstacle.forwarding", "shows the command, asks, runs it, looks again"),
+        ("tundp doctor --json | jq -r '.findings[].id'", "for programs"),
+    ),
+    notes="exit codes: 0 nothing wrong; 1 something fails; 2 wrong usage; 3 warnings only;"
+    " 4 nothing worse\nthan what could not be looked at. The ids, their causes and commands:"
+    " docs/debugging.md.",
+)

@@ -1,0 +1,343 @@
+"""Checks of peers: who answers through the overlay, and what is known of those who do not.
+
+What a host can find out of another one: whether the kernel has a way to it, whether it answers ARP
+and pings, whether its port refuses datagrams, and whether its TUN address, which its kernel answers
+for once its daemon has the packet, answers through the overlay. What lies behind a peer's TUN, its
+forwarding, its firewall and its pods, is not seen from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from shlex import quote
+from typing import Final
+
+from tundp.doctor.context import Context, finding
+from tundp.doctor.probes import SMALL, Question, asking, refuses
+from tundp.errors import PlatformError
+from tundp.finding import Finding, Verdict
+from tundp.linux.netlink import Flow, NoRoute, RouteLookup
+from tundp.linux.obstacles import neighbours, sysctls
+from tundp.linux.obstacles.neighbours import Neighbour
+from tundp.observe.status import BackendStatus, PeerStatus, Status
+from tundp.wire.overhead import OVERHEAD
+
+ASKED: Final = 16
+"""Peers that are asked; silent ones first, the others from all over the table."""
+NAMED: Final = 8
+SIZES: Final = (1472, 1452, 1422, 1372, 1322, 1272, 1222, 1172, 1072, 972, 772, 552)
+"""Inner packet lengths that are tried on a path that swallows larger ones."""
+ASK_THERE: Final = "tundp doctor"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Look:
+    """What is known of the way to a peer that does not answer."""
+
+    peer: PeerStatus
+    route: RouteLookup | NoRoute
+    neighbour: Neighbour | None = None
+    is_pingable: bool = False
+    is_refusing: bool = False
+    filtered_at: str = ""
+    """The device at which the kernel would drop its datagrams as they come in; empty if none."""
+
+    @property
+    def hop(self) -> IPv4Address:
+        """The neighbour its datagrams go to."""
+        gateway = None if isinstance(self.route, NoRoute) else self.route.gateway
+        return gateway or self.peer.public_ip
+
+
+async def check_peers(context: Context) -> AsyncIterator[Finding]:
+    """Ask each peer's kernel through the overlay; of those that do not answer, find out why."""
+    status = context.status
+    try:
+        if status is None or status.backend is None:
+            return
+        if not status.peers:
+            yield finding("peers.none", Verdict.NOTE, "no other node has a lease that is a peer")
+            return
+        device = status.backend.device
+        link = None if device is None else await context.link(device.name)
+        if device is not None and not (link is not None and link.is_up):
+            yield finding(
+                "not-looked.peers",
+                Verdict.UNKNOWN,
+                "not looked at: the TUN is down or gone, and nothing can be asked through it",
+            )
+            return
+        if device is None or status.subnet is None:
+            async for each in _without_tunnel(context, status, status.backend):
+                yield each
+            return
+        asked = _chosen(status.peers)
+        answers = await _answers(status.subnet.network_address, asked, status.backend)
+        silent = [peer for peer in asked if Question(_tun_of(peer)) not in answers]
+        context.heard = len(asked) - len(silent)
+        context.dead = {peer.public_ip for peer in silent}
+    finally:
+        context.probed.set()
+    async for each in _silent(context, status.backend, silent):
+        yield each
+    for peer in asked:
+        if peer not in silent:
+            async for each in _path(context, status, peer, answers):
+                yield each
+    if context.heard:
+        yield finding(
+            "peers.answering",
+            Verdict.OK,
+            f"{context.heard} of {len(asked)} peers asked answer at their TUN address"
+            f" ({len(status.peers)} there are)",
+            meaning="what lies behind a peer's TUN, its forwarding, firewall and pods, is not seen"
+            " from here: tundp doctor there",
+        )
+
+
+def _chosen(peers: Sequence[PeerStatus]) -> list[PeerStatus]:
+    silent = [peer for peer in peers if peer.is_silent][:ASKED]
+    others = [peer for peer in peers if not peer.is_silent]
+    left = ASKED - len(silent)
+    return [*silent, *others[:: max(1, -(-len(others) // left))]] if left else silent
+
+
+def _tun_of(peer: PeerStatus) -> IPv4Address:
+    return peer.subnet.network_address
+
+
+def _full(peer: PeerStatus, backend: BackendStatus) -> int:
+    """Bytes of the largest inner packet that should arrive at a peer."""
+    known = None if peer.path is None else peer.path.inner_mtu
+    return known or (0 if backend.device is None else backend.device.mtu)
+
+
+async def _answers(
+    source: IPv4Address, asked: Sequence[PeerStatus], backend: BackendStatus
+) -> dict[Question, float]:
+    """Echo requests from our TUN address to each peer's: small ones, and as large as fits."""
+    questions = [
+        Question(_tun_of(peer), size) for peer in asked for size in (SMALL, _full(peer, backend))
+    ]
+    async with asking(source) as asker:
+        return await asker.ask(questions)
+
+
+async def _silent(
+    context: Context, backend: BackendStatus, silent: Sequence[PeerStatus]
+) -> AsyncIterator[Finding]:
+    if not silent:
+        return
+    looks = await _look(context, backend, silent)
+    verdict = Verdict.WARN if context.heard else Verdict.FAIL
+    for look in looks[:NAMED]:
+        yield _judged(look, backend, verdict)
+    if (more := len(looks) - NAMED) > 0:
+        yield finding(
+            "peer.silent", verdict, f"{more} more peers do not answer", words="tundp status"
+        )
+
+
+async def _look(
+    context: Context, backend: BackendStatus, silent: Sequence[PeerStatus]
+) -> list[_Look]:
+    netlink = context.inspection.netlink
+    source, port = backend.interface.address, backend.port or 0
+    addresses = [peer.public_ip for peer in silent]
+    routes = await netlink.lookups(addresses, Flow(source=source, port=port))
+    looks = [_Look(peer=peer, route=routes[peer.public_ip]) for peer in silent]
+    await _filtered(context, source, port, looks)
+    # The kernel knows of a neighbour only once it was asked: the echo requests below do that too.
+    pings, refused = await asyncio.gather(
+        _pings(source, addresses), _refusals(source, silent, port)
+    )
+    known = {(each.index, each.address): each for each in await neighbours.table(netlink)}
+    for look in looks:
+        if isinstance(look.route, RouteLookup):
+            look.neighbour = known.get((look.route.index, look.hop))
+        look.is_pingable = look.peer.public_ip in pings
+        look.is_refusing = look.peer.public_ip in refused
+    return looks
+
+
+async def _filtered(
+    context: Context, source: IPv4Address, port: int, looks: Sequence[_Look]
+) -> None:
+    """Ask the kernel whether it would drop what peers send, where it comes in (RFC 3704)."""
+    netlink = context.inspection.netlink
+    names = {link.index: link.name for link in await context.links()}
+    # Those with our address: what comes in there is for us, whatever device ours leave by.
+    ins = [each.index for each in await netlink.addresses() if each.interface.ip == source]
+    for look in looks:
+        for index in ins:
+            flow = Flow(source=look.peer.public_ip, port=port, iif=index)
+            answer = (await netlink.lookups([source], flow))[source]
+            name = names.get(index, "")
+            # EXDEV, or EINVAL on some kernels (6.18): what tells is that the filter is on.
+            if isinstance(answer, NoRoute) and sysctls.effective_rp_filter(name):
+                look.filtered_at = name
+
+
+async def _pings(source: IPv4Address, addresses: Sequence[IPv4Address]) -> set[IPv4Address]:
+    try:
+        async with asking(source) as asker:
+            answered = await asker.ask([Question(each) for each in addresses])
+    except PlatformError:
+        return set()
+    return {each.to for each in answered}
+
+
+async def _refusals(
+    source: IPv4Address, silent: Sequence[PeerStatus], port: int
+) -> set[IPv4Address]:
+    answers = await asyncio.gather(
+        *(refuses(source, peer.public_ip, peer.port or port) for peer in silent),
+        return_exceptions=True,
+    )
+    return {peer.public_ip for peer, answer in zip(silent, answers, strict=True) if answer is True}
+
+
+def _judged(look: _Look, backend: BackendStatus, verdict: Verdict) -> Finding:
+    """The finding for a peer that does not answer through the overlay."""
+    peer, uplink = look.peer, backend.interface.name
+    who = f"peer {peer.subnet} at {peer.endpoint}: {_since(peer)}"
+    there = str(peer.public_ip)
+    if isinstance(look.route, NoRoute):
+        return finding(
+            "peer.route",
+            verdict,
+            f"{who}; this host has no way to it: {os.strerror(look.route.errno)}",
+            words=f"ip route get {peer.public_ip}; see obstacle.tunnel",
+        )
+    if look.filtered_at:
+        mode = sysctls.effective_rp_filter(look.filtered_at)
+        return finding(
+            "peer.rp-filter",
+            verdict,
+            f"{who}; the kernel drops its datagrams that come in by {look.filtered_at}, where"
+            f" rp_filter is {mode}: the route back leaves by another device",
+            command=f"sysctl -w {quote(f'net/ipv4/conf/{look.filtered_at}/rp_filter')}=2",
+            words="or make the route symmetric: ip route get " + there,
+        )
+    neighbour = look.neighbour
+    if neighbour is not None and neighbour.is_permanent and not look.is_pingable:
+        return finding(
+            "peer.neighbour",
+            verdict,
+            f"{who}; its datagrams go to the link address {neighbour.link_address}, which somebody"
+            f" has fixed for {look.hop} on {uplink}, and nothing comes back",
+            command=f"ip neigh del {look.hop} dev {quote(uplink)}",
+        )
+    if neighbour is not None and neighbour.is_unanswered:
+        return finding(
+            "peer.arp",
+            verdict,
+            f"{who}; {look.hop} answers no ARP on {uplink}: it is down, elsewhere, or its lease"
+            " names a wrong PublicIP",
+            command=ASK_THERE,
+            on=there,
+            words="does that host run, and have this address? else its lease has to go or change",
+        )
+    if look.is_refusing:
+        return finding(
+            "peer.refused",
+            verdict,
+            f"{who}; it refuses UDP {peer.port} (ICMP port unreachable): no daemon listens there,"
+            " or a firewall rejects",
+            command=ASK_THERE,
+            on=there,
+        )
+    if look.is_pingable:
+        return finding(
+            "peer.filtered",
+            verdict,
+            f"{who}; it answers pings, and nothing comes back from UDP {peer.port}: dropped there"
+            " or on the way, or its daemon hangs",
+            command=ASK_THERE,
+            on=there,
+            words=f"a firewall or security group between the two has to let UDP {peer.port} pass"
+            " both ways",
+        )
+    return finding(
+        "peer.unreachable",
+        verdict,
+        f"{who}; it answers neither pings nor datagrams: down, or all is dropped on the way",
+        command=ASK_THERE,
+        on=there,
+    )
+
+
+def _since(peer: PeerStatus) -> str:
+    heard = None if peer.traffic is None else peer.traffic.last_heard
+    error = "" if peer.traffic is None else peer.traffic.last_errno or ""
+    after = f", last error {error}" if error else ""
+    if heard is None:
+        return f"never heard of{after}"
+    age_s = max(0.0, time.time() - heard)
+    at = time.strftime("%H:%M:%S", time.localtime(heard))
+    return f"silent since {at} ({age_s:.0f} s){after}"
+
+
+async def _path(
+    context: Context, status: Status, peer: PeerStatus, answers: Mapping[Question, float]
+) -> AsyncIterator[Finding]:
+    """Whether packets as large as they are told to be arrive at a peer that answers."""
+    assert status.backend is not None and status.subnet is not None
+    full = _full(peer, status.backend)
+    device = status.backend.device
+    if Question(_tun_of(peer), full) in answers:
+        if device is not None and full < device.mtu:
+            origin = (
+                ""
+                if peer.path is None or peer.path.mtu_origin is None
+                else peer.path.mtu_origin.value
+            )
+            yield finding(
+                "mtu.path",
+                Verdict.NOTE,
+                f"packets of {full} bytes at most arrive at {peer.subnet} ({origin}), as pods are"
+                f" told; the device has {device.mtu}",
+            )
+        return
+    async with asking(status.subnet.network_address) as asker:
+        sizes = [size for size in SIZES if size < full]
+        found = await asker.ask([Question(_tun_of(peer), size) for size in sizes])
+    inner = max((each.packet_len for each in found), default=SMALL)
+    route = (await context.inspection.netlink.lookups([peer.public_ip]))[peer.public_ip]
+    via = "" if isinstance(route, NoRoute) or route.gateway is None else f"via {route.gateway} "
+    yield finding(
+        "mtu.blackhole",
+        Verdict.FAIL,
+        f"packets of {full} bytes do not arrive at {peer.subnet} ({peer.public_ip}), those of"
+        f" {inner} do: something on the way swallows large ones",
+        command=f"ip route replace {peer.public_ip} {via}dev {quote(status.backend.interface.name)}"
+        f" mtu {inner + OVERHEAD}",
+        words="for as long as the path is narrow: pods are told then; to keep it, where routes are"
+        " configured",
+    )
+
+
+async def _without_tunnel(
+    context: Context, status: Status, backend: BackendStatus
+) -> AsyncIterator[Finding]:
+    """With a backend that has no TUN: whether each peer's host answers pings."""
+    asked = _chosen(status.peers)
+    pings = await _pings(backend.interface.address, [peer.public_ip for peer in asked])
+    context.heard = len(pings)
+    context.dead = {peer.public_ip for peer in asked} - pings
+    for peer in asked:
+        if peer.public_ip not in pings:
+            yield finding(
+                "peer.unreachable",
+                Verdict.WARN if pings else Verdict.FAIL,
+                f"peer {peer.subnet} at {peer.public_ip} answers no ping",
+                command=ASK_THERE,
+                on=str(peer.public_ip),
+            )
+    if pings:
+        yield finding("peers.answering", Verdict.OK, f"{len(pings)} of {len(asked)} answer pings")

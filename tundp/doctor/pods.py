@@ -1,0 +1,228 @@
+"""Checks of what pods have from this node: bridge, MTU, subnet.env, CNI configs, masquerading."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import shlex
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from shlex import quote
+from typing import Final
+
+from tundp.doctor.context import Context, finding
+from tundp.files import SMALL_LEN, read_regular
+from tundp.finding import Finding, Verdict
+from tundp.lease import subnet_env
+from tundp.linux.netlink import Address, Link
+from tundp.linux.obstacles import rulesets
+from tundp.linux.obstacles.rules import Table
+from tundp.observe.status import Status
+
+CNI_DIR: Final = Path("/etc/cni/net.d")
+BRIDGES: Final = ("cni0", "docker0", "cbr0", "kube-bridge")
+"""Bridges that flannel's pods usually are behind."""
+_CNI_NAMES: Final = (".conf", ".conflist", ".json")
+"""What libcni reads, in the order of names (libcni/api.go, ConfFiles)."""
+_MASQUERADES: Final = ("masquerade", "snat")
+
+
+async def check_bridge(context: Context) -> AsyncIterator[Finding]:
+    """Whether the bridge of pods is up, in this node's subnet, and no larger than the overlay."""
+    status = context.status
+    if status is None or status.network is None or status.subnet is None or status.backend is None:
+        return
+    links = {each.index: each for each in await context.links()}
+    ours = {status.backend.interface.name}
+    if status.backend.device is not None:
+        ours.add(status.backend.device.name)
+    held = [
+        (links[each.index], each)
+        for each in await context.inspection.netlink.addresses()
+        if each.interface.ip in status.network
+        and each.index in links
+        and links[each.index].name not in ours
+        and not links[each.index].is_loopback
+    ]
+    right = [link for link, each in held if each.interface.ip in status.subnet]
+    for link, address in held:
+        if address.interface.ip not in status.subnet:
+            yield _elsewhere(status, link, address, has_right=link in right)
+    if not right and len(held) == 0:
+        yield _none(status, list(links.values()))
+    for link in dict.fromkeys(right):
+        if not link.is_up:
+            yield finding(
+                "pods.bridge-down",
+                Verdict.FAIL,
+                f"{link.name}, which pods are behind, is down",
+                command=f"ip link set dev {quote(link.name)} up",
+            )
+        elif (mtu := status.backend.mtu) is not None and link.mtu > mtu:
+            yield finding(
+                "pods.mtu",
+                Verdict.WARN,
+                f"{link.name} has MTU {link.mtu}, the overlay {mtu}: pods send packets that do not"
+                " fit, and what ignores ICMP hangs",
+                command=f"ip link set dev {quote(link.name)} mtu {mtu}",
+                words="pods have MTUs of their own: those made before keep them",
+            )
+        else:
+            yield finding("pods.bridge", Verdict.OK, f"{link.name} is up, in {status.subnet}")
+
+
+def _elsewhere(status: Status, link: Link, address: Address, *, has_right: bool) -> Finding:
+    subnet = status.subnet
+    assert subnet is not None
+    wanted = f"{subnet.network_address + 1}/{subnet.prefixlen}"
+    name = quote(link.name)
+    add = "" if has_right else f"ip addr add {wanted} dev {name} && "
+    return finding(
+        "pods.subnet",
+        Verdict.FAIL,
+        f"{link.name} has {address.interface}, but this node's subnet is {subnet}: its pods cannot"
+        " be reached from other nodes",
+        command=f"{add}ip addr del {address.interface} dev {name}",
+        words="pods made before have addresses of the old subnet: make them again",
+    )
+
+
+def _none(status: Status, links: Sequence[Link]) -> Finding:
+    assert status.subnet is not None
+    wanted = f"{status.subnet.network_address + 1}/{status.subnet.prefixlen}"
+    bridge = next((each.name for each in links if each.name in BRIDGES), "")
+    if not bridge:
+        return finding(
+            "pods.none",
+            Verdict.NOTE,
+            f"no device has an address in {status.subnet}: there are no pods yet, or their bridge"
+            " was not made from subnet.env",
+        )
+    return finding(
+        "pods.address",
+        Verdict.FAIL,
+        f"no device has an address in this node's subnet {status.subnet}, though there is {bridge}:"
+        " packets for pods come back into the overlay",
+        command=f"ip addr add {wanted} dev {bridge}",
+        words=f"where {bridge} is the bridge of this network's pods",
+    )
+
+
+async def check_subnet_env(context: Context) -> AsyncIterator[Finding]:
+    """Whether subnet.env says what the daemon says."""
+    status, path = context.status, context.inspection.settings.subnet_file
+    if status is None or status.subnet is None or status.network is None:
+        return
+    try:
+        text = read_regular(path, most_len=SMALL_LEN)
+    except OSError as error:
+        yield finding(
+            "subnet-env.missing",
+            Verdict.FAIL,
+            f"{path}: {error.strerror}: CNI plugins make no pod without it",
+            words="the daemon writes it again within seconds, if it can: see subnet-file",
+        )
+        return
+    key = subnet_env.previous_key(text)
+    network = subnet_env.previous_network(text)
+    if key is None or key.subnet != status.subnet or network != status.network:
+        yield finding(
+            "subnet-env.drift",
+            Verdict.FAIL,
+            f"{path} names {key} of {network}, the lease is {status.subnet} of {status.network}",
+            words="the daemon writes it again within seconds; who else writes it?",
+        )
+    else:
+        yield finding("subnet-env", Verdict.OK, f"{path} names {status.subnet}")
+
+
+async def check_cni(context: Context) -> AsyncIterator[Finding]:
+    """Whether the network config that pods get is flannel's: the first file by name counts."""
+    folder = context.cni_dir
+    try:
+        names = sorted(each.name for each in folder.iterdir() if each.suffix in _CNI_NAMES)
+    except FileNotFoundError:
+        yield finding("cni", Verdict.NOTE, f"there is no {folder}: no CNI plugins here")
+        return
+    except OSError as error:
+        yield finding("cni", Verdict.UNKNOWN, f"{folder}: {error.strerror}", words="run as root")
+        return
+    if not names:
+        yield finding("cni", Verdict.NOTE, f"{folder} is empty: no CNI plugins here")
+        return
+    kinds = {name: _plugins(folder / name) for name in names}
+    flannels = [name for name in names if "flannel" in kinds[name]]
+    first = names[0]
+    if flannels and flannels[0] != first:
+        yield finding(
+            "cni.order",
+            Verdict.FAIL,
+            f"{folder / first} comes before {flannels[0]}: pods get their network from"
+            f" {'/'.join(kinds[first]) or 'it'}, and not from flannel",
+            command=shlex.join(["mv", str(folder / first), f"{folder / first}.disabled"]),
+            words="and make the pods again that were made meanwhile",
+        )
+    elif not flannels:
+        kind = "/".join(kinds[first]) or "no plugin that can be read"
+        yield finding(
+            "cni", Verdict.NOTE, f"{folder / first} names {kind}: pods may not use flannel"
+        )
+    else:
+        yield finding("cni", Verdict.OK, f"{folder / first} is flannel's")
+
+
+def _plugins(path: Path) -> list[str]:
+    """The types of a CNI config's plugins; none if it cannot be read."""
+    try:
+        document = json.loads(read_regular(path, most_len=SMALL_LEN))
+        plugins = document.get("plugins", [document])
+        return [str(each.get("type", "")) for each in plugins]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return []
+
+
+async def check_masquerade(context: Context) -> AsyncIterator[Finding]:
+    """Whether anybody masquerades what pods send to addresses outside the overlay."""
+    status = context.status
+    if status is None or status.subnet is None or status.network is None:
+        return
+    if context.setting("ip-masq") == "true":
+        yield finding("masquerade", Verdict.OK, "--ip-masq: see the finding firewall")
+        return
+    listed = await rulesets.read()
+    if any(_masquerades(status, listed.tables)):
+        yield finding("masquerade", Verdict.OK, f"a rule masquerades {status.subnet}")
+        return
+    if listed.unread:
+        yield finding("masquerade", Verdict.UNKNOWN, "; ".join(listed.unread))
+        return
+    yield finding(
+        "masquerade.missing",
+        Verdict.NOTE,
+        f"--ip-masq is off, and no rule here masquerades {status.subnet}: pods reach addresses"
+        " outside the overlay only where routers there know the way back",
+        command=f"iptables -t nat -A POSTROUTING -s {status.subnet} ! -d {status.network}"
+        " -j MASQUERADE",
+        words="until the next boot; to keep it: --ip-masq",
+    )
+
+
+def _masquerades(status: Status, tables: Sequence[Table]) -> Iterator[bool]:
+    for table in tables:
+        for chain in table.chains.values():
+            for rule in chain.rules:
+                text = rule.text.lower()
+                if any(word in text for word in _MASQUERADES):
+                    yield _covers(status, text)
+
+
+def _covers(status: Status, text: str) -> bool:
+    """Whether a rule's text names the subnet or a network around it, or no source at all."""
+    assert status.subnet is not None
+    named = []
+    for word in text.replace('"', " ").replace(",", " ").split():
+        try:
+            named.append(ipaddress.IPv4Network(word.strip("{}[]"), strict=False))
+        except ValueError:
+            continue
+    return not named or any(status.subnet.subnet_of(each) for each in named)

@@ -1,0 +1,113 @@
+"""Shell commands that start a daemon, start it anew with another flag, or mend its store."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Final
+
+from tundp.daemon.unit import installed_unit
+from tundp.observe.status import Status
+from tundp.settings.settings import DEFAULT, SETTABLE, Settings
+from tundp.settings.show import reported
+
+UNITS: Final = ("tundp.service", "flanneld.service")
+_SECRETS: Final = frozenset(flag.name for flag in SETTABLE if flag.is_secret)
+_DETACHED: Final = "setsid -f"
+_QUIET: Final = "</dev/null >/dev/null 2>&1"
+
+
+def start(settings: Settings) -> str:
+    """The command that starts a daemon with these settings: by its unit if there is one.
+
+    Empty if it would show a secret.
+    """
+    if (unit := installed_unit(UNITS)) is not None:
+        return f"systemctl start {unit.name.removesuffix('.service')}"
+    if any(getattr(settings, flag.field) for flag in SETTABLE if flag.is_secret):
+        return ""
+    told = reported(settings)
+    repeatable = {flag.name: flag for flag in SETTABLE if flag.is_repeatable}
+    words = ["tundp", "run"]
+    for name, origin in settings.origins.items():
+        if origin == DEFAULT or name not in told:
+            continue
+        if name in repeatable:
+            words += [f"--{name}={each}" for each in getattr(settings, repeatable[name].field)]
+        else:
+            words.append(f"--{name}={told[name]}")
+    return f"{_DETACHED} {shlex.join(words)} {_QUIET}"
+
+
+def restart(pid: int, *flags: str) -> str:
+    """The command that ends the daemon and starts it as it was, with `flags` at the end.
+
+    Empty if its command line cannot be read or shows a secret, or if systemd would start it
+    at the same time: then its unit is what has to be changed (`unit_of`).
+    """
+    if unit_of(pid):
+        return f"systemctl restart {unit_of(pid)}" if not flags else ""
+    words = _command_line(pid)
+    if not words or any(_is_secret(word) for word in words):
+        return ""
+    log = _log_of(pid)
+    # Not kill -0, which a process that ended and was not waited for answers, too.
+    wait = f"while grep -q . /proc/{pid}/cmdline 2>/dev/null; do sleep 0.1; done"
+    line = shlex.join([*words, *flags])
+    where = f"</dev/null >>{shlex.quote(log)} 2>&1" if log else _QUIET
+    return f"kill {pid}; {wait}; {_DETACHED} {line} {where}"
+
+
+def unit_of(pid: int) -> str:
+    """The name of the systemd service a process belongs to; empty if to none."""
+    try:
+        text = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    for line in text.splitlines():
+        last = line.rpartition("/")[2]
+        if last.endswith(".service") and last.startswith(("tundp", "flannel")):
+            return last.removesuffix(".service")
+    return ""
+
+
+def delete_lease(settings: Settings, status: Status, key: str) -> str:
+    """The command that deletes a lease's key in etcd; empty for another store."""
+    described = "" if status.store is None else status.store.description
+    if not described.startswith("etcd") or not settings.etcd_endpoints:
+        return ""
+    path = f"{settings.etcd_prefix.rstrip('/')}/subnets/{key}"
+    words = [f"--endpoints={','.join(settings.etcd_endpoints)}"]
+    is_v2 = described.startswith("etcd v2")
+    for flag, value in (
+        ("--ca-file" if is_v2 else "--cacert", settings.etcd_cafile),
+        ("--cert-file" if is_v2 else "--cert", settings.etcd_certfile),
+        ("--key-file" if is_v2 else "--key", settings.etcd_keyfile),
+        ("--username" if is_v2 else "--user", settings.etcd_username),
+    ):
+        if value:
+            words.append(f"{flag}={value}")
+    words += ["rm" if is_v2 else "del", path]
+    return f"ETCDCTL_API={2 if is_v2 else 3} etcdctl {shlex.join(words)}"
+
+
+def _command_line(pid: int) -> list[str]:
+    try:
+        text = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return []
+    return [os.fsdecode(word) for word in text.split(b"\0")[:-1]]
+
+
+def _log_of(pid: int) -> str:
+    """The file a process writes its stderr to; empty if that is none."""
+    try:
+        path = Path(f"/proc/{pid}/fd/2").readlink()
+    except OSError:
+        return ""
+    return str(path) if path.is_file() else ""
+
+
+def _is_secret(word: str) -> bool:
+    return word.startswith("-") and word.lstrip("-").partition("=")[0] in _SECRETS
