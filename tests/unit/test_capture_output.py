@@ -18,6 +18,7 @@ from scapy.utils import RawPcapNgReader
 from tests.packets import udp
 from tests.wait import until
 from tundp.errors import Interrupted, PlatformError
+from tundp.observe import capture_run
 from tundp.observe.capture import CaptureAbout, CaptureChoice, Recorder
 from tundp.observe.capture_output import (
     CaptureOutput,
@@ -176,7 +177,10 @@ async def test_what_passed_before_the_end_is_read(tmp_path: Path) -> None:
     assert numbers_in(tmp_path / "out") == list(range(5001))
 
 
-async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+async def test_a_second_signal_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_run, "CATCH_UP_S", 1e9)
     output = open_output(tmp_path / "out", Ring())
     source = Source(*[[event(each)] for each in range(100_000)])
     stop = asyncio.Event()
