@@ -125,13 +125,18 @@ def test_names_of_files_are_tcpdumps(ring: Ring, expected: list[str]) -> None:
 
 async def test_a_file_is_for_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "out"
-    path.write_text("what was there before is gone" * 99)
-    path.chmod(0o600)
-    output = open_output(path, Ring())
+    before = os.umask(0)
+    try:
+        output = open_output(path, Ring())
+    finally:
+        os.umask(before)
     await run(Source([event(1)], [event(2)]), output)
     output.close()
     assert numbers_in(path) == [1, 2]
     assert path.stat().st_mode & 0o777 == 0o600
+    again = open_output(path, Ring())
+    again.close()
+    assert path.stat().st_size == 0, "what was there before is gone"
 
 
 async def test_a_ring_keeps_the_newest_and_every_file_is_whole(tmp_path: Path) -> None:
