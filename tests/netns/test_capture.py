@@ -258,7 +258,9 @@ async def test_a_pipe_into_tshark_while_it_runs(make_overlay: MakeOverlay, tmp_p
             capture.stderr.close()
 
 
-async def test_a_full_disk(make_overlay: MakeOverlay, tmp_path: Path) -> None:
+async def test_a_full_disk_and_a_daemon_that_ends(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
     """One line, exit code 1, whole packets in the file, and no tap left."""
     async with pods(make_overlay) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
@@ -276,6 +278,16 @@ async def test_a_full_disk(make_overlay: MakeOverlay, tmp_path: Path) -> None:
             assert "Traceback" not in capture.err
         rows = shark(tmp_path / "room.p", "frame.packet_id")
         assert len(rows) > 20
+        assert await readers(one) == 0
+        path = tmp_path / "ended.pcapng"
+        async with capturing(one, tmp_path / "2", "-w", str(path), "icmp") as capture:
+            await capture.began()
+            assert await answers(one.pod, two.pod_address, timeout_s=10)
+            await until(lambda: holds(path, "decap"), "the answer in the file")
+            await one.stop_daemon()
+            assert await capture.end(0) == 1
+            assert f"the daemon behind {one.admin_socket} ended" in capture.err
+        assert len(shark(path, "frame.packet_id")) >= 4
 
 
 async def test_lines_and_json(make_overlay: MakeOverlay, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def files(draw: st.DrawFn) -> tuple[list[bytes], list[CapturedPacket]]:
             packet_id=packet.packet_id, drop_count=packet.drop_count or 0, comments=texts,
         ))  # fmt: skip
     blocks.append(pcapng.names_block([(1, "x"), (2, "long" * 99)]))
-    blocks.append(pcapng.statistics_block(0, start_ns=0, end_ns=9, received=1, delivered=1))
+    blocks.append(pcapng.statistics_block(0, start_ns=0, end_ns=9, accepted=1, delivered=1))
     return blocks, packets
 
 

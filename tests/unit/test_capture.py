@@ -305,6 +305,9 @@ def test_losses_stand_where_they_were_noticed_and_in_the_statistics() -> None:
     assert struct.pack("<HHQ", 7, 8, 4) in tail[0][1]
     assert b"9 events, of all interfaces, were lost" in tail[0][1]
     assert struct.pack("<HHQ", 7, 8, 4) not in tail[1][1]
+    assert b"\x05\0\x08\0" not in tail[1][1], "not known of which interface lost ones were"
+    tail = blocks_of(file.tail(NOW_NS))
+    assert all(struct.pack("<HHQ", 5, 8, 0) in body for _, body in tail)
 
 
 def test_names_are_bounded() -> None:

@@ -18,6 +18,7 @@ from scapy.utils import RawPcapNgReader
 from tests.packets import udp
 from tests.wait import until
 from tundp.errors import Interrupted, PlatformError
+from tundp.observe import capture_run
 from tundp.observe.capture import CaptureAbout, CaptureChoice, Recorder
 from tundp.observe.capture_output import (
     CaptureOutput,
@@ -124,13 +125,18 @@ def test_names_of_files_are_tcpdumps(ring: Ring, expected: list[str]) -> None:
 
 async def test_a_file_is_for_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "out"
-    path.write_text("what was there before is gone" * 99)
-    path.chmod(0o600)
-    output = open_output(path, Ring())
+    before = os.umask(0)
+    try:
+        output = open_output(path, Ring())
+    finally:
+        os.umask(before)
     await run(Source([event(1)], [event(2)]), output)
     output.close()
     assert numbers_in(path) == [1, 2]
     assert path.stat().st_mode & 0o777 == 0o600
+    again = open_output(path, Ring())
+    again.close()
+    assert path.stat().st_size == 0, "what was there before is gone"
 
 
 async def test_a_ring_keeps_the_newest_and_every_file_is_whole(tmp_path: Path) -> None:
@@ -176,7 +182,10 @@ async def test_what_passed_before_the_end_is_read(tmp_path: Path) -> None:
     assert numbers_in(tmp_path / "out") == list(range(5001))
 
 
-async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+async def test_a_second_signal_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_run, "CATCH_UP_S", 1e9)
     output = open_output(tmp_path / "out", Ring())
     source = Source(*[[event(each)] for each in range(100_000)])
     stop = asyncio.Event()

@@ -101,6 +101,10 @@ class Session:
                 where = f" to {run.to_file.name}" if run.to_file is not None else ""
                 hint = ": a narrower filter, -s 96 or a larger -B loses fewer" if run.lost else ""
                 _say(f"{run.count} packets captured{where}, {run.lost} events lost{hint}")
+        if run.has_source_ended:
+            raise PlatformError(
+                f"the daemon behind {self.admin_socket} ended, and the capture with it"
+            )
 
     def _open(self, target: str) -> CaptureOutput:
         if target == "-":

@@ -1,8 +1,8 @@
 """The raw socket that receives answers to our echo requests, and nothing else.
 
-For commands, which root runs: it needs CAP_NET_RAW to be opened. The daemon has none, and hears
-replies by its engine (linux/echo.py). The kernel hands a raw ICMP socket a copy of each ICMP message
-of the host; a filter leaves the echo replies with our identifier.
+For commands, which root runs: it needs CAP_NET_RAW to be opened. The daemon has none, and
+hears replies by its engine (linux/echo.py). The kernel hands a raw ICMP socket a copy of each ICMP
+message of the host; a filter leaves the echo replies with our identifier.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class _Tally:
     """An interface of the file at hand."""
 
     index: int
-    received: int = 0
+    count: int = 0
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class PcapngFile:
             tally = self._interfaces[entry.interface]
         if entry.event.peer is not None and entry.event.peer.address not in self._named:
             before += self._name(entry.event.peer)
-        tally.received += 1
+        tally.count += 1
         lost, self._lost = self._lost, 0
         comments = [entry.comment]
         if lost:
@@ -112,9 +112,10 @@ class PcapngFile:
                     tally.index,
                     start_ns=self.started_ns,
                     end_ns=end_ns,
-                    received=tally.received,
-                    delivered=tally.received,
-                    dropped=0 if tally.index else lost,
+                    accepted=tally.count,
+                    delivered=tally.count,
+                    # Of which interface lost ones were is not known.
+                    dropped=lost if tally.index == 0 or not lost else None,
                     os_dropped=(os_dropped or {}).get(name),
                     comments=comments,
                 )

@@ -56,6 +56,8 @@ class CaptureRun:
     """Packets the kernel has lost since the capture began, by interface; asked at the end."""
     count: int = 0
     lost: int = 0
+    has_source_ended: bool = False
+    """Whether the source came to its end, rather than the capture."""
     _seen: int = 0
     _end_ns: int | None = None
     _dirty: asyncio.Event = field(default_factory=asyncio.Event)
@@ -140,6 +142,8 @@ class CaptureRun:
                 if self.count == self.count_max:
                     return
             self._dirty.set()
+        else:
+            self.has_source_ended = True
         self.lost = source.lost
 
     async def _put(self, entry: Entry) -> None:

@@ -27,8 +27,8 @@ _COMMENT: Final = 1
 _SHB_HARDWARE, _SHB_OS, _SHB_USERAPPL = 2, 3, 4
 _IF_NAME, _IF_DESCRIPTION, _IF_TSRESOL = 2, 3, 9
 _EPB_FLAGS, _EPB_DROPCOUNT, _EPB_PACKETID = 2, 4, 5
-_ISB_STARTTIME, _ISB_ENDTIME, _ISB_IFRECV, _ISB_IFDROP = 2, 3, 4, 5
-_ISB_OSDROP, _ISB_USRDELIV = 7, 8
+_ISB_STARTTIME, _ISB_ENDTIME, _ISB_IFDROP = 2, 3, 5
+_ISB_FILTERACCEPT, _ISB_OSDROP, _ISB_USRDELIV = 6, 7, 8
 _NRB_IPV4: Final = 1
 
 _FIELD: Final = struct.Struct("<HH")
@@ -119,7 +119,7 @@ def statistics_block(
     *,
     start_ns: int,
     end_ns: int,
-    received: int,
+    accepted: int,
     delivered: int,
     dropped: int | None = None,
     os_dropped: int | None = None,
@@ -127,14 +127,14 @@ def statistics_block(
 ) -> bytes:
     """An Interface Statistics Block, for the end of a section.
 
-    received: packets seen there (isb_ifrecv). delivered: packets in the file (isb_usrdeliv).
-    dropped, os_dropped: isb_ifdrop and isb_osdrop; None if they are not known.
+    accepted: packets that passed the filter there (isb_filteraccept). delivered: packets in the
+    file (isb_usrdeliv). dropped, os_dropped: isb_ifdrop and isb_osdrop; None if they are not known.
     """
     options = b"".join(map(_comment, comments))
     options += _option(_ISB_STARTTIME, _time(start_ns)) + _option(_ISB_ENDTIME, _time(end_ns))
     for code, count in (
-        (_ISB_IFRECV, received),
         (_ISB_IFDROP, dropped),
+        (_ISB_FILTERACCEPT, accepted),
         (_ISB_OSDROP, os_dropped),
         (_ISB_USRDELIV, delivered),
     ):
