@@ -57,8 +57,9 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
     from tundp.daemon.resources import open_resources
     from tundp.daemon.run import run
     from tundp.daemon.supervise import Supervisor
-    from tundp.linux import capability
+    from tundp.linux import capability, heap
 
+    heap.bound()
     unknown = logs.set_up(
         settings.v,
         settings.vmodule,
