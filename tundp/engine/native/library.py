@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from tundp.errors import Unsupported
 
-ABI: Final = 8
+ABI: Final = 9
 
 try:
     from tundp import _native
