@@ -23,6 +23,15 @@ _CLONE3: Final = 435
 """asm-generic/unistd.h, and the same number on every architecture (5.3)."""
 
 
+OFF_LOOP: Final = 1000
+"""Entries to be looked at, from which a thread does it."""
+
+
+async def off_loop(function: Callable[[], T], entries: int) -> T:
+    """Call `function`, on a thread if it looks at many entries: the event loop has others too."""
+    return await asyncio.to_thread(function) if entries > OFF_LOOP else function()
+
+
 def start_thread(thread: threading.Thread) -> None:
     """Start a thread. PlatformError names what keeps it from starting, and the fix."""
     try:

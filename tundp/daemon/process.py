@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import tundp
+from tundp import collector
 from tundp.choices import Loop
 from tundp.daemon import logs
 from tundp.errors import SCARCE, ConfigError, PlatformError, TundpError
@@ -81,6 +82,7 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
         resources.close()
         raise
     logs.write_apart()
+    collector.settle()
     supervisor = Supervisor()
     with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
         runner.run(run_until_signal(run(settings, store, resources, supervisor), supervisor))

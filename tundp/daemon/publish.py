@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from tundp import collector
 from tundp.backend.base import FibSink
 from tundp.backoff import TokenBucket
 from tundp.lease.fib import Fib
@@ -17,7 +17,7 @@ from tundp.printable import SENTENCE_MAX, printable, quoted
 
 _log = logging.getLogger(__name__)
 
-LASTING_LEASES: Final = 1000
+LASTING_LEASES: Final = collector.MANY
 """An update of more makes the garbage collector's work noticeable."""
 PEERS_NAMED: Final = 20
 """More changes at once are counted in the log, not named."""
@@ -74,10 +74,8 @@ class Publisher:
                 self._publish_soon()
         self._entries += delta.changed_leases + len(delta.newly_bad)
         if is_last and self._entries > LASTING_LEASES:
-            # Long-lived lease objects out of the collector's sight: a full collection walks
-            # tens of thousands of them for a tenth of a second. Packets need not wait for it.
-            gc.collect()
-            gc.freeze()
+            # Packets need not wait for it.
+            collector.settle()
         if is_last:
             self._entries = 0
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import etcd
 
+from tundp import collector
 from tundp.errors import (
     Compacted,
     ConfigNotFound,
@@ -157,7 +158,8 @@ class Etcd2Store:
             raise StoreError(f"{self._subnets} is a value in {self.description}, not a directory")
         # Direct children only: what lies deeper is no lease, whatever its last part looks like.
         children = result._children  # noqa: SLF001  (python-etcd offers only all leaves)
-        entries = [self._decode(etcd.EtcdResult(None, raw)) for raw in children]
+        with collector.making(len(children)):
+            entries = [self._decode(etcd.EtcdResult(None, raw)) for raw in children]
         leases = tuple(entry for entry in entries if isinstance(entry, Lease))
         bad = tuple(entry for entry in entries if isinstance(entry, BadEntry))
         return Snapshot(leases, result.etcd_index, bad)

@@ -20,6 +20,7 @@ import contextlib
 from collections.abc import Set
 from typing import Final
 
+from tundp import collector
 from tundp.errors import (
     AccessDenied,
     ConfigNotFound,
@@ -174,7 +175,8 @@ class Etcd3Store:
         """The snapshot, and what it shows of the keys in `own`."""
         sights: dict[bytes, Sight | None] = dict.fromkeys(own)
         sights |= {kv.key: _sight_of(kv) for kv in answer.kvs if kv.key in own}
-        entries = [self._decode(kv) for kv in answer.kvs]
+        with collector.making(len(answer.kvs)):
+            entries = [self._decode(kv) for kv in answer.kvs]
         leases = tuple(entry for entry in entries if isinstance(entry, Lease))
         bad = tuple(entry for entry in entries if isinstance(entry, BadEntry))
         return Snapshot(leases, answer.header.revision, bad), sights
