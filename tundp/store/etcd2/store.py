@@ -9,6 +9,7 @@ from typing import Any, Final
 import etcd
 
 from tundp import collector
+from tundp.blocking import entries_in, off_loop
 from tundp.errors import (
     Compacted,
     ConfigNotFound,
@@ -103,7 +104,9 @@ class Etcd2Store:
         result = await self._watch.call(lambda client: client.next_event(self._subnets, after))
         if result is None:
             return Events((), after)
-        return Events(self._to_events(result), result.modifiedIndex)
+        entries = entries_in(len(result.value or ""))
+        events = await off_loop(lambda: self._to_events(result), entries)
+        return Events(events, result.modifiedIndex)
 
     async def create(
         self, key: LeaseKey, attributes: LeaseAttributes, lease_ttl_s: int | None
