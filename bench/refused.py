@@ -10,13 +10,15 @@ event loop gives while it is busy, and the ratio to the store without the others
     asks      the same, each time to another address inside the network
     breaks    one key is written that breaks differently each time
 
-Then how long a start takes beside them, and `tundp status`.
+Then how long a start takes beside them, the longest answer while it reads the first snapshot, and
+`tundp status`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -136,14 +138,20 @@ async def rows(overlay: OverlayLab, node: LabNode) -> dict[str, tuple[float, flo
     return {each.__name__: await measure(overlay, node, each) for each in (moves, asks, breaks)}
 
 
-async def start(overlay: OverlayLab, node: LabNode, peers: int) -> float:
-    """Start the daemon again; seconds until it has its lease and its peers."""
+async def start(overlay: OverlayLab, node: LabNode, peers: int) -> tuple[float, float]:
+    """Start the daemon again: seconds until it has its lease and its peers, longest answer."""
     began = time.monotonic()
     await overlay.start_daemon(
         node, "--iptables-forward-rules=false", f"--healthz-port={HEALTH_PORT}"
     )
-    await node.wait_for_peers(peers)
-    return time.monotonic() - began
+    waiting = asyncio.ensure_future(node.wait_for_peers(peers))
+    answers = [0.0]
+    while not waiting.done():
+        with contextlib.suppress(OSError):  # it does not listen yet
+            answers.append(await node.host.call(answer_s))
+        await asyncio.sleep(LOOK_S / 10)
+    await waiting
+    return time.monotonic() - began, max(answers) - statistics.median(answers)
 
 
 async def run(refused_count: int, broken_count: int) -> None:
@@ -157,16 +165,19 @@ async def run(refused_count: int, broken_count: int) -> None:
             node = overlay.nodes[1]
             url = overlay.etcd.url
             await overlay.switch.call(put_all, url, [moves(0)])
-            clean_s = await start(overlay, node, 1)
+            clean_s, clean_late_s = await start(overlay, node, 1)
             clean = await rows(overlay, node)
             await overlay.switch.call(put_all, url, refused(refused_count))
             await overlay.switch.call(put_all, url, broken(broken_count))
             await node.stop_daemon()
-            beside_s = await start(overlay, node, 1)
+            beside_s, late_s = await start(overlay, node, 1)
             await asyncio.sleep(15)  # the lease cache is written, and the start's garbage gone
             beside = await rows(overlay, node)
             show(refused_count, broken_count, clean, beside)
-            print(f"start: {clean_s:.2f} s alone, {beside_s:.2f} s beside them")
+            print(
+                f"start: {clean_s:.2f} s alone, {beside_s:.2f} s beside them; longest answer then"
+                f" {clean_late_s * 1e3:.0f} ms, {late_s * 1e3:.0f} ms"
+            )
             began = time.monotonic()
             status: dict[str, Any] = await node.status_document()
             took_s = time.monotonic() - began

@@ -8,7 +8,8 @@ GET /v1/ledger    observe.ledger.Ledger as JSON: every lease, and what became of
                   ?address=A&address=B: only those that concern these
 GET /v1/leases    observe.leases.Leases as JSON; ?since=N: only events, from number N on
 
-curl --unix-socket asks it as well.
+curl --unix-socket asks it as well. Each connection gets one answer, and all who ask while a
+status is being made the next one: see observe.http_server. A stream of events lasts.
 
 Why one room: server and client are the two halves of one protocol, and are read side by side.
 """
@@ -51,6 +52,7 @@ from tundp.observe.events import (
     subnets_by_address,
     tap_request,
 )
+from tundp.observe.http_server import BACKLOG, HttpServer, Shared
 from tundp.observe.leases import Leases
 from tundp.observe.ledger import Ledger
 from tundp.observe.status import Status
@@ -72,8 +74,6 @@ ASK_AGAIN_S: Final = 1.0
 """Between two requests for the peers' names."""
 LOOK_S: Final = 5.0
 """Between two looks at the socket's path."""
-_PROBE_S: Final = 1.0
-_BACKLOG: Final = 128
 
 
 @contextlib.asynccontextmanager
@@ -89,16 +89,21 @@ async def serve_admin(
     """Answer on `path` until the block ends, then remove it.
 
     looker: who shows packets and past; None: nobody does. sock: the listening socket, if it is
-    open already; owned from here on. Yields the socket's keeper: a socket whose path is removed is
+    open already; owned from here on. Yields the socket's keeper: a path that is removed is
     made again.
     """
     if sock is None:
         sock = await asyncio.to_thread(open_admin_socket, path)
 
-    async def answer(_: web.Request) -> web.Response:
+    async def make() -> bytes:
         # With tens of thousands of peers this takes a second, which the event loop cannot spare.
-        text = await asyncio.to_thread(_document, status())
-        return web.Response(text=text, content_type="application/json")
+        return await asyncio.to_thread(_document, status())
+
+    shared = Shared(make)
+
+    async def answer(_: web.Request) -> web.Response:
+        body = await shared.get()
+        return web.Response(body=body, content_type="application/json", charset="utf-8")
 
     async def answer_metrics(_: web.Request) -> web.Response:
         return web.Response(body=metrics(), content_type="text/plain", charset="utf-8")
@@ -110,20 +115,19 @@ async def serve_admin(
         make = None if leases is None else leases(None if since is None else int(since))
         if make is None:
             return web.json_response({"error": "the daemon has no lease yet"}, status=503)
-        text = await asyncio.to_thread(_written, make)
-        return web.Response(text=text, content_type="application/json")
+        body = await asyncio.to_thread(_written, make)
+        return web.Response(body=body, content_type="application/json", charset="utf-8")
 
-    app = web.Application()
-    app.router.add_get(STATUS_PATH, answer)
-    app.router.add_get(METRICS_PATH, answer_metrics)
+    server = HttpServer(
+        {STATUS_PATH: answer, METRICS_PATH: answer_metrics, LEASES_PATH: answer_leases},
+        stop_s=1.0,
+    )
     if looker is not None:
-        app.router.add_get(EVENTS_PATH, functools.partial(_stream_events, looker))
-        app.router.add_get(BLACKBOX_PATH, functools.partial(_answer_blackbox, looker))
-        app.router.add_get(LEDGER_PATH, functools.partial(_answer_ledger, looker))
-    app.router.add_get(LEASES_PATH, answer_leases)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
-    await runner.setup()
-    keeper = AdminSocket(path, sock, runner)
+        server.add(EVENTS_PATH, functools.partial(_stream_events, looker, server.hold))
+        server.add(BLACKBOX_PATH, functools.partial(_answer_blackbox, looker))
+        server.add(LEDGER_PATH, functools.partial(_answer_ledger, looker))
+    await server.open()
+    keeper = AdminSocket(path, sock, server)
     try:
         await keeper.serve()
         watch = asyncio.ensure_future(keeper.keep())
@@ -133,7 +137,8 @@ async def serve_admin(
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
     finally:
-        await runner.cleanup()
+        keeper.stop()
+        await server.close()
         keeper.close()
 
 
@@ -157,7 +162,9 @@ class Looker(Protocol):
         ...
 
 
-async def _stream_events(looker: Looker, request: web.Request) -> web.StreamResponse:
+async def _stream_events(
+    looker: Looker, hold: Callable[[web.Request], object], request: web.Request
+) -> web.StreamResponse:
     """Answer GET /v1/events until the client goes away."""
     try:
         tap = looker.open_tap(tap_request(request.query))
@@ -167,6 +174,7 @@ async def _stream_events(looker: Looker, request: web.Request) -> web.StreamResp
         return web.json_response({"error": str(error)}, status=503)
     except Unsupported as error:
         return web.json_response({"error": str(error)}, status=409)
+    hold(request)
     response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
     try:
         await response.prepare(request)
@@ -208,11 +216,11 @@ async def _answer_ledger(looker: Looker, request: web.Request) -> web.Response:
 class AdminSocket:
     """The admin socket and its path while the daemon runs."""
 
-    def __init__(self, path: Path, sock: socket.socket, runner: web.AppRunner) -> None:
+    def __init__(self, path: Path, sock: socket.socket, server: HttpServer) -> None:
         self._path = path
         self._sock = sock
-        self._runner = runner
-        self._site: web.SockSite | None = None
+        self._server = server
+        self._listening: asyncio.AbstractServer | None = None
         self._made = _identity(path)
         self._outage = Outage(_log, "admin socket")
         self._contest = Contest(_log)
@@ -225,57 +233,103 @@ class AdminSocket:
 
     async def serve(self) -> None:
         """Answer on the socket of now."""
-        self._site = web.SockSite(self._runner, self._sock)
-        await self._site.start()
+        self._listening = await self._server.listen(self._sock)
 
     async def keep(self) -> None:
-        """Make the socket again whenever its path leads to another one or nowhere."""
+        """Make the path again whenever it leads to another socket or nowhere."""
         clock = asyncio.get_running_loop().time
+        await asyncio.to_thread(self._keep_name)
         while True:
             await asyncio.sleep(LOOK_S)
             if _identity(self._path) == self._made:
                 continue
             try:
-                sock = await asyncio.to_thread(open_admin_socket, self._path)
+                sock = await asyncio.to_thread(self._make_again)
             except OSError as error:
                 self._outage.failed(error, now=clock())
                 continue
-            before, self._sock = (self._site, self._sock), sock
-            self._made = _identity(self._path)
-            await self.serve()
-            if before[0] is not None:
-                await before[0].stop()
-            before[1].close()
+            if sock is not None:
+                before, self._sock = self._sock, sock
+                self._made = _identity(self._path)
+                self.stop()
+                await self.serve()
+                before.close()
+                await asyncio.to_thread(self._keep_name)
             self._outage.ended(now=clock())
             self._contest.undone(f"admin socket {self._path} was removed: made again", now=clock())
+
+    @property
+    def _kept(self) -> Path:
+        """A second name of the socket, by which it gets its first one back.
+
+        In a sandbox there is no new socket: what can be bound could also be connected, to others.
+        """
+        return self._path.with_name(f".{self._path.name}")
+
+    def _keep_name(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._kept.is_socket():
+                self._kept.unlink()
+            os.link(self._path, self._kept, follow_symlinks=False)
+
+    def _make_again(self) -> socket.socket | None:
+        """Give the socket its path back; a new one, listening, if that cannot be. OSError."""
+        if _identity(self._kept) != self._made:
+            return self._open_another()
+        _make_room(self._path)
+        os.link(self._kept, self._path, follow_symlinks=False)
+        if _identity(self._path) != self._made:
+            # In a folder that others may write, one was exchanged for theirs meanwhile.
+            self._path.unlink(missing_ok=True)
+            raise PlatformError(f"admin socket {self._path} was exchanged while it was made again")
+        return None
+
+    def _open_another(self) -> socket.socket:
+        try:
+            return open_admin_socket(self._path)
+        except PlatformError as error:
+            if error.errno != errno.EPERM:
+                raise
+            raise PlatformError(
+                f"admin socket {self._path} and {self._kept.name} beside it were removed, and"
+                " --sandbox refuses a new one: restart tundp",
+                errno.EPERM,
+            ) from None
+
+    def stop(self) -> None:
+        """Accept no more connections; those there are stay."""
+        if self._listening is not None:
+            self._listening.close()
 
     def close(self) -> None:
         """Remove the path, if it is still ours."""
         self._sock.close()
-        if _identity(self._path) == self._made:
-            self._path.unlink(missing_ok=True)
+        for path in (self._path, self._kept):
+            if _identity(path) == self._made:
+                path.unlink(missing_ok=True)
 
 
 def open_admin_socket(path: Path) -> socket.socket:
-    """A listening unix socket at `path` that only root may connect to; blocks up to a second.
+    """A listening unix socket at `path` that only root may connect to. Blocks for the disk.
 
     A stale socket of a dead daemon is replaced. PlatformError if a daemon has it, if it is no
     socket, or if the directory cannot be written.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock: socket.socket | None = None
     try:
         _make_room(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         previous = os.umask(0o177)
         try:
             sock.bind(str(path))
         finally:
             os.umask(previous)
-        sock.listen(_BACKLOG)
-    except PlatformError:
-        sock.close()
-        raise
+        sock.listen(BACKLOG)
     except OSError as error:
-        sock.close()
+        if sock is not None:
+            sock.close()
+        if isinstance(error, PlatformError):
+            raise
         step = "name another with --admin-socket"
         if error.errno == errno.EMFILE:
             step = FILES_STEP
@@ -444,11 +498,11 @@ class _Peers:
         return self._subnets.get(str(address), ())
 
 
-def _written(make: Callable[[], Leases]) -> str:
+def _written(make: Callable[[], Leases]) -> bytes:
     return _document(make())
 
 
-def _document(answer: Status | Leases) -> str:
+def _document(answer: Status | Leases) -> bytes:
     """The answer, encoded a peer at a time: one long call would keep the loop from running."""
     members = []
     for name, value in answer.to_json().items():
@@ -458,7 +512,7 @@ def _document(answer: Status | Leases) -> str:
             else json.dumps(value)
         )
         members.append(f"{json.dumps(name)}: {text}")
-    return f"{{{', '.join(members)}}}"
+    return f"{{{', '.join(members)}}}".encode()
 
 
 def _make_room(path: Path) -> None:
@@ -468,16 +522,17 @@ def _make_room(path: Path) -> None:
         return
     if not path.is_socket():
         raise PlatformError(f"{path} exists and is no socket: name another --admin-socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # A daemon stopped by a signal does not answer, but is alive.
-        probe.settimeout(_PROBE_S)
+    # Not a stream: a daemon stopped by a signal answers none, a sandbox allows none, and the
+    # kernel finds out all the same (unix(7); net/unix/af_unix.c, unix_find_bsd).
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
             return
-        except TimeoutError:
-            pass
+        except OSError as error:
+            if error.errno != errno.EPROTOTYPE:
+                raise
     raise PlatformError(f"another tundp answers on admin socket {path}: use --admin-socket")
 
 

@@ -23,6 +23,24 @@ _CLONE3: Final = 435
 """asm-generic/unistd.h, and the same number on every architecture (5.3)."""
 
 
+OFF_LOOP: Final = 1000
+"""Entries to be looked at, from which a thread does it."""
+
+
+ENTRY_LEN: Final = 32
+"""Bytes of JSON that take as long to decode as an entry to be looked at."""
+
+
+async def off_loop(function: Callable[[], T], entries: int) -> T:
+    """Call `function`, on a thread if it looks at many entries: the event loop has others too."""
+    return await asyncio.to_thread(function) if entries > OFF_LOOP else function()
+
+
+def entries_in(text_len: int) -> int:
+    """How many entries so many bytes of JSON may hold: a number and a comma each, or less."""
+    return text_len // ENTRY_LEN
+
+
 def start_thread(thread: threading.Thread) -> None:
     """Start a thread. PlatformError names what keeps it from starting, and the fix."""
     try:

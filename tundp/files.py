@@ -129,6 +129,12 @@ def open_file(path: Path, flags: int, mode: int = 0o600) -> int:
         os.close(folder)
 
 
+def require_ours(path: Path) -> None:
+    """Raise OSError if `path`, or what leads there, is what `open_file` would not take."""
+    folder, _ = _locate(path)
+    os.close(folder)
+
+
 def _locate(path: Path, *, makes: bool = False) -> tuple[int, str]:
     """The folder (O_PATH) and the name a path leads to, links followed. OSError; see above."""
     for _ in range(_LINKS_MAX):

@@ -21,8 +21,17 @@ HELD: Final = 5
 RESET: Final = struct.pack("ii", 1, 0)
 CLIENTS: Final = (
     *("slow", "huge_header", "huge_uri", "huge_body", "noise", "half", "crowd", "reset"),
-    *("pipelined", "deaf", "broken_chunks", "methods", "upgrade", "held"),
+    *("pipelined", "deaf", "broken_chunks", "methods", "upgrade", "held", "deaf_crowd"),
 )
+COUNTS: Final = {
+    "crowd": 1000,
+    "slow": 50,
+    "deaf": 20,
+    "reset": 200,
+    "held": 20,
+    "deaf_crowd": 400,
+}
+"""Connections at once; of the other kinds three."""
 KERNEL: Final = (
     *("tun_deleted", "tun_down", "address_removed", "routes_removed", "rules_flushed"),
     *("mtu_changed", "underlay_mtu", "links_churned"),
@@ -52,7 +61,7 @@ class Clients:
                         await self._attack(stack, kind, node, door)
                     except (OSError, TimeoutError):
                         self.score.refused["clients"] += 1
-                    if kind == "held":
+                    if kind in ("held", "deaf_crowd"):
                         held.append(stack.pop_all())
                 if len(held) > HELD:
                     held.pop(0).close()
@@ -81,7 +90,7 @@ class Clients:
         self, stack: contextlib.ExitStack, kind: str, node: LabNode, door: str
     ) -> None:
         loop, rng = asyncio.get_running_loop(), self.rng
-        count = {"crowd": 1000, "slow": 50, "deaf": 20, "reset": 200, "held": 20}.get(kind, 3)
+        count = COUNTS.get(kind, 3)
         path = {"admin": "/v1/status", "health": "/readyz?verbose", "metrics": "/metrics"}[door]
         get = f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
         data = {
@@ -96,6 +105,7 @@ class Clients:
             "half": get[: rng.randrange(len(get))],
             "pipelined": get * 500,
             "deaf": get * 200,
+            "deaf_crowd": get * 20,
             "broken_chunks": b"POST / HTTP/1.1\r\nHost: x\r\n"
             b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n",
             "methods": rng.choice((b"PUT", b"BREW", b"\x00", b"get", b"OPTIONS")) + get[3:],

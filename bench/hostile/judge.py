@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from bench.hostile import memory
 from bench.hostile.common import HEALTH_PORT, HONEST, Score
 from tundp.admin import fetch_document
 from tundp.errors import PlatformError
@@ -48,6 +49,8 @@ class Sample:
     rss: int
     fds: int
     threads: int
+    places: Mapping[str, int] = field(default_factory=dict)
+    """Of `rss`, by memory.places."""
 
 
 @dataclass(slots=True)
@@ -211,12 +214,12 @@ class Judge:
         log_len = watched.node.log_path.stat().st_size
         fds = f"{first.fds} -> {last.fds}, {sockets} of them of hops"
         threads = f"{first.threads} -> {last.threads}"
-        memory = (
+        grown = (
             f"{after.rss >> 20} -> {last.rss >> 20} MB, growth {ends / MB:+.1f} MB by ends, "
             f"{slope / MB:+.1f} MB by slope, bound {bound / MB:.0f} MB"
         )
         if max(slope, ends) > bound:
-            self.found(f"{name} memory", memory)
+            self.found(f"{name} memory", grown)
         if last.fds - sockets > first.fds + FDS:
             self.found(f"{name} descriptors", fds)
         if last.threads > first.threads + THREADS:
@@ -224,9 +227,10 @@ class Judge:
         if log_len > LOG_FIRST_BYTES + LOG_BYTES_S * seconds:
             self.found(f"{name} log", f"{log_len} bytes in {seconds:.0f} s")
         return (
-            f"{name}: memory {memory}; descriptors {fds}; threads {threads}; slowest status "
+            f"{name}: memory {grown}; descriptors {fds}; threads {threads}; slowest status "
             f"{watched.slowest_s:.2f} s, {watched.unanswered} asked again; "
-            f"log {log_len / seconds:.0f} B/s; MB each tenth: {tenths(watched.samples)}"
+            f"log {log_len / seconds:.0f} B/s; MB each tenth: {tenths(watched.samples)}; "
+            f"by place: {memory.change(after.places, last.places)}"
         )
 
 
@@ -315,4 +319,5 @@ def sample(pid: int) -> Sample:
         int(values["VmRSS"].split()[0]) << 10,
         sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()),
         int(values["Threads"]),
+        memory.places(pid),
     )

@@ -16,7 +16,7 @@
 /* cdef-begin */
 
 /* Raised whenever a struct or a meaning below changes; Python refuses another number. */
-#define TUNDP_ABI 10
+#define TUNDP_ABI 11
 
 #define TUNDP_FIB_LEVELS 3
 #define TUNDP_BUFFER_LEN 65536
@@ -238,8 +238,8 @@ struct tundp_worker_config {
 	void *memory;              /* the engine's, 64-byte aligned: tundp_*_len() bytes */
 	struct tundp_hop_counters *hop_counters; /* this worker's: TUNDP_HOPS_MAX, zero at first */
 	struct tundp_hop_queue *hop_queues;      /* likewise */
-	/* The ICMP budgets of the node, one set for all its workers: wire/ratelimit.py's bucket for
-	 * its own pods, then TUNDP_ICMP_WIRE_BUCKETS for the wire. */
+	/* The ICMP budgets of the node, one set for all its workers: wire/ratelimit.py's
+	 * TUNDP_ICMP_LOCAL_BUCKETS for its own pods, then TUNDP_ICMP_WIRE_BUCKETS for the wire. */
 	uint64_t *icmp_full_at_ns;
 	/* The flight recorder, or NULL: TUNDP_DROP_COUNT of encap, then of decap. */
 	struct tundp_examples *examples;

@@ -13,9 +13,10 @@
 #define TUNDP_HEADERS_MAX 120 /* IPv4 and TCP with all their options */
 #define TUNDP_VNET_LEN 10 /* linux/virtio_net.h */
 #define TUNDP_REPLY_MAX 576 /* bytes of an ICMP error */
-#define TUNDP_ICMP_RATE_PER_S 1000 /* ICMP errors to the node's own pods */
+#define TUNDP_ICMP_RATE_PER_S 1000 /* ICMP errors to one of its own pods */
 #define TUNDP_ICMP_WIRE_RATE_PER_S 200 /* about packets of one peer */
 #define TUNDP_ICMP_BURST 50 /* either, at once */
+#define TUNDP_ICMP_LOCAL_BUCKETS 256 /* by the pod's last octet */
 #define TUNDP_ICMP_WIRE_BUCKETS 64 /* the first for who is no peer */
 #define TUNDP_ECHO_HEAD_LEN 24 /* bytes of an ICMP echo message up to its cookie */
 #define TUNDP_ADMITTED_MAX 16 /* networks the source check admits */

@@ -39,9 +39,11 @@ static bool may_reply(struct tundp_worker *worker, uint64_t *full_at_ns, uint32_
 	return false;
 }
 
-static bool may_reply_to_tun(struct tundp_worker *worker)
+/* By the last octet of the answer's destination: a flood of one pod takes nobody else's answers. */
+static bool may_reply_to_tun(struct tundp_worker *worker, const uint8_t *answer)
 {
-	return may_reply(worker, worker->config.icmp_full_at_ns, TUNDP_ICMP_RATE_PER_S);
+	return may_reply(worker, worker->config.icmp_full_at_ns + answer[19],
+			 TUNDP_ICMP_RATE_PER_S);
 }
 
 /* About a packet that came from this hop, 0 for whoever is no peer. */
@@ -49,7 +51,8 @@ static bool may_reply_to_peer(struct tundp_worker *worker, uint32_t about)
 {
 	const uint32_t bucket = about ? 1 + about % (TUNDP_ICMP_WIRE_BUCKETS - 1) : 0;
 
-	return may_reply(worker, worker->config.icmp_full_at_ns + 1 + bucket,
+	return may_reply(worker,
+			 worker->config.icmp_full_at_ns + TUNDP_ICMP_LOCAL_BUCKETS + bucket,
 			 TUNDP_ICMP_WIRE_RATE_PER_S);
 }
 
@@ -270,7 +273,7 @@ void single_reply_to_tun(struct tundp_worker *worker, const struct tundp_verdict
 		worker->config.offloads & TUNDP_OFFLOAD_VNET_HEADER ? TUNDP_VNET_LEN : 0;
 	uint8_t whole[TUNDP_VNET_LEN + TUNDP_REPLY_MAX] = { 0 };
 
-	if (!may_reply_to_tun(worker))
+	if (!may_reply_to_tun(worker, verdict->reply))
 		return;
 	memcpy(whole + vnet_len, verdict->reply, verdict->reply_len);
 	if (single_write_tun(worker, whole, vnet_len + verdict->reply_len))

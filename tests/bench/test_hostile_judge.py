@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bench.hostile import memory
 from bench.hostile.common import Score, deck
 from bench.hostile.judge import (
     BAD_LINE,
@@ -149,3 +150,35 @@ def test_a_sample_of_a_process() -> None:
     assert mine.rss > MB
     assert mine.fds >= 3
     assert mine.threads >= 1
+
+
+SMAPS = """\
+5581c0000000-5581c0400000 rw-p 00000000 00:00 0                          [heap]
+Size:               4096 kB
+Rss:                3000 kB
+7f0000000000-7f0000400000 rw-p 00000000 00:00 0
+Rss:                2000 kB
+7f0000400000-7f0004000000 ---p 00000000 00:00 0
+Rss:                   0 kB
+7f1230100000-7f1230300000 rw-p 00000000 00:00 0
+Rss:                1000 kB
+7f1240000000-7f1240200000 r-xp 00001000 fe:00 131                        /usr/lib/libc.so.6
+Rss:                 500 kB
+7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0                          [stack]
+Rss:                  16 kB
+"""
+
+
+def test_memory_by_place() -> None:
+    kb = 1 << 10
+    assert memory.parse(SMAPS) == {
+        "heap": 3000 * kb,
+        "arenas": 2000 * kb,
+        "blocks": 1016 * kb,
+        "files": 500 * kb,
+    }
+
+
+def test_the_places_of_this_process_are_its_memory() -> None:
+    of_all = sum(memory.places(os.getpid()).values())
+    assert of_all == pytest.approx(sample(os.getpid()).rss, rel=0.2)

@@ -324,6 +324,29 @@ async def test_a_flood_takes_no_others_icmp(make_lab: Any, engine: Engine, layou
         assert counted.icmp_to_tun == ICMP_BURST
 
 
+@every_layout
+async def test_a_pods_flood_takes_no_other_pods_icmp(
+    make_lab: Any, engine: Engine, layout: Layout
+) -> None:
+    """A neighbour's "fragmentation needed" would be lost with it: a black hole on demand."""
+    async with world(make_lab, engine, layout=layout) as all_:
+        await all_.node.host.configure("lo", "10.5.1.77/32")
+        with await all_.node.host.socket(socket.SOCK_DGRAM) as other:
+            other.bind(("10.5.1.77", APP_PORT))
+            for _ in range(200):
+                all_.app.sendto(b"x", (NOWHERE, 9))
+            await all_.until_read(200, 0)
+            flooded = all_.engine.counters()
+            assert flooded.icmp_rate_limited > 0
+            answered, limited = flooded.icmp_to_tun, flooded.icmp_rate_limited
+            for _ in range(ICMP_BURST):
+                other.sendto(b"x", (NOWHERE, 9))
+            await all_.until_read(200 + ICMP_BURST, 0)
+            counted = all_.engine.counters()
+            assert counted.icmp_rate_limited == limited
+            assert counted.icmp_to_tun == answered + ICMP_BURST
+
+
 @every_engine
 async def test_what_waits_in_the_tun_has_a_route_at_once(make_lab: Any, engine: Engine) -> None:
     async with world(make_lab, engine, is_attached=False) as all_:

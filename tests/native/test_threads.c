@@ -59,7 +59,7 @@ struct lab {
 
 static const struct tundp_hop hops[HOPS] = { { 0 }, { .address = 0x7f000001, .port = 9 } };
 static struct tundp_path paths[HOPS];
-static uint64_t icmp_full_at_ns[1 + TUNDP_ICMP_WIRE_BUCKETS];
+static uint64_t icmp_full_at_ns[TUNDP_ICMP_LOCAL_BUCKETS + TUNDP_ICMP_WIRE_BUCKETS];
 static const uint32_t table[1] = { 1 };
 static struct tundp_fib fibs[2];
 static uint64_t generation;

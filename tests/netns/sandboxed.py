@@ -101,6 +101,18 @@ def connect_abstract(name: str) -> None:
         sock.connect(f"\0{name}")
 
 
+def connect_path(path: str, kind: int) -> None:
+    with contextlib.closing(socket.socket(socket.AF_UNIX, kind)) as sock:
+        sock.connect(path)
+
+
+def pass_between_a_pair() -> None:
+    one, two = socket.socketpair()
+    with one, two:
+        one.send(b"x")
+        assert two.recv(1) == b"x"
+
+
 def run(*argv: str) -> None:
     subprocess.run(argv, check=False, capture_output=True, stdin=subprocess.DEVNULL)
 
@@ -132,6 +144,9 @@ def tries(paths: dict[str, str]) -> dict[str, Callable[[], object]]:
         "write a library": lambda: os.close(os.open(os.__file__, os.O_WRONLY)),
         "signal outside": lambda: os.kill(os.getppid(), 0),
         "abstract socket outside": lambda: connect_abstract(paths["abstract"]),
+        "unix stream outside": lambda: connect_path(paths["stream"], socket.SOCK_STREAM),
+        "unix packets outside": lambda: connect_path(paths["packets"], socket.SOCK_SEQPACKET),
+        "pair of unix sockets": pass_between_a_pair,
         "clone into namespaces": clone_into_namespaces,
         "type into a terminal": lambda: __import__("fcntl").ioctl(0, 0x5412, b"x"),
         "make set-user-id": lambda: make_set_user_id(own / "kept"),

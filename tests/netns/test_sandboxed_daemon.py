@@ -24,6 +24,7 @@ from tests.nodes import (
 )
 from tests.store.pki import Pki
 from tests.wait import until
+from tundp.errors import PlatformError
 from tundp.lab.etcd import PrivateEtcd
 from tundp.lab.overlay import PREFIX, STORE_ADDRESS, LabNode
 from tundp.linux.command import find
@@ -137,6 +138,44 @@ async def test_a_program_that_is_replaced_is_named_with_the_remedy(
         assert await node.stop_daemon() == 0
         await overlay.start_daemon(node, "--ip-masq", f"--healthz-port={HEALTH_PORT}")
         await until(partial(is_ready, node), "a restart mends it")
+
+
+async def test_the_admin_socket_comes_back_by_its_second_name(make_overlay: MakeOverlay) -> None:
+    """In the sandbox there is no new one; that one which is there gets its path back."""
+    async with make_overlay(f"--healthz-port={HEALTH_PORT}", nodes=1) as overlay:
+        node = overlay.nodes[1]
+        kept = node.admin_socket.with_name(f".{node.admin_socket.name}")
+        await until(kept.is_socket, "a second name")
+        inode = node.admin_socket.stat().st_ino
+        node.admin_socket.unlink()
+        await until(node.admin_socket.is_socket, "the path is there again")
+        assert node.admin_socket.stat().st_ino == inode
+        assert (await node.status_document())["sandbox"]["seccomp"]
+        node.admin_socket.unlink()
+        kept.unlink()
+
+        async def is_named() -> bool:
+            _, text = await node.get(HEALTH_PORT, "/readyz?verbose")
+            return "--sandbox refuses a new one: restart tundp" in text
+
+        await until(is_named, "readyz names the cause")
+        assert await node.stop_daemon() == 0
+        await overlay.start_daemon(node, "--sandbox=off")
+        await overlay.wait_ready()
+        await until(kept.is_socket, "a second name")
+        for path in (node.admin_socket, kept):
+            path.unlink()
+        await until(node.admin_socket.is_socket, "without a sandbox there is a new one")
+        await until(lambda: answers_status(node), "it answers")
+        assert await node.stop_daemon() == 0
+        assert not kept.exists()
+
+
+async def answers_status(node: LabNode) -> bool:
+    try:
+        return bool(await node.status_document())
+    except PlatformError:
+        return False
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.netns.machine import TUNDP
 from tests.netns.test_tried_process import MMSG, SECCOMP, run_argv, start
 from tests.nodes import MakeOverlay, answers, log_contains
 from tests.wait import DEADLINE_S, until
@@ -22,6 +23,7 @@ NUMBERS = {
         "getrandom": "318",
         "eventfd2": "290",
         "capget": "125",
+        "landlock": "444,445,446",
     },
     "aarch64": {
         "rlimits": "163,164,261",
@@ -29,6 +31,7 @@ NUMBERS = {
         "getrandom": "278",
         "eventfd2": "19",
         "capget": "90",
+        "landlock": "444,445,446",
     },
 }
 NO_PROC = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
@@ -98,6 +101,39 @@ async def test_a_daemon_goes_on_with_less(
             assert cleanup.returncode == 1
             assert "cannot see other processes" in line
             assert "mount -t proc" in line
+
+
+async def test_what_the_sandbox_lacks_is_in_log_status_and_check(make_overlay: MakeOverlay) -> None:
+    """A kernel without Landlock, by a filter that answers as one does."""
+    lacks = "does not hold: files and programs: the kernel has no Landlock"
+    prefix = refusing("landlock", errno.ENOSYS)
+    async with make_overlay(start=False, nodes=1) as overlay:
+        one = overlay.nodes[1]
+        await start(overlay, one, prefix)
+        await overlay.wait_ready()
+        document = await one.status_document()
+        held = document["sandbox"]
+        assert (held["landlock_abi"], held["seccomp"]) == (0, True)
+        assert held["missing"][0].startswith(lacks.partition(": ")[2])
+        (finding,) = [each for each in document["findings"] if each["id"] == "sandbox"]
+        assert finding["verdict"] == "warn"
+        assert lacks in finding["evidence"]
+        shown = await one.host.run(TUNDP, "status", f"--admin-socket={one.admin_socket}")
+        assert lacks in " ".join(shown.stdout.split()), shown.stdout
+        assert await log_contains(one, lacks)
+        await one.stop_daemon()
+        check = await run_once(overlay, one, prefix, "config", "check")
+        text = " ".join(check.stdout.split())
+        assert check.returncode == 0, check.stdout + check.stderr
+        assert lacks in text
+        assert f"written are files below {one.directory}" in text
+        asked = await run_once(overlay, one, prefix, "config", "check", "--sandbox=on")
+        assert asked.returncode == 1, asked.stdout
+        ended = await run_once(overlay, one, prefix, "run", "--sandbox=on")
+        assert ended.returncode == 1
+        assert "--sandbox=on: files and programs: the kernel has no Landlock" in ended.stderr
+        off = await run_once(overlay, one, prefix, "config", "check", "--sandbox=off")
+        assert "off: nothing is refused" in " ".join(off.stdout.split())
 
 
 async def test_no_thread_can_start(make_overlay: MakeOverlay) -> None:

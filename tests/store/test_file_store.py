@@ -523,3 +523,81 @@ def test_a_read_only_file_system_is_explained(tmp_path: Path) -> None:
     assert f"cannot write {tmp_path}/leases.json: Read-only file system here" in done.stdout
     assert "/var/lib/tundp" in done.stdout
     assert "ReadWritePaths=" in done.stdout
+
+
+ANOTHER = 65533
+"""A user who is neither root nor whoever runs the tests."""
+
+
+def _plant(kind: str, open_to_all: Path, secret: Path) -> Path:
+    """What another user puts into a folder like /tmp; the path of a lease file that leads there."""
+    path = open_to_all / "leases.json"
+    if kind == "link":
+        path.symlink_to(secret)
+    elif kind == "file":
+        path.write_text(secret.read_text())
+        os.chown(path, ANOTHER, ANOTHER)
+    elif kind == "second name":
+        path.hardlink_to(secret)
+    elif kind == "folder":
+        path = open_to_all / "below" / "leases.json"
+        path.parent.mkdir()
+        path.write_text(secret.read_text())
+        os.chown(path.parent, ANOTHER, ANOTHER)
+    else:
+        (open_to_all / "below").symlink_to(secret.parent)
+        path = open_to_all / "below" / secret.name
+    return path
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "second name", "folder", "link to a folder"])
+def test_what_another_user_put_into_tmp_is_neither_read_nor_replaced(
+    tmp_path: Path, kind: str
+) -> None:
+    if os.geteuid():
+        pytest.skip("only root can make another user's files")
+    open_to_all = tmp_path / "tmp"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o1777)
+    secret = tmp_path / "secret" / "config.json"
+    secret.parent.mkdir()
+    secret.write_text('{"config": {"Network": "10.5.0.0/16"}, "leases": {}, "revision": 3}')
+    before = secret.read_text()
+    path = _plant(kind, open_to_all, secret)
+
+    async def main() -> None:
+        store = FileStore(path)
+        for attempt in (store.network_config, store.snapshot, lambda: store.create(A, ONE, 60)):
+            with pytest.raises(StoreUnavailable, match="which anybody may write") as caught:
+                await attempt()
+            assert "name a folder that is root's alone" in str(caught.value)
+        await store.close()
+
+    run(main())
+    assert secret.read_text() == before
+    assert [each.name for each in secret.parent.iterdir()] == [secret.name], "no lock beside it"
+
+
+def test_a_link_put_into_tmp_later_is_not_followed_either(tmp_path: Path) -> None:
+    open_to_all = tmp_path / "tmp"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o1777)
+    path = open_to_all / "leases.json"
+    path.write_text('{"config": {"Network": "10.5.0.0/16"}, "leases": {}}')
+    secret = tmp_path / "secret"
+    secret.write_text(path.read_text())
+
+    async def main() -> None:
+        store = FileStore(path)
+        await store.create(A, ONE, 60)
+        before = secret.read_text()
+        path.unlink()
+        path.symlink_to(secret)
+        with pytest.raises(StoreUnavailable, match="is a symbolic link"):
+            await store.snapshot()
+        with pytest.raises(StoreUnavailable, match="is a symbolic link"):
+            await store.create(B, TWO, 60)
+        assert secret.read_text() == before
+        await store.close()
+
+    run(main())

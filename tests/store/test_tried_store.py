@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -23,7 +24,8 @@ from tests.store.support import (
 )
 from tundp.errors import Compacted, ConfigNotFound, Conflict, TundpError
 from tundp.lab.etcd import PrivateEtcd
-from tundp.lease.model import Put
+from tundp.lease import codec
+from tundp.lease.model import LeaseAttributes, Put
 from tundp.store.base import Store
 
 A, B = lease_key("10.5.1.0-24"), lease_key("10.5.2.0-24")
@@ -347,6 +349,37 @@ def test_compaction_and_defragmentation_all_the_time(
             assert len(seen) == 20
 
         run(main())
+
+
+def test_a_value_of_a_megabyte_is_not_decoded_by_the_event_loop(
+    worlds: dict[str, World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An array of half a million numbers took 0.1 s, each time somebody wrote it."""
+    threads: dict[int, int] = {}
+    decode = codec.parse_value
+
+    def parse_value(text: str) -> LeaseAttributes:
+        threads[len(text)] = threading.get_ident()
+        return decode(text)
+
+    monkeypatch.setattr(codec, "parse_value", parse_value)
+    big = json.dumps({"PublicIP": "192.0.2.9", "Note": [1] * 300_000})
+    small = json.dumps({"PublicIP": "192.0.2.8"})
+
+    async def main() -> None:
+        for name, world in worlds.items():
+            store = world.open()
+            revision = (await store.snapshot()).revision
+            threads.clear()
+            world.put("10.5.9.0-24", big)
+            world.put("10.5.8.0-24", small)
+            while len(threads) < 2:
+                update = await store.wait(revision)
+                revision = update.revision
+            assert threads[len(big)] != threading.get_ident(), name
+            await store.close()
+
+    run(main())
 
 
 def test_a_lease_value_of_a_megabyte_and_of_ten_thousand_members(

@@ -23,12 +23,16 @@ PACKAGE = Path(tundp.__file__).parent
 NATIVE = PACKAGE.parent / "native"
 
 # Lowest first. A module may import from its own group, and from the groups named for it.
-BOTTOM = {"errors", "blocking", "backoff", "choices", "files", "finding", "instance", "printable"}
+BOTTOM = {
+    *("errors", "blocking", "backoff", "choices", "collector", "files", "finding", "instance"),
+    "printable",
+}
 MAY_IMPORT = {
     "errors": set(),
     "blocking": {"errors"},
     "backoff": set(),
     "choices": set(),
+    "collector": set(),
     "files": set(),
     "finding": {"printable"},
     "instance": set(),

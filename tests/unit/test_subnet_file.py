@@ -225,3 +225,19 @@ def test_once_is_no_contest(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert made.error == ""
     (line,) = caplog.messages
     assert line == f"{path} was removed or changed: writing it again"
+
+
+def test_a_link_to_what_cannot_be_read_is_replaced(tmp_path: Path) -> None:
+    """A regular file by its kind, whose first byte is an input/output error."""
+    path = tmp_path / "subnet.env"
+    made = SubnetFile(Instance(path))
+    made.write(ENV)
+    kept = path.read_text()
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match="Input/output error"):
+        path.read_text()
+    made.check()
+    assert not path.is_symlink()
+    assert path.read_text() == kept
+    assert made.unseen == ""

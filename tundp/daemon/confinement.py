@@ -13,6 +13,7 @@ import ssl
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
@@ -57,13 +58,25 @@ _DATA: Final = (
     *("/etc/machine-id", "/etc/localtime", "/etc/passwd", "/etc/group", "/etc/locale.alias"),
     *("/usr/share/iproute2", "/usr/share/zoneinfo", "/usr/share/locale", "/usr/share/nftables"),
     *("/etc/xtables", "/etc/nftables", "/etc/connlabel.conf"),
-    *("/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/pki", "/etc/crypto-policies"),
+    *("/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/crypto-policies", "/etc/pki/ca-trust"),
+    # Not all of /etc/pki: /etc/pki/tls/private has the keys of other services.
+    *("/etc/pki/tls/certs", "/etc/pki/tls/cert.pem", "/etc/pki/tls/openssl.cnf"),
     *("/usr/share/ca-certificates", "/usr/local/share/ca-certificates", "/usr/share/pki"),
     *("/usr/share/crypto-policies", "/etc/ca-certificates", "/var/lib/ca-certificates"),
     *("/proc", "/sys/class/net", "/sys/devices", "/sys/fs/cgroup", "/run/netns"),
     *("/dev/urandom", "/dev/random", "/dev/zero"),
 )
-_WIDE: Final = frozenset(map(Path, ("/", "/etc", "/root", "/home", "/var")))
+_WIDE: Final = frozenset(
+    map(
+        Path,
+        (
+            *("/", "/boot", "/dev", "/dev/shm", "/etc", "/etc/ssl", "/etc/pki"),  # noqa: S108
+            *("/etc/pki/tls", "/home", "/media", "/mnt", "/opt", "/proc", "/root", "/run", "/srv"),
+            *("/sys", "/tmp", "/usr", "/usr/local", "/var", "/var/lib", "/var/run"),  # noqa: S108
+            "/var/tmp",  # noqa: S108
+        ),
+    )
+)
 """Folders with much of others in them."""
 _SYSCTLS: Final = ("/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf")
 """Of the TUN device, which comes and goes: linux/sysctl.py."""
@@ -72,7 +85,7 @@ _SYSCTLS: Final = ("/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf")
 def confine(settings: Settings) -> Holds | None:
     """Enter the sandbox as --sandbox says; None if it is off.
 
-    PlatformError: `on`, and something of it does not hold.
+    PlatformError: `on`, and something of it does not hold, or these settings leave it open.
     """
     if settings.sandbox is Sandbox.OFF:
         _log.info("--sandbox=off: files, programs and system calls are not restricted")
@@ -80,7 +93,7 @@ def confine(settings: Settings) -> Holds | None:
     _make_places(settings)
     plan = plan_for(settings)
     if settings.sandbox is Sandbox.ON:
-        require(sandbox.foresee())
+        require(replace(sandbox.foresee(), gaps=plan.gaps))
     holds = sandbox.enter(plan)
     if settings.sandbox is Sandbox.ON:
         require(holds)
@@ -90,11 +103,16 @@ def confine(settings: Settings) -> Holds | None:
 
 
 def require(holds: Holds) -> None:
-    """Raise PlatformError unless everything holds that a sandbox is made of."""
+    """Raise PlatformError unless everything holds that a sandbox is made of, without a gap."""
+    parts = []
     if holds.missing:
+        parts.append(f"{'; '.join(holds.missing)} cannot be refused here")
+    if holds.gaps:
+        parts.append(f"these settings leave open {'; '.join(holds.gaps)}")
+    if parts:
         raise PlatformError(
-            f"--sandbox=on: {'; '.join(holds.missing)} cannot be refused here;"
-            " --sandbox=auto starts with what this kernel has"
+            f"--sandbox=on: {'; '.join(parts)};"
+            " --sandbox=auto starts with what this kernel has and these settings leave"
         )
 
 
@@ -105,7 +123,7 @@ def plan_for(settings: Settings) -> Plan:
     rules = [
         *(Rule(path, READ) for path in _readable(settings, gaps)),
         *(Rule(path, RUN) for path in programs.files),
-        *(Rule(path, KEEP) for path in written_folders(settings)),
+        *(Rule(path, KEEP) for path in _writable(settings, gaps)),
         *(Rule(Path(path), READ | WRITE_FILE | TRUNCATE) for path in _SYSCTLS),
         *(Rule(Path(path), DEVICE) for path in ("/dev/net/tun", "/dev/null")),
         Rule(XTABLES_LOCK, READ | WRITE_FILE),
@@ -130,6 +148,16 @@ def written_folders(settings: Settings) -> tuple[Path, ...]:
         found.append(settings.store.path.absolute().parent)
     # Where a link leads to is another folder.
     return tuple(dict.fromkeys(real for each in found for real in (each, each.resolve())))
+
+
+def _writable(settings: Settings, gaps: list[str]) -> Iterator[Path]:
+    for folder in written_folders(settings):
+        yield folder
+        if folder in _WIDE:
+            gaps.append(
+                f"writing below {folder}, for a file is in it that is replaced (subnet.env, the"
+                " admin socket, the lease file, or those of --state-dir)"
+            )
 
 
 def _make_places(settings: Settings) -> None:
@@ -158,7 +186,10 @@ def _readable(settings: Settings, gaps: list[str]) -> Iterator[Path]:
             yield Path("/etc")
             yield Path("/etc/resolv.conf").resolve().parent
             gaps.append(f"reading /etc, for etcd's endpoints have names ({', '.join(names)})")
-        yield from certificate_folders(settings)
+        for folder in certificate_folders(settings):
+            yield folder
+            if folder in _WIDE:
+                gaps.append(f"reading {folder}, for a certificate, key or CA of etcd is in it")
 
 
 def certificate_folders(settings: Settings) -> tuple[Path, ...]:

@@ -21,8 +21,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -43,6 +43,7 @@ from tundp.lease.claim import LeaseState
 from tundp.lease.identity import Identity
 from tundp.lease.model import Events, Snapshot
 from tundp.lease.network import NetworkConfig
+from tundp.lease.parts import PART_LEN, in_parts
 from tundp.lease.routing import Routing
 from tundp.lease.subnet_env import SubnetEnv
 from tundp.linux import notify
@@ -102,7 +103,7 @@ class Node:
     async def open(self) -> None:
         """Carry packets: every lease known so far is in the table before the first one comes."""
         await self.kernel.prepare()
-        self._apply(self.acquired.snapshot)
+        await self._apply(self.acquired.snapshot)
         await self.backend.open(
             self.network_config.network,
             self.acquired.lease.key,
@@ -174,18 +175,50 @@ class Node:
             async for update in updates:
                 began = clock()
                 await self.kernel.admit(update)
-                if self._apply(update):
+                if await self._apply(update):
                     self.metrics.route_apply.observe(clock() - began)
 
-    def _apply(self, update: Snapshot | Events) -> bool:
-        """Apply an update of the leases; whether packets go elsewhere now."""
+    async def _apply(self, update: Snapshot | Events) -> bool:
+        """Apply an update of the leases; whether packets go elsewhere now.
+
+        A large one in parts, with a pause after each: the event loop is others', too. Only this
+        task changes the leases of the ledger.
+        """
         self.history.look(update, self.routing.leases)
-        with self.change():
-            delta = self.routing.apply(update)
-            self.history.judged(delta, update.revision)
-            self.publisher.apply(delta)
-            self.manager.observe(delta, self.routing)
-        return delta.moves_packets
+        parts: Sequence[Snapshot | Events] = (update,)
+        if _size_of(update) > PART_LEN:
+            parts = await asyncio.to_thread(self._parts_of, update)
+        has_moved = has_overlap_gone = False
+        changed_leases = 0
+        for number, part in enumerate(parts, 1):
+            with self.change():
+                delta = self.routing.apply(part)
+                self.history.judged(delta, update.revision)
+                self.publisher.apply(delta, is_last=number == len(parts))
+                has_moved |= delta.moves_packets
+                has_overlap_gone |= delta.has_overlap_gone
+                changed_leases += delta.changed_leases
+                if number == len(parts):
+                    # Half of a snapshot is nothing to go by, or to be kept on disk.
+                    whole = replace(
+                        delta, has_overlap_gone=has_overlap_gone, changed_leases=changed_leases
+                    )
+                    self.manager.observe(whole, self.routing)
+            if number < len(parts):
+                await asyncio.sleep(0)
+        return has_moved
+
+    def _parts_of(self, update: Snapshot | Events) -> Sequence[Events]:
+        """See lease.parts. On a thread: comparing takes a while."""
+        return tuple(
+            in_parts(
+                update,
+                leases=self.routing.leases,
+                bad=self.routing.bad_entries,
+                own_key=self.acquired.lease.key,
+                revision=self.routing.revision,
+            )
+        )
 
     @contextlib.contextmanager
     def change(self) -> Iterator[None]:
@@ -249,3 +282,10 @@ class Node:
         if count := self.obstacles.count:
             text += f", {count} in the way of packets: tundp status"
         return text
+
+
+def _size_of(update: Snapshot | Events) -> int:
+    """Entries in an update."""
+    if isinstance(update, Snapshot):
+        return len(update.leases) + len(update.bad)
+    return len(update.events)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import tundp
+from tundp import collector
 from tundp.choices import Loop
 from tundp.daemon import logs
 from tundp.errors import SCARCE, ConfigError, PlatformError, TundpError
@@ -57,8 +58,9 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
     from tundp.daemon.resources import open_resources
     from tundp.daemon.run import run
     from tundp.daemon.supervise import Supervisor
-    from tundp.linux import capability
+    from tundp.linux import capability, heap
 
+    heap.bound()
     unknown = logs.set_up(
         settings.v,
         settings.vmodule,
@@ -80,6 +82,7 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
         resources.close()
         raise
     logs.write_apart()
+    collector.settle()
     supervisor = Supervisor()
     with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
         runner.run(run_until_signal(run(settings, store, resources, supervisor), supervisor))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from tundp import collector
 from tundp.backend.base import FibSink
 from tundp.backoff import TokenBucket
 from tundp.daemon.journal import Journal
@@ -18,7 +18,7 @@ from tundp.printable import SENTENCE_MAX, printable, quoted
 
 _log = logging.getLogger(__name__)
 
-LASTING_LEASES: Final = 1000
+LASTING_LEASES: Final = collector.MANY
 """An update of more makes the garbage collector's work noticeable."""
 PEERS_NAMED: Final = 20
 """More changes at once are counted in the log, not named."""
@@ -49,6 +49,8 @@ class Publisher:
         self._timer: asyncio.TimerHandle | None = None
         self._published_at = 0.0
         self._cost_s = 0.0
+        self._entries = 0
+        """Changed by the parts of an update so far."""
         self._log = DeltaLog()
         self.on_published: Callable[[], None] = _nothing
         """Called when every consumer has a new FIB."""
@@ -66,20 +68,27 @@ class Publisher:
         if self._pending:
             self._publish_soon()
 
-    def apply(self, delta: RoutingDelta, *, is_own_changed: bool = False) -> None:
-        """Log and publish a change. is_own_changed: this node's own addresses are others now."""
-        self._log.write(delta)
+    def apply(
+        self, delta: RoutingDelta, *, is_own_changed: bool = False, is_last: bool = True
+    ) -> None:
+        """Log and publish a change.
+
+        is_own_changed: this node's own addresses are others now. is_last: of the parts of one
+        update, whose peers are counted in the log together.
+        """
+        self._log.write(delta, is_last=is_last)
         if delta.moves_packets or is_own_changed:
             if not self._pending:
                 self._applied_at = time.monotonic()
             self._pending.append(delta)
             if self._sinks:
                 self._publish_soon()
-        if delta.changed_leases + len(delta.newly_bad) > LASTING_LEASES:
-            # Long-lived lease objects out of the collector's sight: a full collection walks
-            # tens of thousands of them for a tenth of a second. Packets need not wait for it.
-            gc.collect()
-            gc.freeze()
+        self._entries += delta.changed_leases + len(delta.newly_bad)
+        if is_last and self._entries > LASTING_LEASES:
+            # Packets need not wait for it.
+            collector.settle()
+        if is_last:
+            self._entries = 0
 
     def start_over(self, routing: Routing) -> None:
         """Publish all of another ledger; what was pending is void.
@@ -148,8 +157,10 @@ class DeltaLog:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._rations = {kind: TokenBucket(LINES_NAMED) for kind in ("entries", "leases", "peers")}
+        self._counts = (0, 0, 0)
+        """Peers gone, come and moved in the parts of an update so far."""
 
-    def write(self, delta: RoutingDelta) -> None:
+    def write(self, delta: RoutingDelta, *, is_last: bool = True) -> None:
         """Name each peer that came, moved or went, and each entry that cannot be used."""
         for bad in delta.newly_bad:
             if self._may_name("entries"):
@@ -165,18 +176,17 @@ class DeltaLog:
                     refused.refusal.value,
                 )
         self._count_rest("leases", logging.WARNING, "leases are no peers")
-        self._write_peers(delta)
+        before, here = self._counts, (len(delta.gone), len(delta.come), len(delta.moved))
+        self._counts = (before[0] + here[0], before[1] + here[1], before[2] + here[2])
+        if is_last:
+            self._write_peers(delta)
+            self._counts = (0, 0, 0)
 
     def _write_peers(self, delta: RoutingDelta) -> None:
-        count = len(delta.gone) + len(delta.come) + len(delta.moved)
-        if count > PEERS_NAMED:
+        here = len(delta.gone) + len(delta.come) + len(delta.moved)
+        if sum(self._counts) > min(here, PEERS_NAMED):
             if self._may_name("peers"):
-                _log.info(
-                    "peers: %d gone, %d new, %d moved",
-                    len(delta.gone),
-                    len(delta.come),
-                    len(delta.moved),
-                )
+                _log.info("peers: %d gone, %d new, %d moved", *self._counts)
             return
         for peer in delta.come:
             if self._may_name("peers"):

@@ -18,9 +18,11 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from tundp.admin import AdminSocket, serve_admin
 from tundp.backend.choose import parse_network_config
+from tundp.blocking import off_loop
 from tundp.choices import OnLeaseLost
 from tundp.daemon import report
 from tundp.daemon.backends import lease_offer, make_backend
@@ -91,7 +93,9 @@ async def run(
         offer = lease_offer(backend, settings, network_config, interface)
         backend.prepare(interface)
         env_text = read_text(settings.subnet_file)
-        before = _previous_start(env_text) or _cached_start(cache, identity.node_id)
+        before = _previous_start(env_text) or await off_loop(
+            partial(_cached_start, cache, identity.node_id), cache.entries_about
+        )
         acquired = await manager.acquire(
             network_config,
             offer,

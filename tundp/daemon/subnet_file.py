@@ -56,7 +56,8 @@ class SubnetFile:
     def check(self) -> None:
         """Write it again if somebody removed or changed it, or once it can be written.
 
-        A look that fails for lack of descriptors or memory tells nothing of the file.
+        A look that fails for lack of descriptors or memory tells nothing of the file; nor does an
+        error of the disk, unless a link leads there: then the file is another one.
         """
         if not self._text:
             return
@@ -64,8 +65,10 @@ class SubnetFile:
             try:
                 is_right = _read(self.path) == self._text
             except OSError as error:
-                self._unseen.failed(error.strerror or error, now=self._clock())
-                return
+                if error.errno in SCARCE or not self.path.is_symlink():
+                    self._unseen.failed(error.strerror or error, now=self._clock())
+                    return
+                is_right = False
             self._unseen.ended(now=self._clock())
             if is_right:
                 return

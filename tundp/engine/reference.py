@@ -115,7 +115,9 @@ class ReferenceEngine:
         self._echo_fd = context.echo_fd
         self._loop = loop = context.loop
         self._clock_ns = clock_ns
-        self._icmp_local, *self._icmp_wire = ratelimit.icmp_buckets()
+        buckets = ratelimit.icmp_buckets()
+        self._icmp_local = buckets[: ratelimit.ICMP_LOCAL_BUCKETS]
+        self._icmp_wire = buckets[ratelimit.ICMP_LOCAL_BUCKETS :]
         self._counters = Counters()
         self._tun_buffer = memoryview(bytearray(BUFFER_LEN))
         self._udp_buffer = memoryview(bytearray(BUFFER_LEN))
@@ -350,7 +352,8 @@ class ReferenceEngine:
             self._counters.fragments_out += datagram_count
 
     def _reply_to_tun(self, answer: bytes) -> None:
-        if not self._may_reply(self._icmp_local) or self._tun is None:
+        bucket = self._icmp_local[ratelimit.local_bucket(answer)]
+        if not self._may_reply(bucket) or self._tun is None:
             return
         self._counters.syscalls += 1
         try:

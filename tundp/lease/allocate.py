@@ -81,7 +81,8 @@ def plan_claim(
     # Those that no longer fit are deleted before anything is created, so they hold no subnet;
     # but not those that a duplicate node or a clone may hold.
     stale = [lease for lease, holder in ours if holder in (Holder.OURS, Holder.LEFTOVER)]
-    held = [*(lease.key for lease in leases if lease not in stale), *unreadable]
+    gone = {lease.key for lease in stale}
+    held = [*(lease.key for lease in leases if lease.key not in gone), *unreadable]
     # A key that no node can ever have held, such as one for all of the network, bars nobody.
     held = [key for key in held if network_config.pool.may_hold(key.subnet)]
     if (

@@ -134,6 +134,8 @@ class Events:
 
     events: tuple[LeaseEvent, ...]
     revision: int
+    is_whole: bool = False
+    """Whether all leases are known with these, as after a snapshot; see lease/parts.py."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -393,7 +393,8 @@ class Routing:
             if change.key == own
         ]
         # Every snapshot without our lease is an observation, though it was not known before.
-        if isinstance(update, Snapshot) and own not in self.leases and not seen:
+        is_whole = isinstance(update, Snapshot) or update.is_whole
+        if is_whole and own not in self.leases and not seen:
             seen.append(OwnGone())
         return tuple(seen)
 

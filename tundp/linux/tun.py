@@ -98,6 +98,7 @@ class Tun:
             for fd in fds:
                 os.set_inheritable(fd, False)
                 os.set_blocking(fd, False)
+            _keep_from_others(fds[0])
             if self.has_vnet_header:
                 self._ask_offloads(mode)
         except PlatformError:
@@ -142,6 +143,8 @@ class Tun:
                 only_ours = uapi.IFF_TUN_EXCL if mode.queues > 1 and queue == 0 else 0
                 device = pytun.TunTapDevice(name=self.name, flags=flags | only_ours)
                 self._devices.append(device)
+                if queue == 0:
+                    _keep_from_others(device.fileno())
                 self.name = device.name
         except pytun.Error as error:
             self.close()
@@ -170,6 +173,21 @@ class Tun:
         except OSError:
             return False
         return True
+
+
+def _keep_from_others(fd: int) -> None:
+    """Make this process's user the owner of the device behind a descriptor.
+
+    A device without an owner may be joined by anybody who can open /dev/net/tun, as long as it has
+    room for one more queue (drivers/net/tun.c, tun_not_capable): to read what pods send, and to
+    send in their names. PlatformError.
+    """
+    try:
+        fcntl.ioctl(fd, uapi.TUNSETOWNER, os.geteuid())
+    except OSError as error:
+        raise PlatformError(
+            f"cannot become the owner of a TUN device: {os.strerror(error.errno or 0)}", error.errno
+        ) from None
 
 
 def _ask_interface(fd: int) -> tuple[str, int]:

@@ -5,6 +5,8 @@
            both with ?verbose: a line a check, as Kubernetes' own, with what was seen
            both with ?format=json or `Accept: application/json`: the same as JSON
 /metrics   on --metrics-addr
+
+Each connection gets one answer: see http_server.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -24,14 +26,13 @@ from tundp.backoff import Outage
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict, failures
 from tundp.observe.health import Health
+from tundp.observe.http_server import BACKLOG, Handler, HttpServer
 from tundp.observe.metrics import CONTENT_TYPE, Metrics
 
 _log = logging.getLogger(__name__)
 
-BACKLOG = 128
-"""Connections the kernel completes before they are accepted."""
-CONNECTIONS = 64
-"""At a time, of each server."""
+STOP_S = 3.0
+"""Answers under way get so long at the end."""
 REOPEN_S = 5.0
 """Between two tries to listen on a port that another program has."""
 HEALTHY = ("flanneld is running", "flanneld is not running")
@@ -48,10 +49,8 @@ _MARKS = {
 @contextlib.asynccontextmanager
 async def serve_health(sock: socket.socket | None, health: Health) -> AsyncIterator[None]:
     """Answer probes on a socket of `open_listener` until the block ends; None: not at all."""
-    app = web.Application()
-    app.router.add_get("/healthz", _answer(health.alive, HEALTHY))
-    app.router.add_get("/readyz", _answer(health.ready, READY))
-    async with _serve(app, sock):
+    routes = {"/healthz": _answer(health.alive, HEALTHY), "/readyz": _answer(health.ready, READY)}
+    async with _serve(routes, sock):
         yield
 
 
@@ -91,9 +90,7 @@ async def serve_metrics(sock: socket.socket | None, metrics: Metrics) -> AsyncIt
     async def answer(_: web.Request) -> web.Response:
         return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
-    app = web.Application()
-    app.router.add_get("/metrics", answer)
-    async with _serve(app, sock):
+    async with _serve({"/metrics": answer}, sock):
         yield
 
 
@@ -116,9 +113,7 @@ def open_listener(ip: str, port: int, flag: str) -> socket.socket:
     return sock
 
 
-def _answer(
-    checks: Callable[[], list[Finding]], words: tuple[str, str]
-) -> Callable[[web.Request], Awaitable[web.Response]]:
+def _answer(checks: Callable[[], list[Finding]], words: tuple[str, str]) -> Handler:
     async def answer(request: web.Request) -> web.Response:
         findings = checks()
         failing = failures(findings)
@@ -166,28 +161,17 @@ def _as_check(finding: Finding) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def _serve(app: web.Application, sock: socket.socket | None) -> AsyncIterator[None]:
+async def _serve(routes: Mapping[str, Handler], sock: socket.socket | None) -> AsyncIterator[None]:
     if sock is None:
         yield
         return
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=3.0)
-    await runner.setup()
+    server = HttpServer(routes, stop_s=STOP_S)
+    await server.open()
     try:
-        handlers = runner.server
-        assert handlers is not None
-
-        def accept() -> asyncio.Protocol:
-            # Idle connections must not use up the daemon's descriptors: the oldest are closed
-            # first, so that a probe is always answered. aiohttp (3.11 to 3.14) keeps its
-            # handlers in the order they were made.
-            for idle in handlers.connections[: 1 - CONNECTIONS]:
-                idle.force_close()
-            return handlers()
-
-        server = await asyncio.get_running_loop().create_server(accept, sock=sock)
+        listening = await server.listen(sock)
         try:
             yield
         finally:
-            server.close()
+            listening.close()
     finally:
-        await runner.cleanup()
+        await server.close()

@@ -446,7 +446,8 @@ class Settings:
         default=Sandbox.AUTO,
         help="after the start, let no file be written or program be run but those needed"
         " (Landlock), and refuse system calls and socket families nothing needs (seccomp); auto is"
-        " what the kernel has, on refuses to start without all of it",
+        " what the kernel has, on refuses to start without all of it, or if other settings leave"
+        " something open (endpoints with names: /etc)",
     )
     lease_ttl_s: int = flag(
         "lease-ttl",

@@ -40,7 +40,7 @@ from tundp.errors import (
     LeaseFormatError,
     StoreUnavailable,
 )
-from tundp.files import open_file, read_regular, write_atomically
+from tundp.files import open_file, read_regular, require_ours, write_atomically
 from tundp.lease import codec
 from tundp.lease.model import BadEntry, Lease, LeaseAttributes, LeaseKey, Snapshot
 from tundp.store.base import StoreWarning
@@ -75,6 +75,7 @@ class FileStore:
     warnings: Final[tuple[StoreWarning, ...]] = ()
 
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
+        self._asked = path
         # Through symlinks: the file is replaced by rename, and the lock lies beside it.
         self._path = path.resolve()
         self._now = now
@@ -192,6 +193,7 @@ class FileStore:
     def _modify(self, change: Callable[[Document], T]) -> T:
         """Read, drop expired leases, count the revision up, `change`, and replace the file."""
         try:
+            require_ours(self._asked)
             with _locked(self._path):
                 document = self._read()
                 leases = document.setdefault("leases", {})
@@ -239,7 +241,9 @@ class FileStore:
 
     def _read(self) -> Document:
         try:
-            text = read_regular(self._path, is_strict=True)
+            # Who may put a link into /tmp must not choose what root reads and replaces.
+            require_ours(self._asked)
+            text = read_regular(self._path, is_strict=True, is_ours=True)
         except FileNotFoundError:
             raise ConfigNotFound(
                 f"{self._path} does not exist; write one:"
@@ -324,7 +328,7 @@ def _whole(value: Any) -> int:
 
 def _mode_of(path: Path) -> int:
     """The mode a rewritten file keeps."""
-    return stat.S_IMODE(path.stat().st_mode)
+    return stat.S_IMODE(path.lstat().st_mode)
 
 
 @contextlib.contextmanager

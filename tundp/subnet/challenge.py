@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
 
+from tundp.blocking import off_loop
 from tundp.errors import CloneAlive, Conflict, DuplicateNode
 from tundp.lease.identity import Holder, Identity, challenge_in, challenged, identity_of, whose
 from tundp.lease.model import Lease, LeaseKey, Snapshot
@@ -115,12 +116,16 @@ class Challenger:
         """
         if self.identity is None or self.is_forced:
             return frozenset()
-        found = [
-            lease
-            for lease in snapshot.leases
-            if lease.key != kept
-            and whose(lease, public_ip=public_ip, identity=self.identity) is Holder.DUPLICATE
-        ]
+        identity = self.identity
+        found = await off_loop(
+            lambda: [
+                lease
+                for lease in snapshot.leases
+                if lease.key != kept
+                and whose(lease, public_ip=public_ip, identity=identity) is Holder.DUPLICATE
+            ],
+            len(snapshot.leases),
+        )
         if not found:
             return frozenset()
         deleted = set()

@@ -3,6 +3,7 @@
 `acquire` is a procedure: plan (lease/allocate.py), challenge (subnet/challenge.py), write.
 `keep` drives the state machine of lease/claim.py, which alone decides what is written and
 when: this file does its I/O, gives it the time and random numbers, and logs its notices.
+Why one room: one claim's life from its first try to its end, half of it imports and docstrings.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import contextlib
 import logging
 import random
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import IPv4Address
 from typing import Final
 
 from tundp.backoff import Backoff, Outage, Pace, Ration
+from tundp.blocking import off_loop
 from tundp.errors import Conflict, DuplicateNode, LeaseError, LeaseLost, StoreError
 from tundp.lease.allocate import Keep, Take, overlap, plan_claim
 from tundp.lease.claim import RETRY_S, ClaimMachine, ClaimRules
@@ -232,14 +235,18 @@ class Claim:
     async def _try_acquire(self, offer: LeaseAttributes) -> tuple[Lease, Snapshot]:
         settings = self._settings
         snapshot = await self._store.snapshot()
-        plan = plan_claim(
-            snapshot.leases,
-            unreadable=keys_of(snapshot.bad),
-            network_config=settings.network_config,
-            public_ip=offer.public_ip,
-            node_id="" if settings.identity is None else settings.identity.node_id,
-            previous=settings.previous,
-            rng=self._rng,
+        plan = await off_loop(
+            partial(
+                plan_claim,
+                snapshot.leases,
+                unreadable=keys_of(snapshot.bad),
+                network_config=settings.network_config,
+                public_ip=offer.public_ip,
+                node_id="" if settings.identity is None else settings.identity.node_id,
+                previous=settings.previous,
+                rng=self._rng,
+            ),
+            len(snapshot.leases),
         )
         gone = await self._challenger.delete_dead_duplicates(
             snapshot,

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tundp import collector
 from tundp.backoff import Outage
 from tundp.errors import SCARCE, LeaseFormatError, PlatformError
 from tundp.files import SMALL_LEN, open_file, read_regular, write_atomically
@@ -38,6 +39,8 @@ from tundp.subnet.refusals import Refusals
 _log = logging.getLogger(__name__)
 
 SCHEMA: Final = 1
+ENTRY_LEN: Final = 80
+"""Bytes of a lease on disk, at least."""
 _MACHINE_ID: Final = Path("/etc/machine-id")
 
 
@@ -158,15 +161,16 @@ class LeaseCache:
         if document.get("node_id") != node_id:
             return None
         try:
-            leases = tuple(
-                Lease(
-                    key=codec.parse_key(name),
-                    attributes=codec.parse_value(value),
-                    revision=0,
-                    lease_ttl_s=TTL_UNKNOWN,
+            with collector.making(len(document["leases"])):
+                leases = tuple(
+                    Lease(
+                        key=codec.parse_key(name),
+                        attributes=codec.parse_value(value),
+                        revision=0,
+                        lease_ttl_s=TTL_UNKNOWN,
+                    )
+                    for name, value in document["leases"].items()
                 )
-                for name, value in document["leases"].items()
-            )
             return CachedLeases(
                 store=store,
                 api=str(document["api"]),
@@ -187,6 +191,15 @@ class LeaseCache:
         ) as error:
             _log.warning("%s cannot be used: %r", self.lease_file, error)
             return None
+
+    @property
+    def entries_about(self) -> int:
+        """How many leases are on disk, roughly: by the length of the file."""
+        path = self.lease_file
+        try:
+            return 0 if path is None else path.stat().st_size // ENTRY_LEN
+        except OSError:
+            return 0
 
     def save(
         self,

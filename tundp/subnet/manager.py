@@ -23,6 +23,7 @@ from functools import partial
 from typing import Final
 
 from tundp.backoff import Backoff, Outage
+from tundp.blocking import off_loop
 from tundp.errors import (
     AccessDenied,
     CloneAlive,
@@ -150,7 +151,8 @@ class StoreSubnetManager:
         each of its endpoints has been tried once.
         """
         progress.waits_for("the network config")
-        cached = self._usable_cache()
+        entries = 0 if self._cache is None else self._cache.cache.entries_about
+        cached = await off_loop(self._usable_cache, entries)
         outage = Outage(_log, f"waiting for the network config from {self.description}")
         backoff = Backoff(0.5, 5.0, self._rng.random)
         clock = asyncio.get_running_loop().time

@@ -1,8 +1,9 @@
 """Token buckets for ICMP errors (RFC 1812 4.3.2.8). Time is an argument.
 
-A node has one bucket for answers to its own pods, and apart from it one for the answers that
-packets of each peer cause: who floods us from the wire uses up nobody else's answers. Peers share
-wire buckets only where there are more peers than buckets; whoever is no peer has one for all.
+A node has a bucket for answers to each of its own pods, and apart from them one for the answers
+that packets of each peer cause: a flood uses up nobody else's answers. Peers share wire buckets
+only where there are more peers than buckets, pods where their addresses end in the same octet;
+whoever is no peer has one for all.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from typing import Final
 
 NS_PER_S: Final = 1_000_000_000
 ICMP_RATE_PER_S: Final = 1000
-"""ICMP errors of one node to its own pods in the long run, as Linux's icmp_msgs_per_sec."""
+"""ICMP errors to one of the node's own pods in the long run, as Linux's icmp_msgs_per_sec."""
 ICMP_WIRE_RATE_PER_S: Final = 200
 """ICMP errors about packets of one peer in the long run."""
 ICMP_BURST: Final = 50
 """ICMP errors of one bucket at once, as Linux's icmp_msgs_burst."""
+ICMP_LOCAL_BUCKETS: Final = 256
+"""Buckets for answers to the node's own pods: one for each address of a /24."""
 ICMP_WIRE_BUCKETS: Final = 64
 """Buckets for answers to the wire; the first is for packets of whoever is no peer."""
 
@@ -49,7 +52,12 @@ def wire_bucket(hop_id: int) -> int:
     return 1 + hop_id % (ICMP_WIRE_BUCKETS - 1) if hop_id else 0
 
 
+def local_bucket(answer: bytes | memoryview) -> int:
+    """Which local bucket an answer to one of the node's own pods takes from: by its address."""
+    return answer[19]
+
+
 def icmp_buckets() -> list[TokenBucket]:
-    """The buckets of one node: for its own pods, then ICMP_WIRE_BUCKETS for the wire."""
-    rates = [ICMP_RATE_PER_S, *[ICMP_WIRE_RATE_PER_S] * ICMP_WIRE_BUCKETS]
+    """The buckets of one node: ICMP_LOCAL_BUCKETS for its own pods, then those for the wire."""
+    rates = [ICMP_RATE_PER_S] * ICMP_LOCAL_BUCKETS + [ICMP_WIRE_RATE_PER_S] * ICMP_WIRE_BUCKETS
     return [TokenBucket(rate_per_s=rate, burst=ICMP_BURST) for rate in rates]

@@ -91,7 +91,7 @@ static struct {
 	struct batch *batch;
 	struct tundp_hop_counters hop_counters[FUZZ_HOPS];
 	struct tundp_hop_queue hop_queues[FUZZ_HOPS];
-	uint64_t icmp_full_at_ns[1 + TUNDP_ICMP_WIRE_BUCKETS];
+	uint64_t icmp_full_at_ns[TUNDP_ICMP_LOCAL_BUCKETS + TUNDP_ICMP_WIRE_BUCKETS];
 	int tun;  /* our end of the TUN */
 	int peer; /* sends datagrams */
 	int sink; /* gets them */

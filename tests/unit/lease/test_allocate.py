@@ -106,6 +106,25 @@ def test_fitting_lease_of_ours_is_kept_despite_a_stale_one() -> None:
     assert plan(stale, fitting) == Keep(fitting)
 
 
+def test_leases_in_our_name_are_not_compared_with_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """10,000 of them, outside the network and unsigned, held the start for minutes."""
+    compared = 0
+
+    def equal(one: Lease, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return one is other
+
+    leases = [lease(f"10.6.{number}.0-24", US) for number in range(200)]
+    monkeypatch.setattr(Lease, "__eq__", equal)
+    found = plan(*leases)
+    assert isinstance(found, Take)
+    assert len(found.stale) == 200
+    assert compared <= 200
+
+
 def test_all_stale_leases_of_ours_are_deleted_and_no_others() -> None:
     stale = (lease("10.6.1.0-24", US), lease("10.5.7.0-26", US))
     verdict = plan(lease("10.9.9.0-24", THEM), *stale)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tundp.wire.ratelimit import TokenBucket, icmp_buckets, wire_bucket
+from tests.packets import ipv4
+from tundp.wire.ratelimit import TokenBucket, icmp_buckets, local_bucket, wire_bucket
 
 MS = 1_000_000
 S = 1000 * MS
@@ -72,11 +73,16 @@ def test_each_peer_has_a_bucket_and_whoever_is_none_another() -> None:
     of_peers = [wire_bucket(hop_id) for hop_id in range(2, 2 + 63)]
     assert sorted(of_peers) == list(range(1, 64))
     assert wire_bucket(2 + 63) == wire_bucket(2)
-    assert len(icmp_buckets()) == 1 + 64
+    assert len(icmp_buckets()) == 256 + 64
+
+
+def test_each_pod_of_a_node_has_a_bucket() -> None:
+    answers = [ipv4(b"", 1, destination=f"10.5.1.{host}") for host in range(256)]
+    assert [local_bucket(answer) for answer in answers] == list(range(256))
 
 
 def test_rates_of_the_buckets() -> None:
-    local, strangers, *peers = icmp_buckets()
+    (local, *_), (strangers, *peers) = icmp_buckets()[:256], icmp_buckets()[256:]
     assert taken(local, 200, 0) == taken(strangers, 200, 0) == taken(peers[0], 200, 0) == 50
     assert taken(local, 200, S // 10) == 50, "1000 a second: full again"
     assert taken(strangers, 200, S // 10) == 20, "200 a second"

@@ -62,7 +62,9 @@ async def check_sandbox(inspection: Inspection) -> AsyncIterator[Finding]:
     written = ", ".join(map(str, written_folders(settings)))
     verdict = Verdict.NOTE if plan.gaps else Verdict.OK
     if foreseen.missing:
-        verdict = Verdict.FAIL if settings.sandbox is Sandbox.ON else Verdict.WARN
+        verdict = Verdict.WARN
+    if settings.sandbox is Sandbox.ON and (foreseen.missing or plan.gaps):
+        verdict = Verdict.FAIL
     yield Finding(
         id="sandbox",
         verdict=verdict,

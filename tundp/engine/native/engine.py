@@ -53,7 +53,7 @@ from tundp.linux.tun import Tun, TunMode
 from tundp.linux.udp import device_mtu
 from tundp.wire.coalesce import Miss
 from tundp.wire.drop import DropReason
-from tundp.wire.ratelimit import ICMP_WIRE_BUCKETS
+from tundp.wire.ratelimit import ICMP_LOCAL_BUCKETS, ICMP_WIRE_BUCKETS
 
 _log = logging.getLogger(__name__)
 
@@ -123,7 +123,8 @@ class NativeEngine:
         directions = self._directions()
         self._hops = HopMemory(len(socks) * len(directions))
         self._path_states = PathStates(self._hops.paths, PATH_STATE_S)
-        self._icmp_budget = native.ffi.new("uint64_t[]", 1 + ICMP_WIRE_BUCKETS)
+        buckets = ICMP_LOCAL_BUCKETS + ICMP_WIRE_BUCKETS
+        self._icmp_budget = native.ffi.new("uint64_t[]", buckets)
         self._recorder = context.recorder
         self._workers = self._make_workers(directions)
         self._taps = NativeTaps(self._workers)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from tundp.errors import Unsupported
 
-ABI: Final = 10
+ABI: Final = 11
 
 try:
     from tundp import _native

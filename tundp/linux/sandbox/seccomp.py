@@ -32,7 +32,7 @@ _ERRNO: Final = 0x00050000
 _X32: Final = 0x40000000
 """Set in the number of a call of x86_64's other ABI."""
 
-_LD, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
+_LD, _JEQ, _JGE, _JSET, _RET, _AND = 0x20, 0x15, 0x35, 0x45, 0x06, 0x54
 _NR, _ARCH, _ARGS = 0, 4, 16
 """Offsets in struct seccomp_data; arguments have 8 bytes, the low half first."""
 
@@ -40,6 +40,8 @@ FAMILIES: Final = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NE
 """Families a socket may have."""
 _CLONE_NEW: Final = 0x7E020000
 """The CLONE_NEW flags clone takes (linux/sched.h): CGROUP, UTS, IPC, USER, PID, NET, NS."""
+_TYPE: Final = 0xF
+"""Of a socket's type, without SOCK_CLOEXEC and SOCK_NONBLOCK (SOCK_TYPE_MASK, linux/net.h)."""
 _TERMINAL: Final = (0x5412, 0x541C)
 """TIOCSTI, TIOCLINUX: typing into the terminal a daemon was started from."""
 
@@ -169,8 +171,14 @@ def program(machine: str) -> bytes:
     for family in FAMILIES:
         families += _if(_JEQ, family, [allow])
     families.append(refuse)
-    for call in (has.socket, has.socketpair):
-        code += _if(_JEQ, call, families)
+    # Landlock does not ask before a connection to a unix socket with a path, behind which root is
+    # served (Docker, D-Bus): no new one that connects. Datagrams: systemd is told by one. Pairs of
+    # sockets are connected already.
+    types = [_load(_ARGS + 8), struct.pack("=HBBI", _AND, 0, 0, _TYPE)]
+    types += [*_if(_JEQ, socket.SOCK_DGRAM, [allow]), refuse]
+    unix = [_load(_ARGS), *_if(_JEQ, socket.AF_UNIX, types)]
+    code += _if(_JEQ, has.socket, [*unix, *families])
+    code += _if(_JEQ, has.socketpair, families)
     namespaces = [_load(_ARGS), *_if(_JSET, _CLONE_NEW, [refuse]), allow]
     code += _if(_JEQ, has.clone, namespaces)
     # Which programs of others are attached is asked; to load one, or see into it, is refused.

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import etcd
 
+from tundp import collector
+from tundp.blocking import entries_in, off_loop
 from tundp.errors import (
     Compacted,
     ConfigNotFound,
@@ -102,7 +104,9 @@ class Etcd2Store:
         result = await self._watch.call(lambda client: client.next_event(self._subnets, after))
         if result is None:
             return Events((), after)
-        return Events(self._to_events(result), result.modifiedIndex)
+        entries = entries_in(len(result.value or ""))
+        events = await off_loop(lambda: self._to_events(result), entries)
+        return Events(events, result.modifiedIndex)
 
     async def create(
         self, key: LeaseKey, attributes: LeaseAttributes, lease_ttl_s: int | None
@@ -157,7 +161,8 @@ class Etcd2Store:
             raise StoreError(f"{self._subnets} is a value in {self.description}, not a directory")
         # Direct children only: what lies deeper is no lease, whatever its last part looks like.
         children = result._children  # noqa: SLF001  (python-etcd offers only all leaves)
-        entries = [self._decode(etcd.EtcdResult(None, raw)) for raw in children]
+        with collector.making(len(children)):
+            entries = [self._decode(etcd.EtcdResult(None, raw)) for raw in children]
         leases = tuple(entry for entry in entries if isinstance(entry, Lease))
         bad = tuple(entry for entry in entries if isinstance(entry, BadEntry))
         return Snapshot(leases, result.etcd_index, bad)

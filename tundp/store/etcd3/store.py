@@ -20,6 +20,8 @@ import contextlib
 from collections.abc import Set
 from typing import Final
 
+from tundp import collector
+from tundp.blocking import entries_in, off_loop
 from tundp.errors import (
     AccessDenied,
     ConfigNotFound,
@@ -126,7 +128,11 @@ class Etcd3Store:
         except Exception:
             await self._close_watch()
             raise
-        events = tuple(self._to_event(event) for answer in responses for event in answer.events)
+        found = [event for answer in responses for event in answer.events]
+        for event in found:
+            self._note_sight(event)
+        lens = sum(len(event.kv.value) for event in found)
+        events = await off_loop(lambda: tuple(map(self._to_event, found)), entries_in(lens))
         return Events(events, watch.revision)
 
     async def create(
@@ -174,7 +180,8 @@ class Etcd3Store:
         """The snapshot, and what it shows of the keys in `own`."""
         sights: dict[bytes, Sight | None] = dict.fromkeys(own)
         sights |= {kv.key: _sight_of(kv) for kv in answer.kvs if kv.key in own}
-        entries = [self._decode(kv) for kv in answer.kvs]
+        with collector.making(len(answer.kvs)):
+            entries = [self._decode(kv) for kv in answer.kvs]
         leases = tuple(entry for entry in entries if isinstance(entry, Lease))
         bad = tuple(entry for entry in entries if isinstance(entry, BadEntry))
         return Snapshot(leases, answer.header.revision, bad), sights
@@ -278,11 +285,13 @@ class Etcd3Store:
         except UnicodeDecodeError:
             return BadEntry(name, "its value is not UTF-8 text")
 
-    def _to_event(self, event: rpc.Event) -> LeaseEvent:
+    def _note_sight(self, event: rpc.Event) -> None:
         if event.kv.key in self._grants.keys:
             is_put = event.type == rpc.Event.PUT
             sight = _sight_of(event.kv) if is_put else None
             self._grants.seen({event.kv.key: sight}, event.kv.mod_revision)
+
+    def _to_event(self, event: rpc.Event) -> LeaseEvent:
         if event.type == rpc.Event.PUT:
             entry = self._decode(event.kv)
             return Put(entry) if isinstance(entry, Lease) else entry
