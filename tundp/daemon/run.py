@@ -93,9 +93,7 @@ async def run(
         offer = lease_offer(backend, settings, network_config, interface)
         backend.prepare(interface)
         env_text = read_text(settings.subnet_file)
-        before = _previous_start(env_text) or await off_loop(
-            partial(_cached_start, cache, identity.node_id), cache.entries_about
-        )
+        before = await _start_before(env_text, cache, identity.node_id)
         acquired = await manager.acquire(
             network_config,
             offer,
@@ -312,6 +310,13 @@ def _make_firewall(settings: Settings, network: NetworkConfig, key: LeaseKey) ->
         mark=settings.instance.chain_suffix,
     )
     return make_firewall(wanted, is_nftables=network.enable_nftables)
+
+
+async def _start_before(env_text: str, cache: LeaseCache, node_id: str) -> Previous | None:
+    """Network and subnet of the last start: of subnet.env, else of the lease cache."""
+    return _previous_start(env_text) or await off_loop(
+        partial(_cached_start, cache, node_id), cache.entries_about
+    )
 
 
 def _previous_start(env_text: str) -> Previous | None:

@@ -243,6 +243,12 @@ def _judged(look: _Look, backend: BackendStatus, verdict: Verdict) -> Finding:
             on=there,
             words="does that host run, and have this address? else its lease has to go or change",
         )
+    return _judged_by_answers(look, verdict, who)
+
+
+def _judged_by_answers(look: _Look, verdict: Verdict, who: str) -> Finding:
+    """The same, of one the way to which is open: by what its host answers."""
+    peer, there = look.peer, str(look.peer.public_ip)
     if look.is_refusing:
         return finding(
             "peer.refused",
