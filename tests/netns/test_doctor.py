@@ -208,6 +208,7 @@ ROWS = {
         plant="$PUT/$KEY2 '" + '{"PublicIP":"192.0.2.77","TundpNode":"ffffffffffffffff"}' + "'",
         on="switch",
         words=("192.0.2.77",),
+        undo="$DEL/$KEY2",
     ),
     "another lease with this node's PublicIP": Row(
         id="lease.duplicate",
@@ -217,6 +218,7 @@ ROWS = {
         on="switch",
         traffic="",
         words=("10.5.251.0-24", "192.0.2.2"),
+        undo="$DEL/10.5.251.0-24",
     ),
     "the TUN is down, and nobody sets it up": Row(
         id="device.down",
@@ -360,13 +362,15 @@ class Broken:
         await self.two.host.sysctl("ipv4/conf/eth1/arp_ignore", 8)
         (link,) = json.loads(await must_run(self.one.host, *["ip", "-j", "link", "show", "eth0"]))
         mac = link["address"]
+        etcdctl = f"env ETCDCTL_API=3 etcdctl --endpoints={overlay.etcd.url}"
         self.variables |= {
             "PATH": PATH,
             "MAC1": mac,
             "CNI": str(self.cni_dir),
             "NODE1": self.one.host.namespace,
             "ETHTOOL": f"{sys.executable} {self.script(CHECKSUMS)}",
-            "PUT": f"env ETCDCTL_API=3 etcdctl --endpoints={overlay.etcd.url} put {PREFIX}/subnets",
+            "PUT": f"{etcdctl} put {PREFIX}/subnets",
+            "DEL": f"{etcdctl} del {PREFIX}/subnets",
         }
         await until(lambda: self.passes("pods"), "the lab carries pings")
 

@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from tests.json_schema import validate
+from tests.wait import until_sync
 from tundp.cli import main
 from tundp.cli.doctor import COMMAND
 from tundp.doctor import cases, checks, diagnosis, examine, pods, probes, remedy, store
@@ -256,12 +257,19 @@ def test_a_start_is_spelt_with_the_flags_given(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
+def await_command_line(pid: int) -> None:
+    """The kernel shows none for a moment after Popen has returned."""
+    path = Path(f"/proc/{pid}/cmdline")
+    until_sync(lambda: path.read_bytes(), "the process has its command line")
+
+
 def test_no_command_shows_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remedy, "installed_unit", lambda _: None)
     assert remedy.start(Settings(etcd_password="geheim")) == ""
     line = [sys.executable, "-c", "input()", "--etcd-password=geheim"]
     with subprocess.Popen(line, stdin=subprocess.PIPE) as process:
         try:
+            await_command_line(process.pid)
             assert remedy.restart(process.pid) == ""
         finally:
             process.kill()
@@ -275,6 +283,7 @@ def test_a_restart_keeps_the_command_line_and_the_log(tmp_path: Path) -> None:
         subprocess.Popen(line, stdin=subprocess.PIPE, stderr=file) as process,
     ):
         try:
+            await_command_line(process.pid)
             command = remedy.restart(process.pid, "--public-ip=")
         finally:
             process.kill()

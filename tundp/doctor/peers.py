@@ -204,15 +204,19 @@ async def _refusals(
 
 def _judged(look: _Look, backend: BackendStatus, verdict: Verdict) -> Finding:
     """The finding for a peer that does not answer through the overlay."""
-    peer, uplink = look.peer, backend.interface.name
-    who = f"peer {peer.subnet} at {peer.endpoint}: {_since(peer)}"
-    there = str(peer.public_ip)
+    who = f"peer {look.peer.subnet} at {look.peer.endpoint}: {_since(look.peer)}"
+    return _on_our_side(look, who, backend, verdict) or _on_its_side(look, who, backend, verdict)
+
+
+def _on_our_side(look: _Look, who: str, backend: BackendStatus, verdict: Verdict) -> Finding | None:
+    """What this host does to packets from or for the peer; None if nothing is known."""
+    uplink, neighbour = backend.interface.name, look.neighbour
     if isinstance(look.route, NoRoute):
         return finding(
             "peer.route",
             verdict,
             f"{who}; this host has no way to it: {os.strerror(look.route.errno)}",
-            words=f"ip route get {peer.public_ip}; see obstacle.tunnel",
+            words=f"ip route get {look.peer.public_ip}; see obstacle.tunnel",
         )
     if look.filtered_at:
         mode = sysctls.effective_rp_filter(look.filtered_at)
@@ -222,9 +226,8 @@ def _judged(look: _Look, backend: BackendStatus, verdict: Verdict) -> Finding:
             f"{who}; the kernel drops its datagrams that come in by {look.filtered_at}, where"
             f" rp_filter is {mode}: the route back leaves by another device",
             command=f"sysctl -w {quote(f'net/ipv4/conf/{look.filtered_at}/rp_filter')}=2",
-            words="or make the route symmetric: ip route get " + there,
+            words=f"or make the route symmetric: ip route get {look.peer.public_ip}",
         )
-    neighbour = look.neighbour
     if neighbour is not None and neighbour.is_permanent and not look.is_pingable:
         return finding(
             "peer.neighbour",
@@ -233,49 +236,40 @@ def _judged(look: _Look, backend: BackendStatus, verdict: Verdict) -> Finding:
             f" has fixed for {look.hop} on {uplink}, and nothing comes back",
             command=f"ip neigh del {look.hop} dev {quote(uplink)}",
         )
-    if neighbour is not None and neighbour.is_unanswered:
-        return finding(
+    return None
+
+
+def _on_its_side(look: _Look, who: str, backend: BackendStatus, verdict: Verdict) -> Finding:
+    """What the peer, or the way to it, does."""
+    there, port = str(look.peer.public_ip), look.peer.port
+    if look.neighbour is not None and look.neighbour.is_unanswered:
+        name, words = (
             "peer.arp",
-            verdict,
-            f"{who}; {look.hop} answers no ARP on {uplink}: it is down, elsewhere, or its lease"
-            " names a wrong PublicIP",
-            command=ASK_THERE,
-            on=there,
-            words="does that host run, and have this address? else its lease has to go or change",
+            ("does that host run, and have this address? else its lease has to go or change"),
         )
-    return _judged_by_answers(look, verdict, who)
-
-
-def _judged_by_answers(look: _Look, verdict: Verdict, who: str) -> Finding:
-    """The same, of one the way to which is open: by what its host answers."""
-    peer, there = look.peer, str(look.peer.public_ip)
-    if look.is_refusing:
-        return finding(
-            "peer.refused",
-            verdict,
-            f"{who}; it refuses UDP {peer.port} (ICMP port unreachable): no daemon listens there,"
-            " or a firewall rejects",
-            command=ASK_THERE,
-            on=there,
+        seen = (
+            f"{look.hop} answers no ARP on {backend.interface.name}: it is down, elsewhere, or its"
+            " lease names a wrong PublicIP"
         )
-    if look.is_pingable:
-        return finding(
+    elif look.is_refusing:
+        name, words = "peer.refused", ""
+        seen = (
+            f"it refuses UDP {port} (ICMP port unreachable): no daemon listens there, or a firewall"
+            " rejects"
+        )
+    elif look.is_pingable:
+        name, words = (
             "peer.filtered",
-            verdict,
-            f"{who}; it answers pings, and nothing comes back from UDP {peer.port}: dropped there"
-            " or on the way, or its daemon hangs",
-            command=ASK_THERE,
-            on=there,
-            words=f"a firewall or security group between the two has to let UDP {peer.port} pass"
-            " both ways",
+            (f"a firewall or security group between the two has to let UDP {port} pass both ways"),
         )
-    return finding(
-        "peer.unreachable",
-        verdict,
-        f"{who}; it answers neither pings nor datagrams: down, or all is dropped on the way",
-        command=ASK_THERE,
-        on=there,
-    )
+        seen = (
+            f"it answers pings, and nothing comes back from UDP {port}: dropped there or on the"
+            " way, or its daemon hangs"
+        )
+    else:
+        name, words = "peer.unreachable", ""
+        seen = "it answers neither pings nor datagrams: down, or all is dropped on the way"
+    return finding(name, verdict, f"{who}; {seen}", command=ASK_THERE, on=there, words=words)
 
 
 def _since(peer: PeerStatus) -> str:
