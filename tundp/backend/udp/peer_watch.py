@@ -48,6 +48,8 @@ MISSES: Final = 3
 """So many in a row without an answer: silent."""
 PROVOKE_S: Final = 15.0
 """So long an ICMP error is provoked at each look, until one came; then with each question."""
+PROVOKED: Final = 10
+"""Of how many in one look: the rate is for echo requests in the first place."""
 AGAIN_S: Final = 5.0
 """Between two questions to a silent peer that is still sent packets."""
 ANSWERED_AGAIN_S: Final = 15.0
@@ -84,6 +86,7 @@ class _Suspect:
     """Of the request that is under way."""
     answered_at: float | None = None
     next_at: float = 0.0
+    provoked_at: float = 0.0
     cookies: list[bytes] = field(default_factory=list)
     way: Way | None = None
     way_at: float = 0.0
@@ -232,6 +235,7 @@ class PeerWatch:
         self._find_suspects(unanswered, now)
         for suspect in list(self._suspects.values()):
             self._judge(suspect, activity, now)
+        # First: Linux hosts answer one datagram a second, and the next one is an echo request.
         self._provoke(now)
         self._ask_suspects(now)
         self._ask_for_times(activity, now)
@@ -290,13 +294,20 @@ class PeerWatch:
                 )
 
     def _provoke(self, now: float) -> None:
-        """Have hosts on the way say why nothing arrives, if they will."""
-        for suspect in self._suspects.values():
-            is_fresh = now - suspect.since < PROVOKE_S and self._unreachable(suspect) is None
-            if not is_fresh and suspect.next_at > now:
-                continue
-            if suspect.answered_at is not None or not self._echoes.may_ask(now):
-                continue
+        """Have hosts on the way say why nothing arrives, if they will: of a few in each look."""
+        unexplained = [
+            each
+            for each in self._suspects.values()
+            if each.answered_at is None
+            and (
+                each.next_at <= now
+                or (now - each.since < PROVOKE_S and self._unreachable(each) is None)
+            )
+        ]
+        for suspect in sorted(unexplained, key=lambda each: each.provoked_at)[:PROVOKED]:
+            if not self._echoes.may_ask(now):
+                return
+            suspect.provoked_at = now
             self._echoes.spend(1)
             endpoint = suspect.peer.endpoint
             self._errors.provoke(endpoint.address, endpoint.port)
