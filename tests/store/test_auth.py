@@ -71,7 +71,9 @@ def test_role_added_while_a_daemon_runs(locked: Locked, caplog: pytest.LogCaptur
                 lease = await store.update(A, TWO, 600, revision=lease.revision)
                 await store.snapshot()
                 assert logins(locked) - before <= 1
-                await until(lambda number=number: follower.known()[str(B)] == f"192.0.2.{number}")
+                await until(
+                    lambda number=number: follower.known().get(str(B)) == f"192.0.2.{number}"
+                )
             # A watch begun with such a token, too.
             locked.world.raw.call("auth/role/add", name="anything-else")
             locked.login()
