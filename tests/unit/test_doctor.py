@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -395,6 +396,18 @@ async def test_an_endpoint_that_refuses_and_one_that_connects() -> None:
 # The command line
 
 
+@pytest.fixture
+def _logging_as_before() -> Iterator[None]:
+    """The command sets up logging for itself, which would be that of every later test."""
+    root, ours = logging.getLogger(), logging.getLogger("tundp")
+    before = root.level, ours.level, root.handlers[:]
+    yield
+    root.setLevel(before[0])
+    ours.setLevel(before[1])
+    root.handlers[:] = before[2]
+
+
+@pytest.mark.usefixtures("_logging_as_before")
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
