@@ -64,6 +64,10 @@ IP_PMTUDISC_INTERFACE: Final = 4
 IP_RECVERR: Final = 11
 IP_FREEBIND: Final = 15
 
+# linux/icmp.h
+ICMP_FILTER: Final = 1
+"""Of SOL_RAW: a bit for each ICMP type the socket shall not get."""
+
 # linux/errqueue.h
 SO_EE_ORIGIN_LOCAL: Final = 1
 
@@ -72,10 +76,12 @@ SO_SNDBUFFORCE: Final = 32
 """2.6.14"""
 SO_RCVBUFFORCE: Final = 33
 """2.6.14"""
+SO_ATTACH_FILTER: Final = 26
 SO_RXQ_OVFL: Final = 40
 """2.6.33"""
 
 # linux/socket.h: levels of setsockopt
+SOL_RAW: Final = 255
 SOL_PACKET: Final = 263
 SOL_NETLINK: Final = 270
 
@@ -294,8 +300,3 @@ NUD_PROBE: Final = 0x10
 NUD_FAILED: Final = 0x20
 NUD_NOARP: Final = 0x40
 NUD_PERMANENT: Final = 0x80
-
-# Raw ICMP sockets: linux/icmp.h, linux/in.h, asm-generic/socket.h.
-ICMP_FILTER: Final = 1
-SO_ATTACH_FILTER: Final = 26
-SOL_RAW: Final = 255
