@@ -58,6 +58,18 @@ async def server(family: str) -> AsyncIterator[Connect]:
             return opened
 
         web_server = HttpServer({"/small": small, "/big": big}, stop_s=0.1)
+
+        async def ticks(request: web.Request) -> web.StreamResponse:
+            web_server.hold(request)
+            response = web.StreamResponse()
+            await response.prepare(request)
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    await response.write(b"tick")
+                    await asyncio.sleep(0.01)
+            return response
+
+        web_server.add("/ticks", ticks)
         await web_server.open()
         listening = await web_server.listen(sock)
         try:
@@ -145,6 +157,30 @@ def test_no_connection_lasts(
         async with server(family) as connect:
             held = await hold(connect, request_)
             await until(lambda: is_gone(held), "the server has closed it")
+
+    run(main())
+
+
+def test_a_stream_lasts_and_makes_room_for_nobody(
+    run: Run, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "LIFE_S", 0.3)
+    monkeypatch.setattr(http_server, "YOUNG_S", 0.0)
+
+    async def main() -> None:
+        async with server(family) as connect:
+            reader, writer = await connect()
+            writer.write(b"GET /ticks" + HOST)
+            assert b"tick" in await reader.readuntil(b"tick")
+            silent, _ = await connect()
+            crowd = [await connect() for _ in range(connections_max() + 40)]
+            with contextlib.suppress(ConnectionError):
+                assert await silent.read() == b""  # too old, as is the stream
+            with contextlib.suppress(ConnectionError):
+                assert await crowd[0][0].read() == b""
+            # More than has been waiting here since the others were closed.
+            for _ in range(150):
+                await reader.readuntil(b"tick")
 
     run(main())
 
