@@ -295,7 +295,7 @@ async def test_lines_and_json(make_overlay: MakeOverlay, tmp_path: Path) -> None
         one, two = overlay.nodes[1], overlay.nodes[2]
         async with (
             capturing(one, tmp_path / "1", "-c", "4", "icmp and host", one.pod_address) as text,
-            capturing(one, tmp_path / "2", "-o", "json", "-c", "4", "--outer", "icmp") as lines,
+            capturing(one, tmp_path / "2", "-o", "json", "-c", "16", "--outer", "icmp") as lines,
             capturing(one, tmp_path / "3", "--for", "1s", "--drops", "reason no_route") as timed,
             PingStream(one.pod, two.pod_address),
         ):
