@@ -488,7 +488,7 @@ def runner() -> Iterator[Runner]:
 
 
 CHOSEN = tuple(ROWS) if os.environ.get("TUNDP_LABS") == "all" else tuple(ROWS)[::3]
-"""Each takes seconds of traffic that fails first: a third in the whole suite, all by `make labs`."""
+"""Each takes seconds of traffic that fails first: a third in the suite, all by `make labs`."""
 
 
 @pytest.mark.parametrize("name", CHOSEN)
