@@ -293,6 +293,44 @@ def test_a_restart_keeps_the_command_line_and_the_log(tmp_path: Path) -> None:
     assert command.endswith(f"</dev/null >>{log} 2>&1")
 
 
+def test_a_restart_keeps_the_variables_and_the_folder(tmp_path: Path) -> None:
+    """Run by a shell that has neither; and no secret is in the command."""
+    said = tmp_path / "said"
+    program = (
+        "import os, sys\n"
+        "if sys.argv[1:]:\n"
+        f"    open({str(said)!r}, 'w').write(repr((os.getcwd(), sys.argv[1:],"
+        " os.environ.get('FLANNELD_ETCD_PASSWORD'), os.environ.get('FLANNELD_ETCD_PREFIX'),"
+        " os.environ.get('TUNDP_STORE'))))\n"
+        "    sys.exit()\n"
+        "input()\n"
+    )
+    file = tmp_path / "daemon.py"
+    file.write_text(program)
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    variables = {"FLANNELD_ETCD_PASSWORD": "ge'h\"eim $x", "FLANNELD_ETCD_PREFIX": "/a b;c"}
+    with subprocess.Popen(
+        [sys.executable, str(file)],
+        stdin=subprocess.PIPE,
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], **variables},
+    ) as process:
+        try:
+            await_command_line(process.pid)
+            command = remedy.restart(process.pid, "--public-ip=")
+            assert "heim" not in command
+            assert process.stdin is not None
+            shell = subprocess.Popen(["sh", "-c", command], cwd="/", env={"PATH": "/usr/bin:/bin"})
+            # The shell waits until its parent has reaped the old one.
+            process.wait(30)
+            assert shell.wait(30) == 0
+        finally:
+            process.kill()
+    until_sync(lambda: said.exists() and said.read_text(), "the new one has said what it got")
+    assert said.read_text() == repr((str(folder), ["--public-ip="], *variables.values(), None))
+
+
 def test_a_lease_is_deleted_with_the_credentials_files_and_no_password() -> None:
     settings = Settings(
         etcd_endpoints=("https://a:2379",), etcd_cafile="/ca", etcd_username="u", etcd_password="p"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 from pathlib import Path
@@ -14,6 +15,8 @@ from tundp.settings.show import reported
 
 UNITS: Final = ("tundp.service", "flanneld.service")
 _SECRETS: Final = frozenset(flag.name for flag in SETTABLE if flag.is_secret)
+_VARIABLES: Final = frozenset(flag.variable for flag in SETTABLE)
+_SECRET_VARIABLES: Final = frozenset(flag.variable for flag in SETTABLE if flag.is_secret)
 _DETACHED: Final = "setsid -f"
 _QUIET: Final = "</dev/null >/dev/null 2>&1"
 
@@ -43,8 +46,9 @@ def start(settings: Settings) -> str:
 def restart(pid: int, *flags: str) -> str:
     """The command that ends the daemon and starts it as it was, with `flags` at the end.
 
-    Empty if its command line cannot be read or shows a secret, or if systemd would start it
-    at the same time: then its unit is what has to be changed (`unit_of`).
+    As it was: with its variables and in its folder. A secret variable is taken over unseen. Empty
+    if its command line cannot be read or shows a secret, or if systemd would start it at the same
+    time: then its unit is what has to be changed (`unit_of`).
     """
     if unit_of(pid):
         return f"systemctl restart {unit_of(pid)}" if not flags else ""
@@ -54,9 +58,10 @@ def restart(pid: int, *flags: str) -> str:
     log = _log_of(pid)
     # Not kill -0, which a process that ended and was not waited for answers, too.
     wait = f"while grep -q . /proc/{pid}/cmdline 2>/dev/null; do sleep 0.1; done"
-    line = shlex.join([*words, *flags])
+    keep, variables = _environment(pid)
+    line = " ".join(filter(None, (*variables, _DETACHED, shlex.join([*words, *flags]))))
     where = f"</dev/null >>{shlex.quote(log)} 2>&1" if log else _QUIET
-    return f"kill {pid}; {wait}; {_DETACHED} {line} {where}"
+    return f"{keep}kill {pid}; {wait}; {_folder(pid)}{line} {where}"
 
 
 def unit_of(pid: int) -> str:
@@ -98,6 +103,34 @@ def _command_line(pid: int) -> list[str]:
     except OSError:
         return []
     return [os.fsdecode(word) for word in text.split(b"\0")[:-1]]
+
+
+def _environment(pid: int) -> tuple[str, list[str]]:
+    """What a shell does first, and assignments for one command: the daemon's own variables."""
+    found: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        block = Path(f"/proc/{pid}/environ").read_bytes()
+        found = dict(os.fsdecode(line).partition("=")[::2] for line in block.split(b"\0"))
+    keep, assignments = "", []
+    for variable in sorted(_VARIABLES & found.keys()):
+        if variable in _SECRET_VARIABLES:
+            keep += (
+                f"kept_{variable}=$(tr '\\0' '\\n' </proc/{pid}/environ"
+                f" | sed -n 's/^{variable}=//p'); "
+            )
+            assignments.append(f'{variable}="$kept_{variable}"')
+        else:
+            assignments.append(f"{variable}={shlex.quote(found[variable])}")
+    return keep, assignments
+
+
+def _folder(pid: int) -> str:
+    """A change to the folder a process has, whose paths may be relative to it; or nothing."""
+    try:
+        folder = Path(f"/proc/{pid}/cwd").readlink()
+    except OSError:
+        return ""
+    return f"cd {shlex.quote(str(folder))} && " if folder.is_dir() else ""
 
 
 def _log_of(pid: int) -> str:
