@@ -113,7 +113,7 @@ async def test_pods_of_class_e_reach_each_other(make_overlay: MakeOverlay) -> No
 async def test_a_peer_whose_only_way_is_the_overlay_is_refused_until_there_is_another(
     make_overlay: MakeOverlay,
 ) -> None:
-    key, inside = "10.5.200.0-24", "10.5.9.1"
+    key, inside = "10.5.200.0-24", "10.5.209.1"
     async with make_overlay(start=False, nodes=1) as overlay:
         one = overlay.nodes[1]
         reservations = {key: inside, "10.5.201.0-24": "192.0.2.77"}
@@ -146,7 +146,7 @@ async def test_routes_over_our_device_for_other_addresses_refuse_those(
     async with make_overlay(start=False, nodes=1) as overlay:
         one = overlay.nodes[1]
         key, far = "10.5.200.0-24", "198.51.100.9"
-        inside_key, inside = "10.5.201.0-24", "10.5.9.1"
+        inside_key, inside = "10.5.201.0-24", "10.5.209.1"
         write_leases(overlay, {"Network": "10.5.0.0/16"}, {key: far, inside_key: inside})
         await must_run(one.host, "ip", "route", "add", "default", "via", "192.0.2.254")
         await must_run(one.host, "ip", "link", "add", "eth1", "type", "veth", "peer", "name", "b")
@@ -217,19 +217,19 @@ async def test_config_check_fails_when_no_lease_would_be_a_peer(
 ) -> None:
     async with make_overlay(start=False, nodes=1) as overlay:
         one = overlay.nodes[1]
-        inside = {"10.5.200.0-24": "10.5.9.1", "10.5.201.0-24": "10.5.9.2"}
+        inside = {"10.5.200.0-24": "10.5.209.1", "10.5.201.0-24": "10.5.209.2"}
         write_leases(overlay, {"Network": "10.5.0.0/16"}, inside)
         await must_run(one.host, "ip", "route", "add", "default", "via", "192.0.2.254")
         code, found = await check(one)
         assert (code, found["peers"]["verdict"]) == (1, "fail")
         assert "2 of 2" in found["peers"]["evidence"]
-        assert "10.5.9.1" in found["peers"]["evidence"]
+        assert "10.5.209.1" in found["peers"]["evidence"]
         # One that is reached is enough for a warning that names the other.
-        await must_run(one.host, "ip", "route", "add", "10.5.9.2", "via", "192.0.2.254")
+        await must_run(one.host, "ip", "route", "add", "10.5.209.2", "via", "192.0.2.254")
         code, found = await check(one)
         assert (code, found["peers"]["verdict"]) == (0, "warn")
         assert "1 of 2" in found["peers"]["evidence"]
-        await must_run(one.host, "ip", "route", "add", "10.5.9.1", "via", "192.0.2.254")
+        await must_run(one.host, "ip", "route", "add", "10.5.209.1", "via", "192.0.2.254")
         code, found = await check(one)
         assert (code, found["peers"]["verdict"]) == (0, "ok")
 

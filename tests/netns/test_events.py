@@ -141,7 +141,7 @@ async def test_a_killed_daemon_leaves_its_last_drops_and_leases(make_overlay: Ma
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         assert await ping(one.host, two.tunnel_address)
-        await ping(one.host, "10.5.77.7", timeout_s=0.2)
+        await ping(one.host, "10.5.177.7", timeout_s=0.2)
 
         async def is_dropped() -> bool:
             counted = (await one.status_document())["counters"]
@@ -155,12 +155,12 @@ async def test_a_killed_daemon_leaves_its_last_drops_and_leases(make_overlay: Ma
         assert dead == alive
         drops = [each for each in dead["drops"] if each["reason"] == "no_route"]
         packet = bytes.fromhex(drops[-1]["packet"])
-        assert packet[16:20] == bytes([10, 5, 77, 7])
+        assert packet[16:20] == bytes([10, 5, 177, 7])
         leases = [each for each in dead["control"] if each["kind"] == "lease"]
         assert subnet in [each["fields"]["subnet"] for each in leases]
         assert any("rules made" in each["text"] for each in dead["control"])
         shown = await blackbox(one)
-        assert "encap drop no_route" in shown and "> 10.5.77.7 ICMP echo request" in shown
+        assert "encap drop no_route" in shown and "> 10.5.177.7 ICMP echo request" in shown
         await overlay.start_daemon(one)
         await overlay.wait_ready([one])
         assert json.loads(await blackbox(one, "--json"))["pid"] != dead["pid"]
@@ -189,7 +189,7 @@ async def test_a_trace_shows_where_a_packet_went(make_overlay: MakeOverlay, tmp_
         log = tmp_path / "trace"
         tracing = await traced(one, log, "-c", "3", "--kernel=false")
         assert await ping(one.host, two.tunnel_address)
-        await ping(one.host, "10.5.77.7", timeout_s=0.2)
+        await ping(one.host, "10.5.177.7", timeout_s=0.2)
         await until_ended(tracing)
         said, sent, answer, lost = re.split(r"(?m)^(?=#)", log.read_text())
         assert "Not looked at: netfilter (--kernel=false), and other nodes" in said
@@ -291,7 +291,7 @@ async def test_the_flight_recorder_is_copied_when_asked_and_on_a_burst(
 
         def is_copied() -> bool:
             for _ in range(100):
-                sock.sendto(b"for nobody", ("10.5.77.7", 9))
+                sock.sendto(b"for nobody", ("10.5.177.7", 9))
             return len(copies()) == 2
 
         with sock:

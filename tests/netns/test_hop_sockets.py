@@ -20,11 +20,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 
 from tests.nodes import MakeOverlay, answers, counters, has_received, must_run
+from tests.stopped import stop
 from tests.wait import until
 from tundp.lab.lab import Host
 from tundp.lab.overlay import LabNode, OverlayLab
@@ -157,12 +157,6 @@ async def is_quiet(node: LabNode) -> bool:
     before = (await counters(node))["encap"]["packets_in"]
     await asyncio.sleep(0.1)
     return bool((await counters(node))["encap"]["packets_in"] == before)
-
-
-def states_of(tasks: Path) -> Iterator[str]:
-    """State of each thread of a process: proc(5), the field behind the name."""
-    for path in tasks.glob("*/stat"):
-        yield path.read_text().rpartition(")")[2].split()[0]
 
 
 async def has_full(node: LabNode, count: int) -> bool:
@@ -308,10 +302,8 @@ async def test_what_the_kernel_drops_before_us_has_a_name(make_overlay: MakeOver
         one, two = overlay.nodes[1], overlay.nodes[2]
         await start(overlay, "mmsg", [])
         sock = await one.host.socket(socket.SOCK_DGRAM)
-        tasks = Path(f"/proc/{one.daemon.pid}/task")
-        one.daemon.send_signal(signal.SIGSTOP)
+        stop(one.daemon.pid)
         try:
-            await until(lambda: set(states_of(tasks)) == {"T"}, "every thread is stopped")
             # The TUN's queue takes 5,000.
             for _ in range(5300):
                 sock.sendto(b"x", (two.tunnel_address, 9))

@@ -34,6 +34,7 @@ from tests.nodes import (
     log_contains,
     readiness,
 )
+from tests.stopped import stop
 from tests.wait import DEADLINE_S, together, until
 from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import PingStream
@@ -115,7 +116,7 @@ async def cut_off(overlay: OverlayLab, node: LabNode) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def hung(overlay: OverlayLab, node: LabNode) -> AsyncIterator[None]:
     """etcd is there and does nothing."""
-    os.kill(overlay.etcd.pid, signal.SIGSTOP)
+    stop(overlay.etcd.pid)
     try:
         yield
     finally:
@@ -132,7 +133,7 @@ async def test_a_node_that_slept_past_its_ttl_never_takes_its_subnet_back(
         await overlay.start_daemon(one, "--lease-ttl=2", HEALTH, METRICS)
         await overlay.wait_ready([one, three])
         key = key_of(one)
-        one.daemon.send_signal(signal.SIGSTOP)
+        stop(one.daemon.pid)
         began = time.monotonic()
         await until(lambda: no_longer(overlay, key))
         print(f"TTL 2 s: gone from etcd {time.monotonic() - began:.1f} s after SIGSTOP")

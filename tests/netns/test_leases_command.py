@@ -14,7 +14,7 @@ from tundp.lab.lab import stop_process
 from tundp.lab.overlay import LabNode
 
 TUNDP = (sys.executable, "-m", "tundp")
-LEASE = "subnets/10.5.77.0-24"
+LEASE = "subnets/10.5.177.0-24"
 
 
 async def leases(node: LabNode, *arguments: str) -> str:
@@ -33,7 +33,7 @@ async def test_who_has_and_who_had_a_subnet(make_overlay: MakeOverlay) -> None:
                 [*TUNDP, "leases", "history", "-f", f"--admin-socket={one.admin_socket}"], log=log
             )
             await overlay.write_etcd(LEASE, json.dumps({"PublicIP": "192.0.2.77"}))
-            await until(lambda: has_peer(one, "10.5.77.0/24", "192.0.2.77"))
+            await until(lambda: has_peer(one, "10.5.177.0/24", "192.0.2.77"))
             found = json.loads(await leases(one, "--json"))
             by_key = {each["key"]: each for each in found["leases"]}
             own = found["own_key"]
@@ -43,14 +43,14 @@ async def test_who_has_and_who_had_a_subnet(make_overlay: MakeOverlay) -> None:
             assert len(by_key[own]["node_id"]) >= 16
             (other,) = (each for each in by_key.values() if each["public_ip"] == two.public_ip)
             assert other["state"] == "peer"
-            assert by_key["10.5.77.0-24"]["node_id"] == ""
-            assert re.search(r"(?m)^10\.5\.77\.0-24 +192\.0\.2\.77 +peer", await leases(one))
+            assert by_key["10.5.177.0-24"]["node_id"] == ""
+            assert re.search(r"(?m)^10\.5\.177\.0-24 +192\.0\.2\.77 +peer", await leases(one))
 
             await overlay.write_etcd(LEASE, json.dumps({"PublicIP": "192.0.2.78"}))
-            await until(lambda: has_peer(one, "10.5.77.0/24", "192.0.2.78"))
+            await until(lambda: has_peer(one, "10.5.177.0/24", "192.0.2.78"))
             await overlay.delete_etcd(LEASE)
             refused = {"PublicIP": "192.0.2.79", "BackendType": "vxlan"}
-            await overlay.write_etcd("subnets/10.5.79.0-24", json.dumps(refused))
+            await overlay.write_etcd("subnets/10.5.179.0-24", json.dumps(refused))
 
             async def events() -> list[dict[str, Any]]:
                 document = json.loads(await leases(one, "history", "--json"))
@@ -67,11 +67,11 @@ async def test_who_has_and_who_had_a_subnet(make_overlay: MakeOverlay) -> None:
             about = [(each["kind"], each["key"], each["public_ip"]) for each in found_events]
             assert about[0] == ("snapshot", "", None)
             assert about[1:] == [
-                ("come", "10.5.77.0-24", "192.0.2.77"),
-                ("moved", "10.5.77.0-24", "192.0.2.78"),
-                ("gone", "10.5.77.0-24", "192.0.2.78"),
-                ("come", "10.5.79.0-24", "192.0.2.79"),
-                ("refused", "10.5.79.0-24", "192.0.2.79"),
+                ("come", "10.5.177.0-24", "192.0.2.77"),
+                ("moved", "10.5.177.0-24", "192.0.2.78"),
+                ("gone", "10.5.177.0-24", "192.0.2.78"),
+                ("come", "10.5.179.0-24", "192.0.2.79"),
+                ("refused", "10.5.179.0-24", "192.0.2.79"),
             ]
             assert found_events[2]["before"] == "192.0.2.77"
             revisions = [each["revision"] for each in found_events]
@@ -81,12 +81,12 @@ async def test_who_has_and_who_had_a_subnet(make_overlay: MakeOverlay) -> None:
             assert "belongs to another backend" in found_events[5]["text"]
 
             async def is_followed() -> bool:
-                return "refused 10.5.79.0-24" in followed.read_text()
+                return "refused 10.5.179.0-24" in followed.read_text()
 
             await until(is_followed, "history -f to print the last event")
             follower.send_signal(signal.SIGINT)
             await stop_process(follower)
-        kinds = re.findall(r"(?m)rev \d+ (\w+) 10\.5\.7[79]\.0-24", followed.read_text())
+        kinds = re.findall(r"(?m)rev \d+ (\w+) 10\.5\.17[79]\.0-24", followed.read_text())
         assert kinds == ["come", "moved", "gone", "come", "refused"]
         # An answer that is none, and a question that is none.
         status = await one.host.run(

@@ -30,6 +30,7 @@ from tests.nodes import (
     log_contains,
     store_is,
 )
+from tests.stopped import stop
 from tests.wait import DEADLINE_S, until
 from tundp.lab.overlay import OverlayLab
 from tundp.lab.traffic import PingStream, ping
@@ -101,7 +102,7 @@ async def test_peer_removed_then_back(make_overlay: MakeOverlay) -> None:
         one, two = overlay.nodes[1], overlay.nodes[2]
         leases = json.loads(overlay.lease_file.read_text())["leases"]
         key = str(two.gateway.network).replace("/", "-")
-        two.daemon.send_signal(signal.SIGSTOP)  # or it would take its lease back at once
+        stop(two.daemon.pid)  # or it would take its lease back at once
         edit_leases(overlay, lambda leases: leases.pop(key))
         await until(lambda: has_peer_count(one, 0))
         answer = await ping(one.host, two.tunnel_address)

@@ -333,7 +333,7 @@ async def test_nothing_leaks_and_cleanup_leaves_nothing(make_overlay: MakeOverla
             sink = Sink(sock)
 
             async def leaks() -> bool:
-                await ping(one.host, "10.5.9.9", timeout_s=0.1)
+                await ping(one.host, "10.5.209.9", timeout_s=0.1)
                 return sink.count() > 0
 
             await until(leaks)  # so the sink does see it: as yet there is no overlay

@@ -174,22 +174,22 @@ async def test_what_is_dropped_behind_a_peer_is_told_from_silence(
 @one_engine
 async def test_the_lease_of_a_dead_host_is_named(make_overlay: MakeOverlay) -> None:
     async with make_overlay(start=False) as overlay:
-        leases = {"10.5.77.0-24": {"PublicIP": "192.0.2.77"}}
+        leases = {"10.5.177.0-24": {"PublicIP": "192.0.2.77"}}
         overlay.lease_file.write_text(json.dumps({"config": NETWORK, "leases": leases}))
         for node in overlay.nodes.values():
             await overlay.start_daemon(node)
         for node in overlay.nodes.values():
             await node.wait_for_peers(2)
         one, two = overlay.nodes[1], overlay.nodes[2]
-        async with pinging(one.host, "10.5.77.9"), pinging(one.host, two.tunnel_address):
+        async with pinging(one.host, "10.5.177.9"), pinging(one.host, two.tunnel_address):
             await until_told(
                 one,
-                r"^silent: 10\.5\.77\.0/24 at 192\.0\.2\.77:8285: .* by eth0, neighbour"
+                r"^silent: 10\.5\.177\.0/24 at 192\.0\.2\.77:8285: .* by eth0, neighbour"
                 r" (FAILED|INCOMPLETE); no such host on eth0: is 192\.0\.2\.77 up\?",
             )
             lines = (await shown(one)).splitlines()
             rows = [line.split()[0] for line in lines if re.search(r"^10\.5\.\S+ +\S+:8285", line)]
-            assert rows == ["10.5.77.0/24", str(two.gateway.network)], "the silent one first"
+            assert rows == ["10.5.177.0/24", str(two.gateway.network)], "the silent one first"
 
 
 # Ours

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from tests.nodes import MakeLab, MakeOverlay
+from tests.stopped import stop
 from tests.wait import DEADLINE_S, until
 from tundp import demo
 from tundp.choices import DemoStore
@@ -160,7 +161,7 @@ async def test_sigterm_while_waiting_for_the_store(make_overlay: MakeOverlay) ->
 async def test_second_signal_kills_at_once(make_overlay: MakeOverlay) -> None:
     async with make_overlay(nodes=1) as overlay:
         one = overlay.nodes[1]
-        one.daemon.send_signal(signal.SIGSTOP)
+        stop(one.daemon.pid)
         one.daemon.terminate()
         one.daemon.send_signal(signal.SIGINT)
         one.daemon.send_signal(signal.SIGCONT)

@@ -17,6 +17,7 @@ import pytest
 
 from tests.netns.test_tried_process import start
 from tests.nodes import MakeOverlay, answers, lease_is, readiness
+from tests.stopped import stop
 from tests.wait import until
 from tundp.lab.overlay import LabNode, OverlayLab
 
@@ -123,7 +124,7 @@ async def test_a_suspension_keeps_the_subnet(make_overlay: MakeOverlay, tmp_path
         await overlay.start_daemon(two)
         await overlay.wait_ready()
         subnet = one.gateway
-        one.daemon.send_signal(signal.SIGSTOP)
+        stop(one.daemon.pid)
         await asyncio.sleep(3)
         clocks.shift(monotonic_s=-3)
         one.daemon.send_signal(signal.SIGCONT)

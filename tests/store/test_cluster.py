@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.lease_plane import LeasePlane
+from tests.stopped import stop
 from tests.store.support import (
     FREQUENT_PINGS,
     ONE_SUBNET,
@@ -275,7 +276,7 @@ def test_leader_back_from_suspend_tells_nothing_old(
             await world.put(str(A), value("192.0.2.1"))
             assert by_key((await stores[name].snapshot()).leases) == {str(A): "192.0.2.1"}
         others = [member for member in cluster.members if member is not leader]
-        os.kill(leader.pid, signal.SIGSTOP)
+        stop(leader.pid)
         await cluster.leader(others)
         for world in worlds.values():
             await asyncio.to_thread(world.at(others[0]).put, str(A), value("192.0.2.2"))
@@ -318,7 +319,7 @@ def test_hung_leader_is_left_by_claims_and_watches(
             for name, world in worlds.items():
                 nodes[name] = make_node(world.open(first), "192.0.2.1", lease_ttl_s=6, retry_s=0.3)
                 await stack.enter_async_context(nodes[name].up())
-            os.kill(leader.pid, signal.SIGSTOP)
+            stop(leader.pid)
             await cluster.leader([member for member in cluster.members if member is not leader])
             await asyncio.gather(
                 *(in_world(world, [nodes[name]]) for name, world in worlds.items())

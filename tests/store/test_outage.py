@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from urllib3 import Timeout
 
+from tests.stopped import stop
 from tests.store.support import (
     Etcd3World,
     EtcdWorld,
@@ -234,7 +235,7 @@ def test_stuck_etcd_fails_calls_in_time(
     async def main() -> None:
         reader, writer, watcher = (own_world.open() for _ in range(3))
         revision = (await reader.snapshot()).revision
-        os.kill(etcd.pid, signal.SIGSTOP)
+        stop(etcd.pid)
         async with background(outcome(watcher.wait(revision))) as waiting:
             results = await asyncio.gather(
                 outcome(reader.snapshot()), outcome(writer.create(A, ONE, 600))
@@ -259,7 +260,7 @@ def test_stuck_etcd_does_not_hold_up_the_end_of_the_loop(
     async def main() -> None:
         store = own_world.open()
         await store.snapshot()
-        os.kill(etcd.pid, signal.SIGSTOP)
+        stop(etcd.pid)
         call = asyncio.ensure_future(store.snapshot())
         await asyncio.sleep(0.1)
         call.cancel()
@@ -295,7 +296,7 @@ def test_watch_on_an_etcd_that_hangs_is_noticed(
     async def main() -> None:
         own_world.put(str(A), '{"PublicIP":"192.0.2.1"}')
         async with following(own_world.open()) as follower:
-            os.kill(etcd.pid, signal.SIGSTOP)
+            stop(etcd.pid)
             await until(lambda: follower.outage.is_on)
             assert follower.known() == {str(A): "192.0.2.1"}
             os.kill(etcd.pid, signal.SIGCONT)
