@@ -25,6 +25,7 @@ from tundp.lab.lab import Host, stop_process
 from tundp.lab.overlay import LabNode
 from tundp.lab.traffic import PingStream, ping
 from tundp.observe import schema
+from tundp.top import source as source_module
 
 TUNDP = (sys.executable, "-m", "tundp", "top")
 SCHEMA = json.loads(Path(schema.__file__).with_name("top.schema.json").read_text())
@@ -155,6 +156,36 @@ async def test_flows_add_up_and_the_filter_does_the_work(make_overlay: MakeOverl
             for row in each["flows"]["rows"]:
                 rate = row["packets_out"] / each["flows"]["seconds"]
                 assert row["packets_out_s"] == pytest.approx(rate, rel=0.05, abs=0.1)
+
+
+async def test_what_cannot_be_read_in_time_is_counted_and_estimated(
+    make_overlay: MakeOverlay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that rests for seconds, and a ring of 2,048 records."""
+    monkeypatch.setattr(source_module, "RING", 1 << 18)
+    monkeypatch.setattr(source_module, "READ_SHARE", 20_000)
+    async with make_overlay() as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        source = source_module.Source(one.admin_socket, interval=1.0)
+        try:
+            await source.set_flows("udp port 9000 and encap")
+            await source.flows_begin()
+            sent = 12_000
+            await send(one.host, two.tunnel_address, sent)
+            feed = source._flows
+            assert feed is not None
+
+            async def is_all_told() -> bool:
+                return feed._table._records + feed._lost == sent
+
+            await until(is_all_told, "each record to be read or lost")
+            flows = feed.take(lambda _: "")
+        finally:
+            await source.close()
+        (row,) = flows.rows
+        assert flows.lost > 0
+        assert (row.packets_out, flows.records) == (sent - flows.lost, sent - flows.lost)
+        assert row.packets_out_s * flows.seconds == pytest.approx(sent, rel=0.01)
 
 
 async def test_keys_do_what_the_help_says(make_overlay: MakeOverlay) -> None:

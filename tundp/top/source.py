@@ -16,7 +16,7 @@ from typing import Final
 from tundp.admin import fetch_document, open_events
 from tundp.errors import PlatformError, TundpError
 from tundp.linux.threads import owner_of, threads_of
-from tundp.observe.events import BadQuery
+from tundp.observe.events import BadQuery, EventStream
 from tundp.observe.top import Flows, TopRound
 from tundp.top.counts import Sample, round_of, sample_of
 from tundp.top.flows import SNAP, STAGES, FlowTable, PeerOf, peer_finder
@@ -131,7 +131,8 @@ class FlowFeed:
         self._path = path
         self._table = FlowTable()
         self._error = ""
-        self._lost = self._lost_taken = 0
+        self._stream: EventStream | None = None
+        self._lost_before = self._lost_taken = 0
         self._taken_at = time.monotonic()
         self._has_begun = asyncio.Event()
         self._task = asyncio.ensure_future(self._follow())
@@ -146,16 +147,21 @@ class FlowFeed:
 
     def take(self, peer_of: PeerOf) -> Flows:
         """The flows since the last call."""
-        now = time.monotonic()
+        now, lost = time.monotonic(), self._lost
         found = self._table.take(
             seconds=now - self._taken_at,
-            lost=self._lost - self._lost_taken,
+            lost=lost - self._lost_taken,
             peer_of=peer_of,
             text=self.text,
             error=self._error,
         )
-        self._taken_at, self._lost_taken = now, self._lost
+        self._taken_at, self._lost_taken = now, lost
         return found
+
+    @property
+    def _lost(self) -> int:
+        """Records lost since the start, as far as the daemon has told."""
+        return self._lost_before + (0 if self._stream is None else self._stream.lost)
 
     async def close(self) -> None:
         """End it."""
@@ -180,12 +186,13 @@ class FlowFeed:
             if not self._has_begun.is_set():
                 self._taken_at = time.monotonic()
                 self._has_begun.set()
-            lost_before = self._lost
-            async for _, data in stream.raw():
-                started = time.perf_counter()
-                try:
+            self._stream = stream
+            try:
+                async for _, data in stream.raw():
+                    started = time.perf_counter()
                     self._table.add(data)
-                except ValueError as error:
-                    raise PlatformError(f"the daemon's events cannot be read: {error}") from None
-                self._lost = lost_before + stream.lost
-                await asyncio.sleep(READ_SHARE * (time.perf_counter() - started))
+                    await asyncio.sleep(READ_SHARE * (time.perf_counter() - started))
+            except ValueError as error:
+                raise PlatformError(f"the daemon's events cannot be read: {error}") from None
+            finally:
+                self._lost_before, self._stream = self._lost, None
