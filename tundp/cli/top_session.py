@@ -8,9 +8,10 @@ import json
 import shutil
 import signal
 import sys
+from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_error
 from tundp.cli.top_screen import Screen, takes_utf8, why_no_screen
@@ -51,16 +52,37 @@ class Session:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._end)
         try:
-            await self._source.set_flows(self._wanted_flows())
-            await self._source.flows_begin()
-            self._round = await self._source.look()
+            await self._unless_stopped(self._begin())
+            if self._stop.is_set():
+                return EXIT_OK
             if self._is_plain():
                 return await self._print_rounds()
             with Screen(loop) as shown:
-                await self._run_screen(shown)
+                is_counted_out = await self._run_screen(shown)
+            if is_counted_out and self._round is not None:
+                # What was asked for in so many rounds is gone with the screen.
+                self._print(self._round)
             return EXIT_OK
         finally:
             await self._source.close()
+
+    async def _begin(self) -> None:
+        """The look that rounds begin with."""
+        await self._source.set_flows(self._wanted_flows())
+        await self._source.flows_begin()
+        self._round = await self._source.look()
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that may take as long as a daemon likes, until a signal ends it."""
+        task = asyncio.ensure_future(work)
+        stopped = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if self._stop.is_set():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        else:
+            task.result()
 
     def _end(self) -> None:
         self._stop.set()
@@ -91,15 +113,17 @@ class Session:
             if self._stop.is_set():
                 return EXIT_OK
             left = None if left is None else left - 1
-            try:
-                found = await self._source.look()
-            except PlatformError as error:
+            await self._unless_stopped(self._look())
+            if self._stop.is_set():
+                return EXIT_OK
+            if self._trouble:
                 if not has_failed:
-                    print_error(error, "tundp top")
+                    print_error(self._trouble, "tundp top")
                 has_failed = True
                 continue
             has_failed = False
-            self._print(found)
+            assert self._round is not None, "a look gives a round or trouble"
+            self._print(self._round)
         return EXIT_FAILED if has_failed else EXIT_OK
 
     def _print(self, found: TopRound) -> None:
@@ -143,8 +167,11 @@ class Session:
 
     # On a screen
 
-    async def _run_screen(self, shown: Screen) -> None:
-        """Look and draw in turn with what keys and signals want, until one of them ends it."""
+    async def _run_screen(self, shown: Screen) -> bool:
+        """Look and draw in turn with what keys and signals want, until one of them ends it.
+
+        Whether --count ended it.
+        """
         left = self._options.count
         shown.on_change = self._wake.set
         self._draw(shown)
@@ -166,15 +193,16 @@ class Session:
                     looking.result()
                     looking = None
                     next_look = clock() + self._source.interval
-                    left = None if left is None else left - 1
-                    if left == 0:
-                        return
+                    left = None if left is None else max(0, left - 1)
+                    if left == 0 and not self._trouble:
+                        return True
                 shown.check()
                 if await self._apply(shown):
-                    return
+                    return False
                 if looking is None:
                     next_look = min(next_look, clock() + self._source.interval)
                 self._draw(shown)
+            return False
         finally:
             if looking is not None:
                 looking.cancel()
@@ -192,7 +220,7 @@ class Session:
             self._round = await self._source.look()
             self._trouble = ""
         except PlatformError as error:
-            self._trouble = f"{error} (trying again)"
+            self._trouble = f"{error}; trying again"
 
     async def _apply(self, shown: Screen) -> bool:
         """Do what the keys typed want; whether one of them ends it."""
