@@ -52,7 +52,8 @@ class FlowTable:
         self._seen: dict[int, dict[Key, _Count]] = {_TUN_READ: {}, _UDP_RECEIVE: {}}
         self._peers: dict[Key, int] = {}
         self._idle: dict[Key, int] = {}
-        self._records = 0
+        self.records = 0
+        """Event records that were counted."""
         self._unlisted = 0
 
     def add(self, data: bytes) -> None:
@@ -61,7 +62,7 @@ class FlowTable:
             seen = self._seen.get(stage)
             if is_dropped or seen is None:
                 continue
-            self._records += 1
+            self.records += 1
             key, header_len = _key(data[start:end], is_out=stage == _TUN_READ)
             count = seen.get(key)
             if count is None:
@@ -86,7 +87,7 @@ class FlowTable:
             for key, rounds in self._idle.items()
             if key not in seen and rounds + 1 < IDLE_ROUNDS
         }
-        scale = (self._records + lost) / self._records if self._records else 1.0
+        scale = (self.records + lost) / self.records if self.records else 1.0
         nothing = _Count()
         rows = [
             _rate(
@@ -100,7 +101,7 @@ class FlowTable:
         ]
         found = Flows(
             filter=text,
-            records=self._records,
+            records=self.records,
             lost=lost,
             unlisted=self._unlisted,
             error=error,
@@ -111,7 +112,7 @@ class FlowTable:
         self._idle |= dict.fromkeys(seen if len(seen) < FLOWS_MAX else (), 0)
         self._peers = {key: outer for key, outer in self._peers.items() if key in self._idle}
         self._seen = {_TUN_READ: {}, _UDP_RECEIVE: {}}
-        self._records = self._unlisted = 0
+        self.records = self._unlisted = 0
         return found
 
     def clear(self) -> None:

@@ -147,7 +147,7 @@ class FlowFeed:
 
     def take(self, peer_of: PeerOf) -> Flows:
         """The flows since the last call."""
-        now, lost = time.monotonic(), self._lost
+        now, lost = time.monotonic(), self.lost
         found = self._table.take(
             seconds=now - self._taken_at,
             lost=lost - self._lost_taken,
@@ -159,7 +159,12 @@ class FlowFeed:
         return found
 
     @property
-    def _lost(self) -> int:
+    def seen(self) -> int:
+        """Records read since the last call of `take`."""
+        return self._table.records
+
+    @property
+    def lost(self) -> int:
         """Records lost since the start, as far as the daemon has told."""
         return self._lost_before + (0 if self._stream is None else self._stream.lost)
 
@@ -195,4 +200,4 @@ class FlowFeed:
             except ValueError as error:
                 raise PlatformError(f"the daemon's events cannot be read: {error}") from None
             finally:
-                self._lost_before, self._stream = self._lost, None
+                self._lost_before, self._stream = self.lost, None
