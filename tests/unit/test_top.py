@@ -238,7 +238,7 @@ def records(*given: tuple[Stage, bytes, dict[str, Any]]) -> bytes:
             stage=stage,
             packet_id=number,
             length=fields.pop("length", len(packet)),
-            packet=packet[:64],
+            packet=packet[: flows_module.SNAP],
             **fields,
         ).pack()
         for number, (stage, packet, fields) in enumerate(given)
@@ -548,6 +548,9 @@ def test_trouble_and_foreign_text_are_one_clean_line() -> None:
     assert any("no daemon \\x1b[2J\\nanswers" in line for line in shown)
     starting = replace(a_round(), notes=["the daemon is starting: \x1b]0;x\x07 漢字" + "漢" * 99])
     for line in screen(starting, View(), Size(width=80, height=24)):
+        assert line.text.isprintable()
+    odd = replace(a_round().peers[0], standing="\x1b[7m\nrow", public_ip="\u202e1")
+    for line in screen(replace(a_round(), peers=[odd]), View(), Size(width=120, height=24)):
         assert line.text.isprintable()
     assert plain_ascii("a…b µs 漢") == "a~b us \\u6f22"
 
