@@ -310,6 +310,47 @@ async def test_a_daemon_that_goes_and_comes_back(make_overlay: MakeOverlay) -> N
             assert await terminal.ends() == 0
 
 
+async def test_a_daemon_that_hangs_is_named_and_holds_up_no_signal(
+    make_overlay: MakeOverlay,
+) -> None:
+    async with make_overlay() as overlay:
+        one = overlay.nodes[1]
+        async with Terminal(*flags(one, "-d", "0.3", "-n", "3")) as terminal:
+            assert await terminal.ends() == 0
+            last = terminal.output.rpartition("\x1b[?1049l")[2]
+            assert "SUBNET" in last, "the last round is there when the screen is gone"
+        async with Terminal(*flags(one, "-d", "0.3")) as terminal:
+            await terminal.shows("^SUBNET")
+            os.kill(one.daemon.pid, signal.SIGSTOP)
+            try:
+                await terminal.shows(r"^no answer from the daemon for \d+ s")
+                terminal.type("d")
+                await terminal.shows("^drops by")
+                async with Terminal(*flags(one), width=81) as late:
+                    # It waits for its first answer.
+                    await until(lambda: is_asking(late.process.pid), "it to ask")
+                    late.process.send_signal(signal.SIGINT)
+                    assert await late.ends() == 0
+            finally:
+                os.kill(one.daemon.pid, signal.SIGCONT)
+            await until(lambda: "no answer" not in terminal.screen.text, "an answer")
+            terminal.type("q")
+            assert await terminal.ends() == 0
+
+
+def is_asking(pid: int) -> bool:
+    """Whether a process has caught SIGINT and holds a socket: it has asked the daemon."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    caught = int(text.partition("SigCgt:")[2].split()[0], 16)
+    sockets = [
+        target
+        for each in Path(f"/proc/{pid}/fd").iterdir()
+        if (target := os.readlink(each)).startswith("socket:")
+    ]
+    # A pair of them wakes the loop up for signals; SIGHUP is caught by nobody else.
+    return bool(caught & 1 << (signal.SIGHUP - 1)) and len(sockets) >= 3
+
+
 @pytest.mark.parametrize(
     ("environment", "word"),
     [({"TERM": "dumb"}, "TERM is 'dumb'"), ({"TERM": "no-such"}, "no terminfo entry")],
