@@ -27,6 +27,7 @@ from tundp.cli import (
     replay,
     run,
     status,
+    top,
     trace,
 )
 from tundp.cli.command import Command, example_lines
@@ -44,6 +45,7 @@ from tundp.errors import ConfigError, FilterError, Interrupted, TundpError
 COMMANDS: Final[tuple[Command[Any], ...]] = (
     run.COMMAND,
     status.COMMAND,
+    top.COMMAND,
     doctor.COMMAND,
     drops.COMMAND,
     trace.COMMAND,
@@ -80,6 +82,7 @@ EXAMPLES: Final = (
     ("tundp run --etcd-endpoints=http://192.0.2.9:2379 --iface=eth0", ""),
     ("tundp run --store=file:/var/lib/tundp/leases.json", "without etcd"),
     ("tundp status", "peers, packets, drops and their reasons"),
+    ("tundp top", "packets and bits a second, live: by peer, by flow"),
     ("tundp drops", "what was dropped, why, and what to look at next"),
     ("tundp explain 10.5.1.2 10.5.2.3", "what would become of such a packet"),
     ("tundp doctor", "what keeps pods apart, and the command that mends it"),

@@ -221,6 +221,15 @@ class EventStream:
 
     async def batches(self) -> AsyncIterator[list[Event]]:
         """The events of one worker at a time, as they arrive; for whoever has many to deal with."""
+        async for worker, data in self.raw():
+            try:
+                records = list(unpack(memoryview(data)))
+            except ValueError as error:
+                raise PlatformError(f"the daemon's event stream is broken: {error}") from None
+            yield [await self._event(worker, record) for record in records]
+
+    async def raw(self) -> AsyncIterator[tuple[int, bytes]]:
+        """Number of a worker and its next records, as bytes: for whoever only counts them."""
         while True:
             try:
                 kind, data = await self._frame()
@@ -230,11 +239,7 @@ class EventStream:
                 self._lost = json.loads(data).get("lost", {})
             elif kind == FrameKind.RECORDS:
                 worker, _ = _WORKER.unpack_from(data)
-                try:
-                    records = list(unpack(memoryview(data)[_WORKER.size :]))
-                except ValueError as error:
-                    raise PlatformError(f"the daemon's event stream is broken: {error}") from None
-                yield [await self._event(worker, record) for record in records]
+                yield worker, data[_WORKER.size :]
 
     async def _frame(self) -> tuple[int, bytes]:
         kind, length = _FRAME.unpack(await self._read(_FRAME.size))

@@ -16,6 +16,7 @@ from tundp.observe.leases import LEASES_SCHEMA, Leases
 from tundp.observe.ledger import LEDGER_SCHEMA, Ledger
 from tundp.observe.replay import REPLAY_SCHEMA, Replayed
 from tundp.observe.status import STATUS_SCHEMA, Status
+from tundp.observe.top import TOP_SCHEMA, TopRound
 
 PATH: Final = Path(__file__).with_name("status.schema.json")
 DROPS_PATH: Final = Path(__file__).with_name("drops.schema.json")
@@ -38,6 +39,7 @@ _OTHERS: Final[dict[str, tuple[type[Any], str]]] = {
     "explain": (Explanation, f"tundp explain, schema {EXPLAIN_SCHEMA}"),
     "ledger": (Ledger, f"GET /v1/ledger, schema {LEDGER_SCHEMA}"),
     "replay": (Replayed, f"tundp replay, schema {REPLAY_SCHEMA}"),
+    "top": (TopRound, f"tundp top, schema {TOP_SCHEMA}"),
 }
 
 
