@@ -18,6 +18,7 @@ from tundp.admin import fetch_document
 from tundp.errors import PlatformError
 from tundp.lab.overlay import LabNode
 from tundp.lab.traffic import PingStream
+from tundp.observe.health import LAG_MAX_S
 
 MB: Final = 1 << 20
 SAMPLE_S: Final = 2.0
@@ -36,6 +37,10 @@ LOG_FIRST_BYTES: Final = 64 << 10
 """Of any log: each kind of line may come a few times at once before it is held back."""
 FDS: Final = 12
 THREADS: Final = 12
+STALL: Final = re.compile(
+    rb"event loop was late by (?P<late>\d+) ms, (?P<waited>\d+|not known how much)"
+)
+"""daemon/stall_watch.py's words."""
 BAD_LINE: Final = re.compile(
     rb"Traceback|\bbug\b|please report|never awaited|\bexception was never", re.IGNORECASE
 )
@@ -67,8 +72,20 @@ class Watched:
     unanswered: int = 0
     silent_probes: int = 0
     dead_probes: int = 0
+    starved_probes: int = 0
+    """Those that found an event loop late, which had been ready and had no processor."""
+    last_stall: str = ""
+    """What the daemon's log said last of a late event loop."""
     document: dict[str, Any] = field(default_factory=dict)
     log_at: int = 0
+
+
+def had_no_processor(line: str) -> bool:
+    """Whether a late event loop would have been in time with a processor of its own."""
+    found = STALL.search(line.encode())
+    if found is None or not found["waited"].isdigit():
+        return False
+    return int(found["late"]) - int(found["waited"]) < LAG_MAX_S * 1000
 
 
 class Judge:
@@ -151,10 +168,16 @@ class Judge:
                 self.found(f"{name} healthz silent", f"{watched.silent_probes} times: {error!r}")
             return
         watched.silent_probes = 0
-        if status != 200:
+        if status == 200:
+            watched.last_stall = ""
+        else:
+            self.read_log(watched)
+            if "event-loop failed" in body and had_no_processor(watched.last_stall):
+                watched.starved_probes += 1
+                return
             watched.dead_probes += 1
             if watched.dead_probes > self.slack - 1:
-                self.found(f"{name} healthz {status}", body)
+                self.found(f"{name} healthz {status}", f"{body}\n{watched.last_stall}")
 
     async def ask(self, watched: Watched) -> dict[str, Any] | None:
         """The status; a fault if it takes longer than ANSWER_S."""
@@ -190,6 +213,8 @@ class Judge:
         end = new.rfind(b"\n") + 1
         watched.log_at += end
         for line in new[:end].splitlines():
+            if STALL.search(line):
+                watched.last_stall = line.decode(errors="replace")
             if BAD_LINE.search(line):
                 text = line[:300].decode(errors="replace")
                 self.found(f"node{watched.node.number} log: {text[24:90]}", text)
@@ -228,7 +253,8 @@ class Judge:
             self.found(f"{name} log", f"{log_len} bytes in {seconds:.0f} s")
         return (
             f"{name}: memory {grown}; descriptors {fds}; threads {threads}; slowest status "
-            f"{watched.slowest_s:.2f} s, {watched.unanswered} asked again; "
+            f"{watched.slowest_s:.2f} s, {watched.unanswered} asked again, "
+            f"{watched.starved_probes} times late for want of a processor; "
             f"log {log_len / seconds:.0f} B/s; MB each tenth: {tenths(watched.samples)}; "
             f"by place: {memory.change(after.places, last.places)}"
         )

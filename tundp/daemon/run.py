@@ -32,6 +32,7 @@ from tundp.daemon.journal import Journal
 from tundp.daemon.looker import NodeLooker
 from tundp.daemon.node import Node
 from tundp.daemon.resources import Resources
+from tundp.daemon.stall_watch import StallWatch
 from tundp.daemon.stores import store_name
 from tundp.daemon.subnet_file import read_text
 from tundp.daemon.supervise import Supervisor
@@ -222,6 +223,7 @@ async def _open_desk(
         desk.metrics_server = server
         tasks.append(asyncio.ensure_future(supervisor.keep("serve metrics", server.run)))
     stack.push_async_callback(_cancel, *tasks)
+    stack.enter_context(StallWatch(asyncio.get_running_loop()).watching())
     return desk
 
 
