@@ -175,10 +175,11 @@ def lines(trace: Trace, number: int, node: str) -> Iterator[str]:
 
 
 def _line(node: str, after_ns: int, event: Event, text: str) -> str:
-    return f"  {node} {_after(after_ns):>9}  {STAGE_NAMES[event.stage]:<11}  {text}".rstrip()
+    return f"  {node} {after_text(after_ns):>9}  {STAGE_NAMES[event.stage]:<11}  {text}".rstrip()
 
 
-def _after(after_ns: int) -> str:
+def after_text(after_ns: int) -> str:
+    """Nanoseconds since the first stage, for people."""
     if after_ns < 10_000_000:
         return f"+{after_ns / 1000:.0f}us"
     return f"+{after_ns / 1_000_000:.1f}ms"
