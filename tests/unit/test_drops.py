@@ -11,7 +11,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -41,7 +41,7 @@ from tundp.observe.drops import (
     selection_of,
 )
 from tundp.observe.kernel_drops import KERNEL_NAMES
-from tundp.observe.skb_rows import skb_rows
+from tundp.observe.skb_rows import SkbRow, SkbTally
 from tundp.observe.skb_steps import Place, SkbStep, step_of
 from tundp.observe.status import (
     CountersStatus,
@@ -297,11 +297,18 @@ def seen(inner: bytes, reason: str = "NEIGH_FAILED") -> SkbStep:
     return step
 
 
+def skb_rows(steps: Iterable[SkbStep], text: str = "") -> Sequence[SkbRow]:
+    tally = SkbTally(parse(text))
+    for step in steps:
+        tally.add(step)
+    return tally.rows()
+
+
 STEPS = (*(seen(WEB) for _ in range(3)), seen(dns("10.5.3.9")), seen(WEB, "QDISC_DROP"))
 
 
 def test_what_the_kernel_dropped_meanwhile_is_shown_by_its_reason() -> None:
-    rows = skb_rows((*STEPS, seen(WEB, "PACKET_SOCK_ERROR")), parse(""))
+    rows = skb_rows((*STEPS, seen(WEB, "PACKET_SOCK_ERROR")))
     assert [(row.reason, row.count, row.peer) for row in rows] == [
         ("NEIGH_FAILED", 4, "192.0.2.3"),
         ("QDISC_DROP", 1, "192.0.2.3"),
@@ -322,9 +329,9 @@ def test_what_the_kernel_dropped_meanwhile_is_shown_by_its_reason() -> None:
 
 
 def test_a_selection_is_of_the_kernels_drops_too() -> None:
-    assert [row.count for row in skb_rows(STEPS, parse("tcp"))] == [3, 1]
-    assert [row.count for row in skb_rows(STEPS, parse("peer 192.0.2.9"))] == []
-    assert [row.count for row in skb_rows(STEPS, parse("reason no_route"))] == []
+    assert [row.count for row in skb_rows(STEPS, "tcp")] == [3, 1]
+    assert [row.count for row in skb_rows(STEPS, "peer 192.0.2.9")] == []
+    assert [row.count for row in skb_rows(STEPS, "reason no_route")] == []
 
 
 def test_a_drop_of_the_kernel_in_one_line() -> None:

@@ -172,24 +172,26 @@ async def _report(path: Path, options: DropsOptions, text: str) -> DropsReport:
     import asyncio
 
     from tundp.admin import fetch_status
-    from tundp.cli.skb_look import kept, skb_look
+    from tundp.cli.skb_look import counted, skb_look
     from tundp.observe.drops import Look, selection_of
+    from tundp.observe.skb_rows import SkbTally
     from tundp.observe.skb_steps import Place
 
     wanted = selection_of(text)
     notes: list[str] = []
     looks = [Look(await fetch_status(path), time.monotonic())]
+    tally = SkbTally(wanted.filter)
     async with contextlib.AsyncExitStack() as stack:
         look = None
         if options.interval > 0:
             place = Place.of_status(looks[0].status)
             if options.kernel and place is not None:
                 look = await stack.enter_async_context(skb_look(place, notes))
-            async with kept(look):
+            async with counted(look, tally):
                 await asyncio.sleep(options.interval)
             looks.append(Look(await fetch_status(path), time.monotonic()))
         report = await _made(path, options, looks, wanted, notes)
-        return report if look is None else look.added(report, wanted.filter)
+        return report if look is None else look.added(report, tally)
 
 
 async def _made(

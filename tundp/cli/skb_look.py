@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tundp.errors import PlatformError
-from tundp.linux.skb_drops import SkbDrops, batches, skb_drops
+from tundp.linux.skb_drops import LOOK_S, SkbDrops, batches, skb_drops
 from tundp.observe.skb_steps import Place, SkbStep, step_of
 
 if TYPE_CHECKING:
     from tundp.observe.drops import DropsReport
-    from tundp.wire.filter import Filter
+    from tundp.observe.skb_rows import SkbTally
 
 
 class SkbLook:
@@ -24,7 +25,6 @@ class SkbLook:
         self._drops = drops
         self._place = place
         self._began_s = time.monotonic()
-        self.steps: list[SkbStep] = []
 
     @property
     def lost(self) -> int:
@@ -38,20 +38,16 @@ class SkbLook:
                 if (step := step_of(drop, self._place)) is not None:
                     yield step
 
-    async def keep(self) -> None:
-        """Keep each drop, until cancelled."""
+    async def count(self, tally: SkbTally) -> None:
+        """Count each drop, until cancelled."""
         async for step in self.follow():
-            self.steps.append(step)
+            tally.add(step)
 
-    def added(self, report: DropsReport, packets: Filter) -> DropsReport:
+    def added(self, report: DropsReport, tally: SkbTally) -> DropsReport:
         """The report with what was seen."""
-        from dataclasses import replace
-
-        from tundp.observe.skb_rows import skb_rows
-
         return replace(
             report,
-            kernel_seen=skb_rows(self.steps, packets),
+            kernel_seen=tally.rows(),
             kernel_looked_s=round(time.monotonic() - self._began_s, 3),
             kernel_lost=self.lost,
         )
@@ -71,16 +67,16 @@ async def skb_look(place: Place, notes: list[str]) -> AsyncIterator[SkbLook | No
 
 
 @contextlib.asynccontextmanager
-async def kept(look: SkbLook | None) -> AsyncIterator[None]:
-    """Keep what is dropped while the block lasts."""
+async def counted(look: SkbLook | None, tally: SkbTally) -> AsyncIterator[None]:
+    """Count what is dropped while the block lasts."""
     if look is None:
         yield
         return
-    keeping = asyncio.ensure_future(look.keep())
+    counting = asyncio.ensure_future(look.count(tally))
     try:
         yield
     finally:
-        # One look more than the pause between two, for what was dropped last.
-        await asyncio.sleep(0.06)
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
+        # One look more, for what was dropped last.
+        await asyncio.sleep(LOOK_S * 1.2)
+        counting.cancel()
+        await asyncio.gather(counting, return_exceptions=True)

@@ -205,7 +205,10 @@ def _hint(code: int | None) -> str:
             lockdown = False
         if lockdown:
             return ": it is locked down (confidentiality)"
-        return ": that needs CAP_BPF and CAP_PERFMON (root), and no seccomp filter against bpf"
+        return (
+            ": that needs CAP_BPF and CAP_PERFMON (root), no seccomp filter against bpf, and before"
+            " linux 5.11 ulimit -l unlimited"
+        )
     if code == errno.EINVAL:
         return ": that needs linux 5.8"
     if code == errno.ENOSYS:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tundp.observe.skb_steps import SkbStep, is_wanted
+from tundp.wire.facts import Direction
 
 if TYPE_CHECKING:
     from tundp.wire.filter import Filter
+
+_Kind = tuple[str, Direction, str | None, str, bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,30 +40,40 @@ class SkbRow:
     next_step: str = ""
 
 
-def skb_rows(steps: Iterable[SkbStep], packets: Filter) -> Sequence[SkbRow]:
-    """A row a kind, the most frequent first; without copies.
+class SkbTally:
+    """Counts drops by kind, and keeps the last of each."""
 
-    Datagrams whose inner packet is out of sight are counted whatever the filter says of it.
-    """
-    kinds: dict[tuple[object, ...], list[SkbStep]] = {}
-    for step in steps:
-        if step.is_copy or is_wanted(step, packets) is False:
-            continue
+    def __init__(self, packets: Filter) -> None:
+        """packets: which are counted."""
+        self._packets = packets
+        self._counts: Counter[_Kind] = Counter()
+        self._last: dict[_Kind, SkbStep] = {}
+
+    def add(self, step: SkbStep) -> None:
+        """One drop; copies are none.
+
+        A datagram whose inner packet is out of sight counts whatever the filter says of that.
+        """
+        if step.is_copy or is_wanted(step, self._packets) is False:
+            return
         drop = step.drop
-        key = (drop.reason, step.direction, drop.function, drop.device, step.peer is not None)
-        kinds.setdefault(key, []).append(step)
-    return [_row(kind) for kind in sorted(kinds.values(), key=lambda kind: -len(kind))]
+        kind = (drop.reason, step.direction, drop.function, drop.device, step.peer is not None)
+        self._counts[kind] += 1
+        self._last[kind] = step
+
+    def rows(self) -> Sequence[SkbRow]:
+        """A row a kind, the most frequent first."""
+        return [_row(self._last[kind], count) for kind, count in self._counts.most_common()]
 
 
-def _row(kind: Sequence[SkbStep]) -> SkbRow:
-    last = kind[-1]
+def _row(last: SkbStep, count: int) -> SkbRow:
     return SkbRow(
         reason=last.drop.reason,
         direction=last.direction.name.lower(),
         function=last.drop.function,
         device=last.drop.device,
         is_outer=last.peer is not None,
-        count=len(kind),
+        count=count,
         peer=None if last.peer is None else str(last.peer),
         example=last.words,
         means=last.means,
