@@ -16,7 +16,7 @@ TABLES := tundp/choices.py tundp/engine/counters.py tundp/engine/hop_slots.py tu
 NATIVE := setup.py $(TABLES) $(wildcard native/*.py native/*/*.h native/*/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help root build demo test lint check bench micro scale neighbours silence churn look events refused hostile fuzz cross rungs labs format clean
+.PHONY: help root build demo test lint check bench micro scale neighbours silence churn look events skbdrops refused hostile fuzz cross rungs labs format clean
 
 help:
 	@echo 'make demo     two nodes with pods in network namespaces, checked end to end (root)'
@@ -31,6 +31,7 @@ help:
 	@echo 'make look     what one look for obstacles costs on a host with much to look at (root)'
 	@echo 'make churn    what hundreds of veth pairs and 10,000 routes that change cost (root)'
 	@echo 'make events   what a trace, a capture and a flood of drops cost the packet threads (root)'
+	@echo 'make skbdrops what looking at the drops of the kernel costs them (root)'
 	@echo 'make refused  what 20,000 refused leases and 100,000 broken keys cost (root)'
 	@echo 'make hostile   everything hostile at once, for HOSTILE_SECONDS=3600 on real daemons (root)'
 	@echo 'make fuzz     every parser and the engines under a fuzzer; FUZZ_SECONDS=60 for each,'
@@ -96,6 +97,10 @@ look: root build
 events: root build
 	@setup/apt.sh demo
 	@$(PY) -m bench.events
+
+skbdrops: root build
+	@setup/apt.sh demo
+	@$(PY) -m bench.skb_drops
 
 refused: root build
 	@setup/apt.sh demo

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from tundp.layout import Cell, Column, Figure, Grid, Line
 from tundp.observe.drops import DropExample, DropRow, DropsReport
+from tundp.observe.skb_steps import SkbStep
 from tundp.wire.drop import DropReason
 
 _REASONS = {reason.label: reason for reason in DropReason}
@@ -45,8 +46,9 @@ def drops_parts(report: DropsReport) -> Iterator[RenderableType]:
         )
     for note in report.notes:
         yield Line(Text.assemble(("note: ", "yellow"), note))
-    if report.drops or report.kernel:
+    if report.drops or report.kernel or report.kernel_seen:
         yield Text()
+    yield from _seen_lines(report)
     yield from _kernel_lines(report)
     for each in report.balances:
         verdict = ("holds", "green") if each.holds else ("VIOLATED", "red")
@@ -76,6 +78,18 @@ def event_line(example: DropExample) -> Line:
     if (known := _REASONS.get(example.reason)) is not None:
         text.append(f": {known.means}")
     return Line(text)
+
+
+def skb_line(step: SkbStep) -> Line:
+    """One drop of the kernel as it happens."""
+    at = step.drop.time_ns / 1e9
+    return Line(
+        Text.assemble(
+            f"{time.strftime('%H:%M:%S', time.localtime(at))}.{int(at % 1 * 1e6):06d} kernel ",
+            (step.drop.reason, "yellow"),
+            f" {step.words}{step.where}: {step.means}",
+        )
+    )
 
 
 def _grid(report: DropsReport) -> Grid:
@@ -108,6 +122,26 @@ def _meaning(row: DropRow) -> Line:
     name = (f"{row.direction} {row.reason}", "yellow")
     text = "; ".join(filter(None, (row.means, row.next_step)))
     return Line(Text.assemble(name, f": {text}"))
+
+
+def _seen_lines(report: DropsReport) -> Iterator[Line]:
+    """What the kernel dropped while the command looked."""
+    if report.kernel_seen is None:
+        return
+    seconds = f"{report.kernel_looked_s or 0:.1f} s"
+    if report.kernel_seen or report.kernel_lost:
+        yield Line(Text(f"dropped by the kernel in these {seconds}:"))
+    else:
+        yield Line(Text(f"the kernel dropped none in these {seconds}"))
+    for row in report.kernel_seen:
+        where = f" in {row.function}" if row.function else ""
+        device = f", {row.device}" if row.device else ""
+        peer = f", datagrams, peer {row.peer}" if row.is_outer else ""
+        text = f" {row.count:,}{where}{device}{peer}: {row.means}; {row.next_step}"
+        name = (f"  {row.direction} {row.reason}", "yellow")
+        yield Line(Text.assemble(name, f"{text.rstrip('; ')}; last: {row.example}"), indent=6)
+    if report.kernel_lost:
+        yield Line(Text(f"  {report.kernel_lost:,} came too fast to be looked at"))
 
 
 def _kernel_lines(report: DropsReport) -> Iterator[Line]:

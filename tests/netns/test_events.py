@@ -192,7 +192,10 @@ async def test_a_trace_shows_where_a_packet_went(make_overlay: MakeOverlay, tmp_
         await ping(one.host, "10.5.177.7", timeout_s=0.2)
         await until_ended(tracing)
         said, sent, answer, lost = re.split(r"(?m)^(?=#)", log.read_text())
-        assert "Not looked at: netfilter (--kernel=false), and other nodes" in said
+        assert (
+            "Not looked at: netfilter and the kernel's drops (--kernel=false), pods' own network"
+            " namespaces, other nodes\n"
+        ) in said
         assert re.fullmatch(
             r"#1 \S+ > 10\.5\.\d+\.0 ICMP echo request .*\n"
             r"  192\.0\.2\.1 +\+0us  tun\.read\n"

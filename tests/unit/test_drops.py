@@ -11,7 +11,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -28,6 +28,8 @@ from tundp.admin import serve_admin
 from tundp.cli.drops import rewrite
 from tundp.errors import FilterError
 from tundp.linux.kernel_counts import namespace_counts
+from tundp.linux.skb_drops import Place as Namespace
+from tundp.linux.skb_drops import SkbDrop
 from tundp.observe import schema
 from tundp.observe.codec import Malformed
 from tundp.observe.drops import (
@@ -39,6 +41,8 @@ from tundp.observe.drops import (
     selection_of,
 )
 from tundp.observe.kernel_drops import KERNEL_NAMES
+from tundp.observe.skb_rows import SkbRow, SkbTally
+from tundp.observe.skb_steps import Place, SkbStep, step_of
 from tundp.observe.status import (
     CountersStatus,
     DaemonState,
@@ -46,7 +50,8 @@ from tundp.observe.status import (
     KernelStatus,
     Status,
 )
-from tundp.show_drops import drops_parts, event_line
+from tundp.show_drops import drops_parts, event_line, skb_line
+from tundp.wire.filter import parse
 
 GOLDEN = Path(__file__).with_name("golden")
 SCHEMA = json.loads(schema.DROPS_PATH.read_text(encoding="utf-8"))
@@ -268,6 +273,73 @@ def test_what_the_kernel_dropped_is_said_to_be_ours_or_not() -> None:
     heading = next(at for at, line in enumerate(lines) if "by whomever" in line)
     theirs = next(at for at, line in enumerate(lines) if "nf_conntrack.drop 7" in line)
     assert ours < heading < theirs
+
+
+def seen(inner: bytes, reason: str = "NEIGH_FAILED") -> SkbStep:
+    """A datagram the kernel dropped on its way to a peer."""
+    outer = packets.udp(inner, sport=8285, dport=8285, source="192.0.2.1", destination="192.0.2.3")
+    drop = SkbDrop(
+        time_ns=int(NOW * 1e9) + 4000,
+        reason=reason,
+        function="neigh_invalidate",
+        device="eth0",
+        place=Namespace.HERE,
+        packet=outer[:96],
+    )
+    place = Place(
+        network=IPv4Network("10.5.0.0/16"),
+        subnet=IPv4Network("10.5.1.0/24"),
+        node=IPv4Address("192.0.2.1"),
+        port=8285,
+    )
+    step = step_of(drop, place)
+    assert step is not None
+    return step
+
+
+def skb_rows(steps: Iterable[SkbStep], text: str = "") -> Sequence[SkbRow]:
+    tally = SkbTally(parse(text))
+    for step in steps:
+        tally.add(step)
+    return tally.rows()
+
+
+STEPS = (*(seen(WEB) for _ in range(3)), seen(dns("10.5.3.9")), seen(WEB, "QDISC_DROP"))
+
+
+def test_what_the_kernel_dropped_meanwhile_is_shown_by_its_reason() -> None:
+    rows = skb_rows((*STEPS, seen(WEB, "PACKET_SOCK_ERROR")))
+    assert [(row.reason, row.count, row.peer) for row in rows] == [
+        ("NEIGH_FAILED", 4, "192.0.2.3"),
+        ("QDISC_DROP", 1, "192.0.2.3"),
+    ]
+    found = replace(report(), kernel_seen=rows, kernel_looked_s=1.0, kernel_lost=7)
+    validate(json.loads(json.dumps(found.to_json())), SCHEMA)
+    text = " ".join(shown(found).split())
+    assert (
+        "dropped by the kernel in these 1.0 s: encap NEIGH_FAILED 4 in neigh_invalidate, eth0,"
+        " datagrams, peer 192.0.2.3: the next hop answers no ARP; ip neigh show dev eth0; is"
+        " 192.0.2.3, or the gateway to it, up?; last: 10.5.1.2:5353 > 10.5.3.9:53 UDP, 78 B"
+    ) in text
+    assert "7 came too fast to be looked at" in text
+    none = replace(report(), kernel_seen=[], kernel_looked_s=1.0)
+    assert "the kernel dropped none in these 1.0 s" in shown(none)
+    assert "dropped by the kernel in these" not in shown(report())
+    assert "dropped none" not in shown(report()), "it was not looked at"
+
+
+def test_a_selection_is_of_the_kernels_drops_too() -> None:
+    assert [row.count for row in skb_rows(STEPS, "tcp")] == [3, 1]
+    assert [row.count for row in skb_rows(STEPS, "peer 192.0.2.9")] == []
+    assert [row.count for row in skb_rows(STEPS, "reason no_route")] == []
+
+
+def test_a_drop_of_the_kernel_in_one_line() -> None:
+    line = " ".join(printed([skb_line(STEPS[3])]).split())
+    assert line.endswith(
+        ".000004 kernel NEIGH_FAILED 10.5.1.2:5353 > 10.5.3.9:53 UDP, 78 B in neigh_invalidate,"
+        " eth0, the datagram to 192.0.2.3: the next hop answers no ARP"
+    ), line
 
 
 def test_a_reason_of_a_newer_daemon_is_shown() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from tests.packets import udp
 from tundp.observe.events import Event, PeerName
-from tundp.observe.trace import OPEN_MAX, Story, Trace, Tracer, document, lines
+from tundp.observe.stories import Story, document
+from tundp.observe.trace import OPEN_MAX, Trace, Tracer, lines
 from tundp.wire.drop import DropReason
 from tundp.wire.event import Record, Stage
 

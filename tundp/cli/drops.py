@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import signal
 import time
@@ -20,8 +21,10 @@ from tundp.settings.parsers import parse_duration
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tundp.observe.drops import DropExample, DropsReport, Look
+    from tundp.cli.skb_look import SkbLook
+    from tundp.observe.drops import DropExample, DropsReport, Look, Selection
     from tundp.observe.events import EventStream
+    from tundp.wire.filter import Filter
 
 _TELL_S: Final = 0.5
 """Between two looks at how many events were lost."""
@@ -119,6 +122,12 @@ class DropsOptions:
         help="between the two looks that rates are made of; 0: one look, no rates",
         since="0.2.0",
     )
+    kernel: bool = option(
+        default=True,
+        help="look at what the kernel drops of the overlay's packets meanwhile, too: a BPF program"
+        " that runs at each drop; false: leave it alone",
+        since="0.2.0",
+    )
     output: DropsFormat = option(
         default=DropsFormat.TEXT,
         choice=DropsFormat,
@@ -148,7 +157,7 @@ def drops(given: Given[DropsOptions]) -> int:
     if options.follow:
         if options.since is not None:
             raise ConfigError("--since is about the past, --follow about what comes: give one")
-        return run_async(_follow(path, text, is_json=is_json))
+        return run_async(_follow(path, text, is_json=is_json, has_kernel=options.kernel))
     report = run_async(_report(path, options, text))
     if is_json:
         print_json(report.to_json())
@@ -162,23 +171,45 @@ def drops(given: Given[DropsOptions]) -> int:
 async def _report(path: Path, options: DropsOptions, text: str) -> DropsReport:
     import asyncio
 
-    from tundp.admin import fetch_blackbox, fetch_status
-    from tundp.linux.kernel_counts import namespace_counts
-    from tundp.observe.drops import Look, drops_report, read_examples, selection_of
+    from tundp.admin import fetch_status
+    from tundp.cli.skb_look import counted, skb_look
+    from tundp.observe.drops import Look, selection_of
+    from tundp.observe.skb_rows import SkbTally
+    from tundp.observe.skb_steps import Place
 
     wanted = selection_of(text)
-    looks: list[Look] = []
-    for wait in (0.0, options.interval):
-        if looks and wait <= 0:
-            break
-        await asyncio.sleep(wait)
-        looks.append(Look(await fetch_status(path), time.monotonic()))
+    notes: list[str] = []
+    looks = [Look(await fetch_status(path), time.monotonic())]
+    tally = SkbTally(wanted.filter)
+    async with contextlib.AsyncExitStack() as stack:
+        look = None
+        if options.interval > 0:
+            place = Place.of_status(looks[0].status)
+            if options.kernel and place is not None:
+                look = await stack.enter_async_context(skb_look(place, notes))
+            async with counted(look, tally):
+                await asyncio.sleep(options.interval)
+            looks.append(Look(await fetch_status(path), time.monotonic()))
+        report = await _made(path, options, looks, wanted, notes)
+        return report if look is None else look.added(report, tally)
+
+
+async def _made(
+    path: Path,
+    options: DropsOptions,
+    looks: Sequence[Look],
+    wanted: Selection,
+    notes: list[str],
+) -> DropsReport:
+    from tundp.admin import fetch_blackbox
+    from tundp.linux.kernel_counts import namespace_counts
+    from tundp.observe.drops import drops_report, read_examples
+
     if looks[-1].status.counters is None:
         raise PlatformError(
             f"the daemon on {path} counts no packets: it is starting, or its backend leaves them"
             " to the kernel; see tundp status"
         )
-    notes: list[str] = []
     examples: list[DropExample] | None = None
     try:
         examples, unread = read_examples(await fetch_blackbox(path))
@@ -197,13 +228,13 @@ async def _report(path: Path, options: DropsOptions, text: str) -> DropsReport:
     )
 
 
-async def _follow(path: Path, text: str, *, is_json: bool) -> int:
+async def _follow(path: Path, text: str, *, is_json: bool, has_kernel: bool) -> int:
     """Print drops until a signal, until the daemon ends, or nobody reads."""
     import asyncio
 
     loop, task = (
         asyncio.get_running_loop(),
-        asyncio.ensure_future(_print_drops(path, text, is_json)),
+        asyncio.ensure_future(_print_drops(path, text, is_json=is_json, has_kernel=has_kernel)),
     )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, task.cancel)
@@ -215,41 +246,90 @@ async def _follow(path: Path, text: str, *, is_json: bool) -> int:
     return EXIT_FAILED
 
 
-async def _print_drops(path: Path, text: str, is_json: bool) -> None:  # noqa: FBT001
+async def _print_drops(path: Path, text: str, *, is_json: bool, has_kernel: bool) -> None:
     """Print drops until the daemon ends."""
     import asyncio
-    import json
 
     from tundp.admin import open_events
-    from tundp.observe.codec import to_json
-    from tundp.observe.drops import example_of_event, selection_of
-    from tundp.show_drops import event_line
+    from tundp.cli.skb_look import skb_look
+    from tundp.observe.drops import selection_of
+    from tundp.observe.skb_steps import Place
 
     wanted = selection_of(f"drop and ({text})" if text else "drop").filter.text
-    console = terminal()
-    async with open_events(path, {"filter": wanted, "stages": "drop"}) as stream:
-        telling = asyncio.ensure_future(_tell_lost(stream))
+    async with contextlib.AsyncExitStack() as stack:
+        stream = await stack.enter_async_context(
+            open_events(path, {"filter": wanted, "stages": "drop"})
+        )
+        notes: list[str] = []
+        look = None
+        if has_kernel:
+            look = await stack.enter_async_context(skb_look(Place.of(stream.hello), notes))
+        for note in notes:
+            print_error(note, "tundp drops")
+        parts = [_print_events(stream, is_json=is_json), _tell_lost(stream, look)]
+        if look is not None:
+            packets = selection_of(text).filter
+            parts.append(_print_kernels(look, packets, is_json=is_json))
+        tasks = [asyncio.ensure_future(part) for part in parts]
         try:
-            async for event in stream:
-                example = example_of_event(event)
-                if is_json:
-                    print(json.dumps(to_json(example)), flush=True)
-                else:
-                    console.print(event_line(example), crop=False)
+            # The first ends with the daemon; any of them if nobody reads any more.
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            telling.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _tell_lost(stream: EventStream) -> None:
+async def _print_events(stream: EventStream, *, is_json: bool) -> None:
+    """Print the daemon's drops until it ends."""
+    import json
+
+    from tundp.observe.codec import to_json
+    from tundp.observe.drops import example_of_event
+    from tundp.show_drops import event_line
+
+    console = terminal()
+    async for event in stream:
+        example = example_of_event(event)
+        if is_json:
+            print(json.dumps(to_json(example)), flush=True)
+        else:
+            console.print(event_line(example), crop=False)
+
+
+async def _print_kernels(look: SkbLook, packets: Filter, *, is_json: bool) -> None:
+    """Print the kernel's drops until cancelled."""
+    import json
+
+    from tundp.observe.skb_steps import is_wanted, step_document
+    from tundp.show_drops import skb_line
+
+    console = terminal()
+    async for step in look.follow():
+        if step.is_copy or is_wanted(step, packets) is False:
+            continue
+        if is_json:
+            print(json.dumps({"kernel": step_document(step)}), flush=True)
+        else:
+            console.print(skb_line(step), crop=False)
+
+
+async def _tell_lost(stream: EventStream, look: SkbLook | None) -> None:
     """Say how many events were lost, also when none follow."""
     import asyncio
 
-    told = 0
+    told = told_kernels = 0
     while True:
         await asyncio.sleep(_TELL_S)
         if stream.lost > told:
             print_error(f"{stream.lost - told} drops came too fast to be shown", "tundp drops")
             told = stream.lost
+        if look is not None and look.lost > told_kernels:
+            lost = look.lost - told_kernels
+            print_error(f"{lost} drops of the kernel came too fast to be shown", "tundp drops")
+            told_kernels = look.lost
 
 
 def rewrite(arguments: Sequence[str]) -> list[str]:
@@ -267,8 +347,9 @@ COMMAND = Command(
     summary="what a running daemon dropped, why, and the last packet of each reason",
     description="""\
 A line for each reason and direction: how many packets since the daemon's start, how many a second
-now, the last one recorded, what that means and what to look at next. Below it whether every packet
-is accounted for, and what the kernel dropped around the daemon. FILTER is a packet filter as
+now, the last one recorded, what that means and what to look at next. Below it what the kernel drops
+of the overlay's packets while the command looks, by the kernel's own reason, whether every packet
+is accounted for, and what the kernel counted around the daemon. FILTER is a packet filter as
 tcpdump takes them, of inner packets: docs/debugging.md. Only root may ask.""",
     run=drops,
     options=DropsOptions,

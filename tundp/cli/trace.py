@@ -46,8 +46,9 @@ class TraceOptions:
     )
     kernel: bool = option(
         default=True,
-        help="follow the packets through netfilter, too: a table of ours marks packets of the"
-        " network while the trace lasts; false: leave netfilter alone",
+        help="follow the packets through netfilter and see what the kernel drops, too: a table of"
+        " ours marks packets of the network, and a BPF program runs at each drop, while the trace"
+        " lasts; false: leave both alone",
         since="0.2.0",
     )
     output: TraceFormat = option(
@@ -84,10 +85,11 @@ COMMAND = Command(
 Show each packet that matches FILTER with every stage it passes in a running daemon, and the time
 between them: read from the TUN, looked up, sent; received, written to the TUN; or dropped, with
 the reason and what to look at next. With nftables (iptables-nft included) also the rule that
-drops it before or behind the daemon. A super-packet is one packet here. FILTER is matched against
-inner packets by the packet threads: `icmp and host 10.5.2.3`, `tcp port 443`, `peer 192.0.2.2`,
-`reason no_route`. Costs nothing while it does not run; what it cannot keep up with is counted as
-lost, and no packet waits for it. Only root may ask.""",
+drops it before or behind the daemon, and with BPF what else the kernel drops there, inner and outer
+packets, with its own reason and function (linux 5.17). A super-packet is one packet here. FILTER is
+matched against inner packets by the packet threads: `icmp and host 10.5.2.3`, `tcp port 443`,
+`peer 192.0.2.2`, `reason no_route`. Costs nothing while it does not run; what it cannot keep up
+with is counted as lost, and no packet waits for it. Only root may ask.""",
     run=trace,
     options=TraceOptions,
     settings=WHICH_DAEMON,

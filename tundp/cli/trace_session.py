@@ -8,7 +8,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,10 +17,14 @@ from typing import TYPE_CHECKING, Any, Final
 from tundp.admin import open_events
 from tundp.cli.output import EXIT_OK, print_line
 from tundp.errors import PlatformError, Unsupported
+from tundp.linux import legacy_rules
 from tundp.linux.nft_trace import Path as NftPath
 from tundp.linux.nft_trace import nft_trace
+from tundp.linux.skb_drops import SkbDrop, SkbDrops, batches, skb_drops
 from tundp.observe.events import EventStream
-from tundp.observe.trace import Stories, Story, Tracer, document, story_lines
+from tundp.observe.skb_steps import Place, is_wanted, step_of
+from tundp.observe.stories import Stories, Story, document, story_lines
+from tundp.observe.trace import Tracer
 from tundp.wire.facts import Direction, facts_of
 from tundp.wire.filter import Filter
 
@@ -29,6 +34,8 @@ if TYPE_CHECKING:
 _LOOK_S: Final = 0.05
 _LATER_NS: Final = 1_000_000_000
 _SNAP: Final = 128
+_LEGACY_S: Final = 0.2
+"""Between two looks at the counts of legacy iptables; less than a story waits."""
 
 
 class Session:
@@ -40,6 +47,14 @@ class Session:
         self._filter = packets
         self._stop = asyncio.Event()
         self._shown = 0
+        self._drops: SkbDrops | None = None
+        self._undecided: Counter[str] = Counter()
+        """Drops of datagrams whose inner packet is not known, by reason."""
+        self._legacy: legacy_rules.Counts | None = None
+        """Counts of legacy iptables as of the last look; None if there is nothing to look at."""
+        self._looked_s = 0.0
+        self._is_netfilter = False
+        """Whether netfilter dropped a packet since the last look."""
 
     async def run(self) -> int:
         """Print each story when it is complete."""
@@ -49,36 +64,75 @@ class Session:
         query = {"filter": self._filter.text, "snap": str(_SNAP)}
         async with contextlib.AsyncExitStack() as stack:
             stream = await stack.enter_async_context(open_events(self._path, query))
-            paths = await self._open_paths(stack, stream)
+            sources = await self._open_kernel(stack, stream)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._options.for_):
-                    await self._show_all(stream, paths)
+                    await self._show_all(stream, sources)
             self._say_end(stream)
         return EXIT_OK
 
-    async def _open_paths(
+    async def _open_kernel(
         self, stack: contextlib.AsyncExitStack, stream: EventStream
-    ) -> AsyncIterator[NftPath] | None:
-        """Netfilter's account; None, and a word about it, where there is none."""
-        found, why_not = None, "--kernel=false"
+    ) -> dict[str, AsyncIterator[Any]]:
+        """What netfilter and kernel tell; a word about what they do not."""
+        found: dict[str, AsyncIterator[Any]] = {}
+        has_pods = False
+        unseen = ["netfilter and the kernel's drops (--kernel=false)"]
         if self._options.kernel:
+            network = IPv4Network(stream.hello.network)
+            unseen = []
             try:
-                network = IPv4Network(stream.hello.network)
-                found = await stack.enter_async_context(nft_trace(network))
+                found["paths"] = await stack.enter_async_context(nft_trace(network))
             except (Unsupported, PlatformError) as error:
-                why_not = str(error)
-        unseen = "legacy iptables, the kernel's routing" if found else f"netfilter ({why_not})"
+                unseen.append(f"netfilter's rules ({error})")
+            try:
+                self._drops = await stack.enter_async_context(skb_drops(network, stream.hello.port))
+                found["drops"] = batches(self._drops)
+                has_pods = self._drops.has_pods
+                if not self._drops.has_reasons:
+                    unseen.append("reasons of the kernel's drops (linux 5.17)")
+            except (Unsupported, PlatformError) as error:
+                unseen.append(f"the kernel's drops ({error})")
+            unseen += await self._begin_legacy()
+        if not has_pods:
+            unseen.append("pods' own network namespaces")
         _say(
             f"tracing on {stream.hello.node} ({stream.hello.tun}, engine {stream.hello.engine});"
-            f" Ctrl-C ends it. Not looked at: {unseen}, and other nodes"
+            f" Ctrl-C ends it. Not looked at: {', '.join([*unseen, 'other nodes'])}"
         )
         return found
 
-    async def _show_all(self, stream: EventStream, paths: AsyncIterator[NftPath] | None) -> None:
-        tracer, stories = Tracer(), Stories(has_paths=paths is not None)
-        sources: dict[str, AsyncIterator[Any]] = {"events": aiter(stream.batches())}
-        if paths is not None:
-            sources["paths"] = paths
+    async def _begin_legacy(self) -> list[str]:
+        """Read the counts of legacy iptables; what is to be said of it."""
+        try:
+            counts, total = await legacy_rules.counts()
+        except (Unsupported, PlatformError) as error:
+            return [f"rules of legacy iptables ({error})"]
+        if self._drops is not None:
+            self._legacy = counts
+        if not total:
+            return []
+        but = "" if self._drops is None else ", but for their counters"
+        return [f"the {total} rules of legacy iptables{but}"]
+
+    async def _look_at_legacy(self, stories: Stories) -> None:
+        """Name the legacy rules that dropped something since the last look, if one is due."""
+        if self._legacy is None or not self._is_netfilter:
+            return
+        if time.monotonic() - self._looked_s < _LEGACY_S:
+            return
+        self._looked_s = time.monotonic()
+        self._is_netfilter = False
+        with contextlib.suppress(PlatformError):
+            counts, _ = await legacy_rules.counts()
+            stories.suspect(list(legacy_rules.moved(self._legacy, counts)))
+            self._legacy = counts
+
+    async def _show_all(
+        self, stream: EventStream, kernel: Mapping[str, AsyncIterator[Any]]
+    ) -> None:
+        tracer, stories = Tracer(), Stories(has_paths=bool(kernel))
+        sources: dict[str, AsyncIterator[Any]] = {"events": aiter(stream.batches()), **kernel}
         coming = {
             asyncio.ensure_future(anext(source, None)): name for name, source in sources.items()
         }
@@ -93,19 +147,14 @@ class Session:
                 for done in [each for each in coming if each.done()]:
                     name = coming.pop(done)
                     value: Any = done.result()
-                    if value is None and name == "events":
-                        has_ended = True
+                    if value is None:
+                        has_ended |= name == "events"
                         continue
-                    if value is not None:
-                        coming[asyncio.ensure_future(anext(sources[name], None))] = name
-                    if name == "paths" and value is not None and self._is_wanted(value, stream):
-                        stories.add_path(value, now_ns)
-                    elif name == "events":
-                        for event in value:
-                            for found in tracer.add(event):
-                                stories.add_trace(found, now_ns)
+                    coming[asyncio.ensure_future(anext(sources[name], None))] = name
+                    self._add(name, value, stream, tracer, stories, now_ns)
                 for found in tracer.stale(now_ns=now_ns):
                     stories.add_trace(found, now_ns)
+                await self._look_at_legacy(stories)
                 if self._show_due(stories, stream, now_ns):
                     return
                 if has_ended:
@@ -119,6 +168,41 @@ class Session:
             for task in (*coming, stopped):
                 task.cancel()
             await asyncio.gather(*coming, stopped, return_exceptions=True)
+
+    def _add(
+        self,
+        name: str,
+        value: Any,
+        stream: EventStream,
+        tracer: Tracer,
+        stories: Stories,
+        now_ns: int,
+    ) -> None:
+        """Put what a source told to the stories."""
+        if name == "paths":
+            if self._is_wanted(value, stream):
+                stories.add_path(value, now_ns)
+        elif name == "drops":
+            self._add_drops(value, stream, stories, now_ns)
+        else:
+            for event in value:
+                for found in tracer.add(event):
+                    stories.add_trace(found, now_ns)
+
+    def _add_drops(
+        self, drops: Sequence[SkbDrop], stream: EventStream, stories: Stories, now_ns: int
+    ) -> None:
+        place = Place.of(stream.hello)
+        for drop in drops:
+            step = step_of(drop, place)
+            if step is None:
+                continue
+            match is_wanted(step, self._filter):
+                case True:
+                    stories.add_drop(step, now_ns)
+                    self._is_netfilter |= step.is_netfilter
+                case None:
+                    self._undecided[drop.reason] += 1
 
     def _is_wanted(self, path: NftPath, stream: EventStream) -> bool:
         """Whether the filter lets a packet through that netfilter speaks of: it knows no peers."""
@@ -134,6 +218,7 @@ class Session:
             if self._options.drops and not story.is_dropped:
                 continue
             self._show(stream, story)
+            stories.remember(story, self._shown)
             if self._shown == self._options.count:
                 return True
         return False
@@ -152,6 +237,17 @@ class Session:
             _say(
                 f"{stream.lost} records were lost: more packets match than can be shown; a"
                 " narrower filter misses none"
+            )
+        if self._drops is not None and self._drops.lost:
+            _say(
+                f"{self._drops.lost} drops of the kernel came too fast to be looked at (2,000 a"
+                " second are), whatever the filter"
+            )
+        if self._undecided:
+            reasons = ", ".join(f"{name} {count}" for name, count in self._undecided.items())
+            _say(
+                "the kernel dropped datagrams of the overlay whose inner packet lies out of sight"
+                f" (trains of UDP_SEGMENT), so that the filter could not choose: {reasons}"
             )
 
 

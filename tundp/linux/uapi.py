@@ -273,8 +273,30 @@ NFNLGRP_NFTABLES: Final = 7
 """3.14: changes of tables, chains, rules and sets."""
 
 # linux/bpf.h
+BPF_MAP_CREATE: Final = 0
+BPF_PROG_LOAD: Final = 5
 BPF_PROG_QUERY: Final = 16
 """4.15"""
+BPF_RAW_TRACEPOINT_OPEN: Final = 17
+"""4.17"""
+BPF_MAP_TYPE_ARRAY: Final = 2
+BPF_MAP_TYPE_RINGBUF: Final = 27
+"""5.8"""
+BPF_F_MMAPABLE: Final = 0x400
+"""5.5"""
+BPF_PROG_TYPE_RAW_TRACEPOINT: Final = 17
+"""4.17"""
+BPF_PSEUDO_MAP_FD: Final = 1
+BPF_FUNC_map_lookup_elem: Final = 1
+BPF_FUNC_ktime_get_ns: Final = 5
+BPF_FUNC_probe_read_kernel: Final = 113
+"""5.5"""
+BPF_FUNC_ringbuf_reserve: Final = 131
+"""5.8, as those up to BPF_RINGBUF_DISCARD_BIT"""
+BPF_FUNC_ringbuf_submit: Final = 132
+BPF_RB_NO_WAKEUP: Final = 1
+BPF_RINGBUF_BUSY_BIT: Final = 0x80000000
+BPF_RINGBUF_DISCARD_BIT: Final = 0x40000000
 BPF_F_QUERY_EFFECTIVE: Final = 1
 BPF_CGROUP_INET_INGRESS: Final = 0
 """4.10, as the next one"""

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from tundp.observe.codec import Malformed, to_json
 from tundp.observe.events import Event
 from tundp.observe.kernel_drops import KernelDrop, kernel_drops
+from tundp.observe.skb_rows import SkbRow
 from tundp.observe.status import CountersStatus, Status
 from tundp.printable import printable
 from tundp.wire import describe
@@ -116,6 +117,13 @@ class DropsReport:
     balances: Sequence[Balance]
     kernel: Sequence[KernelDrop]
     """Only counts above 0."""
+    kernel_seen: Sequence[SkbRow] | None = None
+    """What the kernel dropped of the overlay's packets while the command looked; null if it could
+    not look, or had no time."""
+    kernel_looked_s: float | None = None
+    """For how long."""
+    kernel_lost: int = 0
+    """Drops in that time that came too fast to be looked at, the selected ones or not."""
     notes: Sequence[str]
     """What could not be looked at, and why."""
 

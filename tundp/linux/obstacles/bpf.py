@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import re
 import socket
 import struct
@@ -21,16 +20,10 @@ from typing import Final, NamedTuple
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
 from tundp.linux import uapi
+from tundp.linux.bpf_call import bpf
 from tundp.linux.obstacles.scene import NOT_JUDGED, Scene
 
 ID: Final = "obstacle.bpf"
-_SYSCALLS: Final = {
-    "x86_64": 321,
-    "ppc64le": 361,
-    "s390x": 351,
-    **dict.fromkeys(("aarch64", "riscv64", "loongarch64"), 280),
-}
-"""bpf(2)'s number by architecture (asm/unistd.h)."""
 _QUERY: Final = struct.Struct("=IIIIQIxxxxQQQQ")
 """union bpf_attr, query: target, type of attachment, flags, the kernel's flags, address of program
 ids, their number, addresses of flags, of link ids, of their flags; revision."""
@@ -62,9 +55,6 @@ def query(target: int, kind: int, *, flags: int = 0, has_links: bool = False) ->
     kind: BPF_ of enum bpf_attach_type. has_links: whether the kernel can name links there
     (6.6). None where the kernel knows no such attachment (EINVAL); PlatformError if it refuses.
     """
-    number = _SYSCALLS.get(platform.machine())
-    if number is None or struct.calcsize("P") != 8:
-        raise PlatformError(f"bpf(2) has an unknown number on {platform.machine()}", errno.ENOSYS)
     programs, links = (ctypes.c_uint32 * MOST)(), (ctypes.c_uint32 * MOST)()
     attributes = ctypes.create_string_buffer(
         _QUERY.pack(
@@ -73,13 +63,13 @@ def query(target: int, kind: int, *, flags: int = 0, has_links: bool = False) ->
         ),
         _QUERY.size,
     )
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(number, uapi.BPF_PROG_QUERY, attributes, _QUERY.size) < 0:
-        code = ctypes.get_errno()
-        if code in (errno.EINVAL, errno.ENOENT, errno.ENODEV):
+    try:
+        bpf(uapi.BPF_PROG_QUERY, attributes)
+    except PlatformError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENODEV):
             return []
-        if code != errno.ENOSPC:
-            raise PlatformError(os.strerror(code), code)
+        if error.errno != errno.ENOSPC:
+            raise
     count = min(MOST, _QUERY.unpack(attributes.raw)[5])
     return [Program(programs[at], links[at]) for at in range(count)]
 
