@@ -85,10 +85,11 @@ async def check_peers(context: Context) -> AsyncIterator[Finding]:
         context.probed.set()
     async for each in _silent(context, status.backend, silent):
         yield each
-    for peer in asked:
-        if peer not in silent:
-            async for each in _path(context, status, peer, answers):
-                yield each
+    # All at once: a path that swallows packets takes more than a second.
+    paths = (_paths(context, status, peer, answers) for peer in asked if peer not in silent)
+    for found in await asyncio.gather(*paths):
+        for each in found:
+            yield each
     if context.heard:
         yield finding(
             "peers.answering",
@@ -281,6 +282,12 @@ def _since(peer: PeerStatus) -> str:
     age_s = max(0.0, time.time() - heard)
     at = time.strftime("%H:%M:%S", time.localtime(heard))
     return f"silent since {at} ({age_s:.0f} s){after}"
+
+
+async def _paths(
+    context: Context, status: Status, peer: PeerStatus, answers: Mapping[Question, float]
+) -> list[Finding]:
+    return [each async for each in _path(context, status, peer, answers)]
 
 
 async def _path(
