@@ -14,7 +14,7 @@ from tundp.doctor.context import Context, ask_daemon, finding, reasons, running
 from tundp.engine.choose import best_engine
 from tundp.finding import Finding, Verdict
 from tundp.linux.device import SUPER_TX_QUEUE_LEN, TX_QUEUE_LEN
-from tundp.linux.losses import udp_errors
+from tundp.linux.losses import UdpErrors, udp_errors
 from tundp.linux.offload import find_offloads
 from tundp.observe.status import CountersStatus, Status
 from tundp.wire.drop import DropReason
@@ -47,7 +47,9 @@ async def check_drops(context: Context) -> AsyncIterator[Finding]:
         yield finding("drops", Verdict.OK, "the kernel carries packets: there are no counters")
         return
     port = None if before.backend is None else before.backend.port
-    lost_before = _socket_drops(port)
+    # What a socket lost is counted before all that is lost, and after it at the end: a datagram
+    # lost in between is never taken for another socket's.
+    lost_before, errors_before = _socket_drops(port), udp_errors()
     await context.probed.wait()
     await asyncio.sleep(max(0.0, AT_LEAST_S - (asyncio.get_running_loop().time() - seen_at)))
     after = running(await ask_daemon(context.inspection.settings.admin_socket))
@@ -60,7 +62,7 @@ async def check_drops(context: Context) -> AsyncIterator[Finding]:
     queue_len = await _queue_len(context, after)
     for each in _kernel(context, before, after, took_s, queue_len=queue_len):
         yield each
-    for each in _sockets(context, after, took_s, lost_before):
+    for each in _sockets(after, took_s, lost_before, errors_before):
         yield each
     if not after.counters.is_conserved:
         yield finding(
@@ -159,8 +161,11 @@ def _kernel(
         )
 
 
-def _sockets(context: Context, after: Status, took_s: float, lost_before: int) -> Iterator[Finding]:
+def _sockets(
+    after: Status, took_s: float, lost_before: int, errors_before: UdpErrors
+) -> Iterator[Finding]:
     """Datagrams for which sockets had no room: the overlay's, and others'."""
+    errors = udp_errors().since(errors_before)
     port = None if after.backend is None else after.backend.port
     lost = _socket_drops(port)
     more = max(0, lost - lost_before)
@@ -182,7 +187,6 @@ def _sockets(context: Context, after: Status, took_s: float, lost_before: int) -
             f" were opened, none in the last {took_s:.1f} s",
             words=_CPU_TIME,
         )
-    errors = udp_errors().since(context.udp_before)
     if (others := errors.all - errors.checksum - more) > 0:
         yield finding(
             "kernel.udp-errors",
