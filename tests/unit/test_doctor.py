@@ -378,6 +378,25 @@ def test_fix_calls_nothing_absent_or_mended_that_it_could_not_look_for(
     assert "mended:" not in said
 
 
+@pytest.mark.usefixtures("_logging_as_before")
+def test_fix_calls_nothing_mended_that_is_there_with_other_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = []
+
+    async def finds(_: Context) -> AsyncIterator[Finding]:
+        looks.append(1)
+        mtu = 1300 - len(looks)
+        yield finding("cni.order", Verdict.FAIL, f"{mtu} bytes", command=f"true {mtu}")
+
+    monkeypatch.setattr(examine, "CHECKS", {"cni": finds})
+    monkeypatch.setattr(doctor, "AGAIN_S", 0.0)
+    where = [f"--admin-socket={tmp_path}/none", f"--store=file:{tmp_path}/leases.json"]
+    assert main(["doctor", "--fix=cni.order", "--yes", *where]) == 1
+    said = capsys.readouterr().out
+    assert "still there after 0 s: 1298 bytes" in said
+
+
 # Remedies
 
 

@@ -153,7 +153,8 @@ def _fix(given: Given[DoctorOptions]) -> int:
     if code:
         print_error(f"the command failed with exit code {code}")
         return EXIT_FAILED
-    return _again(given, each, _blind(looked, wanted))
+    same = sum(other.verdict is each.verdict for other in found)
+    return _again(given, each, same, _blind(looked, wanted))
 
 
 def _blind(looked: Diagnosis, wanted: str) -> dict[str, str]:
@@ -183,8 +184,13 @@ def _run(command: str) -> int:
     return subprocess.run(argv, env=environment(), check=False).returncode  # noqa: S603
 
 
-def _again(given: Given[DoctorOptions], mended: Named, blind_before: Collection[str]) -> int:
-    """Whether what was found is gone within AGAIN_S, by a look that sees what the first one saw."""
+def _again(
+    given: Given[DoctorOptions], mended: Named, count: int, blind_before: Collection[str]
+) -> int:
+    """Whether what was found is gone within AGAIN_S, by a look that sees what the first one saw.
+
+    count: how many of its id and verdict there were. Figures in its command may be others now.
+    """
     deadline = time.monotonic() + AGAIN_S
     while True:
         looked = _examine(given, [mended.id])
@@ -194,6 +200,8 @@ def _again(given: Given[DoctorOptions], mended: Named, blind_before: Collection[
             if each.id == mended.id and each.verdict is mended.verdict
         ]
         left = [each for each in found if each.command == mended.command]
+        if len(found) >= count:
+            left = left or found
         blind = _blind(looked, mended.id)
         unseen = [why for name, why in blind.items() if name not in blind_before]
         if not left and not unseen:

@@ -467,6 +467,36 @@ async def test_of_many_rules_the_number_is_told() -> None:
     assert found[-1].evidence == f"{20 - firewall.SHOWN} more rules are, or may be, in the way"
 
 
+def inputs(*rules: str) -> Table:
+    text = "\n".join(["*filter", ":INPUT ACCEPT [0:0]", *(f"-A INPUT {rule}" for rule in rules)])
+    (table,) = xtables.parse(f"{text}\nCOMMIT\n", "iptables")
+    return table
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_found"),
+    [
+        # A server's port is none that answers to this host come to.
+        ("-p tcp -m tcp --dport 3306 -j REJECT --reject-with tcp-reset", False),
+        ("-p udp -m udp --dport 8472 -j DROP", False),
+        ("-p tcp -m multiport --dports 22,25,3306 -j DROP", False),
+        ("-p tcp -m tcp --dport 1:1023 -j DROP", False),
+        ("-p tcp -m tcp --sport 3306 -j DROP", True),
+        ("-p tcp -m tcp --dport 1024:65535 -j DROP", True),
+        ("-p tcp -m tcp ! --dport 22 -j DROP", True),
+        ("-p udp -m udp --dport 8285 -j DROP", True),
+    ],
+)
+async def test_a_closed_port_of_a_server_is_no_obstacle(rule: str, *, is_found: bool) -> None:
+    assert bool(await judged(inputs(rule))) is is_found
+
+
+def test_the_ports_of_clients_are_the_kernels(tmp_path: Path) -> None:
+    (tmp_path / "range").write_text("20000\t20999\n")
+    assert firewall.client_ports(tmp_path / "range") == (20000, 20999)
+    assert firewall.client_ports(tmp_path / "none") == (32768, 60999)
+
+
 def test_a_full_connection_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its size is the whole machine's, so no namespace can be given a small one."""
     monkeypatch.setattr(sysctls, "ROOT", tmp_path)
