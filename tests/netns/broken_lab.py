@@ -217,6 +217,7 @@ class Broken:
             if each["id"] == row.id
             and each["verdict"] in row.verdicts
             and all(word in each["evidence"] for word in row.words)
+            and (each["command"] or not row.command)
         ]
 
     async def names(self, number: int, beginning: str) -> bool:

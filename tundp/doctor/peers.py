@@ -30,6 +30,8 @@ from tundp.wire.overhead import OVERHEAD
 ASKED: Final = 16
 """Peers that are asked; silent ones first, the others from all over the table."""
 NAMED: Final = 8
+REFUSED_S: Final = 30.0
+"""How long what a peer's host said of its port is taken for true."""
 SIZES: Final = (1472, 1452, 1422, 1372, 1322, 1272, 1222, 1172, 1072, 972, 772, 552)
 """Inner packet lengths that are tried on a path that swallows larger ones."""
 ASK_THERE: Final = "tundp doctor"
@@ -162,7 +164,7 @@ async def _look(
         if isinstance(look.route, RouteLookup):
             look.neighbour = known.get((look.route.index, look.hop))
         look.is_pingable = look.peer.public_ip in pings
-        look.is_refusing = look.peer.public_ip in refused
+        look.is_refusing = look.peer.public_ip in refused or _has_refused(look.peer)
     return looks
 
 
@@ -201,6 +203,20 @@ async def _refusals(
         return_exceptions=True,
     )
     return {peer.public_ip for peer, answer in zip(silent, answers, strict=True) if answer is True}
+
+
+def _has_refused(peer: PeerStatus) -> bool:
+    """Whether the daemon was told by the peer's address, a moment ago, that its port is closed.
+
+    A host sends such an error once a second: traffic to a closed port leaves none for a question.
+    """
+    icmp = None if peer.reach is None else peer.reach.icmp
+    return (
+        icmp is not None
+        and icmp.text == "port unreachable"
+        and icmp.said_by == peer.public_ip
+        and time.time() - icmp.last < REFUSED_S
+    )
 
 
 def _judged(look: _Look, backend: BackendStatus, verdict: Verdict) -> Finding:

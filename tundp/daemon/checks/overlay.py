@@ -93,6 +93,7 @@ def _lease_findings(store: Store, snapshot: Snapshot) -> Iterator[Finding]:
             verdict=Verdict.WARN,
             title="unreadable entry",
             evidence=f"{entry.name}: {entry.why}",
+            next_step="delete that key, if no node writes it",
         )
     if held := keys_of(snapshot.bad):
         yield Finding(
