@@ -196,6 +196,7 @@ ROWS = {
         plant="kill -9 $PID2",
         there="peer.refused",
         given=True,
+        storm=PINGS,
     ),
     "a daemon that is stopped by a signal": Row(
         id="daemon.stopped",

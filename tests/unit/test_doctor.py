@@ -534,6 +534,23 @@ async def test_a_closed_port_refuses_and_an_open_one_does_not() -> None:
     assert await probes.refuses(home, home, port)
 
 
+def test_who_says_that_his_own_port_is_closed_is_believed() -> None:
+    """RFC 792: type 3, code 3, the header and 8 bytes of the datagram."""
+    quoted = bytes.fromhex(
+        "4500001d00004000 40110000 c0000201 c0000202 205d205d 00090000".replace(" ", "")
+    )
+    error = bytes.fromhex("0303000000000000") + quoted
+    head = bytes.fromhex("45c0003800000000 40010000 c0000202 c0000201".replace(" ", ""))
+    assert probes.read_closed(head + error) == (IPv4Address("192.0.2.2"), 8285)
+    longer = b"\x46" + head[1:] + bytes(4)
+    assert probes.read_closed(longer + error) == (IPv4Address("192.0.2.2"), 8285)
+    other = head[:12] + bytes((192, 0, 2, 9)) + head[16:]
+    assert probes.read_closed(other + error) is None, "a router, or a forger, says it"
+    assert probes.read_closed(head + b"\x03\x01" + error[2:]) is None, "host unreachable"
+    for cut in range(len(head + error) - 4):
+        assert probes.read_closed((head + error)[:cut]) is None
+
+
 async def test_an_endpoint_that_refuses_and_one_that_connects() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

@@ -18,7 +18,7 @@ from shlex import quote
 from typing import Final
 
 from tundp.doctor.context import Context, ask_daemon, finding, running
-from tundp.doctor.probes import SMALL, Question, asking, refuses
+from tundp.doctor.probes import SMALL, Question, asking, closed_ports, refuses
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
 from tundp.linux.netlink import Flow, NoRoute, RouteLookup
@@ -30,8 +30,6 @@ from tundp.wire.overhead import OVERHEAD
 ASKED: Final = 16
 """Peers that are asked; silent ones first, the others from all over the table."""
 NAMED: Final = 8
-REFUSED_S: Final = 30.0
-"""How long what a peer's host said of its port is taken for true."""
 SIZES: Final = (1472, 1452, 1422, 1372, 1322, 1272, 1222, 1172, 1072, 972, 772, 552)
 """Inner packet lengths that are tried on a path that swallows larger ones."""
 ASK_THERE: Final = "tundp doctor"
@@ -164,7 +162,7 @@ async def _look(
         if isinstance(look.route, RouteLookup):
             look.neighbour = known.get((look.route.index, look.hop))
         look.is_pingable = look.peer.public_ip in pings
-        look.is_refusing = look.peer.public_ip in refused or _has_refused(look.peer)
+        look.is_refusing = look.peer.public_ip in refused
     return looks
 
 
@@ -198,25 +196,17 @@ async def _pings(source: IPv4Address, addresses: Sequence[IPv4Address]) -> set[I
 async def _refusals(
     source: IPv4Address, silent: Sequence[PeerStatus], port: int
 ) -> set[IPv4Address]:
-    answers = await asyncio.gather(
+    closed, *answers = await asyncio.gather(
+        closed_ports(),
         *(refuses(source, peer.public_ip, peer.port or port) for peer in silent),
         return_exceptions=True,
     )
-    return {peer.public_ip for peer, answer in zip(silent, answers, strict=True) if answer is True}
-
-
-def _has_refused(peer: PeerStatus) -> bool:
-    """Whether the daemon was told by the peer's address, a moment ago, that its port is closed.
-
-    A host sends such an error once a second: traffic to a closed port leaves none for a question.
-    """
-    icmp = None if peer.reach is None else peer.reach.icmp
-    return (
-        icmp is not None
-        and icmp.text == "port unreachable"
-        and icmp.said_by == peer.public_ip
-        and time.time() - icmp.last < REFUSED_S
-    )
+    heard = closed if isinstance(closed, set) else set()
+    return {
+        peer.public_ip
+        for peer, answer in zip(silent, answers, strict=True)
+        if answer is True or (peer.public_ip, peer.port or port) in heard
+    }
 
 
 def _judged(look: _Look, backend: BackendStatus, verdict: Verdict) -> Finding:
@@ -332,7 +322,9 @@ async def _largest(status: Status, peer: PeerStatus, full: int) -> int:
     inner = SMALL
     async with asking(status.subnet.network_address) as asker:
         for _ in range(2):
-            sizes = [size for size in SIZES if inner < size < full]
+            # Ascending: the engine joins a packet with a longer one before it to one super-packet,
+            # which a virtual link's rules judge, and drop, as a whole.
+            sizes = sorted(size for size in SIZES if inner < size < full)
             found = await asker.ask([Question(_tun_of(peer), size) for size in sizes])
             inner = max((each.packet_len for each in found), default=inner)
     return inner
