@@ -16,7 +16,7 @@ TABLES := tundp/choices.py tundp/engine/counters.py tundp/engine/hop_slots.py tu
 NATIVE := setup.py $(TABLES) $(wildcard native/*.py native/*/*.h native/*/*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help root build demo test lint check bench micro scale neighbours silence churn look events skbdrops refused hostile fuzz cross rungs labs format clean
+.PHONY: help root build demo test lint check bench micro scale neighbours silence churn look events skbdrops refused hostile fuzz cross rungs labs labs-mutants format clean
 
 help:
 	@echo 'make demo     two nodes with pods in network namespaces, checked end to end (root)'
@@ -39,6 +39,7 @@ help:
 	@echo 'make cross    the C code for arm64 and big-endian s390x, its tests under qemu'
 	@echo 'make rungs    the end-to-end tests once more with each offload off, each layout (root)'
 	@echo 'make labs     every broken lab that tundp doctor must name and mend, not a third of them (root)'
+	@echo 'make labs-mutants   the same with a doctor that is broken: each of them must fail (root)'
 	@echo 'make build    only set up: .venv with tundp in it, the C module compiled'
 	@echo 'make clean    remove what the others made'
 
@@ -134,6 +135,11 @@ labs: root build
 	@setup/apt.sh test
 	@ETCD_REQUIRED=1 setup/etcd.sh
 	@TUNDP_LABS=all $(PYTEST) --dist loadfile tests/netns/test_doctor.py
+
+labs-mutants: root build
+	@setup/apt.sh test
+	@ETCD_REQUIRED=1 setup/etcd.sh
+	@$(PY) -m tests.netns.labs_mutants
 
 format: build
 	@$(PY) -m ruff format --quiet .

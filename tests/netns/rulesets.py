@@ -1,8 +1,9 @@
 # ruff: noqa: E501  (the lines are other programs')
 """Rules as other programs make them on a node where nothing is wrong, in their own words.
 
-Written after what kube-proxy 1.31, Docker 27 and k3s 1.31 (kube-router's network policies,
-without a policy) make, shortened to what our packets may meet; none of it is copied.
+Written after what kube-proxy 1.31, Docker 27, k3s 1.31 (kube-router's network policies, without
+a policy), ufw, Calico (without a policy, for pods of its own) and fail2ban make, shortened to what
+our packets may meet; none of it is copied.
 """
 
 KUBE_PROXY = """\
@@ -183,4 +184,138 @@ table inet firewalld {
   chain trusted { accept; }
   chain public { tcp dport 22 accept; udp dport 8285 accept; meta l4proto icmp accept; reject with icmpx admin-prohibited; }
 }
+"""
+UFW = """\
+*filter
+:INPUT DROP [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:ufw-before-forward - [0:0]
+:ufw-before-input - [0:0]
+:ufw-logging-deny - [0:0]
+:ufw-not-local - [0:0]
+:ufw-user-forward - [0:0]
+:ufw-user-input - [0:0]
+-A INPUT -j ufw-before-input
+-A FORWARD -j ufw-before-forward
+-A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A ufw-before-forward -j ufw-user-forward
+-A ufw-before-input -i lo -j ACCEPT
+-A ufw-before-input -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A ufw-before-input -m conntrack --ctstate INVALID -j ufw-logging-deny
+-A ufw-before-input -m conntrack --ctstate INVALID -j DROP
+-A ufw-before-input -p icmp -m icmp --icmp-type 8 -j ACCEPT
+-A ufw-before-input -j ufw-not-local
+-A ufw-before-input -j ufw-user-input
+-A ufw-logging-deny -m conntrack --ctstate INVALID -m limit --limit 3/min --limit-burst 10 -j RETURN
+-A ufw-not-local -m addrtype --dst-type LOCAL -j RETURN
+-A ufw-not-local -m addrtype --dst-type MULTICAST -j RETURN
+-A ufw-not-local -m addrtype --dst-type BROADCAST -j RETURN
+-A ufw-not-local -j DROP
+-A ufw-user-forward -i flannel0 -j ACCEPT
+-A ufw-user-forward -o flannel0 -j ACCEPT
+-A ufw-user-forward -i cni0 -j ACCEPT
+-A ufw-user-input -p tcp -m tcp --dport 22 -j ACCEPT
+-A ufw-user-input -p udp -m udp --dport 8285 -j ACCEPT
+COMMIT
+"""
+CALICO = """\
+*raw
+:PREROUTING ACCEPT [0:0]
+:cali-PREROUTING - [0:0]
+-A PREROUTING -j cali-PREROUTING
+-A cali-PREROUTING -j MARK --set-xmark 0x0/0xf0000
+-A cali-PREROUTING -i cali+ -j MARK --set-xmark 0x40000/0x40000
+-A cali-PREROUTING -m mark --mark 0x40000/0x40000 -m rpfilter --validmark --invert -j DROP
+COMMIT
+*nat
+:POSTROUTING ACCEPT [0:0]
+:cali-POSTROUTING - [0:0]
+:cali-nat-outgoing - [0:0]
+-A POSTROUTING -j cali-POSTROUTING
+-A cali-POSTROUTING -j cali-nat-outgoing
+-A cali-nat-outgoing -s 192.168.0.0/16 ! -d 192.168.0.0/16 -j MASQUERADE
+COMMIT
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:cali-FORWARD - [0:0]
+:cali-INPUT - [0:0]
+:cali-OUTPUT - [0:0]
+:cali-from-wl-dispatch - [0:0]
+:cali-to-wl-dispatch - [0:0]
+:cali-wl-to-host - [0:0]
+-A INPUT -j cali-INPUT
+-A FORWARD -j cali-FORWARD
+-A FORWARD -m mark --mark 0x10000/0x10000 -j ACCEPT
+-A FORWARD -j MARK --set-xmark 0x10000/0x10000
+-A OUTPUT -j cali-OUTPUT
+-A cali-FORWARD -j MARK --set-xmark 0x0/0xe0000
+-A cali-FORWARD -i cali+ -j cali-from-wl-dispatch
+-A cali-FORWARD -o cali+ -j cali-to-wl-dispatch
+-A cali-INPUT -i cali+ -g cali-wl-to-host
+-A cali-INPUT -m mark --mark 0x10000/0x10000 -j ACCEPT
+-A cali-INPUT -j MARK --set-xmark 0x0/0xf0000
+-A cali-OUTPUT -m mark --mark 0x10000/0x10000 -j ACCEPT
+-A cali-OUTPUT -o cali+ -j RETURN
+-A cali-from-wl-dispatch -j DROP
+-A cali-to-wl-dispatch -j DROP
+-A cali-wl-to-host -j cali-from-wl-dispatch
+-A cali-wl-to-host -j ACCEPT
+COMMIT
+"""
+CALICO_NFT = """\
+table ip calico {
+  chain filter-FORWARD {
+    type filter hook forward priority 0; policy accept;
+    meta mark set meta mark & 0xfff1ffff
+    iifname "cali*" jump from-wl-dispatch
+    oifname "cali*" jump to-wl-dispatch
+    meta mark & 0x10000 == 0x10000 accept
+  }
+  chain filter-INPUT { type filter hook input priority 0; policy accept; iifname "cali*" jump from-wl-dispatch; }
+  chain raw-PREROUTING {
+    type filter hook prerouting priority -300; policy accept;
+    iifname "cali*" fib saddr . mark . iif oif 0 drop
+  }
+  chain nat-POSTROUTING { type nat hook postrouting priority 100; ip saddr 192.168.0.0/16 ip daddr != 192.168.0.0/16 masquerade; }
+  chain from-wl-dispatch { drop; }
+  chain to-wl-dispatch { drop; }
+}
+"""
+DOCKER_29 = """\
+table ip docker-bridges {
+  map filter-forward-in-jumps { type ifname : verdict; }
+  map nat-postrouting-out-jumps { type ifname : verdict; }
+  chain filter-FORWARD { type filter hook forward priority 0; policy accept; oifname vmap @filter-forward-in-jumps; }
+  chain filter-forward-in__docker0 {
+    ct state established,related counter accept
+    iifname "docker0" counter accept comment "ICC"
+    counter drop comment "UNPUBLISHED PORT DROP"
+  }
+  chain nat-POSTROUTING { type nat hook postrouting priority 100; policy accept; oifname != "docker0" ip saddr 172.17.0.0/16 counter masquerade; }
+  chain raw-PREROUTING { type filter hook prerouting priority -300; policy accept; iifname != "docker0" ip daddr 172.17.0.2 counter drop; }
+}
+add element ip docker-bridges filter-forward-in-jumps { "docker0" : jump filter-forward-in__docker0 }
+"""
+SERVER = """\
+*mangle
+:FORWARD ACCEPT [0:0]
+-A FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
+COMMIT
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:f2b-sshd - [0:0]
+-A INPUT -p tcp -m multiport --dports 22 -j f2b-sshd
+-A INPUT -p tcp -m tcp --dport 22 -m conntrack --ctstate NEW -m limit --limit 3/min -j ACCEPT
+-A INPUT -p tcp -m tcp --dport 3306 -j REJECT --reject-with tcp-reset
+-A INPUT -p udp -m udp --dport 8472 ! -s 192.0.2.0/24 -j DROP
+-A FORWARD -d 169.254.169.254/32 -j REJECT
+-A FORWARD -i docker0 ! -o docker0 -d 10.0.0.0/16 -j DROP
+-A f2b-sshd -s 198.51.100.5/32 -j REJECT --reject-with icmp-port-unreachable
+-A f2b-sshd -j RETURN
+COMMIT
 """

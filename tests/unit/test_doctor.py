@@ -10,7 +10,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,9 @@ from rich.console import Console
 
 from tests.json_schema import validate
 from tests.wait import until_sync
-from tundp.cli import main
+from tundp.cli import doctor, main
 from tundp.cli.doctor import COMMAND
-from tundp.doctor import cases, checks, diagnosis, examine, pods, probes, remedy, store
+from tundp.doctor import cases, checks, deadline, diagnosis, examine, pods, probes, remedy, store
 from tundp.doctor.context import Context, finding, listener, process_state
 from tundp.doctor.diagnosis import Diagnosis, Named, diagnose
 from tundp.doctor.show import diagnosis_parts
@@ -203,6 +205,12 @@ def context(tmp_path: Path, **changes: Any) -> Context:
     return Context(**values | changes)
 
 
+async def run_checks(given: Context, names: list[str]) -> dict[str, list[Finding]]:
+    seen = examine._Seen(names)
+    await examine._run(given, seen)
+    return seen.findings(0.0)
+
+
 async def test_a_check_that_fails_hides_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,23 +234,167 @@ async def test_a_check_that_fails_hides_no_other(
     monkeypatch.setattr(examine, "LIMIT_S", 0.1)
     made = {"cni": breaks, "endpoints": refuses, "kernel": hangs, "device": says_nothing}
     monkeypatch.setattr(examine, "CHECKS", made)
-    found = await examine._run(context(tmp_path), list(made))
+    found = await run_checks(context(tmp_path), list(made))
     texts = {name: [each.evidence for each in many] for name, many in found.items()}
     assert texts["cni"] == [
         "seen before",
         "not looked at: a bug, please report it: ZeroDivisionError()",
     ]
     assert texts["endpoints"] == ["not looked at: the kernel refused"]
-    assert texts["kernel"] == ["not looked at: it took longer than 0 s"]
+    assert texts["kernel"] == ["not finished: it takes longer than 0 s"]
     assert texts["device"] == ["not looked at: what it needs is not known here"]
     assert all(many[-1].verdict is Verdict.UNKNOWN for many in found.values())
 
 
 async def test_without_a_daemon_what_only_it_knows_is_not_called_fine(tmp_path: Path) -> None:
-    found = await examine._run(context(tmp_path), ["lease", "drops", "cni"])
+    found = await run_checks(context(tmp_path), ["lease", "drops", "cni"])
     assert [each.verdict for each in found["lease"]] == [Verdict.UNKNOWN]
     assert [each.verdict for each in found["drops"]] == [Verdict.UNKNOWN]
     assert [each.verdict for each in found["cni"]] == [Verdict.NOTE]
+
+
+# The deadline of the whole
+
+
+@dataclass
+class NoStore:
+    """A store that is opened, and closed."""
+
+    is_closed: bool = False
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+def looked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **made: Any) -> Diagnosis:
+    """The diagnosis by these checks of a host without a daemon, within a short deadline."""
+    monkeypatch.setattr(examine, "DEADLINE_S", 0.5)
+    monkeypatch.setattr(examine, "CHECKS", made)
+    settings = Settings(admin_socket=tmp_path / "none")
+    opened: Any = NoStore()
+    found = examine.examine(settings, opened, whose="", cni_dir=tmp_path)
+    assert opened.is_closed
+    return found
+
+
+async def _says_ok(_: Context) -> AsyncIterator[Finding]:
+    yield finding("cni", Verdict.OK, "seen before")
+
+
+def test_a_look_that_hangs_is_not_called_fine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def hangs(_: Context) -> AsyncIterator[Finding]:
+        yield finding("device", Verdict.OK, "the first half of it")
+        await asyncio.sleep(60)
+
+    found = looked(monkeypatch, tmp_path, cni=_says_ok, device=hangs)
+    assert found.looked_at == ["cni"]
+    assert found.not_looked_at == ["device"]
+    assert found.exit_code == 4
+    (blind,) = (each for each in found.findings if each.verdict is Verdict.UNKNOWN)
+    assert (blind.id, blind.check) == ("not-looked.device", "device")
+    assert blind.evidence.startswith("not finished: it takes longer than")
+    assert found.took_s >= 0.5
+
+
+@pytest.mark.parametrize("is_on_the_loop", [True, False])
+def test_what_no_cancellation_ends_holds_up_no_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, is_on_the_loop: bool
+) -> None:
+    """A parser in a worker thread, or one that holds the event loop."""
+    may_end = threading.Event()
+
+    async def is_busy(_: Context) -> AsyncIterator[Finding]:
+        if is_on_the_loop:
+            may_end.wait(30)
+        else:
+            await asyncio.to_thread(may_end.wait, 30)
+        yield finding("device", Verdict.OK, "never seen")
+
+    monkeypatch.setattr(examine, "DEADLINE_S", 0.5)
+    monkeypatch.setattr(examine, "CHECKS", {"cni": _says_ok, "device": is_busy})
+    settings = Settings(admin_socket=tmp_path / "none")
+    opened: Any = NoStore()
+    try:
+        found = examine.examine(settings, opened, whose="", cni_dir=tmp_path)
+        assert not may_end.is_set(), "it answers before that ends"
+    finally:
+        may_end.set()
+    assert found.looked_at == ["cni"]
+    assert found.not_looked_at == ["device"]
+
+
+def test_an_error_of_the_look_is_one_of_the_command() -> None:
+    async def breaks() -> None:
+        raise PlatformError("no netlink here")
+
+    with pytest.raises(PlatformError, match="no netlink here"):
+        deadline.run_within(5.0, breaks)
+
+
+def test_a_process_with_a_thread_that_is_left_ends_at_once(tmp_path: Path) -> None:
+    """Python waits for worker threads at its end, for as long as they take."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    program = (
+        "import asyncio, sys\n"
+        "from tundp.cli.doctor import _leave\n"
+        "from tundp.doctor.deadline import run_within\n"
+        "async def main(): await asyncio.to_thread(open, sys.argv[1])\n"
+        "print(run_within(0.2, main))\n"
+        "sys.exit(_leave(4))\n"
+    )
+    argv = [sys.executable, "-c", program, str(gate)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            out, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (out, process.returncode) == ("False\n", 4)
+
+
+@pytest.mark.usefixtures("_logging_as_before")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_fix_calls_nothing_absent_or_mended_that_it_could_not_look_for(
+    when: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = []
+
+    async def looks_once(_: Context) -> AsyncIterator[Finding]:
+        looks.append(1)
+        if when == "after" and len(looks) == 1:
+            yield finding("cni.order", Verdict.FAIL, "seen", command="true")
+            return
+        raise PlatformError("the folder cannot be read")
+
+    monkeypatch.setattr(examine, "CHECKS", dict.fromkeys(checks.CHECKS, looks_once))
+    monkeypatch.setattr(doctor, "AGAIN_S", 0.0)
+    where = [f"--admin-socket={tmp_path}/none", f"--store=file:{tmp_path}/leases.json"]
+    assert main(["doctor", "--fix=cni.order", "--yes", *where]) == 4
+    said = capsys.readouterr().out
+    assert "the folder cannot be read" in said
+    assert "not found\n" not in said
+    assert "mended:" not in said
+
+
+@pytest.mark.usefixtures("_logging_as_before")
+def test_fix_calls_nothing_mended_that_is_there_with_other_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = []
+
+    async def finds(_: Context) -> AsyncIterator[Finding]:
+        looks.append(1)
+        mtu = 1300 - len(looks)
+        yield finding("cni.order", Verdict.FAIL, f"{mtu} bytes", command=f"true {mtu}")
+
+    monkeypatch.setattr(examine, "CHECKS", {"cni": finds})
+    monkeypatch.setattr(doctor, "AGAIN_S", 0.0)
+    where = [f"--admin-socket={tmp_path}/none", f"--store=file:{tmp_path}/leases.json"]
+    assert main(["doctor", "--fix=cni.order", "--yes", *where]) == 1
+    said = capsys.readouterr().out
+    assert "still there after 0 s: 1298 bytes" in said
 
 
 # Remedies
@@ -418,6 +570,23 @@ async def test_a_closed_port_refuses_and_an_open_one_does_not() -> None:
         assert not await probes.refuses(home, home, port)
         assert sock.recv(100) == b"\0"
     assert await probes.refuses(home, home, port)
+
+
+def test_who_says_that_his_own_port_is_closed_is_believed() -> None:
+    """RFC 792: type 3, code 3, the header and 8 bytes of the datagram."""
+    quoted = bytes.fromhex(
+        "4500001d00004000 40110000 c0000201 c0000202 205d205d 00090000".replace(" ", "")
+    )
+    error = bytes.fromhex("0303000000000000") + quoted
+    head = bytes.fromhex("45c0003800000000 40010000 c0000202 c0000201".replace(" ", ""))
+    assert probes.read_closed(head + error) == (IPv4Address("192.0.2.2"), 8285)
+    longer = b"\x46" + head[1:] + bytes(4)
+    assert probes.read_closed(longer + error) == (IPv4Address("192.0.2.2"), 8285)
+    other = head[:12] + bytes((192, 0, 2, 9)) + head[16:]
+    assert probes.read_closed(other + error) is None, "a router, or a forger, says it"
+    assert probes.read_closed(head + b"\x03\x01" + error[2:]) is None, "host unreachable"
+    for cut in range(len(head + error) - 4):
+        assert probes.read_closed((head + error)[:cut]) is None
 
 
 async def test_an_endpoint_that_refuses_and_one_that_connects() -> None:

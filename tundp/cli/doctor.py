@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from tundp.cli.command import DAEMON_FLAGS, Command, Given, run_async
 from tundp.cli.config import UNIT_FILE, WhoseOptions, which_settings
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_error, print_json, print_line, print_parts
 from tundp.errors import ConfigError
+from tundp.finding import Verdict
 from tundp.settings.declare import option
 from tundp.settings.parsers import parse_path
 
@@ -25,6 +28,8 @@ AGAIN_S: Final = 10.0
 STOPPED_S: Final = 0.1
 """How long a daemon that is stopped by a signal is asked for its settings."""
 _PAUSE_S: Final = 0.5
+EXIT_BLIND: Final = 4
+"""Nothing worse than what could not be looked at."""
 _CNI_DIR: Final = Path("/etc/cni/net.d")
 
 
@@ -67,7 +72,7 @@ def doctor(given: Given[DoctorOptions]) -> int:
     if options.yes and not options.fix:
         raise ConfigError("--yes goes with --fix=ID")
     if options.fix:
-        return _fix(given)
+        return _leave(_fix(given))
     found = _examine(given, options.only)
     if options.json:
         print_json(found.to_json())
@@ -75,32 +80,61 @@ def doctor(given: Given[DoctorOptions]) -> int:
         from tundp.doctor.show import diagnosis_parts
 
         print_parts(diagnosis_parts(found, is_verbose=options.verbose))
-    return found.exit_code
+    return _leave(found.exit_code)
+
+
+def _leave(code: int) -> int:
+    """Return the exit code; where a thread is busy that no cancellation ended, exit at once."""
+    from tundp.doctor.deadline import is_busy
+
+    if is_busy():
+        with contextlib.suppress(OSError):  # nobody reads any more
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _examine(given: Given[DoctorOptions], only: Collection[str]) -> Diagnosis:
+    began = time.monotonic()
     from tundp.daemon import logs, process
-    from tundp.doctor.context import STATUS_S, is_stopped, listener
-    from tundp.doctor.examine import examine
+    from tundp.doctor.context import STATUS_S, ask_daemon, listener
+    from tundp.doctor.examine import chosen, examine
+    from tundp.observe.status import Status
 
-    options, pid = given.options, listener(given.settings().admin_socket)
+    chosen(only)  # wrong usage comes first
+    options, path = given.options, given.settings().admin_socket
+    pid = listener(path)
     if pid is None and not given.flags and UNIT_FILE.exists() and not options.running:
         # What the daemon had, and would have: nobody else tells.
         options = replace(options, env_file=options.env_file or UNIT_FILE)
-    limit_s = STOPPED_S if is_stopped(pid) else STATUS_S
+    # A daemon that does not answer is waited for once.
+    asked = run_async(ask_daemon(path, pid))
+    limit_s = STATUS_S if isinstance(asked, Status) else STOPPED_S
     settings, whose = which_settings(options, given, limit_s=limit_s)
     store = process.open_store(settings)
     logs.set_up(-1, username=settings.etcd_username, password=settings.etcd_password)
-    cni_dir = given.options.cni_dir
-    return run_async(examine(settings, store, whose=whose, cni_dir=cni_dir, only=only))
+    return examine(
+        settings,
+        store,
+        whose=whose,
+        cni_dir=options.cni_dir,
+        only=only,
+        began=began,
+        asked=asked if settings.admin_socket == path else None,
+    )
 
 
 def _fix(given: Given[DoctorOptions]) -> int:
     """Run the command of one finding, at most one, and look again."""
     wanted = given.options.fix
-    found = [each for each in _examine(given, [wanted]).findings if each.id == wanted]
+    looked = _examine(given, [wanted])
+    found = [each for each in looked.findings if each.id == wanted]
     wrong = [each for each in found if each.command]
     if not wrong:
+        if not found and (blind := _blind(looked, wanted)):
+            print_line(f"{wanted}: not found so far: {'; '.join(blind.values())}")
+            return EXIT_BLIND
         seen = "; ".join(each.next_step or each.evidence for each in found)
         print_line(
             f"{wanted}: not found" if not found else f"{wanted}: no command mends it: {seen}"
@@ -119,7 +153,20 @@ def _fix(given: Given[DoctorOptions]) -> int:
     if code:
         print_error(f"the command failed with exit code {code}")
         return EXIT_FAILED
-    return _again(given, each)
+    same = sum(other.verdict is each.verdict for other in found)
+    return _again(given, each, same, _blind(looked, wanted))
+
+
+def _blind(looked: Diagnosis, wanted: str) -> dict[str, str]:
+    """What the checks that find `wanted` could not look at, or not to the end: why, by id."""
+    from tundp.doctor.cases import check_of
+
+    checks = {wanted, *check_of(wanted)}
+    return {
+        each.id: each.evidence
+        for each in looked.findings
+        if each.check in checks and each.verdict is Verdict.UNKNOWN
+    }
 
 
 def _agrees() -> bool:
@@ -137,23 +184,36 @@ def _run(command: str) -> int:
     return subprocess.run(argv, env=environment(), check=False).returncode  # noqa: S603
 
 
-def _again(given: Given[DoctorOptions], mended: Named) -> int:
-    """Whether what was found is gone within AGAIN_S."""
+def _again(
+    given: Given[DoctorOptions], mended: Named, count: int, blind_before: Collection[str]
+) -> int:
+    """Whether what was found is gone within AGAIN_S, by a look that sees what the first one saw.
+
+    count: how many of its id and verdict there were. Figures in its command may be others now.
+    """
     deadline = time.monotonic() + AGAIN_S
     while True:
+        looked = _examine(given, [mended.id])
         found = [
             each
-            for each in _examine(given, [mended.id]).findings
+            for each in looked.findings
             if each.id == mended.id and each.verdict is mended.verdict
         ]
         left = [each for each in found if each.command == mended.command]
-        if not left:
+        if len(found) >= count:
+            left = left or found
+        blind = _blind(looked, mended.id)
+        unseen = [why for name, why in blind.items() if name not in blind_before]
+        if not left and not unseen:
             more = f"; {len(found)} more of {mended.id}" if found else ""
             print_line(f"mended: looked again, and it is gone{more}")
             return EXIT_OK
         if time.monotonic() > deadline:
-            print_line(f"still there after {AGAIN_S:.0f} s: {left[0].evidence}")
-            return EXIT_FAILED
+            if left:
+                print_line(f"still there after {AGAIN_S:.0f} s: {left[0].evidence}")
+                return EXIT_FAILED
+            print_line(f"the command ran; whether it mended this is not known: {unseen[0]}")
+            return EXIT_BLIND
         time.sleep(_PAUSE_S)
 
 
@@ -177,6 +237,6 @@ packets: echo requests, and one byte to the port of one that is silent. Nothing 
         ("tundp doctor --json | jq -r '.findings[].id'", "for programs"),
     ),
     notes="exit codes: 0 nothing wrong; 1 something fails; 2 wrong usage; 3 warnings only;"
-    " 4 nothing worse\nthan what could not be looked at. The ids, their causes and commands:"
-    " docs/debugging.md.",
+    " 4 nothing worse\nthan what could not be looked at, or not to the end: the answer is there"
+    " within 10 s.\nThe ids, their causes and commands: docs/debugging.md.",
 )

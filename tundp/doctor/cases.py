@@ -70,6 +70,7 @@ _HERE: Final = (
     Case("store.unreadable", "lease", "an entry of the store is no lease", "`etcdctl del KEY`"),
     # The store
     Case("store", "store", "network config or leases cannot be read", "as named"),
+    Case("store.silent", "store", "the store takes requests and answers none", "there: restart it"),
     Case("store.network-config", "store", "the network config is wrong", "as named: the key"),
     Case("store.withheld", "store", "unreadable keys keep subnets from being given out", "delete"),
     Case("store.two-configs", "store", "etcd v2 and v3 have a network config each", "delete one"),
@@ -207,6 +208,7 @@ _HERE: Final = (
         "the bridge's MTU exceeds the overlay's",
         "`ip link set dev BRIDGE mtu N`",
     ),
+    Case("pods.route", "bridge", "a route takes packets away from pods", "`ip route del ...`"),
     Case("pods.none", "bridge", "there are no pods yet", "nothing"),
     Case(
         "subnet-env.missing", "subnet-env", "there is no subnet.env", "nothing: it is written again"
@@ -222,6 +224,12 @@ _HERE: Final = (
         "nobody masquerades what leaves the overlay",
         "`iptables -t nat -A POSTROUTING ...`; `--ip-masq`",
     ),
+    Case(
+        "masquerade.overlay",
+        "masquerade",
+        "source NAT hides pods from pods of other nodes",
+        "an accept before it",
+    ),
     # Traffic
     Case(
         "source.source-mismatches",
@@ -235,22 +243,27 @@ _HERE: Final = (
         "inner destinations that are not ours",
         "the sender's old lease",
     ),
-    Case("kernel.tun-queue", "drops", "the TUN's queue overflows", "CPU time; `--workers`"),
+    Case(
+        "kernel.tun-queue",
+        "drops",
+        "the TUN's queue overflows",
+        "`ip link set dev TUN txqueuelen N`, a faster engine; CPU time, `--workers`",
+    ),
     Case(
         "kernel.udp-checksum",
         "drops",
         "datagrams with a wrong checksum arrive",
         "at the sender: `ethtool -K UPLINK tx off`",
     ),
-    Case("kernel.udp-errors", "drops", "datagrams find no room in a socket", "CPU time"),
+    Case("kernel.udp-errors", "drops", "other sockets have no room for datagrams", "`ss -uamn`"),
     Case(
         "kernel.receive-buffer",
         "drops",
-        "our socket overflowed",
-        "`sysctl -w net.core.rmem_max=8388608`",
+        "the overlay's socket overflows",
+        "a faster engine; CPU time, `--workers`",
     ),
     Case("counters", "drops", "packets are unaccounted for: a bug of tundp", "report it"),
-    Case("engine.reference", "speed", "packets are moved by Python", "`tundp probe`"),
+    Case("engine.reference", "speed", "packets are moved by Python", "`--engine=auto`"),
     Case(
         "engine.offload", "speed", "an offload was refused and is disabled", "nothing: tried again"
     ),

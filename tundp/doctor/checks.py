@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -16,7 +18,9 @@ from tundp.linux.obstacles.look import look
 from tundp.linux.offload import find_offloads
 
 STORE_S: Final = 3.0
-"""Deadline of the store's own check: where it is away, endpoints are looked at one by one."""
+"""How long the store is waited for; endpoints are looked at one by one, meanwhile."""
+RULES_S: Final = 4.0
+"""Deadline of listing and judging firewall rules; what else is in the way is looked for then."""
 _CHOSEN_ALREADY: Final = frozenset(("interface.other",))
 """Ids that help to choose settings, and say nothing of a daemon that runs."""
 _OF_A_START: Final = ("lease", "peers", "routes", "obstacles", "limits")
@@ -36,6 +40,23 @@ async def _before_a_start(context: Context) -> AsyncIterator[Finding]:
 
 
 async def _store(context: Context) -> AsyncIterator[Finding]:
+    """The network config and the leases, read as a daemon reads them."""
+    store = context.inspection.store
+    try:
+        async with asyncio.timeout(STORE_S), contextlib.aclosing(_read_store(context)) as each:
+            async for found in each:
+                yield found
+    except TimeoutError:
+        yield finding(
+            "store.silent",
+            Verdict.FAIL,
+            f"{store.description} did not answer a request within {STORE_S:.0f} s",
+            words="where its endpoint takes connections all the same, its process hangs or is"
+            " stopped: on its host, systemctl restart etcd",
+        )
+
+
+async def _read_store(context: Context) -> AsyncGenerator[Finding, None]:
     async for each in BEFORE_A_START["store"](context.inspection):
         yield each
 
@@ -46,7 +67,7 @@ async def check_obstacles(context: Context) -> AsyncIterator[Finding]:
     if scene is None:
         # Without a daemon `tundp config check` looks for what will be in the way.
         return
-    looked = await look(context.inspection.netlink, scene)
+    looked = await look(context.inspection.netlink, scene, rules_s=RULES_S)
     for each in looked.findings:
         yield each
     if looked.summary.verdict is not Verdict.NOTE:  # which says no more than the findings
@@ -86,8 +107,6 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
     }
 )
 """Each by its name. All run at the same time but `start`, which needs what `store` finds."""
-LIMITS_S: Final[Mapping[str, float]] = MappingProxyType({"store": STORE_S})
-"""Deadlines that differ from the common one."""
 NEEDS: Final[Mapping[str, str]] = MappingProxyType({"start": "store"})
 """Which check has to be through before another one begins."""
 DAEMONS: Final = frozenset(

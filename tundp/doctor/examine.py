@@ -6,65 +6,115 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Collection
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import tundp
 from tundp.daemon.checks.inspection import Inspection
 from tundp.doctor.cases import check_of
-from tundp.doctor.checks import CHECKS, DAEMONS, LIMITS_S, NEEDS
+from tundp.doctor.checks import CHECKS, DAEMONS, NEEDS
 from tundp.doctor.context import Check, Context, ask_daemon, listener, running
+from tundp.doctor.deadline import run_within
 from tundp.doctor.diagnosis import Diagnosis, Named, diagnose
-from tundp.errors import ConfigError, TundpError
+from tundp.errors import ConfigError, PlatformError, TundpError
 from tundp.finding import Finding, Verdict
 from tundp.linux.netlink import Netlink
+from tundp.observe.status import Status
 from tundp.settings.settings import Settings
 from tundp.store.base import Store
 
+DEADLINE_S: Final = 9.0
+"""Deadline of all that is looked at: with a start, a grace and an answer it is 10 s at most."""
 LIMIT_S: Final = 8.0
 """Deadline of one check."""
 _log = logging.getLogger(__name__)
 
 
-async def examine(
+@dataclass(slots=True)
+class _Seen:
+    """What was found so far: filled by the thread that looks, read by the one that waits."""
+
+    checks: Sequence[str]
+    daemon: str = "not asked yet"
+    found: dict[str, list[Finding]] = field(default_factory=dict)
+    ended: set[str] = field(default_factory=set)
+    """The checks that are through, whether they could look or not."""
+
+    def findings(self, looked_s: float) -> dict[str, list[Finding]]:
+        """The findings of every check; one that is not through says so. looked_s: so far."""
+        every = {name: list(self.found.get(name, ())) for name in self.checks}
+        for name in self.checks:
+            if name not in self.ended:
+                every[name].append(_unfinished(name, looked_s))
+        return every
+
+
+def examine(
     settings: Settings,
     store: Store,
     *,
     whose: str,
     cni_dir: Path,
     only: Collection[str] = (),
+    began: float | None = None,
+    asked: Status | PlatformError | None = None,
 ) -> Diagnosis:
-    """Run the checks. Closes the store. only: ids, their beginnings or checks; none: all."""
-    began = time.monotonic()
-    try:
-        names = chosen(only)
-        async with Netlink() as netlink:
-            pid = await asyncio.to_thread(listener, settings.admin_socket)
-            asked = await ask_daemon(settings.admin_socket, pid)
-            status = running(asked)
-            context = Context(
-                inspection=Inspection(
-                    settings=settings, store=store, netlink=netlink, whose=whose, status=status
-                ),
-                status=status,
-                asked=asked,
-                pid=pid,
-                cni_dir=cni_dir,
-            )
-            found = await _run(context, names)
-    finally:
-        await store.close()
+    """Run the checks, and return what was found by DEADLINE_S after `began` (time.monotonic()).
+
+    Closes the store. A check that is not through by then is UNKNOWN, whatever it found. only: ids,
+    their beginnings or checks; none: all. asked: what the daemon answered, if it was asked before.
+    """
+    began = time.monotonic() if began is None else began
+    seen = _Seen(chosen(only))
+
+    async def look() -> None:
+        try:
+            async with Netlink() as netlink:
+                context = await _context(settings, store, netlink, whose, cni_dir, asked)
+                status = context.status
+                seen.daemon = (
+                    f"pid {status.pid}, {settings.admin_socket}"
+                    if status
+                    else f"none answers: {context.asked}"
+                )
+                await _run(context, seen)
+        finally:
+            await store.close()
+
+    run_within(began + DEADLINE_S - time.monotonic(), look)
+    found = seen.findings(time.monotonic() - began)
     _explain_silence(found)
     named = [Named.of(each, name) for name, many in found.items() for each in many]
-    daemon = f"pid {status.pid}, {settings.admin_socket}" if status else f"none answers: {asked}"
     return diagnose(
         [each for each in named if _is_wanted(each, only)],
         version=tundp.__version__,
-        daemon=daemon,
-        checks=names,
+        daemon=seen.daemon,
+        checks=seen.checks,
         took_s=time.monotonic() - began,
+    )
+
+
+async def _context(
+    settings: Settings,
+    store: Store,
+    netlink: Netlink,
+    whose: str,
+    cni_dir: Path,
+    asked: Status | PlatformError | None,
+) -> Context:
+    pid = await asyncio.to_thread(listener, settings.admin_socket)
+    answer = await ask_daemon(settings.admin_socket, pid) if asked is None else asked
+    status = running(answer)
+    return Context(
+        inspection=Inspection(
+            settings=settings, store=store, netlink=netlink, whose=whose, status=status
+        ),
+        status=status,
+        asked=answer,
+        pid=pid,
+        cni_dir=cni_dir,
     )
 
 
@@ -93,39 +143,41 @@ def _is_wanted(named: Named, only: Collection[str]) -> bool:
     )
 
 
-async def _run(context: Context, names: Collection[str]) -> dict[str, list[Finding]]:
-    """What each check finds; all at the same time, but those that need another one."""
-    tasks: dict[str, asyncio.Task[list[Finding]]] = {}
-    if "peers" not in names or context.status is None:
+async def _run(context: Context, seen: _Seen) -> None:
+    """Fill in what each check finds; all at the same time, but those that need another one."""
+    tasks: dict[str, asyncio.Task[None]] = {}
+    if "peers" not in seen.checks or context.status is None:
         context.probed.set()
-    for name in names:
+    for name in seen.checks:
         before = tasks.get(NEEDS.get(name, ""))
-        tasks[name] = asyncio.ensure_future(_one(context, name, CHECKS[name], before))
+        tasks[name] = asyncio.ensure_future(_one(context, name, seen, before))
     try:
-        return {name: await task for name, task in tasks.items()}
+        await asyncio.gather(*tasks.values())
     finally:
         for task in tasks.values():
             task.cancel()
         await asyncio.gather(*tasks.values(), return_exceptions=True)
 
 
-async def _one(
-    context: Context, name: str, check: Check, before: asyncio.Task[list[Finding]] | None
-) -> list[Finding]:
-    """What one check finds. Never fails: what it could not look at is a finding."""
+async def _one(context: Context, name: str, seen: _Seen, before: asyncio.Task[None] | None) -> None:
+    """Fill in what one check finds. Never fails: what it could not look at is a finding."""
+    found = seen.found.setdefault(name, [])
     if before is not None:
         await asyncio.wait([before])
     if context.status is None and name in DAEMONS:
-        return [_blind(name, "there is no daemon that answers, and only it knows")]
-    found: list[Finding] = []
-    limit_s = LIMITS_S.get(name, LIMIT_S)
+        found.append(_blind(name, "there is no daemon that answers, and only it knows"))
+        seen.ended.add(name)
+        return
     try:
-        async with asyncio.timeout(limit_s), contextlib.aclosing(_each(check, context)) as each:
+        async with (
+            asyncio.timeout(LIMIT_S),
+            contextlib.aclosing(_each(CHECKS[name], context)) as each,
+        ):
             # What was found before the deadline counts, too: no list comprehension.
             async for finding in each:
-                found.append(finding)  # noqa: PERF401
+                found.append(finding)
     except TimeoutError:
-        found.append(_blind(name, f"it took longer than {limit_s:.0f} s"))
+        found.append(_unfinished(name, LIMIT_S))
     except TundpError as error:
         found.append(_blind(name, str(error)))
     except Exception as error:  # noqa: BLE001  (in the answer, and UNKNOWN)
@@ -133,7 +185,7 @@ async def _one(
         found.append(_blind(name, f"a bug, please report it: {error!r}"))
     if not found:
         found.append(_blind(name, "what it needs is not known here"))
-    return found
+    seen.ended.add(name)
 
 
 async def _each(check: Check, context: Context) -> AsyncGenerator[Finding, None]:
@@ -161,4 +213,12 @@ def _explain_silence(found: dict[str, list[Finding]]) -> None:
 def _blind(name: str, why: str) -> Finding:
     return Finding(
         id=f"not-looked.{name}", verdict=Verdict.UNKNOWN, evidence=f"not looked at: {why}"
+    )
+
+
+def _unfinished(name: str, looked_s: float) -> Finding:
+    return Finding(
+        id=f"not-looked.{name}",
+        verdict=Verdict.UNKNOWN,
+        evidence=f"not finished: it takes longer than {looked_s:.0f} s",
     )

@@ -17,8 +17,8 @@ from ipaddress import IPv4Address
 from shlex import quote
 from typing import Final
 
-from tundp.doctor.context import Context, finding
-from tundp.doctor.probes import SMALL, Question, asking, refuses
+from tundp.doctor.context import Context, ask_daemon, finding, running
+from tundp.doctor.probes import SMALL, Question, asking, closed_ports, refuses
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
 from tundp.linux.netlink import Flow, NoRoute, RouteLookup
@@ -85,10 +85,11 @@ async def check_peers(context: Context) -> AsyncIterator[Finding]:
         context.probed.set()
     async for each in _silent(context, status.backend, silent):
         yield each
-    for peer in asked:
-        if peer not in silent:
-            async for each in _path(context, status, peer, answers):
-                yield each
+    # All at once: a path that swallows packets takes more than a second.
+    paths = (_paths(context, status, peer, answers) for peer in asked if peer not in silent)
+    for found in await asyncio.gather(*paths):
+        for each in found:
+            yield each
     if context.heard:
         yield finding(
             "peers.answering",
@@ -195,11 +196,17 @@ async def _pings(source: IPv4Address, addresses: Sequence[IPv4Address]) -> set[I
 async def _refusals(
     source: IPv4Address, silent: Sequence[PeerStatus], port: int
 ) -> set[IPv4Address]:
-    answers = await asyncio.gather(
+    closed, *answers = await asyncio.gather(
+        closed_ports(),
         *(refuses(source, peer.public_ip, peer.port or port) for peer in silent),
         return_exceptions=True,
     )
-    return {peer.public_ip for peer, answer in zip(silent, answers, strict=True) if answer is True}
+    heard = closed if isinstance(closed, set) else set()
+    return {
+        peer.public_ip
+        for peer, answer in zip(silent, answers, strict=True)
+        if answer is True or (peer.public_ip, peer.port or port) in heard
+    }
 
 
 def _judged(look: _Look, backend: BackendStatus, verdict: Verdict) -> Finding:
@@ -283,39 +290,76 @@ def _since(peer: PeerStatus) -> str:
     return f"silent since {at} ({age_s:.0f} s){after}"
 
 
+async def _paths(
+    context: Context, status: Status, peer: PeerStatus, answers: Mapping[Question, float]
+) -> list[Finding]:
+    return [each async for each in _path(context, status, peer, answers)]
+
+
 async def _path(
     context: Context, status: Status, peer: PeerStatus, answers: Mapping[Question, float]
 ) -> AsyncIterator[Finding]:
     """Whether packets as large as they are told to be arrive at a peer that answers."""
     assert status.backend is not None and status.subnet is not None
     full = _full(peer, status.backend)
-    device = status.backend.device
     if Question(_tun_of(peer), full) in answers:
-        if device is not None and full < device.mtu:
-            origin = (
-                ""
-                if peer.path is None or peer.path.mtu_origin is None
-                else peer.path.mtu_origin.value
-            )
-            yield finding(
-                "mtu.path",
-                Verdict.NOTE,
-                f"packets of {full} bytes at most arrive at {peer.subnet} ({origin}), as pods are"
-                f" told; the device has {device.mtu}",
-            )
+        if status.backend.device is not None and full < status.backend.device.mtu:
+            yield _narrow(peer, full, status.backend.device.mtu)
         return
+    inner = await _largest(status, peer, full)
+    # The daemon, too, measures a path that large packets go to, and drops what does not fit.
+    now = running(await ask_daemon(context.inspection.settings.admin_socket))
+    told = None if now is None else next((p for p in now.peers if p.subnet == peer.subnet), None)
+    if told is not None and (known := _full(told, status.backend)) < full:
+        yield _narrow(told, known, full)
+        return
+    yield await _blackhole(context, status.backend, peer, full=full, inner=inner)
+
+
+async def _largest(status: Status, peer: PeerStatus, full: int) -> int:
+    """Bytes of the largest packet below `full` that arrives; what is lost is asked twice."""
+    assert status.subnet is not None
+    inner = SMALL
     async with asking(status.subnet.network_address) as asker:
-        sizes = [size for size in SIZES if size < full]
-        found = await asker.ask([Question(_tun_of(peer), size) for size in sizes])
-    inner = max((each.packet_len for each in found), default=SMALL)
+        for _ in range(2):
+            # Ascending: the engine joins a packet with a longer one before it to one super-packet,
+            # which a virtual link's rules judge, and drop, as a whole.
+            sizes = sorted(size for size in SIZES if inner < size < full)
+            found = await asker.ask([Question(_tun_of(peer), size) for size in sizes])
+            inner = max((each.packet_len for each in found), default=inner)
+    return inner
+
+
+def _narrow(peer: PeerStatus, known: int, mtu: int) -> Finding:
+    path = peer.path
+    origin = "" if path is None or path.mtu_origin is None else path.mtu_origin.value
+    return finding(
+        "mtu.path",
+        Verdict.NOTE,
+        f"packets of {known} bytes at most arrive at {peer.subnet} ({origin}), as pods are told;"
+        f" the device has {mtu}",
+    )
+
+
+async def _blackhole(
+    context: Context, backend: BackendStatus, peer: PeerStatus, *, full: int, inner: int
+) -> Finding:
+    seen = f"packets of {full} bytes do not arrive at {peer.subnet} ({peer.public_ip})"
+    if inner < min(SIZES):
+        return finding(
+            "mtu.blackhole",
+            Verdict.FAIL,
+            f"{seen}, nor those of {min(SIZES)}; those of {inner} do",
+            words=f"no route's MTU mends that: see what is on the way: tracepath -n"
+            f" {peer.public_ip}",
+        )
     route = (await context.inspection.netlink.lookups([peer.public_ip]))[peer.public_ip]
     via = "" if isinstance(route, NoRoute) or route.gateway is None else f"via {route.gateway} "
-    yield finding(
+    return finding(
         "mtu.blackhole",
         Verdict.FAIL,
-        f"packets of {full} bytes do not arrive at {peer.subnet} ({peer.public_ip}), those of"
-        f" {inner} do: something on the way swallows large ones",
-        command=f"ip route replace {peer.public_ip} {via}dev {quote(status.backend.interface.name)}"
+        f"{seen}, those of {inner} do: something on the way swallows large ones",
+        command=f"ip route replace {peer.public_ip} {via}dev {quote(backend.interface.name)}"
         f" mtu {inner + OVERHEAD}",
         words="for as long as the path is narrow: pods are told then; to keep it, where routes are"
         " configured",

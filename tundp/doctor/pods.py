@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import shlex
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Final
@@ -14,8 +14,9 @@ from tundp.doctor.context import Context, finding
 from tundp.files import SMALL_LEN, read_regular
 from tundp.finding import Finding, Verdict
 from tundp.lease import subnet_env
+from tundp.linux import unreachable
 from tundp.linux.netlink import Address, Link
-from tundp.linux.obstacles import rulesets
+from tundp.linux.obstacles import rulesets, source_nat
 from tundp.linux.obstacles.rules import Table
 from tundp.observe.status import Status
 
@@ -50,6 +51,8 @@ async def check_bridge(context: Context) -> AsyncIterator[Finding]:
             yield _elsewhere(status, link, address, has_right=link in right)
     if not right and len(held) == 0:
         yield _none(status, list(links.values()))
+    for each in await _strays(context, status, {link.index: link.name for link in links.values()}):
+        yield each
     for link in dict.fromkeys(right):
         if not link.is_up:
             yield finding(
@@ -69,6 +72,34 @@ async def check_bridge(context: Context) -> AsyncIterator[Finding]:
             )
         else:
             yield finding("pods.bridge", Verdict.OK, f"{link.name} is up, in {status.subnet}")
+
+
+async def _strays(context: Context, status: Status, names: Mapping[int, str]) -> list[Finding]:
+    """Routes of the main table that lead addresses of this node's subnet away from its pods."""
+    assert status.subnet is not None and status.backend is not None
+    away = {status.backend.interface.name}
+    if status.backend.device is not None:
+        away.add(status.backend.device.name)
+    found = []
+    for route in await context.inspection.netlink.routes():
+        devices = [names.get(index, "") for index in route.indexes]
+        is_ours = not route.is_unicast and route.priority == unreachable.METRIC
+        if is_ours or not route.destination.subnet_of(status.subnet):
+            continue
+        if route.is_unicast and away.isdisjoint(devices):
+            continue
+        kind = "" if route.is_unicast else f"{route.kind} "
+        over = f" dev {quote(devices[0])}" if len(devices) == 1 and devices[0] else ""
+        found.append(
+            finding(
+                "pods.route",
+                Verdict.FAIL,
+                f"{kind}route {route.destination}{over} takes packets for pods of this node, whose"
+                f" subnet is {status.subnet}, away from them",
+                command=f"ip route del {kind}{route.destination}{over}",
+            )
+        )
+    return found
 
 
 def _elsewhere(status: Status, link: Link, address: Address, *, has_right: bool) -> Finding:
@@ -182,29 +213,42 @@ def _plugins(path: Path) -> list[str]:
 
 
 async def check_masquerade(context: Context) -> AsyncIterator[Finding]:
-    """Whether anybody masquerades what pods send to addresses outside the overlay."""
-    status = context.status
-    if status is None or status.subnet is None or status.network is None:
-        return
-    if context.setting("ip-masq") == "true":
-        yield finding("masquerade", Verdict.OK, "--ip-masq: see the finding firewall")
+    """Whether what pods send to addresses outside the overlay is masqueraded, and nothing else."""
+    status, scene = context.status, context.scene
+    if status is None or scene is None or status.subnet is None:
         return
     listed = await rulesets.read()
-    if any(_masquerades(status, listed.tables)):
+    for each in await source_nat.findings(listed.tables, scene, await _pod_devices(context)):
+        yield each
+    if context.setting("ip-masq") == "true":
+        yield finding("masquerade", Verdict.OK, "--ip-masq: see the finding firewall")
+    elif any(_masquerades(status, listed.tables)):
         yield finding("masquerade", Verdict.OK, f"a rule masquerades {status.subnet}")
-        return
+    elif not listed.unread:
+        yield finding(
+            "masquerade.missing",
+            Verdict.NOTE,
+            f"--ip-masq is off, and no rule here masquerades {status.subnet}: pods reach addresses"
+            " outside the overlay only where routers there know the way back",
+            command=f"iptables -t nat -A POSTROUTING -s {status.subnet} ! -d {status.network}"
+            " -j MASQUERADE",
+            words="until the next boot; to keep it: --ip-masq",
+        )
     if listed.unread:
         yield finding("masquerade", Verdict.UNKNOWN, "; ".join(listed.unread))
-        return
-    yield finding(
-        "masquerade.missing",
-        Verdict.NOTE,
-        f"--ip-masq is off, and no rule here masquerades {status.subnet}: pods reach addresses"
-        " outside the overlay only where routers there know the way back",
-        command=f"iptables -t nat -A POSTROUTING -s {status.subnet} ! -d {status.network}"
-        " -j MASQUERADE",
-        words="until the next boot; to keep it: --ip-masq",
-    )
+
+
+async def _pod_devices(context: Context) -> list[str]:
+    """The devices with an address in this node's subnet, the TUN apart."""
+    scene = context.scene
+    assert scene is not None
+    names = {each.index: each.name for each in await context.links()}
+    held = [
+        names.get(each.index, "")
+        for each in await context.inspection.netlink.addresses()
+        if each.interface.ip in scene.subnet
+    ]
+    return [name for name in dict.fromkeys(held) if name not in ("", scene.device)]
 
 
 def _masquerades(status: Status, tables: Sequence[Table]) -> Iterator[bool]:

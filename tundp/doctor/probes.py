@@ -7,6 +7,7 @@ import contextlib
 import errno
 import secrets
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ TRY_S: Final = 0.25
 """Between two tries of one question."""
 WAIT_S: Final = 0.75
 """After the last try."""
+CLOSED_S: Final = 1.3
+"""How long errors about closed ports are waited for: a host sends one a second."""
+_UNREACHABLE: Final = 3
+_CLOSED: Final = bytes((_UNREACHABLE, 3))
+"""ICMP type and code of port unreachable."""
 SMALL: Final = 64
 """Bytes of a small echo request, IPv4 header included: fits any path."""
 _RECEIVE_LEN: Final = 1 << 16
@@ -131,3 +137,35 @@ async def refuses(source: IPv4Address, to: IPv4Address, port: int) -> bool:
     finally:
         sock.close()
     return False
+
+
+async def closed_ports(for_s: float = CLOSED_S) -> set[tuple[IPv4Address, int]]:
+    """Hosts and their UDP ports that say ICMP port unreachable of themselves, whoever sent there.
+
+    A host says it once a second to each of the others (icmp_ratelimit): traffic to a closed port
+    leaves none for a question of ours. Empty without CAP_NET_RAW.
+    """
+    found: set[tuple[IPv4Address, int]] = set()
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(OSError, TimeoutError):
+        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK
+        with socket.socket(socket.AF_INET, kind, socket.IPPROTO_ICMP) as sock:
+            wanted = ~(1 << _UNREACHABLE) & 0xFFFFFFFF
+            sock.setsockopt(uapi.SOL_RAW, uapi.ICMP_FILTER, wanted.to_bytes(4, sys.byteorder))
+            async with asyncio.timeout(for_s):
+                while True:
+                    if closed := read_closed(await loop.sock_recv(sock, _RECEIVE_LEN)):
+                        found.add(closed)
+    return found
+
+
+def read_closed(packet: bytes) -> tuple[IPv4Address, int] | None:
+    """The host and UDP port an ICMP port unreachable is about (RFC 792), if that host sent it."""
+    head = (packet[0] & 0xF) * 4 if packet else 0
+    quoted = packet[head + 8 :]
+    if len(quoted) < ip.MIN_HEADER_LEN or packet[head : head + 2] != _CLOSED:
+        return None
+    inner = (quoted[0] & 0xF) * 4
+    if quoted[9] != socket.IPPROTO_UDP or len(quoted) < inner + 4 or packet[12:16] != quoted[16:20]:
+        return None
+    return IPv4Address(quoted[16:20]), int.from_bytes(quoted[inner + 2 : inner + 4], "big")

@@ -8,10 +8,14 @@ from pathlib import Path
 from shlex import quote
 from typing import Final
 
+from tundp.choices import Engine, Offload
 from tundp.doctor import remedy
 from tundp.doctor.context import Context, ask_daemon, finding, reasons, running
+from tundp.engine.choose import best_engine
 from tundp.finding import Finding, Verdict
-from tundp.linux.losses import udp_errors
+from tundp.linux.device import SUPER_TX_QUEUE_LEN, TX_QUEUE_LEN
+from tundp.linux.losses import UdpErrors, udp_errors
+from tundp.linux.offload import find_offloads
 from tundp.observe.status import CountersStatus, Status
 from tundp.wire.drop import DropReason
 
@@ -29,6 +33,7 @@ _OF_SOURCE_CHECK: Final = frozenset(
         DropReason.DESTINATION_MISMATCH,
     )
 )
+_CPU_TIME: Final = "top -H shows whether a packet thread has a CPU of its own; --workers"
 _UDP_TABLE: Final = Path("/proc/thread-self/net/udp")
 _COUNTED: Final = ("source_mismatches", "destination_mismatches")
 
@@ -41,6 +46,10 @@ async def check_drops(context: Context) -> AsyncIterator[Finding]:
     if before.counters is None:
         yield finding("drops", Verdict.OK, "the kernel carries packets: there are no counters")
         return
+    port = None if before.backend is None else before.backend.port
+    # What a socket lost is counted before all that is lost, and after it at the end: a datagram
+    # lost in between is never taken for another socket's.
+    lost_before, errors_before = _socket_drops(port), udp_errors()
     await context.probed.wait()
     await asyncio.sleep(max(0.0, AT_LEAST_S - (asyncio.get_running_loop().time() - seen_at)))
     after = running(await ask_daemon(context.inspection.settings.admin_socket))
@@ -50,7 +59,10 @@ async def check_drops(context: Context) -> AsyncIterator[Finding]:
     took_s = asyncio.get_running_loop().time() - seen_at
     for each in _drops(context, before.counters, after.counters, took_s):
         yield each
-    for each in _kernel(context, before, after, took_s):
+    queue_len = await _queue_len(context, after)
+    for each in _kernel(context, before, after, took_s, queue_len=queue_len):
+        yield each
+    for each in _sockets(after, took_s, lost_before, errors_before):
         yield each
     if not after.counters.is_conserved:
         yield finding(
@@ -120,18 +132,22 @@ def _command(context: Context, label: str) -> str:
     return ""
 
 
-def _kernel(context: Context, before: Status, after: Status, took_s: float) -> Iterator[Finding]:
-    """What the kernel lost below and above the engine."""
+def _kernel(
+    context: Context, before: Status, after: Status, took_s: float, *, queue_len: int
+) -> Iterator[Finding]:
+    """What the kernel lost below and above the engine, full sockets of the overlay apart."""
     was, now = before.kernel, after.kernel
     if was is not None and now is not None:
         more = (now.tun_queue_drops or 0) - (was.tun_queue_drops or 0)
         if more:
+            command = _longer_queue(after, queue_len) or _faster_engine(after)
             yield finding(
                 "kernel.tun-queue",
                 Verdict.WARN,
-                f"{more:,} packets in {took_s:.1f} s were routed into the TUN while its queue was"
-                " full: more is sent than the engine takes in",
-                words="top -H shows whether a packet thread has a CPU of its own; --workers",
+                f"{more:,} packets in {took_s:.1f} s were routed into the TUN while its queue of"
+                f" {queue_len:,} packets was full: more is sent than the engine takes in",
+                command=command,
+                words="" if command else _CPU_TIME,
             )
     lost = udp_errors().since(context.udp_before)
     if lost.checksum:
@@ -143,33 +159,80 @@ def _kernel(context: Context, before: Status, after: Status, took_s: float) -> I
             command=f"ethtool -K {quote(_uplink(after))} tx off",
             on=", ".join(sorted(str(each) for each in context.dead)) or "the sender",
         )
-    if lost.all - lost.checksum:
+
+
+def _sockets(
+    after: Status, took_s: float, lost_before: int, errors_before: UdpErrors
+) -> Iterator[Finding]:
+    """Datagrams for which sockets had no room: the overlay's, and others'."""
+    errors = udp_errors().since(errors_before)
+    port = None if after.backend is None else after.backend.port
+    lost = _socket_drops(port)
+    more = max(0, lost - lost_before)
+    if more:
+        command = _faster_engine(after)
         yield finding(
-            "kernel.udp-errors",
-            Verdict.NOTE,
-            f"{lost.all - lost.checksum:,} UDP datagrams in {took_s:.1f} s were lost on receipt in"
-            " this network namespace, ours or others', for lack of room in a socket's buffer",
-            words="top -H: does a packet thread have a CPU? nstat -az 'Udp*'",
+            "kernel.receive-buffer",
+            Verdict.WARN,
+            f"the sockets of port {port} lost {more:,} datagrams in {took_s:.1f} s, as their"
+            " buffers were full: more is received than the engine takes in",
+            command=command,
+            words="" if command else _CPU_TIME,
         )
-    if (port := None if after.backend is None else after.backend.port) is not None and (
-        overflown := _socket_drops(port)
-    ):
+    elif lost:
         yield finding(
             "kernel.receive-buffer",
             Verdict.NOTE,
-            f"the sockets of port {port} have lost {overflown:,} datagrams for lack of room since"
-            " they were opened",
-            words="sysctl -w net.core.rmem_max=8388608, where the daemon's log says that its buffer"
-            " is smaller",
+            f"the sockets of port {port} have lost {lost:,} datagrams for lack of room since they"
+            f" were opened, none in the last {took_s:.1f} s",
+            words=_CPU_TIME,
         )
+    if (others := errors.all - errors.checksum - more) > 0:
+        yield finding(
+            "kernel.udp-errors",
+            Verdict.NOTE,
+            f"{others:,} UDP datagrams in {took_s:.1f} s were lost on receipt in this network"
+            " namespace, not the overlay's, for lack of room in a socket's buffer",
+            words="ss -uamn shows whose (d); nstat -az 'Udp*'",
+        )
+
+
+def _longer_queue(status: Status, queue_len: int) -> str:
+    """What gives the TUN's queue the length the daemon gave it; empty if it has that."""
+    device = None if status.backend is None else status.backend.device
+    if device is None or status.engine is None:
+        return ""
+    supers = {Offload.TUN_TSO.value, Offload.TUN_USO.value}
+    is_super = not supers.isdisjoint(status.engine.offloads_in_use)
+    wanted = SUPER_TX_QUEUE_LEN if is_super else TX_QUEUE_LEN
+    if queue_len >= wanted:
+        return ""
+    return f"ip link set dev {quote(device.name)} txqueuelen {wanted}"
+
+
+def _faster_engine(status: Status) -> str:
+    """What replaces the Python engine by a fast one; empty if it is one, or there is none."""
+    if status.engine is None or status.engine.name != Engine.REFERENCE.value:
+        return ""
+    best, _ = best_engine(find_offloads())
+    return "" if best is Engine.REFERENCE else remedy.restart(status.pid, "--engine=auto")
+
+
+async def _queue_len(context: Context, status: Status) -> int:
+    """Packets the TUN's queue holds; 0 if it cannot be asked."""
+    device = None if status.backend is None else status.backend.device
+    link = None if device is None else await context.link(device.name)
+    return 0 if link is None else link.queue_len
 
 
 def _uplink(status: Status) -> str:
     return "eth0" if status.backend is None else status.backend.interface.name
 
 
-def _socket_drops(port: int) -> int:
+def _socket_drops(port: int | None) -> int:
     """Datagrams the sockets of a port lost (proc(5), the last column of net/udp)."""
+    if port is None:
+        return 0
     try:
         lines = _UDP_TABLE.read_text(encoding="ascii").splitlines()[1:]
     except OSError:
@@ -191,6 +254,7 @@ async def check_speed(context: Context) -> AsyncIterator[Finding]:
             "engine.reference",
             Verdict.WARN,
             "packets are moved by Python: a hundredth of the speed of the C engines",
+            command=_faster_engine(status),
             words="tundp probe tells why; --engine=auto takes the fastest there is",
         )
     for offload in engine.offloads_disabled:

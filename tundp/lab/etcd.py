@@ -126,10 +126,10 @@ class PrivateEtcd:
         """Start the server. Without a majority of its cluster it will not serve yet."""
         with (self._directory / "log").open("ab") as log:
             if self._host is not None:
-                self._process = await self._host.popen(self._argv(), log=log, is_kept=self._is_kept)
+                self._process = await self._host.popen(self.argv, log=log, is_kept=self._is_kept)
             else:
                 self._process = await asyncio.to_thread(
-                    subprocess.Popen, self._argv(), stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                    subprocess.Popen, self.argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL
                 )
 
     async def wait_ready(self) -> None:
@@ -190,7 +190,9 @@ class PrivateEtcd:
     def _saved(self) -> Path:
         return self._directory / "saved"
 
-    def _argv(self) -> list[str]:
+    @property
+    def argv(self) -> list[str]:
+        """The command line of the server."""
         member = self._member or _alone(self._peer_port)
         peer = f"http://127.0.0.1:{member.peer_port}"
         urls = self.url if self._client_tls is None else f"{self.url},{self.plain_url}"

@@ -33,6 +33,8 @@ class Link:
     is_loopback: bool = False
     kind: str | None = None
     """The driver's name for it (IFLA_INFO_KIND): "bridge", "tun", "vxlan"; None for hardware."""
+    queue_len: int = 0
+    """Packets its transmit queue holds (IFLA_TXQLEN); of a TUN, those not read yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,7 @@ def decode_link(body: memoryview) -> Link | None:
         return None
     values = dict(attributes(body[_IFINFOMSG.size :]))
     name, mtu = values.get(uapi.IFLA_IFNAME), values.get(uapi.IFLA_MTU)
+    queue_len = values.get(uapi.IFLA_TXQLEN)
     kind = None
     if (info := values.get(uapi.IFLA_LINKINFO)) is not None:
         kind = _text(dict(attributes(info)).get(uapi.IFLA_INFO_KIND))
@@ -98,6 +101,7 @@ def decode_link(body: memoryview) -> Link | None:
         is_up=bool(flags & uapi.IFF_UP),
         is_loopback=bool(flags & uapi.IFF_LOOPBACK),
         kind=kind,
+        queue_len=0 if queue_len is None else int.from_bytes(queue_len, sys.byteorder),
     )
 
 

@@ -467,9 +467,40 @@ async def test_of_many_rules_the_number_is_told() -> None:
     assert found[-1].evidence == f"{20 - firewall.SHOWN} more rules are, or may be, in the way"
 
 
+def inputs(*rules: str) -> Table:
+    text = "\n".join(["*filter", ":INPUT ACCEPT [0:0]", *(f"-A INPUT {rule}" for rule in rules)])
+    (table,) = xtables.parse(f"{text}\nCOMMIT\n", "iptables")
+    return table
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_found"),
+    [
+        # A server's port is none that answers to this host come to.
+        ("-p tcp -m tcp --dport 3306 -j REJECT --reject-with tcp-reset", False),
+        ("-p udp -m udp --dport 8472 -j DROP", False),
+        ("-p tcp -m multiport --dports 22,25,3306 -j DROP", False),
+        ("-p tcp -m tcp --dport 1:1023 -j DROP", False),
+        ("-p tcp -m tcp --sport 3306 -j DROP", True),
+        ("-p tcp -m tcp --dport 1024:65535 -j DROP", True),
+        ("-p tcp -m tcp ! --dport 22 -j DROP", True),
+        ("-p udp -m udp --dport 8285 -j DROP", True),
+    ],
+)
+async def test_a_closed_port_of_a_server_is_no_obstacle(rule: str, *, is_found: bool) -> None:
+    assert bool(await judged(inputs(rule))) is is_found
+
+
+def test_the_ports_of_clients_are_the_kernels(tmp_path: Path) -> None:
+    (tmp_path / "range").write_text("20000\t20999\n")
+    assert firewall.client_ports(tmp_path / "range") == (20000, 20999)
+    assert firewall.client_ports(tmp_path / "none") == (32768, 60999)
+
+
 def test_a_full_connection_table_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its size is the whole machine's, so no namespace can be given a small one."""
     monkeypatch.setattr(sysctls, "ROOT", tmp_path)
+    monkeypatch.setattr(sysctls, "namespace_counts", dict)
     (tmp_path / "netfilter").mkdir()
     (tmp_path / "netfilter/nf_conntrack_max").write_text("1000\n")
     for count, verdicts in ((940, []), (960, [Verdict.NOTE]), (1000, [Verdict.WARN])):
@@ -478,6 +509,27 @@ def test_a_full_connection_table_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         assert [(each.id, each.verdict) for each in found] == [
             ("obstacle.conntrack", verdict) for verdict in verdicts
         ]
+
+
+def test_a_connection_table_that_dropped_is_full_and_its_limit_is_set_where_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A namespace of its own has the limit to read (mode 0444), and none of its own."""
+    monkeypatch.setattr(sysctls, "ROOT", tmp_path)
+    monkeypatch.setattr(sysctls, "namespace_counts", lambda: {"nf_conntrack.drop": 7})
+    (tmp_path / "netfilter").mkdir()
+    limit = tmp_path / "netfilter/nf_conntrack_max"
+    limit.write_text("1000\n")
+    (tmp_path / "netfilter/nf_conntrack_count").write_text("998\n")
+    (found,) = sysctls.findings(SCENE, [])
+    assert found.verdict is Verdict.WARN
+    assert "new connections are dropped (7 packets so far)" in found.evidence
+    command = "sysctl -w net.netfilter.nf_conntrack_max=2000"
+    assert found.facts == {"command": command}
+    limit.chmod(0o444)
+    (found,) = sysctls.findings(SCENE, [])
+    assert found.facts == {"command": command, "on": "the host"}
+    assert found.next_step.startswith(f"on the host: {command}")
 
 
 def test_no_forwarding_makes_a_node_useless_only_if_it_has_pods(

@@ -185,6 +185,7 @@ def test_a_full_connection_table_is_found(
     (tmp_path / "netfilter" / "nf_conntrack_count").write_text(f"{count}\n")
     (tmp_path / "netfilter" / "nf_conntrack_max").write_text("100\n")
     monkeypatch.setattr(sysctls, "ROOT", tmp_path)
+    monkeypatch.setattr(sysctls, "namespace_counts", dict)
     assert [each.verdict.value for each in connections(SCENE)] == verdicts
 
 

@@ -45,9 +45,23 @@ async def check_store(inspection: Inspection) -> AsyncIterator[Finding]:
             text = await store.network_config()
             config = inspection.network_config = parse_network_config(text, store.description)
             snapshot = inspection.snapshot = await store.snapshot()
-    except (StoreError, ConfigError, TimeoutError) as error:
-        evidence = str(error) or f"{store.description} timed out"
-        yield Finding(id="store", verdict=Verdict.FAIL, evidence=evidence)
+    except ConfigError as error:
+        yield Finding(
+            id="store.network-config",
+            verdict=Verdict.FAIL,
+            title="network config",
+            evidence=f"{store.description}: {error}",
+            next_step="write a network config to that key: nodes that run keep the one they had,"
+            " none starts with this one",
+        )
+        return
+    except (StoreError, TimeoutError) as error:
+        yield Finding(
+            id="store",
+            verdict=Verdict.FAIL,
+            evidence=str(error) or f"{store.description} timed out",
+            next_step="tundp doctor looks at each endpoint",
+        )
         return
     pool = config.pool
     yield Finding(
@@ -79,6 +93,7 @@ def _lease_findings(store: Store, snapshot: Snapshot) -> Iterator[Finding]:
             verdict=Verdict.WARN,
             title="unreadable entry",
             evidence=f"{entry.name}: {entry.why}",
+            next_step="delete that key, if no node writes it",
         )
     if held := keys_of(snapshot.bad):
         yield Finding(

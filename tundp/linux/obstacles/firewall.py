@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
@@ -47,6 +48,8 @@ _ARP_IN: Final = ("ingress", *_BRIDGED_IN, "arp input")
 _ARP_OUT: Final = ("arp output", *_BRIDGED_OUT, "egress")
 """Hooks in the order packets meet them; those of a bridge if the device is one."""
 HOOKS: Final = tuple(dict.fromkeys((*IN, "forward", *OUT, *_ARP_IN, *_ARP_OUT)))
+_CLIENT_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_USUAL_CLIENT_PORTS: Final = (32768, 60999)
 _WAYS: Final = {Match.YES: "drops", Match.PART: "drops some of the", Match.UNKNOWN: "may drop"}
 
 
@@ -142,13 +145,22 @@ def trips(scene: Scene, pod_devices: Sequence[str]) -> list[Trip]:
             name="from peers in answer to this host",
             hooks=IN,
             packets=tuple(
-                packet
+                replace(packet, client_ports=client_ports())
                 for packet in _packets(inside, host, iif=device, is_for_host=True)
                 if packet.state == "established"
             ),
             passes=remedy.to_pods(scene),
         ),
     ]
+
+
+def client_ports(path: Path = _CLIENT_PORTS) -> Range:
+    """The ports the kernel gives to connections of this host (ip_local_port_range), inclusive."""
+    try:
+        first, last = map(int, path.read_text(encoding="ascii").split())
+    except (OSError, ValueError):
+        return _USUAL_CLIENT_PORTS
+    return first, last
 
 
 def _packets(

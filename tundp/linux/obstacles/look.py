@@ -56,9 +56,12 @@ class Looked:
     """What was looked at, and what was not."""
 
 
-async def look(netlink: Netlink, scene: Scene) -> Looked:
-    """Ask the kernel. Never fails: what could not be asked is in the summary."""
-    seen = _Look(netlink, scene)
+async def look(netlink: Netlink, scene: Scene, *, rules_s: float | None = None) -> Looked:
+    """Ask the kernel. Never fails: what could not be asked is in the summary.
+
+    rules_s: how long listing and judging firewall rules may take; None for as long as it takes.
+    """
+    seen = _Look(netlink, scene, rules_s)
     await seen.at_everything()
     return Looked(findings=seen.found, summary=seen.summary())
 
@@ -66,9 +69,10 @@ async def look(netlink: Netlink, scene: Scene) -> Looked:
 class _Look:
     """One look: each part on its own, so that one the kernel refuses hides no other."""
 
-    def __init__(self, netlink: Netlink, scene: Scene) -> None:
+    def __init__(self, netlink: Netlink, scene: Scene, rules_s: float | None) -> None:
         self._netlink = netlink
         self._scene = scene
+        self._rules_s = rules_s
         self._routes = Routes(netlink, scene)
         self._devices: Sequence[Device] = ()
         self._pods: Sequence[str] = ()
@@ -129,6 +133,14 @@ class _Look:
         )
 
     async def _at_firewall(self) -> str:
+        try:
+            async with asyncio.timeout(self._rules_s):
+                return await self._at_rules()
+        except TimeoutError:
+            # A thread that judges goes on, and nobody waits for it.
+            raise PlatformError(f"not finished within {self._rules_s:g} s") from None
+
+    async def _at_rules(self) -> str:
         scene = self._scene
         listed = await rulesets.read()
         ports = {

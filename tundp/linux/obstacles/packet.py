@@ -58,6 +58,8 @@ class Packet:
     """Source and destination port; None for any."""
     is_port_of_destination: bool = False
     """Whether `port` is the destination's only; the source's is any then."""
+    client_ports: Range | None = None
+    """Destination ports of answers to this host's own requests, where `port` is None; None: any."""
     is_for_host: bool = False
     """Whether the destination is an address of this host."""
     is_from_host: bool = False
@@ -169,6 +171,8 @@ class Port:
             return Match.NO
         is_any = packet.port is None or (self.is_source and packet.is_port_of_destination)
         wanted = PORTS if is_any or packet.port is None else (packet.port, packet.port)
+        if packet.port is None and packet.client_ports is not None and not self.is_source:
+            wanted = packet.client_ports
         return cover(self.ranges, (wanted,))
 
 

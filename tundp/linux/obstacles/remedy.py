@@ -53,6 +53,11 @@ def from_pods(scene: Scene) -> Passes:
     return at
 
 
+def inside(scene: Scene) -> Passes:
+    """What goes from one address of the overlay to another."""
+    return lambda _: _between(f"{scene.network}", f"{scene.network}")
+
+
 def tunnel(scene: Scene) -> Passes:
     """The datagrams."""
     return lambda _: Condition(f"-p udp --dport {scene.port}", f"udp dport {scene.port}")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from tundp.finding import Finding, Verdict
+from tundp.linux.kernel_counts import namespace_counts
 from tundp.linux.obstacles.scene import Scene
 
 ROOT: Final = Path("/proc/sys/net")
 STRICT: Final = 1
 """rp_filter: a source must be reached over the device its packets come in by (RFC 3704)."""
 NEARLY_FULL: Final = 0.95
+HOST: Final = "the host"
+"""Where a command is to be run that a network namespace of its own may not."""
 
 
 def read(name: str) -> int | None:
@@ -91,16 +95,28 @@ def _rp_filter(scene: Scene) -> Iterator[Finding]:
 
 
 def _conntrack() -> Iterator[Finding]:
-    count, most = read("netfilter/nf_conntrack_count"), read("netfilter/nf_conntrack_max")
+    limit = "netfilter/nf_conntrack_max"
+    count, most = read("netfilter/nf_conntrack_count"), read(limit)
     if count is None or not most or count < most * NEARLY_FULL:
         return
-    is_full = count >= most
+    dropped = namespace_counts().get("nf_conntrack.drop", 0)
+    is_full = count >= most or dropped > 0
+    so_far = f" ({dropped} packets so far)" if dropped else ""
     command = f"sysctl -w net.netfilter.nf_conntrack_max={2 * most}"
+    facts, where, words = {"command": command}, "", ""
+    if not (ROOT / limit).stat().st_mode & stat.S_IWUSR:
+        # One limit for all network namespaces, and only the first one may set it.
+        facts["on"], where = HOST, f"on {HOST}: "
+        words = "the limit is the machine's, not this network namespace's; "
     yield Finding(
         id="obstacle.conntrack",
         verdict=Verdict.WARN if is_full else Verdict.NOTE,
         evidence=f"the connection table holds {count} of {most}"
-        f"{': new connections are dropped' if is_full else ', and drops new ones when full'}",
-        next_step=f"{command}  (conntrack -S counts what was dropped)",
-        facts={"command": command},
+        + (
+            f": new connections are dropped{so_far}"
+            if is_full
+            else ", and drops new ones when full"
+        ),
+        next_step=f"{where}{command}  ({words}conntrack -S counts what was dropped)",
+        facts=facts,
     )
