@@ -38,7 +38,8 @@ from tundp.engine.base import (
     PathState,
 )
 from tundp.engine.changes import changed_hops, changed_paths
-from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, Counters, HopCounters
+from tundp.engine.counters import Counters, HopCounters
+from tundp.engine.native.counting import add_counters
 from tundp.engine.native.fib import NativeFib, policy_values
 from tundp.engine.native.hops import HopMemory, PathStates
 from tundp.engine.native.library import require
@@ -51,8 +52,6 @@ from tundp.linux.limits import open_event
 from tundp.linux.offload import SAFE_SEGMENTS, KernelOffloads, find_offloads, set_udp_gro
 from tundp.linux.tun import Tun, TunMode
 from tundp.linux.udp import device_mtu
-from tundp.wire.coalesce import Miss
-from tundp.wire.drop import DropReason
 from tundp.wire.ratelimit import ICMP_LOCAL_BUCKETS, ICMP_WIRE_BUCKETS
 
 _log = logging.getLogger(__name__)
@@ -211,7 +210,7 @@ class NativeEngine:
         counted = self._ffi.new("struct tundp_counters *")
         for worker in self._workers:
             self._lib.tundp_worker_counters(worker.struct, counted)
-            _add_counters(total, counted)
+            add_counters(total, counted)
         return total
 
     def hop_counters(self, hop_ids: Sequence[int] | None = None) -> Mapping[int, HopCounters]:
@@ -423,20 +422,3 @@ class NativeEngine:
             _log.error("engine %s ended: %s; starting again", self.name, os.strerror(code))
         self.detach()
         self._tun_gone.set()
-
-
-def _add_counters(total: Counters, counted: Any) -> None:
-    for spec in COUNTERS:
-        setattr(total, spec.name, getattr(total, spec.name) + getattr(counted, spec.name))
-    for direction, source in ((total.encap, counted.encap), (total.decap, counted.decap)):
-        for spec in DIRECTION_COUNTERS:
-            value = getattr(direction, spec.name) + getattr(source, spec.name)
-            setattr(direction, spec.name, value)
-        for reason in DropReason:
-            direction.drops[reason] += source.drops[reason]
-    for miss in Miss:
-        total.coalesce_misses[miss] += counted.coalesce_misses[miss]
-    for number, count in enumerate(counted.errnos):
-        if count:
-            name = errno.errorcode.get(number, "other")
-            total.errnos[name] = total.errnos.get(name, 0) + count
