@@ -30,6 +30,7 @@ from tundp.wire import (  # noqa: E402
     overhead,
     policy,
     ratelimit,
+    socket_wait,
     transport,
     vnet,
 )
@@ -63,6 +64,9 @@ LIMITS = {
     "TUNDP_SNAP_MAX": (event.SNAP_MAX, "bytes of a packet an event record can hold"),
     "TUNDP_EVENT_LEN": (event.HEADER_LEN, "of an event record without its packet"),
     "TUNDP_EVENT_ALIGN": (event.ALIGN, "event records begin and end at multiples"),
+    "TUNDP_WAIT_MAX": (socket_wait.WAIT_MAX, "ns: the longest wait in a socket that is told"),
+    "TUNDP_WAIT_STEP_NS": (socket_wait.STEP_NS, "a change of the clock that is a step"),
+    "TUNDP_WAIT_SLEW_SHIFT": (socket_wait.SLEW_SHIFT, "a clock's slew: 1 / 2^this at most"),
     "TUNDP_EVENT_DROPS": (event.DROPS_BIT, "bit of the drops, among those of the stages"),
     "TUNDP_TAPS_MAX": (taps.TAPS_MAX, "readers of events at once"),
     "TUNDP_TAP_LEN_MIN": (taps.RING_LEN_MIN, "bytes of a ring: any record fits"),

@@ -30,6 +30,9 @@
 #define TUNDP_SNAP_MAX 65535 /* bytes of a packet an event record can hold */
 #define TUNDP_EVENT_LEN 64 /* of an event record without its packet */
 #define TUNDP_EVENT_ALIGN 8 /* event records begin and end at multiples */
+#define TUNDP_WAIT_MAX 4294967295 /* ns: the longest wait in a socket that is told */
+#define TUNDP_WAIT_STEP_NS 1000000 /* a change of the clock that is a step */
+#define TUNDP_WAIT_SLEW_SHIFT 10 /* a clock's slew: 1 / 2^this at most */
 #define TUNDP_EVENT_DROPS 1 /* bit of the drops, among those of the stages */
 #define TUNDP_TAPS_MAX 16 /* readers of events at once */
 #define TUNDP_TAP_LEN_MIN 262144 /* bytes of a ring: any record fits */

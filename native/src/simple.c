@@ -12,6 +12,7 @@
 #include "fib.h"
 #include "publish.h"
 #include "single.h"
+#include "socket_wait.h"
 
 enum { BURST = 64 };
 
@@ -50,7 +51,8 @@ static int from_udp(struct tundp_worker *worker, struct simple *simple, const st
 	struct iovec buffer = { simple->udp_buffer, sizeof(simple->udp_buffer) };
 	union {
 		struct cmsghdr align;
-		uint8_t bytes[CMSG_SPACE(sizeof(uint32_t))];
+		uint8_t bytes[CMSG_SPACE(sizeof(uint32_t)) +
+			      CMSG_SPACE(sizeof(struct socket_wait_stamp))];
 	} control;
 	struct msghdr message = {
 		.msg_name = &from,
@@ -66,12 +68,16 @@ static int from_udp(struct tundp_worker *worker, struct simple *simple, const st
 
 	if (!(worker->config.directions & TUNDP_DECAP))
 		return 0;
+	socket_wait_call(worker);
 	len = recvmsg(worker->config.udp_fd, &message, MSG_DONTWAIT);
 	worker->counters.syscalls++;
 	if (len < 0)
 		return 0;
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c))
+	socket_wait_returned(worker);
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
 		count_overflows(worker, c);
+		subject.wait_ns = socket_wait_of(worker, c, subject.wait_ns);
+	}
 	subject.len = (size_t)len;
 	subject.outer = ntohl(from.sin_addr.s_addr);
 	subject.port = ntohs(from.sin_port);

@@ -51,7 +51,7 @@ from tundp.lease.fib import Fib
 from tundp.linux.limits import open_event
 from tundp.linux.offload import SAFE_SEGMENTS, KernelOffloads, find_offloads, set_udp_gro
 from tundp.linux.tun import Tun, TunMode
-from tundp.linux.udp import device_mtu
+from tundp.linux.udp import device_mtu, set_timestamps
 from tundp.wire.ratelimit import ICMP_LOCAL_BUCKETS, ICMP_WIRE_BUCKETS
 
 _log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class NativeEngine:
         self._icmp_budget = native.ffi.new("uint64_t[]", buckets)
         self._recorder = context.recorder
         self._workers = self._make_workers(directions)
-        self._taps = NativeTaps(self._workers)
+        self._taps = NativeTaps(self._workers, self._set_timestamps)
         for sock in self._socks:
             set_udp_gro(sock, is_on=self._has(Offload.UDP_GRO))
         self._fibs: list[NativeFib] = []
@@ -195,6 +195,8 @@ class NativeEngine:
         """See Dataplane. Threads keep no state of a socket: each run makes its own epoll set."""
         for sock in self._socks:
             set_udp_gro(sock, is_on=self._has(Offload.UDP_GRO))
+        if self._taps:
+            self._set_timestamps(is_on=True)
         for worker in self._workers:
             worker.rebound()
         self._path_states.take_in(self._hop_count(), self._loop.time())
@@ -289,6 +291,10 @@ class NativeEngine:
         for worker in self._workers:
             worker.close()
         os.close(self._notify_fd)
+
+    def _set_timestamps(self, is_on: bool) -> None:  # noqa: FBT001  (a callback)
+        for sock in self._socks:
+            set_timestamps(sock, is_on=is_on)
 
     def _directions(self) -> tuple[int, ...]:
         """The direction set of each worker of a queue."""
