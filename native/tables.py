@@ -18,7 +18,7 @@ HEADER = ROOT / "native" / "include" / "tundp_tables.h"
 sys.path.insert(0, str(ROOT))
 
 from tundp.choices import SourceCheck  # noqa: E402
-from tundp.engine import hop_slots, taps  # noqa: E402
+from tundp.engine import hop_slots, latency, taps  # noqa: E402
 from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, CounterSpec  # noqa: E402
 from tundp.wire import (  # noqa: E402
     coalesce,
@@ -70,6 +70,9 @@ LIMITS = {
     "TUNDP_EVENT_DROPS": (event.DROPS_BIT, "bit of the drops, among those of the stages"),
     "TUNDP_TAPS_MAX": (taps.TAPS_MAX, "readers of events at once"),
     "TUNDP_TAP_LEN_MIN": (taps.RING_LEN_MIN, "bytes of a ring: any record fits"),
+    "TUNDP_LATENCY_EVERY": (latency.EVERY, "one of so many batches is measured"),
+    "TUNDP_LATENCY_FINITE": (latency.FINITE, "buckets with a bound: 1 us, 2 us, 4 us ..."),
+    "TUNDP_LATENCY_COUNT": (latency.COUNT, "and one for longer times"),
     "TUNDP_EXAMPLES": (taps.EXAMPLES, "packets the flight recorder keeps of a reason"),
     "TUNDP_EXAMPLE_LEN": (taps.EXAMPLE_LEN, "bytes of each"),
     "TUNDP_EXAMPLE_NS": (taps.EXAMPLE_NS, "between two of them"),
@@ -136,6 +139,7 @@ def _lines() -> Iterator[str]:
     yield "/* engine/counters.py: one direction. */"
     yield "struct tundp_direction {"
     yield from _fields(DIRECTION_COUNTERS)
+    yield "\tuint64_t latency[TUNDP_LATENCY_COUNT];"
     yield "\tuint64_t drops[TUNDP_DROP_COUNT];"
     yield "};"
     yield ""

@@ -288,6 +288,8 @@ struct tundp_worker {
 	struct tundp_worker_shared shared;
 	const struct tundp_taps *taps; /* of this iteration, NULL if there is none */
 	struct tundp_socket_waits waits;
+	uint32_t encap_batches; /* that brought something: engine/latency.py */
+	uint32_t decap_batches;
 	struct tundp_counters counters;
 	struct tundp_hop_sockets hop_sockets;
 	/* Room for one fragment, or one packet of a super-packet that is written again: valid

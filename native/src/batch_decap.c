@@ -248,7 +248,9 @@ bool batch_decap_iteration(struct batch *batch)
 	const uint32_t slots = worker->config.offloads & TUNDP_OFFLOAD_UDP_GRO ?
 				       SUPER_RECEIVE_SLOTS :
 				       RECEIVE_SLOTS;
-	uint64_t now_ns;
+	struct tundp_direction *direction = &worker->counters.decap;
+	const uint64_t before = direction->packets_in;
+	uint64_t now_ns, began_ns;
 	int count;
 
 	socket_wait_call(worker);
@@ -259,6 +261,7 @@ bool batch_decap_iteration(struct batch *batch)
 		 * behind it makes epoll report the socket again. */
 		return errno == EINTR;
 	}
+	began_ns = count_began(&worker->decap_batches);
 	now_ns = clock_coarse_ns();
 	socket_wait_returned(worker);
 	batch->coalescer.is_tcp_on = publish_has(worker, TUNDP_OFFLOAD_TCP_COALESCE);
@@ -266,5 +269,6 @@ bool batch_decap_iteration(struct batch *batch)
 	for (int i = 0; i < count; i++)
 		receive_message(batch, (uint32_t)i, now_ns);
 	coalesce_flush(&batch->coalescer);
+	count_batch(direction, before, began_ns);
 	return (uint32_t)count == slots;
 }

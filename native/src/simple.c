@@ -31,6 +31,8 @@ size_t tundp_simple_len(void)
 static int from_tun(struct tundp_worker *worker, struct simple *simple, const struct tundp_fib *fib)
 {
 	struct subject subject = { .packet = simple->tun_buffer };
+	const uint64_t before = worker->counters.encap.packets_in;
+	uint64_t began_ns;
 	ssize_t len;
 
 	if (!(worker->config.directions & TUNDP_ENCAP))
@@ -39,9 +41,11 @@ static int from_tun(struct tundp_worker *worker, struct simple *simple, const st
 	worker->counters.syscalls++;
 	if (len < 0)
 		return errno == EBADFD ? -EBADFD : 0;
+	began_ns = count_began(&worker->encap_batches);
 	subject.len = (size_t)len;
 	count_read(worker, &worker->counters.encap, 1, &subject);
 	single_encapsulate(worker, fib, simple->tun_buffer, &subject);
+	count_batch(&worker->counters.encap, before, began_ns);
 	return 1;
 }
 
@@ -63,6 +67,8 @@ static int from_udp(struct tundp_worker *worker, struct simple *simple, const st
 		.msg_controllen = sizeof(control),
 	};
 	struct subject subject = { .packet = simple->udp_buffer };
+	const uint64_t before = worker->counters.decap.packets_in;
+	uint64_t began_ns;
 	ssize_t len;
 	int error;
 
@@ -73,6 +79,7 @@ static int from_udp(struct tundp_worker *worker, struct simple *simple, const st
 	worker->counters.syscalls++;
 	if (len < 0)
 		return 0;
+	began_ns = count_began(&worker->decap_batches);
 	socket_wait_returned(worker);
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
 		count_overflows(worker, c);
@@ -85,6 +92,7 @@ static int from_udp(struct tundp_worker *worker, struct simple *simple, const st
 	count_read(worker, &worker->counters.decap, 1, &subject);
 	count_heard(worker, 1, &subject, clock_coarse_ns());
 	error = single_decapsulate(worker, fib, simple->udp_buffer, &subject);
+	count_batch(&worker->counters.decap, before, began_ns);
 	return error ? error : 1;
 }
 

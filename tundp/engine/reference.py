@@ -38,6 +38,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tundp.backoff import Ration
+from tundp.engine import latency
 from tundp.engine.base import (
     EMSGSIZE_ORIGIN,
     EngineContext,
@@ -263,6 +264,8 @@ class ReferenceEngine:
             except OSError as error:
                 self._on_tun_error(error)
                 return
+            is_measured = self._counters.encap.reads % latency.EVERY == 0
+            began_ns = self._clock_ns() if is_measured else 0
             counters = self._counters.encap
             counters.reads += 1
             counters.packets_in += 1
@@ -273,6 +276,8 @@ class ReferenceEngine:
                 self._encapsulate(packet, counters)
             except Exception:  # noqa: BLE001  (a bug costs its packet, not the daemon)
                 self._on_bug(counters, DropReason.SEND_FAILED, packet)
+            if is_measured:
+                counters.add_latency(1, self._clock_ns() - began_ns)
 
     def _encapsulate(self, packet: memoryview, counters: DirectionCounters) -> None:
         verdict = self._verdict(packet)
@@ -392,6 +397,8 @@ class ReferenceEngine:
                 # An ICMP error for an earlier datagram, delivered here: that send is history.
                 _log.debug("receive: %s", error)
                 continue
+            is_measured = self._counters.decap.reads % latency.EVERY == 0
+            began_ns = self._clock_ns() if is_measured else 0
             if ancillary:
                 self._count_overflows(ancillary)
             wait_ns = self._wait_ns(ancillary) if self._events.has_taps else 0
@@ -417,6 +424,8 @@ class ReferenceEngine:
                 self._decapsulate(datagram, arrival)
             except Exception:  # noqa: BLE001  (a bug costs its packet, not the daemon)
                 self._on_bug(counters, DropReason.TUN_FAILED, datagram)
+            if is_measured:
+                counters.add_latency(1, self._clock_ns() - began_ns)
 
     def _decapsulate(self, datagram: memoryview, arrival: _Arrival) -> None:
         verdict = decapsulate(datagram, sender=arrival.sender, table=self._fib, policy=self._policy)

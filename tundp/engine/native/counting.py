@@ -18,6 +18,8 @@ def add_counters(total: Counters, counted: Any) -> None:
         for spec in DIRECTION_COUNTERS:
             value = getattr(direction, spec.name) + getattr(source, spec.name)
             setattr(direction, spec.name, value)
+        for number, count in enumerate(source.latency):
+            direction.latency[number] += count
         for reason in DropReason:
             direction.drops[reason] += source.drops[reason]
     for miss in Miss:

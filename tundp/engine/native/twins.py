@@ -39,6 +39,11 @@ def wait_ns(stamp_ns: int, now: Clocks, before: Clocks) -> int:
     return int(native.lib.tundp_wait_ns(stamp_ns, *clocks))
 
 
+def latency_bucket(elapsed_ns: int) -> int:
+    """As engine.latency.bucket."""
+    return int(require().lib.tundp_latency_bucket(elapsed_ns))
+
+
 def sums_variants() -> list[str]:
     """The checksum variants this CPU has, by name; engines use the first."""
     native = require()
