@@ -8,6 +8,7 @@
 
 #include "clock.h"
 #include "fib.h"
+#include "latency.h"
 #include "publish.h"
 
 /* linux/udp.h; absent from some libc headers. */
@@ -261,7 +262,7 @@ bool batch_decap_iteration(struct batch *batch)
 		 * behind it makes epoll report the socket again. */
 		return errno == EINTR;
 	}
-	began_ns = count_began(&worker->decap_batches);
+	began_ns = latency_begin(&worker->decap_batches);
 	now_ns = clock_coarse_ns();
 	socket_wait_returned(worker);
 	batch->coalescer.is_tcp_on = publish_has(worker, TUNDP_OFFLOAD_TCP_COALESCE);
@@ -269,6 +270,6 @@ bool batch_decap_iteration(struct batch *batch)
 	for (int i = 0; i < count; i++)
 		receive_message(batch, (uint32_t)i, now_ns);
 	coalesce_flush(&batch->coalescer);
-	count_batch(direction, before, began_ns);
+	latency_end(direction, before, began_ns);
 	return (uint32_t)count == slots;
 }

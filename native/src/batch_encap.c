@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <unistd.h>
 
+#include "latency.h"
 #include "publish.h"
 #include "train.h"
 
@@ -148,7 +149,7 @@ bool batch_encap_iteration(struct batch *batch)
 			continue;
 		}
 		if (!has_begun)
-			began_ns = count_began(&worker->encap_batches);
+			began_ns = latency_begin(&worker->encap_batches);
 		has_begun = true;
 		if ((size_t)len < vnet_len) {
 			struct subject subject = { 0 };
@@ -164,6 +165,6 @@ bool batch_encap_iteration(struct batch *batch)
 		train_send_full(batch);
 	}
 	train_send_all(batch);
-	count_batch(direction, before, began_ns);
+	latency_end(direction, before, began_ns);
 	return !is_dry;
 }

@@ -137,20 +137,6 @@ void count_heard(struct tundp_worker *worker, uint64_t packets, const struct sub
 	__atomic_store_n(&hop->last_heard_ns, now_ns, __ATOMIC_RELAXED);
 }
 
-uint32_t tundp_latency_bucket(uint64_t elapsed_ns)
-{
-	const uint64_t us = elapsed_ns / 1000 + (elapsed_ns % 1000 > 0);
-	const uint32_t bits = us > 1 ? 64 - (uint32_t)__builtin_clzll(us - 1) : 0;
-
-	return bits < TUNDP_LATENCY_FINITE ? bits : TUNDP_LATENCY_FINITE;
-}
-
-void count_latency(struct tundp_direction *direction, uint64_t packets, uint64_t elapsed_ns)
-{
-	direction->latency[tundp_latency_bucket(elapsed_ns)] += packets;
-	direction->latency_ns += packets * elapsed_ns;
-}
-
 void count_overflows(struct tundp_worker *worker, const struct cmsghdr *control)
 {
 	uint32_t drops;

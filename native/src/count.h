@@ -6,7 +6,6 @@
 #include <stdbool.h>
 #include <sys/socket.h>
 
-#include "clock.h"
 #include "tundp_twins.h"
 
 /* What is counted: a packet, or the first of several with one fate. Unknown fields are 0. */
@@ -62,24 +61,6 @@ uint32_t count_tun_refusal(struct tundp_worker *worker, const struct subject *su
 /* A receive from subject->outer: `packets` datagrams of subject->len bytes together. */
 void count_heard(struct tundp_worker *worker, uint64_t packets, const struct subject *subject,
 		 uint64_t now_ns);
-
-/* `packets` were in the engine for so long. */
-void count_latency(struct tundp_direction *direction, uint64_t packets, uint64_t elapsed_ns);
-
-/* When a batch began, for count_batch; 0: it is not measured (engine/latency.py). */
-static inline uint64_t count_began(uint32_t *batches)
-{
-	return (*batches)++ % TUNDP_LATENCY_EVERY ? 0 : clock_now_ns();
-}
-
-/* A batch has ended, all of whose packets are counted. before: packets_in when it began. */
-static inline void count_batch(struct tundp_direction *direction, uint64_t before,
-			       uint64_t began_ns)
-{
-	if (began_ns)
-		count_latency(direction, direction->packets_in - before,
-			      clock_now_ns() - began_ns);
-}
 
 /* What a deliver verdict delivers though the source check minds. */
 static inline void count_mismatches(struct tundp_worker *worker,

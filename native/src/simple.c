@@ -10,6 +10,7 @@
 
 #include "clock.h"
 #include "fib.h"
+#include "latency.h"
 #include "publish.h"
 #include "single.h"
 #include "socket_wait.h"
@@ -41,11 +42,11 @@ static int from_tun(struct tundp_worker *worker, struct simple *simple, const st
 	worker->counters.syscalls++;
 	if (len < 0)
 		return errno == EBADFD ? -EBADFD : 0;
-	began_ns = count_began(&worker->encap_batches);
+	began_ns = latency_begin(&worker->encap_batches);
 	subject.len = (size_t)len;
 	count_read(worker, &worker->counters.encap, 1, &subject);
 	single_encapsulate(worker, fib, simple->tun_buffer, &subject);
-	count_batch(&worker->counters.encap, before, began_ns);
+	latency_end(&worker->counters.encap, before, began_ns);
 	return 1;
 }
 
@@ -79,7 +80,7 @@ static int from_udp(struct tundp_worker *worker, struct simple *simple, const st
 	worker->counters.syscalls++;
 	if (len < 0)
 		return 0;
-	began_ns = count_began(&worker->decap_batches);
+	began_ns = latency_begin(&worker->decap_batches);
 	socket_wait_returned(worker);
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
 		count_overflows(worker, c);
@@ -92,7 +93,7 @@ static int from_udp(struct tundp_worker *worker, struct simple *simple, const st
 	count_read(worker, &worker->counters.decap, 1, &subject);
 	count_heard(worker, 1, &subject, clock_coarse_ns());
 	error = single_decapsulate(worker, fib, simple->udp_buffer, &subject);
-	count_batch(&worker->counters.decap, before, began_ns);
+	latency_end(&worker->counters.decap, before, began_ns);
 	return error ? error : 1;
 }
 

@@ -7,7 +7,7 @@
 #include <sys/socket.h>
 
 #include "clock.h"
-#include "tundp_twins.h"
+#include "tundp.h"
 
 /* asm-generic/socket.h; absent from some libc headers. Its data are two 64-bit numbers. */
 enum { SOCKET_WAIT_STAMP = 64 };
@@ -21,6 +21,22 @@ static inline struct tundp_clocks socket_wait_clocks(void)
 {
 	return (struct tundp_clocks){ .real_ns = clock_read_ns(CLOCK_REALTIME),
 				      .monotonic_ns = clock_now_ns() };
+}
+
+/* The time since a stamp, ns: 1 to TUNDP_WAIT_MAX, 0 not known. */
+static inline uint32_t socket_wait_ns(uint64_t stamp_ns, const struct tundp_clocks *now,
+				      const struct tundp_clocks *before)
+{
+	const int64_t elapsed = (int64_t)(now->monotonic_ns - before->monotonic_ns);
+	const int64_t drift = (int64_t)(now->real_ns - before->real_ns) - elapsed;
+	const int64_t wait = (int64_t)(now->real_ns - stamp_ns);
+
+	if ((drift < 0 ? -drift : drift) >
+	    TUNDP_WAIT_STEP_NS + (elapsed >> TUNDP_WAIT_SLEW_SHIFT))
+		return 0;
+	if (wait < 1)
+		return 1;
+	return wait > TUNDP_WAIT_MAX ? TUNDP_WAIT_MAX : (uint32_t)wait;
 }
 
 /* Call when taps were opened, or the socket is another one. */
@@ -65,7 +81,7 @@ static inline uint32_t socket_wait_of(struct tundp_worker *worker, const struct 
 	stamp_ns = (uint64_t)stamp.seconds * 1000000000u + (uint64_t)stamp.nanoseconds;
 	if (stamp_ns < waits->called_ns)
 		waits->is_stamping = 1;
-	return waits->is_stamping ? tundp_wait_ns(stamp_ns, &waits->now, &waits->before) : 0;
+	return waits->is_stamping ? socket_wait_ns(stamp_ns, &waits->now, &waits->before) : 0;
 }
 
 #endif

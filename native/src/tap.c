@@ -16,21 +16,6 @@ static uint32_t record_len(uint32_t captured)
 	       TUNDP_EVENT_ALIGN;
 }
 
-uint32_t tundp_wait_ns(uint64_t stamp_ns, const struct tundp_clocks *now,
-		       const struct tundp_clocks *before)
-{
-	const int64_t elapsed = (int64_t)(now->monotonic_ns - before->monotonic_ns);
-	const int64_t drift = (int64_t)(now->real_ns - before->real_ns) - elapsed;
-	const int64_t wait = (int64_t)(now->real_ns - stamp_ns);
-
-	if ((drift < 0 ? -drift : drift) >
-	    TUNDP_WAIT_STEP_NS + (elapsed >> TUNDP_WAIT_SLEW_SHIFT))
-		return 0;
-	if (wait < 1)
-		return 1;
-	return wait > TUNDP_WAIT_MAX ? TUNDP_WAIT_MAX : (uint32_t)wait;
-}
-
 /* Where a record of `size` bytes begins, counted as `head` is, or UINT64_MAX if it has no room. It lies in one
  * piece: what is left before the ring's end is filled. */
 static uint64_t make_room(struct tundp_tap *tap, uint32_t size)

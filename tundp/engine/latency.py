@@ -5,7 +5,7 @@ first on, the clock is read after the first read or receive that brought somethi
 last send or write. All its packets, dropped ones included, are counted with the time between, so
 that none took longer than its bucket says. Two readings cost 50 to 150 ns, which for batches of one
 packet would be 2 % of all that is done for it. Standard library only: native/tables.py reads it. C
-twin: native/src/count.[ch].
+twin: native/src/latency.h.
 """
 
 from __future__ import annotations
