@@ -355,6 +355,9 @@ uint32_t tundp_worker_hop_sockets(const struct tundp_worker *worker);
 uint32_t tundp_worker_disabled(const struct tundp_worker *worker);
 void tundp_worker_restore(struct tundp_worker *worker);
 
+/* Whether the module has USDT probes (native/src/probes.h): 1 or 0. */
+int tundp_has_probes(void);
+
 /* The engine `simple`: one packet a system call, as flannel's own proxy. Returns 0 when stopped,
  * -EBADFD when the TUN was deleted, or -errno. tundp_simple_len: bytes `memory` must have. */
 size_t tundp_simple_len(void);
