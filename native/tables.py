@@ -18,7 +18,7 @@ HEADER = ROOT / "native" / "include" / "tundp_tables.h"
 sys.path.insert(0, str(ROOT))
 
 from tundp.choices import SourceCheck  # noqa: E402
-from tundp.engine import hop_slots, taps  # noqa: E402
+from tundp.engine import hop_slots, latency, taps  # noqa: E402
 from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, CounterSpec  # noqa: E402
 from tundp.wire import (  # noqa: E402
     coalesce,
@@ -30,6 +30,7 @@ from tundp.wire import (  # noqa: E402
     overhead,
     policy,
     ratelimit,
+    socket_wait,
     transport,
     vnet,
 )
@@ -63,9 +64,15 @@ LIMITS = {
     "TUNDP_SNAP_MAX": (event.SNAP_MAX, "bytes of a packet an event record can hold"),
     "TUNDP_EVENT_LEN": (event.HEADER_LEN, "of an event record without its packet"),
     "TUNDP_EVENT_ALIGN": (event.ALIGN, "event records begin and end at multiples"),
+    "TUNDP_WAIT_MAX": (socket_wait.WAIT_MAX, "ns: the longest wait in a socket that is told"),
+    "TUNDP_WAIT_STEP_NS": (socket_wait.STEP_NS, "a change of the clock that is a step"),
+    "TUNDP_WAIT_SLEW_SHIFT": (socket_wait.SLEW_SHIFT, "a clock's slew: 1 / 2^this at most"),
     "TUNDP_EVENT_DROPS": (event.DROPS_BIT, "bit of the drops, among those of the stages"),
     "TUNDP_TAPS_MAX": (taps.TAPS_MAX, "readers of events at once"),
     "TUNDP_TAP_LEN_MIN": (taps.RING_LEN_MIN, "bytes of a ring: any record fits"),
+    "TUNDP_LATENCY_EVERY": (latency.EVERY, "one of so many batches is measured"),
+    "TUNDP_LATENCY_FINITE": (latency.FINITE, "buckets with a bound: 1 us, 2 us, 4 us ..."),
+    "TUNDP_LATENCY_COUNT": (latency.COUNT, "and one for longer times"),
     "TUNDP_EXAMPLES": (taps.EXAMPLES, "packets the flight recorder keeps of a reason"),
     "TUNDP_EXAMPLE_LEN": (taps.EXAMPLE_LEN, "bytes of each"),
     "TUNDP_EXAMPLE_NS": (taps.EXAMPLE_NS, "between two of them"),
@@ -132,6 +139,7 @@ def _lines() -> Iterator[str]:
     yield "/* engine/counters.py: one direction. */"
     yield "struct tundp_direction {"
     yield from _fields(DIRECTION_COUNTERS)
+    yield "\tuint64_t latency[TUNDP_LATENCY_COUNT];"
     yield "\tuint64_t drops[TUNDP_DROP_COUNT];"
     yield "};"
     yield ""

@@ -15,7 +15,7 @@ from rich.text import Text
 from tundp.finding import Finding, Verdict
 from tundp.layout import Cell, Column, Figure, Grid, Line
 from tundp.linux.probe import ProbeReport
-from tundp.observe.counters import BREAKDOWNS, spec_of
+from tundp.observe.counters import BREAKDOWNS, latency_text, spec_of
 from tundp.observe.explain.model import Explanation, Ruling
 from tundp.observe.explain.model import Verdict as PacketVerdict
 from tundp.observe.status import (
@@ -72,6 +72,8 @@ def status_parts(status: Status, *, is_verbose: bool = False) -> Iterator[Render
     if status.counters is not None:
         yield Text()
         yield counters_grid(status.counters)
+        if text := latency_text(status.counters):
+            yield Line(Text(text))
         yield from map(Line, drop_lines(status.counters, is_verbose=is_verbose))
     if status.kernel is not None:
         yield from map(Line, kernel_lines(status.kernel))

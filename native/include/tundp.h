@@ -16,7 +16,7 @@
 /* cdef-begin */
 
 /* Raised whenever a struct or a meaning below changes; Python refuses another number. */
-#define TUNDP_ABI 11
+#define TUNDP_ABI 12
 
 #define TUNDP_FIB_LEVELS 3
 #define TUNDP_BUFFER_LEN 65536
@@ -180,7 +180,7 @@ struct tundp_event {
 	uint16_t captured; /* bytes of the packet that follow */
 	uint16_t gso_size;
 	uint32_t generation; /* of the FIB, modulo 2^32 */
-	uint32_t unused2;
+	uint32_t wait_ns;    /* in the UDP socket, of a receive; 0 not known */
 };
 
 /* One reader's ring of event records of one worker: bytes. The worker writes whole records behind
@@ -245,6 +245,21 @@ struct tundp_worker_config {
 	struct tundp_examples *examples;
 };
 
+/* wire/socket_wait.py: two clocks read together. */
+struct tundp_clocks {
+	uint64_t real_ns;
+	uint64_t monotonic_ns;
+};
+
+/* wire/socket_wait.py: the waits of one socket's datagrams, while there are taps. */
+struct tundp_socket_waits {
+	struct tundp_clocks before; /* after the receive before */
+	struct tundp_clocks now;    /* after the last one */
+	uint64_t called_ns;         /* CLOCK_REALTIME, when that began */
+	uint32_t is_stamping;       /* 1: datagrams have the time they came for a stamp */
+	uint32_t unused;
+};
+
 /* What the controlling thread (Python) writes while the worker runs. */
 struct tundp_worker_control {
 	const struct tundp_fib *fib;
@@ -272,6 +287,9 @@ struct tundp_worker {
 	uint64_t line_before_shared[8];
 	struct tundp_worker_shared shared;
 	const struct tundp_taps *taps; /* of this iteration, NULL if there is none */
+	struct tundp_socket_waits waits;
+	uint32_t encap_batches; /* that brought something: engine/latency.py */
+	uint32_t decap_batches;
 	struct tundp_counters counters;
 	struct tundp_hop_sockets hop_sockets;
 	/* Room for one fragment, or one packet of a super-packet that is written again: valid
@@ -336,6 +354,9 @@ uint32_t tundp_worker_hop_sockets(const struct tundp_worker *worker);
  * tried again. */
 uint32_t tundp_worker_disabled(const struct tundp_worker *worker);
 void tundp_worker_restore(struct tundp_worker *worker);
+
+/* Whether the module has USDT probes (native/src/probes.h): 1 or 0. */
+int tundp_has_probes(void);
 
 /* The engine `simple`: one packet a system call, as flannel's own proxy. Returns 0 when stopped,
  * -EBADFD when the TUN was deleted, or -errno. tundp_simple_len: bytes `memory` must have. */

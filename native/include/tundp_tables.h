@@ -30,9 +30,15 @@
 #define TUNDP_SNAP_MAX 65535 /* bytes of a packet an event record can hold */
 #define TUNDP_EVENT_LEN 64 /* of an event record without its packet */
 #define TUNDP_EVENT_ALIGN 8 /* event records begin and end at multiples */
+#define TUNDP_WAIT_MAX 4294967295 /* ns: the longest wait in a socket that is told */
+#define TUNDP_WAIT_STEP_NS 1000000 /* a change of the clock that is a step */
+#define TUNDP_WAIT_SLEW_SHIFT 10 /* a clock's slew: 1 / 2^this at most */
 #define TUNDP_EVENT_DROPS 1 /* bit of the drops, among those of the stages */
 #define TUNDP_TAPS_MAX 16 /* readers of events at once */
 #define TUNDP_TAP_LEN_MIN 262144 /* bytes of a ring: any record fits */
+#define TUNDP_LATENCY_EVERY 8 /* one of so many batches is measured */
+#define TUNDP_LATENCY_FINITE 21 /* buckets with a bound: 1 us, 2 us, 4 us ... */
+#define TUNDP_LATENCY_COUNT 22 /* and one for longer times */
 #define TUNDP_EXAMPLES 8 /* packets the flight recorder keeps of a reason */
 #define TUNDP_EXAMPLE_LEN 128 /* bytes of each */
 #define TUNDP_EXAMPLE_NS 1000000 /* between two of them */
@@ -142,6 +148,8 @@ struct tundp_direction {
 	uint64_t writes;
 	uint64_t super_in;
 	uint64_t super_out;
+	uint64_t latency_ns;
+	uint64_t latency[TUNDP_LATENCY_COUNT];
 	uint64_t drops[TUNDP_DROP_COUNT];
 };
 

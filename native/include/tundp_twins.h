@@ -47,6 +47,13 @@ struct tundp_verdict {
 	uint8_t reply[TUNDP_REPLY_MAX];
 };
 
+/* wire/socket_wait.py: the time since a receive timestamp, ns: 1 to TUNDP_WAIT_MAX, 0 not known. */
+uint32_t tundp_wait_ns(uint64_t stamp_ns, const struct tundp_clocks *now,
+		       const struct tundp_clocks *before);
+
+/* engine/latency.py: the number of the bucket of a time. */
+uint32_t tundp_latency_bucket(uint64_t elapsed_ns);
+
 /* wire/encap.py's encapsulate and decapsulate: same verdict, same bytes. `packet` is changed in
  * place only on TUNDP_FORWARD and TUNDP_DELIVER. */
 void tundp_encapsulate(const struct tundp_fib *fib, const struct tundp_policy *policy,

@@ -12,6 +12,7 @@
 #include "coalesce.h"
 #include "segment.h"
 #include "single.h"
+#include "socket_wait.h"
 
 enum {
 	TRAINS_MAX = 64,
@@ -61,7 +62,8 @@ struct reading {
 /* One datagram's control messages, aligned as they must be. */
 union receive_control {
 	struct cmsghdr align;
-	uint8_t bytes[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(uint32_t))];
+	uint8_t bytes[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(uint32_t)) +
+		      CMSG_SPACE(sizeof(struct socket_wait_stamp))];
 };
 
 struct batch {

@@ -8,6 +8,7 @@
 
 #include "clock.h"
 #include "fib.h"
+#include "latency.h"
 #include "publish.h"
 
 /* linux/udp.h; absent from some libc headers. */
@@ -151,8 +152,10 @@ void batch_decap_init(struct batch *batch)
 	}
 }
 
-/* The size of the datagrams the kernel put together in a receive (UDP_GRO), or `len`. */
-static size_t read_control(struct batch *batch, struct msghdr *message, size_t len)
+/* The size of the datagrams the kernel put together in a receive (UDP_GRO), or `len`. The stamp of
+ * several is that of the first. */
+static size_t read_control(struct batch *batch, struct msghdr *message, size_t len,
+			   uint32_t *wait_ns)
 {
 	size_t segment_len = len;
 
@@ -160,6 +163,7 @@ static size_t read_control(struct batch *batch, struct msghdr *message, size_t l
 		int size;
 
 		count_overflows(batch->worker, c);
+		*wait_ns = socket_wait_of(batch->worker, c, *wait_ns);
 		if (c->cmsg_level != IPPROTO_UDP || c->cmsg_type != UDP_GRO)
 			continue;
 		memcpy(&size, CMSG_DATA(c), sizeof(size));
@@ -206,7 +210,8 @@ static void receive_message(struct batch *batch, uint32_t number, uint64_t now_n
 	struct tundp_worker *worker = batch->worker;
 	struct msghdr *message = &batch->receive_messages[number].msg_hdr;
 	const size_t len = batch->receive_messages[number].msg_len;
-	const size_t segment_len = read_control(batch, message, len);
+	uint32_t wait_ns = 0;
+	const size_t segment_len = read_control(batch, message, len, &wait_ns);
 	struct origin origin =
 		find_origin(batch, ntohl(batch->receive_from[number].sin_addr.s_addr));
 	uint8_t *datagram = batch->receive_buffers[number] + HEADROOM;
@@ -215,7 +220,8 @@ static void receive_message(struct batch *batch, uint32_t number, uint64_t now_n
 				   .span = len,
 				   .outer = origin.outer,
 				   .port = ntohs(batch->receive_from[number].sin_port),
-				   .hop = origin.hop };
+				   .hop = origin.hop,
+				   .wait_ns = wait_ns };
 	const uint64_t count = segment_len ? (len + segment_len - 1) / segment_len : 1;
 	size_t left = len;
 
@@ -243,21 +249,27 @@ bool batch_decap_iteration(struct batch *batch)
 	const uint32_t slots = worker->config.offloads & TUNDP_OFFLOAD_UDP_GRO ?
 				       SUPER_RECEIVE_SLOTS :
 				       RECEIVE_SLOTS;
-	const int count =
-		recvmmsg(worker->config.udp_fd, batch->receive_messages, slots, MSG_DONTWAIT, NULL);
-	uint64_t now_ns;
+	struct tundp_direction *direction = &worker->counters.decap;
+	const uint64_t before = direction->packets_in;
+	uint64_t now_ns, began_ns;
+	int count;
 
+	socket_wait_call(worker);
+	count = recvmmsg(worker->config.udp_fd, batch->receive_messages, slots, MSG_DONTWAIT, NULL);
 	worker->counters.syscalls++;
 	if (count < 0) {
 		/* May be the pending error of an earlier send (ICMP): ignored. Whatever is queued
 		 * behind it makes epoll report the socket again. */
 		return errno == EINTR;
 	}
+	began_ns = latency_begin(&worker->decap_batches);
 	now_ns = clock_coarse_ns();
+	socket_wait_returned(worker);
 	batch->coalescer.is_tcp_on = publish_has(worker, TUNDP_OFFLOAD_TCP_COALESCE);
 	batch->coalescer.is_udp_on = publish_has(worker, TUNDP_OFFLOAD_UDP_COALESCE);
 	for (int i = 0; i < count; i++)
 		receive_message(batch, (uint32_t)i, now_ns);
 	coalesce_flush(&batch->coalescer);
+	latency_end(direction, before, began_ns);
 	return (uint32_t)count == slots;
 }

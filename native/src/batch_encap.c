@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <unistd.h>
 
+#include "latency.h"
 #include "publish.h"
 #include "train.h"
 
@@ -130,7 +131,10 @@ bool batch_encap_iteration(struct batch *batch)
 		worker->config.offloads & TUNDP_OFFLOAD_VNET_HEADER ? TUNDP_VNET_LEN : 0;
 	/* The packet, not the vnet header, is what begins aligned. */
 	uint8_t *start = batch->read_buffer + HEADROOM - vnet_len;
-	bool is_dry = false;
+	struct tundp_direction *direction = &worker->counters.encap;
+	const uint64_t before = direction->packets_in;
+	uint64_t began_ns = 0;
+	bool has_begun = false, is_dry = false;
 
 	for (int count = 0; count < READS_PER_ITERATION && !is_dry; count++) {
 		struct tundp_vnet vnet = { 0 };
@@ -144,6 +148,9 @@ bool batch_encap_iteration(struct batch *batch)
 			is_dry = errno != EINTR;
 			continue;
 		}
+		if (!has_begun)
+			began_ns = latency_begin(&worker->encap_batches);
+		has_begun = true;
 		if ((size_t)len < vnet_len) {
 			struct subject subject = { 0 };
 
@@ -158,5 +165,6 @@ bool batch_encap_iteration(struct batch *batch)
 		train_send_full(batch);
 	}
 	train_send_all(batch);
+	latency_end(direction, before, began_ns);
 	return !is_dry;
 }

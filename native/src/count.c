@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "probes.h"
 #include "tap.h"
 
 static_assert(sizeof(struct tundp_hop_counters) == 64, "one cache line a hop");
@@ -75,6 +76,10 @@ void count_read(struct tundp_worker *worker, struct tundp_direction *direction, 
 	direction->reads++;
 	direction->super_in += packets > 1;
 	subject->packet_id = direction->reads;
+	if (is_encap)
+		PROBE_1(tun_read, packets);
+	else
+		PROBE_1(udp_receive, packets);
 	if (worker->taps)
 		tap_passed(worker, is_encap ? TUNDP_STAGE_TUN_READ : TUNDP_STAGE_UDP_RECEIVE, packets,
 			   subject);
@@ -101,6 +106,7 @@ void count_sent(struct tundp_worker *worker, const struct tally *tally,
 	count_out(worker, &worker->counters.encap, tally);
 	add(&hop->packets_out, tally->packets);
 	add(&hop->bytes_out, tally->bytes_out);
+	PROBE_1(udp_send, tally->packets);
 	if (worker->taps)
 		tap_passed(worker, TUNDP_STAGE_UDP_SEND, tally->packets, subject);
 }
@@ -109,6 +115,7 @@ void count_delivered(struct tundp_worker *worker, const struct tally *tally,
 		     const struct subject *subject)
 {
 	count_out(worker, &worker->counters.decap, tally);
+	PROBE_1(tun_write, tally->packets);
 	if (worker->taps)
 		tap_passed(worker, TUNDP_STAGE_TUN_WRITE, tally->packets, subject);
 }
@@ -124,6 +131,8 @@ void count_dropped(struct tundp_worker *worker, struct tundp_direction *directio
 	add(&worker->config.hop_counters[subject->hop].drops, tally->packets);
 	if (reason == TUNDP_DROP_HOP_QUEUE_FULL)
 		add(&worker->config.hop_queues[subject->hop].full, tally->packets);
+	PROBE_5(drop, direction != &worker->counters.encap, reason, subject->hop, subject->len,
+		tally->packets);
 	tap_dropped(worker, direction == &worker->counters.encap, tally->packets, reason, subject);
 }
 
@@ -146,6 +155,11 @@ void count_overflows(struct tundp_worker *worker, const struct cmsghdr *control)
 	memcpy(&drops, CMSG_DATA(control), sizeof(drops));
 	worker->counters.socket_overflows += (uint32_t)(drops - worker->shared.overflows);
 	worker->shared.overflows = drops;
+}
+
+int tundp_has_probes(void)
+{
+	return PROBES_ARE_THERE;
 }
 
 void tundp_worker_counters(const struct tundp_worker *worker, struct tundp_counters *counters)

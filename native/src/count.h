@@ -21,6 +21,7 @@ struct subject {
 	 * packets are. */
 	uint64_t packet_id;
 	uint32_t more_ids;
+	uint32_t wait_ns;  /* in the UDP socket, of a receive; 0 not known */
 	uint32_t together; /* packets of its read, send, receive or write; 0: those counted */
 	/* Above `len`: packets of that length lie back to back in so many bytes, only the last may
 	 * be shorter; `ids`, unless NULL, are the lower halves of their ids. */

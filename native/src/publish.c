@@ -8,6 +8,8 @@
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 
+#include "socket_wait.h"
+
 /* A sanity limit above what any kernel takes (UDP_MAX_SEGMENTS is 128): the kernel refuses more
  * than it takes with EINVAL. */
 enum { SEGMENTS_MAX = 1024 };
@@ -31,6 +33,8 @@ static void next_taps(struct tundp_worker *worker)
 {
 	const struct tundp_taps *taps = __atomic_load_n(&worker->control.taps, __ATOMIC_ACQUIRE);
 
+	if (taps && taps->count && !worker->taps)
+		socket_wait_begin(worker);
 	worker->taps = taps && taps->count ? taps : NULL;
 	if (taps)
 		__atomic_store_n(&worker->shared.taps_seen, taps->generation, __ATOMIC_RELEASE);
@@ -102,6 +106,7 @@ int tundp_worker_configure(struct tundp_worker *worker, const struct tundp_worke
 void tundp_worker_rebound(struct tundp_worker *worker)
 {
 	worker->shared.overflows = 0;
+	socket_wait_begin(worker);
 }
 
 void tundp_worker_install(struct tundp_worker *worker, const struct tundp_fib *fib)

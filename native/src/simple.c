@@ -10,8 +10,10 @@
 
 #include "clock.h"
 #include "fib.h"
+#include "latency.h"
 #include "publish.h"
 #include "single.h"
+#include "socket_wait.h"
 
 enum { BURST = 64 };
 
@@ -30,6 +32,8 @@ size_t tundp_simple_len(void)
 static int from_tun(struct tundp_worker *worker, struct simple *simple, const struct tundp_fib *fib)
 {
 	struct subject subject = { .packet = simple->tun_buffer };
+	const uint64_t before = worker->counters.encap.packets_in;
+	uint64_t began_ns;
 	ssize_t len;
 
 	if (!(worker->config.directions & TUNDP_ENCAP))
@@ -38,9 +42,11 @@ static int from_tun(struct tundp_worker *worker, struct simple *simple, const st
 	worker->counters.syscalls++;
 	if (len < 0)
 		return errno == EBADFD ? -EBADFD : 0;
+	began_ns = latency_begin(&worker->encap_batches);
 	subject.len = (size_t)len;
 	count_read(worker, &worker->counters.encap, 1, &subject);
 	single_encapsulate(worker, fib, simple->tun_buffer, &subject);
+	latency_end(&worker->counters.encap, before, began_ns);
 	return 1;
 }
 
@@ -50,7 +56,8 @@ static int from_udp(struct tundp_worker *worker, struct simple *simple, const st
 	struct iovec buffer = { simple->udp_buffer, sizeof(simple->udp_buffer) };
 	union {
 		struct cmsghdr align;
-		uint8_t bytes[CMSG_SPACE(sizeof(uint32_t))];
+		uint8_t bytes[CMSG_SPACE(sizeof(uint32_t)) +
+			      CMSG_SPACE(sizeof(struct socket_wait_stamp))];
 	} control;
 	struct msghdr message = {
 		.msg_name = &from,
@@ -61,17 +68,24 @@ static int from_udp(struct tundp_worker *worker, struct simple *simple, const st
 		.msg_controllen = sizeof(control),
 	};
 	struct subject subject = { .packet = simple->udp_buffer };
+	const uint64_t before = worker->counters.decap.packets_in;
+	uint64_t began_ns;
 	ssize_t len;
 	int error;
 
 	if (!(worker->config.directions & TUNDP_DECAP))
 		return 0;
+	socket_wait_call(worker);
 	len = recvmsg(worker->config.udp_fd, &message, MSG_DONTWAIT);
 	worker->counters.syscalls++;
 	if (len < 0)
 		return 0;
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c))
+	began_ns = latency_begin(&worker->decap_batches);
+	socket_wait_returned(worker);
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
 		count_overflows(worker, c);
+		subject.wait_ns = socket_wait_of(worker, c, subject.wait_ns);
+	}
 	subject.len = (size_t)len;
 	subject.outer = ntohl(from.sin_addr.s_addr);
 	subject.port = ntohs(from.sin_port);
@@ -79,6 +93,7 @@ static int from_udp(struct tundp_worker *worker, struct simple *simple, const st
 	count_read(worker, &worker->counters.decap, 1, &subject);
 	count_heard(worker, 1, &subject, clock_coarse_ns());
 	error = single_decapsulate(worker, fib, simple->udp_buffer, &subject);
+	latency_end(&worker->counters.decap, before, began_ns);
 	return error ? error : 1;
 }
 

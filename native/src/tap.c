@@ -133,6 +133,8 @@ void tap_passed(struct tundp_worker *worker, uint32_t stage, uint64_t packets,
 	struct tundp_event event = event_of(worker, packets, subject);
 
 	event.stage = (uint8_t)stage;
+	if (stage == TUNDP_STAGE_UDP_RECEIVE)
+		event.wait_ns = subject->wait_ns;
 	put_each(worker, &event, subject);
 }
 

@@ -4,7 +4,9 @@
 
 #include "coalesce.h"
 #include "fib.h"
+#include "latency.h"
 #include "segment.h"
+#include "socket_wait.h"
 #include "tundp_twins.h"
 
 static_assert(sizeof(struct tundp_vnet) == TUNDP_VNET_LEN, "linux/virtio_net.h");
@@ -39,6 +41,17 @@ uint16_t tundp_checksum_after_ttl_decrement(uint16_t header_checksum)
 uint16_t tundp_checksum_before_ttl_decrement(uint16_t header_checksum)
 {
 	return ip_checksum_before_ttl_decrement(header_checksum);
+}
+
+uint32_t tundp_wait_ns(uint64_t stamp_ns, const struct tundp_clocks *now,
+		       const struct tundp_clocks *before)
+{
+	return socket_wait_ns(stamp_ns, now, before);
+}
+
+uint32_t tundp_latency_bucket(uint64_t elapsed_ns)
+{
+	return latency_bucket(elapsed_ns);
 }
 
 void tundp_fib_lookup(const struct tundp_fib *fib, const uint32_t *addresses, size_t count,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import select
 import socket
 import struct
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,22 +17,24 @@ from tests.engine.test_contract import (
     APP_PORT,
     NOWHERE,
     OF_PEER,
+    World,
     every_engine,
     inner,
     receive,
     world,
 )
 from tests.nodes import PORT
-from tests.wait import until
+from tests.wait import DEADLINE_S, until
 from tundp.choices import Engine
 from tundp.engine.taps import TAPS_MAX, TapRequest
 from tundp.errors import TooManyReaders
 from tundp.wire.filter import parse
 
-HEADER = struct.Struct("=IBBBxQQIIIHHIIIHHI4x")
+HEADER = struct.Struct("=IBBBxQQIIIHHIIIHHII")
 """Written down once more: what a reader of the records must know."""
 READ, SEND, RECEIVE, WRITE = 1, 2, 3, 4
 UDP_SEGMENT = 103  # linux/udp.h
+SO_TIMESTAMPNS_NEW = 64  # asm-generic/socket.h
 PEER_ADDRESS, STRANGER = 0xC0000202, 0xC0000203
 OF_THE_PEER: dict[str, int] = {"hop": 2, "outer": PEER_ADDRESS, "port": PORT}
 NO_ROUTE, TTL_EXCEEDED, SEND_UNREACHABLE, MARTIAN = 5, 7, 12, 10
@@ -37,7 +42,7 @@ NO_ROUTE, TTL_EXCEEDED, SEND_UNREACHABLE, MARTIAN = 5, 7, 12, 10
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What a record says, but its time and the FIB's generation."""
+    """What a record says, but its time, the FIB's generation, and how long it waited."""
 
     stage: int
     is_dropped: int = 0
@@ -53,6 +58,7 @@ class Seen:
     gso_size: int = 0
     length: int = 0
     packet: bytes = b""
+    wait_ns: int = field(default=0, compare=False)
 
 
 def read(data: bytes) -> list[Seen]:
@@ -77,9 +83,11 @@ def read(data: bytes) -> list[Seen]:
             captured,
             gso_size,
             generation,
+            wait_ns,
         ) = HEADER.unpack_from(data, offset)
         assert size % 8 == 0 and HEADER.size + captured <= size < HEADER.size + captured + 8
         assert time_ns > 0 and generation == 0
+        assert stage == RECEIVE or not wait_ns
         packet = data[offset + HEADER.size : offset + HEADER.size + captured]
         assert not any(data[offset + HEADER.size + captured : offset + size])
         found.append(
@@ -98,6 +106,7 @@ def read(data: bytes) -> list[Seen]:
                 gso_size=gso_size,
                 packet=packet,
                 length=length,
+                wait_ns=wait_ns,
             )
         )
         offset += size
@@ -340,3 +349,91 @@ async def test_a_filter_runs_before_records_are_made(
         found = [seen.stage for _, data in tap.read() for seen in read(data)]
         assert found == stages
         assert sum(tap.lost()) == 0
+
+
+def let_wait(sock: socket.socket) -> int:
+    """Let a datagram wait in a socket, and the loop with it: at least so many ns."""
+    readable, _, _ = select.select([sock], [], [], DEADLINE_S)
+    assert readable, "no datagram arrives"
+    arrived_ns = time.monotonic_ns()
+    time.sleep(0.05)
+    return time.monotonic_ns() - arrived_ns
+
+
+async def first_wait(here: World, tap: Any) -> int:
+    """Send datagrams until one has a wait: the kernel begins to stamp when it gets round to it."""
+    for _ in range(1000):
+        here.peer.sendto(inner(b"first"), ("192.0.2.1", PORT))
+        (seen,) = await records(tap, 1)
+        if seen.wait_ns:
+            return seen.wait_ns
+        await asyncio.sleep(0.01)
+    raise AssertionError("a thousand datagrams, and the wait of none is known")
+
+
+@every_engine
+async def test_a_receive_says_how_long_its_datagram_waited(make_lab: Any, engine: Engine) -> None:
+    """Nobody receives while this thread sleeps: no worker runs, nor the loop of `reference`."""
+    async with world(make_lab, engine, is_attached=False) as here:
+        tap = here.engine.open_tap(TapRequest(stages=1 << RECEIVE))
+        here.peer.sendto(inner(b"at once"), ("192.0.2.1", PORT))
+        waited_ns = let_wait(here.node.sock)
+        here.engine.attach(here.node.tun)
+        (early,) = await records(tap, 1)
+        # It came before the kernel stamped datagrams, or, if others had it do so, behind that.
+        assert not early.wait_ns or early.wait_ns >= waited_ns
+        began_ns = time.monotonic_ns()
+        assert await first_wait(here, tap) <= time.monotonic_ns() - began_ns
+        here.engine.detach()
+        began_ns = time.monotonic_ns()
+        here.peer.sendto(inner(b"late"), ("192.0.2.1", PORT))
+        waited_ns = let_wait(here.node.sock)
+        here.engine.attach(here.node.tun)
+        (late,) = await records(tap, 1)
+        tap.close()
+        assert waited_ns <= late.wait_ns <= time.monotonic_ns() - began_ns
+
+
+async def test_packets_the_kernel_put_together_waited_as_long(make_lab: Any) -> None:
+    async with world(make_lab, Engine.GSO) as here:
+        tap = here.engine.open_tap(TapRequest(stages=1 << RECEIVE))
+        await first_wait(here, tap)
+        packet = inner(bytes(100))
+        here.peer.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, len(packet))
+        here.peer.sendto(packet * 10, ("192.0.2.1", PORT))
+        found = await records(tap, 10)
+        tap.close()
+        assert max(seen.together for seen in found) > 1
+        assert all(seen.wait_ns for seen in found)
+        assert len({(seen.packet_id, seen.wait_ns) for seen in found}) == len(
+            {seen.packet_id for seen in found}
+        )
+
+
+@every_engine
+async def test_datagrams_are_stamped_only_while_a_tap_is_open(
+    make_lab: Any, engine: Engine
+) -> None:
+    async with world(make_lab, engine) as here:
+        sock = here.node.sock
+
+        def is_stamped() -> bool:
+            return bool(sock.getsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS_NEW))
+
+        assert not is_stamped()
+        taps = [here.engine.open_tap(TapRequest()) for _ in range(2)]
+        assert is_stamped()
+        taps[0].close()
+        assert is_stamped()
+        # A new socket comes under the old one's descriptor without it.
+        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS_NEW, 0)
+        here.engine.detach()
+        here.engine.rebound()
+        assert is_stamped()
+        here.engine.attach(here.node.tun)
+        taps[1].close()
+        taps[1].close()
+        assert not is_stamped()
+        here.engine.detach()
+        here.engine.rebound()
+        assert not is_stamped()

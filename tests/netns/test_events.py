@@ -210,6 +210,34 @@ async def test_a_trace_shows_where_a_packet_went(make_overlay: MakeOverlay, tmp_
         await until_watched(one, 0)
 
 
+@either_engine
+async def test_a_trace_shows_the_wait_in_the_socket_of_a_stopped_node(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
+    async with make_overlay() as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        log = tmp_path / "trace"
+        only = (
+            "-c",
+            "1",
+            "--kernel=false",
+            "-o",
+            "json",
+            f"icmp and src host {one.tunnel_address}",
+        )
+        tracing = await traced(two, log, *only)
+        two.daemon.send_signal(signal.SIGSTOP)
+        try:
+            assert await ping(one.host, two.tunnel_address, timeout_s=0.2) is None
+        finally:
+            two.daemon.send_signal(signal.SIGCONT)
+        await until_ended(tracing)
+        story = json.loads(log.read_text().splitlines()[-1])
+        waits = {each["stage"]: each["wait_ns"] for each in story["events"]}
+        # The ping is given up 0.2 s after it was sent; a TUN says nothing of its queue.
+        assert waits["udp.receive"] > 50_000_000 and waits["tun.write"] is None
+
+
 async def tables(node: LabNode) -> str:
     return str((await node.host.run("nft", "list", "tables")).stdout)
 

@@ -94,14 +94,14 @@ def test_a_packet_on_its_way_out() -> None:
 
 def test_a_packet_on_its_way_in() -> None:
     packet = udp(b"hello", **HERE)
-    first = event(Stage.UDP_RECEIVE, packet, port=4000, packet_id=3)
+    first = event(Stage.UDP_RECEIVE, packet, port=4000, packet_id=3, wait_ns=31_400)
     last = event(Stage.TUN_WRITE, packet, packet_id=3, time_ns=NOW_NS + 2500)
     (outer, about_outer), (inner, about_inner) = captured(first, last)
     assert (text(about_outer.ifname), text(about_inner.ifname)) == ("udp:8285/in", "flannel0/out")
     assert (about_outer.direction & 3, about_inner.direction & 3) == (1, 2)
     assert outer[12:24] == bytes([192, 0, 2, 2, 192, 0, 2, 1]) + struct.pack("!HH", 4000, 8285)
     assert inner == packet
-    assert "from 192.0.2.2:4000, the node of 10.5.7.0/24, 10.5.2.0/24" in text(
+    assert "from 192.0.2.2:4000, the node of 10.5.7.0/24, 10.5.2.0/24; socket wait 31us" in text(
         about_outer.comments[0]
     )
     assert "decap -28 B from 192.0.2.2:8285, FIB 12; 2.5 us after its receive" in text(

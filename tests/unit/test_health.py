@@ -177,6 +177,20 @@ def test_a_loop_that_is_late_is_not_alive_and_recovers() -> None:
     hurried(main)
 
 
+def test_each_pause_of_the_loop_says_how_late_it_ended() -> None:
+    async def main(health: Health, loop: Hurried) -> None:
+        found: list[float] = []
+        health.on_lag = found.append
+        await looks(3)
+        loop.now += HEARTBEAT_S + 0.5
+        await looks(2)
+        assert found == pytest.approx([0, 0, 0, *found[3:]], abs=0.01)
+        assert max(found[3:]) == pytest.approx(0.5 + HEARTBEAT_S, abs=HEARTBEAT_S)
+        assert max(found[3:]) >= 0.5
+
+    hurried(main)
+
+
 def test_a_loop_that_is_a_little_late_is_alive() -> None:
     async def main(health: Health, loop: Hurried) -> None:
         await looks(3)

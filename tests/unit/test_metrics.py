@@ -8,6 +8,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import tundp
@@ -108,6 +109,7 @@ def test_metrics_before_there_is_a_node() -> None:
     assert value(found, "tundp_check_ok", check="start") == 0
     assert value(found, "tundp_build_info", version=tundp.__version__) == 1
     assert value(found, "tundp_route_apply_seconds_count") == 0
+    assert value(found, "tundp_event_loop_lag_seconds_count") == 0
     assert value(found, "process_resident_memory_bytes") > 0
     assert not any(name.startswith("tundp_packets") for name, _ in found)
 
@@ -130,6 +132,26 @@ def test_every_series_is_there_from_the_start() -> None:
         "hop_sockets_opened",
     ):
         assert value(found, f"tundp_{name}_total") == 0
+
+
+def test_time_in_the_engine_is_a_histogram() -> None:
+    counters = Counters()
+    counters.encap.add_latency(3, 900)
+    counters.encap.add_latency(64, 30_500)
+    counters.encap.add_latency(2, 3_000_000_000)
+    found = scraped(running(status(counters)))
+    below = {
+        float(dict(labels)["le"]): count
+        for (name, labels), count in found.items()
+        if name == "tundp_engine_seconds_bucket" and ("direction", "encap") in labels
+    }
+    assert list(below) == [*(2**number / 1e6 for number in range(21)), float("inf")]
+    assert (below[1e-6], below[16e-6], below[32e-6]) == (3, 3, 67)
+    assert (below[1.048576], below[float("inf")]) == (67, 69)
+    assert value(found, "tundp_engine_seconds_count", direction="encap") == 69
+    total = value(found, "tundp_engine_seconds_sum", direction="encap")
+    assert total == pytest.approx(3 * 900e-9 + 64 * 30.5e-6 + 2 * 3.0)
+    assert value(found, "tundp_engine_seconds_count", direction="decap") == 0
 
 
 def test_values() -> None:

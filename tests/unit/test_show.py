@@ -477,6 +477,26 @@ def test_packets_a_system_call() -> None:
     assert lines["decap"][-3:] == ["-", "-", "holds"]
 
 
+def test_time_in_the_engine() -> None:
+    def one(*counts: tuple[int, int]) -> DirectionStatus:
+        latency = [0] * 22
+        for bucket, count in counts:
+            latency[bucket] = count
+        return DirectionStatus(latency=latency)
+
+    both = CountersStatus(encap=one((4, 90), (9, 10)), decap=one((0, 5), (21, 5)))
+    assert (
+        "time in the engine: encap 50 % within 16 us, 99 % within 512 us;"
+        " decap 50 % within 1 us, 99 % above 1 s"
+    ) in shown(replace(STATUS, counters=both))
+    half = CountersStatus(encap=DirectionStatus(), decap=one((20, 1)))
+    assert (
+        "time in the engine: decap 50 % within 1,048,576 us, 99 % within 1,048,576 us"
+    ) in shown(replace(STATUS, counters=half))
+    neither = CountersStatus(encap=DirectionStatus(), decap=one())
+    assert "time in the engine" not in shown(replace(STATUS, counters=neither))
+
+
 def test_a_daemon_that_starts_says_what_it_waits_for() -> None:
     status = Status(
         version="0.2.0",

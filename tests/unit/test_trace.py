@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
+import pytest
+
 from tests.packets import udp
 from tundp.observe.events import Event, PeerName
 from tundp.observe.stories import Story, document
@@ -66,6 +68,25 @@ def test_a_read_and_its_send_are_one_trace() -> None:
         "  n1            lookup       10.5.2.0/24 -> 192.0.2.2:8285, FIB 0",
         "  n1     +19us  udp.send     29 B to 192.0.2.2:8285",
     ]
+
+
+@pytest.mark.parametrize(
+    ("wait_ns", "shown"),
+    [
+        (0, ""),
+        (1, ", socket wait 0us"),
+        (31_400, ", socket wait 31us"),
+        (52_300_000, ", socket wait 52.3ms"),
+        (2**32 - 1, ", socket wait 4.3s or more"),
+    ],
+)
+def test_a_receive_says_how_long_it_waited(wait_ns: int, shown: str) -> None:
+    (trace,) = traces([event(Stage.UDP_RECEIVE, 1, 7, wait_ns=wait_ns)], rest=True)
+    assert list(lines(trace, 1, "n1"))[1] == (
+        "  n1      +0us  udp.receive  from 192.0.2.2:8285,"
+        f" whose subnet the source is not in{shown}"
+    )
+    assert document(Story(trace), 1)["events"][0]["wait_ns"] == (wait_ns or None)
 
 
 def test_a_super_packet_waits_for_all_its_packets() -> None:

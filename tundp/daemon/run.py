@@ -198,6 +198,7 @@ async def _open_desk(
     """Serve admin socket, health and metrics from now on, and watch the event loop."""
     health = Health()
     metrics = Metrics(health.ready, supervisor.failures, peers_max=settings.metrics_peers)
+    health.on_lag = metrics.loop_lag.observe
     desk = _Desk(settings, health, metrics)
     desk.admin = await stack.enter_async_context(
         serve_admin(

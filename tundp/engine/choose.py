@@ -49,7 +49,8 @@ def probe_machine() -> ProbeReport:
     findings = probe.probe(kernel, may_make_device=why_not is None)
     try:
         variants = twins.sums_variants()
-        build = f"ABI {library.ABI}"
+        probes = "USDT probes" if library.has_probes() else "no USDT probes"
+        build = f"ABI {library.ABI}, {probes}"
     except Unsupported as error:
         variants, build = [], str(error)
     return ProbeReport(

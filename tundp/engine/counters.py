@@ -18,6 +18,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tundp.engine import latency
 from tundp.wire.coalesce import Miss
 from tundp.wire.drop import DropReason
 
@@ -66,8 +67,16 @@ class DirectionCounters:
     writes: int = _counter("sends, or TUN writes, that took something")
     super_in: int = _counter("reads that brought more than one packet")
     super_out: int = _counter("writes that took more than one packet")
+    latency_ns: int = _counter("nanoseconds the packets of measured batches were in the engine")
+    latency: list[int] = field(default_factory=lambda: [0] * latency.COUNT)
+    """The packets of measured batches by the time they were in the engine (latency.py)."""
     drops: list[int] = field(default_factory=lambda: [0] * len(DropReason))
     """Packets dropped, by DropReason."""
+
+    def add_latency(self, packets: int, elapsed_ns: int) -> None:
+        """Count packets of a measured batch that were in the engine for so long."""
+        self.latency[latency.bucket(elapsed_ns)] += packets
+        self.latency_ns += packets * elapsed_ns
 
     @property
     def dropped(self) -> int:
@@ -82,6 +91,7 @@ class DirectionCounters:
     def as_dict(self) -> dict[str, Any]:
         """For JSON; only reasons that occurred are listed."""
         return {spec.name: getattr(self, spec.name) for spec in DIRECTION_COUNTERS} | {
+            "latency": list(self.latency),
             "drops": {r.label: self.drops[r] for r in DropReason if self.drops[r]},
         }
 

@@ -38,6 +38,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tundp.backoff import Ration
+from tundp.engine import latency
 from tundp.engine.base import (
     EMSGSIZE_ORIGIN,
     EngineContext,
@@ -67,6 +68,7 @@ from tundp.wire.encap import (
     narrow,
 )
 from tundp.wire.event import Stage
+from tundp.wire.socket_wait import Clocks, SocketWaits
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +80,8 @@ _ROUTED: Final = (DropReason.HOP_LIMIT_EXCEEDED, DropReason.TOO_BIG)
 _UNLIMITED: Final = 0xFFFF
 _UINT32: Final = 0xFFFFFFFF
 _OVERFLOW: Final = struct.Struct("=I")
-_ANCILLARY_LEN: Final = socket.CMSG_SPACE(_OVERFLOW.size)
+_STAMP: Final = struct.Struct("=qq")
+_ANCILLARY_LEN: Final = socket.CMSG_SPACE(_OVERFLOW.size) + socket.CMSG_SPACE(_STAMP.size)
 
 
 class _Hop(NamedTuple):
@@ -127,7 +130,12 @@ class ReferenceEngine:
         self._hop_sockets = HopSockets(sock)
         self._overflows = 0
         self._hops = HopLedger()
-        self._events = Events(self.seen, context.recorder.worker(0) if context.recorder else None)
+        self._events = Events(
+            self.seen,
+            context.recorder.worker(0) if context.recorder else None,
+            on_use=self._on_tap_use,
+        )
+        self._waits = SocketWaits()
         self._fib = context.fib
         self.install(context.fib)
         loop.add_reader(sock.fileno(), self._on_udp_readable)
@@ -173,6 +181,8 @@ class ReferenceEngine:
             self._loop.remove_reader(fd)
         self._loop.add_reader(fd, self._on_udp_readable)
         self._hop_sockets.close()
+        if self._events.has_taps:
+            self._on_tap_use(is_on=True)
         self._source = _bound_address(self._sock)
         self._hops.forget_paths()
         self._overflows = 0
@@ -254,6 +264,8 @@ class ReferenceEngine:
             except OSError as error:
                 self._on_tun_error(error)
                 return
+            is_measured = self._counters.encap.reads % latency.EVERY == 0
+            began_ns = self._clock_ns() if is_measured else 0
             counters = self._counters.encap
             counters.reads += 1
             counters.packets_in += 1
@@ -264,6 +276,8 @@ class ReferenceEngine:
                 self._encapsulate(packet, counters)
             except Exception:  # noqa: BLE001  (a bug costs its packet, not the daemon)
                 self._on_bug(counters, DropReason.SEND_FAILED, packet)
+            if is_measured:
+                counters.add_latency(1, self._clock_ns() - began_ns)
 
     def _encapsulate(self, packet: memoryview, counters: DirectionCounters) -> None:
         verdict = self._verdict(packet)
@@ -371,6 +385,8 @@ class ReferenceEngine:
         self._counters.syscalls += 1  # the loop's wait that led here
         for _ in range(BUDGET):
             self._counters.syscalls += 1
+            if self._events.has_taps:
+                self._waits.call(time.time_ns())
             try:
                 length, ancillary, _, sender = self._sock.recvmsg_into(
                     [self._udp_buffer], _ANCILLARY_LEN
@@ -381,8 +397,11 @@ class ReferenceEngine:
                 # An ICMP error for an earlier datagram, delivered here: that send is history.
                 _log.debug("receive: %s", error)
                 continue
+            is_measured = self._counters.decap.reads % latency.EVERY == 0
+            began_ns = self._clock_ns() if is_measured else 0
             if ancillary:
                 self._count_overflows(ancillary)
+            wait_ns = self._wait_ns(ancillary) if self._events.has_taps else 0
             counters = self._counters.decap
             counters.reads += 1
             counters.packets_in += 1
@@ -400,10 +419,13 @@ class ReferenceEngine:
                     packet_id=counters.reads,
                     hop=arrival.hop_id,
                     peer=arrival.sender,
+                    wait_ns=wait_ns,
                 )
                 self._decapsulate(datagram, arrival)
             except Exception:  # noqa: BLE001  (a bug costs its packet, not the daemon)
                 self._on_bug(counters, DropReason.TUN_FAILED, datagram)
+            if is_measured:
+                counters.add_latency(1, self._clock_ns() - began_ns)
 
     def _decapsulate(self, datagram: memoryview, arrival: _Arrival) -> None:
         verdict = decapsulate(datagram, sender=arrival.sender, table=self._fib, policy=self._policy)
@@ -584,6 +606,24 @@ class ReferenceEngine:
                 since_opened = _OVERFLOW.unpack(data)[0]
                 self._counters.socket_overflows += since_opened - self._overflows & _UINT32
                 self._overflows = since_opened
+
+    def _on_tap_use(self, is_on: bool) -> None:  # noqa: FBT001  (a callback)
+        udp.set_timestamps(self._sock, is_on=is_on)
+        self._waits.begin(_clocks())
+
+    def _wait_ns(self, ancillary: list[tuple[int, int, bytes]]) -> int:
+        """How long the datagram just received waited in the socket; 0 not known."""
+        self._waits.returned(_clocks())
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == uapi.SO_TIMESTAMPNS_NEW:
+                seconds, nanoseconds = _STAMP.unpack(data)
+                stamp_ns = seconds * 1_000_000_000 + nanoseconds
+                return self._waits.wait_ns(stamp_ns)
+        return 0
+
+
+def _clocks() -> Clocks:
+    return Clocks(time.time_ns(), time.monotonic_ns())
 
 
 def _bound_address(sock: socket.socket) -> IPv4Address:

@@ -93,8 +93,13 @@ class Events:
         generation: Callable[[], int],
         recorder: memoryview | None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        on_use: Callable[[bool], object] = bool,
     ) -> None:
-        """generation: of the FIB in use. recorder: EXAMPLES_LEN bytes, borrowed, or None."""
+        """generation: of the FIB in use. recorder: EXAMPLES_LEN bytes, borrowed, or None.
+
+        on_use: called with True before the first tap opens, with False after the last closed.
+        """
+        self._on_use = on_use
         self._generation = generation
         self._recorder = recorder
         self._clock_ns = clock_ns
@@ -114,9 +119,16 @@ class Events:
         """A new tap; TooManyReaders."""
         if len(self._taps) >= TAPS_MAX:
             raise TooManyReaders(TAPS_MAX)
-        ring = _Ring(request, self._taps.remove)
+        ring = _Ring(request, self._remove)
+        if not self._taps:
+            self._on_use(True)
         self._taps.append(ring)
         return ring
+
+    def _remove(self, ring: _Ring) -> None:
+        self._taps.remove(ring)
+        if not self._taps:
+            self._on_use(False)
 
     def passed(
         self,
@@ -127,8 +139,9 @@ class Events:
         hop: int = 0,
         peer: tuple[int, int] = (0, 0),
         together: int = 1,
+        wait_ns: int = 0,
     ) -> None:
-        """A packet has passed a stage. peer: its address and port."""
+        """A packet has passed a stage. peer: its address and port. wait_ns: see Record."""
         if self._taps:
             self._put(
                 Record(
@@ -141,6 +154,7 @@ class Events:
                     length=len(packet),
                     together=together,
                     generation=self._generation(),
+                    wait_ns=wait_ns,
                     packet=bytes(packet),
                 )
             )

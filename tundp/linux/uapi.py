@@ -79,6 +79,8 @@ SO_RCVBUFFORCE: Final = 33
 SO_ATTACH_FILTER: Final = 26
 SO_RXQ_OVFL: Final = 40
 """2.6.33"""
+SO_TIMESTAMPNS_NEW: Final = 64
+"""5.1; also the type of its control message, two 64-bit numbers: seconds, nanoseconds."""
 
 # linux/socket.h: levels of setsockopt
 SOL_RAW: Final = 255

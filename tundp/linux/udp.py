@@ -83,6 +83,14 @@ def open_sender(port: int, buffer_len: int, *, is_probing: bool = False) -> sock
     return sock
 
 
+def set_timestamps(sock: socket.socket, *, is_on: bool) -> None:
+    """Switch receive timestamps of a socket. Kernels before 5.1 have none: nothing is stamped."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, uapi.SO_TIMESTAMPNS_NEW, int(is_on))
+    except OSError as error:
+        _log.debug("receive timestamps: %s", error)
+
+
 def rebind(sock: socket.socket, new: socket.socket) -> None:
     """Replace the socket under `sock`'s descriptor by `new` (dup2); close `new`.
 

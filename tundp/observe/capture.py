@@ -23,7 +23,7 @@ from tundp.observe.capture_words import (
     table_words,
 )
 from tundp.observe.events import Event
-from tundp.wire import overhead, pcapng, transport
+from tundp.wire import describe, overhead, pcapng, transport
 from tundp.wire.event import Stage
 from tundp.wire.pcapng import Way
 from tundp.wire.wire_size import wire_packets
@@ -258,6 +258,8 @@ class Recorder:
         if record.together > 1:
             call = "receive" if event.stage is Stage.UDP_RECEIVE else "send"
             parts.append(f"{record.together} datagrams in its {call}")
+        if wait := describe.socket_wait(record.wait_ns):
+            parts.append(wait)
         if record.packets > 1 or record.gso_size:
             size = f" of {record.gso_size} bytes each" if record.gso_size else ""
             parts.append(f"super-packet for {record.packets} packets{size}")

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from tundp.engine.counters import COUNTERS, CounterSpec
+from tundp.observe.status import CountersStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,3 +54,17 @@ def spec_of(name: str) -> CounterSpec | None:
 def sentence(means: str) -> str:
     """A row's meaning as the HELP line of a metric."""
     return f"{means[0].upper()}{means[1:]}."
+
+
+def latency_text(counters: CountersStatus) -> str:
+    """How long packets are in the engine, by direction; empty before any was measured."""
+    parts = []
+    for name, counted in counters.directions:
+        half, most = (counted.latency_us(share) for share in (0.5, 0.99))
+        if half is not None and most is not None:
+            parts.append(f"{name} 50 % {_within(half)}, 99 % {_within(most)}")
+    return f"time in the engine: {'; '.join(parts)}" if parts else ""
+
+
+def _within(bound_us: int) -> str:
+    return f"within {bound_us:,} us" if bound_us else "above 1 s"

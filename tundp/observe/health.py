@@ -32,6 +32,8 @@ class Health:
     """Watches the event loop and the packet threads; the node supplies the other checks."""
 
     def __init__(self) -> None:
+        self.on_lag: Callable[[float], object] = float
+        """Called each second or sooner with how late the event loop was, in seconds."""
         self._heartbeat: Callable[[], tuple[int, ...]] = tuple
         self._node_checks: Callable[[], list[Finding]] | None = None
         self._waits = "start-up to begin"
@@ -123,3 +125,4 @@ class Health:
                 fed_at = now
             await asyncio.sleep(pause_s)
             self._lag_s = loop.time() - now - pause_s
+            self.on_lag(max(0.0, self._lag_s))

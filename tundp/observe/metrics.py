@@ -20,9 +20,15 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
 
 import tundp
+from tundp.engine import latency
 from tundp.finding import Finding, Verdict, failures
 from tundp.lease.claim import LeaseState
 from tundp.linux.obstacles.look import IDS as OBSTACLES
@@ -41,6 +47,7 @@ from tundp.wire.drop import DropReason
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _APPLY_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+_LAG_BUCKETS: Final = tuple(bound / 1e6 for bound in latency.BOUNDS_US)
 _OFFLOAD_STATES: Final = ("in_use", "disabled")
 
 
@@ -73,6 +80,13 @@ class Metrics:
             "tundp_route_apply_seconds",
             "From an event of the lease store to routes the packet threads use.",
             buckets=_APPLY_BUCKETS,
+            registry=self._registry,
+        )
+        self.loop_lag = Histogram(
+            "tundp_event_loop_lag_seconds",
+            "How late the event loop came back from a pause of 1 s or less: leases, netlink and the"
+            " admin socket wait so long, packets only with the reference engine.",
+            buckets=_LAG_BUCKETS,
             registry=self._registry,
         )
         self._registry.register(self)
@@ -162,6 +176,7 @@ def _traffic(counters: CountersStatus) -> Iterator[Any]:
         for reason in DropReason:
             drops.add_metric([direction, reason.label], counted.drops.get(reason.label, 0))
     yield from (packets, forwarded, octets, drops)
+    yield _latency(counters)
     for name, value in counters.totals.items():
         spec = spec_of(name)
         if spec is not None and spec.metric is not None:
@@ -172,6 +187,23 @@ def _traffic(counters: CountersStatus) -> Iterator[Any]:
         for reason_name, count in counts.items():
             family.add_metric([reason_name], count)
         yield family
+
+
+def _latency(counters: CountersStatus) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(
+        "tundp_engine_seconds",
+        "Time packets were in the engine, of one batch in 8: from its first read or receive to its"
+        " last send or write; each packet is counted with the time of its batch.",
+        labels=["direction"],
+    )
+    for direction, counted in counters.directions:
+        below, buckets = 0, []
+        for bound, count in zip(latency.BOUNDS_US, counted.latency, strict=False):
+            below += count
+            buckets.append((str(bound / 1e6), below))
+        buckets.append(("+Inf", sum(counted.latency)))
+        family.add_metric([direction], buckets, counted.latency_ns / 1e9)
+    return family
 
 
 def _kernel(kernel: KernelStatus) -> Iterator[Any]:

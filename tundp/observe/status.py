@@ -17,6 +17,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final, Generic, TypeVar, overload
 
 from tundp.choices import Measuring, MtuOrigin
+from tundp.engine import latency
 from tundp.finding import Finding, failures
 from tundp.observe import codec
 from tundp.observe.codec import Malformed
@@ -420,6 +421,10 @@ class DirectionStatus:
     """Reads that brought more than one packet."""
     super_out: int = 0
     """Writes that took more than one packet."""
+    latency_ns: int = 0
+    """Nanoseconds the packets of measured batches, one in 8, were in the engine."""
+    latency: Sequence[int] = ()
+    """Their packets by the time they were in the engine: up to 1, 2, 4 ... 2^20 us, and longer."""
     drops: Mapping[str, int] = field(default_factory=dict)
     """By reason; only reasons that occurred."""
 
@@ -427,6 +432,10 @@ class DirectionStatus:
     def dropped(self) -> int:
         """Packets dropped for any reason."""
         return sum(self.drops.values())
+
+    def latency_us(self, share: float) -> int | None:
+        """See latency.quantile_us."""
+        return latency.quantile_us(self.latency, share)
 
     @property
     def is_conserved(self) -> bool:

@@ -192,7 +192,8 @@ def _came(event: Event) -> str:
     text = "" if event.peer is None else f"from {_peer(event.peer, event, is_source=True)}"
     if record.together > 1:
         text += f", {record.together} datagrams in one receive"
-    return text
+    wait = describe.socket_wait(record.wait_ns)
+    return ", ".join(part for part in (text, wait) if part)
 
 
 def _went(run: list[Event]) -> str:
@@ -304,5 +305,6 @@ def event_document(event: Event) -> Mapping[str, Any]:
         "packets": record.packets,
         "together": record.together,
         "gso_size": record.gso_size,
+        "wait_ns": record.wait_ns or None,
         "packet": event.packet.hex(),
     }

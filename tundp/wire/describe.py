@@ -12,6 +12,8 @@ import struct
 from ipaddress import IPv4Address
 from typing import Final
 
+from tundp.wire.socket_wait import WAIT_MAX
+
 _MIN_HEADER: Final = 20
 _FLAGS: Final = ((0x02, "S"), (0x01, "F"), (0x04, "R"), (0x08, "P"), (0x10, "."), (0x20, "U"))
 """tcpdump's letters, RFC 9293 section 3.1."""
@@ -64,6 +66,17 @@ def packet(data: bytes, length: int | None = None) -> str:
         text = f"{source} > {destination} {name}"
     ttl = f", TTL {data[8]}" if data[8] <= 1 else ""
     return f"{text}{first}{ttl}, {size}"
+
+
+def socket_wait(wait_ns: int) -> str:
+    """`socket wait 31us`, of a Record's `wait_ns`; empty where that is not known."""
+    if not wait_ns:
+        return ""
+    if wait_ns == WAIT_MAX:
+        return f"socket wait {WAIT_MAX / 1e9:.1f}s or more"
+    if wait_ns < 10_000_000:
+        return f"socket wait {wait_ns / 1000:.0f}us"
+    return f"socket wait {wait_ns / 1_000_000:.1f}ms"
 
 
 def _tcp(segment: bytes) -> str:

@@ -43,7 +43,7 @@ ALIGN: Final = 8
 SNAP_MAX: Final = 65535
 """Bytes of a packet a record can hold: any IPv4 packet whole (RFC 791 section 3.1)."""
 
-_HEADER: Final = struct.Struct("=IBBBxQQIIIHHIIIHHI4x")
+_HEADER: Final = struct.Struct("=IBBBxQQIIIHHIIIHHII")
 HEADER_LEN: Final = _HEADER.size
 
 
@@ -79,6 +79,9 @@ class Record:
     """Payload bytes of each packet of a super-packet but the last; 0 if it is none."""
     generation: int = 0
     """Generation of the FIB it was decided by, modulo 2^32."""
+    wait_ns: int = 0
+    """Time from the datagram's arrival at this host to the receive that brought it, in ns: of
+    UDP_RECEIVE only, see wire/socket_wait.py. 0: not known."""
     packet: bytes = b""
     """The first bytes, from the IPv4 header on; as they were at that moment."""
 
@@ -103,6 +106,7 @@ class Record:
             len(self.packet),
             self.gso_size,
             self.generation & 0xFFFFFFFF,
+            self.wait_ns,
         )
         return (header + self.packet).ljust(size, b"\0")
 
@@ -143,6 +147,7 @@ def unpack(data: bytes | memoryview) -> Iterator[Record]:
             together=fields[13],
             gso_size=fields[15],
             generation=fields[16],
+            wait_ns=fields[17],
             packet=bytes(data[start : start + captured]),
         )
         offset += size

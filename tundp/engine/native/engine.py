@@ -38,7 +38,8 @@ from tundp.engine.base import (
     PathState,
 )
 from tundp.engine.changes import changed_hops, changed_paths
-from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, Counters, HopCounters
+from tundp.engine.counters import Counters, HopCounters
+from tundp.engine.native.counting import add_counters
 from tundp.engine.native.fib import NativeFib, policy_values
 from tundp.engine.native.hops import HopMemory, PathStates
 from tundp.engine.native.library import require
@@ -50,9 +51,7 @@ from tundp.lease.fib import Fib
 from tundp.linux.limits import open_event
 from tundp.linux.offload import SAFE_SEGMENTS, KernelOffloads, find_offloads, set_udp_gro
 from tundp.linux.tun import Tun, TunMode
-from tundp.linux.udp import device_mtu
-from tundp.wire.coalesce import Miss
-from tundp.wire.drop import DropReason
+from tundp.linux.udp import device_mtu, set_timestamps
 from tundp.wire.ratelimit import ICMP_LOCAL_BUCKETS, ICMP_WIRE_BUCKETS
 
 _log = logging.getLogger(__name__)
@@ -127,7 +126,7 @@ class NativeEngine:
         self._icmp_budget = native.ffi.new("uint64_t[]", buckets)
         self._recorder = context.recorder
         self._workers = self._make_workers(directions)
-        self._taps = NativeTaps(self._workers)
+        self._taps = NativeTaps(self._workers, self._set_timestamps)
         for sock in self._socks:
             set_udp_gro(sock, is_on=self._has(Offload.UDP_GRO))
         self._fibs: list[NativeFib] = []
@@ -196,6 +195,8 @@ class NativeEngine:
         """See Dataplane. Threads keep no state of a socket: each run makes its own epoll set."""
         for sock in self._socks:
             set_udp_gro(sock, is_on=self._has(Offload.UDP_GRO))
+        if self._taps:
+            self._set_timestamps(is_on=True)
         for worker in self._workers:
             worker.rebound()
         self._path_states.take_in(self._hop_count(), self._loop.time())
@@ -211,7 +212,7 @@ class NativeEngine:
         counted = self._ffi.new("struct tundp_counters *")
         for worker in self._workers:
             self._lib.tundp_worker_counters(worker.struct, counted)
-            _add_counters(total, counted)
+            add_counters(total, counted)
         return total
 
     def hop_counters(self, hop_ids: Sequence[int] | None = None) -> Mapping[int, HopCounters]:
@@ -290,6 +291,10 @@ class NativeEngine:
         for worker in self._workers:
             worker.close()
         os.close(self._notify_fd)
+
+    def _set_timestamps(self, is_on: bool) -> None:  # noqa: FBT001  (a callback)
+        for sock in self._socks:
+            set_timestamps(sock, is_on=is_on)
 
     def _directions(self) -> tuple[int, ...]:
         """The direction set of each worker of a queue."""
@@ -423,20 +428,3 @@ class NativeEngine:
             _log.error("engine %s ended: %s; starting again", self.name, os.strerror(code))
         self.detach()
         self._tun_gone.set()
-
-
-def _add_counters(total: Counters, counted: Any) -> None:
-    for spec in COUNTERS:
-        setattr(total, spec.name, getattr(total, spec.name) + getattr(counted, spec.name))
-    for direction, source in ((total.encap, counted.encap), (total.decap, counted.decap)):
-        for spec in DIRECTION_COUNTERS:
-            value = getattr(direction, spec.name) + getattr(source, spec.name)
-            setattr(direction, spec.name, value)
-        for reason in DropReason:
-            direction.drops[reason] += source.drops[reason]
-    for miss in Miss:
-        total.coalesce_misses[miss] += counted.coalesce_misses[miss]
-    for number, count in enumerate(counted.errnos):
-        if count:
-            name = errno.errorcode.get(number, "other")
-            total.errnos[name] = total.errnos.get(name, 0) + count

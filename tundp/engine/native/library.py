@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from tundp.errors import Unsupported
 
-ABI: Final = 11
+ABI: Final = 12
 
 try:
     from tundp import _native
@@ -25,3 +25,8 @@ def require() -> Any:
             " run make build"
         )
     return _native
+
+
+def has_probes() -> bool:
+    """Whether the module has USDT probes (native/src/probes.h). Unsupported without a module."""
+    return bool(require().lib.tundp_has_probes())

@@ -15,9 +15,11 @@ from tundp.errors import TooManyReaders
 class NativeTaps:
     """The open taps of an engine's workers."""
 
-    def __init__(self, workers: Sequence[Worker]) -> None:
+    def __init__(self, workers: Sequence[Worker], on_use: Callable[[bool], object]) -> None:
+        """on_use: called with True before the first tap opens, with False after the last closed."""
         self._ffi = require().ffi
         self._workers = workers
+        self._on_use = on_use
         self._open: list[_NativeTap] = []
         self._generation = 0
         self._published: list[tuple[int, Any]] = []
@@ -32,6 +34,8 @@ class NativeTaps:
         if len(self._open) >= TAPS_MAX:
             raise TooManyReaders(TAPS_MAX)
         tap = _NativeTap(request, len(self._workers), self._close)
+        if not self._open:
+            self._on_use(True)
         self._open.append(tap)
         self._publish()
         return tap
@@ -39,6 +43,8 @@ class NativeTaps:
     def _close(self, tap: _NativeTap) -> None:
         self._open.remove(tap)
         self._publish()
+        if not self._open:
+            self._on_use(False)
 
     def _publish(self) -> None:
         self._generation += 1

@@ -10,6 +10,7 @@ from tundp.engine.native.library import require
 from tundp.wire import transport, vnet
 from tundp.wire.coalesce import Miss, Written
 from tundp.wire.drop import REASONS, DropReason
+from tundp.wire.socket_wait import Clocks
 from tundp.wire.vnet import VnetHeader
 
 _RECORD: Final = struct.Struct("=II")
@@ -29,6 +30,18 @@ def after_ttl_decrement(header_checksum: int) -> int:
 def before_ttl_decrement(header_checksum: int) -> int:
     """As wire.checksum.before_ttl_decrement."""
     return int(require().lib.tundp_checksum_before_ttl_decrement(header_checksum))
+
+
+def wait_ns(stamp_ns: int, now: Clocks, before: Clocks) -> int:
+    """As wire.socket_wait.wait_ns."""
+    native = require()
+    clocks = (native.ffi.new("struct tundp_clocks *", each._asdict()) for each in (now, before))
+    return int(native.lib.tundp_wait_ns(stamp_ns, *clocks))
+
+
+def latency_bucket(elapsed_ns: int) -> int:
+    """As engine.latency.bucket."""
+    return int(require().lib.tundp_latency_bucket(elapsed_ns))
 
 
 def sums_variants() -> list[str]:
