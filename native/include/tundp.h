@@ -204,7 +204,7 @@ struct tundp_tap {
 struct tundp_taps {
 	uint64_t generation; /* above 0, growing */
 	uint32_t count;
-	uint32_t unused;
+	uint32_t asked; /* how often timestamps were asked for: by each first tap */
 	struct tundp_tap *taps[TUNDP_TAPS_MAX];
 };
 
@@ -257,7 +257,7 @@ struct tundp_socket_waits {
 	struct tundp_clocks now;    /* after the last one */
 	uint64_t called_ns;         /* CLOCK_REALTIME, when that began */
 	uint32_t is_stamping;       /* 1: datagrams have the time they came for a stamp */
-	uint32_t unused;
+	uint32_t asked;             /* tundp_taps's, when that began */
 };
 
 /* What the controlling thread (Python) writes while the worker runs. */

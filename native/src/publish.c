@@ -33,8 +33,8 @@ static void next_taps(struct tundp_worker *worker)
 {
 	const struct tundp_taps *taps = __atomic_load_n(&worker->control.taps, __ATOMIC_ACQUIRE);
 
-	if (taps && taps->count && !worker->taps)
-		socket_wait_begin(worker);
+	if (taps && taps->count && taps->asked != worker->waits.asked)
+		socket_wait_begin(worker, taps->asked);
 	worker->taps = taps && taps->count ? taps : NULL;
 	if (taps)
 		__atomic_store_n(&worker->shared.taps_seen, taps->generation, __ATOMIC_RELEASE);
@@ -106,7 +106,7 @@ int tundp_worker_configure(struct tundp_worker *worker, const struct tundp_worke
 void tundp_worker_rebound(struct tundp_worker *worker)
 {
 	worker->shared.overflows = 0;
-	socket_wait_begin(worker);
+	socket_wait_begin(worker, worker->waits.asked);
 }
 
 void tundp_worker_install(struct tundp_worker *worker, const struct tundp_fib *fib)

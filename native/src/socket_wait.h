@@ -39,8 +39,8 @@ static inline uint32_t socket_wait_ns(uint64_t stamp_ns, const struct tundp_cloc
 	return wait > TUNDP_WAIT_MAX ? TUNDP_WAIT_MAX : (uint32_t)wait;
 }
 
-/* Call when taps were opened, or the socket is another one. */
-static inline void socket_wait_begin(struct tundp_worker *worker)
+/* Call when timestamps were asked for anew, or the socket is another one. */
+static inline void socket_wait_begin(struct tundp_worker *worker, uint32_t asked)
 {
 	const struct tundp_clocks now = socket_wait_clocks();
 
@@ -48,6 +48,7 @@ static inline void socket_wait_begin(struct tundp_worker *worker)
 		.before = now,
 		.now = now,
 		.called_ns = now.real_ns,
+		.asked = asked,
 	};
 }
 

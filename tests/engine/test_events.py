@@ -394,6 +394,24 @@ async def test_a_receive_says_how_long_its_datagram_waited(make_lab: Any, engine
         assert waited_ns <= late.wait_ns <= time.monotonic_ns() - began_ns
 
 
+@every_engine
+async def test_a_second_reader_waits_for_stamps_again(make_lab: Any, engine: Engine) -> None:
+    """Between two readers the kernel stops to stamp; a worker that stands still does not notice."""
+    async with world(make_lab, engine) as here:
+        first = here.engine.open_tap(TapRequest(stages=1 << RECEIVE))
+        await first_wait(here, first)
+        here.engine.detach()
+        first.close()
+        await asyncio.sleep(0.05)
+        second = here.engine.open_tap(TapRequest(stages=1 << RECEIVE))
+        here.peer.sendto(inner(b"between"), ("192.0.2.1", PORT))
+        waited_ns = let_wait(here.node.sock)
+        here.engine.attach(here.node.tun)
+        (seen,) = await records(second, 1)
+        second.close()
+        assert not seen.wait_ns or seen.wait_ns >= waited_ns
+
+
 async def test_packets_the_kernel_put_together_waited_as_long(make_lab: Any) -> None:
     async with world(make_lab, Engine.GSO) as here:
         tap = here.engine.open_tap(TapRequest(stages=1 << RECEIVE))

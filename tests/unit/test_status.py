@@ -212,7 +212,7 @@ UDP = Status(
             super_in=1,
             super_out=2,
             latency_ns=412_000,
-            latency=[0, 0, 0, 1, 2, *[0] * 16, 1],
+            latency=(0, 0, 0, 1, 2, *[0] * 16, 1),
             drops={"too_big": 1},
         ),
         decap=DirectionStatus(packets_in=20, bytes_in=1680, packets_out=20, bytes_out=1680),

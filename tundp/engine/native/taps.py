@@ -22,6 +22,8 @@ class NativeTaps:
         self._on_use = on_use
         self._open: list[_NativeTap] = []
         self._generation = 0
+        self._asked = 0
+        """How often timestamps were asked for."""
         self._published: list[tuple[int, Any]] = []
         """What workers may be using: generation, and what keeps its memory alive."""
 
@@ -35,6 +37,7 @@ class NativeTaps:
             raise TooManyReaders(TAPS_MAX)
         tap = _NativeTap(request, len(self._workers), self._close)
         if not self._open:
+            self._asked += 1
             self._on_use(True)
         self._open.append(tap)
         self._publish()
@@ -55,6 +58,7 @@ class NativeTaps:
                 {
                     "generation": self._generation,
                     "count": len(self._open),
+                    "asked": self._asked & 0xFFFFFFFF,
                     "taps": [tap.rings[number] for tap in self._open],
                 },
             )
