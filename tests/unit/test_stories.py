@@ -19,7 +19,7 @@ from tundp.linux.skb_drops import Place as Namespace
 from tundp.linux.skb_drops import SkbDrop
 from tundp.observe.skb_steps import Place, SkbStep, is_wanted, step_of
 from tundp.observe.skb_words import WORDS, words_of
-from tundp.observe.stories import HOLD_NS, Stories, Story, document, story_lines
+from tundp.observe.stories import HOLD_NS, LATE_NS, Stories, Story, document, story_lines
 from tundp.wire.event import Stage
 from tundp.wire.facts import Direction
 from tundp.wire.filter import parse
@@ -135,7 +135,7 @@ def test_a_filter_that_cannot_be_asked_says_so() -> None:
     assert is_wanted(step(outer(INNER)), parse("tcp")) is False
 
 
-def due(stories: Stories, now_ns: int = HOLD_NS) -> list[Story]:
+def due(stories: Stories, now_ns: int = HOLD_NS + LATE_NS) -> list[Story]:
     return list(stories.due(now_ns))
 
 
@@ -156,6 +156,17 @@ def test_a_drop_behind_the_daemon_is_part_of_its_story() -> None:
     assert due(stories, 10 * HOLD_NS) == []
 
 
+def test_a_trace_that_comes_after_its_drop_is_waited_for() -> None:
+    """A busy daemon tells of the packet later than the kernel of its drop."""
+    stories = Stories(has_paths=True)
+    stories.add_drop(step(traced_packet(), "IP_RPFILTER"), 0)
+    assert due(stories, HOLD_NS) == []
+    (trace,) = traces([event(Stage.TUN_READ, 7, 1000, peer=None), event(Stage.UDP_SEND, 7, 20_000)])
+    stories.add_trace(trace, HOLD_NS)
+    (story,) = due(stories)
+    assert story.trace is trace and len(story.drops) == 1
+
+
 def test_a_drop_that_comes_late_names_the_story() -> None:
     sent = [event(Stage.TUN_READ, 7, 1000, peer=None), event(Stage.UDP_SEND, 7, 20_000)]
     (trace,) = traces(sent)
@@ -166,7 +177,7 @@ def test_a_drop_that_comes_late_names_the_story() -> None:
     stories.add_drop(step(outer(traced_packet())), HOLD_NS)
     other = udp(b"x", source="10.5.1.2", destination="10.5.2.3", sport=7001)
     stories.add_drop(step(outer(other)), HOLD_NS)
-    late, stray = due(stories, 3 * HOLD_NS)
+    late, stray = due(stories, 2 * HOLD_NS + LATE_NS)
     assert list(story_lines(late, 5, "n1"))[1] == "  the packet of #4, later"
     assert stray.earlier is None
 
@@ -238,8 +249,10 @@ def test_nothing_is_kept_of_what_was_shown() -> None:
     for number in range(2000):
         inner = INNER[:4] + number.to_bytes(2, "big") + INNER[6:]
         stories.add_drop(step(inner), number)
-    assert len(due(stories, 2000 + HOLD_NS)) == 2000
-    assert not stories._waiting and not stories._by_key and not stories._supers
+    assert len(due(stories, 2000 + HOLD_NS + LATE_NS)) == 2000
+    assert (
+        not stories._waiting and not stories._late and not stories._by_key and not stories._supers
+    )
 
 
 def test_words_name_what_they_may() -> None:

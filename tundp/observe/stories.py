@@ -18,6 +18,8 @@ from tundp.wire import describe
 
 HOLD_NS: Final = 250_000_000
 """A trace waits so long for netfilter's account of its packet, and for the kernel's drops."""
+LATE_NS: Final = 700_000_000
+"""A drop without its packet's trace waits so much longer: events of a busy daemon are late."""
 REMEMBERED: Final = 1024
 """Packets that were shown, to which a later drop can be put."""
 SUSPECTS_MAX: Final = 4
@@ -75,6 +77,7 @@ class Stories:
         """has_paths: whether the kernel is asked, so that a trace has to wait for it."""
         self._hold_ns = HOLD_NS if has_paths else 0
         self._waiting: deque[tuple[int, Story]] = deque()
+        self._late: deque[tuple[int, Story]] = deque()
         self._by_key: dict[_Key | None, list[Story]] = {}
         """Those that wait, oldest first."""
         self._supers: list[Story] = []
@@ -119,21 +122,30 @@ class Stories:
 
     def suspect(self, rules: Sequence[LegacyRule]) -> None:
         """Legacy rules dropped something by now: maybe packets that netfilter dropped."""
-        for _, story in self._waiting:
+        for _, story in (*self._waiting, *self._late):
             if not story.suspects and any(step.is_netfilter for step in story.drops):
                 story.suspects = rules
 
     def due(self, now_ns: int) -> Iterator[Story]:
         """Stories that need not wait any longer, but those of packets the engine never had."""
         while self._waiting and self._waiting[0][0] <= now_ns:
-            story = self._waiting.popleft()[1]
-            for key in {packet_key(story.packet), story.path.key if story.path else None}:
-                left = [each for each in self._by_key.pop(key, ()) if each is not story]
-                if left:
-                    self._by_key[key] = left
-            self._supers = [each for each in self._supers if each is not story]
-            if story.trace is not None or story.is_dropped or story.drops:
-                yield story
+            due_ns, story = self._waiting.popleft()
+            if story.drops and story.trace is None:
+                self._late.append((due_ns + LATE_NS, story))
+            else:
+                yield from self._left(story)
+        while self._late and self._late[0][0] <= now_ns:
+            yield from self._left(self._late.popleft()[1])
+
+    def _left(self, story: Story) -> Iterator[Story]:
+        """Forget a story; itself, if it is one to be shown."""
+        for key in {packet_key(story.packet), story.path.key if story.path else None}:
+            left = [each for each in self._by_key.pop(key, ()) if each is not story]
+            if left:
+                self._by_key[key] = left
+        self._supers = [each for each in self._supers if each is not story]
+        if story.trace is not None or story.is_dropped or story.drops:
+            yield story
 
     def remember(self, story: Story, number: int) -> None:
         """A story was shown under a number: what the kernel drops of it later can name it."""
