@@ -48,7 +48,7 @@ COUNTED = ("drop.", "kernel.", "source.")
 CANNOT = 77
 """The exit code of a script that cannot plant its fault here; a sentence says why."""
 _RESTART = re.compile(r"@restart\(([^)]*)\)")
-FAULT_S = 10.0
+FAULT_S = 30.0
 """Within which what was planted breaks something: leases and neighbours live a while."""
 NAMED_S = 10.0
 """Within which a fault is to be named: a silence has to be one first."""

@@ -203,7 +203,6 @@ ROWS = {
         plant="kill -STOP $PID2",
         there="peer.filtered",
         undo="kill -CONT $PID2",
-        quick=True,
     ),
     "a lease stolen by another node": Row(
         id="lease.conflict",

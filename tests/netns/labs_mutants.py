@@ -9,6 +9,7 @@ passed. A test that cannot fail shows nothing. Root; a quarter of an hour for al
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -81,6 +82,7 @@ def main(arguments: list[str]) -> int:
     shorter: Any = broken_lab
     shorter.NAMED_S, shorter.MENDED_S = _FOUND_S, _MENDED_S
     shorter.FAULT_S = 10.0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the lab is removed
     runner, passed = Runner(), 0
     try:
         runner.run(runner.broken.set_up())

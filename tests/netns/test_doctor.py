@@ -247,12 +247,11 @@ def test_fix_asks_who_is_there_and_does_what_it_is_told(runner: Runner) -> None:
 
     async def main() -> None:
         await broken.sh(node.host, "ip link set cni0 mtu 1480")
-        for keys in ("n\\n", "\\n"):
-            code, text = await fix(keys)
-            assert (code, await mtu()) == (1, 1480), text
-            assert "ip link set dev cni0 mtu 1472" in text
-            assert "run it? [y/N]" in text
-            assert "nothing was done" in text
+        code, text = await fix("n\\n")
+        assert (code, await mtu()) == (1, 1480), text
+        assert "ip link set dev cni0 mtu 1472" in text
+        assert "run it? [y/N]" in text
+        assert "nothing was done" in text
         code, text = await fix("y\\n")
         assert (code, await mtu()) == (0, 1472), text
         assert "mended: looked again" in text

@@ -397,6 +397,16 @@ def test_fix_calls_nothing_mended_that_is_there_with_other_figures(
     assert "still there after 0 s: 1298 bytes" in said
 
 
+@pytest.mark.parametrize(("asked", "left"), [("peer.refused", []), ("peers.answering", ["peers"])])
+def test_of_a_peer_that_was_asked_the_daemons_guess_is_left_out(
+    asked: str, left: list[str]
+) -> None:
+    guess = finding("peers", Verdict.WARN, "192.0.2.2 is silent", words="a firewall drops")
+    found = {"health": [guess], "peers": [finding(asked, Verdict.FAIL, "it refuses UDP 8285")]}
+    examine._say_once(found)
+    assert [each.id for each in found["health"]] == left
+
+
 # Remedies
 
 

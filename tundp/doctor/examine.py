@@ -86,6 +86,7 @@ def examine(
     run_within(began + DEADLINE_S - time.monotonic(), look)
     found = seen.findings(time.monotonic() - began)
     _explain_silence(found)
+    _say_once(found)
     named = [Named.of(each, name) for name, many in found.items() for each in many]
     return diagnose(
         [each for each in named if _is_wanted(each, only)],
@@ -208,6 +209,16 @@ def _explain_silence(found: dict[str, list[Finding]]) -> None:
         replace(each, verdict=Verdict.WARN, meaning=first) if each.id.startswith("peer.") else each
         for each in found["peers"]
     ]
+
+
+def _say_once(found: dict[str, list[Finding]]) -> None:
+    """Of peers that were asked here, what the daemon guesses of their silence is left out."""
+    if any(each.id.startswith("peer.") for each in found.get("peers", ())):
+        found["health"] = [
+            each
+            for each in found.get("health", ())
+            if each.id != "peers" or each.verdict is Verdict.OK
+        ]
 
 
 def _blind(name: str, why: str) -> Finding:
