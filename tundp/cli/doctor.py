@@ -80,8 +80,9 @@ def doctor(given: Given[DoctorOptions]) -> int:
 
 def _examine(given: Given[DoctorOptions], only: Collection[str]) -> Diagnosis:
     from tundp.daemon import logs, process
-    from tundp.doctor.context import STATUS_S, is_stopped, listener
+    from tundp.doctor.context import STATUS_S
     from tundp.doctor.examine import examine
+    from tundp.linux.listeners import is_stopped, listener
 
     options, pid = given.options, listener(given.settings().admin_socket)
     if pid is None and not given.flags and UNIT_FILE.exists() and not options.running:

@@ -15,10 +15,11 @@ import tundp
 from tundp.daemon.checks.inspection import Inspection
 from tundp.doctor.cases import check_of
 from tundp.doctor.checks import CHECKS, DAEMONS, LIMITS_S, NEEDS
-from tundp.doctor.context import Check, Context, ask_daemon, listener, running
+from tundp.doctor.context import Check, Context, ask_daemon, running
 from tundp.doctor.diagnosis import Diagnosis, Named, diagnose
 from tundp.errors import ConfigError, TundpError
 from tundp.finding import Finding, Verdict
+from tundp.linux.listeners import listener
 from tundp.linux.netlink import Netlink
 from tundp.settings.settings import Settings
 from tundp.store.base import Store
