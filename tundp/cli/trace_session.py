@@ -19,7 +19,8 @@ from tundp.errors import PlatformError, Unsupported
 from tundp.linux.nft_trace import Path as NftPath
 from tundp.linux.nft_trace import nft_trace
 from tundp.observe.events import EventStream
-from tundp.observe.trace import Stories, Story, Tracer, document, story_lines
+from tundp.observe.trace import Story, Tracer, document, story_lines
+from tundp.observe.trace_stories import Stories
 from tundp.wire.facts import Direction, facts_of
 from tundp.wire.filter import Filter
 

@@ -22,8 +22,6 @@ from tundp.wire.event import Stage
 
 OPEN_MAX: Final = 4096
 """Traces that wait for more records; of more, the oldest are shown as they are."""
-HOLD_NS: Final = 250_000_000
-"""A trace waits so long for netfilter's account of its packet."""
 STALE_NS: Final = 200_000_000
 """A trace to which nothing came so long is shown as it is."""
 STAGE_NAMES: Final = {
@@ -173,43 +171,6 @@ class Story:
             return self.trace.first.packet
         assert self.path is not None
         return self.path.header()
-
-
-class Stories:
-    """Joins traces with what netfilter says of the same packets, which comes a little later."""
-
-    def __init__(self, *, has_paths: bool) -> None:
-        """has_paths: whether netfilter is asked, so that a trace has to wait for it."""
-        self._hold_ns = HOLD_NS if has_paths else 0
-        self._waiting: deque[tuple[int, Story]] = deque()
-
-    def add_trace(self, trace: Trace, now_ns: int) -> None:
-        """A trace that is complete."""
-        key = packet_key(trace.first.packet)
-        for _, story in self._waiting:
-            if story.trace is None and story.path is not None and story.path.key == key:
-                story.trace = trace
-                return
-        self._waiting.append((now_ns + self._hold_ns, Story(trace)))
-
-    def add_path(self, path: Path, now_ns: int) -> None:
-        """A packet that left netfilter, or was dropped in it."""
-        for _, story in self._waiting:
-            if (
-                story.path is None
-                and story.trace is not None
-                and packet_key(story.trace.first.packet) == path.key
-            ):
-                story.path = path
-                return
-        self._waiting.append((now_ns + self._hold_ns, Story(None, path)))
-
-    def due(self, now_ns: int) -> Iterator[Story]:
-        """Stories that need not wait any longer, but those of packets the engine never had."""
-        while self._waiting and self._waiting[0][0] <= now_ns:
-            story = self._waiting.popleft()[1]
-            if story.trace is not None or story.is_dropped:
-                yield story
 
 
 def packet_key(packet: bytes) -> tuple[int, int, int] | None:
