@@ -11,7 +11,13 @@ from enum import Enum, unique
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Final
 
-from tundp.cli.command import WHICH_DAEMON, Command, Given, run_async
+from tundp.cli.command import (
+    WHICH_DAEMON,
+    Command,
+    Given,
+    named_query_errors,
+    run_async,
+)
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_error, print_json, print_parts, terminal
 from tundp.errors import ConfigError, PlatformError
 from tundp.settings.declare import option
@@ -227,7 +233,8 @@ async def _print_drops(path: Path, text: str, is_json: bool) -> None:  # noqa: F
 
     wanted = selection_of(f"drop and ({text})" if text else "drop").filter.text
     console = terminal()
-    async with open_events(path, {"filter": wanted, "stages": "drop"}) as stream:
+    query = {"filter": wanted, "stages": "drop"}
+    async with named_query_errors(wanted), open_events(path, query) as stream:
         telling = asyncio.ensure_future(_tell_lost(stream))
         try:
             async for event in stream:

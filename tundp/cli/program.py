@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -35,8 +34,11 @@ from tundp.cli.output import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_USAGE,
+    flushed,
+    forget_output,
     print_error,
     print_filter_error,
+    reserve_streams,
     sandbox_words,
 )
 from tundp.errors import ConfigError, FilterError, Interrupted, TundpError
@@ -100,6 +102,14 @@ _VERSION: Final = frozenset({"-version", "--version"})
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    has_output = reserve_streams()
+    if not has_output and arguments[:1] != [run.COMMAND.name]:
+        print_error("standard output is closed: give it a file, or /dev/null")
+        return EXIT_FAILED
+    return flushed(_main(arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
     command = None
     try:
         if not arguments:
@@ -131,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # `tundp status | head`: nobody reads any more, which is no error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_output()
         return EXIT_OK
     except (OSError, RuntimeError) as error:
         return _end_in_sandbox(error)
