@@ -11,6 +11,7 @@ import tundp
 from tundp.cli import (
     bench,
     blackbox,
+    bugreport,
     capture,
     cleanup,
     completion,
@@ -57,6 +58,7 @@ COMMANDS: Final[tuple[Command[Any], ...]] = (
     leases.HISTORY,
     metrics.RULES,
     metrics.DASHBOARD,
+    bugreport.COMMAND,
     config.SHOW,
     config.CHECK,
     config.EXAMPLE,
@@ -85,6 +87,7 @@ EXAMPLES: Final = (
     ("tundp drops", "what was dropped, why, and what to look at next"),
     ("tundp explain 10.5.1.2 10.5.2.3", "what would become of such a packet"),
     ("tundp doctor", "what keeps pods apart, and the command that mends it"),
+    ("tundp bugreport", "one archive for whoever is to find the fault"),
     ("tundp config check", "everything a start depends on, before the start"),
     ("tundp cleanup", "remove rules and routes a stopped daemon left"),
     ("tundp probe", "what this kernel has, and which engine that means"),
