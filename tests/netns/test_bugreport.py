@@ -24,6 +24,7 @@ from typing import Any
 from tests.netns.machine import TUNDP
 from tests.netns.test_capture import pods, readers, shark
 from tests.nodes import MakeOverlay, answers, must_run
+from tests.unit.test_bad_input import NEEDS_EVENTS, SCHEMA_1, Server, old_daemon
 from tests.wait import until
 from tundp.lab.lab import processes_in, stop_process
 from tundp.lab.overlay import LabNode
@@ -381,3 +382,29 @@ async def test_to_a_pipe(make_overlay: MakeOverlay) -> None:
         done = await one.host.run(*shell, f"{line} | head -c 10 >/dev/null")
         assert done.returncode == 0
         assert "Broken pipe" not in done.stderr and "Traceback" not in done.stderr
+
+
+async def test_an_older_daemon(make_overlay: MakeOverlay, tmp_path: Path) -> None:
+    """Its status and metrics are there; what it has not got says which version it takes."""
+    async with make_overlay(nodes=1, start=False) as overlay:
+        one = overlay.nodes[1]
+        server = Server(one.admin_socket, old_daemon)
+        try:
+            path = tmp_path / "old.tar.gz"
+            store = f"--store=file:{overlay.lease_file}"
+            done = await one.host.run(*command(one, path, store, "--for=1s"))
+            assert done.returncode == 0, done.stderr
+            doctor = await one.host.run(
+                TUNDP, "doctor", "--json", store, f"--admin-socket={one.admin_socket}"
+            )
+        finally:
+            await asyncio.to_thread(server.close)
+        members = unpacked(path)
+        manifest, missing = manifest_of(members)
+        assert manifest["daemon"] == "tundp 0.1.0, pid 4242"
+        assert json.loads(members["daemon/status.json"]) == SCHEMA_1
+        assert members["daemon/metrics.txt"] == b"tundp_ready 1\n"
+        names = ("daemon/ledger.json", "daemon/leases.json", "capture/packets.pcapng")
+        assert all(NEEDS_EVENTS in missing[name] for name in names), missing
+        assert not any("bug" in reason for reason in missing.values()), missing
+        assert "it is 0.1.0" in doctor.stdout and "a bug" not in doctor.stdout, doctor.stdout
