@@ -38,7 +38,8 @@ help:
 	@echo '              8 make it a minute in all'
 	@echo 'make cross    the C code for arm64 and big-endian s390x, its tests under qemu'
 	@echo 'make rungs    the end-to-end tests once more with each offload off, each layout (root)'
-	@echo 'make labs     every broken lab that tundp doctor must name and mend, not a third of them (root)'
+	@echo 'make labs     every broken lab that tundp doctor must name and mend, not a third of them, and every'
+	@echo '              debugging command under load, 30 of them killed (root)'
 	@echo 'make labs-mutants   the same with a doctor that is broken: each of them must fail (root)'
 	@echo 'make build    only set up: .venv with tundp in it, the C module compiled'
 	@echo 'make clean    remove what the others made'
@@ -134,7 +135,7 @@ rungs: root build
 labs: root build
 	@setup/apt.sh test
 	@ETCD_REQUIRED=1 setup/etcd.sh
-	@TUNDP_LABS=all $(PYTEST) --dist loadfile tests/netns/test_doctor.py
+	@TUNDP_LABS=all TUNDP_KILLS=30 $(PYTEST) --dist loadfile tests/netns/test_doctor.py tests/netns/test_under_load.py
 
 labs-mutants: root build
 	@setup/apt.sh test

@@ -24,25 +24,28 @@ import json
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from aiohttp import (
     ClientError,
     ClientResponse,
+    ClientResponseError,
     ClientSession,
     ClientTimeout,
     UnixConnector,
     web,
 )
 
+import tundp
 from tundp.backoff import Contest, Outage
 from tundp.engine.taps import Tap, TapRequest
 from tundp.errors import FILES_STEP, PlatformError, TooManyReaders, Unsupported
 from tundp.files import open_folder
+from tundp.linux.listeners import is_stopped, listener
 from tundp.observe.codec import Malformed
 from tundp.observe.events import (
     BadQuery,
@@ -55,9 +58,11 @@ from tundp.observe.events import (
 from tundp.observe.http_server import BACKLOG, HttpServer, Shared
 from tundp.observe.leases import Leases
 from tundp.observe.ledger import Ledger
-from tundp.observe.status import Status
+from tundp.observe.status import STATUS_SCHEMA, Status
+from tundp.printable import printable
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 LeaseSource = Callable[[int | None], Callable[[], Leases] | None]
 """What makes the answer to a question for leases; None while there is no node."""
@@ -68,8 +73,21 @@ EVENTS_PATH: Final = "/v1/events"
 BLACKBOX_PATH: Final = "/v1/blackbox"
 LEDGER_PATH: Final = "/v1/ledger"
 LEASES_PATH: Final = "/v1/leases"
+SINCE: Final = {
+    EVENTS_PATH: "0.2.0",
+    BLACKBOX_PATH: "0.2.0",
+    LEDGER_PATH: "0.2.0",
+    LEASES_PATH: "0.2.0",
+}
+"""The version of a daemon that answers a path first; the others every daemon does."""
+STATUS_SINCE: Final = "0.2.0"
+"""The version of a daemon whose status has the schema this version reads."""
 ANSWER_S: Final = 30.0
 """Deadline for a daemon's answer: one with 65,000 peers takes seconds on a busy machine."""
+SOON_S: Final = 1.0
+"""Without an answer for so long, and then again, a process that is stopped is looked for."""
+VERSION_S: Final = 3.0
+"""Deadline for the version of a daemon that has refused."""
 ASK_AGAIN_S: Final = 1.0
 """Between two requests for the peers' names."""
 LOOK_S: Final = 5.0
@@ -340,10 +358,11 @@ def open_admin_socket(path: Path) -> socket.socket:
     return sock
 
 
-async def fetch_status(path: Path, *, limit_s: float = ANSWER_S) -> Status:
+async def fetch_status(path: Path, *, limit_s: float | None = None) -> Status:
     """The status of the daemon behind `path`.
 
-    PlatformError if none answers within limit_s, or one whose answer this version cannot read.
+    PlatformError if none answers within limit_s (None: ANSWER_S), or one whose answer this version
+    cannot read.
     """
     return read_status(path, await fetch_document(path, limit_s=limit_s))
 
@@ -353,9 +372,21 @@ def read_status(path: Path, document: dict[str, Any]) -> Status:
     try:
         return Status.from_json(document)
     except Malformed as error:
+        version, schema = document.get("version"), document.get("schema")
+        if not isinstance(version, str) or not isinstance(schema, int) or schema == STATUS_SCHEMA:
+            raise PlatformError(
+                f"{path}: {error}; restart the daemon, or see what it says with tundp status --json"
+            ) from None
+    if schema > STATUS_SCHEMA:
         raise PlatformError(
-            f"{path}: {error}; restart the daemon, or see what it says with tundp status --json"
-        ) from None
+            f"the daemon on {path} is tundp {version}, whose status (schema {schema}) this tundp"
+            f" {tundp.__version__} (schema {STATUS_SCHEMA}) cannot read: use that version's command"
+        )
+    raise PlatformError(
+        f"this needs tundp {STATUS_SINCE} on the daemon's side, it is {version} (status schema"
+        f" {schema}, {STATUS_SCHEMA} is read): restart the daemon on {path} with this version; what"
+        " it says: tundp status --json"
+    )
 
 
 async def fetch_ledger(path: Path, about: Collection[IPv4Address] = ()) -> Ledger:
@@ -394,24 +425,68 @@ async def fetch_leases(path: Path, since: int | None = None) -> Leases:
 
 
 async def fetch_document(
-    path: Path, of: str = STATUS_PATH, *, limit_s: float = ANSWER_S
+    path: Path, of: str = STATUS_PATH, *, limit_s: float | None = None
 ) -> dict[str, Any]:
     """An answer as the daemon sent it, members this version does not know included."""
+    text = await fetch_text(path, of, limit_s=limit_s)
     try:
+        answer = json.loads(text)
+        if not isinstance(answer, dict):
+            raise ValueError("no JSON object")  # noqa: TRY004
+    except ValueError as error:
+        raise _no_tundp(path, str(error)) from None
+    return answer
+
+
+async def fetch_text(path: Path, of: str, *, limit_s: float | None = None) -> str:
+    """The text of an answer. PlatformError if none answers within limit_s, BadQuery."""
+    limit_s = ANSWER_S if limit_s is None else limit_s
+
+    async def fetch() -> str:
+        timeout = ClientTimeout(total=None)
+        connector = UnixConnector(str(path))
         async with (
-            ClientSession(
-                connector=UnixConnector(str(path)), timeout=ClientTimeout(total=limit_s)
-            ) as session,
+            ClientSession(connector=connector, timeout=timeout) as session,
             session.get(f"http://tundp{of}") as response,
         ):
             if response.status != HTTPStatus.OK:
-                raise await _refusal(path, response)
-            answer: dict[str, Any] = await response.json()
-            return answer
-    except PlatformError:
-        raise
+                raise await _refusal(path, of, response)
+            return await response.text()
+
+    try:
+        return await _in_time(path, fetch(), limit_s)
     except (OSError, ClientError, TimeoutError, ValueError) as error:
+        if isinstance(error, (PlatformError, BadQuery)):
+            raise
         raise _no_answer(path, error) from None
+
+
+async def _in_time(path: Path, answer: Coroutine[Any, Any, T], limit_s: float) -> T:
+    """What a daemon answers. PlatformError after limit_s, sooner if its process is stopped."""
+    clock = asyncio.get_running_loop().time
+    give_up_at = clock() + limit_s
+    task = asyncio.ensure_future(answer)
+    try:
+        while not task.done():
+            await asyncio.wait([task], timeout=min(SOON_S, max(0.0, give_up_at - clock())))
+            if task.done():
+                break
+            pid = await asyncio.to_thread(listener, path)
+            if is_stopped(pid):
+                raise PlatformError(
+                    f"the daemon on {path} does not answer: its process {pid} is stopped by a"
+                    f" signal, or by a debugger; kill -CONT {pid}"
+                )
+            if clock() >= give_up_at:
+                who = f"process {pid}" if pid else "whoever listens there"
+                raise PlatformError(
+                    f"no daemon answers on {path} within {limit_s:g} s: {who} takes the question"
+                    " and says nothing; tundp doctor names why, if it is a daemon"
+                )
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _no_answer(path: Path, error: Exception) -> PlatformError:
@@ -420,9 +495,21 @@ def _no_answer(path: Path, error: Exception) -> PlatformError:
     number = getattr(error, "errno", None)
     if number in (errno.EACCES, errno.EPERM):
         return PlatformError(f"only root may ask the daemon on {path}: run this as root", number)
+    if isinstance(error, (ClientResponseError, ValueError)):
+        return _no_tundp(path, getattr(error, "message", "") or str(error))
     why = os.strerror(number) if number else str(error) or type(error).__name__
     return PlatformError(
         f"no daemon answers on {path} ({why}): is tundp running, and with this --admin-socket?"
+    )
+
+
+def _no_tundp(path: Path, why: str) -> PlatformError:
+    """For an answer that no daemon gives."""
+    return PlatformError(
+        f"what answers on {path} is no tundp ({printable(why.strip().splitlines()[0])}): name the"
+        " daemon's socket with --admin-socket"
+        if why.strip()
+        else f"what answers on {path} is no tundp: name the daemon's socket with --admin-socket"
     )
 
 
@@ -433,50 +520,69 @@ async def open_events(path: Path, query: Mapping[str, str]) -> AsyncIterator[Eve
     query: `filter`, `stages`, `snap`, `size`; see observe.events. BadQuery, and PlatformError
     if nobody answers, or a daemon that cannot show packets.
     """
-    timeout = ClientTimeout(total=None, sock_connect=ANSWER_S)
     async with contextlib.AsyncExitStack() as stack:
+        timeout = ClientTimeout(total=None)
         session = await stack.enter_async_context(
             ClientSession(connector=UnixConnector(str(path)), timeout=timeout)
         )
-        try:
+
+        async def begin() -> EventStream:
             response = await stack.enter_async_context(
                 session.get(f"http://tundp{EVENTS_PATH}", params=dict(query))
             )
             if response.status != HTTPStatus.OK:
-                raise await _refusal(path, response)
+                raise await _refusal(path, EVENTS_PATH, response)
+
+            async def read(length: int) -> bytes:
+                try:
+                    return await response.content.readexactly(length)
+                except (OSError, ClientError):
+                    raise asyncio.IncompleteReadError(b"", length) from None
+
+            stream = EventStream(read, _Peers(path))
+            await stream.begin()
+            return stream
+
+        try:
+            stream = await _in_time(path, begin(), ANSWER_S)
+        except asyncio.IncompleteReadError:
+            raise PlatformError(f"the daemon on {path} ended") from None
         except (OSError, ClientError, TimeoutError) as error:
             if isinstance(error, PlatformError):
                 raise
             raise _no_answer(path, error) from None
-
-        async def read(length: int) -> bytes:
-            try:
-                return await response.content.readexactly(length)
-            except (OSError, ClientError):
-                raise asyncio.IncompleteReadError(b"", length) from None
-
-        stream = EventStream(read, _Peers(path))
-        try:
-            await stream.begin()
-        except asyncio.IncompleteReadError:
-            raise PlatformError(f"the daemon on {path} ended") from None
         yield stream
 
 
-async def _refusal(path: Path, response: ClientResponse) -> Exception:
+async def _refusal(path: Path, of: str, response: ClientResponse) -> Exception:
     """What a daemon's refusal means."""
     if response.status == HTTPStatus.NOT_FOUND:
-        return PlatformError(
-            f"the daemon on {path} does not show that: it needs tundp 0.2.0; restart it"
-        )
+        return await _too_old(path, of.partition("?")[0])
     try:
         answer = await response.json()
     except (ClientError, ValueError):
+        answer = None
+    if not isinstance(answer, dict):
         answer = {}
-    text = answer.get("error") or f"the daemon on {path} answers {response.status}"
+    text = str(answer.get("error") or f"the daemon on {path} answers {response.status}")
     if response.status == HTTPStatus.BAD_REQUEST:
         return BadQuery(text, answer.get("position"))
     return PlatformError(text)
+
+
+async def _too_old(path: Path, of: str) -> PlatformError:
+    """For what a daemon has not got: the version it needs, and the one it is."""
+    if of not in SINCE:
+        return _no_tundp(path, f"it has no {of}")
+    try:
+        document = await fetch_document(path, limit_s=VERSION_S)
+        version = printable(str(document.get("version", "of an unknown version")))
+    except PlatformError:
+        version = "of an unknown version"
+    return PlatformError(
+        f"this needs tundp {SINCE[of]} on the daemon's side, it is {version}: restart the daemon"
+        f" on {path} with this version"
+    )
 
 
 class _Peers:

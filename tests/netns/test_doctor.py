@@ -16,8 +16,8 @@ from tests.netns.broken_rows import ROWS, WORSE
 from tests.netns.calm import CALM
 from tests.nodes import MakeLab, must_run
 from tests.wait import until
-from tundp.doctor.context import process_state
 from tundp.lab.overlay import make_directory
+from tundp.linux.listeners import process_state
 
 
 @pytest.fixture(scope="module")

@@ -523,7 +523,15 @@ def test_a_running_daemons_password_is_read_from_where_it_has_it(tmp_path: Path)
             assert asked(load_settings([], environment), child.pid).etcd_password == SECRET
         finally:
             child.kill()
-    told = load_settings(["--etcd-username=u", f"--etcd-password={SECRET}"], {})
+    words = [f"--etcd-password={SECRET}", "-etcd-password", SECRET]
+    told = load_settings(["--etcd-username=u", words[0]], {})
+    for given in (words[:1], words[1:]):
+        with subprocess.Popen(["/bin/sh", "-c", "read x", "sh", *given], stdin=-1) as child:
+            try:
+                until_sync(Path(f"/proc/{child.pid}/cmdline").read_bytes, "a child's command line")
+                assert asked(told, child.pid).etcd_password == SECRET
+            finally:
+                child.kill()
     with pytest.raises(ConfigError, match="give it again as --etcd-password"):
         asked(told)
     assert asked(told, os.getpid(), **{"etcd-password": "again"}).etcd_password == "again"

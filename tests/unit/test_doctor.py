@@ -25,11 +25,12 @@ from tests.wait import until_sync
 from tundp.cli import doctor, main
 from tundp.cli.doctor import COMMAND
 from tundp.doctor import cases, checks, deadline, diagnosis, examine, pods, probes, remedy, store
-from tundp.doctor.context import Context, finding, listener, process_state
+from tundp.doctor.context import Context, finding
 from tundp.doctor.diagnosis import Diagnosis, Named, diagnose
 from tundp.doctor.show import diagnosis_parts
 from tundp.errors import ConfigError, PlatformError
 from tundp.finding import Finding, Verdict
+from tundp.linux.listeners import listener, process_state
 from tundp.linux.obstacles.look import IDS
 from tundp.observe.status import DaemonState, Status, StoreStatus
 from tundp.settings.settings import Settings

@@ -111,7 +111,7 @@ FROM_PEER = inner("10.5.2.3", "10.5.1.2")
         (outer(b"abc"), "decap drop too_short from 192.0.2.2:8285"),
         (
             outer(inner(), source="192.0.2.1", destination="192.0.2.2"),
-            "skip sent by this node: its inner packet has been judged",
+            "skip sent by this node: it is judged where it is read from the TUN",
         ),
         (
             outer(inner(), source="192.0.2.3", destination="192.0.2.2"),
@@ -122,6 +122,26 @@ FROM_PEER = inner("10.5.2.3", "10.5.1.2")
 )
 def test_decisions(packet: bytes, line: str) -> None:
     assert described(rules().decide(captured(packet))) == line
+
+
+def test_a_capture_of_one_side_says_that_the_other_is_missing() -> None:
+    """Nothing is called judged that is not in the file."""
+    ours = replace(
+        captured(outer(inner(), source="192.0.2.1", destination="192.0.2.2")),
+        interface="udp:8285/out",
+        packet_id=7,
+    )
+    read = replace(captured(inner()), interface="flannel0/in", packet_id=7)
+    written = replace(captured(FROM_PEER), interface="flannel0/out", packet_id=9)
+    received = replace(captured(outer(FROM_PEER)), interface="udp:8285/in", packet_id=9)
+    alone = rules()
+    assert "not in the file: capture without --outer" in alone.decide(ours).reason
+    assert "not in the file: capture without --inner" in alone.decide(written).reason
+    both = rules()
+    assert both.decide(read).verdict == "forward"
+    assert both.decide(ours).reason == "sent by this node: its inner packet has been judged"
+    assert both.decide(received).verdict == "deliver"
+    assert both.decide(written).reason == "written to the TUN: it has been judged as a datagram"
 
 
 def test_settings_over_the_table() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.packets import udp
 from tundp.observe.events import Event, PeerName
-from tundp.observe.stories import Story, document
+from tundp.observe.stories import HOLD_NS, WAITING_MAX, Stories, Story, document
 from tundp.observe.trace import OPEN_MAX, Trace, Tracer, lines
 from tundp.wire.drop import DropReason
 from tundp.wire.event import Record, Stage
@@ -185,3 +185,19 @@ def test_a_document_holds_every_record() -> None:
         "subnets": ["10.5.2.0/24"],
     }
     assert bytes.fromhex(found["events"][0]["packet"]) == packet()
+
+
+def test_stories_wait_in_bounded_numbers_and_meet_by_packet() -> None:
+    """As many as bulk traffic makes: the oldest are shown before their time, none is lost."""
+    stories = Stories(has_paths=True)
+    count = WAITING_MAX + 500
+    made = [
+        Trace(event(Stage.TUN_READ, number, 0, port=number), last_ns=0) for number in range(count)
+    ]
+    for each in made:
+        stories.add_trace(each, 0)
+    shown = list(stories.due(0))
+    assert [each.trace for each in shown] == made[:500]
+    assert len(stories) == WAITING_MAX
+    assert [each.trace for each in stories.due(HOLD_NS)] == made[500:]
+    assert len(stories) == 0

@@ -19,7 +19,8 @@ class BlackboxOptions:
         default=None,
         parse=Path,
         metavar="FILE",
-        help="a copy of such a file, rather than the daemon's own",
+        help="a copy of such a file, or what --json printed, as in a bug report, rather than the"
+        " daemon's own",
         takes_file=True,
         since="0.2.0",
     )
@@ -28,16 +29,16 @@ class BlackboxOptions:
 
 def blackbox(given: Given[BlackboxOptions]) -> int:
     """Read the file, which is there whether a daemon runs or not."""
-    from tundp.engine.recorder import PREVIOUS, read_recorder
+    from tundp.engine.recorder import PREVIOUS
     from tundp.instance import Instance
-    from tundp.observe.blackbox import document, lines
+    from tundp.observe.blackbox import lines, read
 
     path = given.options.file
     if path is None:
         path = Instance.recorder(given.settings().admin_socket)
         if given.options.previous:
             path = path.with_name(path.name + PREVIOUS)
-    found = document(read_recorder(path))
+    found = read(path)
     if given.options.json:
         print_json(found)
         return EXIT_OK

@@ -9,15 +9,16 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tundp.admin import fetch_status, open_events
+from tundp.cli.command import named_query_errors
 from tundp.cli.output import EXIT_OK
-from tundp.errors import ConfigError, PlatformError
+from tundp.errors import PlatformError
 from tundp.observe import capture_text
 from tundp.observe.capture import SNAPLEN_MAX, CaptureAbout, CaptureChoice, Recorder
 from tundp.observe.capture_output import (
@@ -29,7 +30,7 @@ from tundp.observe.capture_output import (
 )
 from tundp.observe.capture_pcapng import PcapngFile
 from tundp.observe.capture_run import CaptureRun
-from tundp.observe.events import BadQuery, EventStream, Hello
+from tundp.observe.events import EventStream, Hello
 
 if TYPE_CHECKING:
     from tundp.cli.capture import CaptureOptions
@@ -71,7 +72,10 @@ class Session:
                 "snap": str(choice.asked_len),
                 "size": str(self.options.buffer_size << 10),
             }
-            async with _named_errors(self.filter), open_events(self.admin_socket, query) as stream:
+            async with (
+                named_query_errors(self.filter),
+                open_events(self.admin_socket, query) as stream,
+            ):
                 if target and to_file is None:
                     to_file = self._open(target)
                     outputs.callback(to_file.close)
@@ -157,16 +161,6 @@ class Session:
             clock=clock,
             hurry=self._hurry,
         )
-
-
-@contextlib.asynccontextmanager
-async def _named_errors(text: str) -> AsyncIterator[None]:
-    """A wrong filter is wrong usage: ConfigError, with its place."""
-    try:
-        yield
-    except BadQuery as error:
-        place = "" if error.position is None else f", at character {error.position + 1}"
-        raise ConfigError(f"filter {text!r}: {error}{place}") from None
 
 
 def _about(hello: Hello, text: str) -> CaptureAbout:

@@ -7,9 +7,10 @@ environment variables and --config, too.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar, cast
 
@@ -185,6 +186,18 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
     import asyncio  # 0.04 s that --help need not wait for
 
     return asyncio.run(main)
+
+
+@contextlib.asynccontextmanager
+async def named_query_errors(text: str) -> AsyncIterator[None]:
+    """A filter that the daemon refuses is wrong usage: ConfigError, with its place."""
+    from tundp.observe.events import BadQuery
+
+    try:
+        yield
+    except BadQuery as error:
+        place = "" if error.position is None else f", at character {error.position + 1}"
+        raise ConfigError(f"filter {text!r}: {error}{place}") from None
 
 
 def example_lines(examples: Sequence[tuple[str, str]]) -> Iterator[str]:

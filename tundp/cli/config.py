@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tundp.cli.command import DAEMON_FLAGS, WHICH_DAEMON, Command, Given, NoOptions, run_async
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_error, print_json, print_parts
@@ -15,8 +15,13 @@ from tundp.settings.settings import DEFAULT, Settings
 from tundp.settings.show import example_lines, toml_lines
 from tundp.settings.sources import read_environment_file, resolve, variable_warnings
 
+if TYPE_CHECKING:
+    from tundp.observe.status import Status
+
 ANSWER_S: Final = 30.0
-"""How long a running daemon is waited for: as tundp.admin does."""
+"""How long a daemon is waited for that --running insists on: as tundp.admin does."""
+MAYBE_S: Final = 5.0
+"""The same of one that would be meant if it answered."""
 UNIT_FILE: Final = Path("/etc/default/tundp")
 """The EnvironmentFile= of the shipped unit."""
 
@@ -89,11 +94,12 @@ def example(_: Given[NoOptions]) -> int:
 
 
 def which_settings(
-    options: WhoseOptions, given: Given[Any], *, limit_s: float = ANSWER_S
+    options: WhoseOptions, given: Given[Any], *, limit_s: float | None = None
 ) -> tuple[Settings, str]:
     """The settings that are meant, and words that tell whose they are.
 
-    limit_s: how long a running daemon is waited for.
+    limit_s: how long a running daemon is waited for; None for what the options make of it. One
+    that does not answer by then is in these words.
     """
     if options.env_file is not None:
         if options.running:
@@ -109,37 +115,53 @@ def which_settings(
     is_bare = all(
         origin == DEFAULT for name, origin in settings.origins.items() if name not in which
     )
-    if options.running or is_bare:
-        running = _running(
-            settings.admin_socket, given, must_answer=options.running, limit_s=limit_s
-        )
-        if running is not None:
-            return running
+    silence = ""
+    if options.running or (is_bare and _is_there(settings.admin_socket)):
+        if limit_s is None:
+            limit_s = ANSWER_S if options.running else MAYBE_S
+        answer = _asked(settings.admin_socket, limit_s)
+        if not isinstance(answer, PlatformError):
+            return _running(answer, given)
+        if options.running:
+            raise answer
+        from tundp.linux.listeners import listener
+
+        # A socket that a dead daemon left says nothing of whose settings these are.
+        silence = str(answer) if listener(settings.admin_socket) is not None else ""
     whose = "given here: flags, environment and --config"
     if is_bare:
         whose = "by default: none was given"
-    if settings.admin_socket.exists():
+    if silence:
+        whose += f"; not the running daemon's: {silence}"
+    elif _is_there(settings.admin_socket):
         whose += f"; the daemon's on {settings.admin_socket}: --running"
-    elif UNIT_FILE.exists():
+    elif _is_there(UNIT_FILE):
         whose += f"; the unit's are in {UNIT_FILE}: --env-file={UNIT_FILE}"
     return settings, whose
 
 
-def _running(
-    path: Path, given: Given[Any], *, must_answer: bool, limit_s: float
-) -> tuple[Settings, str] | None:
-    """The settings of the daemon on that socket; None if none answers and none must."""
-    if not (must_answer or path.exists()):
-        return None
+def _is_there(path: Path) -> bool:
+    """Whether a path leads to something; not, if this user may not know."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _asked(path: Path, limit_s: float) -> Status | PlatformError:
+    """The status of the daemon on that socket, or why there is none within limit_s."""
     from tundp.admin import fetch_status
-    from tundp.daemon.running import settings_of
 
     try:
-        status = run_async(fetch_status(path, limit_s=limit_s))
-    except PlatformError:
-        if must_answer:
-            raise
-        return None
+        return run_async(fetch_status(path, limit_s=limit_s))
+    except PlatformError as error:
+        return error
+
+
+def _running(status: Status, given: Given[Any]) -> tuple[Settings, str]:
+    """The settings of a running daemon, and whose they are."""
+    from tundp.daemon.running import settings_of
+
     settings = settings_of(status, given.flags)
     more = ", and the flags given" if given.flags else ""
     return settings, f"of the running daemon, pid {status.pid}{more}"

@@ -98,8 +98,9 @@ def _leave(code: int) -> int:
 def _examine(given: Given[DoctorOptions], only: Collection[str]) -> Diagnosis:
     began = time.monotonic()
     from tundp.daemon import logs, process
-    from tundp.doctor.context import STATUS_S, ask_daemon, listener
+    from tundp.doctor.context import STATUS_S, ask_daemon
     from tundp.doctor.examine import chosen, examine
+    from tundp.linux.listeners import listener
     from tundp.observe.status import Status
 
     chosen(only)  # wrong usage comes first

@@ -12,7 +12,13 @@ from enum import Enum, unique
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Final
 
-from tundp.cli.command import WHICH_DAEMON, Command, Given, run_async
+from tundp.cli.command import (
+    WHICH_DAEMON,
+    Command,
+    Given,
+    named_query_errors,
+    run_async,
+)
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_error, print_json, print_parts, terminal
 from tundp.errors import ConfigError, PlatformError
 from tundp.settings.declare import option
@@ -257,6 +263,7 @@ async def _print_drops(path: Path, text: str, *, is_json: bool, has_kernel: bool
 
     wanted = selection_of(f"drop and ({text})" if text else "drop").filter.text
     async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(named_query_errors(wanted))
         stream = await stack.enter_async_context(
             open_events(path, {"filter": wanted, "stages": "drop"})
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,8 +49,7 @@ def leases(given: Given[LeasesOptions]) -> int:
         else:
             print_parts(lease_parts(answer))
         return EXIT_OK
-    run_async(_follow(path, answer.next_number, as_json=given.options.json))
-    return EXIT_OK
+    return run_async(_follow(path, answer.next_number, as_json=given.options.json))
 
 
 def history(given: Given[LeasesOptions]) -> int:
@@ -66,12 +66,26 @@ def history(given: Given[LeasesOptions]) -> int:
     else:
         print_parts(history_parts(answer))
     if given.options.follow:
-        run_async(_follow(path, answer.next_number, as_json=given.options.json))
+        return run_async(_follow(path, answer.next_number, as_json=given.options.json))
     return EXIT_OK
 
 
-async def _follow(path: Path, number: int, *, as_json: bool) -> None:
-    """Print events from `number` on, until interrupted or the daemon answers no more."""
+async def _follow(path: Path, number: int, *, as_json: bool) -> int:
+    """Print events from `number` on, until a signal or the daemon answers no more."""
+    import asyncio
+    import signal
+
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(_print_new(path, number, as_json=as_json))
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(each, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    return EXIT_OK
+
+
+async def _print_new(path: Path, number: int, *, as_json: bool) -> None:
+    """Print events from `number` on, for ever. PlatformError if the daemon answers no more."""
     import asyncio
 
     from tundp.admin import fetch_leases
@@ -116,7 +130,8 @@ or a refusal with its reason. Only root may ask.""",
         ("tundp leases history", "what happened since the daemon started"),
         ("tundp leases --json | jq -r '.leases[].public_ip'", "for programs"),
     ),
-    notes="exit codes: 0 the daemon answered; 1 none did; 2 wrong usage.",
+    notes="exit codes: 0 the daemon answered, or a signal ended --follow; 1 none did, or it ended;"
+    " 2 wrong\nusage.",
 )
 HISTORY = Command(
     name="leases history",
@@ -133,5 +148,6 @@ revision, the time, and the milliseconds until packets went by it. The last 2,00
         ("tundp leases history", ""),
         ("tundp leases history -f --json", "an event a line, for programs"),
     ),
-    notes="exit codes: 0 the daemon answered; 1 none did; 2 wrong usage.",
+    notes="exit codes: 0 the daemon answered, or a signal ended --follow; 1 none did, or it ended;"
+    " 2 wrong\nusage.",
 )

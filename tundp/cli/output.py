@@ -27,6 +27,53 @@ _SECCOMP_STEP: Final = (
 )
 
 
+def reserve_streams() -> bool:
+    """Give closed standard descriptors to /dev/null; whether standard output was open.
+
+    A file or socket opened later would have its number, and get what is printed. Python takes a
+    closed standard error for standard output.
+    """
+    is_open = True
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            is_open = is_open and number != 1
+            fd = os.open(os.devnull, os.O_RDWR)
+            if fd != number:
+                os.dup2(fd, number)
+                os.close(fd)
+            os.set_inheritable(number, True)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    return is_open
+
+
+def forget_output() -> None:
+    """Let what is still to be printed go to /dev/null."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def flushed(code: int) -> int:
+    """The exit code once everything printed has left: EXIT_FAILED if it cannot be written.
+
+    Python itself would find out when the program ends, and say so in its own words.
+    """
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        forget_output()
+    except OSError as error:
+        forget_output()
+        if code == EXIT_OK:
+            print_error(f"cannot write standard output: {error.strerror}")
+            return EXIT_FAILED
+    return code
+
+
 def print_error(text: object, program: str = "tundp") -> None:
     """One line on stderr."""
     print(f"{program}: {printable(str(text), LINE_MAX)}", file=sys.stderr)
@@ -71,6 +118,9 @@ def sandbox_words(error: BaseException) -> str:
     text = f"{error.strerror}{name}{at}"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"{text}; {FILES_STEP}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        # Of a file its writer would have said more: this is what was printed.
+        return f"cannot write: {text}; free space, or write elsewhere"
     if error.errno == errno.ENOMEM:
         return f"{text}; allow more memory: MemoryMax= of the unit, --memory, ulimit -v"
     if error.errno == errno.EACCES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -12,6 +11,7 @@ import tundp
 from tundp.cli import (
     bench,
     blackbox,
+    bugreport,
     capture,
     cleanup,
     completion,
@@ -36,8 +36,11 @@ from tundp.cli.output import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_USAGE,
+    flushed,
+    forget_output,
     print_error,
     print_filter_error,
+    reserve_streams,
     sandbox_words,
 )
 from tundp.errors import ConfigError, FilterError, Interrupted, TundpError
@@ -57,6 +60,7 @@ COMMANDS: Final[tuple[Command[Any], ...]] = (
     leases.HISTORY,
     metrics.RULES,
     metrics.DASHBOARD,
+    bugreport.COMMAND,
     config.SHOW,
     config.CHECK,
     config.EXAMPLE,
@@ -86,6 +90,7 @@ EXAMPLES: Final = (
     ("tundp drops", "what was dropped, why, and what to look at next"),
     ("tundp explain 10.5.1.2 10.5.2.3", "what would become of such a packet"),
     ("tundp doctor", "what keeps pods apart, and the command that mends it"),
+    ("tundp bugreport", "one archive for whoever is to find the fault"),
     ("tundp config check", "everything a start depends on, before the start"),
     ("tundp cleanup", "remove rules and routes a stopped daemon left"),
     ("tundp probe", "what this kernel has, and which engine that means"),
@@ -103,6 +108,14 @@ _VERSION: Final = frozenset({"-version", "--version"})
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    has_output = reserve_streams()
+    if not has_output and arguments[:1] != [run.COMMAND.name]:
+        print_error("standard output is closed: give it a file, or /dev/null")
+        return EXIT_FAILED
+    return flushed(_main(arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
     command = None
     try:
         if not arguments:
@@ -134,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # `tundp status | head`: nobody reads any more, which is no error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_output()
         return EXIT_OK
     except (OSError, RuntimeError) as error:
         return _end_in_sandbox(error)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tundp.admin import open_events
+from tundp.cli.command import named_query_errors
 from tundp.cli.output import EXIT_OK, print_line
 from tundp.errors import PlatformError, Unsupported
 from tundp.linux import legacy_rules
@@ -63,6 +64,7 @@ class Session:
             loop.add_signal_handler(number, self._stop.set)
         query = {"filter": self._filter.text, "snap": str(_SNAP)}
         async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(named_query_errors(self._filter.text))
             stream = await stack.enter_async_context(open_events(self._path, query))
             sources = await self._open_kernel(stack, stream)
             with contextlib.suppress(TimeoutError):

@@ -7,6 +7,7 @@ yields nothing. Nothing is changed: no lease is taken, no device made.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
 from typing import Final
@@ -16,10 +17,14 @@ from tundp.daemon.checks import firewall, host, overlay
 from tundp.daemon.checks.inspection import Check, Inspection
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
+from tundp.linux.listeners import listener
 from tundp.linux.netlink import Netlink
 from tundp.settings.settings import Settings
 from tundp.settings.show import reported
 from tundp.store.base import Store
+
+STATUS_S: Final = 5.0
+"""Deadline of the daemon's answer, if there is one: the other checks need none."""
 
 
 async def check(settings: Settings, store: Store, *, whose: str = "given") -> list[Finding]:
@@ -44,8 +49,15 @@ async def _check_daemon(inspection: Inspection) -> AsyncIterator[Finding]:
     """Whether a daemon runs already."""
     path = inspection.settings.admin_socket
     try:
-        status = await fetch_status(path)
-    except PlatformError:
+        status = await fetch_status(path, limit_s=STATUS_S)
+    except PlatformError as error:
+        if await asyncio.to_thread(listener, path) is not None:
+            yield Finding(
+                id="daemon",
+                verdict=Verdict.WARN,
+                evidence=f"one listens on {path} and cannot be asked: {error}",
+                next_step="tundp doctor names why",
+            )
         return
     inspection.status = status
     mine = reported(inspection.settings)

@@ -57,6 +57,13 @@ _PATTERNS: Final = tuple(
 )
 
 
+def redact_places(text: str) -> str:
+    """The text with `***` for whatever stands where tokens, passwords and credentials do."""
+    for pattern, replacement in _PATTERNS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
 class RedactingFormatter(logging.Formatter):
     """A formatter of whole lines, tracebacks included, with secrets replaced by `***`.
 
@@ -95,9 +102,7 @@ class RedactingFormatter(logging.Formatter):
     def _redacted(self, text: str) -> str:
         if self._known is not None:
             text = self._known.sub("***", text)
-        for pattern, replacement in _PATTERNS:
-            text = pattern.sub(replacement, text)
-        return text
+        return redact_places(text)
 
 
 class RepeatFilter(logging.Filter):

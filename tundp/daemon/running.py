@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +20,8 @@ def settings_of(status: Status, given: Mapping[str, Any]) -> Settings:
     """The daemon's settings with the flags `given` over them.
 
     PlatformError if a daemon answered that reports none. A secret is blank in the answer: it is
-    read from where the daemon has it, its environment or its file; ConfigError if that is its
-    command line.
+    read from where the daemon has it, its environment, its file or its command line; ConfigError
+    if it is not there, or may not be read.
     """
     if not status.settings:
         raise PlatformError(
@@ -42,14 +43,23 @@ def _secret(flag: Flag, origin: str, pid: int) -> str:
             block = Path(f"/proc/{pid}/environ").read_bytes()
             variables = dict(line.partition(b"=")[::2] for line in block.split(b"\0"))
             return variables[flag.variable.encode()].decode()
-        if not origin.startswith("--"):
-            path = Path(f"/proc/{pid}/cwd") / origin
-            return str(
-                tomllib.loads(read_regular(path, most_len=SMALL_LEN, is_strict=True))[flag.name]
-            )
+        if origin.startswith("--"):
+            return _argument(flag, Path(f"/proc/{pid}/cmdline").read_bytes())
+        path = Path(f"/proc/{pid}/cwd") / origin
+        return str(tomllib.loads(read_regular(path, most_len=SMALL_LEN, is_strict=True))[flag.name])
     except (OSError, ValueError, KeyError):
         pass
     raise ConfigError(
         f"the running daemon has its {flag.name} from {origin}, which cannot be read here: give"
         f" it again as --{flag.name}"
     )
+
+
+def _argument(flag: Flag, command_line: bytes) -> str:
+    """The value of a flag in a process's command line (proc(5)). ValueError if it has none."""
+    words = command_line.decode().split("\0")
+    for word, following in itertools.pairwise([*words, ""]):
+        name, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and name == flag.name:
+            return value if equals else following
+    raise ValueError(f"no --{flag.name}")

@@ -1,11 +1,8 @@
-"""What the checks of `tundp doctor` share, and how a daemon is found that does not answer."""
+"""What the checks of `tundp doctor` share."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-import struct
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -16,6 +13,7 @@ from tundp.admin import fetch_status
 from tundp.daemon.checks.inspection import Inspection
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
+from tundp.linux.listeners import is_stopped
 from tundp.linux.losses import UdpErrors, udp_errors
 from tundp.linux.netlink import Link
 from tundp.linux.obstacles.scene import PeerPlace, Scene
@@ -24,10 +22,6 @@ from tundp.wire.drop import DropReason
 
 STATUS_S: Final = 3.0
 """Deadline of an answer of the daemon: a look that takes longer says so."""
-_STOPPED: Final = ("T", "t")
-_CONNECT_S: Final = 1.0
-_CREDENTIALS: Final = struct.Struct("=iII")
-"""struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -153,34 +147,6 @@ def running(asked: Status | PlatformError) -> Status | None:
     if isinstance(asked, PlatformError) or asked.state is not DaemonState.RUNNING:
         return None
     return asked
-
-
-def listener(path: Path) -> int | None:
-    """The pid of the process that listens on a unix socket; None if none does, or nobody may know.
-
-    The kernel takes a connection also for a process that is stopped or hangs.
-    """
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(_CONNECT_S)
-        probe.connect(str(path))
-        ucred = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        pid: int = _CREDENTIALS.unpack(ucred)[0]
-        return pid or None
-    return None
-
-
-def is_stopped(pid: int | None) -> bool:
-    """Whether a process is stopped by a signal, or by a debugger."""
-    return pid is not None and process_state(pid) in _STOPPED
-
-
-def process_state(pid: int) -> str:
-    """The state letter of a process (proc_pid_stat(5)): `T` is stopped; empty if it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    return text.rpartition(")")[2].split()[0]
 
 
 def reasons() -> Mapping[str, DropReason]:

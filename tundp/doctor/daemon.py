@@ -9,10 +9,11 @@ from typing import Final
 import tundp
 from tundp.daemon import lock
 from tundp.doctor import remedy
-from tundp.doctor.context import Context, finding, is_stopped
+from tundp.doctor.context import Context, finding
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
 from tundp.lease.routing import Refusal
+from tundp.linux.listeners import is_stopped
 from tundp.linux.netlink import Route
 from tundp.observe.status import Status
 

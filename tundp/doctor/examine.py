@@ -15,11 +15,12 @@ import tundp
 from tundp.daemon.checks.inspection import Inspection
 from tundp.doctor.cases import check_of
 from tundp.doctor.checks import CHECKS, DAEMONS, NEEDS
-from tundp.doctor.context import Check, Context, ask_daemon, listener, running
+from tundp.doctor.context import Check, Context, ask_daemon, running
 from tundp.doctor.deadline import run_within
 from tundp.doctor.diagnosis import Diagnosis, Named, diagnose
 from tundp.errors import ConfigError, PlatformError, TundpError
 from tundp.finding import Finding, Verdict
+from tundp.linux.listeners import listener
 from tundp.linux.netlink import Netlink
 from tundp.observe.status import Status
 from tundp.settings.settings import Settings

@@ -41,6 +41,7 @@ _FIELD: Final = re.compile(
 _PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "sctp": 132}
 _ENDS: Final = ("saddr", "daddr")
 _MARK: Final = f"limit rate {RATE}/second meta nftrace set 1"
+_DISCARD_LEN: Final = 1 << 20
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -296,4 +297,9 @@ async def _end(process: Process) -> None:
         process.stdin.close()
     with contextlib.suppress(ProcessLookupError):
         process.kill()
+    if process.stdout is not None:
+        # asyncio waits for the end of the pipe, too, and stops reading a full buffer: nobody else
+        # would read on.
+        while await process.stdout.read(_DISCARD_LEN):
+            pass
     await process.wait()

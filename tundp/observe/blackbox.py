@@ -7,16 +7,46 @@ whoever has it: a daemon, or a command when the daemon is dead.
 from __future__ import annotations
 
 import errno
+import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
-from tundp.engine.recorder import ControlEvent, Recorded
+from tundp.engine.recorder import ControlEvent, Recorded, read_recorder
+from tundp.errors import PlatformError
+from tundp.files import read_regular
 from tundp.observe.events import reason_name
 from tundp.wire import describe
 from tundp.wire.event import Record
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The document of a file: a flight recorder, or such a document as JSON.
+
+    PlatformError if it is neither, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            is_document = file.read(1) == b"{"
+        if not is_document:
+            return document(read_recorder(path))
+        found: dict[str, Any] = json.loads(read_regular(path))
+        for _ in lines(found):
+            pass
+    except FileNotFoundError:
+        return document(read_recorder(path))  # whose words are for people
+    except OSError as error:
+        if isinstance(error, PlatformError):
+            raise
+        raise PlatformError(f"{path}: {error.strerror}", error.errno) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PlatformError(
+            f"{path}: no document of tundp blackbox --json ({type(error).__name__}: {error})"
+        ) from None
+    return found
 
 
 def document(recorded: Recorded) -> dict[str, Any]:

@@ -146,17 +146,22 @@ class Rules:
         name = captured.interface
         if name.startswith("udp:"):
             self._sides.add(Way.DECAP)
-            return self._outer_side(outer, name)
+            return self._outer_side(outer, captured)
         if name.startswith("drop/"):
             return self._dropped_side(packet, captured)
         if name.endswith(("/in", "/out")):
             self._sides.add(Way.ENCAP)
         if name.endswith("/out"):
+            if captured.packet_id is not None and captured.packet_id not in self._seen:
+                return None, (
+                    "written to the TUN, and the datagram it came in is not in the file: capture"
+                    " without --inner"
+                )
             return None, "written to the TUN: it has been judged as a datagram"
         if name.endswith("/in"):
             return Way.ENCAP, ""
         if outer is not None:
-            return self._outer_side(outer, name)
+            return self._outer_side(outer, captured)
         header = ip.parse(memoryview(packet))
         if isinstance(header, ip.Ipv4Header) and self._fib.is_own(header.destination):
             if not self._fib.is_own(header.source):
@@ -178,11 +183,18 @@ class Rules:
             return Way.ENCAP, ""
         return None, "dropped after it was received: its outer header is not in the file"
 
-    def _outer_side(self, outer: _Outer | None, name: str) -> tuple[Way | None, str]:
+    def _outer_side(self, outer: _Outer | None, captured: CapturedPacket) -> tuple[Way | None, str]:
         if outer is None:
             return None, "no whole UDP datagram for the overlay's port"
         ours = {*self._fib.own_addresses, int(self.leases.public_ip or 0)} - {0}
-        if outer.source in ours or name.endswith("/out"):
+        if outer.source in ours or captured.interface.endswith("/out"):
+            if captured.packet_id is None:
+                return None, "sent by this node: it is judged where it is read from the TUN"
+            if captured.packet_id not in self._seen:
+                return None, (
+                    "sent by this node, and what was read from the TUN is not in the file: capture"
+                    " without --outer"
+                )
             return None, "sent by this node: its inner packet has been judged"
         if ours and outer.destination not in ours:
             return None, f"for {IPv4Address(outer.destination)}, which is not this node"

@@ -22,10 +22,14 @@ LATE_NS: Final = 700_000_000
 """A drop without its packet's trace waits so much longer: events of a busy daemon are late."""
 REMEMBERED: Final = 1024
 """Packets that were shown, to which a later drop can be put."""
+WAITING_MAX: Final = 4096
+"""Stories that wait for their other parts, at most: a quarter of a second of netfilter's part at
+bulk traffic would be tens of thousands."""
 SUSPECTS_MAX: Final = 4
 _ICMP: Final = 1
 _UDP: Final = 17
 _Key = tuple[int, int, int]
+_Index = dict[_Key | None, deque["Story"]]
 
 
 @dataclass(slots=True)
@@ -71,39 +75,53 @@ class Story:
 
 
 class Stories:
-    """Joins traces with what kernel and netfilter say of the same packets a little later."""
+    """Joins traces with what kernel and netfilter say of the same packets a little later.
+
+    At most WAITING_MAX wait: where more come, the oldest are due before their time.
+    """
 
     def __init__(self, *, has_paths: bool) -> None:
         """has_paths: whether the kernel is asked, so that a trace has to wait for it."""
         self._hold_ns = HOLD_NS if has_paths else 0
         self._waiting: deque[tuple[int, Story]] = deque()
         self._late: deque[tuple[int, Story]] = deque()
-        self._by_key: dict[_Key | None, list[Story]] = {}
+        self._by_key: _Index = {}
         """Those that wait, oldest first."""
-        self._supers: list[Story] = []
-        """Those of them with a super-packet."""
+        self._untraced: _Index = {}
+        """Those of them that lack the engine's part."""
+        self._unpathed: _Index = {}
+        """Those of them that lack netfilter's part."""
+        self._supers: dict[int, Story] = {}
+        """Those of them with a super-packet, by identity."""
         self._shown: OrderedDict[bytes, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._waiting) + len(self._late)
 
     def add_trace(self, trace: Trace, now_ns: int) -> None:
         """A trace that is complete."""
         packet = trace.first.packet
-        for story in self._by_key.get(packet_key(packet), ()):
-            if story.trace is None and _is_of(story, packet):
+        key = packet_key(packet)
+        for story in self._untraced.get(key, ()):
+            if _is_of(story, packet):
                 story.trace = trace
+                _remove(self._untraced, key, story)
                 break
         else:
             story = Story(trace)
-            self._wait(story, now_ns)
+            self._wait(story, key, now_ns)
         if trace.first.record.packets > 1:
-            self._supers.append(story)
+            self._supers[id(story)] = story
 
     def add_path(self, path: Path, now_ns: int) -> None:
         """A packet that left netfilter, or was dropped in it."""
-        for story in self._by_key.get(path.key, ()):
-            if story.path is None:
-                story.path = path
-                return
-        self._wait(Story(None, path), now_ns)
+        if (queue := self._unpathed.get(path.key)) is not None:
+            story = queue[0]
+            story.path = path
+            _remove(self._unpathed, path.key, story)
+            return
+        self._wait(Story(None, path), path.key, now_ns)
 
     def add_drop(self, step: SkbStep, now_ns: int) -> None:
         """A drop by the kernel."""
@@ -112,13 +130,13 @@ class Stories:
                 if _is_of(story, step.inner) and not _has(story, step):
                     story.drops.append(step)
                     return
-            for story in self._supers:
+            for story in self._supers.values():
                 if story.trace is not None and _is_segment(story.trace, step.inner):
                     story.drops.append(step)
                     return
         story = Story(None, None, [step])
         story.earlier = self._shown.get(_identity(step.inner)) if step.inner else None
-        self._wait(story, now_ns)
+        self._wait(story, packet_key(story.packet), now_ns)
 
     def suspect(self, rules: Sequence[LegacyRule]) -> None:
         """Legacy rules dropped something by now: maybe packets that netfilter dropped."""
@@ -128,22 +146,21 @@ class Stories:
 
     def due(self, now_ns: int) -> Iterator[Story]:
         """Stories that need not wait any longer, but those of packets the engine never had."""
-        while self._waiting and self._waiting[0][0] <= now_ns:
+        while self._waiting and (self._waiting[0][0] <= now_ns or len(self) > WAITING_MAX):
             due_ns, story = self._waiting.popleft()
             if story.drops and story.trace is None:
                 self._late.append((due_ns + LATE_NS, story))
             else:
                 yield from self._left(story)
-        while self._late and self._late[0][0] <= now_ns:
+        while self._late and (self._late[0][0] <= now_ns or len(self) > WAITING_MAX):
             yield from self._left(self._late.popleft()[1])
 
     def _left(self, story: Story) -> Iterator[Story]:
         """Forget a story; itself, if it is one to be shown."""
         for key in {packet_key(story.packet), story.path.key if story.path else None}:
-            left = [each for each in self._by_key.pop(key, ()) if each is not story]
-            if left:
-                self._by_key[key] = left
-        self._supers = [each for each in self._supers if each is not story]
+            for index in (self._by_key, self._untraced, self._unpathed):
+                _remove(index, key, story)
+        self._supers.pop(id(story), None)
         if story.trace is not None or story.is_dropped or story.drops:
             yield story
 
@@ -157,10 +174,26 @@ class Stories:
         while len(self._shown) > REMEMBERED:
             self._shown.popitem(last=False)
 
-    def _wait(self, story: Story, now_ns: int) -> None:
+    def _wait(self, story: Story, key: _Key | None, now_ns: int) -> None:
         self._waiting.append((now_ns + self._hold_ns, story))
-        key = story.path.key if story.path is not None else packet_key(story.packet)
-        self._by_key.setdefault(key, []).append(story)
+        self._by_key.setdefault(key, deque()).append(story)
+        if story.trace is None:
+            self._untraced.setdefault(key, deque()).append(story)
+        if story.path is None:
+            self._unpathed.setdefault(key, deque()).append(story)
+
+
+def _remove(index: _Index, key: _Key | None, story: Story) -> None:
+    """Take a story out of an index, if it is there; of a packet's, mostly the oldest goes first."""
+    queue = index.get(key)
+    if queue is None:
+        return
+    if queue[0] is story:
+        queue.popleft()
+    else:
+        queue = index[key] = deque(each for each in queue if each is not story)
+    if not queue:
+        del index[key]
 
 
 def _is_of(story: Story, packet: bytes) -> bool:

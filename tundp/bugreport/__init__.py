@@ -1,0 +1,1 @@
+"""`tundp bugreport`: what is known of one node, in one archive without secrets."""
