@@ -51,6 +51,7 @@ MAY_IMPORT = {
     "show": {"layout", "linux", "observe", "wire", *BOTTOM},
     "show_drops": {"layout", "observe", "wire", *BOTTOM},
     "show_leases": {"layout", "observe", *BOTTOM},
+    "show_ping": {"layout", "observe", *BOTTOM},
     "docker_opts": {"linux", "settings", *BOTTOM},
     "daemon": {
         "admin",
@@ -96,6 +97,7 @@ MAY_IMPORT = {
         "show",
         "show_drops",
         "show_leases",
+        "show_ping",
         *BOTTOM,
     },
     "__main__": {"cli"},

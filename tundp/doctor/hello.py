@@ -1,0 +1,94 @@
+"""Questions to a peer's daemon, by way of this node's: GET /v1/peers/ask of the admin socket."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any, Final
+
+from tundp.admin import fetch_document
+from tundp.errors import PlatformError
+from tundp.observe.ping import Answer, Clock, Layer, LayerId
+
+ASK_PATH: Final = "/v1/peers/ask"
+LIMIT_S: Final = 5.0
+"""Deadline of this node's daemon, which waits two seconds for the peer."""
+STOCK: Final = "stock flanneld"
+_ANSWERS: Final = {
+    "answer": Answer.ANSWERED,
+    "protocol-unreachable": Answer.STOCK,
+    "silence": Answer.SILENT,
+    "off": Answer.OFF,
+    "not-sent": Answer.NOT_SENT,
+}
+_ASKED: Final = "hello"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """What a peer's daemon says of itself, or what came back instead."""
+
+    layer: Layer
+    implementation: str = ""
+    """`tundp 0.2.0`, `stock flanneld`; empty if that is not known."""
+    clock: Clock | None = None
+
+
+async def ask_hello(path: Path, subnet: IPv4Network) -> Hello:
+    """Ask the peer that has `subnet` who it is; never raises."""
+    try:
+        document = await ask_peer(path, subnet, "hello")
+    except PlatformError as error:
+        layer = Layer(
+            id=LayerId.CONTROL, asked=_ASKED, answer=Answer.NOT_ASKED, evidence=str(error)
+        )
+        return Hello(layer=layer)
+    return read_hello(document)
+
+
+async def ask_peer(path: Path, subnet: IPv4Network, what: str, start: int = 0) -> Mapping[str, Any]:
+    """The daemon's document about one question. PlatformError if it could not be asked."""
+    query = f"subnet={subnet}&what={what}"
+    query += f"&start={start}" if start else ""
+    return await fetch_document(path, f"{ASK_PATH}?{query}", limit_s=LIMIT_S)
+
+
+def read_hello(document: Mapping[str, Any]) -> Hello:
+    """Decode the document about `hello`; what of it cannot be read is left out."""
+    answer = _ANSWERS.get(str(document.get("result")), Answer.NOT_ASKED)
+    fields = document.get("answer")
+    fields = fields if isinstance(fields, dict) else {}
+    name = f"{fields.get('implementation') or 'tundp'} {fields.get('version') or ''}".strip()
+    implementation, evidence = "", str(document.get("detail") or "")
+    if answer is Answer.ANSWERED:
+        implementation = name
+        evidence = name if fields else f"tundp, but {evidence or 'it does not say who it is'}"
+    elif answer is Answer.STOCK:
+        implementation = STOCK
+        evidence = "stock flanneld, or a tundp that answers no questions (protocol unreachable)"
+    rtt_s = _number(document.get("rtt_s"))
+    layer = Layer(
+        id=LayerId.CONTROL,
+        asked=_ASKED,
+        answer=answer,
+        rtt_ms=None if rtt_s is None else round(rtt_s * 1e3, 4),
+        evidence=evidence,
+    )
+    return Hello(layer=layer, implementation=implementation, clock=_clock(fields))
+
+
+def _clock(fields: Mapping[str, Any]) -> Clock | None:
+    offset, error = _number(fields.get("clock_offset_s")), _number(fields.get("clock_error_s"))
+    if offset is None or error is None:
+        return None
+    return Clock(offset_s=offset, error_s=error)
+
+
+def _number(value: Any) -> float | None:
+    """A finite number of a document, or None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
