@@ -51,6 +51,7 @@ MAY_IMPORT = {
     "show": {"layout", "linux", "observe", "wire", *BOTTOM},
     "show_drops": {"layout", "observe", "wire", *BOTTOM},
     "show_leases": {"layout", "observe", *BOTTOM},
+    "show_matrix": {"layout", "observe", "show_ping", *BOTTOM},
     "show_ping": {"layout", "observe", *BOTTOM},
     "docker_opts": {"linux", "settings", *BOTTOM},
     "daemon": {
@@ -97,6 +98,7 @@ MAY_IMPORT = {
         "show",
         "show_drops",
         "show_leases",
+        "show_matrix",
         "show_ping",
         *BOTTOM,
     },

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from tundp.admin import fetch_document
 from tundp.errors import PlatformError
+from tundp.observe.matrix import Cell, Reached
 from tundp.observe.ping import Answer, Clock, Layer, LayerId
 
 ASK_PATH: Final = "/v1/peers/ask"
@@ -25,6 +26,15 @@ _ANSWERS: Final = {
     "not-sent": Answer.NOT_SENT,
 }
 _ASKED: Final = "hello"
+PAGES_MAX: Final = 64
+"""Questions for one peer's view of the others."""
+_CELLS: Final = {
+    "answers": Cell.HEARD,
+    "one-way": Cell.HEARD,
+    "silent": Cell.SILENT,
+    "refused": Cell.SILENT,
+}
+"""By engine.reach.Standing; of the others nothing is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,3 +102,48 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
+
+
+# Its view of the others
+
+
+async def ask_reach(path: Path, subnet: IPv4Network) -> dict[str, Reached] | None:
+    """How the peer that has `subnet` reaches the others, by their subnets; None: no answer.
+
+    PlatformError if it could not be asked.
+    """
+    found: dict[str, Reached] = {}
+    start = 0
+    for _ in range(PAGES_MAX):
+        document = await ask_peer(path, subnet, "reach", start)
+        fields = document.get("answer")
+        if document.get("result") != "answer" or not isinstance(fields, dict):
+            return found or None
+        page = read_reach(fields)
+        found |= page
+        entries = fields.get("peers")
+        start += len(entries) if isinstance(entries, list) else 0
+        total = fields.get("total")
+        if not page or not isinstance(total, int) or start >= total:
+            break
+    return found
+
+
+def read_reach(fields: Mapping[str, Any]) -> dict[str, Reached]:
+    """Decode one page; entries that cannot be read are left out."""
+    found = {}
+    entries = fields.get("peers")
+    for each in entries if isinstance(entries, list) else ():
+        if not isinstance(each, dict):
+            continue
+        try:
+            subnet = IPv4Network(str(each.get("subnet")))
+        except ValueError:
+            continue
+        rtt_s, mtu = _number(each.get("rtt_s")), _number(each.get("path_mtu"))
+        found[str(subnet)] = Reached(
+            cell=_CELLS.get(str(each.get("state")), Cell.UNKNOWN),
+            rtt_ms=None if not rtt_s else round(rtt_s * 1e3, 4),
+            path_mtu=None if not mtu else int(mtu),
+        )
+    return found
