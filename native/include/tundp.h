@@ -16,7 +16,7 @@
 /* cdef-begin */
 
 /* Raised whenever a struct or a meaning below changes; Python refuses another number. */
-#define TUNDP_ABI 11
+#define TUNDP_ABI 12
 
 #define TUNDP_FIB_LEVELS 3
 #define TUNDP_BUFFER_LEN 65536
@@ -227,6 +227,8 @@ struct tundp_worker_config {
 	int control_fd; /* eventfd: written after `stop` or `fib` changed */
 	int notify_fd; /* eventfd: written when path state changed or an offload was refused; or -1 */
 	int echo_fd;   /* datagram socket: takes the heads of echo replies that measure paths; or -1 */
+	int peer_fd;   /* datagram socket: takes the messages of other nodes; or -1 */
+	int unused;
 	uint32_t address;          /* our end of the underlay, for asking path MTUs */
 	uint32_t directions;       /* enum tundp_direction_bits */
 	uint32_t offloads;         /* enum tundp_offload: what there is */
