@@ -6,6 +6,7 @@ GET /v1/events    what happens to packets, from now on: observe/events.py
 GET /v1/blackbox  the flight recorder as JSON: observe/blackbox.py
 GET /v1/ledger    observe.ledger.Ledger as JSON: every lease, and what became of it;
                   ?address=A&address=B: only those that concern these
+GET /v1/peers/    what other nodes say: admin_peers.py
 GET /v1/leases    observe.leases.Leases as JSON; ?since=N: only events, from number N on
 
 curl --unix-socket asks it as well. Each connection gets one answer, and all who ask while a
@@ -35,10 +36,12 @@ from aiohttp import (
     ClientResponse,
     ClientSession,
     ClientTimeout,
+    StreamReader,
     UnixConnector,
     web,
 )
 
+from tundp.admin_peers import ASK_PATH, TRACE_PATH, PeerDesk, serve_peers
 from tundp.backoff import Contest, Outage
 from tundp.engine.taps import Tap, TapRequest
 from tundp.errors import FILES_STEP, PlatformError, TooManyReaders, Unsupported
@@ -85,12 +88,13 @@ async def serve_admin(
     *,
     sock: socket.socket | None = None,
     looker: Looker | None = None,
+    peers: PeerDesk | None = None,
 ) -> AsyncIterator[AdminSocket]:
     """Answer on `path` until the block ends, then remove it.
 
-    looker: who shows packets and past; None: nobody does. sock: the listening socket, if it is
-    open already; owned from here on. Yields the socket's keeper: a path that is removed is
-    made again.
+    looker: who shows packets and past; peers: who asks other nodes; None: nobody does. sock:
+    the listening socket, if it is open already; owned from here on. Yields the socket's keeper:
+    a path that is removed is made again.
     """
     if sock is None:
         sock = await asyncio.to_thread(open_admin_socket, path)
@@ -126,6 +130,8 @@ async def serve_admin(
         server.add(EVENTS_PATH, functools.partial(_stream_events, looker, server.hold))
         server.add(BLACKBOX_PATH, functools.partial(_answer_blackbox, looker))
         server.add(LEDGER_PATH, functools.partial(_answer_ledger, looker))
+    if peers is not None:
+        serve_peers(server, peers)
     await server.open()
     keeper = AdminSocket(path, sock, server)
     try:
@@ -396,7 +402,10 @@ async def fetch_leases(path: Path, since: int | None = None) -> Leases:
 async def fetch_document(
     path: Path, of: str = STATUS_PATH, *, limit_s: float = ANSWER_S
 ) -> dict[str, Any]:
-    """An answer as the daemon sent it, members this version does not know included."""
+    """An answer as the daemon sent it, members this version does not know included.
+
+    PlatformError; BadQuery if the daemon does not understand what it is asked.
+    """
     try:
         async with (
             ClientSession(
@@ -408,7 +417,7 @@ async def fetch_document(
                 raise await _refusal(path, response)
             answer: dict[str, Any] = await response.json()
             return answer
-    except PlatformError:
+    except (PlatformError, BadQuery):
         raise
     except (OSError, ClientError, TimeoutError, ValueError) as error:
         raise _no_answer(path, error) from None
@@ -426,13 +435,43 @@ def _no_answer(path: Path, error: Exception) -> PlatformError:
     )
 
 
-@contextlib.asynccontextmanager
-async def open_events(path: Path, query: Mapping[str, str]) -> AsyncIterator[EventStream]:
-    """What happens to packets of the daemon behind `path` from now on.
+async def ask_peer(
+    path: Path, subnet: IPv4Network, what: str = "hello", start: int = 0
+) -> dict[str, Any]:
+    """What became of a question to the node that holds a subnet: admin_peers.py.
 
-    query: `filter`, `stages`, `snap`, `size`; see observe.events. BadQuery, and PlatformError
-    if nobody answers, or a daemon that cannot show packets.
+    PlatformError if no daemon answers, or one that cannot ask; the text says why.
     """
+    query = f"subnet={subnet}&what={what}&start={start}"
+    return await fetch_document(path, f"{ASK_PATH}?{query}")
+
+
+@contextlib.asynccontextmanager
+async def open_peer_trace(
+    path: Path, subnet: IPv4Network, packets: str, seconds: float | None = None
+) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+    """The objects of a trace on the node that holds a subnet, as they come: admin_peers.py.
+
+    packets: the filter. BadQuery, and PlatformError if no daemon answers or it cannot ask.
+    """
+    query = {"subnet": str(subnet), "filter": packets}
+    if seconds is not None:
+        query["for"] = str(seconds)
+    async with _open_stream(path, TRACE_PATH, query) as content:
+
+        async def objects() -> AsyncIterator[dict[str, Any]]:
+            with contextlib.suppress(OSError, ClientError):
+                async for line in content:
+                    yield json.loads(line)
+
+        yield objects()
+
+
+@contextlib.asynccontextmanager
+async def _open_stream(
+    path: Path, of: str, query: Mapping[str, str]
+) -> AsyncIterator[StreamReader]:
+    """An answer without an end. BadQuery, PlatformError."""
     timeout = ClientTimeout(total=None, sock_connect=ANSWER_S)
     async with contextlib.AsyncExitStack() as stack:
         session = await stack.enter_async_context(
@@ -440,7 +479,7 @@ async def open_events(path: Path, query: Mapping[str, str]) -> AsyncIterator[Eve
         )
         try:
             response = await stack.enter_async_context(
-                session.get(f"http://tundp{EVENTS_PATH}", params=dict(query))
+                session.get(f"http://tundp{of}", params=dict(query))
             )
             if response.status != HTTPStatus.OK:
                 raise await _refusal(path, response)
@@ -448,10 +487,21 @@ async def open_events(path: Path, query: Mapping[str, str]) -> AsyncIterator[Eve
             if isinstance(error, PlatformError):
                 raise
             raise _no_answer(path, error) from None
+        yield response.content
+
+
+@contextlib.asynccontextmanager
+async def open_events(path: Path, query: Mapping[str, str]) -> AsyncIterator[EventStream]:
+    """What happens to packets of the daemon behind `path` from now on.
+
+    query: `filter`, `stages`, `snap`, `size`; see observe.events. BadQuery, and PlatformError
+    if nobody answers, or a daemon that cannot show packets.
+    """
+    async with _open_stream(path, EVENTS_PATH, query) as content:
 
         async def read(length: int) -> bytes:
             try:
-                return await response.content.readexactly(length)
+                return await content.readexactly(length)
             except (OSError, ClientError):
                 raise asyncio.IncompleteReadError(b"", length) from None
 
@@ -465,14 +515,14 @@ async def open_events(path: Path, query: Mapping[str, str]) -> AsyncIterator[Eve
 
 async def _refusal(path: Path, response: ClientResponse) -> Exception:
     """What a daemon's refusal means."""
-    if response.status == HTTPStatus.NOT_FOUND:
-        return PlatformError(
-            f"the daemon on {path} does not show that: it needs tundp 0.2.0; restart it"
-        )
     try:
         answer = await response.json()
     except (ClientError, ValueError):
         answer = {}
+    if response.status == HTTPStatus.NOT_FOUND and not answer:
+        return PlatformError(
+            f"the daemon on {path} does not show that: it needs tundp 0.2.0; restart it"
+        )
     text = answer.get("error") or f"the daemon on {path} answers {response.status}"
     if response.status == HTTPStatus.BAD_REQUEST:
         return BadQuery(text, answer.get("position"))

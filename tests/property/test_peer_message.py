@@ -56,6 +56,7 @@ records = st.builds(
     together=u32,
     gso_size=u16,
     packet_id=u64,
+    more_ids=u32,
     worker=u8,
     reason=st.text("abcdefghijklmnopqrstuvwxyz_0123456789", max_size=64),
     packet=st.binary(max_size=CAPTURED_MAX),
@@ -109,7 +110,7 @@ def test_any_bytes_are_a_body_or_malformed(parse: Callable[[bytes], object], dat
         starts.map(peer_bodies.pack_trace_start),
         st.lists(records, max_size=3).map(
             lambda some: peer_bodies.pack_records(
-                0, list(map(peer_bodies.pack_record, some)), more=1
+                0, list(map(peer_bodies.pack_record, some)), more=True
             )
         ),
     ),

@@ -29,6 +29,7 @@ def make_backend(
         workers=settings.workers,
         source_check=settings.source_check,
         admitted=settings.source_admit,
+        has_peer_tools=settings.peer_tools,
         engine_settings=EngineSettings(
             disabled=frozenset(settings.disable_offloads),
             cpus=settings.cpus,

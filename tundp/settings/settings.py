@@ -433,6 +433,14 @@ class Settings:
         help="networks in no lease whose addresses the source check admits from every peer: hosts"
         " behind a node whose packets are not masqueraded",
     )
+    peer_tools: bool = flag(
+        section=Section.PACKETS,
+        default=True,
+        help="ask other tundp nodes, and answer them, over the overlay: who they are, which peers"
+        " answer them, and for a trace what became of packets between the two; false: neither,"
+        " so that their questions get what a stock flanneld's kernel says",
+        since="0.2.0",
+    )
     tun_name: str = flag(
         section=Section.NODE,
         parse=parsers.parse_tun_name,

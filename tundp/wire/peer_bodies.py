@@ -11,8 +11,8 @@
                    version in its header is the highest its sender speaks
 
 A text is a u16 length and UTF-8. A record: u32 sequence, u64 time (Unix ns), u8 stage, u8 is it
-dropped, u16 errno, u32 length, u32 packets, u32 together, u16 gso_size, u64 packet id, u8 worker,
-u8 length and name of the drop reason, u8 length and first bytes of the inner packet.
+dropped, u16 errno, u32 length, u32 packets, u32 together, u16 gso_size, u64 packet id, u32 more
+ids, u8 worker, u8 length and name of the drop reason, u8 length and first bytes of the packet.
 
 Each `pack_` gives bytes, each `parse_` takes any and raises Malformed, nothing else. What a newer
 version of a node puts behind a body that is known here is ignored, but for tables.
@@ -43,7 +43,7 @@ _NUMBER: Final = struct.Struct("!I")
 _SESSION: Final = struct.Struct("!Q")
 _NEXT: Final = struct.Struct("!QI")
 _RECORDS_HEAD: Final = struct.Struct("!IB")
-_RECORD: Final = struct.Struct("!IQBBHIIIHQB")
+_RECORD: Final = struct.Struct("!IQBBHIIIHQIB")
 _TEXT_LEN: Final = struct.Struct("!H")
 _REASON_MAX: Final = 64
 
@@ -127,6 +127,7 @@ class PeerRecord:
     together: int
     gso_size: int
     packet_id: int
+    more_ids: int
     worker: int
     reason: str
     """Name of the drop reason; empty if it was not dropped."""
@@ -266,6 +267,7 @@ def pack_record(record: PeerRecord) -> bytes:
         record.together,
         record.gso_size,
         record.packet_id,
+        record.more_ids,
         record.worker,
     )
     return b"".join((head, bytes([len(reason)]), reason, bytes([len(packet)]), packet))
@@ -304,7 +306,8 @@ def parse_records(body: bytes) -> Records:
                 together=fields[7],
                 gso_size=fields[8],
                 packet_id=fields[9],
-                worker=fields[10],
+                more_ids=fields[10],
+                worker=fields[11],
                 reason=reason,
                 packet=packet,
             )
