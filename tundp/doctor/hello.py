@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +10,11 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Final
 
-from tundp.admin import fetch_document
+from tundp.admin import ask_peer
 from tundp.errors import PlatformError
 from tundp.observe.matrix import Cell, Reached
 from tundp.observe.ping import Answer, Clock, Layer, LayerId
 
-ASK_PATH: Final = "/v1/peers/ask"
 LIMIT_S: Final = 5.0
 """Deadline of this node's daemon, which waits two seconds for the peer."""
 STOCK: Final = "stock flanneld"
@@ -50,7 +50,7 @@ class Hello:
 async def ask_hello(path: Path, subnet: IPv4Network) -> Hello:
     """Ask the peer that has `subnet` who it is; never raises."""
     try:
-        document = await ask_peer(path, subnet, "hello")
+        document = await _ask(path, subnet, "hello")
     except PlatformError as error:
         layer = Layer(
             id=LayerId.CONTROL, asked=_ASKED, answer=Answer.NOT_ASKED, evidence=str(error)
@@ -59,11 +59,13 @@ async def ask_hello(path: Path, subnet: IPv4Network) -> Hello:
     return read_hello(document)
 
 
-async def ask_peer(path: Path, subnet: IPv4Network, what: str, start: int = 0) -> Mapping[str, Any]:
-    """The daemon's document about one question. PlatformError if it could not be asked."""
-    query = f"subnet={subnet}&what={what}"
-    query += f"&start={start}" if start else ""
-    return await fetch_document(path, f"{ASK_PATH}?{query}", limit_s=LIMIT_S)
+async def _ask(path: Path, subnet: IPv4Network, what: str, start: int = 0) -> Mapping[str, Any]:
+    """This node's daemon's document about one question. PlatformError if it could not be asked."""
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            return await ask_peer(path, subnet, what, start)
+    except TimeoutError:
+        raise PlatformError(f"the daemon on {path} took longer than {LIMIT_S:.0f} s") from None
 
 
 def read_hello(document: Mapping[str, Any]) -> Hello:
@@ -115,7 +117,7 @@ async def ask_reach(path: Path, subnet: IPv4Network) -> dict[str, Reached] | Non
     found: dict[str, Reached] = {}
     start = 0
     for _ in range(PAGES_MAX):
-        document = await ask_peer(path, subnet, "reach", start)
+        document = await _ask(path, subnet, "reach", start)
         fields = document.get("answer")
         if document.get("result") != "answer" or not isinstance(fields, dict):
             return found or None

@@ -8,9 +8,10 @@ import errno
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Final
 
-from tundp.admin import fetch_leases
-from tundp.doctor.context import ask_daemon, listener, running
+from tundp.admin import fetch_leases, fetch_status
+from tundp.doctor.context import is_stopped, listener, running
 from tundp.doctor.whom import Whom, address_alone, find_peer
 from tundp.errors import PlatformError
 from tundp.lease import subnet_env
@@ -18,6 +19,9 @@ from tundp.linux.netlink import Netlink
 from tundp.observe.leases import Leases
 from tundp.observe.ledger import DEFAULT_PORT
 from tundp.observe.status import PeerStatus, Status
+
+STATUS_S: Final = 10.0
+"""Deadline of the daemon's status, which takes seconds with tens of thousands of peers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +67,14 @@ async def daemon_status(path: Path) -> Status | PlatformError:
 
     PlatformError is raised if only others may ask it.
     """
-    pid = await asyncio.to_thread(listener, path)
-    asked = await ask_daemon(path, pid)
-    if isinstance(asked, PlatformError):
-        if asked.errno in (errno.EACCES, errno.EPERM):
-            raise asked
-        return asked
+    if is_stopped(await asyncio.to_thread(listener, path)):
+        return PlatformError(f"the daemon on {path} is stopped (SIGSTOP): kill -CONT its process")
+    try:
+        asked = await fetch_status(path, limit_s=STATUS_S)
+    except PlatformError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise
+        return error
     if running(asked) is None:
         return PlatformError(f"the daemon on {path} is starting: it waits for {asked.waiting_for}")
     return asked

@@ -12,7 +12,7 @@ from typing import Final
 
 from tundp.admin import fetch_status
 from tundp.doctor.hello import Hello, ask_hello, ask_reach
-from tundp.doctor.home import Home
+from tundp.doctor.home import STATUS_S, Home
 from tundp.doctor.probes import SMALL, Asker, Question, asking
 from tundp.errors import PlatformError
 from tundp.observe.leases import Leases
@@ -24,7 +24,6 @@ AT_ONCE: Final = 32
 """Peers that are asked at the same time."""
 GRID_MAX: Final = 256
 """Peers up to which they are asked for their own view: its cells are the square of them."""
-_STATUS_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +227,7 @@ async def _add_heard(home: Home, found: _Found, *, since: float) -> None:
     if not silent:
         return
     try:
-        status = await fetch_status(home.path, limit_s=_STATUS_S)
+        status = await fetch_status(home.path, limit_s=STATUS_S)
     except PlatformError as error:
         found.notes.append(f"what comes from silent peers was not looked at: {error}")
         return

@@ -19,7 +19,7 @@ from tundp.admin import fetch_status
 from tundp.doctor import peers
 from tundp.doctor.conclusion import Facts, conclude
 from tundp.doctor.hello import Hello, ask_hello
-from tundp.doctor.home import Home
+from tundp.doctor.home import STATUS_S, Home
 from tundp.doctor.path_size import largest_that_arrives
 from tundp.doctor.probes import SMALL, Asker, Echo, Question, asking
 from tundp.doctor.whom import Whom
@@ -43,7 +43,6 @@ PORT_TRIES: Final = 3
 PORT_WAIT_S: Final = 0.35
 """After each empty datagram."""
 _POLL_S: Final = 0.02
-_STATUS_S: Final = 3.0
 _PROHIBITED: Final = "prohibited"
 
 
@@ -219,7 +218,7 @@ class _Pinger:
         if largest is not None and largest < full and (path is None or path.inner_mtu is None):
             # The daemon may have learnt of it by these very packets.
             with contextlib.suppress(PlatformError):
-                fresh = await fetch_status(self._home.path, limit_s=_STATUS_S)
+                fresh = await fetch_status(self._home.path, limit_s=STATUS_S)
                 path = next((p.path for p in fresh.peers if p.subnet == self._peer.subnet), path)
         return PathSize(
             device_mtu=full,
@@ -320,7 +319,7 @@ class _Pinger:
         if self._home.status is None:
             return None
         with contextlib.suppress(PlatformError):
-            status = await fetch_status(self._home.path, limit_s=_STATUS_S)
+            status = await fetch_status(self._home.path, limit_s=STATUS_S)
             for peer in status.peers:
                 if peer.subnet == self._peer.subnet and peer.traffic is not None:
                     return peer.traffic.last_heard
