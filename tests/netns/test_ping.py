@@ -268,6 +268,23 @@ async def test_without_a_daemon_here_the_underlay_is_asked(make_overlay: MakeOve
         assert answer(found, "port") == "refused"
 
 
+async def test_a_peer_that_answers_no_questions_is_told_from_silence(
+    make_overlay: MakeOverlay,
+) -> None:
+    async with make_overlay(start=False) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        await overlay.start_daemon(one)
+        await overlay.start_daemon(two, "--peer-tools=false")
+        await overlay.wait_ready()
+        for _ in range(3):
+            # There is no bridge: the kernel's redirects must not take its protocol unreachable.
+            found = await ping(one, two.public_ip, "-c", "1", code=0)
+            assert answer(found, "control") == "stock"
+        assert found["peer"]["implementation"] == "stock flanneld"
+        found = await ping(two, one.public_ip, code=0)
+        assert answer(found, "control") == "off"
+
+
 # Going on, and ending
 
 

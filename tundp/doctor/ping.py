@@ -121,7 +121,7 @@ class _Pinger:
     async def _layers(
         self, outer: Asker, inner: Asker | None, wait_s: float
     ) -> dict[LayerId, Layer]:
-        """All layers at the same time; what `stop` ended is not asked."""
+        """All layers, most at the same time; what `stop` ended is not asked."""
         subnet = self._peer.subnet
         tun, bridge = subnet.network_address, subnet.network_address + 1
         asked: dict[LayerId, Awaitable[Layer]] = {
@@ -131,8 +131,8 @@ class _Pinger:
             asked[LayerId.PORT] = self._port(self._peer.port)
         if inner is not None:
             asked[LayerId.TUN] = _echo(inner, LayerId.TUN, tun, wait_s)
-            asked[LayerId.CONTROL] = self._control()
-            asked[LayerId.BRIDGE] = _echo(inner, LayerId.BRIDGE, bridge, wait_s)
+            asked[LayerId.CONTROL] = control = asyncio.ensure_future(self._control())
+            asked[LayerId.BRIDGE] = _echo_after(control, inner, LayerId.BRIDGE, bridge, wait_s)
         elif not self._home.daemon:
             asked[LayerId.BRIDGE] = _echo(outer, LayerId.BRIDGE, bridge, wait_s)
         tasks = {layer: asyncio.ensure_future(each) for layer, each in asked.items()}
@@ -348,6 +348,19 @@ async def _echo(asker: Asker, layer: LayerId, to: IPv4Address, wait_s: float) ->
     if refusal := asker.refusals.get(question):
         return Layer(id=layer, asked=asked, answer=Answer.NOT_SENT, evidence=os.strerror(refusal))
     return Layer(id=layer, asked=asked, answer=Answer.SILENT)
+
+
+async def _echo_after(
+    before: asyncio.Future[Layer], asker: Asker, layer: LayerId, to: IPv4Address, wait_s: float
+) -> Layer:
+    """ICMP echo requests once another layer was asked.
+
+    Where there is no bridge the peer's kernel answers them by ICMP redirects, which empty the
+    budget it has for ICMP errors to us (net/ipv4/route.c, ip_rt_send_redirect; icmp_ratelimit): for
+    a second it would not reject the question that tells a stock flanneld from silence.
+    """
+    await asyncio.wait((before,))
+    return await _echo(asker, layer, to, wait_s)
 
 
 def _interrupted(layer: LayerId) -> Layer:
