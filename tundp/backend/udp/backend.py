@@ -338,6 +338,7 @@ class UdpBackend:
         """See Backend. The device goes with its last descriptor."""
         if self._recheck is not None:
             self._recheck.cancel()
+        self._peer_tools.stop()
         if self._engine is not None:
             self._engine.stop()
             counters = self._engine.counters()
