@@ -28,7 +28,7 @@ SCHEMA = json.loads(
     (Path(__file__).parents[2] / "tundp" / "observe" / "trace.schema.json").read_text()
 )
 WIRE = r"wire -?\d+us \(clock ±\d+us\)"
-TIME = r"\+[0-9.]+[um]s"
+TIME = r"[+-][0-9.]+[um]s"
 
 either_engine = pytest.mark.parametrize("engine", ["gso", "reference"], indirect=True)
 

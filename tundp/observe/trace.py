@@ -288,9 +288,9 @@ def stage_line(node: str, after_ns: int, event: Event, text: str) -> str:
 
 
 def _after(after_ns: int) -> str:
-    if after_ns < 10_000_000:
-        return f"+{after_ns / 1000:.0f}us"
-    return f"+{after_ns / 1_000_000:.1f}ms"
+    if abs(after_ns) < 10_000_000:
+        return f"{round(after_ns / 1000):+d}us"
+    return f"{after_ns / 1_000_000:+.1f}ms"
 
 
 def _came(event: Event) -> str:
