@@ -15,7 +15,7 @@ from tests.nodes import PORT, MakeOverlay
 from tests.packets import ROUTER_ALERT, ipv4
 from tests.peer_packets import PROTO_TALK
 from tests.wait import until
-from tundp.lab.traffic import PingStream
+from tundp.lab.traffic import PingStream, ping
 from tundp.linux.udp import open_udp
 
 COUNT = 20_000
@@ -102,7 +102,19 @@ async def test_a_peer_gets_no_more_than_it_sends(make_overlay: MakeOverlay) -> N
                     attacker.receive()
                     await asyncio.sleep(0.02 if attacker.sent > before else 0.1)
                 assert one.daemon.poll() is None
+
+                async def is_measured() -> bool:
+                    """Whether the path to node 3 is measured, while the flood goes on."""
+                    for _ in range(100):
+                        attacker.send(hostile(rng))
+                    attacker.receive()
+                    await ping(one.host, three.tunnel_address, size=1400, timeout_s=0.1)
+                    peers = (await one.status_document())["peers"]
+                    (found,) = (each for each in peers if each["public_ip"] == three.public_ip)
+                    return bool((found["measuring"] or {}).get("state") == "measured")
+
                 # Whoever behaves is answered meanwhile, and so are pings and what measures paths.
+                await until(is_measured, "node 1 to have measured the path to node 3", poll_s=0.1)
                 assert (await asked(three, one))["answer"]["implementation"] == "tundp"
                 await until(lambda: pings.received > 0, "an answer to a ping")
             attacker.receive()

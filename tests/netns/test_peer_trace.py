@@ -165,7 +165,7 @@ async def test_a_node_without_peer_tools_is_named(
     async with make_overlay(start=False) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         await overlay.start_daemon(one)
-        await overlay.start_daemon(two, "--peer-tools=false")
+        await overlay.start_daemon(two, "--peer-tools=off")
         await overlay.wait_ready()
         log = tmp_path / "trace"
         async with tracing(one, log, "-c", "1", f"udp and host {two.tunnel_address}") as process:

@@ -391,16 +391,14 @@ def document(story: Story, number: int) -> Mapping[str, Any]:
     trace, path = story.trace, story.path
     return {
         "number": number,
-        "packet": describe.packet(story.packet, None if trace is None else _length(trace)),
+        "packet": describe.packet(
+            story.packet, None if trace is None else trace.first.record.length
+        ),
         "is_complete": trace is not None and trace.is_complete,
         "is_dropped": story.is_dropped,
         "events": [] if trace is None else list(map(event_document, (trace.first, *trace.rest))),
         "netfilter": None if path is None else _path_document(path),
     }
-
-
-def _length(trace: Trace) -> int:
-    return trace.first.record.length
 
 
 def _path_document(path: Path) -> Mapping[str, Any]:
