@@ -122,7 +122,7 @@ async def test_off_here_and_off_there(make_overlay: MakeOverlay) -> None:
     async with make_overlay(start=False) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         await overlay.start_daemon(one)
-        await overlay.start_daemon(two, "--peer-tools=false", "--engine=simple")
+        await overlay.start_daemon(two, "--peer-tools=off", "--engine=simple")
         await overlay.wait_ready()
         found = await ask_peer(one.admin_socket, subnet_of(two))
         assert (found["result"], found["answer"]) == ("protocol-unreachable", None)

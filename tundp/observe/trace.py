@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Any, Final
@@ -223,7 +223,7 @@ def packet_key(packet: bytes) -> tuple[int, int, int] | None:
 # What people read
 
 
-def story_lines(story: Story, number: int, node: str) -> Iterator[str]:
+def story_lines(story: Story, number: int, node: str, base_ns: int | None = None) -> Iterator[str]:
     """One story: the packet, its stages, and netfilter's part where it belongs."""
     trace, path = story.trace, story.path
     if trace is None:
@@ -232,7 +232,7 @@ def story_lines(story: Story, number: int, node: str) -> Iterator[str]:
         yield f"#{number} {describe.packet(path.header(), length)}"
         yield from _path_lines(path, node)
         return
-    head, *rest = lines(trace, number, node)
+    head, *rest = lines(trace, number, node, base_ns)
     yield head
     if path is not None and trace.first.stage.is_encap:
         yield from _path_lines(path, node)
@@ -259,36 +259,38 @@ def _accepted(step: Step) -> str:
     return f"{step.where} {rule}"
 
 
-def lines(trace: Trace, number: int, node: str) -> Iterator[str]:
-    """One trace: the packet, then a line for each stage with the time since the first."""
+def lines(trace: Trace, number: int, node: str, base_ns: int | None = None) -> Iterator[str]:
+    """The packet, then a line for each stage with the time since `base_ns`, or since the first."""
     first = trace.first
+    base_ns = first.time_ns if base_ns is None else base_ns
     many = f", super-packet of {first.record.packets}" if first.record.packets > 1 else ""
     yield f"#{number} {describe.packet(first.packet, first.record.length)}{many}"
     is_whole = first.stage in (Stage.TUN_READ, Stage.UDP_RECEIVE)
-    yield _line(node, 0, first, _came(first) if is_whole else _went([first]))
+    came = _came(first) if is_whole else went([first])
+    yield stage_line(node, first.time_ns - base_ns, first, came)
     if not is_whole:
-        step = _next_step(first.reason)
+        step = next_step(first.reason)
         yield from [f"    next step: {step}"] if step else []
     if first.stage is Stage.TUN_READ and trace.rest:
         peer = trace.rest[0].peer
         yield f"  {node} {'':>9}  lookup       {_lookup(first, peer, trace.rest[0])}"
-    for run in _runs(trace.rest):
-        yield _line(node, run[0].time_ns - first.time_ns, run[0], _went(run))
-        step = _next_step(run[0].reason)
-        if step:
+    for run in runs(trace.rest):
+        yield stage_line(node, run[0].time_ns - base_ns, run[0], went(run))
+        if step := next_step(run[0].reason):
             yield f"    next step: {step}"
     if not trace.is_complete:
         yield f"    {trace.left} of its packets: nothing more was seen of them"
 
 
-def _line(node: str, after_ns: int, event: Event, text: str) -> str:
+def stage_line(node: str, after_ns: int, event: Event, text: str) -> str:
+    """One stage of a trace."""
     return f"  {node} {_after(after_ns):>9}  {STAGE_NAMES[event.stage]:<11}  {text}".rstrip()
 
 
 def _after(after_ns: int) -> str:
-    if after_ns < 10_000_000:
-        return f"+{after_ns / 1000:.0f}us"
-    return f"+{after_ns / 1_000_000:.1f}ms"
+    if abs(after_ns) < 10_000_000:
+        return f"{round(after_ns / 1000):+d}us"
+    return f"{after_ns / 1_000_000:+.1f}ms"
 
 
 def _came(event: Event) -> str:
@@ -301,7 +303,7 @@ def _came(event: Event) -> str:
     return text
 
 
-def _went(run: list[Event]) -> str:
+def went(run: list[Event]) -> str:
     """Events with one fate in a row."""
     event = run[0]
     record = event.record
@@ -319,7 +321,7 @@ def _went(run: list[Event]) -> str:
     return f"{record.length} B{together}"
 
 
-def _runs(events: list[Event]) -> Iterator[list[Event]]:
+def runs(events: Sequence[Event]) -> Iterator[list[Event]]:
     """Neighbours of one stage, fate and peer."""
     run: list[Event] = []
     for event in events:
@@ -361,7 +363,8 @@ def _endpoint(peer: PeerName | None) -> str:
     return "nobody" if peer is None else f"{peer.address}:{peer.port}"
 
 
-def _next_step(reason: str | None) -> str:
+def next_step(reason: str | None) -> str:
+    """What to look at next after a drop; empty for none."""
     known = _BY_LABEL.get(reason or "")
     return known.next_step if known else ""
 
@@ -388,16 +391,14 @@ def document(story: Story, number: int) -> Mapping[str, Any]:
     trace, path = story.trace, story.path
     return {
         "number": number,
-        "packet": describe.packet(story.packet, None if trace is None else _length(trace)),
+        "packet": describe.packet(
+            story.packet, None if trace is None else trace.first.record.length
+        ),
         "is_complete": trace is not None and trace.is_complete,
         "is_dropped": story.is_dropped,
         "events": [] if trace is None else list(map(event_document, (trace.first, *trace.rest))),
         "netfilter": None if path is None else _path_document(path),
     }
-
-
-def _length(trace: Trace) -> int:
-    return trace.first.record.length
 
 
 def _path_document(path: Path) -> Mapping[str, Any]:

@@ -192,7 +192,7 @@ class UdpBackend:
 
     def sinks(self) -> Sequence[FibSink]:
         """See Backend."""
-        return (self.engine, self._prober, self._watch, self._peer_tools)
+        return self.engine, self._prober, self._watch, self._peer_tools
 
     async def run(self) -> None:
         """See Backend: makes the TUN device again whenever it was deleted or moved away.
@@ -289,10 +289,8 @@ class UdpBackend:
                 with contextlib.suppress(PlatformError):
                     await self._netlink.set_link(self._tun_index, mtu=mtu)
         if self._device is not None and self._prober_settings() != before:
-            self._echoes.reset(self._prober_settings())
-            self._watch.reset(self._prober_settings())
-            self._prober.reset(self._prober_settings())
-            self._peer_tools.reset(self._prober_settings())
+            for each in (self._echoes, self._watch, self._prober, self._peer_tools):
+                each.reset(self._prober_settings())
         return has_moved
 
     def heartbeat(self) -> tuple[int, ...]:
@@ -338,6 +336,7 @@ class UdpBackend:
         """See Backend. The device goes with its last descriptor."""
         if self._recheck is not None:
             self._recheck.cancel()
+        self._peer_tools.stop()
         if self._engine is not None:
             self._engine.stop()
             counters = self._engine.counters()

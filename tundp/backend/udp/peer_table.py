@@ -16,6 +16,8 @@ class PeerTable:
     def __init__(self, fib: Fib, peers: Mapping[IPv4Network, Peer]) -> None:
         self._fib = fib
         self._by_subnet: dict[IPv4Network, Peer] = {}
+        self._by_address: dict[int, dict[int, Peer]] = {}
+        """By the first address of the subnet, and its prefix length."""
         self._by_hop: dict[int, dict[IPv4Network, None]] = {}
         self._ordered: list[Peer] | None = None
         self._add(peers.values())
@@ -30,9 +32,15 @@ class PeerTable:
         self._fib = fib
         if delta.is_whole:
             self._by_subnet.clear()
+            self._by_address.clear()
             self._by_hop.clear()
         for peer in (*delta.gone, *(old for old, _ in delta.moved)):
             self._by_subnet.pop(peer.subnet, None)
+            address = int(peer.subnet.network_address)
+            if (lengths := self._by_address.get(address)) is not None:
+                lengths.pop(peer.subnet.prefixlen, None)
+                if not lengths:
+                    del self._by_address[address]
             if (subnets := self._by_hop.get(peer.hop_id)) is not None:
                 subnets.pop(peer.subnet, None)
                 if not subnets:
@@ -44,9 +52,10 @@ class PeerTable:
 
         Packets from a pod have another: no pod speaks for its node.
         """
-        peer = self.covering(IPv4Network(address))
-        if peer is None or int(peer.subnet.network_address) != address:
+        lengths = self._by_address.get(address)
+        if not lengths:
             return None
+        peer = lengths[max(lengths)]
         return peer if self.hop_of(address) == peer.hop_id else None
 
     def covering(self, subnet: IPv4Network) -> Peer | None:
@@ -74,5 +83,7 @@ class PeerTable:
     def _add(self, peers: Iterable[Peer]) -> None:
         for peer in peers:
             self._by_subnet[peer.subnet] = peer
+            address = int(peer.subnet.network_address)
+            self._by_address.setdefault(address, {})[peer.subnet.prefixlen] = peer
             self._by_hop.setdefault(peer.hop_id, {})[peer.subnet] = None
         self._ordered = None

@@ -127,14 +127,17 @@ class UdpPeerTools:
         """The underlay's address or the MTU is another."""
         self._settings = settings
 
-    def close(self) -> None:
-        """End all; the engine is stopped. Harmless when repeated."""
+    def stop(self) -> None:
+        """End all, while the engine is there yet. Harmless when repeated."""
         if self._sessions is not None:
             self._sessions.close()
+        if self._pair is not None and self._answers is not None:
+            self._pair.unfollow()
+            self._answers = None
+
+    def close(self) -> None:
+        """Close what messages come by: the engine is stopped. Harmless when repeated."""
         if self._pair is not None:
-            if self._answers is not None:
-                self._pair.unfollow()
-                self._answers = None
             self._pair.close()
 
     def find(self, subnet: IPv4Network) -> Peer | None:
