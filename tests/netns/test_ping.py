@@ -274,7 +274,7 @@ async def test_a_peer_that_answers_no_questions_is_told_from_silence(
     async with make_overlay(start=False) as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         await overlay.start_daemon(one)
-        await overlay.start_daemon(two, "--peer-tools=false")
+        await overlay.start_daemon(two, "--peer-tools=off")
         await overlay.wait_ready()
         for _ in range(3):
             # There is no bridge: the kernel's redirects must not take its protocol unreachable.
