@@ -44,8 +44,8 @@ from tundp.observe.ping import (
     PathSize,
     Ping,
     PingedPeer,
+    RoundTrips,
     Series,
-    series_of,
 )
 from tundp.observe.status import DaemonState, PeerStatus, Status
 from tundp.show_ping import head_line, layers_grid, summary_parts
@@ -406,7 +406,10 @@ def test_a_path_that_carries_nothing_large_is_said_to_be_one() -> None:
 @settings(deadline=None)
 @given(st.lists(st.none() | st.floats(1e-6, 10.0), max_size=50))
 def test_times_are_those_of_the_textbook(rtts_s: list[float | None]) -> None:
-    found = series_of(rtts_s, 84)
+    trips = RoundTrips()
+    for rtt_s in rtts_s:
+        trips.add(rtt_s)
+    found = trips.series(84)
     known = [each * 1e3 for each in rtts_s if each is not None]
     assert (found.sent, found.received) == (len(rtts_s), len(known))
     if not known:

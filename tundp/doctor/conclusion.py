@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from tundp.doctor.peers import Look, on_its_side, on_our_side
@@ -27,14 +27,11 @@ class Facts:
     """What of this node keeps packets from the overlay, and what to do; empty if nothing does."""
     look: Look | None = None
     """The kernel's way to it; None if it could not be looked up."""
-    heard_ago_s: float | None = None
-    """How long before the last layer was asked a datagram came from it; None: never, or not
-    known."""
     is_heard: bool = False
     """Whether datagrams came from it while it was asked."""
     series: Series | None = None
     path: PathSize | None = None
-    daemon: str = field(default="")
+    daemon: str = ""
     """Why this node's daemon could not be asked; empty if it could."""
 
     def answer(self, layer: LayerId) -> Answer:

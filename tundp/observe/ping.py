@@ -7,7 +7,7 @@ PING_SCHEMA goes up when a member changes meaning, changes type or goes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, unique
 from ipaddress import IPv4Address, IPv4Network
@@ -233,11 +233,3 @@ class RoundTrips:
             rtt_max_ms=round(self._most, 4),
             rtt_mdev_ms=round(math.sqrt(self._squares / self._count), 4),
         )
-
-
-def series_of(rtts_s: Iterable[float | None], packet_len: int) -> Series:
-    """A series from its round-trip times in seconds; None: lost."""
-    trips = RoundTrips()
-    for each in rtts_s:
-        trips.add(each)
-    return trips.series(packet_len)
