@@ -216,12 +216,13 @@ async def engine_node(
     kernel: KernelOffloads | None = None,
     recorder: Recorder | None = None,
     echo: tuple[int, int] | None = None,
+    peer_fd: int = -1,
 ) -> AsyncIterator[EngineNode]:
     """A node 192.0.2.`number` with subnet 10.5.`number`.0/24 on `host`'s eth0, not yet attached.
 
     Its TUN is up and has its address and the overlay's route. `kernel`: what a C engine is to
     believe of this kernel, rather than to find out. `echo`: where the engine hands answers to what
-    measures paths over, and their identifier.
+    measures paths over, and their identifier; `peer_fd`: the messages of other nodes.
     """
     subnet = IPv4Network(f"10.5.{number}.0/24")
     address = IPv4Address(f"192.0.2.{number}")
@@ -243,6 +244,7 @@ async def engine_node(
             loop=asyncio.get_running_loop(),
             recorder=recorder,
             echo_fd=-1 if echo is None else echo[0],
+            peer_fd=peer_fd,
         )
         made: Dataplane
         if kernel is None:

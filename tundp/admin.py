@@ -6,6 +6,7 @@ GET /v1/events    what happens to packets, from now on: observe/events.py
 GET /v1/blackbox  the flight recorder as JSON: observe/blackbox.py
 GET /v1/ledger    observe.ledger.Ledger as JSON: every lease, and what became of it;
                   ?address=A&address=B: only those that concern these
+GET /v1/peers/    what other nodes say: admin_peers.py
 GET /v1/leases    observe.leases.Leases as JSON; ?since=N: only events, from number N on
 
 curl --unix-socket asks it as well. Each connection gets one answer, and all who ask while a
@@ -36,11 +37,13 @@ from aiohttp import (
     ClientResponseError,
     ClientSession,
     ClientTimeout,
+    StreamReader,
     UnixConnector,
     web,
 )
 
 import tundp
+from tundp.admin_peers import ASK_PATH, TRACE_PATH, PeerDesk, serve_peers
 from tundp.backoff import Contest, Outage
 from tundp.engine.taps import Tap, TapRequest
 from tundp.errors import FILES_STEP, PlatformError, TooManyReaders, Unsupported
@@ -78,6 +81,8 @@ SINCE: Final = {
     BLACKBOX_PATH: "0.2.0",
     LEDGER_PATH: "0.2.0",
     LEASES_PATH: "0.2.0",
+    ASK_PATH: "0.2.0",
+    TRACE_PATH: "0.2.0",
 }
 """The version of a daemon that answers a path first; the others every daemon does."""
 STATUS_SINCE: Final = "0.2.0"
@@ -103,12 +108,13 @@ async def serve_admin(
     *,
     sock: socket.socket | None = None,
     looker: Looker | None = None,
+    peers: PeerDesk | None = None,
 ) -> AsyncIterator[AdminSocket]:
     """Answer on `path` until the block ends, then remove it.
 
-    looker: who shows packets and past; None: nobody does. sock: the listening socket, if it is
-    open already; owned from here on. Yields the socket's keeper: a path that is removed is
-    made again.
+    looker: who shows packets and past; peers: who asks other nodes; None: nobody does. sock:
+    the listening socket, if it is open already; owned from here on. Yields the socket's keeper:
+    a path that is removed is made again.
     """
     if sock is None:
         sock = await asyncio.to_thread(open_admin_socket, path)
@@ -144,6 +150,8 @@ async def serve_admin(
         server.add(EVENTS_PATH, functools.partial(_stream_events, looker, server.hold))
         server.add(BLACKBOX_PATH, functools.partial(_answer_blackbox, looker))
         server.add(LEDGER_PATH, functools.partial(_answer_ledger, looker))
+    if peers is not None:
+        serve_peers(server, peers)
     await server.open()
     keeper = AdminSocket(path, sock, server)
     try:
@@ -427,7 +435,10 @@ async def fetch_leases(path: Path, since: int | None = None) -> Leases:
 async def fetch_document(
     path: Path, of: str = STATUS_PATH, *, limit_s: float | None = None
 ) -> dict[str, Any]:
-    """An answer as the daemon sent it, members this version does not know included."""
+    """An answer as the daemon sent it, members this version does not know included.
+
+    PlatformError; BadQuery if the daemon does not understand what it is asked.
+    """
     text = await fetch_text(path, of, limit_s=limit_s)
     try:
         answer = json.loads(text)
@@ -513,6 +524,42 @@ def _no_tundp(path: Path, why: str) -> PlatformError:
     )
 
 
+async def ask_peer(
+    path: Path, subnet: IPv4Network, what: str = "hello", start: int = 0
+) -> dict[str, Any]:
+    """What became of a question to the node that holds a subnet: admin_peers.py.
+
+    PlatformError if no daemon answers, or one that cannot ask; the text says why.
+    """
+    query = f"subnet={subnet}&what={what}&start={start}"
+    return await fetch_document(path, f"{ASK_PATH}?{query}")
+
+
+@contextlib.asynccontextmanager
+async def open_peer_trace(
+    path: Path, subnet: IPv4Network, packets: str, seconds: float | None = None
+) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+    """The objects of a trace on the node that holds a subnet, as they come: admin_peers.py.
+
+    packets: the filter. BadQuery, and PlatformError if no daemon answers or it cannot ask.
+    """
+    query = {"subnet": str(subnet), "filter": packets}
+    if seconds is not None:
+        query["for"] = str(seconds)
+
+    async def begin(content: StreamReader) -> StreamReader:
+        return content
+
+    async with _open_stream(path, TRACE_PATH, query, begin) as lines:
+
+        async def objects() -> AsyncIterator[dict[str, Any]]:
+            with contextlib.suppress(OSError, ClientError):
+                async for line in lines:
+                    yield json.loads(line)
+
+        yield objects()
+
+
 @contextlib.asynccontextmanager
 async def open_events(path: Path, query: Mapping[str, str]) -> AsyncIterator[EventStream]:
     """What happens to packets of the daemon behind `path` from now on.
@@ -520,50 +567,65 @@ async def open_events(path: Path, query: Mapping[str, str]) -> AsyncIterator[Eve
     query: `filter`, `stages`, `snap`, `size`; see observe.events. BadQuery, and PlatformError
     if nobody answers, or a daemon that cannot show packets.
     """
+
+    async def begin(content: StreamReader) -> EventStream:
+        async def read(length: int) -> bytes:
+            try:
+                return await content.readexactly(length)
+            except (OSError, ClientError):
+                raise asyncio.IncompleteReadError(b"", length) from None
+
+        stream = EventStream(read, _Peers(path))
+        await stream.begin()
+        return stream
+
+    async with _open_stream(path, EVENTS_PATH, query, begin) as stream:
+        yield stream
+
+
+@contextlib.asynccontextmanager
+async def _open_stream(
+    path: Path,
+    of: str,
+    query: Mapping[str, str],
+    begin: Callable[[StreamReader], Coroutine[Any, Any, T]],
+) -> AsyncIterator[T]:
+    """What `begin` makes of an answer without an end. BadQuery, PlatformError."""
     async with contextlib.AsyncExitStack() as stack:
         timeout = ClientTimeout(total=None)
         session = await stack.enter_async_context(
             ClientSession(connector=UnixConnector(str(path)), timeout=timeout)
         )
 
-        async def begin() -> EventStream:
+        async def start() -> T:
             response = await stack.enter_async_context(
-                session.get(f"http://tundp{EVENTS_PATH}", params=dict(query))
+                session.get(f"http://tundp{of}", params=dict(query))
             )
             if response.status != HTTPStatus.OK:
-                raise await _refusal(path, EVENTS_PATH, response)
-
-            async def read(length: int) -> bytes:
-                try:
-                    return await response.content.readexactly(length)
-                except (OSError, ClientError):
-                    raise asyncio.IncompleteReadError(b"", length) from None
-
-            stream = EventStream(read, _Peers(path))
-            await stream.begin()
-            return stream
+                raise await _refusal(path, of, response)
+            return await begin(response.content)
 
         try:
-            stream = await _in_time(path, begin(), ANSWER_S)
+            begun = await _in_time(path, start(), ANSWER_S)
         except asyncio.IncompleteReadError:
             raise PlatformError(f"the daemon on {path} ended") from None
         except (OSError, ClientError, TimeoutError) as error:
             if isinstance(error, PlatformError):
                 raise
             raise _no_answer(path, error) from None
-        yield stream
+        yield begun
 
 
 async def _refusal(path: Path, of: str, response: ClientResponse) -> Exception:
     """What a daemon's refusal means."""
-    if response.status == HTTPStatus.NOT_FOUND:
-        return await _too_old(path, of.partition("?")[0])
     try:
         answer = await response.json()
     except (ClientError, ValueError):
         answer = None
     if not isinstance(answer, dict):
         answer = {}
+    if response.status == HTTPStatus.NOT_FOUND and "error" not in answer:
+        return await _too_old(path, of.partition("?")[0])
     text = str(answer.get("error") or f"the daemon on {path} answers {response.status}")
     if response.status == HTTPStatus.BAD_REQUEST:
         return BadQuery(text, answer.get("position"))

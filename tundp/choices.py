@@ -174,6 +174,14 @@ class Loop(Enum):
 
 
 @unique
+class PeerTools(Enum):
+    """Whether a node asks other nodes, and answers them."""
+
+    ON = "on"
+    OFF = "off"
+
+
+@unique
 class Sandbox(Enum):
     """Whether a daemon gives up, after its start, what it has no use for."""
 

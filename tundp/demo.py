@@ -366,10 +366,11 @@ def _shorten(value: str) -> str:
 
 
 def _datagrams_out(status: Status) -> int:
-    """Datagrams one node sent: packets forwarded, ICMP errors to a peer, and path probes."""
+    """Datagrams one node sent: packets forwarded, ICMP errors to a peer, path probes, messages."""
     assert status.counters is not None
     assert status.backend is not None
     own = status.counters.totals["icmp_to_peers"] + (status.backend.path_probes or 0)
+    own += status.backend.peer_messages or 0
     return status.counters.encap.packets_out + own
 
 

@@ -151,6 +151,14 @@ class TooManyReaders(TundpError):
         super().__init__(f"{limit} readers of events are there already: end one of them first")
 
 
+class UnknownPeer(TundpError):
+    """No lease of another node covers what was asked for."""
+
+
+class TooBusy(TundpError):
+    """As much of this as there can be at once is under way already."""
+
+
 class Interrupted(TundpError):
     """A signal ended what was asked for, and everything built for it is gone."""
 

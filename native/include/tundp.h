@@ -227,6 +227,8 @@ struct tundp_worker_config {
 	int control_fd; /* eventfd: written after `stop` or `fib` changed */
 	int notify_fd; /* eventfd: written when path state changed or an offload was refused; or -1 */
 	int echo_fd;   /* datagram socket: takes the heads of echo replies that measure paths; or -1 */
+	int peer_fd;   /* datagram socket: takes the messages of other nodes; or -1 */
+	int unused;
 	uint32_t address;          /* our end of the underlay, for asking path MTUs */
 	uint32_t directions;       /* enum tundp_direction_bits */
 	uint32_t offloads;         /* enum tundp_offload: what there is */

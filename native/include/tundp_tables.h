@@ -19,6 +19,8 @@
 #define TUNDP_ICMP_LOCAL_BUCKETS 256 /* by the pod's last octet */
 #define TUNDP_ICMP_WIRE_BUCKETS 64 /* the first for who is no peer */
 #define TUNDP_ECHO_HEAD_LEN 24 /* bytes of an ICMP echo message up to its cookie */
+#define TUNDP_PEER_PROTO 253 /* RFC 3692: of messages between nodes */
+#define TUNDP_PEER_PACKET_MAX 1500 /* bytes of one, headers included */
 #define TUNDP_ADMITTED_MAX 16 /* networks the source check admits */
 #define TUNDP_ERRNO_COUNT 134 /* EHWPOISON, asm-generic/errno.h, and one more */
 #define TUNDP_HOP_SOCKETS_MAX 256 /* send sockets of single hops, a worker */

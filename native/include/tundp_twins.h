@@ -43,6 +43,7 @@ struct tundp_verdict {
 	uint32_t source_matches;      /* deliver: 0 when the source check only counts */
 	uint32_t destination_matches; /* likewise */
 	uint32_t echo_len;            /* deliver: bytes for echo_fd, above 0 if it measures a path */
+	uint32_t peer_len;            /* deliver: bytes for peer_fd, above 0 if nodes talk by it */
 	uint32_t reply_len;
 	uint8_t reply[TUNDP_REPLY_MAX];
 };

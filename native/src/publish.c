@@ -84,6 +84,7 @@ void tundp_worker_init(struct tundp_worker *worker)
 	worker->config.control_fd = -1;
 	worker->config.notify_fd = -1;
 	worker->config.echo_fd = -1;
+	worker->config.peer_fd = -1;
 }
 
 int tundp_worker_configure(struct tundp_worker *worker, const struct tundp_worker_config *config)

@@ -247,13 +247,19 @@ void single_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib
 	single_forward(worker, fib, &outgoing);
 }
 
+static void hand_over(struct tundp_worker *worker, int fd, const uint8_t *packet, uint32_t len)
+{
+	if (!len || fd < 0)
+		return;
+	worker->counters.syscalls++;
+	(void)send(fd, packet, len, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
 void single_hand_over(struct tundp_worker *worker, const uint8_t *packet,
 		      const struct tundp_verdict *verdict)
 {
-	if (!verdict->echo_len || worker->config.echo_fd < 0)
-		return;
-	worker->counters.syscalls++;
-	(void)send(worker->config.echo_fd, packet, verdict->echo_len, MSG_DONTWAIT | MSG_NOSIGNAL);
+	hand_over(worker, worker->config.echo_fd, packet, verdict->echo_len);
+	hand_over(worker, worker->config.peer_fd, packet, verdict->peer_len);
 }
 
 int single_write_tun(struct tundp_worker *worker, const uint8_t *data, size_t len)

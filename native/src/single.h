@@ -49,8 +49,8 @@ void single_reply_to_tun(struct tundp_worker *worker, const struct tundp_verdict
 void single_reply_to_peer(struct tundp_worker *worker, const struct tundp_fib *fib,
 			  const struct tundp_verdict *verdict, const struct subject *subject);
 
-/* Copies the head of a delivered packet to who measures paths, if it is an answer to that. No
- * more than a try: where nobody takes it, it is as if it had been lost. */
+/* Copies of a delivered packet what shows it to who measures paths, or talks with other nodes, if it
+ * is for them. No more than a try: where nobody takes it, it is as if it had been lost. */
 void single_hand_over(struct tundp_worker *worker, const uint8_t *packet,
 		      const struct tundp_verdict *verdict);
 

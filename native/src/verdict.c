@@ -142,6 +142,53 @@ static uint32_t echo_len(const struct tundp_policy *policy, const uint8_t *packe
 	return len;
 }
 
+enum {
+	ICMP_LEN = 8,
+	ICMP_PROTOCOL_UNREACHABLE = 0x0302, /* type and code */
+	QUOTED_LEN = 8, /* bytes an ICMP error quotes behind the header, at least (RFC 792) */
+};
+
+/* Bytes of an ICMP protocol unreachable about a message of ours, up to the first 8 of it that are
+ * quoted. 0: it is none. */
+static uint32_t refusal_len(const struct tundp_policy *policy, const uint8_t *packet,
+			    const struct ip_header *header)
+{
+	const uint32_t quoted = header->header_len + ICMP_LEN;
+	uint32_t len, quoted_header_len;
+
+	if (header->total_len < quoted + IP_MIN_HEADER_LEN + QUOTED_LEN)
+		return 0;
+	quoted_header_len = (packet[quoted] & 0x0fu) * 4;
+	len = quoted + quoted_header_len + QUOTED_LEN;
+	if (load_be16(packet + header->header_len) != ICMP_PROTOCOL_UNREACHABLE ||
+	    packet[quoted] >> 4 != 4 || quoted_header_len < IP_MIN_HEADER_LEN ||
+	    header->total_len < len || packet[quoted + IP_OFF_PROTO] != TUNDP_PEER_PROTO ||
+	    load_be32(packet + quoted + IP_OFF_SOURCE) != policy->tun_address)
+		return 0;
+	return len;
+}
+
+/* How many bytes of a packet for us are of the talk between nodes: a message, or a kernel's answer
+ * that it knows none. 0: it is neither, a fragment, or not of who may send from its source. */
+static uint32_t peer_len(const struct tundp_fib *fib, const struct tundp_policy *policy,
+			 const uint8_t *packet, const struct ip_header *header,
+			 uint32_t outer_source, uint16_t outer_port)
+{
+	uint32_t len;
+
+	if (header->destination != policy->tun_address ||
+	    (header->ip_proto != TUNDP_PEER_PROTO && header->ip_proto != IP_PROTO_ICMP) ||
+	    header->flags_offset & (IP_FLAG_MF | IP_OFFSET_MASK))
+		return 0;
+	if (header->ip_proto == IP_PROTO_ICMP)
+		len = refusal_len(policy, packet, header);
+	else
+		len = header->total_len <= TUNDP_PEER_PACKET_MAX ? header->total_len : 0;
+	if (!len || sender_fault(fib, policy, header->source, outer_source, outer_port) != NO_REASON)
+		return 0;
+	return len;
+}
+
 void tundp_decapsulate(const struct tundp_fib *fib, const struct tundp_policy *policy,
 		       uint8_t *datagram, size_t len, uint32_t outer_source, uint16_t outer_port,
 		       struct tundp_verdict *verdict)
@@ -189,4 +236,5 @@ void tundp_decapsulate(const struct tundp_fib *fib, const struct tundp_policy *p
 	verdict->source_matches = fault == NO_REASON;
 	verdict->destination_matches = destination_matches;
 	verdict->echo_len = echo_len(policy, datagram, &header);
+	verdict->peer_len = peer_len(fib, policy, datagram, &header, outer_source, outer_port);
 }

@@ -291,6 +291,7 @@ static int open_lab(struct lab *lab, const struct engine *engine)
 		.control_fd = eventfd(0, EFD_NONBLOCK),
 		.notify_fd = eventfd(0, EFD_NONBLOCK),
 		.echo_fd = -1,
+		.peer_fd = -1,
 		.address = INADDR_LOOPBACK,
 		.directions = TUNDP_ENCAP | TUNDP_DECAP,
 		.offloads = engine->offloads,

@@ -187,7 +187,7 @@ async def test_a_trace_shows_where_a_packet_went(make_overlay: MakeOverlay, tmp_
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         log = tmp_path / "trace"
-        tracing = await traced(one, log, "-c", "3", "--kernel=false")
+        tracing = await traced(one, log, "-c", "3", "--kernel=false", "--peers=false")
         assert await ping(one.host, two.tunnel_address)
         await ping(one.host, "10.5.177.7", timeout_s=0.2)
         await until_ended(tracing)

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import echo_replies
+from tests import echo_replies, peer_packets
 from tests.echo_replies import ECHO_ID
-from tests.packets import icmp_echo, ipv4
+from tests.packets import icmp_echo, internet_checksum, ipv4
 from tests.routes import PORT, fib_of
 from tundp.engine.native import library
 from tundp.engine.native.fib import NativeFib, policy_values
@@ -153,6 +153,7 @@ def assert_same(
         case Deliver():
             assert VERDICT.kind == lib.TUNDP_DELIVER
             assert VERDICT.echo_len == expected.echo_len
+            assert VERDICT.peer_len == expected.peer_len
         case Reply(reason, packet):
             assert (VERDICT.kind, VERDICT.reason) == (lib.TUNDP_REPLY, reason)
             assert ffi.buffer(VERDICT.reply, VERDICT.reply_len)[:] == packet
@@ -241,6 +242,41 @@ def test_answers_to_what_measures_paths(check: SourceCheck) -> None:
         if isinstance(verdict, Deliver):
             handed_over = bytes(verdict.packet[: verdict.echo_len])
             assert handed_over == (case.head if case.is_handed_over else b""), name
+
+
+@pytest.mark.parametrize("check", SourceCheck)
+def test_messages_of_other_nodes(check: SourceCheck) -> None:
+    for name, case in peer_packets.cases("10.5.3.0", "10.5.3.9", "10.5.1.9").items():
+        for outer, port in ((PEER, PORT), (PEER, 40000), (NARROW_PEER, PORT), (0xC0000263, PORT)):
+            verdict = assert_same_decap(case.datagram, outer, check, port)
+            if isinstance(verdict, Deliver):
+                is_leased = (outer, port) == (PEER, PORT)
+                handed_over = bytes(verdict.packet[: verdict.peer_len])
+                assert handed_over == (case.copy if is_leased else b""), name
+            else:
+                assert case.is_dropped or check is SourceCheck.ENFORCE, name
+
+
+@given(
+    st.sampled_from(["a message", "a refusal", "a refusal with both"]),
+    st.integers(0, 160),
+    st.integers(0, 255),
+    st.booleans(),
+    st.sampled_from(SourceCheck),
+)
+@settings(max_examples=500, deadline=None)
+def test_what_is_nearly_a_message(
+    name: str, at: int, value: int, is_cut: bool, check: SourceCheck
+) -> None:
+    packet = bytearray(peer_packets.cases("10.5.3.0", "10.5.3.9", "10.5.1.9")[name].datagram)
+    packet[at % len(packet)] = value
+    if is_cut:
+        packet[2:4] = min(len(packet), at).to_bytes(2, "big")
+    header_len = (packet[0] & 0xF) * 4
+    if 20 <= header_len <= len(packet):
+        packet[10:12] = b"\0\0"
+        packet[10:12] = internet_checksum(packet[:header_len]).to_bytes(2, "big")
+    assert_same_decap(bytes(packet), PEER, check)
 
 
 @given(st.integers(0, 3), st.integers(0, 1), st.integers(0, 40), st.sampled_from([0, 1, 0x2000]))

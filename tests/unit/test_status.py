@@ -99,6 +99,7 @@ UDP = Status(
         port=8285,
         device=DeviceStatus(name="flannel0", mtu=1472),
         path_probes=4,
+        peer_messages=6,
         paths_in_use={"measured": 1, "pending": 0, "no-answer": 1},
     ),
     engine=EngineStatus(

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Protocol
 
+from tundp.backend.peers import PeerTools
 from tundp.choices import Engine, Measuring, SourceCheck
 from tundp.engine.base import Dataplane
 from tundp.engine.native.engine import EngineSettings
@@ -83,6 +84,8 @@ class PacketSettings:
     admitted: tuple[IPv4Network, ...]
     """Networks in no lease that any peer may send from, whatever the source check."""
     engine_settings: EngineSettings
+    has_peer_tools: bool = True
+    """Whether other nodes are asked, and answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +154,8 @@ class BackendStatus:
     """Packets the kernel dropped at the queue of its own device; None if it has none."""
     path_probes: int | None = None
     """Datagrams it sent by itself, to measure paths and to ask who answers; None: it sends none."""
+    peer_messages: int | None = None
+    """Questions and answers it sent to other nodes; None: it sends none."""
     silent_peers: int | None = None
     """Peers that do not answer though they were sent packets; None if it cannot tell."""
     paths: Mapping[int, PathMeasuring] | None = None
@@ -183,6 +188,11 @@ class Backend(Protocol):
     @property
     def engine(self) -> Dataplane | None:
         """The engine that carries the packets in this process; None if the kernel does."""
+        ...
+
+    @property
+    def peer_tools(self) -> PeerTools | None:
+        """Who asks other nodes; None for a backend that cannot."""
         ...
 
     def offer(self, interface: Interface) -> LeaseAttributes:

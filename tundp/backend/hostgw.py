@@ -36,6 +36,7 @@ from tundp.backend.base import (
     Given,
     Surroundings,
 )
+from tundp.backend.peers import PeerTools
 from tundp.backoff import Outage
 from tundp.engine.base import Dataplane
 from tundp.engine.reach import Reach
@@ -112,6 +113,11 @@ class HostGwBackend:
     @property
     def engine(self) -> Dataplane | None:
         """See Backend: the kernel forwards."""
+        return None
+
+    @property
+    def peer_tools(self) -> PeerTools | None:
+        """See Backend: messages between nodes need the overlay."""
         return None
 
     def offer(self, interface: Interface) -> LeaseAttributes:

@@ -51,6 +51,12 @@ class TraceOptions:
         " lasts; false: leave both alone",
         since="0.2.0",
     )
+    peers: bool = option(
+        default=True,
+        help="ask the other tundp nodes that the packets go to or come from, at most 4, for their"
+        " half; false: this node only",
+        since="0.2.0",
+    )
     output: TraceFormat = option(
         default=TraceFormat.TEXT,
         choice=TraceFormat,
@@ -80,16 +86,18 @@ def rewrite(arguments: Sequence[str]) -> list[str]:
 
 COMMAND = Command(
     name="trace",
-    summary="what happens to a packet, stage by stage, on this node",
+    summary="what happens to a packet, stage by stage, on this node and the other one",
     description="""\
 Show each packet that matches FILTER with every stage it passes in a running daemon, and the time
 between them: read from the TUN, looked up, sent; received, written to the TUN; or dropped, with
 the reason and what to look at next. With nftables (iptables-nft included) also the rule that
 drops it before or behind the daemon, and with BPF what else the kernel drops there, inner and outer
-packets, with its own reason and function (linux 5.17). A super-packet is one packet here. FILTER is
-matched against inner packets by the packet threads: `icmp and host 10.5.2.3`, `tcp port 443`,
-`peer 192.0.2.2`, `reason no_route`. Costs nothing while it does not run; what it cannot keep up
-with is counted as lost, and no packet waits for it. Only root may ask.""",
+packets, with its own reason and function (linux 5.17). The other node's stages are shown, too, if
+it runs tundp and answers (--peer-tools there and here), with the time on the wire as far as the
+clocks are known. A packet of which it has no record was lost between the two. A super-packet is one
+packet here. FILTER is matched against inner packets by the packet threads: `tcp port 443`,
+`icmp and host 10.5.2.3`, `peer 192.0.2.2`, `reason no_route`. Costs nothing while it does not run;
+what it cannot keep up with is counted as lost, and no packet waits for it. Only root may ask.""",
     run=trace,
     options=TraceOptions,
     settings=WHICH_DAEMON,

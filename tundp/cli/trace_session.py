@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any, Final
 from tundp.admin import open_events
 from tundp.cli.command import named_query_errors
 from tundp.cli.output import EXIT_OK, print_line
+from tundp.cli.peer_views import PeerViews, without_own_messages
 from tundp.errors import PlatformError, Unsupported
 from tundp.linux import legacy_rules
 from tundp.linux.nft_trace import Path as NftPath
 from tundp.linux.nft_trace import nft_trace
 from tundp.linux.skb_drops import SkbDrop, SkbDrops, batches, skb_drops
 from tundp.observe.events import EventStream
+from tundp.observe.peer_trace import Joined, Joiner, joined_lines, peer_document
 from tundp.observe.skb_steps import Place, is_wanted, step_of
-from tundp.observe.stories import Stories, Story, document, story_lines
+from tundp.observe.stories import Stories, document
 from tundp.observe.trace import Tracer
 from tundp.wire.facts import Direction, facts_of
 from tundp.wire.filter import Filter
@@ -56,15 +58,22 @@ class Session:
         self._looked_s = 0.0
         self._is_netfilter = False
         """Whether netfilter dropped a packet since the last look."""
+        self._peers: PeerViews | None = None
+        self._joiner = Joiner()
 
     async def run(self) -> int:
         """Print each story when it is complete."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop.set)
-        query = {"filter": self._filter.text, "snap": str(_SNAP)}
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(named_query_errors(self._filter.text))
+            if self._options.peers:
+                self._peers = PeerViews(self._path, self._filter)
+                stack.push_async_callback(self._peers.close)
+                await self._or_stopped(self._peers.open())
+                self._filter = without_own_messages(self._filter)
+            query = {"filter": self._filter.text, "snap": str(_SNAP)}
             stream = await stack.enter_async_context(open_events(self._path, query))
             sources = await self._open_kernel(stack, stream)
             with contextlib.suppress(TimeoutError):
@@ -72,6 +81,18 @@ class Session:
                     await self._show_all(stream, sources)
             self._say_end(stream)
         return EXIT_OK
+
+    async def _or_stopped(self, opening: Coroutine[Any, Any, None]) -> None:
+        """Run it to its end, or until the operator has enough."""
+        task, stopped = asyncio.ensure_future(opening), asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+        finally:
+            for each in (task, stopped):
+                each.cancel()
+            await asyncio.gather(task, stopped, return_exceptions=True)
 
     async def _open_kernel(
         self, stack: contextlib.AsyncExitStack, stream: EventStream
@@ -98,10 +119,12 @@ class Session:
             unseen += await self._begin_legacy()
         if not has_pods:
             unseen.append("pods' own network namespaces")
+        unseen.append("other nodes" if self._peers is None else "the kernels of other nodes")
         _say(
             f"tracing on {stream.hello.node} ({stream.hello.tun}, engine {stream.hello.engine});"
-            f" Ctrl-C ends it. Not looked at: {', '.join([*unseen, 'other nodes'])}"
+            f" Ctrl-C ends it. Not looked at: {', '.join(unseen)}"
         )
+        self._say_news()
         return found
 
     async def _begin_legacy(self) -> list[str]:
@@ -157,13 +180,16 @@ class Session:
                 for found in tracer.stale(now_ns=now_ns):
                     stories.add_trace(found, now_ns)
                 await self._look_at_legacy(stories)
+                if self._peers is not None:
+                    self._peers.look(now_ns)
+                    self._say_news()
                 if self._show_due(stories, stream, now_ns):
                     return
                 if has_ended:
                     break
             for found in tracer.stale(0):
                 stories.add_trace(found, 0)
-            self._show_due(stories, stream, time.time_ns() + _LATER_NS)
+            self._show_due(stories, stream, time.time_ns() + _LATER_NS, is_last=True)
             if has_ended:
                 raise PlatformError(f"the daemon on {self._path} ended")
         finally:
@@ -214,25 +240,34 @@ class Session:
         )
         return self._filter.matches(facts)
 
-    def _show_due(self, stories: Stories, stream: EventStream, now_ns: int) -> bool:
-        """Print what is due; whether that was all that was asked for."""
+    def _show_due(
+        self, stories: Stories, stream: EventStream, now_ns: int, *, is_last: bool = False
+    ) -> bool:
+        """Print what is due; whether that was all that was asked for. is_last: print all."""
         for story in stories.due(now_ns):
-            if self._options.drops and not story.is_dropped:
+            self._joiner.add(story, None if self._peers is None else self._peers.view_of(story))
+        for joined in self._joiner.due(now_ns, is_last=is_last):
+            if self._options.drops and not joined.is_dropped:
                 continue
-            self._show(stream, story)
-            stories.remember(story, self._shown)
+            self._show(stream, joined)
+            stories.remember(joined.story, self._shown)
             if self._shown == self._options.count:
                 return True
         return False
 
-    def _show(self, stream: EventStream, story: Story) -> None:
+    def _show(self, stream: EventStream, joined: Joined) -> None:
         self._shown += 1
         if self._options.output.value == "json":
-            print(json.dumps(document(story, self._shown)), flush=True)
+            half = peer_document(joined.half)
+            print(json.dumps({**document(joined.story, self._shown), "peer": half}), flush=True)
             return
-        for line in story_lines(story, self._shown, stream.hello.node):
+        for line in joined_lines(joined, self._shown, stream.hello.node):
             print_line(line)
         sys.stdout.flush()
+
+    def _say_news(self) -> None:
+        for line in () if self._peers is None else self._peers.news():
+            _say(line)
 
     def _say_end(self, stream: EventStream) -> None:
         if stream.lost:

@@ -106,6 +106,7 @@ def summary(node: Node) -> Status:
             else DeviceStatus(name=backend.device, mtu=backend.mtu),
             routes=backend.routes,
             path_probes=backend.path_probes,
+            peer_messages=backend.peer_messages,
             paths_in_use=_paths_in_use(backend.paths),
         ),
         engine=None if engine is None else collect.engine_status(engine),

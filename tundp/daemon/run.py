@@ -31,6 +31,7 @@ from tundp.daemon.firewall_keeper import FirewallKeeper
 from tundp.daemon.journal import Journal
 from tundp.daemon.looker import NodeLooker
 from tundp.daemon.node import Node
+from tundp.daemon.peer_desk import NodePeerDesk
 from tundp.daemon.resources import Resources
 from tundp.daemon.stall_watch import StallWatch
 from tundp.daemon.stores import store_name
@@ -208,6 +209,7 @@ async def _open_desk(
             desk.leases,
             sock=resources.admin,
             looker=NodeLooker(node=lambda: desk.node, recorder=resources.recorder),
+            peers=NodePeerDesk(node=lambda: desk.node),
         )
     )
     await stack.enter_async_context(serve_health(resources.health, health))

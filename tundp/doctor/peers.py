@@ -21,7 +21,7 @@ from tundp.doctor.context import Context, ask_daemon, finding, running
 from tundp.doctor.probes import SMALL, Question, asking, closed_ports, refuses
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
-from tundp.linux.netlink import Flow, NoRoute, RouteLookup
+from tundp.linux.netlink import Flow, Link, Netlink, NoRoute, RouteLookup
 from tundp.linux.obstacles import neighbours, sysctls
 from tundp.linux.obstacles.neighbours import Neighbour
 from tundp.observe.status import BackendStatus, PeerStatus, Status
@@ -36,8 +36,8 @@ ASK_THERE: Final = "tundp doctor"
 
 
 @dataclass(slots=True, kw_only=True)
-class _Look:
-    """What is known of the way to a peer that does not answer."""
+class Look:
+    """The kernel's way to a peer that does not answer, and what its host answered."""
 
     peer: PeerStatus
     route: RouteLookup | NoRoute
@@ -146,42 +146,57 @@ async def _silent(
 
 async def _look(
     context: Context, backend: BackendStatus, silent: Sequence[PeerStatus]
-) -> list[_Look]:
+) -> list[Look]:
     netlink = context.inspection.netlink
     source, port = backend.interface.address, backend.port or 0
-    addresses = [peer.public_ip for peer in silent]
-    routes = await netlink.lookups(addresses, Flow(source=source, port=port))
-    looks = [_Look(peer=peer, route=routes[peer.public_ip]) for peer in silent]
-    await _filtered(context, source, port, looks)
+    looks = await look_up(netlink, await context.links(), silent, source=source, port=port)
     # The kernel knows of a neighbour only once it was asked: the echo requests below do that too.
     pings, refused = await asyncio.gather(
-        _pings(source, addresses), _refusals(source, silent, port)
+        _pings(source, [peer.public_ip for peer in silent]), _refusals(source, silent, port)
     )
-    known = {(each.index, each.address): each for each in await neighbours.table(netlink)}
+    await add_neighbours(netlink, looks)
     for look in looks:
-        if isinstance(look.route, RouteLookup):
-            look.neighbour = known.get((look.route.index, look.hop))
         look.is_pingable = look.peer.public_ip in pings
         look.is_refusing = look.peer.public_ip in refused
     return looks
 
 
-async def _filtered(
-    context: Context, source: IPv4Address, port: int, looks: Sequence[_Look]
-) -> None:
-    """Ask the kernel whether it would drop what peers send, where it comes in (RFC 3704)."""
-    netlink = context.inspection.netlink
-    names = {link.index: link.name for link in await context.links()}
+async def look_up(
+    netlink: Netlink,
+    links: Sequence[Link],
+    peers: Sequence[PeerStatus],
+    *,
+    source: IPv4Address,
+    port: int,
+) -> list[Look]:
+    """Ask the kernel for the route of datagrams to each peer, and of those that it sends.
+
+    source, port: of our datagrams. PlatformError.
+    """
+    flow = Flow(source=source, port=port)
+    routes = await netlink.lookups([peer.public_ip for peer in peers], flow)
+    looks = [Look(peer=peer, route=routes[peer.public_ip]) for peer in peers]
+    names = {link.index: link.name for link in links}
     # Those with our address: what comes in there is for us, whatever device ours leave by.
     ins = [each.index for each in await netlink.addresses() if each.interface.ip == source]
     for look in looks:
         for index in ins:
-            flow = Flow(source=look.peer.public_ip, port=port, iif=index)
-            answer = (await netlink.lookups([source], flow))[source]
+            back = Flow(source=look.peer.public_ip, port=port, iif=index)
+            answer = (await netlink.lookups([source], back))[source]
             name = names.get(index, "")
-            # EXDEV, or EINVAL on some kernels (6.18): what tells is that the filter is on.
+            # The kernel would drop what it sends where it comes in (RFC 3704). EXDEV, or EINVAL
+            # on some kernels (6.18): what tells is that the filter is on.
             if isinstance(answer, NoRoute) and sysctls.effective_rp_filter(name):
                 look.filtered_at = name
+    return looks
+
+
+async def add_neighbours(netlink: Netlink, looks: Sequence[Look]) -> None:
+    """Look up the next hop of each peer in the neighbour table. PlatformError."""
+    known = {(each.index, each.address): each for each in await neighbours.table(netlink)}
+    for look in looks:
+        if isinstance(look.route, RouteLookup):
+            look.neighbour = known.get((look.route.index, look.hop))
 
 
 async def _pings(source: IPv4Address, addresses: Sequence[IPv4Address]) -> set[IPv4Address]:
@@ -209,15 +224,19 @@ async def _refusals(
     }
 
 
-def _judged(look: _Look, backend: BackendStatus, verdict: Verdict) -> Finding:
+def _judged(look: Look, backend: BackendStatus, verdict: Verdict) -> Finding:
     """The finding for a peer that does not answer through the overlay."""
     who = f"peer {look.peer.subnet} at {look.peer.endpoint}: {_since(look.peer)}"
-    return _on_our_side(look, who, backend, verdict) or _on_its_side(look, who, backend, verdict)
+    uplink = backend.interface.name
+    return on_our_side(look, who, uplink, verdict) or on_its_side(look, who, uplink, verdict)
 
 
-def _on_our_side(look: _Look, who: str, backend: BackendStatus, verdict: Verdict) -> Finding | None:
-    """What this host does to packets from or for the peer; None if nothing is known."""
-    uplink, neighbour = backend.interface.name, look.neighbour
+def on_our_side(look: Look, who: str, uplink: str, verdict: Verdict) -> Finding | None:
+    """What this host does to packets from or for the peer; None if nothing is known.
+
+    who: begins the evidence. uplink: the interface to the other nodes.
+    """
+    neighbour = look.neighbour
     if isinstance(look.route, NoRoute):
         return finding(
             "peer.route",
@@ -246,7 +265,7 @@ def _on_our_side(look: _Look, who: str, backend: BackendStatus, verdict: Verdict
     return None
 
 
-def _on_its_side(look: _Look, who: str, backend: BackendStatus, verdict: Verdict) -> Finding:
+def on_its_side(look: Look, who: str, uplink: str, verdict: Verdict) -> Finding:
     """What the peer, or the way to it, does."""
     there, port = str(look.peer.public_ip), look.peer.port
     if look.neighbour is not None and look.neighbour.is_unanswered:
@@ -255,8 +274,8 @@ def _on_its_side(look: _Look, who: str, backend: BackendStatus, verdict: Verdict
             ("does that host run, and have this address? else its lease has to go or change"),
         )
         seen = (
-            f"{look.hop} answers no ARP on {backend.interface.name}: it is down, elsewhere, or its"
-            " lease names a wrong PublicIP"
+            f"{look.hop} answers no ARP on {uplink}: it is down, elsewhere, or its lease names a"
+            " wrong PublicIP"
         )
     elif look.is_refusing:
         name, words = "peer.refused", ""

@@ -7,12 +7,13 @@ import contextlib
 import errno
 import secrets
 import socket
+import struct
 import sys
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Final
+from typing import Final, NamedTuple
 
 from tundp.errors import PlatformError
 from tundp.linux import uapi
@@ -32,6 +33,10 @@ _CLOSED: Final = bytes((_UNREACHABLE, 3))
 SMALL: Final = 64
 """Bytes of a small echo request, IPv4 header included: fits any path."""
 _RECEIVE_LEN: Final = 1 << 16
+_RECEIVES: Final = 256
+_STAMP: Final = struct.Struct("@ll")
+"""struct timespec of SO_TIMESTAMPNS."""
+_STAMP_SPACE: Final = socket.CMSG_SPACE(_STAMP.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,41 @@ class Question:
 
     to: IPv4Address
     packet_len: int = SMALL
+    number: int = 0
+    """Tells requests apart that are alike otherwise; requests of a series count from 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """What came of one echo request of a series."""
+
+    number: int
+    rtt_s: float | None
+    """None: no answer in time."""
+    refusal: int = 0
+    """Errno of the send, if this kernel refused it."""
+
+
+class _Sent(NamedTuple):
+    """When a request was sent."""
+
+    monotonic: float
+    unix: float
+
+    def until_received(self, messages: Iterable[tuple[int, int, bytes]]) -> float:
+        """Seconds until its answer, which was just read, had come by the kernel's time stamp.
+
+        This process may have had other things to do when it came. A clock that was set meanwhile
+        makes the stamp useless: then until it was read.
+        """
+        read_s = time.monotonic() - self.monotonic
+        for level, kind, data in messages:
+            is_stamp = (level, kind) == (socket.SOL_SOCKET, uapi.SO_TIMESTAMPNS)
+            if is_stamp and len(data) == _STAMP.size:
+                seconds, nanoseconds = _STAMP.unpack(data)
+                stamp_s = seconds + nanoseconds / 1e9 - self.unix
+                return stamp_s if 0 < stamp_s < read_s else read_s
+        return read_s
 
 
 class Asker:
@@ -49,24 +89,72 @@ class Asker:
         self._echo = sock
         self._source = source
         self._waiting: dict[bytes, Question] = {}
-        self._sent_at: dict[bytes, float] = {}
+        self._sent_at: dict[bytes, _Sent] = {}
         self._rtt_s: dict[Question, float] = {}
+        self._arrived = asyncio.Event()
+        self.refusals: dict[Question, int] = {}
+        """Errno of the last send of a question, where this kernel refused it."""
 
-    async def ask(self, questions: Collection[Question]) -> dict[Question, float]:
-        """Seconds to the first answer, of those that were answered."""
-        reader = asyncio.ensure_future(self._read())
-        try:
-            for number in range(TRIES):
-                left = [each for each in questions if each not in self._rtt_s]
-                if not left:
-                    break
-                for each in left:
-                    self._send(each)
-                await self._wait_for(left, TRY_S if number + 1 < TRIES else WAIT_S)
-        finally:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+    async def ask(
+        self, questions: Collection[Question], *, wait_s: float = WAIT_S
+    ) -> dict[Question, float]:
+        """Seconds to the first answer, of those that were answered; TRIES requests each at most.
+
+        wait_s: after the last request.
+        """
+        for number in range(TRIES):
+            left = [each for each in questions if each not in self._rtt_s]
+            if not left:
+                break
+            for each in left:
+                self._send(each)
+            await self._wait_for(left, TRY_S if number + 1 < TRIES else wait_s)
         return {each: self._rtt_s[each] for each in questions if each in self._rtt_s}
+
+    async def series(
+        self, to: IPv4Address, packet_len: int, *, count: int, interval_s: float, wait_s: float
+    ) -> AsyncIterator[Echo]:
+        """What comes of `count` requests (0: without end), one each `interval_s`; in order.
+
+        wait_s: for each answer. What comes later counts as lost.
+        """
+        loop = asyncio.get_running_loop()
+        began, pending = loop.time(), dict[Question, float]()
+        sent = 0
+        while pending or not count or sent < count:
+            due = None if count and sent >= count else began + sent * interval_s
+            if due is not None and loop.time() >= due:
+                sent += 1
+                question = Question(to, packet_len, sent)
+                self._send(question)
+                pending[question] = loop.time() + wait_s
+                if loop.time() - due > wait_s:  # stopped, or asleep: do not catch up
+                    began = loop.time() - sent * interval_s
+            while pending and self._is_decided(first := next(iter(pending)), pending[first]):
+                del pending[first]
+                yield self._result(first)
+            ends = [each for each in (due, *list(pending.values())[:1]) if each is not None]
+            if pending or due is not None:
+                await self._wait_until(min(ends))
+
+    def _is_decided(self, question: Question, deadline: float) -> bool:
+        is_over = asyncio.get_running_loop().time() >= deadline
+        return question in self._rtt_s or question in self.refusals or is_over
+
+    def _result(self, question: Question) -> Echo:
+        for cookie in [each for each, about in self._waiting.items() if about == question]:
+            del self._waiting[cookie], self._sent_at[cookie]
+        rtt_s = self._rtt_s.pop(question, None)
+        return Echo(question.number, rtt_s, self.refusals.pop(question, 0))
+
+    async def _wait_until(self, deadline: float) -> None:
+        """Until an answer arrives, or the loop's time is `deadline`."""
+        self._arrived.clear()
+        left_s = deadline - asyncio.get_running_loop().time()
+        if left_s > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._arrived.wait()
 
     async def _wait_for(self, questions: Collection[Question], limit_s: float) -> None:
         deadline = time.monotonic() + limit_s
@@ -85,20 +173,28 @@ class Asker:
             cookie=cookie,
         )
         self._waiting[cookie] = question
-        self._sent_at[cookie] = time.monotonic()
-        # A refusal is no answer; what refuses it has a check of its own.
-        with contextlib.suppress(OSError):
+        self._sent_at[cookie] = _Sent(time.monotonic(), time.time())
+        self.refusals.pop(question, None)
+        try:
             self._echo.sock.sendto(packet[ip.MIN_HEADER_LEN :], (str(question.to), 0))
+        except OSError as error:
+            # A refusal is no answer.
+            self.refusals[question] = error.errno or 0
 
-    async def _read(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            packet = await loop.sock_recv(self._echo.sock, _RECEIVE_LEN)
+    def receive(self) -> None:
+        """Take the answers that have come; never waits."""
+        for _ in range(_RECEIVES):
+            try:
+                packet, messages, _, _ = self._echo.sock.recvmsg(_RECEIVE_LEN, _STAMP_SPACE)
+            except OSError:
+                break
             answer = echo.read_reply(packet)
             if answer is None or (question := self._waiting.get(answer.cookie)) is None:
                 continue
             if answer.source == int(question.to):
-                self._rtt_s.setdefault(question, time.monotonic() - self._sent_at[answer.cookie])
+                rtt_s = self._sent_at[answer.cookie].until_received(messages)
+                self._rtt_s.setdefault(question, rtt_s)
+                self._arrived.set()
 
 
 @contextlib.asynccontextmanager
@@ -108,7 +204,13 @@ async def asking(source: IPv4Address) -> AsyncIterator[Asker]:
     try:
         sock.sock.setsockopt(socket.IPPROTO_IP, uapi.IP_MTU_DISCOVER, uapi.IP_PMTUDISC_PROBE)
         sock.confine(str(source))
-        yield Asker(sock, source)
+        sock.sock.setsockopt(socket.SOL_SOCKET, uapi.SO_TIMESTAMPNS, 1)
+        asker, loop = Asker(sock, source), asyncio.get_running_loop()
+        loop.add_reader(sock.sock, asker.receive)
+        try:
+            yield asker
+        finally:
+            loop.remove_reader(sock.sock)
     finally:
         sock.close()
 

@@ -38,6 +38,8 @@ class EngineContext:
     echo_fd: int = -1
     """Datagram socket, not blocking, for the heads of echo replies that measure paths
     (wire.encap.Deliver.echo_len); -1: nobody measures. Borrowed until `stop`."""
+    peer_fd: int = -1
+    """Likewise for messages of other nodes (wire.encap.Deliver.peer_len); -1: nobody talks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -115,7 +115,7 @@ class ReferenceEngine:
         self._sock = sock
         self._source = _bound_address(sock)
         self._policy = context.policy
-        self._echo_fd = context.echo_fd
+        self._echo_fd, self._peer_fd = context.echo_fd, context.peer_fd
         self._loop = loop = context.loop
         self._clock_ns = clock_ns
         buckets = ratelimit.icmp_buckets()
@@ -430,22 +430,26 @@ class ReferenceEngine:
     def _decapsulate(self, datagram: memoryview, arrival: _Arrival) -> None:
         verdict = decapsulate(datagram, sender=arrival.sender, table=self._fib, policy=self._policy)
         match verdict:
-            case Deliver(packet, source_matches, destination_matches, echo_len):
+            case Deliver(packet, source_matches, destination_matches, echo_len, peer_len):
                 if not source_matches:
                     self._counters.source_mismatches += 1
                 if not destination_matches:
                     self._counters.destination_mismatches += 1
-                if echo_len and self._echo_fd >= 0:
-                    self._counters.syscalls += 1
-                    # Where nobody takes it, it is as if it had been lost.
-                    with contextlib.suppress(OSError):
-                        os.write(self._echo_fd, packet[:echo_len])
+                self._hand_over(self._echo_fd, packet[:echo_len])
+                self._hand_over(self._peer_fd, packet[:peer_len])
                 self._deliver(packet, arrival)
             case Reply(reason, answer):
                 self._drop_decap(reason, arrival, datagram)
                 self._reply_to_peer(answer, arrival.hop_id)
             case Drop(reason):
                 self._drop_decap(reason, arrival, datagram)
+
+    def _hand_over(self, fd: int, data: memoryview) -> None:
+        if data and fd >= 0:
+            self._counters.syscalls += 1
+            # Where nobody takes it, it is as if it had been lost.
+            with contextlib.suppress(OSError):
+                os.write(fd, data)
 
     def _deliver(self, packet: memoryview, arrival: _Arrival) -> None:
         counters = self._counters.decap

@@ -9,7 +9,6 @@ once a second (net.ipv4.icmp_ratelimit), so not everything that is sent is answe
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import struct
 from collections.abc import Iterable
@@ -70,14 +69,22 @@ class IcmpErrors:
             ) from None
         self._sock = sock
 
-    def provoke(self, address: IPv4Address, port: int) -> None:
-        """Send an empty datagram, which no daemon takes for a packet."""
+    def provoke(self, address: IPv4Address, port: int) -> int:
+        """Send an empty datagram, which no daemon takes for a packet; the errno of a refusal or 0.
+
+        A refusal is this kernel's, or what a host said of an earlier datagram.
+        """
+        refusal = 0
         if self._sock is None:
-            return
+            return refusal
         for _ in range(2):  # what was said of another one fails the first
-            with contextlib.suppress(OSError):
+            try:
                 self._sock.sendto(b"", (str(address), port))
-                return
+            except OSError as error:
+                refusal = error.errno or 0
+            else:
+                return 0
+        return refusal
 
     def receive(self) -> list[IcmpError]:
         """What has come, 256 at most; never waits."""

@@ -77,6 +77,8 @@ SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
 """2.6.14"""
 SO_ATTACH_FILTER: Final = 26
+SO_TIMESTAMPNS: Final = 35
+"""2.6.22"""
 SO_RXQ_OVFL: Final = 40
 """2.6.33"""
 SO_TIMESTAMPNS_NEW: Final = 64

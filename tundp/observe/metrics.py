@@ -299,6 +299,12 @@ def _measuring(backend: BackendStatus) -> Iterator[Any]:
             "Datagrams sent to peers to measure paths, beside forwarded packets.",
             value=backend.path_probes,
         )
+    if backend.peer_messages is not None:
+        yield CounterMetricFamily(
+            "tundp_peer_messages",
+            "Questions and answers sent to other nodes, beside forwarded packets.",
+            value=backend.peer_messages,
+        )
     if backend.paths_in_use is not None:
         family = GaugeMetricFamily(
             "tundp_paths_in_use",

@@ -14,6 +14,8 @@ from tundp.observe.drops import DROPS_SCHEMA, DropsReport
 from tundp.observe.explain.model import EXPLAIN_SCHEMA, Explanation
 from tundp.observe.leases import LEASES_SCHEMA, Leases
 from tundp.observe.ledger import LEDGER_SCHEMA, Ledger
+from tundp.observe.matrix import MATRIX_SCHEMA, Matrix
+from tundp.observe.ping import PING_SCHEMA, Ping
 from tundp.observe.replay import REPLAY_SCHEMA, Replayed
 from tundp.observe.status import STATUS_SCHEMA, Status
 from tundp.observe.top import TOP_SCHEMA, TopRound
@@ -38,6 +40,8 @@ def drops_text() -> str:
 _OTHERS: Final[dict[str, tuple[type[Any], str]]] = {
     "explain": (Explanation, f"tundp explain, schema {EXPLAIN_SCHEMA}"),
     "ledger": (Ledger, f"GET /v1/ledger, schema {LEDGER_SCHEMA}"),
+    "matrix": (Matrix, f"tundp matrix, schema {MATRIX_SCHEMA}"),
+    "ping": (Ping, f"tundp ping, schema {PING_SCHEMA}"),
     "replay": (Replayed, f"tundp replay, schema {REPLAY_SCHEMA}"),
     "top": (TopRound, f"tundp top, schema {TOP_SCHEMA}"),
 }

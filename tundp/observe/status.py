@@ -147,6 +147,9 @@ class BackendStatus:
     path_probes: int | None = None
     """Datagrams sent to peers to measure paths and to ask who answers, beside
     `encap.packets_out`; they are received as any packet. Null for a backend that sends none."""
+    peer_messages: int | None = None
+    """Questions and answers sent to other nodes, likewise beside `encap.packets_out`; null for a
+    backend that sends none."""
     paths_in_use: Mapping[str, int] | None = None
     """How many paths carried large packets lately, by what measuring has come to:
     MeasuringStatus.state. Null likewise."""

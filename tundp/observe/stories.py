@@ -244,36 +244,40 @@ def packet_key(packet: bytes) -> tuple[int, int, int] | None:
 # What people read
 
 
-def story_lines(story: Story, number: int, node: str) -> Iterator[str]:
-    """One story: the packet, its stages, and the part of netfilter and kernel where it belongs."""
+def story_lines(story: Story, number: int, node: str, base_ns: int | None = None) -> Iterator[str]:
+    """One story: the packet, its stages, and the part of netfilter and kernel where it belongs.
+
+    base_ns: what times count from; None: the first stage.
+    """
     trace, path = story.trace, story.path
     if trace is None:
         yield f"#{number} {describe.packet(story.packet, story.length)}"
         if story.earlier is not None:
             yield f"  the packet of #{story.earlier}, later"
     else:
-        head, *rest = lines(trace, number, node)
+        head, *rest = lines(trace, number, node, base_ns)
         yield head
         if path is not None and trace.first.stage.is_encap:
             yield from _path_lines(path, node)
         yield from rest
     if path is not None and not (trace is not None and trace.first.stage.is_encap):
         yield from _path_lines(path, node)
-    yield from _drop_lines(story, node)
+    if base_ns is None and trace is not None:
+        base_ns = trace.first.time_ns
+    yield from _drop_lines(story, node, base_ns)
 
 
-def _drop_lines(story: Story, node: str) -> Iterator[str]:
+def _drop_lines(story: Story, node: str, base_ns: int | None) -> Iterator[str]:
     """The kernel's drops, those of one kind as one line."""
     kinds: dict[str, list[SkbStep]] = {}
     for step in sorted(story.drops, key=lambda each: each.drop.time_ns):
         kinds.setdefault(step.text, []).append(step)
-    first = None if story.trace is None else story.trace.first
     has_rule = story.path is not None and story.path.drop is not None
     suspects = () if has_rule else story.suspects[:SUSPECTS_MAX]
     for text, steps in kinds.items():
         step = steps[0]
         # A packet that netfilter drops was not read yet, or was written long ago.
-        after = "" if first is None else after_text(step.drop.time_ns - first.time_ns)
+        after = "" if base_ns is None else after_text(step.drop.time_ns - base_ns)
         many = f" ({len(steps)} times)" if len(steps) > 1 else ""
         yield f"  {node} {after:>9}  kernel       {text}{many}"
         if step.is_netfilter:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Any, Final
@@ -152,37 +152,39 @@ def flow_of(packet: bytes) -> bytes:
 # What people read
 
 
-def lines(trace: Trace, number: int, node: str) -> Iterator[str]:
-    """One trace: the packet, then a line for each stage with the time since the first."""
+def lines(trace: Trace, number: int, node: str, base_ns: int | None = None) -> Iterator[str]:
+    """The packet, then a line for each stage with the time since `base_ns`, or since the first."""
     first = trace.first
+    base_ns = first.time_ns if base_ns is None else base_ns
     many = f", super-packet of {first.record.packets}" if first.record.packets > 1 else ""
     yield f"#{number} {describe.packet(first.packet, first.record.length)}{many}"
     is_whole = first.stage in (Stage.TUN_READ, Stage.UDP_RECEIVE)
-    yield _line(node, 0, first, _came(first) if is_whole else _went([first]))
+    came = _came(first) if is_whole else went([first])
+    yield stage_line(node, first.time_ns - base_ns, first, came)
     if not is_whole:
-        step = _next_step(first.reason)
+        step = next_step(first.reason)
         yield from [f"    next step: {step}"] if step else []
     if first.stage is Stage.TUN_READ and trace.rest:
         peer = trace.rest[0].peer
         yield f"  {node} {'':>9}  lookup       {_lookup(first, peer, trace.rest[0])}"
-    for run in _runs(trace.rest):
-        yield _line(node, run[0].time_ns - first.time_ns, run[0], _went(run))
-        step = _next_step(run[0].reason)
-        if step:
+    for run in runs(trace.rest):
+        yield stage_line(node, run[0].time_ns - base_ns, run[0], went(run))
+        if step := next_step(run[0].reason):
             yield f"    next step: {step}"
     if not trace.is_complete:
         yield f"    {trace.left} of its packets: nothing more was seen of them"
 
 
-def _line(node: str, after_ns: int, event: Event, text: str) -> str:
+def stage_line(node: str, after_ns: int, event: Event, text: str) -> str:
+    """One stage of a trace."""
     return f"  {node} {after_text(after_ns):>9}  {STAGE_NAMES[event.stage]:<11}  {text}".rstrip()
 
 
 def after_text(after_ns: int) -> str:
     """Nanoseconds since the first stage, for people."""
-    if after_ns < 10_000_000:
-        return f"+{after_ns / 1000:.0f}us"
-    return f"+{after_ns / 1_000_000:.1f}ms"
+    if abs(after_ns) < 10_000_000:
+        return f"{round(after_ns / 1000):+d}us"
+    return f"{after_ns / 1_000_000:+.1f}ms"
 
 
 def _came(event: Event) -> str:
@@ -196,7 +198,7 @@ def _came(event: Event) -> str:
     return ", ".join(part for part in (text, wait) if part)
 
 
-def _went(run: list[Event]) -> str:
+def went(run: list[Event]) -> str:
     """Events with one fate in a row."""
     event = run[0]
     record = event.record
@@ -214,7 +216,7 @@ def _went(run: list[Event]) -> str:
     return f"{record.length} B{together}"
 
 
-def _runs(events: list[Event]) -> Iterator[list[Event]]:
+def runs(events: Sequence[Event]) -> Iterator[list[Event]]:
     """Neighbours of one stage, fate and peer."""
     run: list[Event] = []
     for event in events:
@@ -256,7 +258,8 @@ def _endpoint(peer: PeerName | None) -> str:
     return "nobody" if peer is None else f"{peer.address}:{peer.port}"
 
 
-def _next_step(reason: str | None) -> str:
+def next_step(reason: str | None) -> str:
+    """What to look at next after a drop; empty for none."""
     known = _BY_LABEL.get(reason or "")
     return known.next_step if known else ""
 

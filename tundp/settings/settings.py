@@ -15,7 +15,17 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from typing import Final
 
-from tundp.choices import Engine, EtcdApi, Layout, Loop, Offload, OnLeaseLost, Sandbox, SourceCheck
+from tundp.choices import (
+    Engine,
+    EtcdApi,
+    Layout,
+    Loop,
+    Offload,
+    OnLeaseLost,
+    PeerTools,
+    Sandbox,
+    SourceCheck,
+)
 from tundp.instance import SUBNET_FILE, Instance
 from tundp.settings import parsers
 from tundp.settings.declare import Flag, Section, flag, flags_of, show
@@ -432,6 +442,15 @@ class Settings:
         metavar="NETWORK[,NETWORK...]",
         help="networks in no lease whose addresses the source check admits from every peer: hosts"
         " behind a node whose packets are not masqueraded",
+    )
+    peer_tools: PeerTools = flag(
+        section=Section.PACKETS,
+        choice=PeerTools,
+        default=PeerTools.ON,
+        help="ask other tundp nodes, and answer them, over the overlay: who they are, which peers"
+        " answer them, and for a trace what became of packets between the two; off: neither, so"
+        " that their questions get what a stock flanneld's kernel says",
+        since="0.2.0",
     )
     tun_name: str = flag(
         section=Section.NODE,

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from tundp.choices import SourceCheck as SourceCheck
-from tundp.wire import echo, fragment, icmp, ip
+from tundp.wire import echo, fragment, icmp, ip, peer_message
 from tundp.wire.drop import DropReason
 from tundp.wire.policy import Policy
 
@@ -90,6 +90,8 @@ class Deliver:
     destination_matches: bool
     echo_len: int = 0
     """Above 0 for an answer to what measures paths: that many bytes of the packet show it."""
+    peer_len: int = 0
+    """Above 0 for a message between nodes (wire/peer_message.py): that many bytes of it count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,10 @@ class Drop:
 
 _SILENT = {reason: Drop(reason) for reason in DropReason}
 _UDP = 17
+_ICMP_LEN = 8
+"""Bytes before what an ICMP error quotes (RFC 792)."""
+_QUOTED_LEN = 8
+"""Bytes it quotes behind the header, at least (RFC 792)."""
 _PORTS_LEN = 4
 """Bytes of source and destination port, the first of a UDP header."""
 
@@ -219,7 +225,13 @@ def decapsulate(
             DropReason.HOP_LIMIT_EXCEEDED, icmp.time_exceeded(packet, header, policy.tun_address)
         )
     ip.decrement_ttl(packet, header)
-    return Deliver(packet, fault is None, destination_matches, _echo_len(packet, header, policy))
+    return Deliver(
+        packet,
+        fault is None,
+        destination_matches,
+        _echo_len(packet, header, policy),
+        _peer_len(packet, header, sender, table, policy),
+    )
 
 
 def _is_host(address: int, table: AddressTable) -> bool:
@@ -255,6 +267,52 @@ def _echo_len(packet: memoryview, header: ip.Ipv4Header, policy: Policy) -> int:
         and echo.is_reply(packet[start:], policy.echo_id)
     )
     return start + echo.HEAD_LEN if is_answer else 0
+
+
+def _peer_len(
+    packet: memoryview,
+    header: ip.Ipv4Header,
+    sender: Endpoint,
+    table: AddressTable,
+    policy: Policy,
+) -> int:
+    """How many bytes of a packet for us are of the talk between nodes; 0: none.
+
+    The whole of a message, protocol 253 (RFC 3692); of an ICMP error of a kernel that knows no
+    such protocol, up to the first 8 bytes of our message that it quotes. Not fragmented. The
+    sender must be who may send from its inner source, whatever the source check.
+    """
+    if (
+        header.destination != policy.tun_address
+        or header.ip_proto not in (peer_message.IP_PROTO, ip.PROTO_ICMP)
+        or header.flags_offset & (ip.FLAG_MF | ip.OFFSET_MASK)
+    ):
+        return 0
+    if header.ip_proto == ip.PROTO_ICMP:
+        length = _refusal_len(packet, header, policy)
+    else:
+        length = header.total_len if header.total_len <= peer_message.PACKET_MAX else 0
+    if length and _sender_fault(header.source, sender, table, policy) is None:
+        return length
+    return 0
+
+
+def _refusal_len(packet: memoryview, header: ip.Ipv4Header, policy: Policy) -> int:
+    """Bytes of an ICMP protocol unreachable (RFC 792) about a message of ours; 0: it is none."""
+    quoted = header.header_len + _ICMP_LEN
+    if header.total_len < quoted + ip.MIN_HEADER_LEN + _QUOTED_LEN:
+        return 0
+    quoted_len = (packet[quoted] & 0x0F) * 4
+    is_one = (
+        (packet[header.header_len], packet[header.header_len + 1])
+        == (icmp.TYPE_DEST_UNREACHABLE, icmp.CODE_PROTOCOL_UNREACHABLE)
+        and packet[quoted] >> 4 == 4
+        and quoted_len >= ip.MIN_HEADER_LEN
+        and header.total_len >= quoted + quoted_len + _QUOTED_LEN
+        and packet[quoted + 9] == peer_message.IP_PROTO
+        and int.from_bytes(packet[quoted + 12 : quoted + 16], "big") == policy.tun_address
+    )
+    return quoted + quoted_len + _QUOTED_LEN if is_one else 0
 
 
 def _sender_fault(

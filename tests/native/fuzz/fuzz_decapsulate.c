@@ -43,6 +43,26 @@ static size_t answer_len(const uint8_t *packet)
 	return start + 24;
 }
 
+/* Bytes of the talk between nodes: RFC 792 and 3692 by numbers, who may send by `may_send`. */
+static size_t talk_len(const uint8_t *packet, bool may_send)
+{
+	const size_t start = fuzz_ip_header_len(packet), total = fuzz_be16(packet + 2);
+	const uint8_t *quoted = packet + start + 8;
+	size_t len;
+
+	if (fuzz_be32(packet + 16) != FUZZ_TUNNEL || fuzz_be16(packet + 6) & 0x3fff || !may_send)
+		return 0;
+	if (packet[9] == 253)
+		return total <= 1500 ? total : 0;
+	if (packet[9] != 1 || total < start + 36 || packet[start] != 3 || packet[start + 1] != 2)
+		return 0;
+	len = start + 8 + fuzz_ip_header_len(quoted) + 8;
+	if (quoted[0] >> 4 != 4 || fuzz_ip_header_len(quoted) < 20 || total < len ||
+	    quoted[9] != 253 || fuzz_be32(quoted + 12) != FUZZ_TUNNEL)
+		return 0;
+	return len;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static const uint32_t sources[4] = { FUZZ_LOOPBACK, FUZZ_PEER, 0xc6336401, 0 };
@@ -89,6 +109,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		REQUIRE(!is_no_host(fuzz_be32(before + 16)));
 		REQUIRE(!is_nested(before));
 		REQUIRE(verdict.echo_len == answer_len(before));
+		/* Where the source is checked, the verdict says who may send; else at most so much. */
+		if (policy.source_check != TUNDP_SOURCE_OFF)
+			REQUIRE(verdict.peer_len == talk_len(before, verdict.source_matches));
+		else
+			REQUIRE(!verdict.peer_len ||
+				(verdict.peer_len == talk_len(before, true) && !(choices & 0x20)));
 		REQUIRE(!verdict.source_matches || policy.source_check == TUNDP_SOURCE_OFF ||
 			!(choices & 0x20));
 	}

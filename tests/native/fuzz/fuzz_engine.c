@@ -265,7 +265,7 @@ static int udp_socket(struct sockaddr_in *address)
 	return fd;
 }
 
-static int tun_fd, udp_fd, control_fd, notify_fd, echo_fd, heads_fd;
+static int tun_fd, udp_fd, control_fd, notify_fd, echo_fd, heads_fd, peer_fd, talk_fd;
 
 static void open_lab(void)
 {
@@ -281,6 +281,9 @@ static void open_lab(void)
 	REQUIRE(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) == 0);
 	echo_fd = pair[0];
 	heads_fd = pair[1];
+	REQUIRE(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) == 0);
+	peer_fd = pair[0];
+	talk_fd = pair[1];
 	udp_fd = udp_socket(&lab.udp);
 	/* For one more control message to read; qemu's user mode has no such option. */
 	(void)setsockopt(udp_fd, SOL_SOCKET, SO_RXQ_OVFL, &on, sizeof(on));
@@ -305,6 +308,7 @@ static void prepare(uint8_t choices, uint8_t refusals, bool has_offloads)
 		.control_fd = control_fd,
 		.notify_fd = notify_fd,
 		.echo_fd = echo_fd,
+		.peer_fd = peer_fd,
 		.address = FUZZ_LOOPBACK,
 		.directions = TUNDP_ENCAP | TUNDP_DECAP,
 		.max_segments = 1,
@@ -518,6 +522,21 @@ static void drain_heads(uint64_t most)
 	}
 }
 
+/* Messages of other nodes, and what a kernel says of ours: whole, for us, not fragmented. */
+static void drain_talk(uint64_t most)
+{
+	static uint8_t packet[2048];
+	ssize_t len;
+
+	while ((len = recv(talk_fd, packet, sizeof(packet), 0)) >= 0) {
+		REQUIRE(most-- > 0);
+		REQUIRE(len >= 20 && len <= 1500);
+		REQUIRE(fuzz_be32(packet + 16) == FUZZ_TUNNEL);
+		REQUIRE(!(fuzz_be16(packet + 6) & 0x3fff));
+		REQUIRE(packet[9] == 253 ? (size_t)len == fuzz_be16(packet + 2) : packet[9] == 1);
+	}
+}
+
 /* What a run that ended early left behind is not the next one's. */
 static void drain_rest(void)
 {
@@ -564,6 +583,7 @@ static void run(const struct record *records, size_t count, uint8_t choices, uin
 		REQUIRE(counters->decap.bytes_in == datagrams.len);
 	}
 	drain_heads(counters->decap.packets_in);
+	drain_talk(counters->decap.packets_in);
 	written = drain_tun();
 	REQUIRE(written.count == counters->decap.packets_out + counters->icmp_to_tun);
 	if (!counters->icmp_to_tun)

@@ -15,6 +15,7 @@ from typing import Any
 
 from tests import packets
 from tests.packets import ACK, CWR, DF, FIN, MF, PSH, ROUTER_ALERT, SYN
+from tests.packets import ipv4 as inner_ipv4
 from tundp.wire.filter import parse
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -250,6 +251,10 @@ def corpus() -> dict[str, dict[str, bytes]]:
     from_peer = {name: bytes([i << 1 & 6]) + p for i, (name, p) in enumerate(packets.items())}
     # The source check enforced, and passed.
     from_peer["to-us"] = b"\x04" + udp(b"for us", to=OWN)
+    from_peer["message"] = b"\x04" + ipv4(b"nonce..." + text(60), 253, to="10.5.0.1", flags=0)
+    quoted = inner_ipv4(b"nonce...", 253, source="10.5.0.1", destination=POD, frag=0)
+    refusal = b"\x03\x02" + bytes(6) + quoted
+    from_peer["refusal"] = b"\x04" + ipv4(refusal, 1, to="10.5.0.1", flags=0)
     from_peer["answer"] = b"\x04" + icmp(kind=0, body=text(60), to="10.5.0.1", flags=MF)
     fragments = {
         name: ASIS + struct.pack("!H", mtu) + packets[name]

@@ -21,9 +21,12 @@ from ipaddress import IPv4Network
 from typing import Final
 
 from tundp.backend.base import BackendContext, BackendStatus, FibSink, Given
+from tundp.backend.peers import PeerTools
 from tundp.backend.udp.echoes import Echoes, ProberSettings
+from tundp.backend.udp.leftovers import remove_leftovers
 from tundp.backend.udp.mtu import mtu_of
 from tundp.backend.udp.path_prober import PathProber
+from tundp.backend.udp.peer_tools import UdpPeerTools
 from tundp.backend.udp.peer_watch import PeerWatch
 from tundp.backend.udp.queue_drops import QueueDrops
 from tundp.backend.udp.sockets import are_bound_to, move_sockets, open_sockets
@@ -38,7 +41,6 @@ from tundp.lease.model import LeaseAttributes, LeaseKey, Peer
 from tundp.lease.network import BackendConfig
 from tundp.linux import device
 from tundp.linux.device import DeviceSettings
-from tundp.linux.gateways import remove_gateway_routes
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import AddressChange, LinkChange, RouteChange
 from tundp.linux.netlink import Change as KernelChange
@@ -79,6 +81,7 @@ class UdpBackend:
         self._echoes = Echoes()
         self._prober = PathProber(context.netlink, self._echoes)
         self._watch = PeerWatch(context.netlink, self._echoes, self._prober.peer)
+        self._peer_tools = UdpPeerTools(is_on=context.packets.has_peer_tools)
 
     @property
     def name(self) -> str:
@@ -108,6 +111,11 @@ class UdpBackend:
         """See Backend."""
         assert self._engine is not None, "open() comes first"
         return self._engine
+
+    @property
+    def peer_tools(self) -> PeerTools | None:
+        """See Backend."""
+        return self._peer_tools
 
     def offer(self, interface: Interface) -> LeaseAttributes:
         """See Backend. flannel's udp leases have neither type nor data."""
@@ -162,19 +170,29 @@ class UdpBackend:
                 loop=asyncio.get_running_loop(),
                 recorder=self._recorder,
                 echo_fd=self._echoes.echo_fd,
+                peer_fd=self._peer_tools.peer_fd,
             ),
         )
         self._echoes.start(self._prober_settings())
         self._watch.start(self._engine, self._prober_settings(), fib)
         self._prober.start(self._engine, self._prober_settings(), fib, peers)
+        self._peer_tools.start(
+            self._engine,
+            self._prober_settings(),
+            fib=fib,
+            peers=peers,
+            own_subnet=key.subnet,
+            reaches=self._watch.reaches,
+            measurings=self._prober.measurings,
+        )
         await self._open_device()
         self._log_device()
         self._device_lines = Ration(1)
-        await self._remove_gateway_routes(network)
+        await remove_leftovers(self._netlink, network)
 
     def sinks(self) -> Sequence[FibSink]:
         """See Backend."""
-        return (self.engine, self._prober, self._watch)
+        return self.engine, self._prober, self._watch, self._peer_tools
 
     async def run(self) -> None:
         """See Backend: makes the TUN device again whenever it was deleted or moved away.
@@ -271,9 +289,8 @@ class UdpBackend:
                 with contextlib.suppress(PlatformError):
                     await self._netlink.set_link(self._tun_index, mtu=mtu)
         if self._device is not None and self._prober_settings() != before:
-            self._echoes.reset(self._prober_settings())
-            self._watch.reset(self._prober_settings())
-            self._prober.reset(self._prober_settings())
+            for each in (self._echoes, self._watch, self._prober, self._peer_tools):
+                each.reset(self._prober_settings())
         return has_moved
 
     def heartbeat(self) -> tuple[int, ...]:
@@ -291,6 +308,7 @@ class UdpBackend:
             routes=None,
             queue_drops=self._queue_drops.count(),
             path_probes=self._echoes.sent,
+            peer_messages=self._peer_tools.sent,
             silent_peers=len(self._watch.troubled()),
             paths=self._prober.measurings(),
         )
@@ -318,6 +336,7 @@ class UdpBackend:
         """See Backend. The device goes with its last descriptor."""
         if self._recheck is not None:
             self._recheck.cancel()
+        self._peer_tools.stop()
         if self._engine is not None:
             self._engine.stop()
             counters = self._engine.counters()
@@ -330,6 +349,7 @@ class UdpBackend:
             )
         self._watch.close()
         self._echoes.close()
+        self._peer_tools.close()
         if self._tun is not None:
             self._tun.close()
         for sock in self._socks:
@@ -400,16 +420,6 @@ class UdpBackend:
             self._device.network,
             self.engine.name,
         )
-
-    async def _remove_gateway_routes(self, network: IPv4Network) -> None:
-        """Remove what the host-gw backend left, if the network config named that before."""
-        try:
-            count = await remove_gateway_routes(self._netlink, network)
-        except PlatformError as error:
-            _log.warning("routes of the host-gw backend bypass the device: %s", error)
-        else:
-            if count:
-                _log.info("%d routes of the host-gw backend removed", count)
 
     def _adopt_tun(self) -> Tun | None:
         """The device given by a predecessor, if there is one and it fits the engine."""

@@ -115,7 +115,7 @@ class NativeEngine:
         self._tun_gone = asyncio.Event()
         self._gone_lines = Ration(1)
         self._notify_fd = open_event()
-        self._echo_fd = context.echo_fd
+        self._echo_fd, self._peer_fd = context.echo_fd, context.peer_fd
         self._kernel = kernel if engine is Engine.GSO else None
         if engine is Engine.GSO and kernel is None:
             self._kernel = find_offloads(self._settings.disabled)
@@ -313,6 +313,7 @@ class NativeEngine:
                     udp_fd=sock.fileno(),
                     notify_fd=self._notify_fd,
                     echo_fd=self._echo_fd,
+                    peer_fd=self._peer_fd,
                     directions=direction,
                     hop_counters=self._hops.counters_of(len(workers)),
                     hop_queues=self._hops.queues_of(len(workers)),

@@ -38,6 +38,7 @@ class WorkerSetup:
     udp_fd: int
     notify_fd: int
     echo_fd: int
+    peer_fd: int
     directions: int
     hop_counters: Any
     """Where it counts per hop."""
@@ -86,6 +87,7 @@ class Worker:
                 "control_fd": self._control_fd,
                 "notify_fd": setup.notify_fd,
                 "echo_fd": setup.echo_fd,
+                "peer_fd": setup.peer_fd,
                 "directions": setup.directions,
                 "max_segments": 1,
                 "max_udp_segments": 1,

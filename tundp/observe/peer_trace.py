@@ -1,0 +1,423 @@
+"""Traces of two nodes joined: what the other node saw of a packet, beside what this one did.
+
+Packets are recognised by what no node changes: addresses, protocol, IP identification, and the
+first bytes behind the header (ports and TCP sequence number; ICMP type, id and sequence). TTL and
+checksums differ. Engines record each datagram of a super-packet, so that this holds for those, too.
+Times of the other node are corrected by the estimated difference of the clocks. Pure.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum, unique
+from typing import Any, Final
+
+from tundp.observe.events import Event, PeerName
+from tundp.observe.stories import Story, story_lines
+from tundp.observe.trace import (
+    STAGE_NAMES,
+    Trace,
+    Tracer,
+    event_document,
+    next_step,
+    runs,
+    stage_line,
+    went,
+)
+from tundp.wire.event import Record, Stage
+
+NO_RECORD_NS: Final = 500_000_000
+"""So long after a packet the other node's record of it is waited for, at least."""
+GIVE_UP_NS: Final = 3_000_000_000
+"""And so long at most, if that node is not heard of."""
+KEPT_NS: Final = 10_000_000_000
+"""A record nothing was found for is forgotten after so long."""
+KEPT_MAX: Final = 20_000
+_STAGES: Final = {name: stage for stage, name in STAGE_NAMES.items()}
+_MIN_HEADER: Final = 20
+_KEY_LENS: Final = {17: 6}
+"""Bytes behind the header that tell packets apart: 8, of UDP without the checksum, which may be
+unfinished where it is read."""
+
+Key = tuple[bytes, ...]
+
+
+def key_of(packet: bytes) -> Key | None:
+    """What stays the same of a packet between two nodes; None if it is no IPv4 packet."""
+    if len(packet) < _MIN_HEADER or packet[0] >> 4 != 4:
+        return None
+    start = max(_MIN_HEADER, (packet[0] & 0x0F) * 4)
+    first = packet[start : start + _KEY_LENS.get(packet[9], 8)]
+    offset = bytes([packet[6] & 0x1F, packet[7]])
+    return packet[12:20], packet[9:10], packet[4:6], offset, first
+
+
+@unique
+class PeerState(Enum):
+    """What there is of another node's half."""
+
+    WAITING = "waiting"
+    """It is being asked."""
+    TRACING = "tracing"
+    """It shows what it sees."""
+    NOT_ASKED = "not-asked"
+    """It cannot or does not want to: `text` says why."""
+    ENDED = "ended"
+
+
+class PeerView:
+    """What one other node says."""
+
+    def __init__(self, node: str, own: PeerName) -> None:
+        """node: its underlay address. own: this node, as the other one sees it."""
+        self.node = node
+        self.state = PeerState.WAITING
+        self.text = "it has not answered yet"
+        self.hello: Mapping[str, Any] = {}
+        self.began_ns = 0
+        """Unix time from which on it is known to look, by this node's clock."""
+        self.lost = 0
+        self._own = own
+        self._tracer = Tracer()
+        self._known: dict[tuple[bool, Key], deque[Trace]] = {}
+        """By direction (is it encap there) and what the packet is recognised by."""
+        self._order: deque[tuple[int, bool, Key]] = deque()
+        self._empty: deque[int] = deque(maxlen=2)
+        """When it had no more records, the last two times."""
+
+    @property
+    def error_ns(self) -> int:
+        """How far the difference of the clocks may be off."""
+        return round(float(self.hello.get("error_s", 0)) * 1e9)
+
+    def take(self, part: Mapping[str, Any], now_ns: int) -> None:
+        """An object of /v1/peers/trace. KeyError, ValueError or TypeError if it is none."""
+        if "hello" in part:
+            self.hello = part["hello"]
+            self.state, self.text, self.began_ns = PeerState.TRACING, "", now_ns
+        elif "record" in part:
+            for trace in self._tracer.add(self._event(part["record"])):
+                self._keep(trace, now_ns)
+        elif "lost" in part:
+            self.lost = int(part["lost"])
+            if part.get("is_all"):
+                self._empty.append(now_ns)
+        elif "error" in part:
+            is_begun = self.state is PeerState.TRACING
+            self.state = PeerState.ENDED if is_begun else PeerState.NOT_ASKED
+            self.text = str(part["error"])
+
+    def end(self, text: str) -> None:
+        """It says nothing any more."""
+        if self.state in (PeerState.WAITING, PeerState.TRACING):
+            is_begun = self.state is PeerState.TRACING
+            self.state = PeerState.ENDED if is_begun else PeerState.NOT_ASKED
+            self.text = text
+
+    def look(self, now_ns: int) -> None:
+        """Traces that will not go on are known, too; those nobody wanted are forgotten."""
+        for trace in self._tracer.stale(now_ns=now_ns):
+            self._keep(trace, now_ns)
+        while self._order and (self._order[0][0] + KEPT_NS < now_ns or len(self._order) > KEPT_MAX):
+            _, is_encap, key = self._order.popleft()
+            self.find(key, is_encap=is_encap)
+
+    def has_said_all(self, since_ns: int) -> bool:
+        """Whether what it saw until then would have come: twice since, it had nothing more."""
+        return len(self._empty) == self._empty.maxlen and self._empty[0] >= since_ns
+
+    def find(self, key: Key, *, is_encap: bool) -> Trace | None:
+        """The oldest trace there of a packet; each is found once."""
+        traces = self._known.get((is_encap, key))
+        if not traces:
+            return None
+        found = traces.popleft()
+        if not traces:
+            del self._known[is_encap, key]
+        return found
+
+    def _keep(self, trace: Trace, now_ns: int) -> None:
+        is_encap = trace.first.stage.is_encap
+        events = trace.rest if is_encap and trace.rest else [trace.first]
+        for key in filter(None, (key_of(event.packet) for event in events)):
+            self._known.setdefault((is_encap, key), deque()).append(trace)
+            self._order.append((now_ns, is_encap, key))
+
+    def _event(self, record: Mapping[str, Any]) -> Event:
+        stage = _STAGES[record["stage"]]
+        offset_ns = round(float(self.hello["offset_s"]) * 1e9)
+        time_ns = int(record["unix_ns"]) - offset_ns
+        return Event(
+            worker=int(record["worker"]),
+            record=Record(
+                stage=stage,
+                is_dropped=record["verdict"] == "drop",
+                time_ns=time_ns,
+                packet_id=int(record["packet_id"]),
+                more_ids=int(record["last_packet_id"]) - int(record["packet_id"]),
+                error=_errno(record["error"]),
+                length=int(record["length"]),
+                packets=int(record["packets"]),
+                together=int(record["together"]),
+                gso_size=int(record["gso_size"]),
+                packet=bytes.fromhex(record["packet"]),
+            ),
+            time_ns=time_ns,
+            reason=record["reason"],
+            peer=self._own if stage.is_encap else None,
+        )
+
+
+def _errno(name: str | None) -> int:
+    if name is None:
+        return 0
+    return int(name) if name.isdigit() else int(getattr(errno, name, 0))
+
+
+@dataclass(slots=True, kw_only=True)
+class Half:
+    """The other node's half of a story."""
+
+    view: PeerView
+    keys: list[Key]
+    """Of the packets it is asked about, those not found yet."""
+    wanted: int
+    """How many there were."""
+    after_ns: int
+    """Unix time of the last thing this node did with the packet."""
+    lost_then: int
+    """Records of that node that were lost before."""
+    is_sender: bool
+    """Whether the other node sent the packet, and this one received it."""
+    found: list[tuple[Key, Trace]] = field(default_factory=list)
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether the other node dropped any of it, or has no record where it should."""
+        is_lost = self.is_lost
+        return is_lost or any(event.record.is_dropped for event in _their_events(self))
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the other node would know of a packet, and does not."""
+        view = self.view
+        return bool(
+            self.keys
+            and view.state is PeerState.TRACING
+            and view.began_ns <= self.after_ns
+            and view.lost == self.lost_then
+            and view.has_said_all(self.after_ns)
+        )
+
+    def missing(self) -> str:
+        """What is not known of it, and why; empty if all is."""
+        view, count = self.view, len(self.keys)
+        if not count:
+            return ""
+        which = "" if self.wanted == 1 else f"of {count} of {self.wanted} packets "
+        if view.state in (PeerState.WAITING, PeerState.NOT_ASKED):
+            return f"not looked at: {view.text}"
+        if self.after_ns < view.began_ns:
+            return f"{which}no record: it was not asked yet when this packet passed"
+        if view.state is PeerState.ENDED:
+            return f"{which}no record: {view.text}"
+        if view.lost > self.lost_then:
+            return (
+                f"{which}no record: {view.lost - self.lost_then} of its records were lost"
+                " meanwhile, since more packets match than it can tell of; a narrower filter"
+                " misses none"
+            )
+        if not view.has_said_all(self.after_ns):
+            return f"{which}no record: nothing more was heard of it for {GIVE_UP_NS // 10**9} s"
+        return (
+            f"{which}no record of it within {NO_RECORD_NS / 1e9:g} s: lost between the nodes, or"
+            " dropped there before tundp (its firewall, the socket's buffer)"
+        )
+
+
+@dataclass(slots=True)
+class Joined:
+    """A story of this node, and the other node's half; None if there is no other node in it."""
+
+    story: Story
+    half: Half | None = None
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether any packet of it was dropped, on either node."""
+        return self.story.is_dropped or (self.half is not None and self.half.is_dropped)
+
+
+class Joiner:
+    """Holds stories until the other node's half is known, or known to be missing."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Joined] = deque()
+
+    def add(self, story: Story, view: PeerView | None) -> None:
+        """A story of this node. view: of the node the packet went to or came from, if any."""
+        self._waiting.append(Joined(story, None if view is None else _half(story, view)))
+
+    def due(self, now_ns: int, *, is_last: bool = False) -> Iterator[Joined]:
+        """Stories in order, as far as they need not wait any longer. is_last: all."""
+        for joined in self._waiting:
+            if joined.half is not None:
+                _fill(joined.half)
+        while self._waiting and (is_last or _is_known(self._waiting[0].half, now_ns)):
+            yield self._waiting.popleft()
+
+
+def peer_of(story: Story) -> PeerName | None:
+    """The other node that a story is about: of which subnets lead to it. None: no other's."""
+    if story.trace is None:
+        return None
+    first = story.trace.first
+    events = story.trace.rest if first.stage is Stage.TUN_READ else [first]
+    for event in events:
+        passed = not event.record.is_dropped and event.stage in (Stage.UDP_SEND, Stage.UDP_RECEIVE)
+        if passed and event.peer is not None and event.peer.subnets:
+            return event.peer
+    return None
+
+
+def _half(story: Story, view: PeerView) -> Half | None:
+    trace = story.trace
+    assert trace is not None
+    events = [trace.first]
+    if trace.first.stage.is_encap:
+        everything = (trace.first, *trace.rest)
+        events = [
+            each for each in everything if each.stage is Stage.UDP_SEND and each.reason is None
+        ]
+    keys = [key for key in (key_of(event.packet) for event in events) if key is not None]
+    if not keys:
+        return None
+    return Half(
+        view=view,
+        keys=keys,
+        wanted=len(keys),
+        after_ns=events[-1].time_ns,
+        lost_then=view.lost,
+        is_sender=not trace.first.stage.is_encap,
+    )
+
+
+def _fill(half: Half) -> None:
+    """Look for the packets that are not found yet."""
+    left = []
+    for key in half.keys:
+        if (trace := half.view.find(key, is_encap=half.is_sender)) is None:
+            left.append(key)
+        else:
+            half.found.append((key, trace))
+    half.keys = left
+
+
+def _is_known(half: Half | None, now_ns: int) -> bool:
+    if half is None or not half.keys:
+        return True
+    view = half.view
+    if view.state in (PeerState.NOT_ASKED, PeerState.ENDED):
+        return True
+    if now_ns < half.after_ns + NO_RECORD_NS:
+        return False
+    if now_ns >= half.after_ns + GIVE_UP_NS:
+        return True
+    is_asked = view.state is PeerState.TRACING
+    return is_asked and (half.after_ns < view.began_ns or view.has_said_all(half.after_ns))
+
+
+# What people read
+
+
+def joined_lines(joined: Joined, number: int, node: str) -> Iterator[str]:
+    """A story with the other node's half where it belongs."""
+    half, story = joined.half, joined.story
+    if half is None:
+        yield from story_lines(story, number, node)
+        return
+    assert story.trace is not None
+    theirs, base_ns = list(_their_events(half)), story.trace.first.time_ns
+    if half.is_sender and theirs:
+        base_ns = min(event.time_ns for event in theirs)
+    head, *rest = story_lines(story, number, node, base_ns)
+    yield head
+    other = [*_their_lines(half, theirs, story.trace, base_ns), *_missing_lines(half)]
+    yield from (*other, *rest) if half.is_sender else (*rest, *other)
+
+
+def _missing_lines(half: Half) -> Iterator[str]:
+    if missing := half.missing():
+        yield f"  {half.view.node} {'':>9}  {missing}"
+
+
+def _their_events(half: Half) -> Iterator[Event]:
+    """The events of the other node, each once: of a read of many packets those of this story."""
+    wanted = {key for key, _ in half.found}
+    seen: set[int] = set()
+    for _, trace in half.found:
+        for event in (trace.first, *trace.rest):
+            is_sent = half.is_sender and event is not trace.first
+            if id(event) in seen or (is_sent and key_of(event.packet) not in wanted):
+                continue
+            seen.add(id(event))
+            yield event
+
+
+def _their_lines(half: Half, events: Sequence[Event], own: Trace, base_ns: int) -> Iterator[str]:
+    begins = Stage.TUN_READ if half.is_sender else Stage.UDP_RECEIVE
+    ordered = sorted(events, key=lambda event: (event.stage is not begins, event.time_ns))
+    for run in runs(ordered):
+        event = run[0]
+        text = went(run)
+        if event.stage is begins and not event.record.is_dropped:
+            many = sum(each.record.packets for each in run)
+            text = f"{many} packets" if many > 1 else ""
+        crossed = _crossed_ns(half, event, own)
+        text = ", ".join(filter(None, (text, _wire(crossed, half.view.error_ns))))
+        yield stage_line(half.view.node, event.time_ns - base_ns, event, text)
+        if step := next_step(event.reason):
+            yield f"    next step: {step}"
+
+
+def _crossed_ns(half: Half, event: Event, own: Trace) -> int | None:
+    """How long a packet was between the nodes, at the stage of the other one that shows it."""
+    if event.record.is_dropped:
+        return None
+    if half.is_sender and event.stage is Stage.UDP_SEND:
+        return own.first.time_ns - event.time_ns
+    if event.stage is Stage.UDP_RECEIVE:
+        return event.time_ns - half.after_ns
+    return None
+
+
+def _wire(crossed_ns: int | None, error_ns: int) -> str:
+    if crossed_ns is None:
+        return ""
+    return f"wire {crossed_ns / 1000:.0f}us (clock \N{PLUS-MINUS SIGN}{error_ns / 1000:.0f}us)"
+
+
+# What programs read
+
+
+def peer_document(half: Half | None) -> Mapping[str, Any] | None:
+    """The other node's half; times are Unix nanoseconds of this node's clock."""
+    if half is None:
+        return None
+    view, hello = half.view, half.view.hello
+    events = sorted(_their_events(half), key=lambda event: event.time_ns)
+    return {
+        "node": view.node,
+        "state": view.state.value,
+        "version": hello.get("version"),
+        "clock_offset_s": hello.get("offset_s"),
+        "clock_error_s": hello.get("error_s"),
+        "packets": half.wanted,
+        "missing": len(half.keys),
+        "is_lost": half.is_lost,
+        "detail": half.missing(),
+        "events": [event_document(replace(each, peer=None)) for each in events],
+    }
