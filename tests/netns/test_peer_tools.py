@@ -276,3 +276,11 @@ async def test_a_killed_reader_leaves_no_tap_on_either_node(make_overlay: MakeOv
         async with traced(one, two, "icmp"):
             await one.stop_daemon(signal.SIGKILL)
             await until_readers(two, 0)
+
+
+async def test_a_backend_without_an_overlay_says_so(make_overlay: MakeOverlay) -> None:
+    network = {"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}
+    async with make_overlay(network=network) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        with pytest.raises(PlatformError, match="nodes talk over the overlay of the udp backend"):
+            await ask_peer(one.admin_socket, subnet_of(two))
