@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from tundp.errors import Unsupported
 
-ABI: Final = 11
+ABI: Final = 12
 
 try:
     from tundp import _native
