@@ -85,12 +85,13 @@ async def serve_admin(
     *,
     sock: socket.socket | None = None,
     looker: Looker | None = None,
+    more: Callable[[HttpServer], object] = lambda _: None,
 ) -> AsyncIterator[AdminSocket]:
     """Answer on `path` until the block ends, then remove it.
 
-    looker: who shows packets and past; None: nobody does. sock: the listening socket, if it is
-    open already; owned from here on. Yields the socket's keeper: a path that is removed is
-    made again.
+    looker: who shows packets and past; None: nobody does. more: adds paths of its own. sock: the
+    listening socket, if it is open already; owned from here on. Yields the socket's keeper: a path
+    that is removed is made again.
     """
     if sock is None:
         sock = await asyncio.to_thread(open_admin_socket, path)
@@ -126,6 +127,7 @@ async def serve_admin(
         server.add(EVENTS_PATH, functools.partial(_stream_events, looker, server.hold))
         server.add(BLACKBOX_PATH, functools.partial(_answer_blackbox, looker))
         server.add(LEDGER_PATH, functools.partial(_answer_ledger, looker))
+    more(server)
     await server.open()
     keeper = AdminSocket(path, sock, server)
     try:
@@ -397,12 +399,21 @@ async def fetch_document(
     path: Path, of: str = STATUS_PATH, *, limit_s: float = ANSWER_S
 ) -> dict[str, Any]:
     """An answer as the daemon sent it, members this version does not know included."""
+    return await send_document(path, of, None, limit_s=limit_s)
+
+
+async def send_document(
+    path: Path, to: str, document: Mapping[str, Any] | None, *, limit_s: float = ANSWER_S
+) -> dict[str, Any]:
+    """The answer to a document sent by POST; None: by GET, without one."""
     try:
         async with (
             ClientSession(
                 connector=UnixConnector(str(path)), timeout=ClientTimeout(total=limit_s)
             ) as session,
-            session.get(f"http://tundp{of}") as response,
+            session.request(
+                "GET" if document is None else "POST", f"http://tundp{to}", json=document
+            ) as response,
         ):
             if response.status != HTTPStatus.OK:
                 raise await _refusal(path, response)

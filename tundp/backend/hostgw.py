@@ -114,6 +114,11 @@ class HostGwBackend:
         """See Backend: the kernel forwards."""
         return None
 
+    @property
+    def chaos(self) -> None:
+        """See Backend."""
+        return None
+
     def offer(self, interface: Interface) -> LeaseAttributes:
         """See Backend. ConfigError if other nodes could not reach this one as a gateway."""
         if interface.public_ip != interface.address:

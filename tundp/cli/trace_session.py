@@ -20,6 +20,7 @@ from tundp.linux.nft_trace import Path as NftPath
 from tundp.linux.nft_trace import nft_trace
 from tundp.observe.events import EventStream
 from tundp.observe.trace import Stories, Story, Tracer, document, story_lines
+from tundp.printable import printable
 from tundp.wire.facts import Direction, facts_of
 from tundp.wire.filter import Filter
 
@@ -67,6 +68,8 @@ class Session:
                 found = await stack.enter_async_context(nft_trace(network))
             except (Unsupported, PlatformError) as error:
                 why_not = str(error)
+        if stream.hello.chaos:
+            _say(f"tundp chaos: {printable(stream.hello.chaos)}; tundp chaos stop ends it")
         unseen = "legacy iptables, the kernel's routing" if found else f"netfilter ({why_not})"
         _say(
             f"tracing on {stream.hello.node} ({stream.hello.tun}, engine {stream.hello.engine});"

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tundp.admin import AdminSocket, serve_admin
+from tundp.admin_chaos import serve_chaos
 from tundp.backend.choose import parse_network_config
 from tundp.blocking import off_loop
 from tundp.choices import OnLeaseLost
@@ -198,6 +199,7 @@ async def _open_desk(
     health = Health()
     metrics = Metrics(health.ready, supervisor.failures, peers_max=settings.metrics_peers)
     desk = _Desk(settings, health, metrics)
+    looker = NodeLooker(node=lambda: desk.node, recorder=resources.recorder)
     desk.admin = await stack.enter_async_context(
         serve_admin(
             settings.admin_socket,
@@ -205,7 +207,8 @@ async def _open_desk(
             metrics.render,
             desk.leases,
             sock=resources.admin,
-            looker=NodeLooker(node=lambda: desk.node, recorder=resources.recorder),
+            looker=looker,
+            more=lambda server: serve_chaos(server, looker),
         )
     )
     await stack.enter_async_context(serve_health(resources.health, health))

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from tundp.observe.codec import Malformed, to_json
 from tundp.observe.events import Event
 from tundp.observe.kernel_drops import KernelDrop, kernel_drops
-from tundp.observe.status import CountersStatus, Status
+from tundp.observe.status import ChaosStatus, CountersStatus, Status
 from tundp.printable import printable
 from tundp.wire import describe
 from tundp.wire.drop import DropReason
@@ -116,6 +116,8 @@ class DropsReport:
     balances: Sequence[Balance]
     kernel: Sequence[KernelDrop]
     """Only counts above 0."""
+    chaos: Sequence[ChaosStatus] = ()
+    """What `tundp chaos` did to packets behind the engine: of those counted as out."""
     notes: Sequence[str]
     """What could not be looked at, and why."""
 
@@ -341,6 +343,7 @@ def drops_report(
             for direction, counted in counters.directions
         ],
         kernel=list(kernel_drops(status, namespace)),
+        chaos=list(status.chaos),
         notes=list(notes),
     )
 

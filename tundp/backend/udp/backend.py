@@ -21,6 +21,7 @@ from ipaddress import IPv4Network
 from typing import Final
 
 from tundp.backend.base import BackendContext, BackendStatus, FibSink, Given
+from tundp.backend.udp.chaos import Chaos
 from tundp.backend.udp.echoes import Echoes, ProberSettings
 from tundp.backend.udp.mtu import mtu_of
 from tundp.backend.udp.path_prober import PathProber
@@ -79,6 +80,7 @@ class UdpBackend:
         self._echoes = Echoes()
         self._prober = PathProber(context.netlink, self._echoes)
         self._watch = PeerWatch(context.netlink, self._echoes, self._prober.peer)
+        self._chaos = Chaos(self._echoes, self._prober.peer, self._prober.measure_again)
 
     @property
     def name(self) -> str:
@@ -108,6 +110,11 @@ class UdpBackend:
         """See Backend."""
         assert self._engine is not None, "open() comes first"
         return self._engine
+
+    @property
+    def chaos(self) -> Chaos:
+        """See Backend."""
+        return self._chaos
 
     def offer(self, interface: Interface) -> LeaseAttributes:
         """See Backend. flannel's udp leases have neither type nor data."""
@@ -167,6 +174,7 @@ class UdpBackend:
         self._echoes.start(self._prober_settings())
         self._watch.start(self._engine, self._prober_settings(), fib)
         self._prober.start(self._engine, self._prober_settings(), fib, peers)
+        self._chaos.start(self._engine, self._prober_settings(), fib)
         await self._open_device()
         self._log_device()
         self._device_lines = Ration(1)
@@ -174,7 +182,7 @@ class UdpBackend:
 
     def sinks(self) -> Sequence[FibSink]:
         """See Backend."""
-        return (self.engine, self._prober, self._watch)
+        return (self.engine, self._prober, self._watch, self._chaos)
 
     async def run(self) -> None:
         """See Backend: makes the TUN device again whenever it was deleted or moved away.
@@ -274,6 +282,7 @@ class UdpBackend:
             self._echoes.reset(self._prober_settings())
             self._watch.reset(self._prober_settings())
             self._prober.reset(self._prober_settings())
+            self._chaos.reset(self._prober_settings())
         return has_moved
 
     def heartbeat(self) -> tuple[int, ...]:
@@ -301,6 +310,7 @@ class UdpBackend:
         name = self._tun.name if self._tun is not None and is_there else self._gone
         contest = self._contest.words(now=time.monotonic())
         return [
+            *self._chaos.findings(),
             must_hold("device", is_there, name),
             *worries("device-contest", contest),
             *self._prober.findings(),
@@ -328,6 +338,7 @@ class UdpBackend:
                 counters.decap.packets_in,
                 counters.decap.dropped,
             )
+        self._chaos.close()
         self._watch.close()
         self._echoes.close()
         if self._tun is not None:
