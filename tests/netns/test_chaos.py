@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import os
 import random
 import re
 import signal
@@ -16,6 +17,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -315,7 +317,10 @@ async def test_it_is_said_everywhere(make_overlay: MakeOverlay) -> None:
         told = [e for e in events["control"] if e["kind"] == "chaos"]
         assert [each["fields"]["what"] for each in told] == ["begin"], told
 
-        await said("doctor", f"--subnet-file={one.subnet_file}", "--fix=chaos", "--yes")
+        path = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"  # its command is tundp
+        fix = (*TUNDP, "doctor", f"--subnet-file={one.subnet_file}", "--fix=chaos", "--yes")
+        mended = await one.host.run("env", path, *fix, socket_flag)
+        assert "looked again, and it is gone" in mended.stdout, mended
         assert await answers(one.host, two.tunnel_address, timeout_s=5)
         assert not (await said("status")).startswith("chaos")
         _, metrics = await one.get(9100, "/metrics")
