@@ -83,6 +83,7 @@ SINCE: Final = {
     LEASES_PATH: "0.2.0",
     ASK_PATH: "0.2.0",
     TRACE_PATH: "0.2.0",
+    "/v1/chaos": "0.2.0",
 }
 """The version of a daemon that answers a path first; the others every daemon does."""
 STATUS_SINCE: Final = "0.2.0"
@@ -109,12 +110,13 @@ async def serve_admin(
     sock: socket.socket | None = None,
     looker: Looker | None = None,
     peers: PeerDesk | None = None,
+    more: Callable[[HttpServer], object] = lambda _: None,
 ) -> AsyncIterator[AdminSocket]:
     """Answer on `path` until the block ends, then remove it.
 
-    looker: who shows packets and past; peers: who asks other nodes; None: nobody does. sock:
-    the listening socket, if it is open already; owned from here on. Yields the socket's keeper:
-    a path that is removed is made again.
+    looker: who shows packets and past; peers: who asks other nodes; None: nobody does. more: adds
+    paths of its own. sock: the listening socket, if it is open already; owned from here on. Yields
+    the socket's keeper: a path that is removed is made again.
     """
     if sock is None:
         sock = await asyncio.to_thread(open_admin_socket, path)
@@ -152,6 +154,7 @@ async def serve_admin(
         server.add(LEDGER_PATH, functools.partial(_answer_ledger, looker))
     if peers is not None:
         serve_peers(server, peers)
+    more(server)
     await server.open()
     keeper = AdminSocket(path, sock, server)
     try:
@@ -439,7 +442,14 @@ async def fetch_document(
 
     PlatformError; BadQuery if the daemon does not understand what it is asked.
     """
-    text = await fetch_text(path, of, limit_s=limit_s)
+    return await send_document(path, of, None, limit_s=limit_s)
+
+
+async def send_document(
+    path: Path, to: str, document: Mapping[str, Any] | None, *, limit_s: float | None = None
+) -> dict[str, Any]:
+    """The answer to a document sent by POST; None: by GET, without one."""
+    text = await fetch_text(path, to, document, limit_s=limit_s)
     try:
         answer = json.loads(text)
         if not isinstance(answer, dict):
@@ -449,8 +459,17 @@ async def fetch_document(
     return answer
 
 
-async def fetch_text(path: Path, of: str, *, limit_s: float | None = None) -> str:
-    """The text of an answer. PlatformError if none answers within limit_s, BadQuery."""
+async def fetch_text(
+    path: Path,
+    of: str,
+    document: Mapping[str, Any] | None = None,
+    *,
+    limit_s: float | None = None,
+) -> str:
+    """The text of an answer, to a document by POST if there is one.
+
+    PlatformError if none answers within limit_s, BadQuery.
+    """
     limit_s = ANSWER_S if limit_s is None else limit_s
 
     async def fetch() -> str:
@@ -458,7 +477,9 @@ async def fetch_text(path: Path, of: str, *, limit_s: float | None = None) -> st
         connector = UnixConnector(str(path))
         async with (
             ClientSession(connector=connector, timeout=timeout) as session,
-            session.get(f"http://tundp{of}") as response,
+            session.request(
+                "GET" if document is None else "POST", f"http://tundp{of}", json=document
+            ) as response,
         ):
             if response.status != HTTPStatus.OK:
                 raise await _refusal(path, of, response)

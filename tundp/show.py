@@ -29,6 +29,7 @@ from tundp.observe.status import (
     Status,
     StoreStatus,
 )
+from tundp.show_chaos import now_lines
 from tundp.wire.drop import DropReason
 
 SHOWN: Final = 20
@@ -40,10 +41,7 @@ _COLOURS: Final = {
     Verdict.FAIL: "red",
     Verdict.UNKNOWN: "yellow",
 }
-_MARKS: Final = {
-    Verdict.OK: ("yes", "green"),
-    Verdict.UNKNOWN: ("?", "yellow"),
-}
+_MARKS: Final = {Verdict.OK: ("yes", "green"), Verdict.UNKNOWN: ("?", "yellow")}
 
 
 def status_parts(status: Status, *, is_verbose: bool = False) -> Iterator[RenderableType]:
@@ -51,6 +49,7 @@ def status_parts(status: Status, *, is_verbose: bool = False) -> Iterator[Render
     if status.state is DaemonState.STARTING:
         yield Line(Text(f"starting, pid {status.pid}: waiting for {status.waiting_for}"))
         return
+    yield from now_lines(status)
     for finding in status.failing:
         yield _marked("not ready:", "red", f"{finding.title}: {_evidence(finding)}")
     yield from map(Line, _head(status))
@@ -60,7 +59,7 @@ def status_parts(status: Status, *, is_verbose: bool = False) -> Iterator[Render
         more = len(unanswered) - SHOWN
         yield _marked("peers:", "yellow", f"and {more:,} more without an answer; see below")
     for finding in status.findings:
-        if finding.id == "peers" and unanswered:
+        if finding.id == "chaos" or (finding.id == "peers" and unanswered):
             continue  # the same in short
         if finding.verdict in (Verdict.WARN, Verdict.UNKNOWN):
             yield _marked(
@@ -262,10 +261,11 @@ def _backend(backend: BackendStatus) -> str:
 
 
 def _readiness(status: Status) -> str:
-    peers = 0 if status.routing is None else status.routing.peers
+    routing = status.routing
+    peers, silent = (0, 0) if routing is None else (routing.peers, routing.silent_peers)
     failing = ", ".join(finding.id for finding in status.failing)
-    silent = 0 if status.routing is None else status.routing.silent_peers
     text = f"{peers} peers, {f'{silent} silent, ' if silent else ''}pid {status.pid}: "
+    text += "chaos, " if status.chaos_now else ""
     return text + (f"not ready ({failing})" if failing else "ready")
 
 

@@ -15,13 +15,16 @@ from rich.text import Text
 from tundp.layout import Cell, Column, Figure, Grid, Line
 from tundp.observe.drops import DropExample, DropRow, DropsReport
 from tundp.observe.skb_steps import SkbStep
+from tundp.show_chaos import chaos_line
 from tundp.wire.drop import DropReason
 
 _REASONS = {reason.label: reason for reason in DropReason}
 
 
 def drops_parts(report: DropsReport) -> Iterator[RenderableType]:
-    """The whole report: reasons, what the kernel dropped, the balance, what was not seen."""
+    """The whole report: chaos, reasons, what the kernel dropped, the balance, what was not seen."""
+    for each in report.chaos:
+        yield chaos_line(each, report.at)
     if report.filter:
         yield Line(Text(f"selected: {report.filter}"))
     if report.drops:
@@ -50,15 +53,17 @@ def drops_parts(report: DropsReport) -> Iterator[RenderableType]:
         yield Text()
     yield from _seen_lines(report)
     yield from _kernel_lines(report)
-    for each in report.balances:
-        verdict = ("holds", "green") if each.holds else ("VIOLATED", "red")
+    for balance in report.balances:
+        verdict = ("holds", "green") if balance.holds else ("VIOLATED", "red")
         yield Line(
             Text.assemble(
-                f"{each.direction}: {each.packets_in:,} in = {each.packets_out:,} out +"
-                f" {each.dropped:,} dropped: ",
+                f"{balance.direction}: {balance.packets_in:,} in = {balance.packets_out:,} out +"
+                f" {balance.dropped:,} dropped: ",
                 verdict,
             )
         )
+    if report.chaos:
+        yield Line(Text("what chaos lost is in no reason above: encap counts it as out"))
 
 
 def event_line(example: DropExample) -> Line:

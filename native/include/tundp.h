@@ -93,7 +93,7 @@ struct tundp_hop_slot {
 /* A send socket that one hop has to itself. */
 struct tundp_hop_socket {
 	struct tundp_hop_slot slot;
-	struct tundp_hop endpoint; /* of hop id `hop` when it got the socket */
+	struct tundp_hop way; /* of hop id `hop` when it got the socket */
 	uint32_t hop;
 	int fd;
 };
@@ -120,7 +120,9 @@ struct tundp_fib {
 	const uint32_t *table;
 	uint64_t table_count; /* slots in `table` */
 	const struct tundp_hop *hops;
-	uint32_t hop_count;        /* at most TUNDP_HOPS_MAX; entry 0 is "no route" */
+	const struct tundp_hop *ways; /* where datagrams for each hop are sent: `hops` itself, but
+				       * while some are diverted (Dataplane.divert) */
+	uint32_t hop_count;           /* at most TUNDP_HOPS_MAX; entry 0 is "no route" */
 	struct tundp_path *paths;  /* per hop */
 	const uint32_t *peers;     /* addresses of all peers, ascending */
 	const uint32_t *peer_hops; /* hop id of each */

@@ -72,8 +72,7 @@ static bool decide(struct batch *batch, uint8_t *out)
 		return false;
 	}
 	reading->is_decided = true;
-	reading->lane.to.hop = verdict.hop;
-	reading->lane.to.endpoint = batch->fib->hops[verdict.hop];
+	reading->lane.to = hop_destination(batch->fib, verdict.hop);
 	reading->lane.fragment_mtu = verdict.fragment_mtu;
 	reading->lane.count_max = train_len_max(batch, &verdict);
 	segment_lower_ttl(&reading->segmenter);

@@ -31,7 +31,7 @@ int tundp_fib_check(const struct tundp_fib *fib)
 {
 	unsigned int bits = fib->base_len;
 
-	if (!fib->table || !fib->hops || !fib->paths)
+	if (!fib->table || !fib->hops || !fib->ways || !fib->paths)
 		return -EINVAL;
 	if ((fib->peer_count && (!fib->peers || !fib->peer_hops)) ||
 	    (fib->own_count && !fib->own) || (fib->broadcast_count && !fib->broadcasts))

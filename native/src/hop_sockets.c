@@ -104,7 +104,7 @@ int hop_sockets_find_own(struct tundp_worker *worker, const struct destination *
 		return queue_of(worker, to->hop)->closed_until > now_ns ? -1 :
 									  worker->config.udp_fd;
 	queued = ask_queued(worker, own);
-	if (memcmp(&own->endpoint, &to->endpoint, sizeof(own->endpoint)) ||
+	if (memcmp(&own->way, &to->way, sizeof(own->way)) ||
 	    tundp_slot_may_return(&own->slot, queued, now_ns)) {
 		close_socket(worker, own);
 		return worker->config.udp_fd;
@@ -205,7 +205,7 @@ int hop_sockets_open(struct tundp_worker *worker, const struct destination *to)
 	own->slot = (struct tundp_hop_slot){ .since_ns = now_ns,
 					     .used_ns = now_ns,
 					     .drained_ns = now_ns };
-	own->endpoint = to->endpoint;
+	own->way = to->way;
 	own->hop = to->hop;
 	queue_of(worker, to->hop)->socket = (uint32_t)(own - all->sockets) + 1;
 	worker->counters.hop_sockets_opened++;

@@ -8,11 +8,21 @@
 
 #include "tundp.h"
 
-/* Where datagrams go: an endpoint, and the hop id that meant it when they were decided. */
+/* Where datagrams go: an endpoint, the address and port they are sent to, which are the endpoint's
+ * unless the hop is diverted, and the hop id that meant it when they were decided. */
 struct destination {
 	struct tundp_hop endpoint;
+	struct tundp_hop way;
 	uint32_t hop;
 };
+
+/* Where datagrams for a hop go. */
+static inline struct destination hop_destination(const struct tundp_fib *fib, uint32_t hop)
+{
+	return (struct destination){ .endpoint = fib->hops[hop],
+				     .way = fib->ways[hop],
+				     .hop = hop };
+}
 
 /* Control messages of one send: which address it is from, and how long each datagram is. What is
  * not wanted is left out at either end. Aligned as they must be. */

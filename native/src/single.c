@@ -95,12 +95,12 @@ static int send_datagram(struct tundp_worker *worker, const struct destination *
 {
 	const struct iovec datagram = { (void *)data, len };
 	int fd = hop_sockets_find(worker, to);
-	int error = fd < 0 ? EAGAIN : send_by(worker, fd, &to->endpoint, &datagram);
+	int error = fd < 0 ? EAGAIN : send_by(worker, fd, &to->way, &datagram);
 
 	if (error == EAGAIN && fd == worker->config.udp_fd) {
 		fd = hop_sockets_open(worker, to);
 		if (fd >= 0)
-			error = send_by(worker, fd, &to->endpoint, &datagram);
+			error = send_by(worker, fd, &to->way, &datagram);
 	}
 	if (fd >= 0 && fd != worker->config.udp_fd)
 		hop_sockets_used(worker, to, !error);
@@ -237,7 +237,7 @@ void single_encapsulate(struct tundp_worker *worker, const struct tundp_fib *fib
 		return;
 	}
 	outgoing = (struct outgoing){
-		.to = { .endpoint = fib->hops[verdict.hop], .hop = verdict.hop },
+		.to = hop_destination(fib, verdict.hop),
 		.packet = packet,
 		.len = verdict.len,
 		.fragment_mtu = verdict.fragment_mtu,
@@ -301,7 +301,7 @@ void single_reply_to_peer(struct tundp_worker *worker, const struct tundp_fib *f
 	tundp_encapsulate(fib, &worker->config.policy, reply, verdict->reply_len, &way);
 	if (way.kind == TUNDP_FORWARD) {
 		struct outgoing outgoing = {
-			.to = { .endpoint = fib->hops[way.hop], .hop = way.hop },
+			.to = hop_destination(fib, way.hop),
 			.packet = reply,
 			.len = way.len,
 			.fragment_mtu = way.fragment_mtu,

@@ -48,8 +48,8 @@ static void prepare(struct batch *batch, uint32_t at, bool is_own)
 	struct cmsghdr *segment = (struct cmsghdr *)(void *)control->part.segment;
 	const uint16_t segment_len = (uint16_t)train->segment_len;
 
-	batch->send_to[at].sin_port = htons(train->to.endpoint.port);
-	batch->send_to[at].sin_addr.s_addr = htonl(train->to.endpoint.address);
+	batch->send_to[at].sin_port = htons(train->to.way.port);
+	batch->send_to[at].sin_addr.s_addr = htonl(train->to.way.address);
 	batch->send_iovecs[at].iov_base = batch->send_arena + train->offset;
 	batch->send_iovecs[at].iov_len = train->len;
 	message->msg_control = NULL;
@@ -305,7 +305,8 @@ uint8_t *train_empty_arena(struct batch *batch)
 static bool joins(const struct train *train, const struct destination *to, uint32_t len)
 {
 	return !train->is_closed && len <= train->segment_len && train->to.hop == to->hop &&
-	       !memcmp(&train->to.endpoint, &to->endpoint, sizeof(to->endpoint));
+	       !memcmp(&train->to.endpoint, &to->endpoint, sizeof(to->endpoint)) &&
+	       !memcmp(&train->to.way, &to->way, sizeof(to->way));
 }
 
 void train_append(struct batch *batch, const struct lane *lane, uint32_t len, uint64_t bytes_in)

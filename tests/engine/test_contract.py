@@ -581,3 +581,46 @@ async def test_offload_state(make_lab: Any, engine: Engine) -> None:
         for reason, since in state.disabled.values():
             assert reason in all_.engine.describe()
             assert since <= time.time()
+
+
+@every_engine
+async def test_a_diverted_hop_is_the_same_hop(make_lab: Any, engine: Engine) -> None:
+    async with world(make_lab, engine) as all_, contextlib.AsyncExitStack() as stack:
+        relay = stack.enter_context(await all_.node.host.socket(socket.SOCK_DGRAM))
+        relay.bind(("127.0.130.134", 0))
+        relay.settimeout(DEADLINE_S)
+        await all_.node.host.configure("lo")
+        way = int(IPv4Address("127.0.130.134")), relay.getsockname()[1]
+        all_.engine.divert({PEER.hop_id: way})
+        for length in (100, 200):
+            all_.app.sendto(bytes(length), (OF_PEER, 9))
+            data, sender = await asyncio.to_thread(relay.recvfrom, 2048)
+            assert (len(data), sender) == (HEADERS_LEN + length, ("192.0.2.1", PORT))
+        # What comes from the peer's endpoint is still the peer's.
+        all_.peer.sendto(inner(bytes(200)), ("192.0.2.1", PORT))
+        assert await receive(all_.app) == bytes(200)
+        await all_.until_read(2, 1)
+        hop = all_.engine.hop_counters([PEER.hop_id])[PEER.hop_id]
+        assert (hop.packets_out, hop.bytes_out) == (2, 300 + 2 * HEADERS_LEN)
+        assert hop.packets_in == 1
+        assert all_.engine.counters().source_mismatches == 0
+        assert drops(all_) == {}
+        # Another FIB with the same hop: still diverted.
+        all_.node.install([PEER])
+        all_.app.sendto(bytes(300), (OF_PEER, 9))
+        assert len(await receive(relay)) == HEADERS_LEN + 300
+
+        all_.engine.divert({})
+        all_.app.sendto(bytes(400), (OF_PEER, 9))
+        assert len(await receive(all_.peer)) == HEADERS_LEN + 400
+
+
+@every_engine
+async def test_a_hop_id_assigned_anew_is_not_diverted(make_lab: Any, engine: Engine) -> None:
+    async with world(make_lab, engine) as all_:
+        all_.engine.divert({PEER.hop_id: (int(IPv4Address("127.0.130.134")), 9)})
+        # By comparison of the FIBs: the id stands for another endpoint, and then for this one.
+        all_.node.install([peer_of("10.5.2.0/24", "192.0.2.3", hop_id=PEER.hop_id)])
+        all_.node.install([PEER])
+        all_.app.sendto(bytes(100), (OF_PEER, 9))
+        assert len(await receive(all_.peer)) == HEADERS_LEN + 100

@@ -108,7 +108,7 @@ static struct tundp_fib make_fib(uint32_t *table, size_t count)
 	struct tundp_fib fib = {
 		.base = 0x0a050000, .base_len = 30, .level_count = 2, .stride = { 1, 1 },
 		.table = table, .table_count = count,
-		.hops = hops, .hop_count = 16, .paths = paths,
+		.hops = hops, .ways = hops, .hop_count = 16, .paths = paths,
 		.peers = peers, .peer_hops = peer_hops, .peer_count = 2, .own = peers + 1, .own_count = 1,
 	};
 

@@ -328,6 +328,7 @@ int main(void)
 {
 	fibs[1] = (struct tundp_fib){
 		.base_len = 1, .level_count = 1, .table = table, .table_count = 1, .hops = hops,
+		.ways = hops,
 		.hop_count = 2, .paths = paths, .generation = 1,
 	};
 	generation = 1;

@@ -31,6 +31,7 @@ from tundp.observe.status import (
     STATUS_SCHEMA,
     BackendStatus,
     BadEntryStatus,
+    ChaosStatus,
     CountersStatus,
     DaemonState,
     DeviceStatus,
@@ -202,6 +203,31 @@ UDP = Status(
         ),
     ),
     bad_entries=(BadEntryStatus(name="rubbish", why="'rubbish' is not a subnet key"),),
+    chaos=(
+        ChaosStatus(
+            subnet=IPv4Network("10.5.2.0/24"),
+            public_ip=IPv4Address("192.0.2.2"),
+            port=8285,
+            impairment="loss 1%, delay 20ms+-5ms",
+            seed=7,
+            since=1_770_000_060.0,
+            ends_at=1_770_000_120.0,
+            counts={"received": 20, "own": 1, "sent": 17, "lost": 1, "waiting": 2, "delayed": 19},
+        ),
+        ChaosStatus(
+            subnet=IPv4Network("10.5.3.0/24"),
+            public_ip=IPv4Address("192.0.2.3"),
+            port=8285,
+            impairment="mtu 1300",
+            seed=8,
+            since=1_770_000_010.0,
+            ends_at=1_770_000_020.0,
+            ended_at=1_770_000_015.0,
+            why_ended="stopped by command",
+            counts={"received": 3, "sent": 2, "too_big": 1},
+        ),
+    ),
+    chaos_totals={"received": 23, "sent": 19, "lost": 1, "too_big": 1, "waiting": 2},
     counters=CountersStatus(
         encap=DirectionStatus(
             packets_in=22,
@@ -227,6 +253,8 @@ UDP = Status(
 )
 HOST_GW = replace(
     UDP,
+    chaos=(),
+    chaos_totals={},
     backend=BackendStatus(type="host-gw", interface=INTERFACE, mtu=1500, routes=1),
     engine=None,
     counters=None,

@@ -19,7 +19,7 @@ import socket
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tundp.backend.peers import PeerTools
 from tundp.choices import Engine, Measuring, SourceCheck
@@ -36,6 +36,9 @@ from tundp.lease.routing import RoutingDelta
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.netlink import Netlink
+
+if TYPE_CHECKING:
+    from tundp.backend.udp.chaos import Chaos
 
 
 class FibSink(Protocol):
@@ -193,6 +196,11 @@ class Backend(Protocol):
     @property
     def peer_tools(self) -> PeerTools | None:
         """Who asks other nodes; None for a backend that cannot."""
+        ...
+
+    @property
+    def chaos(self) -> Chaos | None:
+        """What impairs packets on purpose; None if the kernel carries them."""
         ...
 
     def offer(self, interface: Interface) -> LeaseAttributes:

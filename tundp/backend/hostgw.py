@@ -120,6 +120,11 @@ class HostGwBackend:
         """See Backend: messages between nodes need the overlay."""
         return None
 
+    @property
+    def chaos(self) -> None:
+        """See Backend."""
+        return None
+
     def offer(self, interface: Interface) -> LeaseAttributes:
         """See Backend. ConfigError if other nodes could not reach this one as a gateway."""
         if interface.public_ip != interface.address:

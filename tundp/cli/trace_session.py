@@ -28,6 +28,7 @@ from tundp.observe.peer_trace import Joined, Joiner, joined_lines, peer_document
 from tundp.observe.skb_steps import Place, is_wanted, step_of
 from tundp.observe.stories import Stories, document
 from tundp.observe.trace import Tracer
+from tundp.printable import printable
 from tundp.wire.facts import Direction, facts_of
 from tundp.wire.filter import Filter
 
@@ -120,6 +121,8 @@ class Session:
         if not has_pods:
             unseen.append("pods' own network namespaces")
         unseen.append("other nodes" if self._peers is None else "the kernels of other nodes")
+        if stream.hello.chaos:
+            _say(f"tundp chaos: {printable(stream.hello.chaos)}; tundp chaos stop ends it")
         _say(
             f"tracing on {stream.hello.node} ({stream.hello.tun}, engine {stream.hello.engine});"
             f" Ctrl-C ends it. Not looked at: {', '.join(unseen)}"

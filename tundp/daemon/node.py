@@ -99,6 +99,8 @@ class Node:
         self.publisher.on_published = self.history.published
         self.obstacles = ObstacleWatch(self.netlink, lambda: report.scene(self))
         self.kernel = KernelKeeper(self)
+        if self.backend.chaos is not None:
+            self.backend.chaos.note = self.journal.note
 
     async def open(self) -> None:
         """Carry packets: every lease known so far is in the table before the first one comes."""

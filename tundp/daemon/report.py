@@ -6,13 +6,14 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import tundp
 from tundp.backend.base import Backend, PathMeasuring
+from tundp.backend.udp.chaos import Run
 from tundp.choices import Measuring
 from tundp.engine.base import Dataplane
 from tundp.finding import Finding, Verdict, must_hold, worries
@@ -29,6 +30,7 @@ from tundp.observe.ledger import Ledger, LedgerRows
 from tundp.observe.peer_series import PeerSource
 from tundp.observe.status import (
     BackendStatus,
+    ChaosStatus,
     DaemonState,
     DeviceStatus,
     FirewallStatus,
@@ -120,7 +122,40 @@ def summary(node: Node) -> Status:
         sandbox=sandbox_status(),
         findings=findings(node),
         counters=None if engine is None else collect.counters_status(engine.counters()),
+        chaos=chaos_statuses(node.backend),
+        chaos_totals=_chaos_totals(node.backend),
     )
+
+
+def chaos_statuses(backend: Backend, runs: Sequence[Run] | None = None) -> list[ChaosStatus]:
+    """What `tundp chaos` does and did; runs: of these only."""
+    if (chaos := backend.chaos) is None:
+        return []
+    found = []
+    for run in chaos.runs() if runs is None else runs:
+        counts = chaos.counts(run)
+        found.append(
+            ChaosStatus(
+                subnet=run.subnet,
+                public_ip=run.address,
+                port=run.port,
+                impairment=run.impairment.words,
+                seed=run.seed,
+                since=run.since,
+                ends_at=run.ends_at,
+                ended_at=run.ended_at,
+                why_ended=run.why_ended,
+                counts=counts.as_dict(),
+                conserved=counts.holds,
+            )
+        )
+    return found
+
+
+def _chaos_totals(backend: Backend) -> dict[str, int]:
+    if (chaos := backend.chaos) is None or not chaos.runs():
+        return {}
+    return chaos.totals().as_dict()
 
 
 def routing_status(

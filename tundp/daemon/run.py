@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tundp.admin import AdminSocket, serve_admin
+from tundp.admin_chaos import serve_chaos
 from tundp.backend.choose import parse_network_config
 from tundp.blocking import off_loop
 from tundp.choices import OnLeaseLost
@@ -201,6 +202,7 @@ async def _open_desk(
     metrics = Metrics(health.ready, supervisor.failures, peers_max=settings.metrics_peers)
     health.on_lag = metrics.loop_lag.observe
     desk = _Desk(settings, health, metrics)
+    looker = NodeLooker(node=lambda: desk.node, recorder=resources.recorder)
     desk.admin = await stack.enter_async_context(
         serve_admin(
             settings.admin_socket,
@@ -208,8 +210,9 @@ async def _open_desk(
             metrics.render,
             desk.leases,
             sock=resources.admin,
-            looker=NodeLooker(node=lambda: desk.node, recorder=resources.recorder),
+            looker=looker,
             peers=NodePeerDesk(node=lambda: desk.node),
+            more=lambda server: serve_chaos(server, looker),
         )
     )
     await stack.enter_async_context(serve_health(resources.health, health))

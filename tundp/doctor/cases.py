@@ -27,6 +27,7 @@ class Case:
 
 _HERE: Final = (
     # The daemon
+    Case("chaos", "chaos", "somebody impairs packets on purpose", "`tundp chaos stop`"),
     Case("daemon.dead", "daemon", "no daemon runs", "`systemctl start tundp`"),
     Case("daemon.stopped", "daemon", "the daemon's process is stopped", "`kill -CONT PID`"),
     Case("daemon.hung", "daemon", "the daemon does not answer", "`systemctl restart tundp`"),

@@ -88,6 +88,7 @@ async def check_kernel(_: Context) -> AsyncIterator[Finding]:
 
 CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
     {
+        "chaos": daemon.check_chaos,
         "daemon": daemon.check_daemon,
         "health": daemon.check_health,
         "device": daemon.check_device,
@@ -111,7 +112,7 @@ NEEDS: Final[Mapping[str, str]] = MappingProxyType({"start": "store"})
 """Which check has to be through before another one begins."""
 DAEMONS: Final = frozenset(
     (
-        *("health", "lease", "obstacles", "peers", "bridge", "subnet-env", "masquerade"),
+        *("chaos", "health", "lease", "obstacles", "peers", "bridge", "subnet-env", "masquerade"),
         *("drops", "speed"),
     )
 )

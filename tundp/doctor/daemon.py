@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from shlex import quote
 from typing import Final
@@ -19,7 +20,7 @@ from tundp.observe.status import Status
 
 _NAMED: Final = 5
 """Leases that are named one by one."""
-_ELSEWHERE: Final = frozenset(("lease", "underlay", "device"))
+_ELSEWHERE: Final = frozenset(("chaos", "lease", "underlay", "device"))
 """Ids of the status that checks of ours say more precisely; `obstacle...` are looked for anew."""
 
 
@@ -71,6 +72,25 @@ def _silent(pid: int, why: PlatformError) -> Finding:
             command=f"kill -CONT {pid}",
         )
     return finding("daemon.hung", Verdict.FAIL, f"pid {pid}: {why}", command=remedy.restart(pid))
+
+
+async def check_chaos(context: Context) -> AsyncIterator[Finding]:
+    """Whether somebody breaks traffic on purpose. First of all: it explains what others find."""
+    if context.status is None:
+        return
+    running = context.status.chaos_now
+    socket = quote(f"--admin-socket={context.inspection.settings.admin_socket}")
+    for each in running:
+        at = time.strftime("%H:%M:%S", time.localtime(each.ends_at))
+        yield finding(
+            "chaos",
+            Verdict.FAIL,
+            f"tundp chaos impairs packets to {each.who} on purpose until {at}: {each.impairment};"
+            f" so far {each.fates or 'nothing came'}",
+            command=f"tundp chaos stop {each.public_ip} {socket}",
+        )
+    if not running:
+        yield finding("chaos", Verdict.OK, "no packets are impaired on purpose")
 
 
 async def check_health(context: Context) -> AsyncIterator[Finding]:

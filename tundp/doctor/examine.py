@@ -199,7 +199,7 @@ def _explain_silence(found: dict[str, list[Finding]]) -> None:
     """What is in the way here explains a silent peer: it comes first, and the peer is a warning."""
     here = [
         each.id
-        for name in ("device", "obstacles")
+        for name in ("chaos", "device", "obstacles")
         for each in found.get(name, ())
         if each.verdict in (Verdict.WARN, Verdict.FAIL)
     ]

@@ -182,6 +182,16 @@ class Dataplane(Protocol):
         """
         ...
 
+    def divert(self, ways: Mapping[int, tuple[int, int]]) -> None:
+        """Send datagrams of single hops to another address and port, from the next packet on.
+
+        ways: by hop id, address in host order. All others are sent to their endpoint. Nothing but
+        the destination of the datagrams changes: counters, path state, events and the source
+        check are those of the hop. It holds until the next call, or until the hop id is assigned
+        anew.
+        """
+        ...
+
     def seen(self) -> int:
         """Generation of the oldest FIB still in use: state of hops gone before it is free."""
         ...

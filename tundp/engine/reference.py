@@ -136,6 +136,7 @@ class ReferenceEngine:
             on_use=self._on_tap_use,
         )
         self._waits = SocketWaits()
+        self._ways: dict[int, tuple[str, int]] = {}
         self._fib = context.fib
         self.install(context.fib)
         loop.add_reader(sock.fileno(), self._on_udp_readable)
@@ -166,8 +167,16 @@ class ReferenceEngine:
         """See Dataplane."""
         assigned = changed_hops(self._fib, fib) if delta is None else delta.hops_assigned
         self._hops.reassign(assigned)
+        for hop_id in assigned:
+            self._ways.pop(hop_id, None)
         self._fib = fib
         self._hop_of_peer = dict(zip(fib.peer_array.tolist(), fib.peer_hops.tolist(), strict=True))
+
+    def divert(self, ways: Mapping[int, tuple[int, int]]) -> None:
+        """See Dataplane."""
+        self._ways = {
+            hop_id: (str(IPv4Address(address)), port) for hop_id, (address, port) in ways.items()
+        }
 
     def seen(self) -> int:
         """See Dataplane. The next packet uses what was installed last."""
@@ -353,7 +362,8 @@ class ReferenceEngine:
 
     def _send(self, packet: memoryview | bytes, hop: _Hop) -> None:
         self._counters.syscalls += 1
-        self._hop_sockets.send(packet, hop.hop_id, hop.sockaddr, self._clock_ns())
+        to = self._ways.get(hop.hop_id, hop.sockaddr) if self._ways else hop.sockaddr
+        self._hop_sockets.send(packet, hop.hop_id, to, self._clock_ns())
 
     def _count_sent(self, hop_id: int, datagram_count: int, bytes_out: int) -> None:
         hop = self._hops.count(hop_id)

@@ -75,6 +75,9 @@ SO_EE_ORIGIN_LOCAL: Final = 1
 SO_SNDBUFFORCE: Final = 32
 """2.6.14"""
 SO_RCVBUFFORCE: Final = 33
+SO_MEMINFO: Final = 55
+SK_MEMINFO_DROPS: Final = 8
+"""linux/sock_diag.h: index of a socket's drops in the array of u32 that SO_MEMINFO gets."""
 """2.6.14"""
 SO_ATTACH_FILTER: Final = 26
 SO_TIMESTAMPNS: Final = 35

@@ -17,7 +17,7 @@ from tundp.observe.codec import Malformed, to_json
 from tundp.observe.events import Event
 from tundp.observe.kernel_drops import KernelDrop, kernel_drops
 from tundp.observe.skb_rows import SkbRow
-from tundp.observe.status import CountersStatus, Status
+from tundp.observe.status import ChaosStatus, CountersStatus, Status
 from tundp.printable import printable
 from tundp.wire import describe
 from tundp.wire.drop import DropReason
@@ -124,6 +124,8 @@ class DropsReport:
     """For how long."""
     kernel_lost: int = 0
     """Drops in that time that came too fast to be looked at, the selected ones or not."""
+    chaos: Sequence[ChaosStatus] = ()
+    """What `tundp chaos` did to packets behind the engine: of those counted as out."""
     notes: Sequence[str]
     """What could not be looked at, and why."""
 
@@ -349,6 +351,7 @@ def drops_report(
             for direction, counted in counters.directions
         ],
         kernel=list(kernel_drops(status, namespace)),
+        chaos=list(status.chaos),
         notes=list(notes),
     )
 

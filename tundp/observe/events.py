@@ -76,13 +76,16 @@ class Hello:
     """Unix time less CLOCK_MONOTONIC, when the stream began."""
     reasons: tuple[str, ...]
     """Names of the drop reasons, by number."""
+    chaos: str = ""
+    """What `tundp chaos` does to packets when the stream begins, in words."""
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """What `frame` wrote; members this version does not know are left out."""
         document = json.loads(data)
-        known = {name: document[name] for name in cls.__slots__}
-        return cls(**(known | {"reasons": tuple(document["reasons"])}))
+        known = {name: document[name] for name in cls.__slots__ if name != "chaos"}
+        chaos = str(document.get("chaos", ""))
+        return cls(**(known | {"reasons": tuple(document["reasons"]), "chaos": chaos}))
 
 
 def tap_request(query: Mapping[str, str]) -> TapRequest:

@@ -77,9 +77,9 @@ class HttpServer:
         self._swept_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, path: str, handler: Handler) -> None:
-        """Answer GET for one more path; before `open`."""
-        self._app.router.add_get(path, handler)
+    def add(self, path: str, handler: Handler, *, method: str = "GET") -> None:
+        """Answer one more path; before `open`."""
+        self._app.router.add_route(method, path, handler)
 
     def hold(self, request: web.Request) -> None:
         """The answer to a request is a stream: it may last, and makes room for nobody.

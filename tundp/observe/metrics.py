@@ -254,6 +254,7 @@ def _control(status: Status) -> Iterator[Any]:
         if backend.mtu is not None:
             yield _gauge("tundp_mtu_bytes", "Largest inner packet.", backend.mtu)
         yield from _measuring(backend)
+    yield from _chaos(status)
     if (engine := status.engine) is not None:
         yield _offloads(engine)
         yield _gauge(
@@ -313,6 +314,24 @@ def _measuring(backend: BackendStatus) -> Iterator[Any]:
         )
         for state, count in backend.paths_in_use.items():
             family.add_metric([state], count)
+        yield family
+
+
+def _chaos(status: Status) -> Iterator[Any]:
+    yield _gauge(
+        "tundp_chaos_active",
+        "Peers whose packets tundp chaos impairs on purpose.",
+        len(status.chaos_now),
+    )
+    if status.chaos_totals:
+        family = CounterMetricFamily(
+            "tundp_chaos_datagrams",
+            "Datagrams tundp chaos was given, by what became of them.",
+            labels=["fate"],
+        )
+        for name, count in status.chaos_totals.items():
+            if name != "waiting":
+                family.add_metric([name], count)
         yield family
 
 

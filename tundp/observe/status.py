@@ -521,6 +521,50 @@ class CountersStatus:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChaosStatus:
+    """Packets to one peer impaired on purpose by `tundp chaos`, now or once."""
+
+    subnet: IPv4Network
+    """One of the peer's; all of its subnets are concerned."""
+    public_ip: IPv4Address
+    port: int
+    impairment: str
+    """In words: loss 1%, delay 20ms."""
+    seed: int
+    since: float
+    """Unix time."""
+    ends_at: float
+    """Unix time."""
+    ended_at: float | None = None
+    """Unix time; null while it lasts."""
+    why_ended: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Datagrams by what became of them: received + duplicated is sent + lost + too_big + overflow +
+    refused + waiting; `own` is how many of the received were echo requests of tundp's."""
+    conserved: bool = True
+    """Whether that sum holds."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it lasts."""
+        return self.ended_at is None
+
+    @property
+    def who(self) -> str:
+        """The peer, in words."""
+        return f"{self.subnet} at {self.public_ip}:{self.port}"
+
+    @property
+    def fates(self) -> str:
+        """What was done, in words."""
+        return ", ".join(
+            f"{count:,} {name.replace('_', ' ')}"
+            for name, count in self.counts.items()
+            if count and name not in ("received", "own")
+        )
+
+
 @unique
 class DaemonState(Enum):
     """How far a daemon is."""
@@ -570,10 +614,19 @@ class Status:
     """The first 1,000; `routing.refused` is how many there are."""
     bad_entries: Sequence[BadEntryStatus] = ()
     """The first 1,000; `routing.bad_entries` is how many there are."""
+    chaos: Sequence[ChaosStatus] = ()
+    """What `tundp chaos` does to packets now, then the last 16 that ended, newest first."""
+    chaos_totals: Mapping[str, int] = field(default_factory=dict)
+    """All `counts` of chaos since the start."""
     counters: CountersStatus | None = None
     """Null for a backend that leaves packets to the kernel."""
     settings: Mapping[str, SettingStatus] = field(default_factory=dict)
     """Every setting in force, by the name of its flag."""
+
+    @property
+    def chaos_now(self) -> list[ChaosStatus]:
+        """What is impaired on purpose now."""
+        return [each for each in self.chaos if each.is_active]
 
     @property
     def failing(self) -> list[Finding]:

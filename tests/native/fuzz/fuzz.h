@@ -65,6 +65,7 @@ static inline const struct tundp_fib *fuzz_fib(uint16_t narrow_mtu)
 		.table = fuzz_table,
 		.table_count = sizeof(fuzz_table) / sizeof(fuzz_table[0]),
 		.hops = fuzz_hops,
+		.ways = fuzz_hops,
 		.hop_count = FUZZ_HOPS,
 		.paths = fuzz_paths,
 		.peers = fuzz_peers,

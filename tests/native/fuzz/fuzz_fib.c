@@ -68,6 +68,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	count = (size - HEAD_LEN) / 4;
 	table = malloc(count * sizeof(*table) + !count);
 	fib.hops = calloc(hop_count + !hop_count, sizeof(*fib.hops));
+	fib.ways = fib.hops;
 	fib.paths = calloc(hop_count + !hop_count, sizeof(*fib.paths));
 	REQUIRE(table && fib.hops && fib.paths);
 	for (size_t i = 0; i < count; i++)

@@ -22,6 +22,7 @@ from typing import Final
 
 from tundp.backend.base import BackendContext, BackendStatus, FibSink, Given
 from tundp.backend.peers import PeerTools
+from tundp.backend.udp.chaos import Chaos
 from tundp.backend.udp.echoes import Echoes, ProberSettings
 from tundp.backend.udp.leftovers import remove_leftovers
 from tundp.backend.udp.mtu import mtu_of
@@ -82,6 +83,7 @@ class UdpBackend:
         self._prober = PathProber(context.netlink, self._echoes)
         self._watch = PeerWatch(context.netlink, self._echoes, self._prober.peer)
         self._peer_tools = UdpPeerTools(is_on=context.packets.has_peer_tools)
+        self._chaos = Chaos(self._echoes, self._prober.peer, self._prober.measure_again)
 
     @property
     def name(self) -> str:
@@ -116,6 +118,11 @@ class UdpBackend:
     def peer_tools(self) -> PeerTools | None:
         """See Backend."""
         return self._peer_tools
+
+    @property
+    def chaos(self) -> Chaos:
+        """See Backend."""
+        return self._chaos
 
     def offer(self, interface: Interface) -> LeaseAttributes:
         """See Backend. flannel's udp leases have neither type nor data."""
@@ -185,6 +192,7 @@ class UdpBackend:
             reaches=self._watch.reaches,
             measurings=self._prober.measurings,
         )
+        self._chaos.start(self._engine, self._prober_settings(), fib)
         await self._open_device()
         self._log_device()
         self._device_lines = Ration(1)
@@ -192,7 +200,7 @@ class UdpBackend:
 
     def sinks(self) -> Sequence[FibSink]:
         """See Backend."""
-        return self.engine, self._prober, self._watch, self._peer_tools
+        return self.engine, self._prober, self._watch, self._peer_tools, self._chaos
 
     async def run(self) -> None:
         """See Backend: makes the TUN device again whenever it was deleted or moved away.
@@ -289,7 +297,7 @@ class UdpBackend:
                 with contextlib.suppress(PlatformError):
                     await self._netlink.set_link(self._tun_index, mtu=mtu)
         if self._device is not None and self._prober_settings() != before:
-            for each in (self._echoes, self._watch, self._prober, self._peer_tools):
+            for each in (self._echoes, self._watch, self._prober, self._peer_tools, self._chaos):
                 each.reset(self._prober_settings())
         return has_moved
 
@@ -319,6 +327,7 @@ class UdpBackend:
         name = self._tun.name if self._tun is not None and is_there else self._gone
         contest = self._contest.words(now=time.monotonic())
         return [
+            *self._chaos.findings(),
             must_hold("device", is_there, name),
             *worries("device-contest", contest),
             *self._prober.findings(),
@@ -347,6 +356,7 @@ class UdpBackend:
                 counters.decap.packets_in,
                 counters.decap.dropped,
             )
+        self._chaos.close()
         self._watch.close()
         self._echoes.close()
         self._peer_tools.close()

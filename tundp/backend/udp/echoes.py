@@ -82,6 +82,8 @@ class Echoes:
         """How many answers came from each hop; as long as `count_for` said."""
         self._tokens = BURST
         self._refilled_at = 0.0
+        self.divert: Callable[[int, bytes], bool] = lambda _, __: False
+        """Called with hop id and request; if true, the request was sent, the way packets go."""
         self.error = ""
         """Why nobody can be asked; empty if peers can."""
         self.sent = 0
@@ -187,6 +189,9 @@ class Echoes:
                 )
                 self._asked[cookie] = _Request(peer, size, time.monotonic(), answered)
                 cookies.append(cookie)
+                if self.divert(peer.hop_id, packet):
+                    self.sent += 1
+                    continue
                 with contextlib.suppress(OSError):
                     sender.sendmsg([packet], control, 0, (str(endpoint.address), endpoint.port))
                     self.sent += 1

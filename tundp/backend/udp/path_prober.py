@@ -126,12 +126,22 @@ class PathProber:
             return
         due_at = asyncio.get_running_loop().time() + SETTLE_S
         for path in concerned(changes, list(self._paths.values())):
-            # Changes in a row do not put it off.
-            if not path.is_due or path.due_at > due_at:
-                path.due_at = due_at
-            path.is_due = True
-            self._end_search(path)
-            self._is_disturbed.set()
+            self._disturb(path, due_at)
+
+    def measure_again(self, hop_ids: Iterable[int]) -> None:
+        """Look again at the paths of some hops, soon, if they are in use."""
+        due_at = asyncio.get_running_loop().time() + SETTLE_S
+        for hop_id in hop_ids:
+            if (path := self._paths.get(hop_id)) is not None:
+                self._disturb(path, due_at)
+
+    def _disturb(self, path: Path, due_at: float) -> None:
+        # Changes in a row do not put it off.
+        if not path.is_due or path.due_at > due_at:
+            path.due_at = due_at
+        path.is_due = True
+        self._end_search(path)
+        self._is_disturbed.set()
 
     async def run(self) -> None:
         """Measure until cancelled."""

@@ -6,6 +6,8 @@ newer one. Counters are copied out between two packets.
 
 The C code is the twin of wire/, lease/fib.py and engine/reference.py: tests/twin and
 tests/engine hold them equal, and `self_test` compares them on the machine at hand.
+
+Why one room: it is one class with every method of Dataplane, most of them a line or two.
 """
 
 from __future__ import annotations
@@ -130,6 +132,7 @@ class NativeEngine:
         for sock in self._socks:
             set_udp_gro(sock, is_on=self._has(Offload.UDP_GRO))
         self._fibs: list[NativeFib] = []
+        self._ways: dict[int, tuple[int, int]] = {}
         self._missing = {
             offload: DisabledOffload(reason)
             for offload, reason in (self._kernel.missing if self._kernel else {}).items()
@@ -178,12 +181,14 @@ class NativeEngine:
         assigned = changed_hops(before, fib) if delta is None else delta.hops_assigned
         self._hops.reassign(assigned)
         self._path_states.reset(assigned)
-        native_fib = NativeFib(fib, self._hops.paths)
-        self._fibs.append(native_fib)
-        for worker in self._workers:
-            worker.install(native_fib.struct)
-        seen = self.seen()
-        self._fibs = [kept for kept in self._fibs if kept.fib.generation >= seen]
+        for hop_id in assigned:
+            self._ways.pop(hop_id, None)
+        self._publish(fib)
+
+    def divert(self, ways: Mapping[int, tuple[int, int]]) -> None:
+        """See Dataplane. The same routes are published again, with other ways."""
+        self._ways = dict(ways)
+        self._publish(self._fibs[-1].fib)
 
     def seen(self) -> int:
         """See Dataplane. Without a thread no FIB but the installed one is in use."""
@@ -295,6 +300,16 @@ class NativeEngine:
     def _set_timestamps(self, is_on: bool) -> None:  # noqa: FBT001  (a callback)
         for sock in self._socks:
             set_timestamps(sock, is_on=is_on)
+
+    def _publish(self, fib: Fib) -> None:
+        """Give all workers a FIB, and free those that none of them has any more."""
+        native_fib = NativeFib(fib, self._hops.paths, self._ways)
+        self._fibs.append(native_fib)
+        for worker in self._workers:
+            worker.install(native_fib.struct)
+        seen = self.seen()
+        # Two may have one generation (`divert`): which of them a worker has, nobody knows.
+        self._fibs = [kept for kept in self._fibs if kept.fib.generation >= seen]
 
     def _directions(self) -> tuple[int, ...]:
         """The direction set of each worker of a queue."""

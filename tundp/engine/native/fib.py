@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,15 @@ class NativeFib:
     """A Fib read by C in the very memory Python built it in; keeps that memory alive.
 
     paths: path state by hop id, an array of `struct tundp_path`; none: nothing is known.
+    ways: address and port (host order) that datagrams of single hops are sent to, by hop id.
     """
 
-    def __init__(self, fib: Fib, paths: npt.NDArray[np.void] | None = None) -> None:
+    def __init__(
+        self,
+        fib: Fib,
+        paths: npt.NDArray[np.void] | None = None,
+        ways: Mapping[int, tuple[int, int]] | None = None,
+    ) -> None:
         native = require()
         self.fib = fib
         self._ffi = native.ffi
@@ -29,9 +36,15 @@ class NativeFib:
         if paths is None:
             size = native.ffi.sizeof("struct tundp_path")
             paths = np.zeros(len(fib.hop_array), np.dtype((np.void, size)))
+        way_array = fib.hop_array
+        if ways:
+            way_array = fib.hop_array.copy()
+            for hop_id, (address, port) in ways.items():
+                way_array[hop_id] = (address, port, 0)
         self._arrays = {
             "table": native.ffi.from_buffer("uint32_t[]", fib.table),
             "hops": native.ffi.from_buffer("struct tundp_hop[]", fib.hop_array),
+            "ways": native.ffi.from_buffer("struct tundp_hop[]", way_array),
             "paths": native.ffi.from_buffer("struct tundp_path[]", paths),
             "peers": native.ffi.from_buffer("uint32_t[]", fib.peer_array),
             "peer_hops": native.ffi.from_buffer("uint32_t[]", fib.peer_hops),
