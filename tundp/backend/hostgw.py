@@ -17,6 +17,8 @@ link's. What flannel's host-gw does, and where this differs:
   keep their way while it restarts. `tundp cleanup` removes them.
 - A gateway the kernel refuses (not on the link) is named in the log and in `checks`, and
   costs no other route. The subnet has no route then, rather than that to its former gateway.
+
+Why one room: what is wanted of the routing table, and how it is compared and put right.
 """
 
 from __future__ import annotations

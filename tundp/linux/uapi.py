@@ -75,10 +75,9 @@ SO_EE_ORIGIN_LOCAL: Final = 1
 SO_SNDBUFFORCE: Final = 32
 """2.6.14"""
 SO_RCVBUFFORCE: Final = 33
-SO_MEMINFO: Final = 55
-SK_MEMINFO_DROPS: Final = 8
-"""linux/sock_diag.h: index of a socket's drops in the array of u32 that SO_MEMINFO gets."""
 """2.6.14"""
+SO_MEMINFO: Final = 55
+"""4.12"""
 SO_ATTACH_FILTER: Final = 26
 SO_TIMESTAMPNS: Final = 35
 """2.6.22"""
@@ -86,6 +85,10 @@ SO_RXQ_OVFL: Final = 40
 """2.6.33"""
 SO_TIMESTAMPNS_NEW: Final = 64
 """5.1; also the type of its control message, two 64-bit numbers: seconds, nanoseconds."""
+
+# linux/sock_diag.h
+SK_MEMINFO_DROPS: Final = 8
+"""4.12: index of a socket's drops in the array of u32 that SO_MEMINFO gets."""
 
 # linux/socket.h: levels of setsockopt
 SOL_RAW: Final = 255

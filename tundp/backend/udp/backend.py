@@ -5,6 +5,9 @@
 Owns the device (address, route and MTU as linux/device.py describes), the engine and the
 sockets. The engine is made and attached with the first FIB given to `open`, never an empty
 one: a packet that comes in the first millisecond finds its peer.
+
+Why one room: it is the list of what the backend is made of, each part in a file of its own, and the
+order in which they begin, follow changes and end.
 """
 
 from __future__ import annotations

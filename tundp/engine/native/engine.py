@@ -295,6 +295,8 @@ class NativeEngine:
         self._loop.remove_reader(self._notify_fd)
         for worker in self._workers:
             worker.close()
+        # Readers of events may close theirs later: the descriptors' numbers are others' by then.
+        self._taps.end()
         os.close(self._notify_fd)
 
     def _set_timestamps(self, is_on: bool) -> None:  # noqa: FBT001  (a callback)

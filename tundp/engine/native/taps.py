@@ -43,6 +43,11 @@ class NativeTaps:
         self._publish()
         return tap
 
+    def end(self) -> None:
+        """The workers have ended: taps that are closed later touch nothing of theirs any more."""
+        self._workers = ()
+        self._on_use = lambda _: None
+
     def _close(self, tap: _NativeTap) -> None:
         self._open.remove(tap)
         self._publish()
