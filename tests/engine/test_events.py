@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import select
 import socket
 import struct
 import time
+import weakref
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +28,7 @@ from tests.engine.test_contract import (
 from tests.nodes import PORT
 from tests.wait import DEADLINE_S, until
 from tundp.choices import Engine
+from tundp.engine.native import engine as native_engine
 from tundp.engine.taps import TAPS_MAX, TapRequest
 from tundp.errors import TooManyReaders
 from tundp.wire.filter import parse
@@ -262,6 +265,21 @@ async def test_taps_are_independent_and_bounded(make_lab: Any, engine: Engine) -
         assert taps[0].read() == []
         taps[1].close()
         assert here.engine.tap_count() == 0
+
+
+@every_engine
+async def test_a_closed_tap_is_not_kept(
+    make_lab: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rings are up to 64 MB a worker."""
+    monkeypatch.setattr(native_engine, "_EXPIRE_S", 0.05)
+    async with world(make_lab, engine) as here:
+        tap = here.engine.open_tap(TapRequest())
+        kept = weakref.ref(tap)
+        tap.close()
+        del tap
+        here.peer.sendto(inner(b"one"), ("192.0.2.1", PORT))
+        await until(lambda: gc.collect() >= 0 and kept() is None, "the tap to be freed")
 
 
 @pytest.mark.parametrize("engine", [Engine.GSO, Engine.MMSG], ids=lambda engine: engine.value)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import pytest
 
 from tests.loops import run_on
-from tests.wait import DEADLINE_S, until
+from tests.wait import DEADLINE_S, until, until_sync
 from tundp.daemon import stall_watch
 from tundp.daemon.stall_watch import LATE_S, Stall, StallWatch
 
@@ -38,6 +40,40 @@ def test_a_callback_that_sleeps_is_named(caplog: pytest.LogCaptureFixture) -> No
     assert watch.last.waited_s is not None
     assert watch.last.waited_s < watch.last.late_s / 2
     assert watch.last.words() in caplog.text
+
+
+def test_what_the_late_code_had_is_not_kept() -> None:
+    class Large:
+        pass
+
+    seen: list[weakref.ref[Large]] = []
+
+    def hold() -> None:
+        large = Large()
+        if not seen:
+            seen.append(weakref.ref(large))
+            sleep_long(3 * LATE_S)
+
+    watch = asyncio.run(watch_while(hold))
+    assert watch.last is not None and " hold < " in watch.last.places[0]
+    gc.collect()
+    assert seen[0]() is None
+
+
+def test_one_that_does_not_end_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stall_watch, "LONG_S", LATE_S)
+    told: list[bool] = []
+
+    def hold() -> None:
+        if not told:
+            until_sync(lambda: "was late by" in caplog.text, "the delay to be told of")
+            told.append(True)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(watch_while(hold))
+    assert told
 
 
 def test_a_loop_in_time_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,12 +26,15 @@ _log = logging.getLogger(__name__)
 
 LATE_S: Final = 0.4
 """An event loop that is later than this is told of."""
+LONG_S: Final = 5.0
+"""One that lasts longer is told of before its end, too."""
 PAUSE_S: Final = 0.5
 """Between a sign of life and the next question."""
 _LINES: Final = 3
 _FRAMES: Final = 6
 """Innermost frames that are named of the loop's thread; of another, half of them."""
 _OTHERS: Final = 3
+_PLACES: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,26 +92,38 @@ class StallWatch:
                 return
             places: list[str] = []
             others: tuple[str, ...] = ()
+            is_told = False
             while not came.wait(LATE_S):
                 if self._is_over.is_set():
                     return
-                frames = sys._current_frames()  # noqa: SLF001
-                if not places:
-                    others = tuple(self._others(frames))
-                place = _place(frames.get(self._watched), _FRAMES)
-                if place not in places[-1:] and len(places) < 3:
-                    places.append(place)
-            late_s = time.monotonic() - began
-            if late_s >= LATE_S:
-                after = self._waited_s()
-                self._tell(
-                    Stall(
-                        late_s=late_s,
-                        waited_s=None if waited is None or after is None else after - waited,
-                        places=tuple(places),
-                        others=others,
-                    )
-                )
+                others = self._look(places) or others
+                if not is_told and time.monotonic() - began >= LONG_S:
+                    # It may never end: a watchdog kills the process before.
+                    is_told = True
+                    self._tell(self._stall(began, waited, places, others))
+            if time.monotonic() - began >= LATE_S:
+                self._tell(self._stall(began, waited, places, others))
+
+    def _look(self, places: list[str]) -> tuple[str, ...]:
+        """Note where the loop's thread is; at the first look, what other threads do."""
+        # A frame holds all that its function has: none of them is kept.
+        frames = sys._current_frames()  # noqa: SLF001
+        others = () if places else tuple(self._others(frames))
+        place = _place(frames.get(self._watched), _FRAMES)
+        if place not in places[-1:] and len(places) < _PLACES:
+            places.append(place)
+        return others
+
+    def _stall(
+        self, began: float, waited: float | None, places: list[str], others: tuple[str, ...]
+    ) -> Stall:
+        after = self._waited_s()
+        return Stall(
+            late_s=time.monotonic() - began,
+            waited_s=None if waited is None or after is None else after - waited,
+            places=tuple(places),
+            others=others,
+        )
 
     def _tell(self, stall: Stall) -> None:
         self.stalls += 1

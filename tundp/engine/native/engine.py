@@ -427,6 +427,7 @@ class NativeEngine:
 
     def _expire(self) -> None:
         """Forget path state and refused offloads that are PATH_STATE_S old."""
+        self._taps.forget()
         self._expire_timer = self._loop.call_later(_EXPIRE_S, self._expire)
         self._take_in_path_states()
         now = self._loop.time()

@@ -32,7 +32,7 @@ class NativeTaps:
 
     def open(self, request: TapRequest) -> Tap:
         """See Dataplane.open_tap."""
-        self._forget()
+        self.forget()
         if len(self._open) >= TAPS_MAX:
             raise TooManyReaders(TAPS_MAX)
         tap = _NativeTap(request, len(self._workers), self._close)
@@ -70,10 +70,13 @@ class NativeTaps:
             kept.append(taps)
             worker.tap(taps)
         self._published.append((self._generation, kept))
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
-        """Free what no worker can be using any more: all before the oldest one that is seen."""
+    def forget(self) -> None:
+        """Free what no worker can be using any more: all before the oldest one that is seen.
+
+        Call it now and then: a worker sees that a tap was closed when it runs next.
+        """
         running = (worker.taps_seen() for worker in self._workers if worker.is_running)
         seen = min(running, default=self._generation)
         self._published = [entry for entry in self._published if entry[0] >= seen]
