@@ -15,6 +15,9 @@ PYTEST = env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest -q -n $(WORKERS)
 TABLES := tundp/choices.py tundp/engine/counters.py tundp/engine/hop_slots.py tundp/engine/taps.py $(wildcard tundp/wire/*.py)
 NATIVE := setup.py $(TABLES) $(wildcard native/*.py native/*/*.h native/*/*.c)
 
+LABS := $(addprefix tests/netns/test_,$(addsuffix .py,bugreport chaos doctor kernel_stories matrix \
+  peer_tools peer_trace ping top under_load))
+
 .DEFAULT_GOAL := help
 .PHONY: help root build demo test lint check bench micro scale neighbours silence churn look events skbdrops refused hostile fuzz cross rungs labs labs-mutants format clean
 
@@ -38,8 +41,8 @@ help:
 	@echo '              8 make it a minute in all'
 	@echo 'make cross    the C code for arm64 and big-endian s390x, its tests under qemu'
 	@echo 'make rungs    the end-to-end tests once more with each offload off, each layout (root)'
-	@echo 'make labs     every broken lab that tundp doctor must name and mend, not a third of them, and every'
-	@echo '              debugging command under load, 30 of them killed (root)'
+	@echo 'make labs     all tests of the debugging commands, not a third: every broken lab that tundp doctor must'
+	@echo '              name and mend, every command under load, 30 of them killed (root)'
 	@echo 'make labs-mutants   the same with a doctor that is broken: each of them must fail (root)'
 	@echo 'make build    only set up: .venv with tundp in it, the C module compiled'
 	@echo 'make clean    remove what the others made'
@@ -135,7 +138,7 @@ rungs: root build
 labs: root build
 	@setup/apt.sh test
 	@ETCD_REQUIRED=1 setup/etcd.sh
-	@TUNDP_LABS=all TUNDP_KILLS=30 $(PYTEST) --dist loadfile tests/netns/test_doctor.py tests/netns/test_under_load.py
+	@TUNDP_LABS=all TUNDP_KILLS=30 $(PYTEST) --dist loadfile $(LABS)
 
 labs-mutants: root build
 	@setup/apt.sh test

@@ -9,6 +9,7 @@ import os
 import pytest
 
 from tests.loops import run_on
+from tests.thorough import IS_ALL, is_left_out
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -26,9 +27,17 @@ FIRST = ("tests/systemd/", "tests/netns/", "tests/bench/", "tests/native/", "tes
 """Folders of long tests, the longest first: what is short comes last and fills every worker."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests come first; without root, those that need it fail at once and aloud."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long tests come first; without root, those that need it fail at once and aloud.
+
+    Those of thorough.LEFT_OUT are run by `make labs`, and if they are named.
+    """
     items.sort(key=_turn)
+    if not IS_ALL and not any("::" in each for each in config.args):
+        left_out = [item for item in items if is_left_out(item.nodeid)]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if not is_left_out(item.nodeid)]
     rooted = ("tests/netns/", "tests/bench/", "tests/facts/", "tests/systemd/")
     needs_root = [item for item in items if item.nodeid.startswith(rooted)]
     if needs_root and os.geteuid() != 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -15,6 +14,7 @@ from tests.netns.broken_lab import PATH, TUNDP, Runner, fails, plant_name_mend
 from tests.netns.broken_rows import ROWS, WORSE
 from tests.netns.calm import CALM
 from tests.nodes import MakeLab, must_run
+from tests.thorough import IS_ALL
 from tests.wait import until
 from tundp.lab.overlay import make_directory
 from tundp.linux.listeners import process_state
@@ -30,8 +30,7 @@ def runner() -> Iterator[Runner]:
         made.close()
 
 
-IS_ALL = os.environ.pop("TUNDP_LABS", "") == "all"  # which tundp would not know
-"""Each takes seconds of traffic that fails first: a third in the suite, all by `make labs`."""
+# Each takes seconds of traffic that fails first: a third in the suite, all by `make labs`.
 CHOSEN = [name for name, row in ROWS.items() if IS_ALL or row.quick]
 
 

@@ -1,0 +1,76 @@
+"""The tests that `make labs` runs, and `make test` leaves out for its time.
+
+Each proves a further case of what a test beside it proves, in seconds of real daemons. A test that
+is named on the command line is run all the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Final
+
+IS_ALL: Final = os.environ.pop("TUNDP_LABS", "") == "all"
+"""Whether `make labs` runs; tundp would not know the variable."""
+
+LEFT_OUT: Final[Mapping[str, tuple[str, ...]]] = {
+    "tests/netns/test_top.py": (
+        "test_rounds_add_up_to_the_packets_that_were_sent[reference]",
+        "test_flows_add_up_and_the_filter_does_the_work[reference]",
+        "test_what_cannot_be_read_in_time_is_counted_and_estimated",
+        "test_stop_and_continue",
+        "test_a_daemon_that_goes_and_comes_back",
+        "test_a_daemon_that_hangs_is_named_and_holds_up_no_signal",
+        "test_a_terminal_that_cannot_have_a_screen_gets_lines",
+    ),
+    "tests/netns/test_ping.py": (
+        "test_a_host_that_is_gone_and_a_wrong_address_are_named",
+        "test_a_tun_that_is_down_is_named_on_both_nodes",
+        "test_a_black_hole_is_measured_to_the_byte",
+        "test_without_a_daemon_here_the_underlay_is_asked",
+        "test_a_pipe_nobody_reads_ends_it_quietly",
+    ),
+    "tests/netns/test_matrix.py": (
+        "test_a_break_of_one_direction_between_two_peers_is_named",
+        "test_peers_left_when_time_is_over_are_named_as_not_asked",
+    ),
+    "tests/netns/test_peer_tools.py": (
+        "test_a_node_says_who_it_is[reference]",
+        "test_a_node_says_how_it_reaches_its_peers[reference]",
+        "test_the_other_nodes_stages_are_seen[reference]",
+        "test_silence_is_no_refusal",
+        "test_a_killed_reader_leaves_no_tap_on_either_node",
+    ),
+    "tests/netns/test_peer_trace.py": (
+        "test_both_halves_of_both_ways_are_shown[reference]",
+        "test_a_node_without_peer_tools_is_named",
+        "test_a_killed_trace_leaves_no_tap_on_either_node",
+    ),
+    "tests/netns/test_chaos.py": (
+        "test_what_is_lost_is_what_is_missing[reference]",
+        "test_copies_flips_sizes_and_order[reference]",
+        "test_delay_and_the_peer_beside_it[reference]",
+        "test_a_black_hole_narrows_the_path",
+        "test_a_lease_that_moves_ends_it",
+    ),
+    "tests/netns/test_kernel_stories.py": (
+        "test_a_datagram_that_never_left_is_the_sent_packets_story",
+        "test_a_legacy_rule_is_named_by_its_counter",
+        "test_a_flood_of_drops_does_not_stall_a_trace",
+        "test_without_bpf_the_trace_goes_on_and_says_so",
+    ),
+    "tests/netns/test_bugreport.py": (
+        "test_without_a_daemon_root_or_programs",
+        "test_to_a_pipe",
+        "test_an_older_daemon",
+    ),
+    "tests/netns/test_under_load.py": ("test_each_and_ten_at_once",),
+}
+"""By file: names, with their parameters or without."""
+
+
+def is_left_out(node_id: str) -> bool:
+    """Whether `make test` leaves a test out."""
+    path, _, name = node_id.partition("::")
+    left_out = LEFT_OUT.get(path, ())
+    return name in left_out or name.partition("[")[0] in left_out
