@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.nodes import MakeOverlay, log_contains
+from tests.stopped import stop
 from tests.wait import DEADLINE_S, until
 from tundp.admin import open_events
 from tundp.errors import PlatformError
@@ -226,7 +227,7 @@ async def test_a_trace_shows_the_wait_in_the_socket_of_a_stopped_node(
             f"icmp and src host {one.tunnel_address}",
         )
         tracing = await traced(two, log, *only)
-        two.daemon.send_signal(signal.SIGSTOP)
+        stop(two.daemon.pid)
         try:
             assert await ping(one.host, two.tunnel_address, timeout_s=0.2) is None
         finally:

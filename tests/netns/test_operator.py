@@ -514,7 +514,7 @@ async def test_config_check_and_show(make_overlay: MakeOverlay) -> None:
 
         await overlay.write_etcd("config", '{"Network": "10.5.0.0/16", "SubnetLen": 31}')
         code, verdicts, details = await check(store, "--iface=eth0")
-        assert (code, verdicts["store"]) == (1, "fail")
+        assert (code, verdicts["network config"]) == (1, "fail")
         assert "SubnetLen is 31" in details
         code, verdicts, details = await check("--etcd-endpoints=http://192.0.2.254:1")
         assert (code, verdicts["store"], verdicts["interface"]) == (1, "fail", "fail")

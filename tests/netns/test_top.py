@@ -19,6 +19,7 @@ import pytest
 
 from tests.json_schema import validate
 from tests.nodes import MakeOverlay
+from tests.stopped import stop
 from tests.terminal import Terminal
 from tests.wait import until
 from tundp.lab.lab import Host, stop_process
@@ -321,7 +322,7 @@ async def test_a_daemon_that_hangs_is_named_and_holds_up_no_signal(
             assert "SUBNET" in last, "the last round is there when the screen is gone"
         async with Terminal(*flags(one, "-d", "0.3")) as terminal:
             await terminal.shows("^SUBNET")
-            os.kill(one.daemon.pid, signal.SIGSTOP)
+            stop(one.daemon.pid)
             try:
                 await terminal.shows(r"^no answer from the daemon for \d+ s")
                 terminal.type("d")
