@@ -58,7 +58,7 @@ from tundp.observe.events import (
     subnets_by_address,
     tap_request,
 )
-from tundp.observe.http_server import BACKLOG, HttpServer, Shared
+from tundp.observe.http_server import BACKLOG, HttpServer, Shared, paced
 from tundp.observe.leases import Leases
 from tundp.observe.ledger import Ledger
 from tundp.observe.status import STATUS_SCHEMA, Status
@@ -121,18 +121,21 @@ async def serve_admin(
     if sock is None:
         sock = await asyncio.to_thread(open_admin_socket, path)
 
+    look = paced(status)
+
     async def make() -> bytes:
         # With tens of thousands of peers this takes a second, which the event loop cannot spare.
-        return await asyncio.to_thread(_document, status())
+        return await asyncio.to_thread(_document, await look())
 
-    shared = Shared(make)
+    shared, shared_metrics = Shared(make), Shared(paced(metrics))
 
     async def answer(_: web.Request) -> web.Response:
         body = await shared.get()
         return web.Response(body=body, content_type="application/json", charset="utf-8")
 
     async def answer_metrics(_: web.Request) -> web.Response:
-        return web.Response(body=metrics(), content_type="text/plain", charset="utf-8")
+        body = await shared_metrics.get()
+        return web.Response(body=body, content_type="text/plain", charset="utf-8")
 
     async def answer_leases(request: web.Request) -> web.Response:
         since = request.query.get("since")

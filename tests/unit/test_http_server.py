@@ -8,6 +8,7 @@ import resource
 import select
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from aiohttp import web
 from tests.loops import LOOPS, run_on
 from tests.wait import DEADLINE_S, until
 from tundp.observe import http_server
-from tundp.observe.http_server import CONNECTIONS, HttpServer, Shared, connections_max
+from tundp.observe.http_server import CONNECTIONS, HttpServer, Shared, connections_max, paced
 
 BIG = b"x" * 8_000_000
 """More than the buffers of a socket hold."""
@@ -262,6 +263,30 @@ async def test_those_who_ask_at_once_get_one_value() -> None:
     assert set(await asyncio.gather(*first)) == {1}
     assert set(await asyncio.gather(*later)) == {2}, "begun after it was asked for"
     assert await shared.get() == 3
+
+
+async def test_a_crowd_leaves_the_loop_half_of_its_time() -> None:
+    """What takes 20 ms is asked for by 100 at a time, again and again: the loop serves others."""
+    made = 0
+
+    def make() -> int:
+        nonlocal made
+        made += 1
+        time.sleep(0.02)
+        return made
+
+    shared = Shared(paced(make))
+    clock = asyncio.get_running_loop().time
+
+    async def ask() -> None:
+        while clock() < until_s:
+            await shared.get()
+
+    until_s = clock() + 0.6
+    began_s = clock()
+    await asyncio.gather(*(ask() for _ in range(100)))
+    took_s = clock() - began_s
+    assert 2 <= made <= took_s / 0.02 / 2 + 1
 
 
 async def test_a_making_that_fails_fails_for_those_who_waited_only() -> None:

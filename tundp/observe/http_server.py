@@ -207,6 +207,28 @@ class Shared(Generic[T]):
         return await self._make()
 
 
+def paced(make: Callable[[], T]) -> Callable[[], Awaitable[T]]:
+    """`make`, which keeps the event loop busy, with rests: half of the loop's time at most is its.
+
+    For Shared: as many as may connect would have it made again and again.
+    """
+    rested_at = 0.0
+
+    async def make_in_time() -> T:
+        nonlocal rested_at
+        clock = asyncio.get_running_loop().time
+        if (rest_s := rested_at - clock()) > 0:
+            await asyncio.sleep(rest_s)
+        began = clock()
+        try:
+            return make()
+        finally:
+            ended = clock()
+            rested_at = ended + (ended - began)
+
+    return make_in_time
+
+
 def connections_max() -> int:
     """Connections of one server at a time: CONNECTIONS, fewer where few files may be open."""
     try:

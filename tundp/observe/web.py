@@ -26,7 +26,7 @@ from tundp.backoff import Outage
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict, failures
 from tundp.observe.health import Health
-from tundp.observe.http_server import BACKLOG, Handler, HttpServer
+from tundp.observe.http_server import BACKLOG, Handler, HttpServer, Shared, paced
 from tundp.observe.metrics import CONTENT_TYPE, Metrics
 
 _log = logging.getLogger(__name__)
@@ -86,9 +86,10 @@ class MetricsServer:
 @contextlib.asynccontextmanager
 async def serve_metrics(sock: socket.socket | None, metrics: Metrics) -> AsyncIterator[None]:
     """Answer Prometheus on a socket of `open_listener` until the block ends; None: not at all."""
+    shared = Shared(paced(metrics.render))
 
     async def answer(_: web.Request) -> web.Response:
-        return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+        return web.Response(body=await shared.get(), headers={"Content-Type": CONTENT_TYPE})
 
     async with _serve({"/metrics": answer}, sock):
         yield
