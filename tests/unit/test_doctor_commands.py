@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import pytest
 
 from tests.wait import until_sync
 from tundp.cli import doctor
-from tundp.doctor import daemon, peers, remedy
+from tundp.doctor import daemon, peers, pods, remedy
 from tundp.doctor.context import Context
 from tundp.errors import PlatformError
-from tundp.linux.netlink import NoRoute, Route, RouteLookup
+from tundp.finding import Verdict
+from tundp.linux.netlink import Address, Link, NoRoute, Route, RouteLookup
 from tundp.observe.status import (
     BackendStatus,
     BadEntryStatus,
@@ -171,6 +172,83 @@ ON_LINK = RouteLookup(index=4, source=IPv4Address("198.51.100.1"))
 )
 def test_a_narrow_path_gets_an_mtu_and_no_other_way(looked: peers.Look, command: str) -> None:
     assert peers.narrow(looked, "eth0", 1350) == command
+
+
+# Devices with addresses of the overlay
+
+
+class Kernel:
+    """A host's links, addresses and routes."""
+
+    def __init__(self, **devices: str) -> None:
+        self._devices = {"lo": "127.0.0.1/8", "eth0": "192.0.2.1/24", "flannel0": "10.5.1.0/32"}
+        self._devices |= devices
+
+    async def links(self) -> list[Link]:
+        return [
+            Link(index=index, name=name, mtu=1472, is_up=True, is_loopback=name == "lo")
+            for index, name in enumerate(self._devices, 1)
+        ]
+
+    async def addresses(self) -> list[Address]:
+        return [
+            Address(
+                index=index, interface=IPv4Interface(each), is_permanent=True, is_deprecated=False
+            )
+            for index, text in enumerate(self._devices.values(), 1)
+            for each in text.split()
+        ]
+
+    async def routes(self) -> list[Route]:
+        return []
+
+
+MOVE = "ip addr add 10.5.1.1/24 dev {0} && ip addr del 10.5.99.1/24 dev {0}"
+
+
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [
+        ({"cni0": "10.5.99.1/24"}, [("pods.subnet", "fail", MOVE.format("cni0"))]),
+        (
+            {"cni0": "10.5.1.1/24 10.5.99.1/24"},
+            [("pods.subnet", "fail", "ip addr del 10.5.99.1/24 dev cni0")],
+        ),
+        ({"cni0": "10.5.1.1/24", "wg0": "10.5.99.1/24"}, [("pods.subnet", "warn", "")]),
+        ({"cni0": "10.5.1.1/24", "docker0": "10.5.99.1/24"}, [("pods.subnet", "warn", "")]),
+        ({"virbr0": "10.5.99.1/24"}, [("pods.subnet", "fail", "")]),
+        (
+            {"cni0": "10.5.99.1/24", "docker0": "10.5.98.1/24"},
+            [("pods.subnet", "fail", ""), ("pods.subnet", "fail", "")],
+        ),
+        (
+            {"wg0": "10.5.99.1/24", "cni0": ""},
+            [
+                ("pods.subnet", "warn", ""),
+                ("pods.address", "fail", "ip addr add 10.5.1.1/24 dev cni0"),
+            ],
+        ),
+        # Docker's own, while no pod has made cni0 yet.
+        ({"docker0": "172.17.0.1/16"}, [("pods.none", "note", "")]),
+        ({"docker0": ""}, [("pods.address", "fail", "ip addr add 10.5.1.1/24 dev docker0")]),
+    ],
+)
+async def test_only_the_pods_own_bridge_gets_their_address(
+    tmp_path: Path, devices: dict[str, str], said: list[tuple[str, str, str]]
+) -> None:
+    class Host:
+        netlink = Kernel(**devices)
+
+    host: Any = Host()
+    given = Context(
+        inspection=host, status=status(), asked=PlatformError("none"), pid=None, cni_dir=tmp_path
+    )
+    found = [
+        (each.id, each.verdict.value, each.facts.get("command", ""))
+        async for each in pods.check_bridge(given)
+        if each.verdict is not Verdict.OK
+    ]
+    assert found == said
 
 
 # A daemon that hangs
