@@ -156,3 +156,9 @@ def test_kube_proxy_masquerades_what_it_marks_and_not_what_pods_send_outside() -
     assert marked.certainty is Match.NO
     assert marked.by_mark is not None
     assert marked.by_mark.chain.name == "KUBE-POSTROUTING"
+
+
+async def test_the_name_of_a_chain_is_quoted() -> None:
+    rules = "-A POSTROUTING -j X;reboot\n-A X;reboot -s 10.5.7.0/24 -j MASQUERADE\n"
+    ((_, command),) = await hidden(rules, ":X;reboot - [0:0]\n")
+    assert " -I 'X;reboot' 1 " in command
