@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -538,28 +538,6 @@ async def test_the_first_cni_config_by_name_counts(tmp_path: Path) -> None:
     assert (bad.id, bad.verdict) == ("cni.order", Verdict.FAIL)
     await asyncio.to_thread(subprocess.run, ["sh", "-c", bad.facts["command"]], check=True)
     assert (await found_in(tmp_path)).verdict is Verdict.OK
-
-
-@pytest.mark.parametrize(
-    ("text", "covers"),
-    [
-        ("-A POSTROUTING -s 10.5.1.0/24 ! -d 10.5.0.0/16 -j MASQUERADE", True),
-        ("-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE", False),
-        ("-A POSTROUTING -j MASQUERADE", True),
-        ("-A POSTROUTING -s 10.0.0.0/8 -j SNAT --to-source 192.0.2.1", True),
-    ],
-)
-def test_whose_packets_a_rule_masquerades(text: str, covers: bool) -> None:
-    status = Status(
-        version="",
-        pid=1,
-        state=DaemonState.RUNNING,
-        started_at=0,
-        uptime_s=0,
-        network=IPv4Network("10.5.0.0/16"),
-        subnet=IPv4Network("10.5.1.0/24"),
-    )
-    assert pods._covers(status, text.lower()) is covers
 
 
 def test_who_listens_on_a_socket_is_known_although_it_never_answers(tmp_path: Path) -> None:

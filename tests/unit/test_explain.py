@@ -6,6 +6,7 @@ The golden files are what two explanations look like on a terminal, in a pipe an
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -447,7 +448,7 @@ def test_a_silent_peer_is_a_warning() -> None:
     reach = ReachStatus(standing="silent", since=1.0)
     status = replace(STATUS, peers=[replace(PEER, reach=reach)])
     one = step(explain(facts(status=status)), "peer")
-    assert (one.ruling, one.command) == (Ruling.WARN, "on 192.0.2.2: tundp status")
+    assert (one.ruling, one.command, one.words) == (Ruling.WARN, "", "on 192.0.2.2: tundp status")
 
 
 @pytest.mark.parametrize(
@@ -558,6 +559,55 @@ def test_its_json(name: str) -> None:
 
     validate(golden, rules)
     assert codec.from_json(Explanation, golden).verdict is EXAMPLES[name].verdict
+
+
+# What to do
+
+
+SHELL = re.compile(r"(ip|sysctl|nft|iptables|tc|tundp status)( |$)")
+
+
+@pytest.mark.parametrize(
+    ("asked", "step_id", "words"),
+    [
+        (
+            facts(
+                "10.5.77.3", "10.5.1.2", leases=replace(LEASES, source_check=SourceCheck.ENFORCE)
+            ),
+            "source-check",
+            "the daemon's flag --source-admit=10.5.77.3/32",
+        ),
+        (
+            facts(question={"size": 1500, "dont_fragment": True}),
+            "size",
+            "in the pod: ip link set eth0 mtu",
+        ),
+        (
+            facts(
+                status=replace(
+                    STATUS, peers=[replace(PEER, reach=ReachStatus(standing="silent", since=1.0))]
+                )
+            ),
+            "peer",
+            "on 192.0.2.2: tundp status",
+        ),
+    ],
+)
+def test_what_is_no_line_of_shell_for_this_host_is_no_command(
+    asked: Facts, step_id: str, words: str
+) -> None:
+    found = explain(asked)
+    one = step(found, step_id)
+    assert words in one.words
+    assert all(SHELL.match(each.command) for each in found.steps if each.command)
+    assert not any(each.command.startswith("tundp run") for each in found.steps)
+    assert words in printed(explain_parts(found), width=300)
+
+
+def test_names_of_devices_are_quoted() -> None:
+    name = "cni0;reboot"
+    found = explain(facts(pods=(name,), pods_up=False))
+    assert found.command == f"ip link set '{name}' up"
 
 
 # The command line

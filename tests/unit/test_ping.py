@@ -90,17 +90,45 @@ def facts(found: dict[LayerId, Layer], **changes: Any) -> Facts:
     return dataclasses.replace(Facts(peer=PEER, layers=found, uplink="eth0"), **changes)
 
 
-def look(*, gateway: str = "", neighbour: int = 0, errno: int = 0, filtered: str = "") -> Look:
+def look(
+    *,
+    gateway: str = "",
+    neighbour: int = 0,
+    errno: int = 0,
+    filtered: str = "",
+    device: str = "eth0",
+    table: int = 254,
+) -> Look:
     via = IPv4Address(gateway) if gateway else None
     status = PeerStatus(subnet=IPv4Network("10.5.2.0/24"), public_ip=PEER.public_ip, port=8285)
     return Look(
         peer=status,
         route=NoRoute(errno=errno)
         if errno
-        else RouteLookup(index=2, source=IPv4Address("192.0.2.1"), gateway=via),
+        else RouteLookup(index=2, source=IPv4Address("192.0.2.1"), gateway=via, table=table),
+        device="" if errno else device,
+        source=None if errno else IPv4Address("192.0.2.1"),
         neighbour=Neighbour(2, via or PEER.public_ip, "", neighbour) if neighbour else None,
         filtered_at=filtered,
     )
+
+
+def test_a_narrow_path_by_another_device_is_left_there() -> None:
+    path = PathSize(device_mtu=1472, largest=1372)
+    by_uplink = conclude(facts(layers(), path=path, look=look(gateway="192.0.2.254")))
+    assert by_uplink.next_step.startswith(
+        "ip route replace 192.0.2.2 via 192.0.2.254 dev eth0 src 192.0.2.1 mtu 1400  ("
+    )
+    for other in (look(device="eth1"), look(table=100), None):
+        step = conclude(facts(layers(), path=path, look=other)).next_step
+        assert "ip route replace" not in step
+        assert step.startswith("an MTU of 1400 for the route to 192.0.2.2: ip route get")
+
+
+def test_the_neighbour_is_named_with_the_device_it_is_on() -> None:
+    dead = dict(broken(underlay=Answer.SILENT))
+    found = conclude(facts(dead, look=look(device="eth1", neighbour=NUD_PERMANENT)))
+    assert found.next_step.startswith("ip neigh del 192.0.2.2 dev eth1")
 
 
 SILENT = layers(port=Answer.SILENT, tun=Answer.SILENT, control=Answer.SILENT, bridge=Answer.SILENT)

@@ -27,6 +27,10 @@ AGAIN_S: Final = 10.0
 """How long a mend may take to show."""
 STOPPED_S: Final = 0.1
 """How long a daemon that is stopped by a signal is asked for its settings."""
+RUN_S: Final = 120.0
+"""How long a mend may run: systemd gives 90 s to a service that hangs (TimeoutStopSec)."""
+_TIMED_OUT: Final = 124
+"""The exit code timeout(1) has then."""
 _PAUSE_S: Final = 0.5
 EXIT_BLIND: Final = 4
 """Nothing worse than what could not be looked at."""
@@ -182,7 +186,11 @@ def _run(command: str) -> int:
 
     # What was shown, and agreed to.
     argv = ["/bin/sh", "-c", command]
-    return subprocess.run(argv, env=environment(), check=False).returncode  # noqa: S603
+    try:
+        return subprocess.run(argv, env=environment(), timeout=RUN_S, check=False).returncode  # noqa: S603
+    except subprocess.TimeoutExpired:
+        print_error(f"the command did not end within {RUN_S:.0f} s")
+        return _TIMED_OUT
 
 
 def _again(

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
+from shlex import quote
 from typing import Final
 
 from tundp.daemon.known_leases import KnownLeases
@@ -264,7 +265,7 @@ class _Looked:
             target = network if scene.device in wanted else scene.subnet
             return f"ip rule add priority 1 to {target} lookup main"
         if wanted == (scene.device,):
-            return f"ip route add {network} dev {scene.device}"
+            return f"ip route add {network} dev {quote(scene.device)}"
         return ""
 
     async def _tunnel(self, scene: Scene, row: LedgerRow, what: Direction) -> Tunnel:
@@ -333,5 +334,5 @@ def _switch(iif: str) -> str:
 
 def _deletion(route: Route, way: Way) -> str:
     kind = "" if route.is_unicast else f"{route.kind} "
-    over = f" dev {way.name(route.indexes[0])}" if len(route.indexes) == 1 else ""
+    over = f" dev {quote(way.name(route.indexes[0]))}" if len(route.indexes) == 1 else ""
     return f"ip route del {kind}{route.destination}{over}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tundp.doctor.peers import Look, on_its_side, on_our_side
+from tundp.doctor.peers import Look, narrow, on_its_side, on_our_side
 from tundp.finding import Verdict
 from tundp.linux.netlink import RouteLookup
 from tundp.observe.ping import Answer, Layer, LayerId, Outcome, PathSize, PingedPeer, Series
@@ -78,16 +78,17 @@ def _answering(facts: Facts) -> Conclusion:
     if path is not None and path.is_black_hole:
         lost = path.device_mtu if path.daemon_mtu is None else path.daemon_mtu
         assert path.largest is not None
-        via = ""
-        if facts.look is not None and isinstance(facts.look.route, RouteLookup):
-            gateway = facts.look.route.gateway
-            via = "" if gateway is None else f"via {gateway} "
+        mtu = path.largest + OVERHEAD
+        step = narrow(facts.look, facts.uplink, mtu) if facts.look is not None else ""
+        if step:
+            step += "  (for as long as the path is narrow)"
+        else:
+            step = f"an MTU of {mtu} for the route to {there}: ip route get {there}"
         return Conclusion(
             Outcome.PARTLY,
             f"{who} answers, but packets of {lost} bytes do not arrive there, and those of"
             f" {path.largest} do: something on the way swallows large ones",
-            f"ip route replace {there} {via}dev {facts.uplink} mtu {path.largest + OVERHEAD}  (for"
-            " as long as the path is narrow); tundp doctor --only=mtu",
+            f"{step}; tundp doctor --only=mtu",
         )
     if path is not None and path.largest is None:
         return Conclusion(
@@ -129,7 +130,7 @@ def _ours(facts: Facts) -> Conclusion | None:
         return Conclusion(Outcome.OVERLAY, *facts.ours)
     peer, there = facts.peer, facts.peer.public_ip
     if facts.look is not None:
-        found = on_our_side(facts.look, _seen(facts), facts.uplink, Verdict.FAIL)
+        found = on_our_side(facts.look, _seen(facts), Verdict.FAIL)
         if found is not None:
             return Conclusion(Outcome.OVERLAY, found.evidence, found.next_step)
     for layer, what in (
@@ -191,7 +192,7 @@ def _on_the_way(facts: Facts) -> Conclusion:
             text = f"{seen}, UDP {port} is not: a firewall rejects it ({said})"
             return Conclusion(Outcome.OVERLAY, text, _let_pass(facts))
     if look is not None and look.neighbour is not None and look.neighbour.is_unanswered:
-        found = on_its_side(look, seen, facts.uplink, Verdict.FAIL)
+        found = on_its_side(look, seen, Verdict.FAIL)
         step = f"is {there} its address (tundp leases), and is that host up? {found.next_step}"
         return Conclusion(Outcome.OVERLAY, found.evidence, step)
     if facts.answer(LayerId.PORT) is Answer.UNREACHABLE:
@@ -256,7 +257,7 @@ def _without_tunnel(facts: Facts) -> Conclusion:
         found = (
             None
             if facts.look is None
-            else on_our_side(facts.look, f"{there} answers no ping", facts.uplink, Verdict.FAIL)
+            else on_our_side(facts.look, f"{there} answers no ping", Verdict.FAIL)
         )
         if found is not None:
             return Conclusion(Outcome.OVERLAY, found.evidence, found.next_step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from ipaddress import IPv4Address
 from shlex import quote
 from typing import Final
 
@@ -270,20 +271,36 @@ def _looped(status: Status, routes: Sequence[Route], names: Mapping[int, str]) -
     for each in status.refused[:_NAMED]:
         if each.reason != Refusal.ROUTED_INTO_OVERLAY.name.lower():
             continue
-        fitting = [route for route in routes if each.public_ip in route.destination]
-        best = max(fitting, key=lambda route: route.destination.prefixlen, default=None)
-        command = ""
-        if best is not None and best.destination != status.network and len(best.indexes) == 1:
-            device = names.get(best.indexes[0], "")
-            command = f"ip route del {best.destination} dev {quote(device)}" if device else ""
         yield finding(
             "peer.loop",
             Verdict.FAIL,
             f"datagrams to {each.public_ip} (lease {each.key}) would go round and round: this host"
             " routes that address into the overlay",
-            command=command,
-            words=f"ip route get {each.public_ip} must not name the TUN",
+            command=_unloop(status, each.public_ip, routes, names),
+            words=f"ip route get {each.public_ip} must not name the TUN: see ip rule, and the table"
+            " it names",
         )
+
+
+def _unloop(
+    status: Status, public_ip: IPv4Address, routes: Sequence[Route], names: Mapping[int, str]
+) -> str:
+    """The command that deletes the route of the main table that loops; empty if none there does.
+
+    The loop may be in another table, or gone: the best route is then the one that works.
+    """
+    backend, network = status.backend, status.network
+    tun = None if backend is None else backend.device
+    fitting = [route for route in routes if public_ip in route.destination]
+    best = max(fitting, key=lambda route: route.destination.prefixlen, default=None)
+    if best is None or tun is None or not tun.name or network is None or not best.is_unicast:
+        return ""
+    if [names.get(index) for index in best.indexes] != [tun.name]:
+        return ""
+    # The overlay's own route, and what is larger, is not somebody's mistake about this peer.
+    if best.destination.prefixlen <= network.prefixlen:
+        return ""
+    return f"ip route del {best.destination} dev {quote(tun.name)}"
 
 
 def _refused(context: Context, status: Status) -> Iterator[Finding]:
@@ -316,9 +333,19 @@ def _refused(context: Context, status: Status) -> Iterator[Finding]:
             Verdict.WARN,
             f"{len(status.bad_entries)} entries of the store cannot be read, such as {first.name}:"
             f" {first.why}",
-            command=remedy.delete_lease(settings, status, first.name.rpartition("/")[2]),
-            words="if no node writes it",
+            command=remedy.delete_lease(settings, status, first.name)
+            if _is_key(first.name)
+            else "",
+            words="if no node writes it: delete it where it is, and nothing beside it",
         )
+
+
+def _is_key(name: str) -> bool:
+    """Whether an unreadable entry's name is surely its key below `subnets/`, to the letter.
+
+    Not if it is in a folder, and not if it was cut or escaped to be shown (`printable`).
+    """
+    return bool(name) and name.isascii() and name.isprintable() and not set(name) & set("/\\")
 
 
 _EXPECTED: Final = frozenset(

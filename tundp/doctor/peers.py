@@ -21,6 +21,7 @@ from tundp.doctor.context import Context, ask_daemon, finding, running
 from tundp.doctor.probes import SMALL, Question, asking, closed_ports, refuses
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
+from tundp.linux import uapi
 from tundp.linux.netlink import Flow, Link, Netlink, NoRoute, RouteLookup
 from tundp.linux.obstacles import neighbours, sysctls
 from tundp.linux.obstacles.neighbours import Neighbour
@@ -41,6 +42,10 @@ class Look:
 
     peer: PeerStatus
     route: RouteLookup | NoRoute
+    device: str = ""
+    """The link the route leaves by; empty without a route, or if the link is gone."""
+    source: IPv4Address | None = None
+    """The source address the kernel gives others that go the same way; None if not known."""
     neighbour: Neighbour | None = None
     is_pingable: bool = False
     is_refusing: bool = False
@@ -137,7 +142,7 @@ async def _silent(
     looks = await _look(context, backend, silent)
     verdict = Verdict.WARN if context.heard else Verdict.FAIL
     for look in looks[:NAMED]:
-        yield _judged(look, backend, verdict)
+        yield _judged(look, verdict)
     if (more := len(looks) - NAMED) > 0:
         yield finding(
             "peer.silent", verdict, f"{more} more peers do not answer", words="tundp status"
@@ -174,9 +179,18 @@ async def look_up(
     source, port: of our datagrams. PlatformError.
     """
     flow = Flow(source=source, port=port)
-    routes = await netlink.lookups([peer.public_ip for peer in peers], flow)
-    looks = [Look(peer=peer, route=routes[peer.public_ip]) for peer in peers]
+    addresses = [peer.public_ip for peer in peers]
+    routes, unbound = await netlink.lookups(addresses, flow), await netlink.lookups(addresses)
     names = {link.index: link.name for link in links}
+    looks = []
+    for peer in peers:
+        look = Look(peer=peer, route=routes[peer.public_ip])
+        if isinstance(look.route, RouteLookup):
+            look.device = names.get(look.route.index, "")
+            other = unbound[peer.public_ip]
+            if isinstance(other, RouteLookup) and other.index == look.route.index:
+                look.source = other.source
+        looks.append(look)
     # Those with our address: what comes in there is for us, whatever device ours leave by.
     ins = [each.index for each in await netlink.addresses() if each.interface.ip == source]
     for look in looks:
@@ -224,17 +238,16 @@ async def _refusals(
     }
 
 
-def _judged(look: Look, backend: BackendStatus, verdict: Verdict) -> Finding:
+def _judged(look: Look, verdict: Verdict) -> Finding:
     """The finding for a peer that does not answer through the overlay."""
     who = f"peer {look.peer.subnet} at {look.peer.endpoint}: {_since(look.peer)}"
-    uplink = backend.interface.name
-    return on_our_side(look, who, uplink, verdict) or on_its_side(look, who, uplink, verdict)
+    return on_our_side(look, who, verdict) or on_its_side(look, who, verdict)
 
 
-def on_our_side(look: Look, who: str, uplink: str, verdict: Verdict) -> Finding | None:
+def on_our_side(look: Look, who: str, verdict: Verdict) -> Finding | None:
     """What this host does to packets from or for the peer; None if nothing is known.
 
-    who: begins the evidence. uplink: the interface to the other nodes.
+    who: begins the evidence.
     """
     neighbour = look.neighbour
     if isinstance(look.route, NoRoute):
@@ -259,13 +272,13 @@ def on_our_side(look: Look, who: str, uplink: str, verdict: Verdict) -> Finding 
             "peer.neighbour",
             verdict,
             f"{who}; its datagrams go to the link address {neighbour.link_address}, which somebody"
-            f" has fixed for {look.hop} on {uplink}, and nothing comes back",
-            command=f"ip neigh del {look.hop} dev {quote(uplink)}",
+            f" has fixed for {look.hop} on {look.device}, and nothing comes back",
+            command=f"ip neigh del {look.hop} dev {quote(look.device)}" if look.device else "",
         )
     return None
 
 
-def on_its_side(look: Look, who: str, uplink: str, verdict: Verdict) -> Finding:
+def on_its_side(look: Look, who: str, verdict: Verdict) -> Finding:
     """What the peer, or the way to it, does."""
     there, port = str(look.peer.public_ip), look.peer.port
     if look.neighbour is not None and look.neighbour.is_unanswered:
@@ -274,8 +287,8 @@ def on_its_side(look: Look, who: str, uplink: str, verdict: Verdict) -> Finding:
             ("does that host run, and have this address? else its lease has to go or change"),
         )
         seen = (
-            f"{look.hop} answers no ARP on {uplink}: it is down, elsewhere, or its lease names a"
-            " wrong PublicIP"
+            f"{look.hop} answers no ARP on {look.device}: it is down, elsewhere, or its lease names"
+            " a wrong PublicIP"
         )
     elif look.is_refusing:
         name, words = "peer.refused", ""
@@ -372,17 +385,41 @@ async def _blackhole(
             words=f"no route's MTU mends that: see what is on the way: tracepath -n"
             f" {peer.public_ip}",
         )
-    route = (await context.inspection.netlink.lookups([peer.public_ip]))[peer.public_ip]
-    via = "" if isinstance(route, NoRoute) or route.gateway is None else f"via {route.gateway} "
+    (look,) = await look_up(
+        context.inspection.netlink,
+        await context.links(),
+        [peer],
+        source=backend.interface.address,
+        port=backend.port or 0,
+    )
+    command = narrow(look, backend.interface.name, inner + OVERHEAD)
     return finding(
         "mtu.blackhole",
         Verdict.FAIL,
         f"{seen}, those of {inner} do: something on the way swallows large ones",
-        command=f"ip route replace {peer.public_ip} {via}dev {quote(backend.interface.name)}"
-        f" mtu {inner + OVERHEAD}",
+        command=command,
         words="for as long as the path is narrow: pods are told then; to keep it, where routes are"
-        " configured",
+        " configured"
+        if command
+        else f"a route to {peer.public_ip} with MTU {inner + OVERHEAD} beside the one that is used,"
+        f" which is not by {backend.interface.name} in the main table: ip route get"
+        f" {peer.public_ip}",
     )
+
+
+def narrow(look: Look, uplink: str, mtu: int) -> str:
+    """The command that gives the route to a peer an MTU, and leaves it otherwise as it is.
+
+    Empty if the route is not by `uplink`, or in a table that is asked before the main one.
+    """
+    route = look.route
+    if isinstance(route, NoRoute) or route.kind != "unicast" or not look.device:
+        return ""
+    if look.device != uplink or route.table != uapi.RT_TABLE_MAIN:
+        return ""
+    via = "" if route.gateway is None else f"via {route.gateway} "
+    source = "" if look.source is None else f" src {look.source}"
+    return f"ip route replace {look.peer.public_ip} {via}dev {quote(uplink)}{source} mtu {mtu}"
 
 
 async def _without_tunnel(

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
+from shlex import quote
 from typing import Final, Protocol, TypeVar
 
 from tundp.admin import fetch_status
@@ -298,7 +299,7 @@ class _Pinger:
                 return f"this node's TUN {device.name or 'device'} is gone", step
             if not link.is_up:
                 text = f"this node's TUN {device.name} is down"
-                return text, f"ip link set dev {device.name} up; tundp doctor"
+                return text, f"ip link set dev {quote(device.name)} up; tundp doctor"
             route = (await self._netlink.lookups([to]))[to]
         except PlatformError as error:
             self._notes.append(f"device and route of the overlay not looked at: {error}")

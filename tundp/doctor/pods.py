@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import shlex
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from ipaddress import IPv4Network
 from pathlib import Path
 from shlex import quote
 from typing import Final
@@ -17,7 +17,10 @@ from tundp.lease import subnet_env
 from tundp.linux import unreachable
 from tundp.linux.netlink import Address, Link
 from tundp.linux.obstacles import rulesets, source_nat
-from tundp.linux.obstacles.rules import Table
+from tundp.linux.obstacles.firewall import text_of
+from tundp.linux.obstacles.packet import Match
+from tundp.linux.obstacles.scene import Scene
+from tundp.linux.obstacles.source_nat import Outwards
 from tundp.observe.status import Status
 
 CNI_DIR: Final = Path("/etc/cni/net.d")
@@ -25,7 +28,6 @@ BRIDGES: Final = ("cni0", "docker0", "cbr0", "kube-bridge")
 """Bridges that flannel's pods usually are behind."""
 _CNI_NAMES: Final = (".conf", ".conflist", ".json")
 """What libcni reads, in the order of names (libcni/api.go, ConfFiles)."""
-_MASQUERADES: Final = ("masquerade", "snat")
 
 
 async def check_bridge(context: Context) -> AsyncIterator[Finding]:
@@ -37,20 +39,34 @@ async def check_bridge(context: Context) -> AsyncIterator[Finding]:
     ours = {status.backend.interface.name}
     if status.backend.device is not None:
         ours.add(status.backend.device.name)
+    addresses = await context.inspection.netlink.addresses()
     held = [
         (links[each.index], each)
-        for each in await context.inspection.netlink.addresses()
+        for each in addresses
         if each.interface.ip in status.network
         and each.index in links
         and links[each.index].name not in ours
         and not links[each.index].is_loopback
     ]
     right = [link for link, each in held if each.interface.ip in status.subnet]
-    for link, address in held:
-        if address.interface.ip not in status.subnet:
-            yield _elsewhere(status, link, address, has_right=link in right)
-    if not right and len(held) == 0:
-        yield _none(status, list(links.values()))
+    wrong = [each for each in held if each[1].interface.ip not in status.subnet]
+    wrong_bridges = {link.name for link, _ in wrong} & {*BRIDGES}
+    has_address = {each.index for each in addresses}
+    # Docker's own, with an address of its own, is no bridge that lost one.
+    bare = [
+        each for each in links.values() if each.name in BRIDGES and each.index not in has_address
+    ]
+    for link, address in wrong:
+        # With the right address elsewhere, or two such bridges, it may be another network's.
+        is_theirs = link.name in BRIDGES and (
+            link in right or (not right and len(wrong_bridges) == 1)
+        )
+        if is_theirs:
+            yield _moved(status, link, address, has_right=link in right)
+        else:
+            yield _foreign(status, link, address, is_alone=not right and not bare)
+    if not right and (not held or (bare and not wrong_bridges)):
+        yield _none(status, bare[0].name if bare else "")
     for each in await _strays(context, status, {link.index: link.name for link in links.values()}):
         yield each
     for link in dict.fromkeys(right):
@@ -102,26 +118,47 @@ async def _strays(context: Context, status: Status, names: Mapping[int, str]) ->
     return found
 
 
-def _elsewhere(status: Status, link: Link, address: Address, *, has_right: bool) -> Finding:
-    subnet = status.subnet
-    assert subnet is not None
-    wanted = f"{subnet.network_address + 1}/{subnet.prefixlen}"
+def _gateway(subnet: IPv4Network) -> str:
+    """The address the pods' bridge has, with its prefix length."""
+    return f"{subnet.network_address + 1}/{subnet.prefixlen}"
+
+
+def _moved(status: Status, link: Link, address: Address, *, has_right: bool) -> Finding:
+    """The pods' bridge has an address of a subnet that is not this node's (any more)."""
+    assert status.subnet is not None
     name = quote(link.name)
-    add = "" if has_right else f"ip addr add {wanted} dev {name} && "
+    add = "" if has_right else f"ip addr add {_gateway(status.subnet)} dev {name} && "
     return finding(
         "pods.subnet",
         Verdict.FAIL,
-        f"{link.name} has {address.interface}, but this node's subnet is {subnet}: its pods cannot"
-        " be reached from other nodes",
+        f"{link.name} has {address.interface}, but this node's subnet is {status.subnet}: its pods"
+        " cannot be reached from other nodes",
         command=f"{add}ip addr del {address.interface} dev {name}",
         words="pods made before have addresses of the old subnet: make them again",
     )
 
 
-def _none(status: Status, links: Sequence[Link]) -> Finding:
+def _foreign(status: Status, link: Link, address: Address, *, is_alone: bool) -> Finding:
+    """A device that may be of another network (VPN, libvirt) has an address of another node's.
+
+    is_alone: whether nothing else can be the pods' bridge.
+    """
     assert status.subnet is not None
-    wanted = f"{status.subnet.network_address + 1}/{status.subnet.prefixlen}"
-    bridge = next((each.name for each in links if each.name in BRIDGES), "")
+    return finding(
+        "pods.subnet",
+        Verdict.FAIL if is_alone else Verdict.WARN,
+        f"{link.name} has {address.interface}, inside the overlay {status.network}, but this node's"
+        f" subnet is {status.subnet}: what is behind {link.name} cannot be reached from other"
+        " nodes, and hides pods of theirs from this one",
+        words=f"where this node's pods are behind {link.name}, it needs {_gateway(status.subnet)}"
+        f" instead; another network needs addresses outside {status.network}",
+    )
+
+
+def _none(status: Status, bridge: str) -> Finding:
+    """bridge: one without an address; empty if there is none."""
+    assert status.subnet is not None
+    wanted = _gateway(status.subnet)
     if not bridge:
         return finding(
             "pods.none",
@@ -134,7 +171,7 @@ def _none(status: Status, links: Sequence[Link]) -> Finding:
         Verdict.FAIL,
         f"no device has an address in this node's subnet {status.subnet}, though there is {bridge}:"
         " packets for pods come back into the overlay",
-        command=f"ip addr add {wanted} dev {bridge}",
+        command=f"ip addr add {wanted} dev {quote(bridge)}",
         words=f"where {bridge} is the bridge of this network's pods",
     )
 
@@ -218,22 +255,16 @@ async def check_masquerade(context: Context) -> AsyncIterator[Finding]:
     if status is None or scene is None or status.subnet is None:
         return
     listed = await rulesets.read()
-    for each in await source_nat.findings(listed.tables, scene, await _pod_devices(context)):
+    devices = await _pod_devices(context)
+    for each in await source_nat.findings(listed.tables, scene, devices):
         yield each
     if context.setting("ip-masq") == "true":
         yield finding("masquerade", Verdict.OK, "--ip-masq: see the finding firewall")
-    elif any(_masquerades(status, listed.tables)):
-        yield finding("masquerade", Verdict.OK, f"a rule masquerades {status.subnet}")
-    elif not listed.unread:
-        yield finding(
-            "masquerade.missing",
-            Verdict.NOTE,
-            f"--ip-masq is off, and no rule here masquerades {status.subnet}: pods reach addresses"
-            " outside the overlay only where routers there know the way back",
-            command=f"iptables -t nat -A POSTROUTING -s {status.subnet} ! -d {status.network}"
-            " -j MASQUERADE",
-            words="until the next boot; to keep it: --ip-masq",
-        )
+    else:
+        out = await _ways_out(context, scene.uplink)
+        found = source_nat.outwards(listed.tables, scene, devices, out)
+        if found.certainty is not Match.NO or not listed.unread:
+            yield await _outwards(scene, found, out)
     if listed.unread:
         yield finding("masquerade", Verdict.UNKNOWN, "; ".join(listed.unread))
 
@@ -251,22 +282,45 @@ async def _pod_devices(context: Context) -> list[str]:
     return [name for name in dict.fromkeys(held) if name not in ("", scene.device)]
 
 
-def _masquerades(status: Status, tables: Sequence[Table]) -> Iterator[bool]:
-    for table in tables:
-        for chain in table.chains.values():
-            for rule in chain.rules:
-                text = rule.text.lower()
-                if any(word in text for word in _MASQUERADES):
-                    yield _covers(status, text)
+async def _outwards(scene: Scene, found: Outwards, out: Sequence[str]) -> Finding:
+    """What the rules that were read do with packets to addresses outside."""
+    subnet, by = scene.subnet, " or ".join(out)
+    stop = found.stop or found.by_mark
+    rule = "" if stop is None else f"{stop.table.title}, {await text_of(stop)}"
+    if found.certainty is Match.YES:
+        seen = f"what {subnet} sends to public addresses by {by} is masqueraded: {rule}"
+        return finding("masquerade", Verdict.OK, seen)
+    if found.certainty is Match.UNKNOWN:
+        return finding(
+            "masquerade",
+            Verdict.UNKNOWN,
+            f"whether what {subnet} sends to public addresses by {by} is masqueraded is not known:"
+            f" not understood is {rule}",
+        )
+    if found.certainty is Match.PART:
+        return finding(
+            "masquerade.missing",
+            Verdict.NOTE,
+            f"--ip-masq is off, and of what {subnet} sends to public addresses by {by} only some is"
+            f" surely masqueraded: {rule}",
+            words="what is not gets an answer only where routers there know the way back",
+        )
+    marked = f"; only what other rules mark: {rule}" if rule else ""
+    return finding(
+        "masquerade.missing",
+        Verdict.NOTE,
+        f"--ip-masq is off, and no rule here masquerades {subnet}{marked}: pods reach addresses"
+        " outside the overlay only where routers there know the way back",
+        command=f"iptables -t nat -A POSTROUTING -s {subnet} ! -d {scene.network} -j MASQUERADE",
+        words="until the next boot; to keep it: --ip-masq",
+    )
 
 
-def _covers(status: Status, text: str) -> bool:
-    """Whether a rule's text names the subnet or a network around it, or no source at all."""
-    assert status.subnet is not None
-    named = []
-    for word in text.replace('"', " ").replace(",", " ").split():
-        try:
-            named.append(ipaddress.IPv4Network(word.strip("{}[]"), strict=False))
-        except ValueError:
-            continue
-    return not named or any(status.subnet.subnet_of(each) for each in named)
+async def _ways_out(context: Context, uplink: str) -> list[str]:
+    """The devices of the default route; the uplink if there is none."""
+    names = {each.index: each.name for each in await context.links()}
+    routes = await context.inspection.netlink.routes()
+    default = [each for each in routes if each.destination.prefixlen == 0 and each.is_unicast]
+    first = min(default, key=lambda each: each.priority, default=None)
+    found = [] if first is None else [names.get(index, "") for index in first.indexes]
+    return [name for name in found if name] or [uplink]

@@ -19,6 +19,8 @@ _VARIABLES: Final = frozenset(flag.variable for flag in SETTABLE)
 _SECRET_VARIABLES: Final = frozenset(flag.variable for flag in SETTABLE if flag.is_secret)
 _DETACHED: Final = "setsid -f"
 _QUIET: Final = "</dev/null >/dev/null 2>&1"
+TERM_S: Final = 10.0
+"""How long a daemon may take to end at SIGTERM, which one that hangs never reads: then SIGKILL."""
 
 
 def start(settings: Settings) -> str:
@@ -57,7 +59,11 @@ def restart(pid: int, *flags: str) -> str:
         return ""
     log = _log_of(pid)
     # Not kill -0, which a process that ended and was not waited for answers, too.
-    wait = f"while grep -q . /proc/{pid}/cmdline 2>/dev/null; do sleep 0.1; done"
+    turns = f"$((waited_{pid}+=1))"
+    wait = (
+        f"while grep -q . /proc/{pid}/cmdline 2>/dev/null; do sleep 0.1;"
+        f" [ {turns} -lt {TERM_S * 10:.0f} ] || kill -9 {pid}; done"
+    )
     keep, variables = _environment(pid)
     line = " ".join(filter(None, (*variables, _DETACHED, shlex.join([*words, *flags]))))
     where = f"</dev/null >>{shlex.quote(log)} 2>&1" if log else _QUIET

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from tundp.linux.obstacles import nft, source_nat, xtables
+from tundp.linux.obstacles.packet import Match
 from tundp.linux.obstacles.scene import PeerPlace, Scene
 
 SCENE = Scene(
@@ -106,3 +107,58 @@ async def test_of_nft_too() -> None:
     assert found.facts["command"] == (
         "nft 'insert rule ip t p position 4 ip saddr 10.5.0.0/16 ip daddr 10.5.0.0/16 accept'"
     )
+
+
+# Packets to addresses outside
+
+
+@pytest.mark.parametrize(
+    ("rules", "certainty"),
+    [
+        ("-A POSTROUTING -s 10.5.7.0/24 ! -d 10.5.0.0/16 -j MASQUERADE", Match.YES),
+        ("-A POSTROUTING -j MASQUERADE", Match.YES),
+        ("-A POSTROUTING -o eth0 -j MASQUERADE", Match.YES),
+        ("-A POSTROUTING -s 10.0.0.0/8 -j SNAT --to-source 192.0.2.1", Match.YES),
+        (":X - [0:0]\n-A X -j MASQUERADE\n-A POSTROUTING -s 10.5.0.0/16 -j X", Match.YES),
+        ("-A POSTROUTING -d 10.0.0.0/8 -j RETURN\n-A POSTROUTING -j MASQUERADE", Match.YES),
+        # Of others, or of nobody: a chain that no base chain jumps to.
+        ("-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE", Match.NO),
+        ("-A POSTROUTING -o wlan0 -j MASQUERADE", Match.NO),
+        ("-A POSTROUTING ! -s 10.5.0.0/16 -j MASQUERADE", Match.NO),
+        ("-A POSTROUTING -s 10.5.7.0/24 -d 10.5.0.0/16 -j MASQUERADE", Match.NO),
+        ("-A POSTROUTING -m comment --comment masquerade -j ACCEPT", Match.NO),
+        ("-A POSTROUTING -s 10.5.0.0/16 -j ACCEPT\n-A POSTROUTING -j MASQUERADE", Match.NO),
+        (":X - [0:0]\n-A X -s 10.5.0.0/16 -j MASQUERADE", Match.NO),
+        ("-A POSTROUTING -s 10.5.7.9/32 -j MASQUERADE", Match.PART),
+        ("-A POSTROUTING -p tcp -j MASQUERADE", Match.PART),
+        ("-A POSTROUTING -m helper --helper ftp -j MASQUERADE", Match.UNKNOWN),
+    ],
+)
+def test_whether_what_pods_send_outside_is_masqueraded(rules: str, certainty: Match) -> None:
+    text = f"*nat\n:POSTROUTING ACCEPT [0:0]\n{rules}\nCOMMIT\n"
+    found = source_nat.outwards(xtables.parse(text, "iptables"), SCENE, ["cni0"], ["eth0"])
+    assert found.certainty is certainty
+    assert (found.stop is None) is (certainty is Match.NO)
+
+
+def test_kube_proxy_masquerades_what_it_marks_and_not_what_pods_send_outside() -> None:
+    chains = ":POSTROUTING ACCEPT [0:0]\n:KUBE-POSTROUTING - [0:0]\n"
+    alone = source_nat.outwards(
+        xtables.parse(f"*nat\n{chains}{KUBE_PROXY}COMMIT\n", "iptables"), SCENE, ["cni0"], ["eth0"]
+    )
+    assert alone == source_nat.Outwards(Match.NO)
+    services = (
+        f"*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-MARK-MASQ - [0:0]\n{chains}"
+        "-A PREROUTING -d 192.0.2.1/32 -p tcp -m tcp --dport 30080 -j KUBE-MARK-MASQ\n"
+        f"-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\n{KUBE_PROXY}COMMIT\n"
+    )
+    marked = source_nat.outwards(xtables.parse(services, "iptables"), SCENE, ["cni0"], ["eth0"])
+    assert marked.certainty is Match.NO
+    assert marked.by_mark is not None
+    assert marked.by_mark.chain.name == "KUBE-POSTROUTING"
+
+
+async def test_the_name_of_a_chain_is_quoted() -> None:
+    rules = "-A POSTROUTING -j X;reboot\n-A X;reboot -s 10.5.7.0/24 -j MASQUERADE\n"
+    ((_, command),) = await hidden(rules, ":X;reboot - [0:0]\n")
+    assert " -I 'X;reboot' 1 " in command

@@ -15,6 +15,7 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Final, NamedTuple
 
 from tundp.errors import PlatformError
@@ -127,7 +128,7 @@ def _tcx(devices: Sequence[str]) -> Iterator[Finding]:
 def _detach(program: Program, device: str, way: str) -> str:
     if program.link:
         return f"bpftool link detach id {program.link}"
-    return f"bpftool net detach tcx_{way} id {program.program} dev {device}"
+    return f"bpftool net detach tcx_{way} id {program.program} dev {quote(device)}"
 
 
 def _sk_lookup() -> Iterator[Finding]:

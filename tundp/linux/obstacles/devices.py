@@ -7,6 +7,7 @@ import struct
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Final
 
 from tundp.finding import Finding, Verdict
@@ -93,7 +94,7 @@ def vrfs(devices: Sequence[Device], names: Collection[str]) -> Iterator[Finding]
     for device in devices:
         if device.member_of != "vrf" or device.name not in names:
             continue
-        command = f"ip link set dev {device.name} nomaster"
+        command = f"ip link set dev {quote(device.name)} nomaster"
         yield Finding(
             id="obstacle.vrf",
             verdict=Verdict.NOTE,

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from shlex import quote
 from typing import Final
 
 from tundp.finding import Finding, Verdict
@@ -57,7 +58,7 @@ async def findings(
     for each in await table(netlink):
         if not each.is_permanent or each.index != index or each.address not in addresses:
             continue
-        command = f"ip neigh del {each.address} dev {device}"
+        command = f"ip neigh del {each.address} dev {quote(device)}"
         found.append(
             Finding(
                 id=ID,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Final
 
 from tundp.finding import Finding, Verdict
@@ -71,7 +72,9 @@ def _xdp(devices: Sequence[Device], names: Collection[str]) -> Iterator[Finding]
         if device.name not in names or not device.xdp:
             continue
         # Without its mode `ip link` removes what the driver runs, and leaves a generic one.
-        command = " && ".join(f"ip link set dev {device.name} {mode} off" for mode in device.xdp)
+        command = " && ".join(
+            f"ip link set dev {quote(device.name)} {mode} off" for mode in device.xdp
+        )
         yield Finding(
             id="obstacle.xdp",
             verdict=Verdict.NOTE,
@@ -87,7 +90,7 @@ def _queue(device: str, qdisc: Qdisc) -> Iterator[Finding]:
     """A queue that has dropped whatever it got. One that shapes drops some, as it should."""
     if qdisc.sent or not qdisc.dropped:
         return
-    command = f"tc qdisc del dev {device} root"
+    command = f"tc qdisc del dev {quote(device)} root"
     yield Finding(
         id="obstacle.tc",
         verdict=Verdict.WARN,
@@ -104,7 +107,7 @@ async def _filters(netlink: Netlink, device: str, qdisc: Qdisc) -> list[Finding]
         listed = await netlink.dump(f"list filters of {device}", request, decode_filter)
         if not (kinds := ", ".join(dict.fromkeys(listed))):
             continue
-        command = f"tc filter del dev {device} {way}"
+        command = f"tc filter del dev {quote(device)} {way}"
         # The kernel counts what the filters of both ways drop as one.
         what = "drop packets, some of them maybe ours" if qdisc.dropped else "may drop packets"
         found.append(

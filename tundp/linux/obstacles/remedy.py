@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Final
 
 from tundp.linux.obstacles.rules import Kind, Stop
@@ -70,7 +71,7 @@ def neighbours(hook: str) -> Condition:
 
 def _over(way: str, scene: Scene) -> Condition:
     if scene.is_tunnel:
-        return Condition(f"-{way} {scene.device}", f'{way}ifname "{scene.device}"')
+        return Condition(f"-{way} {quote(scene.device)}", f'{way}ifname "{scene.device}"')
     ends = [f"{scene.network}", f"{scene.subnet}"]
     return _between(*(ends if way == "i" else reversed(ends)))
 
@@ -94,8 +95,10 @@ def _command(stop: Stop, match: Condition) -> str:
         where = f"{table.family} {table.name} {stop.chain.name}"
         verb = "add" if rule is None else "insert"
         place = "" if rule is None else f" position {rule.place}"
-        return f"nft '{verb} rule {' '.join(f'{where}{place} {match.nft} accept'.split())}'"
-    where = f"-A {stop.chain.name}" if rule is None else f"-I {stop.chain.name} {rule.place}"
+        text = " ".join(f"{verb} rule {where}{place} {match.nft} accept".split())
+        return f"nft {quote(text)}"
+    chain = quote(stop.chain.name)
+    where = f"-A {chain}" if rule is None else f"-I {chain} {rule.place}"
     return f"{table.program} -t {table.name} {where} {match.iptables} -j ACCEPT"
 
 

@@ -11,6 +11,7 @@ import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
+from shlex import quote
 from typing import Final
 
 from tundp.finding import Finding, Verdict
@@ -249,7 +250,7 @@ class Routes:
         answer = await self._ask(question)
         if answer.errno or not answer.is_for_host:
             mode = sysctls.effective_rp_filter(scene.uplink)
-            command = f"sysctl -w net/ipv4/conf/{scene.uplink}/rp_filter=2"
+            command = f"sysctl -w {quote(f'net/ipv4/conf/{scene.uplink}/rp_filter')}=2"
             return [
                 Finding(
                     id="obstacle.tunnel",
@@ -296,7 +297,7 @@ class Routes:
                 # The pods' own route is right; a policy rule is asked before its table.
                 command = f"ip rule add priority 1 to {scene.subnet} lookup main"
             if is_filter:
-                command = f"sysctl -w net/ipv4/conf/{scene.device}/rp_filter=2"
+                command = f"sysctl -w {quote(f'net/ipv4/conf/{scene.device}/rp_filter')}=2"
             why = self._says(question, answer)
             if is_filter:
                 why = f"the kernel would drop them, rp_filter is {mode} ({question})"
@@ -435,7 +436,7 @@ def _described(route: Route, names: Mapping[int, str]) -> str:
 
 def _deletion(route: Route, names: Mapping[int, str]) -> str:
     kind = "" if route.is_unicast else f"{route.kind} "
-    over = f" dev {names.get(route.indexes[0], '')}" if len(route.indexes) == 1 else ""
+    over = f" dev {quote(names.get(route.indexes[0], ''))}" if len(route.indexes) == 1 else ""
     return f"ip route del {kind}{route.destination}{over}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Final
 
 from tundp.finding import Finding, Verdict
@@ -64,7 +65,7 @@ def _forwarding(scene: Scene, pod_devices: Sequence[str]) -> Iterator[Finding]:
         return
     for device in dict.fromkeys((scene.device, *pod_devices)):
         if read(f"ipv4/conf/{device}/forwarding") == 0:
-            command = f"sysctl -w net/ipv4/conf/{device}/forwarding=1"
+            command = f"sysctl -w {quote(f'net/ipv4/conf/{device}/forwarding')}=1"
             is_all = device == scene.device or len(pod_devices) == 1
             yield Finding(
                 id="obstacle.forwarding",
@@ -80,7 +81,7 @@ def _forwarding(scene: Scene, pod_devices: Sequence[str]) -> Iterator[Finding]:
 def _rp_filter(scene: Scene) -> Iterator[Finding]:
     if scene.is_tunnel and scene.is_open and effective_rp_filter(scene.device) == STRICT:
         device = scene.device
-        name = f"net/ipv4/conf/{device}/rp_filter"
+        name = quote(f"net/ipv4/conf/{device}/rp_filter")
         is_all = read("ipv4/conf/all/rp_filter") == STRICT
         command = f"sysctl -w {name}=2"
         yield Finding(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address
+from shlex import quote
 from typing import Final
 
 from tundp.finding import Finding
@@ -68,7 +69,7 @@ def pod(facts: Facts) -> Iterator[Step]:
             title=title,
             ruling=Ruling.DROP,
             evidence=f"{device} is down",
-            command=f"ip link set {device} up",
+            command=f"ip link set {quote(device)} up",
         )
         return
     entry = facts.pod_neighbour
@@ -78,7 +79,7 @@ def pod(facts: Facts) -> Iterator[Step]:
         title=title,
         ruling=Ruling.WARN if is_deaf else Ruling.OK,
         evidence=f"{device}{f' ({facts.gateway})' if facts.gateway else ''}; {_arp(place, entry)}",
-        command=f"ip neigh get {place.address} dev {device}" if is_deaf else "",
+        command=f"ip neigh get {place.address} dev {quote(device)}" if is_deaf else "",
     )
 
 
@@ -103,7 +104,7 @@ def route(facts: Facts) -> Iterator[Step]:
             ruling=Ruling.DROP,
             evidence=f"{way.forwarding_switch} is 0: this host forwards nothing that comes in by"
             f" {way.iif}",
-            command=f"sysctl -w {way.forwarding_switch}=1",
+            command=f"sysctl -w {quote(way.forwarding_switch)}=1",
         )
         # Without it the kernel answers every question with an error.
         if way.route is None or way.route.errno:
@@ -125,7 +126,7 @@ def route(facts: Facts) -> Iterator[Step]:
         ruling, command = Ruling.DROP, way.mender
         words = f"{words}, and not to {way.wanted_gateway}"
     elif not way.is_link_up:
-        ruling, command = Ruling.DROP, f"ip link set {found.device} up"
+        ruling, command = Ruling.DROP, f"ip link set {quote(found.device)} up"
         words = f"{words}, which is down"
     yield Step(
         id="route",
@@ -145,7 +146,8 @@ def _refused(way: Pass) -> tuple[Ruling, str, str]:
                 Ruling.DROP,
                 f"rp_filter is {way.rp_filter} on {way.iif}: the kernel would not reach the source"
                 f" by {way.iif}, and drops the packet",
-                f"sysctl -w net/ipv4/conf/{way.iif}/rp_filter={2 if way.rp_filter == 1 else 0}",
+                f"sysctl -w {quote(f'net/ipv4/conf/{way.iif}/rp_filter')}"
+                f"={2 if way.rp_filter == 1 else 0}",
             )
         return (
             Ruling.DROP,
@@ -325,12 +327,12 @@ def _neighbour(facts: Facts) -> Step:
         ruling, words = Ruling.NOTE, f"{hop} has no entry: the first packet asks for it by ARP"
     elif entry.state in _UNANSWERED:
         ruling, words = Ruling.WARN, f"{hop} did not answer ARP ({entry.state}): is the host up?"
-        command = f"ip neigh get {hop} dev {device}"
+        command = f"ip neigh get {hop} dev {quote(device)}"
     else:
         words = f"{hop} is at {entry.link_address or '(no address)'} ({entry.state})"
         if entry.state == "permanent":
             # The right one, or that of a card long gone: nobody can tell from here.
-            ruling, command = Ruling.UNKNOWN, f"ip neigh del {hop} dev {device}"
+            ruling, command = Ruling.UNKNOWN, f"ip neigh del {hop} dev {quote(device)}"
             words += ": somebody has fixed it"
     return Step(
         id="neighbour",
@@ -353,7 +355,7 @@ def _from_peer(facts: Facts) -> Iterator[Step]:
         words = f"the kernel would drop datagrams from it: {found.words}"
         if facts.tunnel.rp_filter:
             words += f"; rp_filter is {facts.tunnel.rp_filter}"
-            command = f"sysctl -w net/ipv4/conf/{facts.uplink}/rp_filter=2"
+            command = f"sysctl -w {quote(f'net/ipv4/conf/{facts.uplink}/rp_filter')}=2"
     yield Step(
         id="underlay",
         title="underlay, inwards",

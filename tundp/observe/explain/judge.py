@@ -77,7 +77,7 @@ _ORDER: Final = {
 def explain(facts: Facts) -> Explanation:
     """Judge a packet by what was looked at."""
     steps = [step for each in _ORDER[facts.direction] for step in each(facts)]
-    verdict, summary, command = _verdict(facts, steps)
+    verdict, summary, command, words = _verdict(facts, steps)
     return Explanation(
         question=facts.question,
         direction=facts.direction.value,
@@ -86,24 +86,26 @@ def explain(facts: Facts) -> Explanation:
         verdict=verdict,
         summary=summary,
         command=command,
+        words=words,
         not_looked_at=tuple(_limits(facts)),
     )
 
 
-def _verdict(facts: Facts, steps: Sequence[Step]) -> tuple[Verdict, str, str]:
+def _verdict(facts: Facts, steps: Sequence[Step]) -> tuple[Verdict, str, str, str]:
     for number, step in enumerate(steps, 1):
         if step.ruling is Ruling.DROP:
-            return Verdict.DROPPED, f"step {number}, {step.title}: {step.evidence}", step.command
+            summary = f"step {number}, {step.title}: {step.evidence}"
+            return Verdict.DROPPED, summary, step.command, step.words
     if facts.direction is Direction.ELSEWHERE:
-        return Verdict.UNKNOWN, _elsewhere(facts), _there(facts)
+        return Verdict.UNKNOWN, _elsewhere(facts), "", _there(facts)
     unknown = [
         f"step {number}, {step.title}"
         for number, step in enumerate(steps, 1)
         if step.ruling is Ruling.UNKNOWN
     ]
     if unknown:
-        return Verdict.UNKNOWN, f"nothing seen drops it; unknown: {'; '.join(unknown)}", ""
-    return Verdict.DELIVERED, _delivered(facts), ""
+        return Verdict.UNKNOWN, f"nothing seen drops it; unknown: {'; '.join(unknown)}", "", ""
+    return Verdict.DELIVERED, _delivered(facts), "", ""
 
 
 def _delivered(facts: Facts) -> str:

@@ -66,7 +66,9 @@ class Step:
     evidence: str
     """What was seen."""
     command: str = ""
-    """What mends it, one line of shell; empty if nothing does, or nothing must."""
+    """What mends it, or shows more of it: one line of shell for this host; empty if none does."""
+    words: str = ""
+    """What to do where no line of shell for this host does it: in the pod, at the peer, a flag."""
     reason: str = ""
     """The name of the drop reason that the packet would be counted under, if it is one."""
 
@@ -87,7 +89,9 @@ class Explanation:
     summary: str
     """The verdict in a sentence."""
     command: str = ""
-    """What mends the step that drops it."""
+    """What mends the step that drops it, or shows more of it: one line of shell for this host."""
+    words: str = ""
+    """What else to do about it, as in its step; or where else to ask."""
     not_looked_at: Sequence[str] = ()
     """What else the packet depends on, and nobody can see from here."""
 

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
+from shlex import quote
 from typing import Final
 
 from tundp.choices import Measuring, SourceCheck
@@ -66,15 +67,15 @@ def lease(facts: Facts) -> Iterator[Step]:
         yield _no_lease(facts, known)
         return
     if row.state == REFUSED:
+        says = _REFUSALS.get(row.reason, "")
         yield Step(
             id="lease",
             title="lease",
             ruling=Ruling.DROP,
             evidence=f"{row.key} ({row.public_ip}, revision {row.revision}) is refused"
             f" ({row.reason}): it {row.means}{_answer(facts)}",
-            command=_REFUSAL_COMMANDS.get(row.reason, "ip route get {address}").format(
-                address=row.public_ip, key=row.key
-            ),
+            command=_LEASE_COMMAND if says else f"ip route get {row.public_ip}",
+            words=says.format(key=row.key),
             reason=DropReason.NO_ROUTE.label,
         )
         return
@@ -89,10 +90,10 @@ def lease(facts: Facts) -> Iterator[Step]:
     )
 
 
-_REFUSAL_COMMANDS: Final = {
-    "no_public_ip": "tundp status: the node of {key} has to register again",
-    "outside_network": "tundp status: the network config, and who made {key}",
-    "other_backend": "tundp status: the node of {key} runs another backend",
+_REFUSALS: Final = {
+    "no_public_ip": "the node of {key} has to register again",
+    "outside_network": "see the network config, and who made {key}",
+    "other_backend": "the node of {key} runs another backend",
 }
 
 
@@ -204,6 +205,7 @@ def size(facts: Facts) -> Iterator[Step]:
         evidence=f"{length} bytes with DF, more than the {narrow} of the path"
         f" ({origin}): {found.reason.means}{_answer(facts)}",
         command=_lower(facts, narrow),
+        words=_lower_in_pod(facts, narrow),
         reason=found.reason.label,
     )
 
@@ -219,6 +221,7 @@ def _over_device(facts: Facts, full: int) -> Step:
             evidence=f"{length} bytes with DF, more than the MTU {full} of {device}: the kernel"
             f" drops it and answers ICMP fragmentation needed, MTU {full}",
             command=_lower(facts, full),
+            words=_lower_in_pod(facts, full),
         )
     return Step(
         id="size",
@@ -231,8 +234,13 @@ def _over_device(facts: Facts, full: int) -> Step:
 def _lower(facts: Facts, mtu: int) -> str:
     """What makes the sender send less. One that measures its paths does so by itself."""
     if facts.source.kind is Kind.POD:
-        return f"in the pod: ip link set eth0 mtu {mtu}"
-    return f"ip route change {facts.leases.network} dev {facts.device} mtu {mtu}"
+        return ""
+    return f"ip route change {facts.leases.network} dev {quote(facts.device)} mtu {mtu}"
+
+
+def _lower_in_pod(facts: Facts, mtu: int) -> str:
+    """The same of a pod, whose devices are not this host's."""
+    return f"in the pod: ip link set eth0 mtu {mtu}" if facts.source.kind is Kind.POD else ""
 
 
 def _origin(facts: Facts) -> str:
@@ -278,7 +286,7 @@ def traffic(facts: Facts) -> Iterator[Step]:
         title=f"peer {peer.endpoint}",
         ruling=Ruling.WARN if peer.is_silent else Ruling.NOTE,
         evidence=text + (": is its daemon running, is its port open?" if peer.is_silent else ""),
-        command=f"on {peer.public_ip}: tundp status" if peer.is_silent else "",
+        words=f"on {peer.public_ip}: tundp status" if peer.is_silent else "",
     )
 
 
@@ -335,7 +343,7 @@ def _at_receiver(
         title=title,
         ruling=Ruling.WARN if is_checked else Ruling.DROP,
         evidence=text,
-        command=f"on {row.public_ip}: tundp status",
+        words=f"on {row.public_ip}: tundp status",
         reason=found.reason.label,
     )
 
@@ -373,8 +381,10 @@ def decapsulated(facts: Facts) -> Iterator[Step]:
         title="decapsulation",
         ruling=Ruling.DROP,
         evidence=f"{found.reason.label}: {found.reason.means} (from {who}, {mode})",
-        command=f"tundp run --source-admit={facts.question.source}/32"
+        command=_LEASE_COMMAND,
+        # No command: `tundp run` would start a second daemon, which takes a lease.
+        words=f"to let it in: the daemon's flag --source-admit={facts.question.source}/32"
         if found.reason is DropReason.SOURCE_MISMATCH and facts.source.row is None
-        else "tundp status",
+        else "",
         reason=found.reason.label,
     )
