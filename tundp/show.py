@@ -294,9 +294,8 @@ def explain_parts(found: Explanation) -> Iterator[RenderableType]:
     yield Grid(columns=columns, rows=rows)
     yield Text()
     for number, step in enumerate(found.steps, 1):
-        if (step.command or step.words) and step.ruling is not Ruling.NOTE:
-            said = f"  ({step.words})" if step.command and step.words else step.words
-            yield _marked(f"step {number}:", "", f"{step.command}{said}")
+        if step.advice and step.ruling is not Ruling.NOTE:
+            yield _marked(f"step {number}:", "", step.advice)
     for each in found.not_looked_at:
         yield _marked("not looked at:", "", each)
     yield _marked(f"{found.verdict.value.upper()}:", _VERDICTS[found.verdict], found.summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -262,7 +263,8 @@ async def check_masquerade(context: Context) -> AsyncIterator[Finding]:
         yield finding("masquerade", Verdict.OK, "--ip-masq: see the finding firewall")
     else:
         out = await _ways_out(context, scene.uplink)
-        found = source_nat.outwards(listed.tables, scene, devices, out)
+        # Thousands of rules take long: the deadline of the whole is on this loop.
+        found = await asyncio.to_thread(source_nat.outwards, listed.tables, scene, devices, out)
         if found.certainty is not Match.NO or not listed.unread:
             yield await _outwards(scene, found, out)
     if listed.unread:

@@ -72,6 +72,11 @@ class Step:
     reason: str = ""
     """The name of the drop reason that the packet would be counted under, if it is one."""
 
+    @property
+    def advice(self) -> str:
+        """What to do, for people: the command, and what else there is to say."""
+        return "; ".join(filter(None, (self.command, self.words)))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
