@@ -102,6 +102,38 @@ def test_a_pod_drops_inner_packets_only() -> None:
     assert step_of(replace(inside, packet=outer(INNER)), PLACE) is None
 
 
+@pytest.mark.parametrize("device", ["$(reboot)", "eth0"])
+@pytest.mark.parametrize("reason", list(WORDS))
+def test_no_command_for_the_host_is_made_of_what_a_pod_dropped(reason: str, device: str) -> None:
+    """The pod chose the name; the host's device of the same name is another one."""
+    inside = replace(drop(INNER, reason, device=device), place=Namespace.POD)
+    found = step_of(inside, PLACE)
+    assert found is not None
+    assert device not in found.next_step
+    assert found.next_step.startswith("in the pod's own network namespace") is bool(
+        WORDS[reason].next_step
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "named"),
+    [
+        ("eth0.5@if-7", "eth0.5@if-7"),
+        ("$(reboot)", "DEVICE"),
+        ("a;reboot", "DEVICE"),
+        ("`id`", "DEVICE"),
+        ("-batch", "DEVICE"),
+        ("eth0\x1b[2J", "DEVICE"),
+        ("", "DEVICE"),
+    ],
+)
+def test_a_command_names_only_devices_a_shell_takes_as_a_word(device: str, named: str) -> None:
+    found = step_of(drop(INNER, "QDISC_DROP", device=device), PLACE)
+    assert found is not None
+    assert found.next_step == f"tc -s qdisc show dev {named}"
+    assert found.text.isprintable()
+
+
 def test_without_a_namespace_the_addresses_decide_whose_it_is() -> None:
     """A fragment that was never put together has no device any more."""
     stray = udp(b"x", source="10.5.7.2", destination="10.5.2.3")
