@@ -328,6 +328,18 @@ def test_what_the_kernel_dropped_meanwhile_is_shown_by_its_reason() -> None:
     assert "dropped none" not in shown(report()), "it was not looked at"
 
 
+def test_a_pods_device_is_not_the_hosts_of_that_name() -> None:
+    place = Place(
+        network=IPv4Network("10.5.0.0/16"), subnet=IPv4Network("10.5.1.0/24"), node=None, port=8285
+    )
+    here = replace(seen(WEB).drop, packet=WEB)
+    steps = [step_of(replace(here, place=each), place) for each in (Namespace.HERE, Namespace.POD)]
+    rows = skb_rows(step for step in steps if step is not None)
+    assert [(row.count, row.is_in_pod) for row in rows] == [(1, False), (1, True)]
+    text = " ".join(shown(replace(report(), kernel_seen=rows, kernel_looked_s=1.0)).split())
+    assert text.count("eth0 of the pod: ") == 1 and text.count("eth0: ") == 1, text
+
+
 def test_a_selection_is_of_the_kernels_drops_too() -> None:
     assert [row.count for row in skb_rows(STEPS, "tcp")] == [3, 1]
     assert [row.count for row in skb_rows(STEPS, "peer 192.0.2.9")] == []
