@@ -48,7 +48,9 @@ class Session:
     def __init__(self, options: TraceOptions, path: Path, packets: Filter) -> None:
         self._options = options
         self._path = path
-        self._filter = packets
+        self._asked = packets
+        """The operator's."""
+        self._filter = without_own_messages(packets) if options.peers else packets
         self._stop = asyncio.Event()
         self._shown = 0
         self._drops: SkbDrops | None = None
@@ -68,12 +70,11 @@ class Session:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop.set)
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(named_query_errors(self._filter.text))
+            await stack.enter_async_context(named_query_errors(self._asked.text))
             if self._options.peers:
-                self._peers = PeerViews(self._path, self._filter)
+                self._peers = PeerViews(self._path, self._asked)
                 stack.push_async_callback(self._peers.close)
                 await self._or_stopped(self._peers.open())
-                self._filter = without_own_messages(self._filter)
             query = {"filter": self._filter.text, "snap": str(_SNAP)}
             stream = await stack.enter_async_context(open_events(self._path, query))
             sources = await self._open_kernel(stack, stream)
@@ -228,7 +229,8 @@ class Session:
             step = step_of(drop, place)
             if step is None:
                 continue
-            match is_wanted(step, self._filter):
+            # That nodes' own messages are left out asks for the inside, which may be out of sight.
+            match is_wanted(step, self._filter if step.inner else self._asked):
                 case True:
                     stories.add_drop(step, now_ns)
                     self._is_netfilter |= step.is_netfilter
