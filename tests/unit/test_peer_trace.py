@@ -195,6 +195,30 @@ def test_what_is_not_found_is_said_with_the_reason() -> None:
     assert says(refused) == "not looked at: a stock flanneld"
 
 
+def test_what_the_end_of_the_trace_did_not_wait_for_is_not_called_lost() -> None:
+    """The other node has nothing more to say, but half a second is not over."""
+    of, joiner = view(), Joiner()
+    for number in (1, 2):
+        joiner.add(sent([ping(number)]), of)
+    of.take(record("udp.receive", ping(2), 300), NOW)
+    of.take(record("tun.write", ping(2), 310), NOW)
+    for _ in range(2):
+        of.take({"lost": 0, "is_all": True}, NOW + 200_000)
+    young, known = joiner.due(NOW + 300_000, is_last=True)
+    assert not young.is_dropped
+    assert list(joined_lines(young, 1, "192.0.2.1"))[-1].split(maxsplit=1)[1] == (
+        "no record yet: the trace ended before that node's answer was due"
+    )
+    half = peer_document(young.half)
+    assert half is not None and not half["is_lost"]
+    assert "no record" not in "".join(joined_lines(known, 2, "192.0.2.1"))
+    joiner.add(sent([ping()]), of)
+    for _ in range(2):
+        of.take({"lost": 0, "is_all": True}, NOW + NO_RECORD_NS)
+    (old,) = joiner.due(NOW + NO_RECORD_NS + 100_000, is_last=True)
+    assert old.is_dropped, "it waited long enough"
+
+
 def test_a_story_waits_until_the_other_node_has_said_all() -> None:
     of = view()
     assert joined(sent([ping()]), of) is None

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
 import struct
+import time
+from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Final
+
+import pytest
 
 from tests.unit.test_stories import INNER, drop, outer
 from tundp.cli.trace import TraceOptions
 from tundp.cli.trace_session import Session
 from tundp.observe.events import EventStream
 from tundp.observe.stories import Stories
+from tundp.wire.event import Record, Stage
 from tundp.wire.filter import parse
 
 HELLO: Final = {
@@ -66,3 +74,57 @@ async def test_a_drop_whose_inside_is_out_of_sight_is_shown_beside_peers() -> No
     assert await shown_of(outer(INNER)) == 1
     message = INNER[:9] + bytes([253]) + INNER[10:]
     assert await shown_of(outer(message)) == 0, "a message between the nodes"
+
+
+@contextlib.asynccontextmanager
+async def daemon(path: Path, *parts: bytes) -> AsyncIterator[asyncio.Event]:
+    """Answers the first question with `parts`, then is silent; set once it is asked."""
+    asked = asyncio.Event()
+    answers: list[asyncio.Task[None] | None] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers.append(asyncio.current_task())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"".join(parts))
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_unix_server(answer, path)
+    async with server:
+        yield asked
+        await asyncio.wait([each for each in answers if each is not None], timeout=20)
+
+
+async def test_what_waits_is_shown_when_the_time_is_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A read whose send has not come yet waits 0.2 s; it was read before the trace ended."""
+    record = Record(
+        stage=Stage.TUN_READ,
+        packet_id=1,
+        hop=0,
+        length=len(INNER),
+        packet=INNER,
+        time_ns=time.time_ns(),
+    )
+    records = frame(2, struct.pack("=II", 0, 0) + record.pack())
+    hello = frame(1, json.dumps(HELLO).encode())
+    options = TraceOptions(for_=0.1, kernel=False, peers=False)
+    path = tmp_path / "socket"
+    async with daemon(path, b"HTTP/1.1 200 OK\r\n\r\n", hello, records):
+        assert await Session(options, path, parse("")).run() == 0
+    shown = capsys.readouterr().out
+    assert "#1 10.5.1.2:7000 > 10.5.2.3" in shown, shown
+
+
+@pytest.mark.parametrize("peers", [True, False])
+async def test_a_signal_ends_the_wait_for_a_silent_daemon(tmp_path: Path, *, peers: bool) -> None:
+    path = tmp_path / "socket"
+    async with daemon(path) as asked:
+        options = TraceOptions(kernel=False, peers=peers)
+        running = asyncio.ensure_future(Session(options, path, parse("")).run())
+        await asyncio.wait_for(asked.wait(), 20)
+        os.kill(os.getpid(), signal.SIGINT)
+        async with asyncio.timeout(20):
+            assert await running == 0

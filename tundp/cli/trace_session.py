@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tundp.admin import open_events
 from tundp.cli.command import named_query_errors
@@ -34,6 +34,8 @@ from tundp.wire.filter import Filter
 
 if TYPE_CHECKING:
     from tundp.cli.trace import TraceOptions
+
+T = TypeVar("T")
 
 _LOOK_S: Final = 0.05
 _LATER_NS: Final = 1_000_000_000
@@ -76,21 +78,28 @@ class Session:
                 stack.push_async_callback(self._peers.close)
                 await self._or_stopped(self._peers.open())
             query = {"filter": self._filter.text, "snap": str(_SNAP)}
-            stream = await stack.enter_async_context(open_events(self._path, query))
-            sources = await self._open_kernel(stack, stream)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._options.for_):
-                    await self._show_all(stream, sources)
-            self._say_end(stream)
+            opening = stack.enter_async_context(open_events(self._path, query))
+            stream = await self._or_stopped(opening)
+            if stream is None:
+                return EXIT_OK
+            sources = await self._or_stopped(self._open_kernel(stack, stream))
+            if sources is None:
+                return EXIT_OK
+            if self._options.for_ is not None:
+                ending = loop.call_later(self._options.for_, self._stop.set)
+                stack.callback(ending.cancel)
+            try:
+                await self._show_all(stream, sources)
+            finally:
+                self._say_end(stream)
         return EXIT_OK
 
-    async def _or_stopped(self, opening: Coroutine[Any, Any, None]) -> None:
-        """Run it to its end, or until the operator has enough."""
+    async def _or_stopped(self, opening: Coroutine[Any, Any, T]) -> T | None:
+        """Run it to its end; None if the operator has enough before."""
         task, stopped = asyncio.ensure_future(opening), asyncio.ensure_future(self._stop.wait())
         try:
             await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                task.result()
+            return task.result() if task.done() else None
         finally:
             for each in (task, stopped):
                 each.cancel()
@@ -191,9 +200,10 @@ class Session:
                     return
                 if has_ended:
                     break
+            now_ns = time.time_ns()
             for found in tracer.stale(0):
                 stories.add_trace(found, 0)
-            self._show_due(stories, stream, time.time_ns() + _LATER_NS, is_last=True)
+            self._show_due(stories, stream, now_ns, is_last=True)
             if has_ended:
                 raise PlatformError(f"the daemon on {self._path} ended")
         finally:
@@ -249,7 +259,7 @@ class Session:
         self, stories: Stories, stream: EventStream, now_ns: int, *, is_last: bool = False
     ) -> bool:
         """Print what is due; whether that was all that was asked for. is_last: print all."""
-        for story in stories.due(now_ns):
+        for story in stories.due(now_ns + _LATER_NS if is_last else now_ns):
             self._joiner.add(story, None if self._peers is None else self._peers.view_of(story))
         for joined in self._joiner.due(now_ns, is_last=is_last):
             if self._options.drops and not joined.is_dropped:

@@ -193,6 +193,8 @@ class Half:
     is_sender: bool
     """Whether the other node sent the packet, and this one received it."""
     found: list[tuple[Key, Trace]] = field(default_factory=list)
+    unwaited: str = ""
+    """Why it was not waited for as long as it takes; empty if it was."""
 
     @property
     def is_dropped(self) -> bool:
@@ -206,6 +208,7 @@ class Half:
         view = self.view
         return bool(
             self.keys
+            and not self.unwaited
             and view.state is PeerState.TRACING
             and view.began_ns <= self.after_ns
             and view.lost == self.lost_then
@@ -230,6 +233,8 @@ class Half:
                 " meanwhile, since more packets match than it can tell of; a narrower filter"
                 " misses none"
             )
+        if self.unwaited:
+            return f"{which}no record yet: {self.unwaited}"
         if not view.has_said_all(self.after_ns):
             return f"{which}no record: nothing more was heard of it for {GIVE_UP_NS // 10**9} s"
         return (
@@ -266,7 +271,12 @@ class Joiner:
         for joined in self._waiting:
             if joined.half is not None:
                 _fill(joined.half)
-        while self._waiting and (is_last or _is_known(self._waiting[0].half, now_ns)):
+        while self._waiting:
+            half = self._waiting[0].half
+            if half is not None and not _is_known(half, now_ns):
+                if not is_last:
+                    return
+                half.unwaited = "the trace ended before that node's answer was due"
             yield self._waiting.popleft()
 
 
