@@ -264,6 +264,7 @@ class Session:
         for joined in self._joiner.due(now_ns, is_last=is_last):
             if self._options.drops and not joined.is_dropped:
                 continue
+            stories.recall(joined.story)
             self._show(stream, joined)
             stories.remember(joined.story, self._shown)
             if self._shown == self._options.count:
