@@ -16,7 +16,7 @@ from enum import Enum, unique
 from typing import Any, Final
 
 from tundp.observe.events import Event, PeerName
-from tundp.observe.stories import Story, story_lines
+from tundp.observe.stories import WAITING_MAX, Story, story_lines
 from tundp.observe.trace import (
     STAGE_NAMES,
     Trace,
@@ -257,7 +257,10 @@ class Joined:
 
 
 class Joiner:
-    """Holds stories until the other node's half is known, or known to be missing."""
+    """Holds stories until the other node's half is known, or known to be missing.
+
+    At most WAITING_MAX wait: where more come, the oldest are due before their time.
+    """
 
     def __init__(self) -> None:
         self._waiting: deque[Joined] = deque()
@@ -274,9 +277,12 @@ class Joiner:
         while self._waiting:
             half = self._waiting[0].half
             if half is not None and not _is_known(half, now_ns):
-                if not is_last:
+                if is_last:
+                    half.unwaited = "the trace ended before that node's answer was due"
+                elif len(self._waiting) > WAITING_MAX:
+                    half.unwaited = f"not waited for, since {WAITING_MAX:,} packets already are"
+                else:
                     return
-                half.unwaited = "the trace ended before that node's answer was due"
             yield self._waiting.popleft()
 
 
@@ -334,7 +340,7 @@ def _is_known(half: Half | None, now_ns: int) -> bool:
         return True
     if now_ns < half.after_ns + NO_RECORD_NS:
         return False
-    if now_ns >= half.after_ns + GIVE_UP_NS:
+    if now_ns >= half.after_ns + GIVE_UP_NS or view.lost > half.lost_then:
         return True
     is_asked = view.state is PeerState.TRACING
     return is_asked and (half.after_ns < view.began_ns or view.has_said_all(half.after_ns))
