@@ -17,6 +17,7 @@ from typing import Final
 import pytest
 
 from tests.unit.test_stories import INNER, drop, outer
+from tests.wait import until
 from tundp.cli.trace import TraceOptions
 from tundp.cli.trace_session import Session
 from tundp.observe.events import EventStream
@@ -48,10 +49,11 @@ class NoPeers:
         return ()
 
 
-async def stream_of(*frames: bytes) -> EventStream:
+async def stream_of(*frames: bytes, is_open: bool = False) -> EventStream:
     reader = asyncio.StreamReader()
     reader.feed_data(b"".join((frame(1, json.dumps(HELLO).encode()), *frames)))
-    reader.feed_eof()
+    if not is_open:
+        reader.feed_eof()
     stream = EventStream(reader.readexactly, NoPeers())
     await stream.begin()
     return stream
@@ -128,3 +130,31 @@ async def test_a_signal_ends_the_wait_for_a_silent_daemon(tmp_path: Path, *, pee
         os.kill(os.getpid(), signal.SIGINT)
         async with asyncio.timeout(20):
             assert await running == 0
+
+
+async def test_an_end_of_nft_monitor_is_said_and_the_trace_goes_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    session = Session(TraceOptions(peers=False), Path("none"), parse(""))
+    stream = await stream_of(is_open=True)
+
+    async def nothing() -> AsyncIterator[object]:
+        empty: list[object] = []
+        for each in empty:
+            yield each
+
+    showing = asyncio.ensure_future(session._show_all(stream, {"paths": nothing()}))
+    said = ""
+
+    def is_said() -> bool:
+        nonlocal said
+        said += capsys.readouterr().err
+        return "nft monitor ended after" in said or showing.done()
+
+    await until(is_said, "a word about nft")
+    assert not showing.done()
+    session._stop.set()
+    await showing
+    await session._say_end(stream)
+    assert "netfilter's rules were not looked at from then on" in said
+    assert "nft monitor ended after" in capsys.readouterr().err, "also at the end"

@@ -20,8 +20,8 @@ from tundp.cli.output import EXIT_OK, print_line
 from tundp.cli.peer_views import PeerViews, without_own_messages
 from tundp.errors import PlatformError, Unsupported
 from tundp.linux import legacy_rules
+from tundp.linux.nft_trace import PATHS_MAX, RATE, NftTrace, nft_trace
 from tundp.linux.nft_trace import Path as NftPath
-from tundp.linux.nft_trace import nft_trace
 from tundp.linux.skb_drops import SkbDrop, SkbDrops, batches, skb_drops
 from tundp.observe.events import EventStream
 from tundp.observe.peer_trace import Joined, Joiner, joined_lines, peer_document
@@ -55,6 +55,9 @@ class Session:
         self._filter = without_own_messages(packets) if options.peers else packets
         self._stop = asyncio.Event()
         self._shown = 0
+        self._netfilter: NftTrace | None = None
+        self._gone: list[str] = []
+        """Sources that ended before the trace."""
         self._drops: SkbDrops | None = None
         self._undecided: Counter[str] = Counter()
         """Drops of datagrams whose inner packet is not known, by reason."""
@@ -91,7 +94,7 @@ class Session:
             try:
                 await self._show_all(stream, sources)
             finally:
-                self._say_end(stream)
+                await self._say_end(stream)
         return EXIT_OK
 
     async def _or_stopped(self, opening: Coroutine[Any, Any, T]) -> T | None:
@@ -116,7 +119,8 @@ class Session:
             network = IPv4Network(stream.hello.network)
             unseen = []
             try:
-                found["paths"] = await stack.enter_async_context(nft_trace(network))
+                self._netfilter = await stack.enter_async_context(nft_trace(network))
+                found["paths"] = self._netfilter.paths()
             except (Unsupported, PlatformError) as error:
                 unseen.append(f"netfilter's rules ({error})")
             try:
@@ -170,6 +174,7 @@ class Session:
         self, stream: EventStream, kernel: Mapping[str, AsyncIterator[Any]]
     ) -> None:
         tracer, stories = Tracer(), Stories(has_paths=bool(kernel))
+        began_ns = time.time_ns()
         sources: dict[str, AsyncIterator[Any]] = {"events": aiter(stream.batches()), **kernel}
         coming = {
             asyncio.ensure_future(anext(source, None)): name for name, source in sources.items()
@@ -187,6 +192,7 @@ class Session:
                     value: Any = done.result()
                     if value is None:
                         has_ended |= name == "events"
+                        self._say_gone(name, now_ns - began_ns)
                         continue
                     coming[asyncio.ensure_future(anext(sources[name], None))] = name
                     self._add(name, value, stream, tracer, stories, now_ns)
@@ -285,7 +291,34 @@ class Session:
         for line in () if self._peers is None else self._peers.news():
             _say(line)
 
-    def _say_end(self, stream: EventStream) -> None:
+    def _say_gone(self, name: str, after_ns: int) -> None:
+        """Say at once that a source ended, and again at the end, where it may be read."""
+        if name == "paths":
+            self._gone.append(
+                f"nft monitor ended after {after_ns / 1e9:.1f} s of the trace: netfilter's rules"
+                " were not looked at from then on"
+            )
+            _say(self._gone[-1])
+
+    async def _say_netfilter(self, netfilter: NftTrace) -> None:
+        """Say which packets were not followed through netfilter."""
+        unmarked = await netfilter.unmarked()
+        if unmarked is None:
+            _say("how many packets were not followed through netfilter is not known")
+        if unmarked or netfilter.lost:
+            _say(
+                f"{(unmarked or 0) + netfilter.lost} packets were not followed through netfilter"
+                f" ({RATE:,} a second are, in small bursts, and {PATHS_MAX:,} at a time), whatever"
+                " the filter"
+            )
+        if netfilter.unread:
+            _say(f"{netfilter.unread} rules of netfilter were too long to be read")
+
+    async def _say_end(self, stream: EventStream) -> None:
+        for gone in self._gone:
+            _say(gone)
+        if self._netfilter is not None:
+            await self._say_netfilter(self._netfilter)
         if stream.lost:
             _say(
                 f"{stream.lost} records were lost: more packets match than can be shown; a"
