@@ -18,6 +18,8 @@ import pytest
 
 from tests.unit.test_stories import INNER, drop, outer
 from tests.wait import until
+from tundp.cli import capture_session
+from tundp.cli.capture import CaptureOptions
 from tundp.cli.trace import TraceOptions
 from tundp.cli.trace_session import Session
 from tundp.observe.events import EventStream
@@ -120,12 +122,17 @@ async def test_what_waits_is_shown_when_the_time_is_over(
     assert "#1 10.5.1.2:7000 > 10.5.2.3" in shown, shown
 
 
-@pytest.mark.parametrize("peers", [True, False])
-async def test_a_signal_ends_the_wait_for_a_silent_daemon(tmp_path: Path, *, peers: bool) -> None:
+@pytest.mark.parametrize("command", ["trace", "trace beside peers", "capture"])
+async def test_a_signal_ends_the_wait_for_a_silent_daemon(tmp_path: Path, command: str) -> None:
     path = tmp_path / "socket"
     async with daemon(path) as asked:
-        options = TraceOptions(kernel=False, peers=peers)
-        running = asyncio.ensure_future(Session(options, path, parse("")).run())
+        session: Session | capture_session.Session
+        if command == "capture":
+            session = capture_session.Session(CaptureOptions(), path, "")
+        else:
+            options = TraceOptions(kernel=False, peers=command == "trace beside peers")
+            session = Session(options, path, parse(""))
+        running = asyncio.ensure_future(session.run())
         await asyncio.wait_for(asked.wait(), 20)
         os.kill(os.getpid(), signal.SIGINT)
         async with asyncio.timeout(20):

@@ -9,13 +9,13 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from tundp.admin import open_events
-from tundp.cli.command import named_query_errors
+from tundp.cli.command import named_query_errors, or_stopped
 from tundp.cli.output import EXIT_OK, print_line
 from tundp.cli.peer_views import PeerViews, without_own_messages
 from tundp.errors import PlatformError, Unsupported
@@ -34,8 +34,6 @@ from tundp.wire.filter import Filter
 
 if TYPE_CHECKING:
     from tundp.cli.trace import TraceOptions
-
-T = TypeVar("T")
 
 _LOOK_S: Final = 0.05
 _LATER_NS: Final = 1_000_000_000
@@ -79,13 +77,13 @@ class Session:
             if self._options.peers:
                 self._peers = PeerViews(self._path, self._asked)
                 stack.push_async_callback(self._peers.close)
-                await self._or_stopped(self._peers.open())
+                await or_stopped(self._stop, self._peers.open())
             query = {"filter": self._filter.text, "snap": str(_SNAP)}
             opening = stack.enter_async_context(open_events(self._path, query))
-            stream = await self._or_stopped(opening)
+            stream = await or_stopped(self._stop, opening)
             if stream is None:
                 return EXIT_OK
-            sources = await self._or_stopped(self._open_kernel(stack, stream))
+            sources = await or_stopped(self._stop, self._open_kernel(stack, stream))
             if sources is None:
                 return EXIT_OK
             if self._options.for_ is not None:
@@ -96,17 +94,6 @@ class Session:
             finally:
                 await self._say_end(stream)
         return EXIT_OK
-
-    async def _or_stopped(self, opening: Coroutine[Any, Any, T]) -> T | None:
-        """Run it to its end; None if the operator has enough before."""
-        task, stopped = asyncio.ensure_future(opening), asyncio.ensure_future(self._stop.wait())
-        try:
-            await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
-            return task.result() if task.done() else None
-        finally:
-            for each in (task, stopped):
-                each.cancel()
-            await asyncio.gather(task, stopped, return_exceptions=True)
 
     async def _open_kernel(
         self, stack: contextlib.AsyncExitStack, stream: EventStream
