@@ -141,6 +141,7 @@ def _seen_lines(report: DropsReport) -> Iterator[Line]:
     for row in report.kernel_seen:
         where = f" in {row.function}" if row.function else ""
         device = f", {row.device}" if row.device else ""
+        device += " of the pod" if row.is_in_pod else ""
         peer = f", datagrams, peer {row.peer}" if row.is_outer else ""
         text = f" {row.count:,}{where}{device}{peer}: {row.means}; {row.next_step}"
         name = (f"  {row.direction} {row.reason}", "yellow")

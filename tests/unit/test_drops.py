@@ -6,15 +6,17 @@ The golden files are what people and programs are shown; they change only on pur
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from rich.console import Console, RenderableType
 from tests import packets
 from tests.json_schema import validate
 from tundp.admin import serve_admin
+from tundp.cli import skb_look as skb_look_module
 from tundp.cli.drops import rewrite
 from tundp.errors import FilterError
 from tundp.linux.kernel_counts import namespace_counts
@@ -326,6 +329,49 @@ def test_what_the_kernel_dropped_meanwhile_is_shown_by_its_reason() -> None:
     assert "the kernel dropped none in these 1.0 s" in shown(none)
     assert "dropped by the kernel in these" not in shown(report())
     assert "dropped none" not in shown(report()), "it was not looked at"
+
+
+def test_a_pods_device_is_not_the_hosts_of_that_name() -> None:
+    place = Place(
+        network=IPv4Network("10.5.0.0/16"), subnet=IPv4Network("10.5.1.0/24"), node=None, port=8285
+    )
+    here = replace(seen(WEB).drop, packet=WEB)
+    steps = [step_of(replace(here, place=each), place) for each in (Namespace.HERE, Namespace.POD)]
+    rows = skb_rows(step for step in steps if step is not None)
+    assert [(row.count, row.is_in_pod) for row in rows] == [(1, False), (1, True)]
+    text = " ".join(shown(replace(report(), kernel_seen=rows, kernel_looked_s=1.0)).split())
+    assert text.count("eth0 of the pod: ") == 1 and text.count("eth0: ") == 1, text
+
+
+@pytest.mark.parametrize(
+    ("missing", "note"),
+    [
+        ((), None),
+        (("has_pods",), "pods' own network namespaces were not looked at: that needs linux 6.12"),
+        (("has_reasons",), "have no reasons here: those need linux 5.17"),
+    ],
+)
+async def test_what_an_older_kernel_does_not_show_is_said(
+    monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...], note: str | None
+) -> None:
+    """Else "the kernel dropped none in these 1.0 s" reads as if pods had been looked at."""
+    older = SimpleNamespace(has_pods=True, has_reasons=True, lost=0)
+    for name in missing:
+        setattr(older, name, False)
+
+    @contextlib.asynccontextmanager
+    async def of_older(network: IPv4Network, port: int) -> AsyncIterator[SimpleNamespace]:
+        yield older
+
+    monkeypatch.setattr(skb_look_module, "skb_drops", of_older)
+    place = Place(
+        network=IPv4Network("10.5.0.0/16"), subnet=IPv4Network("10.5.1.0/24"), node=None, port=8285
+    )
+    notes: list[str] = []
+    async with skb_look_module.skb_look(place, notes):
+        pass
+    assert len(notes) == (note is not None)
+    assert note is None or note in notes[0]
 
 
 def test_a_selection_is_of_the_kernels_drops_too() -> None:

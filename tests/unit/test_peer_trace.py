@@ -25,7 +25,7 @@ from tundp.observe.peer_trace import (
     peer_document,
     peer_of,
 )
-from tundp.observe.stories import Story, document
+from tundp.observe.stories import WAITING_MAX, Story, document
 from tundp.observe.trace import Trace
 from tundp.wire.event import Record, Stage
 
@@ -193,6 +193,51 @@ def test_what_is_not_found_is_said_with_the_reason() -> None:
     refused = PeerView("192.0.2.2", OWN)
     refused.take({"error": "a stock flanneld", "result": "protocol-unreachable"}, NOW)
     assert says(refused) == "not looked at: a stock flanneld"
+
+
+def test_what_the_end_of_the_trace_did_not_wait_for_is_not_called_lost() -> None:
+    """The other node has nothing more to say, but half a second is not over."""
+    of, joiner = view(), Joiner()
+    for number in (1, 2):
+        joiner.add(sent([ping(number)]), of)
+    of.take(record("udp.receive", ping(2), 300), NOW)
+    of.take(record("tun.write", ping(2), 310), NOW)
+    for _ in range(2):
+        of.take({"lost": 0, "is_all": True}, NOW + 200_000)
+    young, known = joiner.due(NOW + 300_000, is_last=True)
+    assert not young.is_dropped
+    assert list(joined_lines(young, 1, "192.0.2.1"))[-1].split(maxsplit=1)[1] == (
+        "no record yet: the trace ended before that node's answer was due"
+    )
+    half = peer_document(young.half)
+    assert half is not None and not half["is_lost"]
+    assert "no record" not in "".join(joined_lines(known, 2, "192.0.2.1"))
+    joiner.add(sent([ping()]), of)
+    for _ in range(2):
+        of.take({"lost": 0, "is_all": True}, NOW + NO_RECORD_NS)
+    (old,) = joiner.due(NOW + NO_RECORD_NS + 100_000, is_last=True)
+    assert old.is_dropped, "it waited long enough"
+
+
+def test_no_more_stories_wait_than_can_be_held() -> None:
+    of, joiner = view(), Joiner()
+    for number in range(WAITING_MAX + 2):
+        joiner.add(sent([ping(number)]), of)
+    early = list(joiner.due(NOW + 200_000))
+    assert len(early) == 2
+    assert not any(each.is_dropped for each in early)
+    last = list(joined_lines(early[0], 1, "192.0.2.1"))[-1]
+    assert last.endswith("no record yet: not waited for, since 4,096 packets already are")
+
+
+def test_a_node_that_lost_records_is_not_waited_for_any_longer() -> None:
+    """It never has nothing more to tell: each story would wait three seconds."""
+    of, joiner = view(), Joiner()
+    joiner.add(sent([ping()]), of)
+    of.take({"lost": 5}, NOW + 200_000)
+    assert next(joiner.due(NOW + 300_000), None) is None, "its record may be on its way"
+    (found,) = joiner.due(NOW + 100_000 + NO_RECORD_NS)
+    assert "5 of its records were lost meanwhile" in list(joined_lines(found, 1, "n"))[-1]
 
 
 def test_a_story_waits_until_the_other_node_has_said_all() -> None:

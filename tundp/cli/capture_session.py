@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tundp.admin import fetch_status, open_events
-from tundp.cli.command import named_query_errors
+from tundp.cli.command import named_query_errors, or_stopped
 from tundp.cli.output import EXIT_OK
 from tundp.errors import PlatformError
 from tundp.observe import capture_text
@@ -72,10 +72,12 @@ class Session:
                 "snap": str(choice.asked_len),
                 "size": str(self.options.buffer_size << 10),
             }
-            async with (
-                named_query_errors(self.filter),
-                open_events(self.admin_socket, query) as stream,
-            ):
+            async with contextlib.AsyncExitStack() as stack:
+                await stack.enter_async_context(named_query_errors(self.filter))
+                opening = stack.enter_async_context(open_events(self.admin_socket, query))
+                stream = await or_stopped(self._stop, opening)
+                if stream is None:
+                    return EXIT_OK
                 if target and to_file is None:
                     to_file = self._open(target)
                     outputs.callback(to_file.close)

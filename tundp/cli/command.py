@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from tundp.errors import ConfigError
 from tundp.settings import goflags
@@ -20,6 +20,9 @@ from tundp.settings.declare import Flag, flags_of
 from tundp.settings.help import flag_lines
 from tundp.settings.settings import FLAGS, Settings
 from tundp.settings.sources import resolve
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 OptionsT = TypeVar("OptionsT")
@@ -198,6 +201,20 @@ async def named_query_errors(text: str) -> AsyncIterator[None]:
     except BadQuery as error:
         place = "" if error.position is None else f", at character {error.position + 1}"
         raise ConfigError(f"filter {text!r}: {error}{place}") from None
+
+
+async def or_stopped(stop: asyncio.Event, opening: Coroutine[Any, Any, T]) -> T | None:
+    """Run it to its end; None if the operator has enough before."""
+    import asyncio
+
+    task, stopped = asyncio.ensure_future(opening), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for each in (task, stopped):
+            each.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)
 
 
 def example_lines(examples: Sequence[tuple[str, str]]) -> Iterator[str]:

@@ -63,6 +63,13 @@ async def skb_look(place: Place, notes: list[str]) -> AsyncIterator[SkbLook | No
             notes.append(f"the kernel's drops were not looked at: {error}")
             yield None
             return
+        if not drops.has_pods:
+            notes.append(
+                "the kernel's drops in pods' own network namespaces were not looked at: that needs"
+                " linux 6.12"
+            )
+        if not drops.has_reasons:
+            notes.append("the kernel's drops have no reasons here: those need linux 5.17")
         yield SkbLook(drops, place)
 
 

@@ -9,19 +9,19 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tundp.admin import open_events
-from tundp.cli.command import named_query_errors
+from tundp.cli.command import named_query_errors, or_stopped
 from tundp.cli.output import EXIT_OK, print_line
 from tundp.cli.peer_views import PeerViews, without_own_messages
 from tundp.errors import PlatformError, Unsupported
 from tundp.linux import legacy_rules
+from tundp.linux.nft_trace import PATHS_MAX, RATE, NftTrace, nft_trace
 from tundp.linux.nft_trace import Path as NftPath
-from tundp.linux.nft_trace import nft_trace
 from tundp.linux.skb_drops import SkbDrop, SkbDrops, batches, skb_drops
 from tundp.observe.events import EventStream
 from tundp.observe.peer_trace import Joined, Joiner, joined_lines, peer_document
@@ -48,9 +48,14 @@ class Session:
     def __init__(self, options: TraceOptions, path: Path, packets: Filter) -> None:
         self._options = options
         self._path = path
-        self._filter = packets
+        self._asked = packets
+        """The operator's."""
+        self._filter = without_own_messages(packets) if options.peers else packets
         self._stop = asyncio.Event()
         self._shown = 0
+        self._netfilter: NftTrace | None = None
+        self._gone: list[str] = []
+        """Sources that ended before the trace."""
         self._drops: SkbDrops | None = None
         self._undecided: Counter[str] = Counter()
         """Drops of datagrams whose inner packet is not known, by reason."""
@@ -68,32 +73,27 @@ class Session:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop.set)
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(named_query_errors(self._filter.text))
+            await stack.enter_async_context(named_query_errors(self._asked.text))
             if self._options.peers:
-                self._peers = PeerViews(self._path, self._filter)
+                self._peers = PeerViews(self._path, self._asked)
                 stack.push_async_callback(self._peers.close)
-                await self._or_stopped(self._peers.open())
-                self._filter = without_own_messages(self._filter)
+                await or_stopped(self._stop, self._peers.open())
             query = {"filter": self._filter.text, "snap": str(_SNAP)}
-            stream = await stack.enter_async_context(open_events(self._path, query))
-            sources = await self._open_kernel(stack, stream)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._options.for_):
-                    await self._show_all(stream, sources)
-            self._say_end(stream)
+            opening = stack.enter_async_context(open_events(self._path, query))
+            stream = await or_stopped(self._stop, opening)
+            if stream is None:
+                return EXIT_OK
+            sources = await or_stopped(self._stop, self._open_kernel(stack, stream))
+            if sources is None:
+                return EXIT_OK
+            if self._options.for_ is not None:
+                ending = loop.call_later(self._options.for_, self._stop.set)
+                stack.callback(ending.cancel)
+            try:
+                await self._show_all(stream, sources)
+            finally:
+                await self._say_end(stream)
         return EXIT_OK
-
-    async def _or_stopped(self, opening: Coroutine[Any, Any, None]) -> None:
-        """Run it to its end, or until the operator has enough."""
-        task, stopped = asyncio.ensure_future(opening), asyncio.ensure_future(self._stop.wait())
-        try:
-            await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                task.result()
-        finally:
-            for each in (task, stopped):
-                each.cancel()
-            await asyncio.gather(task, stopped, return_exceptions=True)
 
     async def _open_kernel(
         self, stack: contextlib.AsyncExitStack, stream: EventStream
@@ -106,7 +106,8 @@ class Session:
             network = IPv4Network(stream.hello.network)
             unseen = []
             try:
-                found["paths"] = await stack.enter_async_context(nft_trace(network))
+                self._netfilter = await stack.enter_async_context(nft_trace(network))
+                found["paths"] = self._netfilter.paths()
             except (Unsupported, PlatformError) as error:
                 unseen.append(f"netfilter's rules ({error})")
             try:
@@ -160,6 +161,7 @@ class Session:
         self, stream: EventStream, kernel: Mapping[str, AsyncIterator[Any]]
     ) -> None:
         tracer, stories = Tracer(), Stories(has_paths=bool(kernel))
+        began_ns = time.time_ns()
         sources: dict[str, AsyncIterator[Any]] = {"events": aiter(stream.batches()), **kernel}
         coming = {
             asyncio.ensure_future(anext(source, None)): name for name, source in sources.items()
@@ -177,6 +179,7 @@ class Session:
                     value: Any = done.result()
                     if value is None:
                         has_ended |= name == "events"
+                        self._say_gone(name, now_ns - began_ns)
                         continue
                     coming[asyncio.ensure_future(anext(sources[name], None))] = name
                     self._add(name, value, stream, tracer, stories, now_ns)
@@ -190,9 +193,10 @@ class Session:
                     return
                 if has_ended:
                     break
+            now_ns = time.time_ns()
             for found in tracer.stale(0):
                 stories.add_trace(found, 0)
-            self._show_due(stories, stream, time.time_ns() + _LATER_NS, is_last=True)
+            self._show_due(stories, stream, now_ns, is_last=True)
             if has_ended:
                 raise PlatformError(f"the daemon on {self._path} ended")
         finally:
@@ -228,7 +232,8 @@ class Session:
             step = step_of(drop, place)
             if step is None:
                 continue
-            match is_wanted(step, self._filter):
+            # That nodes' own messages are left out asks for the inside, which may be out of sight.
+            match is_wanted(step, self._filter if step.inner else self._asked):
                 case True:
                     stories.add_drop(step, now_ns)
                     self._is_netfilter |= step.is_netfilter
@@ -247,11 +252,12 @@ class Session:
         self, stories: Stories, stream: EventStream, now_ns: int, *, is_last: bool = False
     ) -> bool:
         """Print what is due; whether that was all that was asked for. is_last: print all."""
-        for story in stories.due(now_ns):
+        for story in stories.due(now_ns + _LATER_NS if is_last else now_ns):
             self._joiner.add(story, None if self._peers is None else self._peers.view_of(story))
         for joined in self._joiner.due(now_ns, is_last=is_last):
             if self._options.drops and not joined.is_dropped:
                 continue
+            stories.recall(joined.story)
             self._show(stream, joined)
             stories.remember(joined.story, self._shown)
             if self._shown == self._options.count:
@@ -272,7 +278,34 @@ class Session:
         for line in () if self._peers is None else self._peers.news():
             _say(line)
 
-    def _say_end(self, stream: EventStream) -> None:
+    def _say_gone(self, name: str, after_ns: int) -> None:
+        """Say at once that a source ended, and again at the end, where it may be read."""
+        if name == "paths":
+            self._gone.append(
+                f"nft monitor ended after {after_ns / 1e9:.1f} s of the trace: netfilter's rules"
+                " were not looked at from then on"
+            )
+            _say(self._gone[-1])
+
+    async def _say_netfilter(self, netfilter: NftTrace) -> None:
+        """Say which packets were not followed through netfilter."""
+        unmarked = await netfilter.unmarked()
+        if unmarked is None:
+            _say("how many packets were not followed through netfilter is not known")
+        if unmarked or netfilter.lost:
+            _say(
+                f"{(unmarked or 0) + netfilter.lost} packets were not followed through netfilter"
+                f" ({RATE:,} a second are, in small bursts, and {PATHS_MAX:,} at a time), whatever"
+                " the filter"
+            )
+        if netfilter.unread:
+            _say(f"{netfilter.unread} rules of netfilter were too long to be read")
+
+    async def _say_end(self, stream: EventStream) -> None:
+        for gone in self._gone:
+            _say(gone)
+        if self._netfilter is not None:
+            await self._say_netfilter(self._netfilter)
         if stream.lost:
             _say(
                 f"{stream.lost} records were lost: more packets match than can be shown; a"

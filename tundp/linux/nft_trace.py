@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
-from tundp.errors import Unsupported
+from tundp.errors import PlatformError, Unsupported
 from tundp.linux import command
 
 RATE: Final = 2000
@@ -40,7 +40,13 @@ _FIELD: Final = re.compile(
 )
 _PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "sctp": 132}
 _ENDS: Final = ("saddr", "daddr")
-_MARK: Final = f"limit rate {RATE}/second meta nftrace set 1"
+_MARK: Final = f"counter limit rate {RATE}/second counter meta nftrace set 1"
+_MARKS: Final = 4
+"""Rules that mark."""
+_COUNTS: Final = re.compile(r"counter packets (\d+) .*counter packets (\d+) ", re.ASCII)
+"""All, and those that are followed."""
+_LINE_MAX: Final = 1 << 22
+"""Bytes of a line: it holds a whole rule, whose sets may have thousands of elements."""
 _DISCARD_LEN: Final = 1 << 20
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -132,6 +138,9 @@ class Paths:
         """own_table: the table that marks packets; its own steps are left out."""
         self._own = own_table
         self._paths: dict[str, Path] = {}
+        self._refused: set[str] = set()
+        self.lost = 0
+        """Packets that came while PATHS_MAX others were on their way."""
 
     def add(self, line: str, now_ns: int) -> Path | None:
         """Take in a line; the path it ended, if it did."""
@@ -142,6 +151,7 @@ class Paths:
         path = self._paths.get(number)
         if path is None:
             if len(self._paths) >= PATHS_MAX:
+                self._refuse(number)
                 return None
             path = self._paths[number] = Path({}, now_ns)
         path.last_ns = now_ns
@@ -154,6 +164,14 @@ class Paths:
         step = _step(family, table, chain, kind, rest)
         path.steps.append(step)
         return self._paths.pop(number) if step.is_drop else None
+
+    def _refuse(self, number: str) -> None:
+        """Count a packet, of whose lines this is one."""
+        if len(self._refused) >= PATHS_MAX:
+            self._refused.clear()
+        if number not in self._refused:
+            self._refused.add(number)
+            self.lost += 1
 
     def idle(self, now_ns: int) -> list[Path]:
         """Paths of packets that have left netfilter; they are forgotten."""
@@ -204,8 +222,55 @@ def _step(family: str, table: str, chain: str, kind: str, rest: str) -> Step:
     )
 
 
+class NftTrace:
+    """Packets on their way through netfilter, while its table is there."""
+
+    def __init__(self, lines: asyncio.StreamReader, table: str) -> None:
+        self._lines = lines
+        self._table = table
+        self._paths = Paths(table)
+        self.unread = 0
+        """Lines too long to be read."""
+
+    @property
+    def lost(self) -> int:
+        """Packets that were marked, and of which too many were on their way."""
+        return self._paths.lost
+
+    async def unmarked(self) -> int | None:
+        """Packets above RATE so far, which were not followed; None if that cannot be known."""
+        with contextlib.suppress(PlatformError):
+            done = await command.run(
+                "nft", "list", "table", "inet", self._table, package="nftables"
+            )
+            counts = _COUNTS.findall(done.stdout)
+            if len(counts) == _MARKS:
+                return sum(int(all_) - int(marked) for all_, marked in counts)
+        return None
+
+    async def paths(self) -> AsyncIterator[Path]:
+        """Each packet when it has left; ends with `nft monitor`."""
+        while True:
+            line = b"\n"
+            try:
+                async with asyncio.timeout(IDLE_NS / 1e9):
+                    line = await self._lines.readline()
+            except TimeoutError:
+                pass
+            except ValueError:
+                # What was read of it is gone; what follows begins like no line of ours.
+                self.unread += 1
+            if not line:
+                return
+            now_ns = time.time_ns()
+            if (ended := self._paths.add(line.decode(errors="replace"), now_ns)) is not None:
+                yield ended
+            for path in self._paths.idle(now_ns):
+                yield path
+
+
 @contextlib.asynccontextmanager
-async def nft_trace(network: IPv4Network) -> AsyncIterator[AsyncIterator[Path]]:
+async def nft_trace(network: IPv4Network) -> AsyncIterator[NftTrace]:
     """Follow packets from or to `network` through netfilter while the block lasts.
 
     Unsupported, with the reason, where that cannot be; nothing is left on then, or after.
@@ -223,23 +288,7 @@ async def nft_trace(network: IPv4Network) -> AsyncIterator[AsyncIterator[Path]]:
             await owner.stdin.drain()
         await _until_made(table)
         assert monitor.stdout is not None
-        yield _paths(monitor.stdout, Paths(table))
-
-
-async def _paths(lines: asyncio.StreamReader, paths: Paths) -> AsyncIterator[Path]:
-    while True:
-        try:
-            async with asyncio.timeout(IDLE_NS / 1e9):
-                line = await lines.readline()
-        except TimeoutError:
-            line = b"\n"
-        if not line:
-            return
-        now_ns = time.time_ns()
-        if (ended := paths.add(line.decode(errors="replace"), now_ns)) is not None:
-            yield ended
-        for path in paths.idle(now_ns):
-            yield path
+        yield NftTrace(monitor.stdout, table)
 
 
 async def _until_made(table: str) -> None:
@@ -249,7 +298,7 @@ async def _until_made(table: str) -> None:
         done = await command.run(
             "nft", "list", "table", "inet", table, package="nftables", is_checked=False
         )
-        if done.code == 0 and done.stdout.count("nftrace set 1") == 4:
+        if done.code == 0 and done.stdout.count("nftrace set 1") == _MARKS:
             return
         if time.monotonic() > deadline:
             raise Unsupported(
@@ -285,6 +334,7 @@ async def _start(
         stdin=stdin,
         stdout=stdout,
         stderr=DEVNULL,
+        limit=_LINE_MAX,
         env=command.environment(),
         preexec_fn=die_with_parent,
     )

@@ -16,7 +16,7 @@ from enum import Enum, unique
 from typing import Any, Final
 
 from tundp.observe.events import Event, PeerName
-from tundp.observe.stories import Story, story_lines
+from tundp.observe.stories import WAITING_MAX, Story, story_lines
 from tundp.observe.trace import (
     STAGE_NAMES,
     Trace,
@@ -193,6 +193,8 @@ class Half:
     is_sender: bool
     """Whether the other node sent the packet, and this one received it."""
     found: list[tuple[Key, Trace]] = field(default_factory=list)
+    unwaited: str = ""
+    """Why it was not waited for as long as it takes; empty if it was."""
 
     @property
     def is_dropped(self) -> bool:
@@ -206,6 +208,7 @@ class Half:
         view = self.view
         return bool(
             self.keys
+            and not self.unwaited
             and view.state is PeerState.TRACING
             and view.began_ns <= self.after_ns
             and view.lost == self.lost_then
@@ -230,6 +233,8 @@ class Half:
                 " meanwhile, since more packets match than it can tell of; a narrower filter"
                 " misses none"
             )
+        if self.unwaited:
+            return f"{which}no record yet: {self.unwaited}"
         if not view.has_said_all(self.after_ns):
             return f"{which}no record: nothing more was heard of it for {GIVE_UP_NS // 10**9} s"
         return (
@@ -252,7 +257,10 @@ class Joined:
 
 
 class Joiner:
-    """Holds stories until the other node's half is known, or known to be missing."""
+    """Holds stories until the other node's half is known, or known to be missing.
+
+    At most WAITING_MAX wait: where more come, the oldest are due before their time.
+    """
 
     def __init__(self) -> None:
         self._waiting: deque[Joined] = deque()
@@ -266,7 +274,15 @@ class Joiner:
         for joined in self._waiting:
             if joined.half is not None:
                 _fill(joined.half)
-        while self._waiting and (is_last or _is_known(self._waiting[0].half, now_ns)):
+        while self._waiting:
+            half = self._waiting[0].half
+            if half is not None and not _is_known(half, now_ns):
+                if is_last:
+                    half.unwaited = "the trace ended before that node's answer was due"
+                elif len(self._waiting) > WAITING_MAX:
+                    half.unwaited = f"not waited for, since {WAITING_MAX:,} packets already are"
+                else:
+                    return
             yield self._waiting.popleft()
 
 
@@ -324,7 +340,7 @@ def _is_known(half: Half | None, now_ns: int) -> bool:
         return True
     if now_ns < half.after_ns + NO_RECORD_NS:
         return False
-    if now_ns >= half.after_ns + GIVE_UP_NS:
+    if now_ns >= half.after_ns + GIVE_UP_NS or view.lost > half.lost_then:
         return True
     is_asked = view.state is PeerState.TRACING
     return is_asked and (half.after_ns < view.began_ns or view.has_said_all(half.after_ns))

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tundp.linux.skb_drops import Place
 from tundp.observe.skb_steps import SkbStep, is_wanted
 from tundp.wire.facts import Direction
 
 if TYPE_CHECKING:
     from tundp.wire.filter import Filter
 
-_Kind = tuple[str, Direction, str | None, str, bool]
+_Kind = tuple[str, Direction, str | None, str, bool, bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,8 @@ class SkbRow:
     """Whether datagrams between two nodes were dropped, not inner packets."""
     count: int
     """While the command looked."""
+    is_in_pod: bool = False
+    """Whether a pod's own network namespace dropped them: the device is one of the pod."""
     peer: str | None = None
     """The other node of the last one."""
     example: str = ""
@@ -57,7 +60,8 @@ class SkbTally:
         if step.is_copy or is_wanted(step, self._packets) is False:
             return
         drop = step.drop
-        kind = (drop.reason, step.direction, drop.function, drop.device, step.peer is not None)
+        origin = (drop.reason, step.direction, drop.function, drop.device)
+        kind = (*origin, step.peer is not None, drop.place is Place.POD)
         self._counts[kind] += 1
         self._last[kind] = step
 
@@ -74,6 +78,7 @@ def _row(last: SkbStep, count: int) -> SkbRow:
         device=last.drop.device,
         is_outer=last.peer is not None,
         count=count,
+        is_in_pod=last.drop.place is Place.POD,
         peer=None if last.peer is None else str(last.peer),
         example=last.words,
         means=last.means,

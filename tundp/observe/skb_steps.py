@@ -5,6 +5,7 @@ Pure.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -15,6 +16,7 @@ from tundp.linux.skb_drops import SkbDrop
 from tundp.observe.events import Hello
 from tundp.observe.skb_words import Words, words_of
 from tundp.observe.status import Status
+from tundp.printable import printable
 from tundp.wire import describe
 from tundp.wire.facts import Direction, Field, facts_of
 from tundp.wire.filter import Filter
@@ -23,6 +25,10 @@ from tundp.wire.filter_program import OpKind
 _MIN_HEADER: Final = 20
 _UDP: Final = 17
 _UDP_LEN: Final = 8
+_IN_POD: Final = "in the pod's own network namespace: commands on this host do not reach it"
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_.@][A-Za-z0-9_.@-]*", re.ASCII)
+"""Names of devices that a shell takes as one word. The kernel allows all but blanks, `/` and `:`
+(net/core/dev.c, dev_valid_name), and pods choose their own."""
 _OF_OUTER: Final = frozenset({Field.OUTER, Field.DIRECTION})
 
 
@@ -96,12 +102,20 @@ class SkbStep:
     @property
     def means(self) -> str:
         """The reason in words."""
-        return self._filled(self._words.means)
+        device = printable(self.drop.device) if self.drop.device else "the device"
+        return self._filled(self._words.means, device)
 
     @property
     def next_step(self) -> str:
-        """What to look at next; may be empty."""
-        return self._filled(self._words.next_step)
+        """What to look at next, as commands for this host; may be empty.
+
+        None is made for what happened in a pod: the host may have a device of that name, too.
+        """
+        text = self._words.next_step
+        if text and self.drop.place is Namespace.POD:
+            return _IN_POD
+        is_plain = _PLAIN_NAME.fullmatch(self.drop.device)
+        return self._filled(text, self.drop.device if is_plain else "DEVICE")
 
     @property
     def words(self) -> str:
@@ -119,7 +133,7 @@ class SkbStep:
         """Function, device and peer, as far as they are known: the rest of a sentence."""
         found = f" in {self.drop.function}" if self.drop.function else ""
         if self.drop.device:
-            found += f", {self.drop.device}"
+            found += f", {printable(self.drop.device)}"
         if self.drop.place is Namespace.POD:
             found += " of the pod"
         if self.peer is not None:
@@ -131,10 +145,10 @@ class SkbStep:
     def _words(self) -> Words:
         return words_of(self.drop.reason, self.drop.function)
 
-    def _filled(self, text: str) -> str:
+    def _filled(self, text: str, device: str) -> str:
         packet = self.drop.packet
         return text.format(
-            device=self.drop.device or "the device",
+            device=device,
             source=IPv4Address(packet[12:16]),
             destination=IPv4Address(packet[16:20]),
             port=self.port,

@@ -6,13 +6,14 @@ Pure: times come with the records.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tundp.linux.legacy_rules import LegacyRule
 from tundp.linux.nft_trace import Path, Step
 from tundp.observe.skb_steps import SkbStep, step_document
+from tundp.observe.story_index import Index, Twins
 from tundp.observe.trace import Trace, after_text, event_document, flow_of, is_ipv4, lines
 from tundp.wire import describe
 
@@ -26,10 +27,13 @@ WAITING_MAX: Final = 4096
 """Stories that wait for their other parts, at most: a quarter of a second of netfilter's part at
 bulk traffic would be tens of thousands."""
 SUSPECTS_MAX: Final = 4
+_ID_STEP: Final = 64
+"""More than a super-packet mostly has packets, so that it has two names at most."""
+_MIN_HEADER: Final = 20
 _ICMP: Final = 1
+_TCP: Final = 6
 _UDP: Final = 17
 _Key = tuple[int, int, int]
-_Index = dict[_Key | None, deque["Story"]]
 
 
 @dataclass(slots=True)
@@ -52,6 +56,11 @@ class Story:
             or (self.path is not None and self.path.drop is not None)
             or any(not step.is_copy for step in self.drops)
         )
+
+    @property
+    def has_packet(self) -> bool:
+        """Whether its packet was seen, and not only netfilter's words of it."""
+        return self.trace is not None or bool(self.drops)
 
     @property
     def packet(self) -> bytes:
@@ -85,14 +94,14 @@ class Stories:
         self._hold_ns = HOLD_NS if has_paths else 0
         self._waiting: deque[tuple[int, Story]] = deque()
         self._late: deque[tuple[int, Story]] = deque()
-        self._by_key: _Index = {}
-        """Those that wait, oldest first."""
-        self._untraced: _Index = {}
-        """Those of them that lack the engine's part."""
-        self._unpathed: _Index = {}
-        """Those of them that lack netfilter's part."""
-        self._supers: dict[int, Story] = {}
-        """Those of them with a super-packet, by identity."""
+        self._twins: dict[bytes, Twins[Story]] = {}
+        """Those that wait and have a packet, by what it is recognised by."""
+        self._untraced = Index[Story]()
+        """Those of them that lack the engine's part: by that, or by key and mark of the path."""
+        self._unpathed = Index[Story]()
+        """Those of them that lack netfilter's part: by key, and by key and mark."""
+        self._supers = Index[Story]()
+        """Those of them with a super-packet: by flow and IP id, in steps of _ID_STEP."""
         self._shown: OrderedDict[bytes, int] = OrderedDict()
 
     def __len__(self) -> int:
@@ -102,41 +111,41 @@ class Stories:
     def add_trace(self, trace: Trace, now_ns: int) -> None:
         """A trace that is complete."""
         packet = trace.first.packet
-        key = packet_key(packet)
-        for story in self._untraced.get(key, ()):
-            if _is_of(story, packet):
-                story.trace = trace
-                _remove(self._untraced, key, story)
-                break
+        story = self._untraced.first(_identity(packet)) or self._only_path(packet)
+        if story is not None:
+            self._take_out(story)
+            story.trace = trace
+            self._put_in(story)
         else:
-            story = Story(trace)
-            self._wait(story, key, now_ns)
-        if trace.first.record.packets > 1:
-            self._supers[id(story)] = story
+            self._wait(Story(trace), now_ns)
 
     def add_path(self, path: Path, now_ns: int) -> None:
         """A packet that left netfilter, or was dropped in it."""
-        if (queue := self._unpathed.get(path.key)) is not None:
-            story = queue[0]
+        mark = _path_mark(path)
+        if (story := self._unpathed.first((path.key, mark) if mark else path.key)) is not None:
+            self._take_out(story)
             story.path = path
-            _remove(self._unpathed, path.key, story)
-            return
-        self._wait(Story(None, path), path.key, now_ns)
+            self._put_in(story)
+        else:
+            self._wait(Story(None, path), now_ns)
 
     def add_drop(self, step: SkbStep, now_ns: int) -> None:
         """A drop by the kernel."""
         if step.inner:
-            for story in self._by_key.get(packet_key(step.inner), ()):
-                if _is_of(story, step.inner) and not _has(story, step):
-                    story.drops.append(step)
-                    return
-            for story in self._supers.values():
+            twins = self._twins.get(_identity(step.inner))
+            if twins is not None and (story := twins.take(_kind(step))) is not None:
+                story.drops.append(step)
+                return
+            if (story := self._only_path(step.inner)) is not None:
+                self._take_out(story)
+                story.drops.append(step)
+                self._put_in(story)
+                return
+            for story in self._supers.all(_super_name(step.inner)):
                 if story.trace is not None and _is_segment(story.trace, step.inner):
                     story.drops.append(step)
                     return
-        story = Story(None, None, [step])
-        story.earlier = self._shown.get(_identity(step.inner)) if step.inner else None
-        self._wait(story, packet_key(story.packet), now_ns)
+        self._wait(Story(None, None, [step]), now_ns)
 
     def suspect(self, rules: Sequence[LegacyRule]) -> None:
         """Legacy rules dropped something by now: maybe packets that netfilter dropped."""
@@ -157,10 +166,7 @@ class Stories:
 
     def _left(self, story: Story) -> Iterator[Story]:
         """Forget a story; itself, if it is one to be shown."""
-        for key in {packet_key(story.packet), story.path.key if story.path else None}:
-            for index in (self._by_key, self._untraced, self._unpathed):
-                _remove(index, key, story)
-        self._supers.pop(id(story), None)
+        self._take_out(story)
         if story.trace is not None or story.is_dropped or story.drops:
             yield story
 
@@ -174,43 +180,106 @@ class Stories:
         while len(self._shown) > REMEMBERED:
             self._shown.popitem(last=False)
 
-    def _wait(self, story: Story, key: _Key | None, now_ns: int) -> None:
+    def recall(self, story: Story) -> None:
+        """Name the story that this one goes on with, if that was shown."""
+        if story.trace is None and story.drops and story.drops[0].inner:
+            story.earlier = self._shown.get(_identity(story.drops[0].inner))
+
+    def _wait(self, story: Story, now_ns: int) -> None:
         self._waiting.append((now_ns + self._hold_ns, story))
-        self._by_key.setdefault(key, deque()).append(story)
-        if story.trace is None:
-            self._untraced.setdefault(key, deque()).append(story)
-        if story.path is None:
-            self._unpathed.setdefault(key, deque()).append(story)
+        self._put_in(story)
+
+    def _only_path(self, packet: bytes) -> Story | None:
+        """The oldest story of a packet of which only netfilter spoke until now."""
+        key, mark = packet_key(packet), _mark(packet)
+        found = self._untraced.first((key, mark)) if mark else None
+        return found or self._untraced.first((key, b""))
+
+    def _put_in(self, story: Story) -> None:
+        """Put a story under all that it can be found by."""
+        packet = story.packet
+        if (path := story.path) is None:
+            for name in _path_names(packet):
+                self._unpathed.add(name, story)
+        elif not story.has_packet:
+            self._untraced.add((path.key, _path_mark(path)), story)
+        if story.has_packet:
+            identity = _identity(packet)
+            self._twins.setdefault(identity, Twins(_kinds)).add(story)
+            if story.trace is None:
+                self._untraced.add(identity, story)
+        if story.trace is not None:
+            for name in _super_names(story.trace):
+                self._supers.add(name, story)
+
+    def _take_out(self, story: Story) -> None:
+        """Undo _put_in."""
+        packet = story.packet
+        for name in _path_names(packet):
+            self._unpathed.remove(name, story)
+        if story.path is not None:
+            self._untraced.remove((story.path.key, _path_mark(story.path)), story)
+        identity = _identity(packet)
+        self._untraced.remove(identity, story)
+        if (twins := self._twins.get(identity)) is not None:
+            twins.remove(story)
+            if not twins:
+                del self._twins[identity]
+        if story.trace is not None:
+            for name in _super_names(story.trace):
+                self._supers.remove(name, story)
 
 
-def _remove(index: _Index, key: _Key | None, story: Story) -> None:
-    """Take a story out of an index, if it is there; of a packet's, mostly the oldest goes first."""
-    queue = index.get(key)
-    if queue is None:
+def _kind(step: SkbStep) -> tuple[str, str | None]:
+    return step.drop.reason, step.drop.function
+
+
+def _kinds(story: Story) -> set[Hashable]:
+    return {_kind(step) for step in story.drops}
+
+
+def _mark(packet: bytes) -> bytes:
+    """Protocol, and ports or type and numbers of an echo; empty if they are not there.
+
+    What netfilter tells of a packet beyond its key: the IP id of many is 0.
+    """
+    start = max(_MIN_HEADER, (packet[0] & 0x0F) * 4) if packet else _MIN_HEADER
+    first = packet[start : start + 8]
+    if packet[6:7] and (packet[6] & 0x1F or packet[7]):
+        return b""
+    if packet[9:10] == bytes([_ICMP]):
+        is_echo = len(first) == 8 and first[0] in (0, 8)
+        return packet[9:10] + first[:1] + first[4:] if is_echo else b""
+    has_ports = packet[9:10] in (bytes([_TCP]), bytes([_UDP])) and len(first) >= 4
+    return packet[9:10] + first[:4] if has_ports else b""
+
+
+def _path_mark(path: Path) -> bytes:
+    """The same of what netfilter says, which may be less."""
+    is_echo = {"icmp id", "sequence"} <= path.fields.keys()
+    return _mark(path.header()) if is_echo or path.fields.get("protocol") != "icmp" else b""
+
+
+def _path_names(packet: bytes) -> Iterator[Hashable]:
+    """What netfilter may know a packet by."""
+    key, mark = packet_key(packet), _mark(packet)
+    yield key
+    if mark:
+        yield key, mark
+
+
+def _super_name(packet: bytes) -> Hashable:
+    return flow_of(packet), int.from_bytes(packet[4:6], "big") // _ID_STEP
+
+
+def _super_names(trace: Trace) -> Iterator[Hashable]:
+    """Those of the packets in a super-packet; none for another."""
+    packet, count = trace.first.packet, trace.first.record.packets
+    if count <= 1 or not is_ipv4(packet):
         return
-    if queue[0] is story:
-        queue.popleft()
-    else:
-        queue = index[key] = deque(each for each in queue if each is not story)
-    if not queue:
-        del index[key]
-
-
-def _is_of(story: Story, packet: bytes) -> bool:
-    """Whether a story with the same key is a packet's: one with IP id 0 needs a closer look."""
-    if story.trace is not None:
-        return _identity(story.trace.first.packet) == _identity(packet)
-    if story.drops:
-        return _identity(story.drops[0].inner) == _identity(packet)
-    return True
-
-
-def _has(story: Story, step: SkbStep) -> bool:
-    """Whether such a drop is there already: this one is of another packet that looks the same."""
-    return any(
-        (each.drop.reason, each.drop.function) == (step.drop.reason, step.drop.function)
-        for each in story.drops
-    )
+    flow, first = flow_of(packet), int.from_bytes(packet[4:6], "big")
+    for step in range(first // _ID_STEP, (first + count - 1) // _ID_STEP + 1):
+        yield flow, step % (0x10000 // _ID_STEP)
 
 
 def _is_segment(trace: Trace, packet: bytes) -> bool:
