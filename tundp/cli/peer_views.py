@@ -16,6 +16,7 @@ from tundp.errors import FilterError, PlatformError
 from tundp.observe.events import BadQuery, PeerName
 from tundp.observe.peer_trace import PeerState, PeerView, peer_of
 from tundp.observe.stories import Story
+from tundp.printable import SENTENCE_MAX, printable
 from tundp.wire.facts import QUOTED, Field
 from tundp.wire.filter import Filter, parse
 from tundp.wire.filter_program import Op, OpKind
@@ -87,13 +88,15 @@ class PeerViews:
                 continue
             self._told.add((view.node, view.state))
             if view.state is PeerState.TRACING:
+                version, engine = (
+                    printable(str(view.hello.get(name))) for name in ("version", "engine")
+                )
                 yield (
-                    f"on {view.node}, too: tundp {view.hello.get('version')}, engine"
-                    f" {view.hello.get('engine')}, clock within"
+                    f"on {view.node}, too: tundp {version}, engine {engine}, clock within"
                     f" \N{PLUS-MINUS SIGN}{view.error_ns / 1000:.0f}us; not its netfilter"
                 )
             else:
-                yield f"on {view.node}: {view.text}"
+                yield f"on {view.node}: {printable(view.text, 2 * SENTENCE_MAX)}"
 
     async def close(self) -> None:
         """End the traces on the other nodes."""

@@ -28,7 +28,7 @@ from tundp.observe.peer_trace import Joined, Joiner, joined_lines, peer_document
 from tundp.observe.skb_steps import Place, is_wanted, step_of
 from tundp.observe.stories import Stories, document
 from tundp.observe.trace import Tracer
-from tundp.printable import printable
+from tundp.printable import LINE_MAX, printable
 from tundp.wire.facts import Direction, facts_of
 from tundp.wire.filter import Filter
 
@@ -122,8 +122,8 @@ class Session:
             unseen.append("pods' own network namespaces")
         unseen.append("other nodes" if self._peers is None else "the kernels of other nodes")
         if stream.hello.chaos:
-            _say(f"tundp chaos: {printable(stream.hello.chaos)}; tundp chaos stop ends it")
-        _say(
+            say(f"tundp chaos: {printable(stream.hello.chaos)}; tundp chaos stop ends it")
+        say(
             f"tracing on {stream.hello.node} ({stream.hello.tun}, engine {stream.hello.engine});"
             f" Ctrl-C ends it. Not looked at: {', '.join(unseen)}"
         )
@@ -270,27 +270,27 @@ class Session:
 
     def _say_news(self) -> None:
         for line in () if self._peers is None else self._peers.news():
-            _say(line)
+            say(line)
 
     def _say_end(self, stream: EventStream) -> None:
         if stream.lost:
-            _say(
+            say(
                 f"{stream.lost} records were lost: more packets match than can be shown; a"
                 " narrower filter misses none"
             )
         if self._drops is not None and self._drops.lost:
-            _say(
+            say(
                 f"{self._drops.lost} drops of the kernel came too fast to be looked at (2,000 a"
                 " second are), whatever the filter"
             )
         if self._undecided:
             reasons = ", ".join(f"{name} {count}" for name, count in self._undecided.items())
-            _say(
+            say(
                 "the kernel dropped datagrams of the overlay whose inner packet lies out of sight"
                 f" (trains of UDP_SEGMENT), so that the filter could not choose: {reasons}"
             )
 
 
-def _say(text: str) -> None:
-    """A word to the operator, beside what programs read."""
-    print(text, file=sys.stderr, flush=True)
+def say(text: str) -> None:
+    """A word to the operator, beside what programs read; other nodes' texts may be in it."""
+    print(printable(text, LINE_MAX), file=sys.stderr, flush=True)
