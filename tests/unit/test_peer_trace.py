@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.json_schema import validate
-from tests.packets import icmp_echo, tcp, udp, with_ttl
+from tests.packets import MF, ROUTER_ALERT, icmp_echo, tcp, udp, with_ttl
 from tundp.observe.events import Event, PeerName
 from tundp.observe.peer_trace import (
     GIVE_UP_NS,
@@ -228,12 +228,33 @@ def test_no_other_node_has_to_do_with_it() -> None:
         (udp(b"a", sport=1), udp(b"a", sport=2)),
         (udp(b"a", ident=1), udp(b"a", ident=2)),
         (tcp(b"a", seq=1), tcp(b"a", seq=2)),
+        (udp(b"question 1", ident=0), udp(b"question 2", ident=0)),
+        (udp(bytes(35) + b"1", ident=0), udp(bytes(35) + b"2", ident=0)),
     ],
 )
 def test_packets_are_told_apart_but_not_by_what_nodes_change(one: bytes, other: bytes) -> None:
     assert key_of(one) != key_of(other)
-    assert key_of(one) == key_of(with_ttl(one, one[8] - 1)) == key_of(one[:40])
+    assert key_of(one) == key_of(with_ttl(one, one[8] - 1)) == key_of(one[:64])
     assert key_of(one[:19]) is None
+
+
+@pytest.mark.parametrize("options", [b"", ROUTER_ALERT, ROUTER_ALERT * 10])
+@pytest.mark.parametrize("offset", [0, MF, 185])
+def test_what_a_record_holds_of_a_packet_tells_it(options: bytes, offset: int) -> None:
+    for whole in (
+        udp(bytes(range(200)), ident=0, ip_options=options, frag=offset),
+        tcp(bytes(200), ip_options=options, frag=offset),
+    ):
+        assert key_of(whole[:64]) == key_of(whole[:128]) == key_of(whole) is not None
+
+
+def test_an_unfinished_udp_checksum_makes_no_other_packet() -> None:
+    finished = udp(b"question", ident=0)
+    partial = finished[:26] + b"\x12\x34" + finished[28:]
+    assert key_of(partial) == key_of(finished)
+    # Behind the first fragment there is no checksum, but payload.
+    behind = udp(b"a" * 40, frag=5)
+    assert key_of(behind[:26] + b"12" + behind[28:]) != key_of(behind)
 
 
 def test_the_document_fits_the_schema() -> None:

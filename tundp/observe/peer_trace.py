@@ -1,9 +1,10 @@
 """Traces of two nodes joined: what the other node saw of a packet, beside what this one did.
 
 Packets are recognised by what no node changes: addresses, protocol, IP identification, and the
-first bytes behind the header (ports and TCP sequence number; ICMP type, id and sequence). TTL and
-checksums differ. Engines record each datagram of a super-packet, so that this holds for those, too.
-Times of the other node are corrected by the estimated difference of the clocks. Pure.
+first bytes behind the header (ports and TCP sequence number; ICMP type, id and sequence; of UDP,
+which may have no identification, all that records hold). TTL and checksums differ. Engines record
+each datagram of a super-packet, so that this holds for those, too. Times of the other node are
+corrected by the estimated difference of the clocks. Pure.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tundp.observe.trace import (
     went,
 )
 from tundp.wire.event import Record, Stage
+from tundp.wire.peer_bodies import CAPTURED_MAX
 
 NO_RECORD_NS: Final = 500_000_000
 """So long after a packet the other node's record of it is waited for, at least."""
@@ -38,9 +40,11 @@ KEPT_NS: Final = 10_000_000_000
 KEPT_MAX: Final = 20_000
 _STAGES: Final = {name: stage for stage, name in STAGE_NAMES.items()}
 _MIN_HEADER: Final = 20
-_KEY_LENS: Final = {17: 6}
-"""Bytes behind the header that tell packets apart: 8, of UDP without the checksum, which may be
-unfinished where it is read."""
+_UDP: Final = 17
+_UDP_SUM: Final = slice(6, 8)
+"""Its checksum, which may be unfinished where it is read."""
+_KEY_LEN: Final = 8
+"""Bytes behind the header that tell packets apart, of other protocols."""
 
 Key = tuple[bytes, ...]
 
@@ -50,8 +54,14 @@ def key_of(packet: bytes) -> Key | None:
     if len(packet) < _MIN_HEADER or packet[0] >> 4 != 4:
         return None
     start = max(_MIN_HEADER, (packet[0] & 0x0F) * 4)
-    first = packet[start : start + _KEY_LENS.get(packet[9], 8)]
     offset = bytes([packet[6] & 0x1F, packet[7]])
+    known = packet[start:CAPTURED_MAX]
+    if packet[9] != _UDP:
+        first = known[:_KEY_LEN]
+    elif any(offset):
+        first = known
+    else:
+        first = known[: _UDP_SUM.start] + known[_UDP_SUM.stop :]
     return packet[12:20], packet[9:10], packet[4:6], offset, first
 
 
