@@ -20,11 +20,10 @@ from tundp.observe.peer_trace import (
     Joiner,
     PeerState,
     PeerView,
-    joined_lines,
     key_of,
-    peer_document,
     peer_of,
 )
+from tundp.observe.peer_trace_show import joined_lines, peer_document
 from tundp.observe.stories import Story, document
 from tundp.observe.trace import Trace
 from tundp.wire.event import Record, Stage

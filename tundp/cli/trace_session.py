@@ -24,7 +24,8 @@ from tundp.linux.nft_trace import Path as NftPath
 from tundp.linux.nft_trace import nft_trace
 from tundp.linux.skb_drops import SkbDrop, SkbDrops, batches, skb_drops
 from tundp.observe.events import EventStream
-from tundp.observe.peer_trace import Joined, Joiner, joined_lines, peer_document
+from tundp.observe.peer_trace import Joined, Joiner
+from tundp.observe.peer_trace_show import joined_lines, peer_document
 from tundp.observe.skb_steps import Place, is_wanted, step_of
 from tundp.observe.stories import Stories, document
 from tundp.observe.trace import Tracer

@@ -11,23 +11,14 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum, unique
 from typing import Any, Final
 
 from tundp.observe.events import Event, PeerName
-from tundp.observe.stories import Story, story_lines
-from tundp.observe.trace import (
-    STAGE_NAMES,
-    Trace,
-    Tracer,
-    event_document,
-    next_step,
-    runs,
-    stage_line,
-    went,
-)
+from tundp.observe.stories import Story
+from tundp.observe.trace import STAGE_NAMES, Trace, Tracer
 from tundp.wire.event import Record, Stage
 from tundp.wire.peer_bodies import CAPTURED_MAX
 
@@ -208,7 +199,7 @@ class Half:
     def is_dropped(self) -> bool:
         """Whether the other node dropped any of it, or has no record where it should."""
         is_lost = self.is_lost
-        return is_lost or any(event.record.is_dropped for event in _their_events(self))
+        return is_lost or any(event.record.is_dropped for event in their_events(self))
 
     @property
     def is_lost(self) -> bool:
@@ -340,31 +331,7 @@ def _is_known(half: Half | None, now_ns: int) -> bool:
     return is_asked and (half.after_ns < view.began_ns or view.has_said_all(half.after_ns))
 
 
-# What people read
-
-
-def joined_lines(joined: Joined, number: int, node: str) -> Iterator[str]:
-    """A story with the other node's half where it belongs."""
-    half, story = joined.half, joined.story
-    if half is None:
-        yield from story_lines(story, number, node)
-        return
-    assert story.trace is not None
-    theirs, base_ns = list(_their_events(half)), story.trace.first.time_ns
-    if half.is_sender and theirs:
-        base_ns = min(event.time_ns for event in theirs)
-    head, *rest = story_lines(story, number, node, base_ns)
-    yield head
-    other = [*_their_lines(half, theirs, story.trace, base_ns), *_missing_lines(half)]
-    yield from (*other, *rest) if half.is_sender else (*rest, *other)
-
-
-def _missing_lines(half: Half) -> Iterator[str]:
-    if missing := half.missing():
-        yield f"  {half.view.node} {'':>9}  {missing}"
-
-
-def _their_events(half: Half) -> Iterator[Event]:
+def their_events(half: Half) -> Iterator[Event]:
     """The events of the other node, each once: of a read of many packets those of this story."""
     wanted = {key for key, _ in half.found}
     seen: set[int] = set()
@@ -375,59 +342,3 @@ def _their_events(half: Half) -> Iterator[Event]:
                 continue
             seen.add(id(event))
             yield event
-
-
-def _their_lines(half: Half, events: Sequence[Event], own: Trace, base_ns: int) -> Iterator[str]:
-    begins = Stage.TUN_READ if half.is_sender else Stage.UDP_RECEIVE
-    ordered = sorted(events, key=lambda event: (event.stage is not begins, event.time_ns))
-    for run in runs(ordered):
-        event = run[0]
-        text = went(run)
-        if event.stage is begins and not event.record.is_dropped:
-            many = sum(each.record.packets for each in run)
-            text = f"{many} packets" if many > 1 else ""
-        crossed = _crossed_ns(half, event, own)
-        text = ", ".join(filter(None, (text, _wire(crossed, half.view.error_ns))))
-        yield stage_line(half.view.node, event.time_ns - base_ns, event, text)
-        if step := next_step(event.reason):
-            yield f"    next step: {step}"
-
-
-def _crossed_ns(half: Half, event: Event, own: Trace) -> int | None:
-    """How long a packet was between the nodes, at the stage of the other one that shows it."""
-    if event.record.is_dropped:
-        return None
-    if half.is_sender and event.stage is Stage.UDP_SEND:
-        return own.first.time_ns - event.time_ns
-    if event.stage is Stage.UDP_RECEIVE:
-        return event.time_ns - half.after_ns
-    return None
-
-
-def _wire(crossed_ns: int | None, error_ns: int) -> str:
-    if crossed_ns is None:
-        return ""
-    return f"wire {crossed_ns / 1000:.0f}us (clock \N{PLUS-MINUS SIGN}{error_ns / 1000:.0f}us)"
-
-
-# What programs read
-
-
-def peer_document(half: Half | None) -> Mapping[str, Any] | None:
-    """The other node's half; times are Unix nanoseconds of this node's clock."""
-    if half is None:
-        return None
-    view, hello = half.view, half.view.hello
-    events = sorted(_their_events(half), key=lambda event: event.time_ns)
-    return {
-        "node": view.node,
-        "state": view.state.value,
-        "version": hello.get("version"),
-        "clock_offset_s": hello.get("offset_s"),
-        "clock_error_s": hello.get("error_s"),
-        "packets": half.wanted,
-        "missing": len(half.keys),
-        "is_lost": half.is_lost,
-        "detail": half.missing(),
-        "events": [event_document(replace(each, peer=None)) for each in events],
-    }
