@@ -87,10 +87,16 @@ def record(stage: str, packet: bytes, at_us: int, **values: Any) -> dict[str, An
     return {"record": fields | values}
 
 
-def view(*, began_us: int = -1_000_000) -> PeerView:
+def view(*, began_us: int = -1_000_000, late_ns: int = 0) -> PeerView:
     """Of a node that shows what it sees since."""
-    found = PeerView("192.0.2.2", OWN)
-    hello = {"version": "0.2.0", "engine": "gso", "offset_s": OFFSET_NS / 1e9, "error_s": 9e-6}
+    found = PeerView("192.0.2.2", OWN, own_subnet=IPv4Network("10.5.1.0/24"), late_ns=late_ns)
+    hello = {
+        "version": "0.2.0",
+        "engine": "gso",
+        "subnet": "10.5.2.0/24",
+        "offset_s": OFFSET_NS / 1e9,
+        "error_s": 9e-6,
+    }
     found.take({"hello": hello}, NOW + began_us * 1000)
     return found
 
@@ -211,6 +217,58 @@ def test_a_story_waits_until_the_other_node_has_said_all() -> None:
     assert first.half is not None
     assert second.half is not None
     assert (len(first.half.keys), len(second.half.keys)) == (0, 1)
+
+
+EMPTY = {"lost": 0, "is_all": True}
+
+
+@pytest.mark.parametrize(
+    ("source", "destination"),
+    [
+        ("192.0.2.1", "10.5.2.3"),
+        ("10.5.1.2", "192.0.2.2"),
+        ("203.0.113.9", "10.5.2.3"),
+        ("10.5.3.1", "10.5.2.3"),
+        ("10.5.2.4", "10.5.2.3"),
+    ],
+)
+def test_what_the_other_node_does_not_look_at_is_not_lost(source: str, destination: str) -> None:
+    packet = udp(b"hello", source=source, destination=destination)
+    of = view()
+    for _ in range(2):
+        of.take(EMPTY, NOW + NO_RECORD_NS)
+    found = joined(sent([packet]), of, after_ns=0)
+    assert found is not None, "nothing is waited for"
+    assert found.half is not None
+    half = peer_document(found.half)
+    assert half is not None
+    assert (half["is_lost"], found.is_dropped) == (False, False)
+    assert half["detail"] == (
+        "not looked at there: that node traces packets between 10.5.1.0/24 and 10.5.2.0/24 only"
+    )
+
+
+def test_what_this_node_delays_on_purpose_is_not_lost_before_it_can_arrive() -> None:
+    late_ns = 900_000_000
+    of = view(late_ns=late_ns)
+    for _ in range(2):
+        of.take(EMPTY, NOW + NO_RECORD_NS)
+    story = sent([ping()])
+    joiner = Joiner()
+    joiner.add(story, of)
+    assert not list(joiner.due(NOW + NO_RECORD_NS + 200_000_000)), "it is on the way"
+    for _ in range(2):
+        of.take(EMPTY, NOW + late_ns + NO_RECORD_NS)
+    (found,) = joiner.due(NOW + late_ns + NO_RECORD_NS + 1_000_000)
+    assert found.half is not None
+    assert found.half.is_lost
+    assert found.half.missing() == (
+        "no record of it within 1.4 s: lost between the nodes, still on the way, or dropped there"
+        " before tundp (its firewall, the socket's buffer)"
+    )
+    # What comes from there is not delayed here.
+    reply = received(ping(is_reply=True))
+    assert joined(reply, of, after_ns=NO_RECORD_NS + 1_000_000) is not None
 
 
 def test_no_other_node_has_to_do_with_it() -> None:

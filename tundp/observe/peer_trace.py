@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, unique
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final
 
 from tundp.observe.events import Event, PeerName
@@ -23,7 +24,8 @@ from tundp.wire.event import Record, Stage
 from tundp.wire.peer_bodies import CAPTURED_MAX
 
 NO_RECORD_NS: Final = 500_000_000
-"""So long after a packet the other node's record of it is waited for, at least."""
+"""So long after a packet the other node's record of it is waited for, at least; PeerView.late_ns
+is added."""
 GIVE_UP_NS: Final = 3_000_000_000
 """And so long at most, if that node is not heard of."""
 KEPT_NS: Final = 10_000_000_000
@@ -72,8 +74,19 @@ class PeerState(Enum):
 class PeerView:
     """What one other node says."""
 
-    def __init__(self, node: str, own: PeerName) -> None:
-        """node: its underlay address. own: this node, as the other one sees it."""
+    def __init__(
+        self,
+        node: str,
+        own: PeerName,
+        *,
+        own_subnet: IPv4Network | None = None,
+        late_ns: int = 0,
+    ) -> None:
+        """node: its underlay address. own: this node, as the other one sees it.
+
+        own_subnet: this node's; None if it is not known. late_ns: by how much this node makes
+        packets to it late on purpose.
+        """
         self.node = node
         self.state = PeerState.WAITING
         self.text = "it has not answered yet"
@@ -81,7 +94,9 @@ class PeerView:
         self.began_ns = 0
         """Unix time from which on it is known to look, by this node's clock."""
         self.lost = 0
+        self.late_ns = late_ns
         self._own = own
+        self._own_subnet = own_subnet
         self._tracer = Tracer()
         self._known: dict[tuple[bool, Key], deque[Trace]] = {}
         """By direction (is it encap there) and what the packet is recognised by."""
@@ -129,6 +144,22 @@ class PeerView:
     def has_said_all(self, since_ns: int) -> bool:
         """Whether what it saw until then would have come: twice since, it had nothing more."""
         return len(self._empty) == self._empty.maxlen and self._empty[0] >= since_ns
+
+    @property
+    def ends(self) -> tuple[IPv4Network, IPv4Network] | None:
+        """The subnets between which it traces: this node's and its own; None if not known."""
+        theirs = self.hello.get("subnet")
+        if theirs is None or self._own_subnet is None:
+            return None
+        return self._own_subnet, IPv4Network(theirs)
+
+    def looks_at(self, key: Key) -> bool:
+        """Whether its trace is of such packets: one end in each of `ends`."""
+        if self.ends is None:
+            return True
+        own, theirs = self.ends
+        first, second = IPv4Address(key[0][:4]), IPv4Address(key[0][4:])
+        return (first in own and second in theirs) or (first in theirs and second in own)
 
     def find(self, key: Key, *, is_encap: bool) -> Trace | None:
         """The oldest trace there of a packet; each is found once."""
@@ -208,10 +239,26 @@ class Half:
         return bool(
             self.keys
             and view.state is PeerState.TRACING
+            and self.is_looked_at
             and view.began_ns <= self.after_ns
             and view.lost == self.lost_then
-            and view.has_said_all(self.after_ns)
+            and view.has_said_all(self.arrives_ns)
         )
+
+    @property
+    def is_looked_at(self) -> bool:
+        """Whether the other node's trace is of packets with such addresses."""
+        return all(map(self.view.looks_at, self.keys))
+
+    @property
+    def arrives_ns(self) -> int:
+        """Unix time until which this node may have kept it."""
+        return self.after_ns + (0 if self.is_sender else self.view.late_ns)
+
+    @property
+    def waits_ns(self) -> int:
+        """Unix time until which the record of it is waited for."""
+        return self.arrives_ns + NO_RECORD_NS
 
     def missing(self) -> str:
         """What is not known of it, and why; empty if all is."""
@@ -221,6 +268,9 @@ class Half:
         which = "" if self.wanted == 1 else f"of {count} of {self.wanted} packets "
         if view.state in (PeerState.WAITING, PeerState.NOT_ASKED):
             return f"not looked at: {view.text}"
+        if not self.is_looked_at and view.ends is not None:
+            own, theirs = view.ends
+            return f"not looked at there: that node traces packets between {own} and {theirs} only"
         if self.after_ns < view.began_ns:
             return f"{which}no record: it was not asked yet when this packet passed"
         if view.state is PeerState.ENDED:
@@ -231,11 +281,12 @@ class Half:
                 " meanwhile, since more packets match than it can tell of; a narrower filter"
                 " misses none"
             )
-        if not view.has_said_all(self.after_ns):
+        if not view.has_said_all(self.arrives_ns):
             return f"{which}no record: nothing more was heard of it for {GIVE_UP_NS // 10**9} s"
         return (
-            f"{which}no record of it within {NO_RECORD_NS / 1e9:g} s: lost between the nodes, or"
-            " dropped there before tundp (its firewall, the socket's buffer)"
+            f"{which}no record of it within {(self.waits_ns - self.after_ns) / 1e9:g} s: lost"
+            " between the nodes, still on the way, or dropped there before tundp (its firewall, the"
+            " socket's buffer)"
         )
 
 
@@ -323,12 +374,14 @@ def _is_known(half: Half | None, now_ns: int) -> bool:
     view = half.view
     if view.state in (PeerState.NOT_ASKED, PeerState.ENDED):
         return True
-    if now_ns < half.after_ns + NO_RECORD_NS:
+    if view.state is PeerState.TRACING and not half.is_looked_at:
+        return True
+    if now_ns < half.waits_ns:
         return False
-    if now_ns >= half.after_ns + GIVE_UP_NS:
+    if now_ns >= half.arrives_ns + GIVE_UP_NS:
         return True
     is_asked = view.state is PeerState.TRACING
-    return is_asked and (half.after_ns < view.began_ns or view.has_said_all(half.after_ns))
+    return is_asked and (half.after_ns < view.began_ns or view.has_said_all(half.arrives_ns))
 
 
 def their_events(half: Half) -> Iterator[Event]:
