@@ -328,6 +328,36 @@ async def test_it_is_said_everywhere(make_overlay: MakeOverlay) -> None:
 
 
 @one_engine
+async def test_tools_that_ask_a_peer_do_not_blame_it(make_overlay: MakeOverlay) -> None:
+    async with make_overlay() as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        await begin(one, two.public_ip, "--loss=100%")
+
+        async def said(code: int, *words: str) -> dict[str, Any]:
+            flags = (f"--admin-socket={one.admin_socket}", f"--subnet-file={one.subnet_file}")
+            done = await one.host.run(*TUNDP, *words, "--json", *flags)
+            assert done.returncode == code, (words, done)
+            found: dict[str, Any] = json.loads(done.stdout)
+            return found
+
+        pinged = await said(1, "ping", two.public_ip)
+        answers_of = {each["id"]: each["answer"] for each in pinged["layers"]}
+        assert answers_of["tun"] == "silent", answers_of
+        assert pinged["conclusion"].startswith("tundp chaos impairs packets to"), pinged
+        assert pinged["next_step"].startswith("tundp chaos stop 192.0.2.2;"), pinged
+        asked = await said(1, "matrix", "--count=1")
+        assert re.match(
+            r"tundp chaos impairs .*: tundp chaos stop 192\.0\.2\.2$", asked["notes"][0]
+        )
+        explained = await said(3, "explain", one.tunnel_address, two.tunnel_address)
+        assert "chaos" in [each["id"] for each in explained["steps"]], explained
+
+        await chaos(one, "stop")
+        pinged = await said(0, "ping", two.public_ip, "-c", "1")
+        assert not pinged["notes"], pinged
+
+
+@one_engine
 async def test_its_end(make_overlay: MakeOverlay) -> None:
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]

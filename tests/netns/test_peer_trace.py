@@ -67,9 +67,10 @@ def stories(log: Path) -> list[str]:
     return re.split(r"(?m)^(?=#)", log.read_text())[1:]
 
 
-async def send(node: LabNode, to: str, length: int, *, ttl: int = 64) -> None:
+async def send(node: LabNode, to: str, length: int, *, ttl: int = 64, source: str = "") -> None:
     """One UDP datagram through the overlay: `length` bytes of inner packet."""
     with await node.host.socket(socket.SOCK_DGRAM) as sock:
+        sock.bind((source, 0))
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
         sock.sendto(bytes(length - 28), (to, 40007))
 
@@ -150,13 +151,34 @@ async def test_what_is_lost_between_the_nodes_is_said(
             await until_ended(process)
         lost, arrived = stories(log)
         assert re.search(
-            r"192\.0\.2\.2 +no record of it within 0\.5 s: lost between the nodes, or dropped there"
-            r" before tundp",
+            r"192\.0\.2\.2 +no record of it within 0\.5 s: lost between the nodes, still on the"
+            r" way, or dropped there before tundp",
             lost,
         ), lost
         assert "udp.receive" not in lost
         assert "no record" not in arrived
         assert re.search(rf"192\.0\.2\.2 +{TIME}  udp\.receive  {WIRE}", arrived), arrived
+
+
+async def test_what_comes_late_or_is_not_looked_at_is_not_called_lost(
+    make_overlay: MakeOverlay, tmp_path: Path
+) -> None:
+    async with make_overlay() as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        log = tmp_path / "trace"
+        chaos = ("chaos", two.public_ip, "--delay=900ms", "--for=5m", "--yes-break-traffic")
+        await must_run(one.host, *TUNDP, *chaos, f"--admin-socket={one.admin_socket}")
+        words = ("-c", "2", "-o", "json", f"udp and dst host {two.tunnel_address}")
+        async with tracing(one, log, *words) as process:
+            await send(one, two.tunnel_address, 100)
+            await send(one, two.tunnel_address, 101, source=one.public_ip)
+            await until_ended(process)
+        lines = [line for line in log.read_text().splitlines() if line.startswith("{")]
+        late, other = (json.loads(line)["peer"] for line in lines)
+        assert [each["stage"] for each in late["events"]] == ["udp.receive", "tun.write"], late
+        assert not late["is_lost"]
+        assert other["detail"].startswith("not looked at there: "), other
+        assert not other["is_lost"]
 
 
 async def test_a_node_without_peer_tools_is_named(

@@ -31,6 +31,7 @@ from tundp.observe.explain.judge import explain
 from tundp.observe.explain.model import Explanation, Question, Ruling, Step, Verdict
 from tundp.observe.ledger import OWN, REFUSED, Ledger, LedgerRow
 from tundp.observe.status import (
+    ChaosStatus,
     DaemonState,
     MeasuringStatus,
     PathStatus,
@@ -442,6 +443,26 @@ def test_a_path_that_was_not_measured_is_not_called_wide(
     assert f"the path itself is {words}" in step(found, "size").evidence
     limits = [each for each in found.not_looked_at if "datagrams so large" in each]
     assert bool(limits) == (state is not Measuring.MEASURED)
+
+
+def test_chaos_of_this_node_is_named_on_the_way_out() -> None:
+    chaos = ChaosStatus(
+        subnet=IPv4Network("10.5.2.0/24"),
+        public_ip=IPv4Address("192.0.2.2"),
+        port=8285,
+        impairment="loss 100%",
+        seed=1,
+        since=NOW,
+        ends_at=NOW + 60,
+    )
+    status = replace(STATUS, chaos=[chaos])
+    found = explain(facts(status=status))
+    one = step(found, "chaos")
+    assert (one.ruling, one.command) == (Ruling.UNKNOWN, "tundp chaos stop 192.0.2.2")
+    assert "on purpose: loss 100%" in one.evidence
+    assert found.verdict is Verdict.UNKNOWN
+    back = explain(facts("10.5.2.3", "10.5.1.2", status=status))
+    assert "chaos" not in [each.id for each in back.steps]
 
 
 def test_a_silent_peer_is_a_warning() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import resource
 import select
 import socket
 import tempfile
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,18 @@ from aiohttp import web
 from tests.loops import LOOPS, run_on
 from tests.wait import DEADLINE_S, until
 from tundp.observe import http_server
-from tundp.observe.http_server import CONNECTIONS, HttpServer, Shared, connections_max, paced
+from tundp.observe.http_server import (
+    BODY_LEN,
+    CONNECTIONS,
+    HttpServer,
+    Shared,
+    connections_max,
+    paced,
+)
 
 BIG = b"x" * 8_000_000
 """More than the buffers of a socket hold."""
+BIG_LEN = len(BIG)
 HOST = b" HTTP/1.1\r\nHost: x\r\n\r\n"
 GET = b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n"
 GET_BIG = b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -31,6 +41,10 @@ Connect = Callable[[], Coroutine[Any, Any, tuple[asyncio.StreamReader, asyncio.S
 
 async def small(_: web.Request) -> web.Response:
     return web.Response(text="here")
+
+
+async def length(request: web.Request) -> web.Response:
+    return web.Response(text=f"{len(await request.read())} bytes")
 
 
 async def big(_: web.Request) -> web.Response:
@@ -71,6 +85,7 @@ async def server(family: str) -> AsyncIterator[Connect]:
             return response
 
         web_server.add("/ticks", ticks)
+        web_server.add("/length", length, method="POST")
         await web_server.open()
         listening = await web_server.listen(sock)
         try:
@@ -222,6 +237,63 @@ def test_what_is_refused_is_refused_at_once(
             # A reset may overtake the answer, while more is sent than the server reads.
             assert found.split(b" ", 2)[1:2] in ([status], []), found[:200]
             assert found.count(b"HTTP/1.1 ") <= 1
+            assert b"\r\n\r\nhere" in await answer_of(connect)
+
+    run(main())
+
+
+def post(body: bytes, *fields: bytes) -> bytes:
+    """A request whose body has a length."""
+    head = (b"Content-Length: %d" % len(body), *fields)
+    return b"POST /length" + HOST[:-2] + b"".join(each + b"\r\n" for each in head) + b"\r\n" + body
+
+
+def test_a_body_is_read_up_to_its_bound(run: Run, family: str) -> None:
+    async def main() -> None:
+        async with server(family) as connect:
+            for body, text in ((b"", b"0 bytes"), (bytes(BODY_LEN), b"4096 bytes")):
+                assert (await answer_of(connect, post(body))).endswith(b"\r\n\r\n" + text)
+            for body in (bytes(BODY_LEN + 1), bytes(60_000)):
+                found = await answer_of(connect, post(body))
+                assert found.split(b" ", 2)[1:2] in ([b"413"], []), found[:200]
+                assert b" bytes" not in found
+            # What it would be decompressed is not looked at.
+            bomb = gzip.compress(bytes(2_000_000))
+            assert len(bomb) < BODY_LEN
+            found = await answer_of(connect, post(bomb, b"Content-Encoding: gzip"))
+            assert found.endswith(b"%d bytes" % len(bomb)), found[:200]
+
+    run(main())
+
+
+@pytest.mark.parametrize("path", ["/length", "/small", "/nowhere"])
+def test_bodies_without_end_cost_no_memory(run: Run, family: str, path: str) -> None:
+    head = b"POST " + path.encode() + HOST[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"
+    chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+
+    async def flood(connect: Connect) -> int:
+        """Send until the server ends it; the bytes that it, or a socket's buffer, took."""
+        _, writer = await connect()
+        taken = 0
+        with contextlib.suppress(ConnectionError):
+            writer.write(head)
+            while taken < BIG_LEN:
+                writer.write(chunk)
+                await writer.drain()
+                taken += len(chunk)
+        return taken
+
+    async def main() -> None:
+        async with server(family) as connect:
+            await answer_of(connect)
+            tracemalloc.start()
+            try:
+                taken = await asyncio.gather(*(flood(connect) for _ in range(8)))
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            assert max(taken) < BIG_LEN, taken
+            assert peak < BIG_LEN, peak  # what the clients have to send is in it
             assert b"\r\n\r\nhere" in await answer_of(connect)
 
     run(main())

@@ -214,6 +214,16 @@ def test_a_pair_is_named_once() -> None:
 # How it looks
 
 
+def test_what_a_peer_says_of_subnets_without_a_lease_is_not_believed() -> None:
+    strange = {f"203.0.{number}.0/24": Reached(cell=Cell.SILENT) for number in range(200)}
+    told = {str(NODE): Reached(cell=Cell.HEARD), **strange}
+    liar = MatrixRow(subnet=subnet(2), is_told=True, reached=told)
+    found = matrix([node(2), node(3)], [liar, row(3)])
+    assert found.sentences == []
+    assert found.outcome is MatrixOutcome.OK
+    assert [list(each.reached) for each in found.rows[1:]] == [[str(NODE)], []]
+
+
 def test_the_tables_in_a_pipe_are_the_golden_ones() -> None:
     text = printed(example())
     assert text == (GOLDEN / "matrix-pipe.txt").read_text(encoding="utf-8")

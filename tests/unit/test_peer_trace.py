@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.json_schema import validate
-from tests.packets import icmp_echo, tcp, udp, with_ttl
+from tests.packets import MF, ROUTER_ALERT, icmp_echo, tcp, udp, with_ttl
 from tundp.observe.events import Event, PeerName
 from tundp.observe.peer_trace import (
     GIVE_UP_NS,
@@ -20,11 +20,10 @@ from tundp.observe.peer_trace import (
     Joiner,
     PeerState,
     PeerView,
-    joined_lines,
     key_of,
-    peer_document,
     peer_of,
 )
+from tundp.observe.peer_trace_show import joined_lines, peer_document
 from tundp.observe.stories import WAITING_MAX, Story, document
 from tundp.observe.trace import Trace
 from tundp.wire.event import Record, Stage
@@ -88,10 +87,16 @@ def record(stage: str, packet: bytes, at_us: int, **values: Any) -> dict[str, An
     return {"record": fields | values}
 
 
-def view(*, began_us: int = -1_000_000) -> PeerView:
+def view(*, began_us: int = -1_000_000, late_ns: int = 0) -> PeerView:
     """Of a node that shows what it sees since."""
-    found = PeerView("192.0.2.2", OWN)
-    hello = {"version": "0.2.0", "engine": "gso", "offset_s": OFFSET_NS / 1e9, "error_s": 9e-6}
+    found = PeerView("192.0.2.2", OWN, own_subnet=IPv4Network("10.5.1.0/24"), late_ns=late_ns)
+    hello = {
+        "version": "0.2.0",
+        "engine": "gso",
+        "subnet": "10.5.2.0/24",
+        "offset_s": OFFSET_NS / 1e9,
+        "error_s": 9e-6,
+    }
     found.take({"hello": hello}, NOW + began_us * 1000)
     return found
 
@@ -259,6 +264,71 @@ def test_a_story_waits_until_the_other_node_has_said_all() -> None:
     assert (len(first.half.keys), len(second.half.keys)) == (0, 1)
 
 
+EMPTY = {"lost": 0, "is_all": True}
+
+
+@pytest.mark.parametrize(
+    ("source", "destination"),
+    [
+        ("192.0.2.1", "10.5.2.3"),
+        ("10.5.1.2", "192.0.2.2"),
+        ("203.0.113.9", "10.5.2.3"),
+        ("10.5.3.1", "10.5.2.3"),
+        ("10.5.2.4", "10.5.2.3"),
+    ],
+)
+def test_what_the_other_node_does_not_look_at_is_not_lost(source: str, destination: str) -> None:
+    packet = udp(b"hello", source=source, destination=destination)
+    of = view()
+    for _ in range(2):
+        of.take(EMPTY, NOW + NO_RECORD_NS)
+    found = joined(sent([packet]), of, after_ns=0)
+    assert found is not None, "nothing is waited for"
+    assert found.half is not None
+    half = peer_document(found.half)
+    assert half is not None
+    assert (half["is_lost"], found.is_dropped) == (False, False)
+    assert half["detail"] == (
+        "not looked at there: that node traces packets between 10.5.1.0/24 and 10.5.2.0/24 only"
+    )
+
+
+def test_what_this_node_delays_on_purpose_is_not_lost_before_it_can_arrive() -> None:
+    late_ns = 900_000_000
+    of = view(late_ns=late_ns)
+    for _ in range(2):
+        of.take(EMPTY, NOW + NO_RECORD_NS)
+    story = sent([ping()])
+    joiner = Joiner()
+    joiner.add(story, of)
+    assert not list(joiner.due(NOW + NO_RECORD_NS + 200_000_000)), "it is on the way"
+    for _ in range(2):
+        of.take(EMPTY, NOW + late_ns + NO_RECORD_NS)
+    (found,) = joiner.due(NOW + late_ns + NO_RECORD_NS + 1_000_000)
+    assert found.half is not None
+    assert found.half.is_lost
+    assert found.half.missing() == (
+        "no record of it within 1.4 s: lost between the nodes, still on the way, or dropped there"
+        " before tundp (its firewall, the socket's buffer)"
+    )
+    # What comes from there is not delayed here.
+    reply = received(ping(is_reply=True))
+    assert joined(reply, of, after_ns=NO_RECORD_NS + 1_000_000) is not None
+
+
+def test_what_arrived_without_a_record_of_its_sender_is_not_lost() -> None:
+    """The other daemon's own echo requests leave beside its engine."""
+    of = view()
+    joiner = Joiner()
+    joiner.add(received(ping()), of)
+    for _ in range(2):
+        of.take(EMPTY, NOW + NO_RECORD_NS)
+    (found,) = joiner.due(NOW + NO_RECORD_NS + 1_000_000)
+    assert found.half is not None
+    assert (found.half.is_lost, found.is_dropped) == (False, False)
+    assert found.half.missing().startswith("no record: its daemon asked by itself")
+
+
 def test_no_other_node_has_to_do_with_it() -> None:
     read = Story(Trace(event(Stage.TUN_READ, ping(), 0)))
     assert peer_of(read) is None
@@ -273,12 +343,33 @@ def test_no_other_node_has_to_do_with_it() -> None:
         (udp(b"a", sport=1), udp(b"a", sport=2)),
         (udp(b"a", ident=1), udp(b"a", ident=2)),
         (tcp(b"a", seq=1), tcp(b"a", seq=2)),
+        (udp(b"question 1", ident=0), udp(b"question 2", ident=0)),
+        (udp(bytes(35) + b"1", ident=0), udp(bytes(35) + b"2", ident=0)),
     ],
 )
 def test_packets_are_told_apart_but_not_by_what_nodes_change(one: bytes, other: bytes) -> None:
     assert key_of(one) != key_of(other)
-    assert key_of(one) == key_of(with_ttl(one, one[8] - 1)) == key_of(one[:40])
+    assert key_of(one) == key_of(with_ttl(one, one[8] - 1)) == key_of(one[:64])
     assert key_of(one[:19]) is None
+
+
+@pytest.mark.parametrize("options", [b"", ROUTER_ALERT, ROUTER_ALERT * 10])
+@pytest.mark.parametrize("offset", [0, MF, 185])
+def test_what_a_record_holds_of_a_packet_tells_it(options: bytes, offset: int) -> None:
+    for whole in (
+        udp(bytes(range(200)), ident=0, ip_options=options, frag=offset),
+        tcp(bytes(200), ip_options=options, frag=offset),
+    ):
+        assert key_of(whole[:64]) == key_of(whole[:128]) == key_of(whole) is not None
+
+
+def test_an_unfinished_udp_checksum_makes_no_other_packet() -> None:
+    finished = udp(b"question", ident=0)
+    partial = finished[:26] + b"\x12\x34" + finished[28:]
+    assert key_of(partial) == key_of(finished)
+    # Behind the first fragment there is no checksum, but payload.
+    behind = udp(b"a" * 40, frag=5)
+    assert key_of(behind[:26] + b"12" + behind[28:]) != key_of(behind)
 
 
 def test_the_document_fits_the_schema() -> None:

@@ -47,7 +47,7 @@ from tundp.observe.ping import (
     RoundTrips,
     Series,
 )
-from tundp.observe.status import DaemonState, PeerStatus, Status
+from tundp.observe.status import ChaosStatus, DaemonState, PeerStatus, Status
 from tundp.show_ping import head_line, layers_grid, summary_parts
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -268,6 +268,50 @@ def test_one_sentence_for_all_layers(known: Facts, outcome: Outcome, words: str)
     assert (found.outcome, words in found.text) == (outcome, True), found
     assert not found.text.endswith(".")
     assert found.outcome is Outcome.OK or found.next_step or "does not need" in found.text
+
+
+CHAOS = ChaosStatus(
+    subnet=IPv4Network("10.5.2.0/24"),
+    public_ip=IPv4Address("192.0.2.2"),
+    port=8285,
+    impairment="loss 100%",
+    seed=1,
+    since=1.0,
+    ends_at=2.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("known", "outcome"),
+    [
+        (facts(broken(control=Answer.ANSWERED)), Outcome.OVERLAY),
+        (facts(SILENT), Outcome.OVERLAY),
+        (facts(SILENT, is_heard=True), Outcome.OVERLAY),
+        (facts(layers(), series=Series(packet_len=84, sent=20, received=17)), Outcome.PARTLY),
+        (facts(layers(), path=PathSize(device_mtu=1472, largest=1300)), Outcome.PARTLY),
+    ],
+)
+def test_nobody_is_blamed_for_chaos_of_this_node(known: Facts, outcome: Outcome) -> None:
+    found = conclude(dataclasses.replace(known, chaos=CHAOS))
+    assert found.outcome is outcome
+    assert found.text.startswith(
+        "tundp chaos impairs packets to 10.5.2.0/24 at 192.0.2.2:8285 on purpose: loss 100%;"
+    )
+    assert found.next_step.startswith("tundp chaos stop 192.0.2.2; ")
+
+
+def test_chaos_hides_nothing_that_is_known_without_it() -> None:
+    for known in (facts(layers()), facts(SILENT, ours=("this node's TUN is down", "ip link"))):
+        assert conclude(dataclasses.replace(known, chaos=CHAOS)) == conclude(known)
+
+
+def test_chaos_is_that_of_the_endpoint_while_it_lasts() -> None:
+    ended = dataclasses.replace(CHAOS, port=1, ended_at=1.5)
+    status = dataclasses.replace(STATUS, chaos=[CHAOS, ended])
+    assert status.chaos_to(CHAOS.public_ip, 8285) is CHAOS
+    assert status.chaos_to(CHAOS.public_ip, None) is CHAOS
+    assert status.chaos_to(CHAOS.public_ip, 1) is None
+    assert status.chaos_to(IPv4Address("192.0.2.3"), 8285) is None
 
 
 @settings(deadline=None)

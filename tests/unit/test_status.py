@@ -209,6 +209,7 @@ UDP = Status(
             public_ip=IPv4Address("192.0.2.2"),
             port=8285,
             impairment="loss 1%, delay 20ms+-5ms",
+            slowest_s=0.025,
             seed=7,
             since=1_770_000_060.0,
             ends_at=1_770_000_120.0,

@@ -31,6 +31,7 @@ from tundp.observe.capture_output import (
 from tundp.observe.capture_pcapng import PcapngFile
 from tundp.observe.capture_run import CaptureRun
 from tundp.observe.events import EventStream, Hello
+from tundp.printable import LINE_MAX, printable
 
 if TYPE_CHECKING:
     from tundp.cli.capture import CaptureOptions
@@ -211,4 +212,4 @@ async def _losses_since_now(
 
 def _say(text: str) -> None:
     """A line about the capture, on stderr: standard output may be the capture itself."""
-    print(f"tundp: {text}", file=sys.stderr, flush=True)
+    print(f"tundp: {printable(text, LINE_MAX)}", file=sys.stderr, flush=True)

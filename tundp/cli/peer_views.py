@@ -16,6 +16,7 @@ from tundp.errors import FilterError, PlatformError
 from tundp.observe.events import BadQuery, PeerName
 from tundp.observe.peer_trace import PeerState, PeerView, peer_of
 from tundp.observe.stories import Story
+from tundp.printable import SENTENCE_MAX, printable
 from tundp.wire.facts import QUOTED, Field
 from tundp.wire.filter import Filter, parse
 from tundp.wire.filter_program import Op, OpKind
@@ -27,8 +28,16 @@ NOT_OURS: Final = "not proto 253 and not quoted proto 253"
 _BEGIN_S: Final = 8.0
 """Hellos and the start of a trace, each sent twice at most."""
 _ADDRESSES: Final = (Field.SOURCE, Field.DESTINATION)
-_OF_ONE_NODE: Final = (Field.OUTER, Field.DIRECTION, Field.REASON)
-"""What means something else, or something more, on another node."""
+_OF_ONE_NODE: Final = (
+    *(Field.OUTER, Field.DIRECTION, Field.REASON),
+    *(Field.LENGTH, Field.FRAGMENT),
+)
+"""What means something else, or something more, on another node: fragments and segments of a packet
+that matches here need not match there."""
+_FLAGS_OF_ONE: Final = 0x01 | 0x08 | 0x80
+"""FIN, PSH and CWR: of a super-packet one segment has them."""
+_PORTS: Final = (Field.SOURCE_PORT, Field.DESTINATION_PORT)
+"""What only the first fragment has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,9 @@ class PeerViews:
         self._path = path
         self._packets = packets
         self._own: PeerName | None = None
+        self._subnet: IPv4Network | None = None
+        self._late_ns: dict[IPv4Address, int] = {}
+        """By how much chaos of this node makes packets to a peer late, at most."""
         self._views: dict[IPv4Address, PeerView] = {}
         self._tasks: dict[IPv4Address, asyncio.Task[None]] = {}
         self._begun: dict[IPv4Address, asyncio.Event] = {}
@@ -58,6 +70,8 @@ class PeerViews:
         if not document.get("public_ip"):
             return  # it is starting: whoever opens its events says so
         self._own = PeerName(IPv4Address(document["public_ip"]), backend.get("port") or 0)
+        self._subnet = IPv4Network(document["subnet"]) if document.get("subnet") else None
+        self._late_ns = _late_by_chaos(document)
         for peer in _named(self._packets, _peers_of(document)):
             self._begin(peer)
         with contextlib.suppress(TimeoutError):
@@ -87,13 +101,15 @@ class PeerViews:
                 continue
             self._told.add((view.node, view.state))
             if view.state is PeerState.TRACING:
+                version, engine = (
+                    printable(str(view.hello.get(name))) for name in ("version", "engine")
+                )
                 yield (
-                    f"on {view.node}, too: tundp {view.hello.get('version')}, engine"
-                    f" {view.hello.get('engine')}, clock within"
+                    f"on {view.node}, too: tundp {version}, engine {engine}, clock within"
                     f" \N{PLUS-MINUS SIGN}{view.error_ns / 1000:.0f}us; not its netfilter"
                 )
             else:
-                yield f"on {view.node}: {view.text}"
+                yield f"on {view.node}: {printable(view.text, 2 * SENTENCE_MAX)}"
 
     async def close(self) -> None:
         """End the traces on the other nodes."""
@@ -103,7 +119,12 @@ class PeerViews:
 
     def _begin(self, peer: _Peer) -> PeerView:
         assert self._own is not None, "open() comes first"
-        view = self._views[peer.address] = PeerView(str(peer.address), self._own)
+        view = self._views[peer.address] = PeerView(
+            str(peer.address),
+            self._own,
+            own_subnet=self._subnet,
+            late_ns=self._late_ns.get(peer.address, 0),
+        )
         if len(self._tasks) >= PEERS_MAX:
             view.end(f"not asked: at most {PEERS_MAX} nodes are; a filter with host chooses them")
         else:
@@ -129,8 +150,14 @@ class PeerViews:
 
     def _filter_there(self) -> str:
         """The filter for the other nodes: all packets where it speaks of what this one knows."""
-        is_general = all(op.field not in _OF_ONE_NODE for op in _tests(self._packets))
-        return self._packets.text if is_general else ""
+        tests = _tests(self._packets)
+        text = self._packets.text
+        if any(_is_of_one_node(op) for op in tests):
+            return ""
+        if any(op.field in _PORTS for op in tests):
+            with contextlib.suppress(FilterError):
+                return parse(f"({text}) or fragment").text
+        return text
 
 
 def without_own_messages(packets: Filter) -> Filter:
@@ -139,6 +166,11 @@ def without_own_messages(packets: Filter) -> Filter:
         return parse(f"({packets.text}) and {NOT_OURS}" if packets.text else NOT_OURS)
     except FilterError:
         return packets
+
+
+def _is_of_one_node(op: Op) -> bool:
+    has_flag = op.field is Field.TCP_FLAGS and op.mask & _FLAGS_OF_ONE
+    return bool(has_flag) or op.field in _OF_ONE_NODE
 
 
 def _tests(packets: Filter) -> list[Op]:
@@ -151,6 +183,17 @@ def _peers_of(document: Mapping[str, Any]) -> list[_Peer]:
         address = IPv4Address(each["public_ip"])
         found.setdefault(address, _Peer(address, IPv4Network(each["subnet"])))
     return list(found.values())
+
+
+def _late_by_chaos(document: Mapping[str, Any]) -> dict[IPv4Address, int]:
+    """Nanoseconds by peer, of a status document; of chaos that lasts."""
+    found: dict[IPv4Address, int] = {}
+    for each in document.get("chaos", ()):
+        if each.get("ended_at") is None:
+            address = IPv4Address(each["public_ip"])
+            late_ns = round(float(each.get("slowest_s") or 0) * 1e9)
+            found[address] = max(late_ns, found.get(address, 0))
+    return found
 
 
 def _named(packets: Filter, peers: list[_Peer]) -> list[_Peer]:

@@ -94,10 +94,11 @@ the reason and what to look at next. With nftables (iptables-nft included) also 
 drops it before or behind the daemon, and with BPF what else the kernel drops there, inner and outer
 packets, with its own reason and function (linux 5.17). The other node's stages are shown, too, if
 it runs tundp and answers (--peer-tools there and here), with the time on the wire as far as the
-clocks are known. A packet of which it has no record was lost between the two. A super-packet is one
-packet here. FILTER is matched against inner packets by the packet threads: `tcp port 443`,
-`icmp and host 10.5.2.3`, `peer 192.0.2.2`, `reason no_route`. Costs nothing while it does not run;
-what it cannot keep up with is counted as lost, and no packet waits for it. Only root may ask.""",
+clocks are known. A packet of which it has no record was lost between the two, or is still on the
+way. A super-packet is one packet here. FILTER is matched against inner packets by the packet
+threads: `tcp port 443`, `icmp and host 10.5.2.3`, `peer 192.0.2.2`, `reason no_route`. Costs
+nothing while it does not run; what it cannot keep up with is counted as lost, and no packet waits
+for it. Only root may ask.""",
     run=trace,
     options=TraceOptions,
     settings=WHICH_DAEMON,

@@ -24,11 +24,12 @@ from tundp.linux.nft_trace import PATHS_MAX, RATE, NftTrace, nft_trace
 from tundp.linux.nft_trace import Path as NftPath
 from tundp.linux.skb_drops import SkbDrop, SkbDrops, batches, skb_drops
 from tundp.observe.events import EventStream
-from tundp.observe.peer_trace import Joined, Joiner, joined_lines, peer_document
+from tundp.observe.peer_trace import Joined, Joiner
+from tundp.observe.peer_trace_show import joined_lines, peer_document
 from tundp.observe.skb_steps import Place, is_wanted, step_of
 from tundp.observe.stories import Stories, document
 from tundp.observe.trace import Tracer
-from tundp.printable import printable
+from tundp.printable import LINE_MAX, printable
 from tundp.wire.facts import Direction, facts_of
 from tundp.wire.filter import Filter
 
@@ -123,8 +124,8 @@ class Session:
             unseen.append("pods' own network namespaces")
         unseen.append("other nodes" if self._peers is None else "the kernels of other nodes")
         if stream.hello.chaos:
-            _say(f"tundp chaos: {printable(stream.hello.chaos)}; tundp chaos stop ends it")
-        _say(
+            say(f"tundp chaos: {printable(stream.hello.chaos)}; tundp chaos stop ends it")
+        say(
             f"tracing on {stream.hello.node} ({stream.hello.tun}, engine {stream.hello.engine});"
             f" Ctrl-C ends it. Not looked at: {', '.join(unseen)}"
         )
@@ -276,7 +277,7 @@ class Session:
 
     def _say_news(self) -> None:
         for line in () if self._peers is None else self._peers.news():
-            _say(line)
+            say(line)
 
     def _say_gone(self, name: str, after_ns: int) -> None:
         """Say at once that a source ended, and again at the end, where it may be read."""
@@ -285,45 +286,45 @@ class Session:
                 f"nft monitor ended after {after_ns / 1e9:.1f} s of the trace: netfilter's rules"
                 " were not looked at from then on"
             )
-            _say(self._gone[-1])
+            say(self._gone[-1])
 
     async def _say_netfilter(self, netfilter: NftTrace) -> None:
         """Say which packets were not followed through netfilter."""
         unmarked = await netfilter.unmarked()
         if unmarked is None:
-            _say("how many packets were not followed through netfilter is not known")
+            say("how many packets were not followed through netfilter is not known")
         if unmarked or netfilter.lost:
-            _say(
+            say(
                 f"{(unmarked or 0) + netfilter.lost} packets were not followed through netfilter"
                 f" ({RATE:,} a second are, in small bursts, and {PATHS_MAX:,} at a time), whatever"
                 " the filter"
             )
         if netfilter.unread:
-            _say(f"{netfilter.unread} rules of netfilter were too long to be read")
+            say(f"{netfilter.unread} rules of netfilter were too long to be read")
 
     async def _say_end(self, stream: EventStream) -> None:
         for gone in self._gone:
-            _say(gone)
+            say(gone)
         if self._netfilter is not None:
             await self._say_netfilter(self._netfilter)
         if stream.lost:
-            _say(
+            say(
                 f"{stream.lost} records were lost: more packets match than can be shown; a"
                 " narrower filter misses none"
             )
         if self._drops is not None and self._drops.lost:
-            _say(
+            say(
                 f"{self._drops.lost} drops of the kernel came too fast to be looked at (2,000 a"
                 " second are), whatever the filter"
             )
         if self._undecided:
             reasons = ", ".join(f"{name} {count}" for name, count in self._undecided.items())
-            _say(
+            say(
                 "the kernel dropped datagrams of the overlay whose inner packet lies out of sight"
                 f" (trains of UDP_SEGMENT), so that the filter could not choose: {reasons}"
             )
 
 
-def _say(text: str) -> None:
-    """A word to the operator, beside what programs read."""
-    print(text, file=sys.stderr, flush=True)
+def say(text: str) -> None:
+    """A word to the operator, beside what programs read; other nodes' texts may be in it."""
+    print(printable(text, LINE_MAX), file=sys.stderr, flush=True)

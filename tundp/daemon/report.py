@@ -140,6 +140,7 @@ def chaos_statuses(backend: Backend, runs: Sequence[Run] | None = None) -> list[
                 public_ip=run.address,
                 port=run.port,
                 impairment=run.impairment.words,
+                slowest_s=run.impairment.slowest_s,
                 seed=run.seed,
                 since=run.since,
                 ends_at=run.ends_at,

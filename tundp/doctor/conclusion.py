@@ -10,6 +10,7 @@ from tundp.doctor.peers import Look, narrow, on_its_side, on_our_side
 from tundp.finding import Verdict
 from tundp.linux.netlink import RouteLookup
 from tundp.observe.ping import Answer, Layer, LayerId, Outcome, PathSize, PingedPeer, Series
+from tundp.observe.status import ChaosStatus
 from tundp.wire.overhead import OVERHEAD
 
 
@@ -33,6 +34,8 @@ class Facts:
     path: PathSize | None = None
     daemon: str = ""
     """Why this node's daemon could not be asked; empty if it could."""
+    chaos: ChaosStatus | None = None
+    """What `tundp chaos` of this node does to packets to it."""
 
     def answer(self, layer: LayerId) -> Answer:
         """What came back from a layer."""
@@ -55,7 +58,19 @@ class Conclusion(NamedTuple):
 
 
 def conclude(facts: Facts) -> Conclusion:
-    """The first of what explains most."""
+    """The first of what explains most. Nobody is blamed for what may be this node's chaos."""
+    found = _conclude(facts)
+    if facts.chaos is None or found.outcome is Outcome.OK or found == _ours(facts):
+        return found
+    return Conclusion(
+        found.outcome,
+        f"{facts.chaos.on_purpose}; while it lasts, nothing is known of that node from what is"
+        f" lost; {_seen(facts)}",
+        f"{facts.chaos.stop}; tundp ping {facts.peer.public_ip}",
+    )
+
+
+def _conclude(facts: Facts) -> Conclusion:
     if not facts.has_tun and not facts.daemon:
         return _without_tunnel(facts)
     if facts.answer(LayerId.TUN) is Answer.ANSWERED:

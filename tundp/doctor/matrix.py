@@ -66,6 +66,10 @@ async def matrix(
             for peer in status.peers
         }
     )
+    found.notes += [
+        f"{each.on_purpose}; what is lost to it may be its doing: {each.stop}"
+        for each in status.chaos_now
+    ]
     work = asyncio.ensure_future(_ask_all(home, status.peers, wish, found))
     ended = asyncio.ensure_future(stop.wait())
     try:

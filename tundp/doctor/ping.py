@@ -37,6 +37,7 @@ from tundp.observe.ping import (
     RoundTrips,
     Series,
 )
+from tundp.observe.status import ChaosStatus
 
 T = TypeVar("T")
 
@@ -238,6 +239,7 @@ class _Pinger:
         is_answering = tun is not None and tun.answer is Answer.ANSWERED
         peer = self._whom.pinged("" if self._hello is None else self._hello.implementation)
         heard = None if is_answering else await self._heard()
+        chaos = self._chaos()
         facts = Facts(
             peer=peer,
             layers=layers,
@@ -249,8 +251,11 @@ class _Pinger:
             series=series,
             path=path,
             daemon=self._home.daemon,
+            chaos=chaos,
         )
         found = conclude(facts)
+        if chaos is not None and not found.text.startswith(chaos.on_purpose):
+            self._notes.insert(0, f"{chaos.on_purpose}; {chaos.stop} ends it")
         is_early = self._stop.is_set() and tun is not None and tun.answer is Answer.NOT_ASKED
         return Ping(
             node="" if self._home.subnet is None else str(self._home.subnet),
@@ -265,6 +270,11 @@ class _Pinger:
             next_step="" if is_early else found.next_step,
             notes=self._notes,
         )
+
+    def _chaos(self) -> ChaosStatus | None:
+        """What this node's chaos does to packets to the peer; as of the beginning."""
+        status = self._home.status
+        return None if status is None else status.chaos_to(self._peer.public_ip, self._peer.port)
 
     async def _look(self, layers: Mapping[LayerId, Layer]) -> peers.Look | None:
         """The kernel's way to the peer; None, and a note, if it is not told."""

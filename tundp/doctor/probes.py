@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import secrets
 import socket
 import struct
@@ -82,6 +83,14 @@ class _Sent(NamedTuple):
         return read_s
 
 
+class _Pending(NamedTuple):
+    """A request of a series that is not decided yet."""
+
+    cookie: bytes
+    deadline: float
+    """In the loop's time."""
+
+
 class Asker:
     """Sends echo requests from one address and collects the answers."""
 
@@ -102,13 +111,16 @@ class Asker:
 
         wait_s: after the last request.
         """
-        for number in range(TRIES):
-            left = [each for each in questions if each not in self._rtt_s]
-            if not left:
-                break
-            for each in left:
-                self._send(each)
-            await self._wait_for(left, TRY_S if number + 1 < TRIES else wait_s)
+        cookies: list[bytes] = []
+        try:
+            for number in range(TRIES):
+                left = [each for each in questions if each not in self._rtt_s]
+                if not left:
+                    break
+                cookies += [self._send(each) for each in left]
+                await self._wait_for(left, TRY_S if number + 1 < TRIES else wait_s)
+        finally:
+            self._forget(cookies)
         return {each: self._rtt_s[each] for each in questions if each in self._rtt_s}
 
     async def series(
@@ -119,31 +131,36 @@ class Asker:
         wait_s: for each answer. What comes later counts as lost.
         """
         loop = asyncio.get_running_loop()
-        began, pending = loop.time(), dict[Question, float]()
+        began, pending = loop.time(), dict[Question, _Pending]()
         sent = 0
         while pending or not count or sent < count:
             due = None if count and sent >= count else began + sent * interval_s
             if due is not None and loop.time() >= due:
                 sent += 1
                 question = Question(to, packet_len, sent)
-                self._send(question)
-                pending[question] = loop.time() + wait_s
+                pending[question] = _Pending(self._send(question), loop.time() + wait_s)
                 if loop.time() - due > wait_s:  # stopped, or asleep: do not catch up
                     began = loop.time() - sent * interval_s
-            while pending and self._is_decided(first := next(iter(pending)), pending[first]):
-                del pending[first]
+            while pending and self._is_decided(
+                first := next(iter(pending)), pending[first].deadline
+            ):
+                self._forget([pending.pop(first).cookie])
                 yield self._result(first)
-            ends = [each for each in (due, *list(pending.values())[:1]) if each is not None]
-            if pending or due is not None:
+            ends = [] if due is None else [due]
+            ends += [each.deadline for each in itertools.islice(pending.values(), 1)]
+            if ends:
                 await self._wait_until(min(ends))
 
     def _is_decided(self, question: Question, deadline: float) -> bool:
         is_over = asyncio.get_running_loop().time() >= deadline
         return question in self._rtt_s or question in self.refusals or is_over
 
-    def _result(self, question: Question) -> Echo:
-        for cookie in [each for each, about in self._waiting.items() if about == question]:
+    def _forget(self, cookies: Iterable[bytes]) -> None:
+        """Answers to these requests no longer count."""
+        for cookie in cookies:
             del self._waiting[cookie], self._sent_at[cookie]
+
+    def _result(self, question: Question) -> Echo:
         rtt_s = self._rtt_s.pop(question, None)
         return Echo(question.number, rtt_s, self.refusals.pop(question, 0))
 
@@ -163,7 +180,8 @@ class Asker:
                 return
             await asyncio.sleep(0.01)
 
-    def _send(self, question: Question) -> None:
+    def _send(self, question: Question) -> bytes:
+        """Send one request; its cookie, to be forgotten by who asks."""
         cookie = secrets.token_bytes(echo.COOKIE_LEN)
         packet = echo.build_request(
             question.packet_len,
@@ -180,6 +198,7 @@ class Asker:
         except OSError as error:
             # A refusal is no answer.
             self.refusals[question] = error.errno or 0
+        return cookie
 
     def receive(self) -> None:
         """Take the answers that have come; never waits."""

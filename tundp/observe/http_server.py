@@ -5,7 +5,8 @@ Of the admin socket, of health and of metrics. Whoever may connect is trusted wi
     connections   CONNECTIONS at a time, of each server. One more costs the oldest that has asked
                   nothing yet, else the oldest: a probe is answered beside thousands of silent ones
     requests      one a connection, which is then closed; LINE_LEN bytes of its first line, FIELDS
-                  headers of FIELD_LEN; no body is read
+                  headers of FIELD_LEN; a body only where a path reads one (POST), BODY_LEN bytes at
+                  most, never decompressed: a longer one is answered with 413
     time          LIFE_S for request, answer and the client's reading of it; a stream (`hold`) lasts
 """
 
@@ -37,6 +38,7 @@ YOUNG_S: Final = 0.5
 LINE_LEN: Final = 2048
 FIELD_LEN: Final = 4096
 FIELDS: Final = 64
+BODY_LEN: Final = 4096
 _SWEEP_S: Final = 0.5
 _SOON_S: Final = 0.02
 """Between two looks at the connections: while there are any, while there are too many."""
@@ -47,11 +49,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class HttpServer:
-    """GET for some paths, on one listening socket at a time or several."""
+    """GET for some paths, and POST for those that `add` names, on a listening socket or several."""
 
     def __init__(self, routes: Mapping[str, Handler], *, stop_s: float) -> None:
         """stop_s: seconds which answers under way get when it is closed."""
-        self._app = web.Application(middlewares=[self._answer_once])
+        self._app = web.Application(middlewares=[self._answer_once], client_max_size=BODY_LEN)
         for path, handler in routes.items():
             self.add(path, handler)
         self._runner = web.AppRunner(
@@ -64,6 +66,8 @@ class HttpServer:
             max_line_size=LINE_LEN,
             max_field_size=FIELD_LEN,
             max_headers=FIELDS,
+            auto_decompress=False,
+            read_bufsize=BODY_LEN,
         )
         self._most = connections_max()
         self._open: dict[web.RequestHandler, float] = {}

@@ -7,7 +7,7 @@ MATRIX_SCHEMA goes up when a member changes meaning, changes type or goes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, unique
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final
@@ -160,6 +160,13 @@ def own_row(node: IPv4Network, peers: Sequence[MatrixNode]) -> MatrixRow:
     return MatrixRow(subnet=node, is_told=True, reached=reached)
 
 
+def _of_leases(row: MatrixRow, places: Mapping[str, IPv4Address]) -> MatrixRow:
+    """What a node says of others in the lease table: it may name any subnet, any number of them."""
+    if row.reached.keys() <= places.keys():
+        return row
+    return replace(row, reached={to: row.reached[to] for to in row.reached if to in places})
+
+
 def judged(
     node: IPv4Network,
     public_ip: IPv4Address,
@@ -170,8 +177,9 @@ def judged(
     notes: Sequence[str] = (),
 ) -> Matrix:
     """The document of what was found: sorted, with sentences and outcome. rows: of the peers."""
-    every = [own_row(node, peers), *sorted(rows, key=lambda row: row.subnet)]
     places = {str(node): public_ip} | {str(peer.subnet): peer.public_ip for peer in peers}
+    known = [_of_leases(row, places) for row in sorted(rows, key=lambda row: row.subnet)]
+    every = [own_row(node, peers), *known]
     one_way = _one_way(every)
     about_pairs = list(_about_pairs(every, one_way, places))
     outcome = MatrixOutcome.OK

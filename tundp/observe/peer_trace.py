@@ -1,36 +1,31 @@
 """Traces of two nodes joined: what the other node saw of a packet, beside what this one did.
 
 Packets are recognised by what no node changes: addresses, protocol, IP identification, and the
-first bytes behind the header (ports and TCP sequence number; ICMP type, id and sequence). TTL and
-checksums differ. Engines record each datagram of a super-packet, so that this holds for those, too.
-Times of the other node are corrected by the estimated difference of the clocks. Pure.
+first bytes behind the header (ports and TCP sequence number; ICMP type, id and sequence; of UDP,
+which may have no identification, all that records hold). TTL and checksums differ. Engines record
+each datagram of a super-packet, so that this holds for those, too. Times of the other node are
+corrected by the estimated difference of the clocks. Pure.
 """
 
 from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum, unique
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final
 
 from tundp.observe.events import Event, PeerName
-from tundp.observe.stories import WAITING_MAX, Story, story_lines
-from tundp.observe.trace import (
-    STAGE_NAMES,
-    Trace,
-    Tracer,
-    event_document,
-    next_step,
-    runs,
-    stage_line,
-    went,
-)
+from tundp.observe.stories import WAITING_MAX, Story
+from tundp.observe.trace import STAGE_NAMES, Trace, Tracer
 from tundp.wire.event import Record, Stage
+from tundp.wire.peer_bodies import CAPTURED_MAX
 
 NO_RECORD_NS: Final = 500_000_000
-"""So long after a packet the other node's record of it is waited for, at least."""
+"""So long after a packet the other node's record of it is waited for, at least; PeerView.late_ns
+is added."""
 GIVE_UP_NS: Final = 3_000_000_000
 """And so long at most, if that node is not heard of."""
 KEPT_NS: Final = 10_000_000_000
@@ -38,9 +33,11 @@ KEPT_NS: Final = 10_000_000_000
 KEPT_MAX: Final = 20_000
 _STAGES: Final = {name: stage for stage, name in STAGE_NAMES.items()}
 _MIN_HEADER: Final = 20
-_KEY_LENS: Final = {17: 6}
-"""Bytes behind the header that tell packets apart: 8, of UDP without the checksum, which may be
-unfinished where it is read."""
+_UDP: Final = 17
+_UDP_SUM: Final = slice(6, 8)
+"""Its checksum, which may be unfinished where it is read."""
+_KEY_LEN: Final = 8
+"""Bytes behind the header that tell packets apart, of other protocols."""
 
 Key = tuple[bytes, ...]
 
@@ -50,8 +47,14 @@ def key_of(packet: bytes) -> Key | None:
     if len(packet) < _MIN_HEADER or packet[0] >> 4 != 4:
         return None
     start = max(_MIN_HEADER, (packet[0] & 0x0F) * 4)
-    first = packet[start : start + _KEY_LENS.get(packet[9], 8)]
     offset = bytes([packet[6] & 0x1F, packet[7]])
+    known = packet[start:CAPTURED_MAX]
+    if packet[9] != _UDP:
+        first = known[:_KEY_LEN]
+    elif any(offset):
+        first = known
+    else:
+        first = known[: _UDP_SUM.start] + known[_UDP_SUM.stop :]
     return packet[12:20], packet[9:10], packet[4:6], offset, first
 
 
@@ -71,8 +74,19 @@ class PeerState(Enum):
 class PeerView:
     """What one other node says."""
 
-    def __init__(self, node: str, own: PeerName) -> None:
-        """node: its underlay address. own: this node, as the other one sees it."""
+    def __init__(
+        self,
+        node: str,
+        own: PeerName,
+        *,
+        own_subnet: IPv4Network | None = None,
+        late_ns: int = 0,
+    ) -> None:
+        """node: its underlay address. own: this node, as the other one sees it.
+
+        own_subnet: this node's; None if it is not known. late_ns: by how much this node makes
+        packets to it late on purpose.
+        """
         self.node = node
         self.state = PeerState.WAITING
         self.text = "it has not answered yet"
@@ -80,7 +94,9 @@ class PeerView:
         self.began_ns = 0
         """Unix time from which on it is known to look, by this node's clock."""
         self.lost = 0
+        self.late_ns = late_ns
         self._own = own
+        self._own_subnet = own_subnet
         self._tracer = Tracer()
         self._known: dict[tuple[bool, Key], deque[Trace]] = {}
         """By direction (is it encap there) and what the packet is recognised by."""
@@ -128,6 +144,22 @@ class PeerView:
     def has_said_all(self, since_ns: int) -> bool:
         """Whether what it saw until then would have come: twice since, it had nothing more."""
         return len(self._empty) == self._empty.maxlen and self._empty[0] >= since_ns
+
+    @property
+    def ends(self) -> tuple[IPv4Network, IPv4Network] | None:
+        """The subnets between which it traces: this node's and its own; None if not known."""
+        theirs = self.hello.get("subnet")
+        if theirs is None or self._own_subnet is None:
+            return None
+        return self._own_subnet, IPv4Network(theirs)
+
+    def looks_at(self, key: Key) -> bool:
+        """Whether its trace is of such packets: one end in each of `ends`."""
+        if self.ends is None:
+            return True
+        own, theirs = self.ends
+        first, second = IPv4Address(key[0][:4]), IPv4Address(key[0][4:])
+        return (first in own and second in theirs) or (first in theirs and second in own)
 
     def find(self, key: Key, *, is_encap: bool) -> Trace | None:
         """The oldest trace there of a packet; each is found once."""
@@ -200,7 +232,7 @@ class Half:
     def is_dropped(self) -> bool:
         """Whether the other node dropped any of it, or has no record where it should."""
         is_lost = self.is_lost
-        return is_lost or any(event.record.is_dropped for event in _their_events(self))
+        return is_lost or any(event.record.is_dropped for event in their_events(self))
 
     @property
     def is_lost(self) -> bool:
@@ -208,12 +240,29 @@ class Half:
         view = self.view
         return bool(
             self.keys
+            and not self.is_sender  # it arrived here
             and not self.unwaited
             and view.state is PeerState.TRACING
+            and self.is_looked_at
             and view.began_ns <= self.after_ns
             and view.lost == self.lost_then
-            and view.has_said_all(self.after_ns)
+            and view.has_said_all(self.arrives_ns)
         )
+
+    @property
+    def is_looked_at(self) -> bool:
+        """Whether the other node's trace is of packets with such addresses."""
+        return all(map(self.view.looks_at, self.keys))
+
+    @property
+    def arrives_ns(self) -> int:
+        """Unix time until which this node may have kept it."""
+        return self.after_ns + (0 if self.is_sender else self.view.late_ns)
+
+    @property
+    def waits_ns(self) -> int:
+        """Unix time until which the record of it is waited for."""
+        return self.arrives_ns + NO_RECORD_NS
 
     def missing(self) -> str:
         """What is not known of it, and why; empty if all is."""
@@ -223,6 +272,9 @@ class Half:
         which = "" if self.wanted == 1 else f"of {count} of {self.wanted} packets "
         if view.state in (PeerState.WAITING, PeerState.NOT_ASKED):
             return f"not looked at: {view.text}"
+        if not self.is_looked_at and view.ends is not None:
+            own, theirs = view.ends
+            return f"not looked at there: that node traces packets between {own} and {theirs} only"
         if self.after_ns < view.began_ns:
             return f"{which}no record: it was not asked yet when this packet passed"
         if view.state is PeerState.ENDED:
@@ -235,11 +287,17 @@ class Half:
             )
         if self.unwaited:
             return f"{which}no record yet: {self.unwaited}"
-        if not view.has_said_all(self.after_ns):
+        if not view.has_said_all(self.arrives_ns):
             return f"{which}no record: nothing more was heard of it for {GIVE_UP_NS // 10**9} s"
+        if self.is_sender:
+            return (
+                f"{which}no record: its daemon asked by itself whether this node answers, which"
+                " passes no engine there, or somebody else sent it in its name"
+            )
         return (
-            f"{which}no record of it within {NO_RECORD_NS / 1e9:g} s: lost between the nodes, or"
-            " dropped there before tundp (its firewall, the socket's buffer)"
+            f"{which}no record of it within {(self.waits_ns - self.after_ns) / 1e9:g} s: lost"
+            " between the nodes, still on the way, or dropped there before tundp (its firewall, the"
+            " socket's buffer)"
         )
 
 
@@ -338,39 +396,17 @@ def _is_known(half: Half | None, now_ns: int) -> bool:
     view = half.view
     if view.state in (PeerState.NOT_ASKED, PeerState.ENDED):
         return True
-    if now_ns < half.after_ns + NO_RECORD_NS:
+    if view.state is PeerState.TRACING and not half.is_looked_at:
+        return True
+    if now_ns < half.waits_ns:
         return False
-    if now_ns >= half.after_ns + GIVE_UP_NS or view.lost > half.lost_then:
+    if now_ns >= half.arrives_ns + GIVE_UP_NS or view.lost > half.lost_then:
         return True
     is_asked = view.state is PeerState.TRACING
-    return is_asked and (half.after_ns < view.began_ns or view.has_said_all(half.after_ns))
+    return is_asked and (half.after_ns < view.began_ns or view.has_said_all(half.arrives_ns))
 
 
-# What people read
-
-
-def joined_lines(joined: Joined, number: int, node: str) -> Iterator[str]:
-    """A story with the other node's half where it belongs."""
-    half, story = joined.half, joined.story
-    if half is None:
-        yield from story_lines(story, number, node)
-        return
-    assert story.trace is not None
-    theirs, base_ns = list(_their_events(half)), story.trace.first.time_ns
-    if half.is_sender and theirs:
-        base_ns = min(event.time_ns for event in theirs)
-    head, *rest = story_lines(story, number, node, base_ns)
-    yield head
-    other = [*_their_lines(half, theirs, story.trace, base_ns), *_missing_lines(half)]
-    yield from (*other, *rest) if half.is_sender else (*rest, *other)
-
-
-def _missing_lines(half: Half) -> Iterator[str]:
-    if missing := half.missing():
-        yield f"  {half.view.node} {'':>9}  {missing}"
-
-
-def _their_events(half: Half) -> Iterator[Event]:
+def their_events(half: Half) -> Iterator[Event]:
     """The events of the other node, each once: of a read of many packets those of this story."""
     wanted = {key for key, _ in half.found}
     seen: set[int] = set()
@@ -381,59 +417,3 @@ def _their_events(half: Half) -> Iterator[Event]:
                 continue
             seen.add(id(event))
             yield event
-
-
-def _their_lines(half: Half, events: Sequence[Event], own: Trace, base_ns: int) -> Iterator[str]:
-    begins = Stage.TUN_READ if half.is_sender else Stage.UDP_RECEIVE
-    ordered = sorted(events, key=lambda event: (event.stage is not begins, event.time_ns))
-    for run in runs(ordered):
-        event = run[0]
-        text = went(run)
-        if event.stage is begins and not event.record.is_dropped:
-            many = sum(each.record.packets for each in run)
-            text = f"{many} packets" if many > 1 else ""
-        crossed = _crossed_ns(half, event, own)
-        text = ", ".join(filter(None, (text, _wire(crossed, half.view.error_ns))))
-        yield stage_line(half.view.node, event.time_ns - base_ns, event, text)
-        if step := next_step(event.reason):
-            yield f"    next step: {step}"
-
-
-def _crossed_ns(half: Half, event: Event, own: Trace) -> int | None:
-    """How long a packet was between the nodes, at the stage of the other one that shows it."""
-    if event.record.is_dropped:
-        return None
-    if half.is_sender and event.stage is Stage.UDP_SEND:
-        return own.first.time_ns - event.time_ns
-    if event.stage is Stage.UDP_RECEIVE:
-        return event.time_ns - half.after_ns
-    return None
-
-
-def _wire(crossed_ns: int | None, error_ns: int) -> str:
-    if crossed_ns is None:
-        return ""
-    return f"wire {crossed_ns / 1000:.0f}us (clock \N{PLUS-MINUS SIGN}{error_ns / 1000:.0f}us)"
-
-
-# What programs read
-
-
-def peer_document(half: Half | None) -> Mapping[str, Any] | None:
-    """The other node's half; times are Unix nanoseconds of this node's clock."""
-    if half is None:
-        return None
-    view, hello = half.view, half.view.hello
-    events = sorted(_their_events(half), key=lambda event: event.time_ns)
-    return {
-        "node": view.node,
-        "state": view.state.value,
-        "version": hello.get("version"),
-        "clock_offset_s": hello.get("offset_s"),
-        "clock_error_s": hello.get("error_s"),
-        "packets": half.wanted,
-        "missing": len(half.keys),
-        "is_lost": half.is_lost,
-        "detail": half.missing(),
-        "events": [event_document(replace(each, peer=None)) for each in events],
-    }

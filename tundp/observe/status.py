@@ -531,6 +531,8 @@ class ChaosStatus:
     port: int
     impairment: str
     """In words: loss 1%, delay 20ms."""
+    slowest_s: float = 0.0
+    """Seconds by which it makes a packet late, at most."""
     seed: int
     since: float
     """Unix time."""
@@ -554,6 +556,16 @@ class ChaosStatus:
     def who(self) -> str:
         """The peer, in words."""
         return f"{self.subnet} at {self.public_ip}:{self.port}"
+
+    @property
+    def on_purpose(self) -> str:
+        """What it does, as a sentence begins."""
+        return f"tundp chaos impairs packets to {self.who} on purpose: {self.impairment}"
+
+    @property
+    def stop(self) -> str:
+        """The command that ends it."""
+        return f"tundp chaos stop {self.public_ip}"
 
     @property
     def fates(self) -> str:
@@ -627,6 +639,13 @@ class Status:
     def chaos_now(self) -> list[ChaosStatus]:
         """What is impaired on purpose now."""
         return [each for each in self.chaos if each.is_active]
+
+    def chaos_to(self, address: IPv4Address, port: int | None) -> ChaosStatus | None:
+        """What impairs the packets to a peer's endpoint now. port: None if it is not known."""
+        for each in self.chaos_now:
+            if each.public_ip == address and port in (None, each.port):
+                return each
+        return None
 
     @property
     def failing(self) -> list[Finding]:

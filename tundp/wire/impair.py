@@ -59,6 +59,11 @@ class Impairment:
         return self == Impairment()
 
     @property
+    def slowest_s(self) -> float:
+        """Seconds by which a packet leaves later, at most."""
+        return self.delay_s + self.jitter_s + (HOLD_S if self.reorder else 0)
+
+    @property
     def words(self) -> str:
         """In one line: loss 1%, delay 20ms+-5ms."""
         found = []

@@ -40,6 +40,7 @@ _ENCAP: Final[Sequence[Steps]] = (
     host.masquerade,
     overlay.lease,
     overlay.size,
+    overlay.chaos,
     host.underlay,
     _tunnel_firewall,
     host.others,

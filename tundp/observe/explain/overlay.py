@@ -290,6 +290,20 @@ def traffic(facts: Facts) -> Iterator[Step]:
     )
 
 
+def chaos(facts: Facts) -> Iterator[Step]:
+    """What `tundp chaos` of this node does to packets to the peer, if anything."""
+    row, status = facts.peer, facts.status
+    if row is None or status is None or (found := status.chaos_to(row.public_ip, row.port)) is None:
+        return
+    yield Step(
+        id="chaos",
+        title="chaos",
+        ruling=Ruling.UNKNOWN,
+        evidence=f"{found.on_purpose}: what becomes of this one is chance",
+        command=found.stop,
+    )
+
+
 def receiver(facts: Facts) -> Iterator[Step]:
     """What the peer's source check says of the packet, by the leases known here."""
     row = facts.peer
