@@ -113,7 +113,9 @@ class Lane:
 
     def __init__(self, plan: LanePlan) -> None:
         self._plan = plan
+        # How many packets tundp sends of itself goes by time: they draw from a generator of theirs.
         self._fates = Fates(plan.impairment, plan.seed)
+        self._own_fates = Fates(plan.impairment, f"{plan.seed} own")
         self._control = source_control(plan.source)
         self._from = (str(plan.source), plan.port)
         self._counts = LaneCounts()
@@ -174,7 +176,7 @@ class Lane:
         if now >= self._plan.ends_at or self.closes_at is not None:
             self._enqueue(packet, self._in_order(packet, now), is_own=is_own)
             return
-        fate = self._fates.decide(packet)
+        fate = (self._own_fates if is_own else self._fates).decide(packet)
         if fate.is_too_big:
             counts.too_big += 1
             return
