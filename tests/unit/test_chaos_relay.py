@@ -6,11 +6,17 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from typing import cast
 
+from tests.routes import fib_of
+from tests.wait import until
+from tundp.backend.udp.chaos import ENDED_KEPT, Chaos
 from tundp.backend.udp.chaos_relay import Lane, LanePlan
+from tundp.backend.udp.echoes import Echoes, ProberSettings
+from tundp.engine.base import Dataplane
 from tundp.wire.impair import Impairment
 
 HERE = "127.0.0.1"
@@ -102,3 +108,70 @@ def test_its_own_requests_are_impaired_by_the_seed_too() -> None:
     assert fates[0] == fates[1]
     assert 0 < len(fates[0]) < 60
     assert fates[0] != passed({})
+
+
+def test_what_comes_from_elsewhere_is_discarded_by_name() -> None:
+    with ground(Impairment(loss=0.5)) as here:
+        here.peer.sendto(packet(1), here.lane.sock.getsockname())
+        now = time.monotonic()
+        here.lane.receive(now)
+        here.lane.send_due(now)
+        counts = here.lane.counts()
+        assert here.arrived() == []
+        assert (counts.received, counts.foreign, counts.holds) == (1, 1, True)
+
+
+def test_what_is_unread_when_a_lane_closes_is_counted() -> None:
+    with ground(Impairment(loss=0.5)) as here:
+        for number in range(3):
+            here.engine.sendto(packet(number), here.lane.sock.getsockname())
+        here.lane.close()
+        counts = here.lane.counts()
+        assert (counts.received, counts.overflow, counts.holds) == (3, 3, True)
+
+
+class Diverted:
+    """Where an engine has to send to."""
+
+    def __init__(self) -> None:
+        self.ways: dict[int, tuple[int, int]] = {}
+
+    def divert(self, ways: Mapping[int, tuple[int, int]]) -> None:
+        self.ways = dict(ways)
+
+
+async def test_totals_hold_what_runs_send_when_they_are_not_listed_any_more() -> None:
+    """Of more runs than are kept, each with packets that wait when it ends, and some on the way."""
+    count = ENDED_KEPT + 5
+    routes = [(f"10.5.{number}.0/24", f"127.5.{number}.1") for number in range(1, count + 1)]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.bind((HERE, 0))
+        engine = Diverted()
+        echoes = Echoes()
+        chaos = Chaos(echoes, lambda _: None, lambda _: None)
+        settings = ProberSettings(
+            source=IPv4Address(HERE),
+            port=sender.getsockname()[1],
+            tun_address=IPv4Address("10.5.0.0"),
+            full=1472,
+        )
+        chaos.start(cast("Dataplane", engine), settings, fib_of(*routes))
+        try:
+            runs = await chaos.begin("all", Impairment(delay_s=0.5), for_s=600, seed=7)
+            assert len(runs) == count
+            ways = [(str(IPv4Address(address)), port) for address, port in engine.ways.values()]
+            for way in ways:
+                sender.sendto(packet(1), way)
+            await until(lambda: chaos.totals().received == count, "every packet to come")
+            chaos.stop()
+            # The engine has not noticed yet.
+            for way in ways:
+                sender.sendto(packet(2), way)
+            await until(lambda: all(run.lane.is_closed for run in runs), "the lanes to be closed")
+            for _ in range(2):
+                totals = chaos.totals()
+                assert (totals.received, totals.sent) == (2 * count, 2 * count)
+                assert totals.holds
+        finally:
+            chaos.close()
+            echoes.close()
