@@ -60,6 +60,7 @@ def balance_words(chaos: ChaosStatus) -> str:
         "too_big": "too big",
         "overflow": "overflowed",
         "refused": "refused by the kernel",
+        "foreign": "from another address",
         "waiting": "waiting",
     }
     parts = [f"{counts.get('sent', 0):,} sent"]

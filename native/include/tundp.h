@@ -131,7 +131,7 @@ struct tundp_fib {
 	uint32_t own_count;
 	const uint32_t *broadcasts; /* broadcast addresses of its networks, ascending */
 	uint32_t broadcast_count;
-	uint64_t generation;
+	uint64_t generation; /* growing with each that is published; lower half: lease/fib.py's */
 };
 
 /* The packet rules' settings; wire/policy.py. */

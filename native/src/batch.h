@@ -63,7 +63,7 @@ struct reading {
 union receive_control {
 	struct cmsghdr align;
 	uint8_t bytes[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(uint32_t)) +
-		      CMSG_SPACE(sizeof(struct socket_wait_stamp))];
+		      CMSG_SPACE(sizeof(struct socket_wait_stamps))];
 };
 
 struct batch {

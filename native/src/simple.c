@@ -57,7 +57,7 @@ static int from_udp(struct tundp_worker *worker, struct simple *simple, const st
 	union {
 		struct cmsghdr align;
 		uint8_t bytes[CMSG_SPACE(sizeof(uint32_t)) +
-			      CMSG_SPACE(sizeof(struct socket_wait_stamp))];
+			      CMSG_SPACE(sizeof(struct socket_wait_stamps))];
 	} control;
 	struct msghdr message = {
 		.msg_name = &from,

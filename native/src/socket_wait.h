@@ -9,12 +9,15 @@
 #include "clock.h"
 #include "tundp.h"
 
-/* asm-generic/socket.h; absent from some libc headers. Its data are two 64-bit numbers. */
-enum { SOCKET_WAIT_STAMP = 64 };
+/* SO_TIMESTAMPING_NEW, asm-generic/socket.h; absent from some libc headers. */
+enum { SOCKET_WAIT_STAMPS = 65 };
 
-struct socket_wait_stamp {
-	int64_t seconds;
-	int64_t nanoseconds;
+/* struct scm_timestamping64, linux/errqueue.h. */
+struct socket_wait_stamps {
+	struct {
+		int64_t seconds;
+		int64_t nanoseconds;
+	} software, unused, hardware;
 };
 
 static inline struct tundp_clocks socket_wait_clocks(void)
@@ -72,14 +75,15 @@ static inline uint32_t socket_wait_of(struct tundp_worker *worker, const struct 
 				      uint32_t wait_ns)
 {
 	struct tundp_socket_waits *waits = &worker->waits;
-	struct socket_wait_stamp stamp;
+	struct socket_wait_stamps stamps;
 	uint64_t stamp_ns;
 
-	if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SOCKET_WAIT_STAMP ||
+	if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SOCKET_WAIT_STAMPS ||
 	    !worker->taps)
 		return wait_ns;
-	memcpy(&stamp, CMSG_DATA(control), sizeof(stamp));
-	stamp_ns = (uint64_t)stamp.seconds * 1000000000u + (uint64_t)stamp.nanoseconds;
+	memcpy(&stamps, CMSG_DATA(control), sizeof(stamps));
+	stamp_ns = (uint64_t)stamps.software.seconds * 1000000000u +
+		   (uint64_t)stamps.software.nanoseconds;
 	if (stamp_ns < waits->called_ns)
 		waits->is_stamping = 1;
 	return waits->is_stamping ? socket_wait_ns(stamp_ns, &waits->now, &waits->before) : 0;

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import time
@@ -29,6 +30,7 @@ from tundp.choices import Engine, Layout, MtuOrigin, Offload, SourceCheck
 from tundp.engine.base import EMSGSIZE_ORIGIN, OffloadState, PathLimit
 from tundp.engine.counters import Counters, HopCounters
 from tundp.engine.native.engine import EngineSettings
+from tundp.engine.native.fib import NativeFib
 from tundp.engine.taps import Recorder
 from tundp.lab.lab import Host
 from tundp.linux.netlink import enter_namespace
@@ -613,6 +615,32 @@ async def test_a_diverted_hop_is_the_same_hop(make_lab: Any, engine: Engine) -> 
         all_.engine.divert({})
         all_.app.sendto(bytes(400), (OF_PEER, 9))
         assert len(await receive(all_.peer)) == HEADERS_LEN + 400
+
+
+def native_fibs() -> int:
+    """How many FIBs are kept for C engines in this process."""
+    return sum(isinstance(each, NativeFib) for each in gc.get_objects())
+
+
+@every_engine
+async def test_ways_that_no_worker_uses_are_not_kept(make_lab: Any, engine: Engine) -> None:
+    """Nothing is routed anew meanwhile: all of them are of one generation."""
+    gc.collect()
+    before = native_fibs()
+    async with world(make_lab, engine) as all_:
+        kept: list[int] = []
+        for port in range(1, 101):
+            all_.engine.divert({PEER.hop_id: (int(IPv4Address("127.0.130.134")), port)})
+
+        def is_little_kept() -> bool:
+            all_.engine.divert({})
+            kept.append(native_fibs() - before)
+            return kept[-1] <= 3
+
+        await until(is_little_kept, "ways that are not used any more to be freed")
+        assert all_.engine.seen() == all_.node.generation
+        all_.app.sendto(bytes(100), (OF_PEER, 9))
+        assert len(await receive(all_.peer)) == HEADERS_LEN + 100
 
 
 @every_engine

@@ -38,6 +38,7 @@ HEADER = struct.Struct("=IBBBxQQIIIHHIIIHHII")
 READ, SEND, RECEIVE, WRITE = 1, 2, 3, 4
 UDP_SEGMENT = 103  # linux/udp.h
 SO_TIMESTAMPNS_NEW = 64  # asm-generic/socket.h
+SO_TIMESTAMPING_NEW = 65
 PEER_ADDRESS, STRANGER = 0xC0000202, 0xC0000203
 OF_THE_PEER: dict[str, int] = {"hop": 2, "outer": PEER_ADDRESS, "port": PORT}
 NO_ROUTE, TTL_EXCEEDED, SEND_UNREACHABLE, MARTIAN = 5, 7, 12, 10
@@ -454,7 +455,9 @@ async def test_datagrams_are_stamped_only_while_a_tap_is_open(
         sock = here.node.sock
 
         def is_stamped() -> bool:
-            return bool(sock.getsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS_NEW))
+            # What this one has begun goes on until the socket is freed.
+            assert not sock.getsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS_NEW)
+            return bool(sock.getsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING_NEW))
 
         assert not is_stamped()
         taps = [here.engine.open_tap(TapRequest()) for _ in range(2)]
@@ -462,7 +465,7 @@ async def test_datagrams_are_stamped_only_while_a_tap_is_open(
         taps[0].close()
         assert is_stamped()
         # A new socket comes under the old one's descriptor without it.
-        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS_NEW, 0)
+        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING_NEW, 0)
         here.engine.detach()
         here.engine.rebound()
         assert is_stamped()
@@ -473,3 +476,48 @@ async def test_datagrams_are_stamped_only_while_a_tap_is_open(
         here.engine.detach()
         here.engine.rebound()
         assert not is_stamped()
+
+
+def does_host_stamp() -> bool:
+    """Whether the kernel stamps what comes for a socket that has not asked for it."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.bind(("127.0.0.1", 0))
+        sender.sendto(b"?", receiver.getsockname())
+        select.select([receiver], [], [], DEADLINE_S)
+        time.sleep(0.05)
+        asked_ns = time.time_ns()
+        # What has no stamp yet gets the time of the receive.
+        receiver.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS_NEW, 1)
+        _, control, _, _ = receiver.recvmsg(1, 64)
+        seconds, nanoseconds = struct.unpack("=qq", control[0][2])
+        return bool(seconds * 10**9 + nanoseconds < asked_ns)
+
+
+@every_engine
+async def test_the_host_is_stamped_no_longer_when_the_last_tap_has_closed(
+    make_lab: Any, engine: Engine
+) -> None:
+    """The kernel's switch is one for all sockets and namespaces: others may hold it, too."""
+    async with world(make_lab, engine) as here:
+        # Tests beside this one hold it now and then; a clock's daemon always does.
+        if not await until_host_is_not_stamped(2.0):
+            pytest.skip("somebody else has the kernel stamp all packets")
+        tap = here.engine.open_tap(TapRequest(stages=1 << RECEIVE))
+        await first_wait(here, tap)
+        tap.close()
+        assert await until_host_is_not_stamped(DEADLINE_S), (
+            "no tap is open, and packets are stamped"
+        )
+
+
+async def until_host_is_not_stamped(for_s: float) -> bool:
+    """Whether the kernel stamps nothing, once in so many seconds."""
+    deadline = time.monotonic() + for_s
+    while does_host_stamp():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.1)
+    return True

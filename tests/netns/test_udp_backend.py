@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -16,8 +17,10 @@ import pytest
 from tests.nodes import MakeLab, link_of, must_run
 from tests.routes import fib_of
 from tundp.backend.base import BackendContext, Given, PacketSettings
+from tundp.backend.udp import backend as backend_module
 from tundp.backend.udp.backend import UdpBackend
 from tundp.backend.udp.config import DEFAULT_PORT, udp_config
+from tundp.backend.udp.sockets import open_sockets
 from tundp.choices import Engine, SourceCheck
 from tundp.engine.native.engine import EngineSettings
 from tundp.finding import Verdict
@@ -26,6 +29,7 @@ from tundp.lease.codec import parse_key
 from tundp.linux.iface import Interface, Selection, look
 from tundp.linux.tun import Tun, TunMode
 from tundp.linux.udp import open_udp
+from tundp.wire.impair import Impairment
 
 OVERLAY = IPv4Network("10.5.0.0/16")
 OWN = parse_key("10.5.1.0-24")
@@ -60,7 +64,8 @@ async def opened(
         )
         try:
             backend.prepare(interface)
-            await backend.open(OVERLAY, OWN, fib=fib_of(own=OWN.subnet), peers={})
+            fib = fib_of(("10.5.2.0/24", "192.0.2.2"), own=OWN.subnet)
+            await backend.open(OVERLAY, OWN, fib=fib, peers={})
             yield host, backend, interface
         finally:
             backend.close()
@@ -88,6 +93,36 @@ async def test_a_link_with_another_mtu_is_followed_though_the_device_is_gone(
         assert await link_of(host, "flannel0") is None
         now = replace(interface, link=replace(interface.link, mtu=1400))
         assert await backend.underlay_changed(now) is False
+        assert backend.mtu == 1372
+
+
+async def test_chaos_has_ended_when_the_engine_sends_from_another_address(
+    make_lab: MakeLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lanes take what comes from the address it began with, and discard the rest."""
+    async with opened(make_lab) as (host, backend, _):
+        with monkeypatch.context() as patched:
+            # Its sockets have to be the host's, as all of a daemon are.
+            patched.setattr(asyncio, "to_thread", host.call)
+            (run,) = await backend.chaos.begin(
+                "192.0.2.2", Impairment(delay_s=0.001), for_s=600, seed=7
+            )
+        attach, impaired = backend.engine.attach, list[str]()
+
+        def noting(tun: Tun) -> None:
+            impaired.append(backend.chaos.words())
+            attach(tun)
+
+        monkeypatch.setattr(backend.engine, "attach", noting)
+        await must_run(host, "ip", "addr", "add", "192.0.2.51/24", "dev", "eth0")
+        now = await look(host.netlink, Selection(iface=("192.0.2.51",)), OVERLAY)
+        fresh = await host.call(open_sockets, now.address, DEFAULT_PORT, 1)
+        monkeypatch.setattr(backend_module, "open_sockets", lambda *_: fresh)
+        moved = replace(now, link=replace(now.link, mtu=1400))
+        assert await backend.underlay_changed(moved) is True
+        assert impaired == [""]
+        assert run.why_ended == "this node's underlay address changed"
+        assert backend.chaos.totals().holds
         assert backend.mtu == 1372
 
 

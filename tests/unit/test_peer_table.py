@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from ipaddress import IPv4Address, IPv4Network
+
+import pytest
 
 from tests.routes import peers_of
 from tundp.backend.udp.peer_table import PeerTable
@@ -33,6 +36,10 @@ def table_of(*peers: Peer) -> PeerTable:
     return PeerTable(fib_of(*peers), {peer.subnet: peer for peer in peers})
 
 
+def ordered(table: PeerTable) -> list[Peer]:
+    return list(table.page(0, len(table)))
+
+
 def test_only_the_first_address_of_a_subnet_speaks_for_a_node() -> None:
     table = table_of(TWO, THREE)
     assert table.of_tun_address(number("10.5.2.0")) == TWO
@@ -57,11 +64,46 @@ def test_a_table_follows_the_routes() -> None:
     assert table.of_tun_address(number("10.5.2.0")) == TWO
     assert table.of_tun_address(number("10.5.7.0")) is None
     assert table.subnets_of(TWO.hop_id) == (TWO.subnet,)
-    assert list(table.ordered()) == [TWO, THREE]
+    assert ordered(table) == [TWO, THREE]
     (moved,) = peers_of([("10.5.3.0/24", "192.0.2.9")])
     table.install(fib_of(moved), RoutingDelta(gone=(TWO,), moved=((THREE, moved),)))
     assert table.of_tun_address(number("10.5.3.0")) == moved
-    assert list(table.ordered()) == [moved]
+    assert ordered(table) == [moved]
     table.install(fib_of(TWO), RoutingDelta(come=(TWO,), is_whole=True))
-    assert list(table.ordered()) == [TWO]
+    assert ordered(table) == [TWO]
     assert table.covering(IPv4Network("10.5.3.0/24")) is None
+
+
+def test_pages_are_in_the_order_of_networks_through_any_changes() -> None:
+    draw = random.Random(7)
+    every = peers_of(
+        (f"10.{number // 200}.{number % 200}.0/{draw.choice((24, 25, 26))}", "192.0.2.2")
+        for number in range(600)
+    )
+    table, held = table_of(), set[Peer]()
+    for count in (1, 300, 2, 200, 70, 5, 64, 65):
+        gone = draw.sample(sorted(held, key=str), min(len(held), count // 2))
+        come = draw.sample(sorted(set(every) - held, key=str), min(count, 600 - len(held)))
+        # Gone twice, or come again: the order holds it once.
+        table.install(fib_of(*come), RoutingDelta(gone=tuple(gone), come=(*come, *come[:1])))
+        held = held - set(gone) | set(come)
+        expected = sorted(held, key=lambda peer: peer.subnet)
+        assert ordered(table) == expected
+        assert len(table) == len(expected)
+        assert list(table.page(3, 20)) == expected[3:23]
+        assert list(table.page(len(held), 20)) == []
+
+
+def test_a_question_after_a_change_compares_no_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes half a second for 65,000, on the event loop, and any peer may have it done."""
+    table = table_of(TWO, NESTED, ALSO_TWO)
+    compared = []
+
+    def comparing(one: IPv4Network, other: IPv4Network) -> bool:
+        compared.append(one)
+        return int(one.network_address) < int(other.network_address)
+
+    monkeypatch.setattr(IPv4Network, "__lt__", comparing)
+    table.install(fib_of(TWO, NESTED, ALSO_TWO, THREE), RoutingDelta(come=(THREE,)))
+    assert ordered(table) == [TWO, NESTED, THREE, ALSO_TWO]
+    assert compared == []

@@ -80,8 +80,8 @@ _ROUTED: Final = (DropReason.HOP_LIMIT_EXCEEDED, DropReason.TOO_BIG)
 _UNLIMITED: Final = 0xFFFF
 _UINT32: Final = 0xFFFFFFFF
 _OVERFLOW: Final = struct.Struct("=I")
-_STAMP: Final = struct.Struct("=qq")
-_ANCILLARY_LEN: Final = socket.CMSG_SPACE(_OVERFLOW.size) + socket.CMSG_SPACE(_STAMP.size)
+_STAMPS: Final = struct.Struct("=qq32x")
+_ANCILLARY_LEN: Final = socket.CMSG_SPACE(_OVERFLOW.size) + socket.CMSG_SPACE(_STAMPS.size)
 
 
 class _Hop(NamedTuple):
@@ -629,8 +629,8 @@ class ReferenceEngine:
         """How long the datagram just received waited in the socket; 0 not known."""
         self._waits.returned(_clocks())
         for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == uapi.SO_TIMESTAMPNS_NEW:
-                seconds, nanoseconds = _STAMP.unpack(data)
+            if level == socket.SOL_SOCKET and kind == uapi.SO_TIMESTAMPING_NEW:
+                seconds, nanoseconds = _STAMPS.unpack(data)
                 stamp_ns = seconds * 1_000_000_000 + nanoseconds
                 return self._waits.wait_ns(stamp_ns)
         return 0

@@ -83,8 +83,13 @@ SO_TIMESTAMPNS: Final = 35
 """2.6.22"""
 SO_RXQ_OVFL: Final = 40
 """2.6.33"""
-SO_TIMESTAMPNS_NEW: Final = 64
-"""5.1; also the type of its control message, two 64-bit numbers: seconds, nanoseconds."""
+SO_TIMESTAMPING_NEW: Final = 65
+"""5.1; also the type of its control message, struct scm_timestamping64: three times of two 64-bit
+numbers, seconds and nanoseconds, of which software's is the first."""
+
+# linux/net_tstamp.h
+SOF_TIMESTAMPING_RX_SOFTWARE: Final = 1 << 3
+SOF_TIMESTAMPING_SOFTWARE: Final = 1 << 4
 
 # linux/sock_diag.h
 SK_MEMINFO_DROPS: Final = 8

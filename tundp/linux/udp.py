@@ -84,9 +84,15 @@ def open_sender(port: int, buffer_len: int, *, is_probing: bool = False) -> sock
 
 
 def set_timestamps(sock: socket.socket, *, is_on: bool) -> None:
-    """Switch receive timestamps of a socket. Kernels before 5.1 have none: nothing is stamped."""
+    """Switch receive timestamps of a socket. Kernels before 5.1 have none: nothing is stamped.
+
+    Not by SO_TIMESTAMPNS: from then on the kernel stamps all packets of the host until the socket
+    is freed, whatever is set later (__sock_set_timestamps and sock_disable_timestamp,
+    net/core/sock.c).
+    """
+    flags = uapi.SOF_TIMESTAMPING_RX_SOFTWARE | uapi.SOF_TIMESTAMPING_SOFTWARE
     try:
-        sock.setsockopt(socket.SOL_SOCKET, uapi.SO_TIMESTAMPNS_NEW, int(is_on))
+        sock.setsockopt(socket.SOL_SOCKET, uapi.SO_TIMESTAMPING_NEW, flags if is_on else 0)
     except OSError as error:
         _log.debug("receive timestamps: %s", error)
 

@@ -543,7 +543,7 @@ class ChaosStatus:
     why_ended: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Datagrams by what became of them: received + duplicated is sent + lost + too_big + overflow +
-    refused + waiting; `own` is how many of the received were echo requests of tundp's."""
+    refused + foreign + waiting; `own` is how many of the received were echo requests of tundp's."""
     conserved: bool = True
     """Whether that sum holds."""
 

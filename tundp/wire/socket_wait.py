@@ -1,14 +1,14 @@
 """The time a datagram waited in the UDP socket, from the kernel's receive timestamp.
 
-The kernel stamps a packet with CLOCK_REALTIME where it enters the IP stack (SO_TIMESTAMPNS_NEW,
+The kernel stamps a packet with CLOCK_REALTIME where it enters the IP stack (SO_TIMESTAMPING_NEW,
 asm-generic/socket.h). That clock may be set, so it is read together with CLOCK_MONOTONIC after each
 receive: where the two have drifted apart since the receive before, the wait is not known.
 
 A packet that came before the kernel began to stamp, which it does some time after it was asked
-(net_enable_timestamp, net/core/dev.c, defers it), gets the time of the receive for a stamp
-(__sock_recv_timestamp, net/socket.c). So stamps count from the first one on that is older than the
-receive that brought it: a socket is a queue, and all behind were stamped when they came. C twin:
-native/src/socket_wait.h.
+(net_enable_timestamp, net/core/dev.c, defers it), has no stamp, or, should anybody have asked for
+SO_TIMESTAMP as well, the time of the receive for one (__sock_recv_timestamp, net/socket.c). So
+stamps count from the first one on that is older than the receive that brought it: a socket is a
+queue, and all behind were stamped when they came. C twin: native/src/socket_wait.h.
 """
 
 from __future__ import annotations

@@ -456,6 +456,9 @@ class UdpBackend:
         move_sockets(self._socks, fresh)
         if self._engine is not None:
             self._engine.rebound()
+            if self._device is not None:
+                # Its lanes take nothing from the new address: they have to go first.
+                self._chaos.reset(replace(self._prober_settings(), source=now.address))
             if self._tun is not None and self._tun_index:
                 self._engine.attach(self._tun)
         _log.warning("underlay address is %s on %s now: sockets moved", now.address, now.link.name)

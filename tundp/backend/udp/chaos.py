@@ -95,8 +95,10 @@ class Chaos:
         self._running: dict[int, Run] = {}
         """By hop id."""
         self._ended: deque[Run] = deque(maxlen=ENDED_KEPT)
+        self._closing: list[Run] = []
+        """Not listed any more, but their lanes may still take and send what was on its way."""
         self._past = LaneCounts()
-        """Of those that are not kept any more."""
+        """Of those that are not kept any more: their lanes are closed."""
         self._timer: asyncio.TimerHandle | None = None
         self._busy = asyncio.Lock()
         self.note: Note = lambda *_, **__: None
@@ -182,9 +184,10 @@ class Chaos:
 
     def totals(self) -> LaneCounts:
         """What became of all datagrams of all runs since the start."""
+        self._settle()
         found = LaneCounts()
         found.add(self._past)
-        for run in self.runs():
+        for run in (*self.runs(), *self._closing):
             found.add(self.counts(run))
         return found
 
@@ -348,7 +351,7 @@ class Chaos:
         for run in runs:
             run.ended_at, run.why_ended = time.time(), why
             if len(self._ended) == ENDED_KEPT:
-                self._past.add(self.counts(self._ended[0]))
+                self._closing.append(self._ended[0])
             self._ended.append(run)
             self._relay.end(run.lane)
             counts = self.counts(run)
@@ -359,6 +362,14 @@ class Chaos:
             )
             _log.warning("%s", text)
             self._tell("end", text, run)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Keep of runs that are not listed any more, once their lanes are closed, only the sum."""
+        closed = [run for run in self._closing if run.lane.is_closed]
+        for run in closed:
+            self._closing.remove(run)
+            self._past.add(self.counts(run))
 
     def _tell(self, what: str, text: str, run: Run) -> None:
         """Keep a control event in the flight recorder."""

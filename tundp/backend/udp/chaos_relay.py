@@ -8,8 +8,9 @@ the backend's address and port, so that the peer sees no other sender. Measuring
 sockets of its own, hands its requests over by `submit`.
 
 Every datagram is in one count: received + duplicated == sent + lost + too_big + overflow + refused
-+ waiting. What is received was sent here by the engine (packets_out, fragments one by one, and
-ICMP errors to the peer), or handed over (`own`).
++ foreign + waiting. What is received was sent here by the engine (packets_out, fragments one by
+one, and ICMP errors to the peer), handed over (`own`), or of another sender than the backend's
+address and port: `foreign`, which is not sent on.
 
 Times are CLOCK_MONOTONIC in seconds. The wait is epoll's: a packet leaves up to a millisecond late.
 """
@@ -48,6 +49,8 @@ SEND_BUFFER_LEN: Final = 1 << 20
 LINGER_S: Final = 0.25
 """A lane that ends still takes what the engine sent before it knew."""
 _RECEIVES: Final = 64
+_UNREAD_MAX: Final = 1 << 15
+"""More than the buffer holds of the smallest."""
 _FLOWS: Final = 4096
 _DATAGRAM_LEN: Final = 65_536
 _MEMINFO_LEN: Final = 4 * (uapi.SK_MEMINFO_DROPS + 1)
@@ -68,6 +71,8 @@ class LaneCounts:
     """Lost since more waited than there is room for, or this thread was too slow."""
     refused: int = 0
     """Refused by the kernel when they were sent on."""
+    foreign: int = 0
+    """Discarded: not from the backend's address and port."""
     waiting: int = 0
     duplicated: int = 0
     """Copies made."""
@@ -80,7 +85,7 @@ class LaneCounts:
     @property
     def holds(self) -> bool:
         """Whether every datagram is accounted for."""
-        gone = self.lost + self.too_big + self.overflow + self.refused
+        gone = self.lost + self.too_big + self.overflow + self.refused + self.foreign
         return self.received + self.duplicated == self.sent + gone + self.waiting
 
     def add(self, other: LaneCounts) -> None:
@@ -113,7 +118,9 @@ class Lane:
 
     def __init__(self, plan: LanePlan) -> None:
         self._plan = plan
+        # How many packets tundp sends of itself goes by time: they draw from a generator of theirs.
         self._fates = Fates(plan.impairment, plan.seed)
+        self._own_fates = Fates(plan.impairment, f"{plan.seed} own")
         self._control = source_control(plan.source)
         self._from = (str(plan.source), plan.port)
         self._counts = LaneCounts()
@@ -125,6 +132,8 @@ class Lane:
         self._drops_seen = 0
         self.closes_at: float | None = None
         """When it is closed, once it ends."""
+        self.is_closed = False
+        """Its counts are the last ones."""
         with contextlib.ExitStack() as stack:
             self.sock = stack.enter_context(_open_listener())
             self._sender = stack.enter_context(open_sender(plan.port, SEND_BUFFER_LEN))
@@ -165,6 +174,9 @@ class Lane:
                 return
             if sender == self._from:
                 self.take(data, now)
+            else:
+                self._counts.received += 1
+                self._counts.foreign += 1
 
     def take(self, packet: bytes, now: float, *, is_own: bool = False) -> None:
         """Decide what becomes of a datagram. is_own: tundp's, to be sent with DF."""
@@ -174,7 +186,7 @@ class Lane:
         if now >= self._plan.ends_at or self.closes_at is not None:
             self._enqueue(packet, self._in_order(packet, now), is_own=is_own)
             return
-        fate = self._fates.decide(packet)
+        fate = (self._own_fates if is_own else self._fates).decide(packet)
         if fate.is_too_big:
             counts.too_big += 1
             return
@@ -213,9 +225,16 @@ class Lane:
         return counts
 
     def close(self) -> None:
-        """Close the sockets; what waits is counted as waiting for ever."""
+        """Close the sockets; what waits is counted as waiting for ever, what is unread as lost."""
+        with contextlib.suppress(OSError):
+            self.sock.setblocking(False)
+            for _ in range(_UNREAD_MAX):  # others of this host may send here for ever
+                self.sock.recv(1)
+                self._counts.received += 1
+                self._counts.overflow += 1
         self._socket_drops()
         self._stack.close()
+        self.is_closed = True
 
     def _in_order(self, packet: bytes, due: float) -> float:
         """When a packet of its flow may leave at the earliest: not before those ahead of it."""

@@ -155,8 +155,8 @@ class PeerAnswers:
         )
 
     def _reach(self, start: int, room: int) -> bytes:
-        peers = self._knows.table.ordered()
-        chosen = peers[start : start + peer_bodies.reach_room(room)]
+        table = self._knows.table
+        chosen = table.page(start, peer_bodies.reach_room(room))
         reaches = self._knows.reaches([peer.hop_id for peer in chosen])
         paths = self._path_mtus()
         entries = []
@@ -172,7 +172,7 @@ class PeerAnswers:
                     paths.get(peer.hop_id, 0),
                 )
             )
-        return peer_bodies.pack_reaches(Reaches(len(peers), start, tuple(entries)))
+        return peer_bodies.pack_reaches(Reaches(len(table), start, tuple(entries)))
 
     def _path_mtus(self) -> Mapping[int, int]:
         """Bytes of the largest inner packet, by hop id, of paths of which something is known."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left, insort
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Network
+from typing import Final
 
 from tundp.lease.fib import Fib
 from tundp.lease.model import Peer
 from tundp.lease.routing import RoutingDelta
+
+_FEW: Final = 64
+"""So many changes of the order are cheaper one by one."""
 
 
 class PeerTable:
@@ -19,7 +24,9 @@ class PeerTable:
         self._by_address: dict[int, dict[int, Peer]] = {}
         """By the first address of the subnet, and its prefix length."""
         self._by_hop: dict[int, dict[IPv4Network, None]] = {}
-        self._ordered: list[Peer] | None = None
+        self._order: list[int] = []
+        """The rank of each peer, ascending."""
+        self._by_rank: dict[int, Peer] = {}
         self._add(peers.values())
 
     @property
@@ -34,17 +41,23 @@ class PeerTable:
             self._by_subnet.clear()
             self._by_address.clear()
             self._by_hop.clear()
+            self._order.clear()
+            self._by_rank.clear()
+        gone = []
         for peer in (*delta.gone, *(old for old, _ in delta.moved)):
             self._by_subnet.pop(peer.subnet, None)
-            address = int(peer.subnet.network_address)
+            address, length = int(peer.subnet.network_address), peer.subnet.prefixlen
+            if self._by_rank.pop(rank := _rank(address, length), None) is not None:
+                gone.append(rank)
             if (lengths := self._by_address.get(address)) is not None:
-                lengths.pop(peer.subnet.prefixlen, None)
+                lengths.pop(length, None)
                 if not lengths:
                     del self._by_address[address]
             if (subnets := self._by_hop.get(peer.hop_id)) is not None:
                 subnets.pop(peer.subnet, None)
                 if not subnets:
                     del self._by_hop[peer.hop_id]
+        self._leave_out(gone)
         self._add((*delta.come, *(new for _, new in delta.moved)))
 
     def of_tun_address(self, address: int) -> Peer | None:
@@ -74,16 +87,46 @@ class PeerTable:
         """The subnets that lead to a hop."""
         return tuple(self._by_hop.get(hop_id, ()))
 
-    def ordered(self) -> Sequence[Peer]:
-        """All peers by network; made again after a change only."""
-        if self._ordered is None:
-            self._ordered = sorted(self._by_subnet.values(), key=lambda peer: peer.subnet)
-        return self._ordered
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def page(self, start: int, count: int) -> Sequence[Peer]:
+        """Peers `start` to `start + count` of all in the order of their networks.
+
+        The order is kept with each change: any peer may ask for a page after each of them.
+        """
+        return [self._by_rank[rank] for rank in self._order[start : start + count]]
+
+    def _leave_out(self, ranks: Collection[int]) -> None:
+        if len(ranks) > _FEW:
+            gone = set(ranks)
+            self._order = [rank for rank in self._order if rank not in gone]
+            return
+        for rank in ranks:
+            del self._order[bisect_left(self._order, rank)]
+
+    def _put_in(self, ranks: Collection[int]) -> None:
+        if len(ranks) > _FEW:
+            self._order += ranks
+            self._order.sort()
+            return
+        for rank in ranks:
+            insort(self._order, rank)
 
     def _add(self, peers: Iterable[Peer]) -> None:
+        fresh = []
         for peer in peers:
             self._by_subnet[peer.subnet] = peer
-            address = int(peer.subnet.network_address)
-            self._by_address.setdefault(address, {})[peer.subnet.prefixlen] = peer
+            address, length = int(peer.subnet.network_address), peer.subnet.prefixlen
+            self._by_address.setdefault(address, {})[length] = peer
             self._by_hop.setdefault(peer.hop_id, {})[peer.subnet] = None
-        self._ordered = None
+            rank = _rank(address, length)
+            if rank not in self._by_rank:
+                fresh.append(rank)
+            self._by_rank[rank] = peer
+        self._put_in(fresh)
+
+
+def _rank(address: int, length: int) -> int:
+    """A number whose order is that of the networks, without comparing those, which is slow."""
+    return address << 6 | length

@@ -132,6 +132,7 @@ class NativeEngine:
         for sock in self._socks:
             set_udp_gro(sock, is_on=self._has(Offload.UDP_GRO))
         self._fibs: list[NativeFib] = []
+        """What workers may be using, the installed one last."""
         self._ways: dict[int, tuple[int, int]] = {}
         self._missing = {
             offload: DisabledOffload(reason)
@@ -193,8 +194,8 @@ class NativeEngine:
     def seen(self) -> int:
         """See Dataplane. Without a thread no FIB but the installed one is in use."""
         installed = self._fibs[-1].fib.generation
-        running = (worker.seen() for worker in self._workers if worker.is_running)
-        return min(running, default=installed)
+        # Workers know of its lower half only.
+        return installed - (installed - self._seen() & 0xFFFFFFFF)
 
     def rebound(self) -> None:
         """See Dataplane. Threads keep no state of a socket: each run makes its own epoll set."""
@@ -305,13 +306,18 @@ class NativeEngine:
 
     def _publish(self, fib: Fib) -> None:
         """Give all workers a FIB, and free those that none of them has any more."""
-        native_fib = NativeFib(fib, self._hops.paths, self._ways)
+        publication = self._fibs[-1].publication + 1 if self._fibs else 1
+        native_fib = NativeFib(fib, self._hops.paths, self._ways, publication)
         self._fibs.append(native_fib)
         for worker in self._workers:
             worker.install(native_fib.struct)
-        seen = self.seen()
-        # Two may have one generation (`divert`): which of them a worker has, nobody knows.
-        self._fibs = [kept for kept in self._fibs if kept.fib.generation >= seen]
+        seen = self._seen() >> 32
+        self._fibs = [kept for kept in self._fibs if kept.publication >= seen]
+
+    def _seen(self) -> int:
+        """The oldest publication in use, and the lower half of its FIB's generation."""
+        running = (worker.seen() for worker in self._workers if worker.is_running)
+        return min(running, default=int(self._fibs[-1].struct.generation))
 
     def _directions(self) -> tuple[int, ...]:
         """The direction set of each worker of a queue."""

@@ -21,6 +21,7 @@ class NativeFib:
 
     paths: path state by hop id, an array of `struct tundp_path`; none: nothing is known.
     ways: address and port (host order) that datagrams of single hops are sent to, by hop id.
+    publication: grows with each one a worker is given; several may be of one FIB.
     """
 
     def __init__(
@@ -28,9 +29,11 @@ class NativeFib:
         fib: Fib,
         paths: npt.NDArray[np.void] | None = None,
         ways: Mapping[int, tuple[int, int]] | None = None,
+        publication: int = 0,
     ) -> None:
         native = require()
         self.fib = fib
+        self.publication = publication
         self._ffi = native.ffi
         self._lib = native.lib
         if paths is None:
@@ -61,7 +64,7 @@ class NativeFib:
         self.struct.peer_count = len(fib.peer_array)
         self.struct.own_count = len(fib.own_addresses)
         self.struct.broadcast_count = len(fib.broadcasts)
-        self.struct.generation = fib.generation
+        self.struct.generation = publication << 32 | fib.generation & 0xFFFFFFFF
         code = self._lib.tundp_fib_check(self.struct)
         if code:
             raise PlatformError(

@@ -130,7 +130,7 @@ class Worker:
         return int(self._native.lib.tundp_worker_taps_seen(self.struct))
 
     def seen(self) -> int:
-        """Generation of the newest FIB it uses; it holds none older."""
+        """`generation` of the newest struct tundp_fib it uses; it holds none older; 0 none yet."""
         return int(self._native.lib.tundp_worker_seen(self.struct))
 
     def heartbeat(self) -> int:
