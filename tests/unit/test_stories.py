@@ -416,3 +416,9 @@ def test_every_reason_with_words_is_one_of_the_kernels() -> None:
     if "SKB_DROP_REASON_IP_LOCALNET" not in names:
         pytest.skip("an older kernel, with fewer reasons")
     assert {f"SKB_DROP_REASON_{reason}" for reason in WORDS} <= set(names)
+
+
+def test_an_echo_reply_to_a_raw_socket_is_no_drop() -> None:
+    """The kernel says NO_SOCKET of each, those to tundp's own requests too."""
+    assert words_of("NO_SOCKET", "ping_rcv").is_copy
+    assert not words_of("NO_SOCKET", "__udp4_lib_rcv").is_copy

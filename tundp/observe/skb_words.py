@@ -137,6 +137,11 @@ WORDS: Final = {
     ),
     "NOT_SPECIFIED": Words("the kernel gives no reason; the function tells where"),
 }
+_ECHO_REPLY: Final = Words(
+    "an echo reply no ping socket waits for; raw sockets, and tundp itself, had it before",
+    is_copy=True,
+)
+"""Every reply ends here but those of unprivileged ping (net/ipv4/ping.c)."""
 _BY_FUNCTION: Final = {
     "ip_error": Words(
         "the route to it says unreachable, or forwarding is off",
@@ -150,6 +155,8 @@ _ELSE: Final = Words("see this name in include/net/dropreason-core.h of the kern
 
 def words_of(reason: str, function: str | None = None) -> Words:
     """A reason's words; some of every name."""
+    if (reason, function) == ("NO_SOCKET", "ping_rcv"):
+        return _ECHO_REPLY
     if reason == "NOT_SPECIFIED" and function in _BY_FUNCTION:
         return _BY_FUNCTION[function]
     return WORDS.get(reason) or (_TCP if reason.startswith("TCP_") else _ELSE)
