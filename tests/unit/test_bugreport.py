@@ -10,6 +10,7 @@ import random
 import re
 import struct
 import tarfile
+import tomllib
 import urllib.parse
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 
 from tests.packets import icmp_echo, udp
 from tundp.bugreport.archive import FOLDER, Member, Report, write_private
+from tundp.bugreport.daemon import origin_items
 from tundp.bugreport.packets import headers_len, headers_of, renamed
 from tundp.bugreport.pseudonyms import Pseudonyms
 from tundp.bugreport.readme import readme
@@ -109,6 +111,18 @@ def test_a_known_secret_is_found_inside_base64(before: str, after: str, encode: 
         ("-----BEGIN EC PRIVATE KEY-----\nMHcCAQ\n-----END EC PRIVATE KEY-----\n", "MHcCAQ"),
         ("-----BEGIN PRIVATE KEY-----\nMHcCAQ\ncut off here", "MHcCAQ"),
         ('AWS_SECRET_ACCESS_KEY="wJalrXUtnFEMI K7"', "wJalrXUtnFEMI"),
+        ("AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI", "wJalrXUtnFEMI"),
+        ("PROXY_PASSPHRASE=hunter22", "hunter22"),
+        ("Environment=PGPASS=hunter22", "hunter22"),
+        ("NTLM_AUTH=domain\\u:hunter22", "hunter22"),
+        ("DB_PWD=hunter22", "hunter22"),
+        ("Environment=ETCDCTL_USER=root:hunter22", "hunter22"),
+        ("etcdctl --user root:hunter22 get /", "hunter22"),
+        ("quiet systemd.set_credential=etcd.key:hunter22 ro", "hunter22"),
+        ('quiet "systemd.set_credential=etcd.key:two hunter22" ro', "hunter22"),
+        ("systemd.set_credential_binary=etcd.key:aHVudGVyMjI= ro", "aHVudGVyMjI"),
+        ("[Service]\nSetCredential=etcd.key:two hunter22\nType=notify", "hunter22"),
+        ("SetCredentialEncrypted=etcd.key: \\\n        aHVudGVy\\\n        MjI\n", "MjI"),
     ],
 )
 def test_an_unknown_secret_is_found_by_its_place(line: str, secret: str) -> None:
@@ -125,6 +139,9 @@ def test_an_unknown_secret_is_found_by_its_place(line: str, secret: str) -> None
         "etcd-username = root",
         "http://192.0.2.9:2379 answers",
         "tokens are renewed; a password is needed",
+        "TOKEN_FILE=/run/token PASSWORD_FILE=/run/password",
+        "User=nobody\nLoadCredential=etcd.key:/etc/etcd.key\nPassEnvironment=HOME",
+        "iommu.passthrough=1 root=/dev/sda1 bypass=2",
     ],
 )
 def test_what_is_no_secret_stays(line: str) -> None:
@@ -139,11 +156,56 @@ def test_secrets_are_learnt_from_settings_variables_and_command_lines() -> None:
             "FLANNELD_ETCD_PASSWORD": '"fromvar"',
             "GITHUB_TOKEN": "fromtoken",
             "HTTPS_PROXY": "http://user:fromurl%21@192.0.2.9:3128",
+            "ETCDCTL_USER": "root:fromuser",
+            "PROXY_PASSPHRASE": "fromphrase",
+            "PWD": "/root/here",
         }
     )
     secrets.add_arguments(["tundp", "run", "-etcd-password", "fromargs", "--iface=eth0"])
-    words = "fromflag fromurl! fromurl%21 fromvar fromtoken fromargs eth0 192.0.2.9"
-    assert secrets.hide(words) == "*** *** *** *** *** *** eth0 192.0.2.9"
+    words = "fromflag fromurl! fromurl%21 fromvar fromtoken fromargs fromuser fromphrase"
+    assert secrets.hide(f"{words} eth0 192.0.2.9") == f"{'*** ' * 8}eth0 192.0.2.9"
+    assert secrets.hide("/root/here") == "/root/here"
+
+
+async def test_of_settings_files_only_declared_settings_are_shown(tmp_path: Path) -> None:
+    """Whatever another variable is named, it may be a secret."""
+    (tmp_path / "env").write_text(
+        "# FLANNELD_IFACE=eth0\n# the old one was hunter22\nFLANNELD_ETCD_PASSWORD=hunter22\n"
+        "FLANNELD_ETCD_ENDPOINTS=http://192.0.2.9:2379,\\\nhttp://192.0.2.8:2379\n"
+        '#FLANNELD_ETCD_PASSWORD=hunter22\nLOGIN = hunter22\nexport ODD="two\nhunter22"\n'
+    )
+    (tmp_path / "toml").write_text(
+        'iface = "eth0" # hunter22\netcd-password = """\nhunter22"""\nlogin = "hunter22"\n'
+        'etcd-endpoints = [\n "http://192.0.2.9:2379"]\n[iface-regex]\na = "x"\n[z]\nk="hunter22"'
+    )
+    (tmp_path / "bad").write_text('iface = "eth0"\nlogin = "hunter22"\nhunter22\n"""hunter22"""')
+    shown: list[str] = []
+    for env, config in (("env", "toml"), ("env", "bad")):
+        items = origin_items(None, tmp_path / env, tmp_path / config)
+        found = {each.name: (await each.make()).content for each in items}
+        assert set(found) == {"config/default-tundp.txt", "config/config-file.txt"}
+        assert not any("hunter22" in text for text in found.values()), found
+        shown += found.values()
+    assert shown[0].split("\n") == [
+        "# FLANNELD_IFACE=eth0",
+        "#***",
+        "FLANNELD_ETCD_PASSWORD=***",
+        "FLANNELD_ETCD_ENDPOINTS=http://192.0.2.9:2379,http://192.0.2.8:2379",
+        "#***",
+        "LOGIN =***",
+        "export ODD=***",
+        "***",
+        "",
+    ]
+    assert tomllib.loads(shown[1]) == {
+        "iface": "eth0",
+        "etcd-password": "***",
+        "login": "***",
+        "etcd-endpoints": ["http://192.0.2.9:2379"],
+        "iface-regex": "***",
+        "z": "***",
+    }
+    assert 'iface = "eth0"\nlogin =***' in shown[3]
 
 
 def test_members_with_secret_names_are_blanked_and_json_stays_json() -> None:
