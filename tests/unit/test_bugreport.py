@@ -12,7 +12,7 @@ import struct
 import tarfile
 import tomllib
 import urllib.parse
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +278,59 @@ def test_ipv6_and_link_addresses_have_pseudonyms() -> None:
     )
     assert "52:54" not in text and "5054" not in text and "2001:db8" not in text
     assert "brd ff:ff:ff:ff:ff:ff" in text and "fe80::" in text and text.endswith("::1 at 12:34:56")
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("at 2001:db8::1.", "2001:db8::1"),
+        ("2001:db8::1: refused", "2001:db8::1"),
+        ("addr:2001:db8::1", "2001:db8::1"),
+        ("node:2001:db8::1", "2001:db8::1"),
+        ("[2001:db8::1]:2379", "2001:db8::1"),
+        ("2001:db8::1,2001:db8::1;", "2001:db8::1"),
+        ("2001:db8::1.53 >", "2001:db8::1"),
+        ("2001:DB8:0:0:0:0:0:1", "2001:db8::1"),
+        ("fe80::5054:ff:fe12:3456%eth0:", "fe80::5054:ff:fe12:3456"),
+        ("no 1:2:3:4:5:6:7:: there", "1:2:3:4:5:6:7:0"),
+    ],
+)
+def test_an_ipv6_address_has_its_pseudonym_whatever_stands_around(
+    written: str, address: str
+) -> None:
+    names = pseudonyms()
+    pseudonym = str(IPv6Address(names.ipv6(int(IPv6Address(address)))))
+    given = re.compile("2001:db8:(:|0:0:0:0:0:)1|fe80::[^%]*6|1:2:3:4:5:6:7::", re.IGNORECASE)
+    assert given.search(written) and address != pseudonym
+    assert names.text(written) == given.sub(pseudonym, written)
+
+
+@pytest.mark.parametrize("written", ["52:54:00:12:34:56:", "addr:52:54:00:12:34:56", "x 12:34:56"])
+def test_a_link_address_has_its_pseudonym_and_a_time_has_none(written: str) -> None:
+    names = pseudonyms()
+    mac = "52:54:00:12:34:56"
+    assert names.text(written) == written.replace(mac, names.mac(mac))
+
+
+def test_an_ipv4_address_inside_ipv6_has_the_same_pseudonym() -> None:
+    """RFC 4291, 2.5.5: ::ffff:203.0.113.9, in whichever way it is written."""
+    names = pseudonyms()
+    mapped = IPv4Address(names.ipv4(int(IPv4Address("203.0.113.9"))))
+    expected = IPv6Address((0xFFFF << 32) | int(mapped))
+    found = names.text("::ffff:cb00:7109 ::FFFF:203.0.113.9 [::ffff:cb00:7109]:2379 ::cb00:7109")
+    words = re.sub(r"[\[\]]|:2379", "", found).split()
+    assert [IPv6Address(each) for each in words[:3]] == [expected] * 3
+    assert IPv6Address(words[3]) == IPv6Address(int(mapped))
+    assert names.text("::1 :: std::fs::dead") == "::1 :: std::fs::dead"
+    assert names.text("64:ff9b::203.0.113.9") == f"64:ff9b::{mapped}"
+
+
+def test_short_host_names_have_pseudonyms_in_documents_too() -> None:
+    redactor = Redactor(pseudonyms=pseudonyms(hosts=["gw", "db"]))
+    redactor.secrets.add("tcpx")
+    found = redactor.value({"host": "gw", "DB": ["db", "eth", "tcpx"], "udp": "on db"})
+    assert found == {"host": "host-1", "host-2": ["host-2", "eth", "***"], "udp": "on host-2"}
+    assert redactor.text("gw db") == "host-1 host-2"
 
 
 # Packets
