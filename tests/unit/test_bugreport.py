@@ -9,6 +9,8 @@ import os
 import random
 import re
 import struct
+import subprocess
+import sys
 import tarfile
 import tomllib
 import urllib.parse
@@ -228,6 +230,44 @@ def test_foreign_text_cannot_command_a_terminal() -> None:
     assert "\x1b" not in text and "\x07" not in text and "\r" not in text and "\u202e" not in text
     assert text.split("\n")[1].startswith("next")
     assert "\tdone" in text
+
+
+LONG_WORDS = (
+    "a",
+    "token",
+    "-eyJ",
+    "eyJa-eyJ.",
+    "\\",
+    "_auth ",
+    'token="',
+    "user=a:",
+    "2001:",
+    "::",
+)
+"""What a peer may write into a lease again and again, which has 1.5 MB at most."""
+HIDES = """
+import sys
+from tundp.bugreport.pseudonyms import Pseudonyms
+from tundp.bugreport.redact import Redactor
+redactor = Redactor(pseudonyms=Pseudonyms(b"key", hosts=["kube-1"]))
+redactor.secrets.add(r"\\abcdef", "root")
+print(len(redactor.value({"Note": sys.argv[1] * (200_000 // len(sys.argv[1]))})["Note"]))
+"""
+
+
+@pytest.mark.parametrize("word", LONG_WORDS)
+def test_a_long_word_costs_no_more_than_its_length(word: str) -> None:
+    """In a process of its own: what takes the square of it would take an hour."""
+    argv = [sys.executable, "-c", HIDES, word]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout) > 0
+
+
+def test_a_web_token_is_hidden_wherever_it_begins_in_a_word() -> None:
+    hide = Secrets().hide
+    assert hide("x-eyJa-b.eyJc.sig-n end") == "x-*** end"
+    assert hide("eyJnone eyJone.two eyJa.b.") == "eyJnone eyJone.two ***"
+    assert hide("host.eyJa.eyJb.c") == "host.***"
 
 
 # Pseudonyms

@@ -38,7 +38,7 @@ _STATUS: Final = "daemon/status.json"
 _CAPTURES: Final = ("capture/packets.pcapng", "capture/drops.pcapng")
 _HOST_NAMES: Final = frozenset({"host", "hostname", "TundpHost", "node_name"})
 """Members of documents that hold a host's name."""
-_ASSIGNED: Final = re.compile(r"""^\s*"?Environment\s*=(.*)$""", re.MULTILINE)
+_ASSIGNED: Final = re.compile(r"""^[ \t]*"?Environment[ \t]*=(.*)$""", re.MULTILINE)
 _SUBNET_ENV: Final = re.compile(r"^FLANNEL_(NETWORK|SUBNET)=([\d./]+)$", re.MULTILINE)
 
 

@@ -149,7 +149,8 @@ class Secrets:
 
 def _forms(secret: str) -> Iterator[str]:
     """Patterns of a secret: written in any way, in base64, in hex."""
-    yield r"\\*".join(map(_any_form, secret))
+    # A backslash of JSON in JSON in JSON has 15 before it.
+    yield r"\\{0,15}".join(map(_any_form, secret))
     yield from _coded(secret)
     yield f"(?i:{secret.encode().hex()})"
 
