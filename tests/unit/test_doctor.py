@@ -340,11 +340,11 @@ def test_a_process_with_a_thread_that_is_left_ends_at_once(tmp_path: Path) -> No
     os.mkfifo(gate)
     program = (
         "import asyncio, sys\n"
-        "from tundp.cli.doctor import _leave\n"
+        "from tundp.cli.output import leave\n"
         "from tundp.doctor.deadline import run_within\n"
         "async def main(): await asyncio.to_thread(open, sys.argv[1])\n"
         "print(run_within(0.2, main))\n"
-        "sys.exit(_leave(4))\n"
+        "sys.exit(leave(4))\n"
     )
     argv = [sys.executable, "-c", program, str(gate)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:

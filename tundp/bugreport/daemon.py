@@ -19,7 +19,7 @@ from tundp.admin import (
     fetch_document,
     fetch_text,
 )
-from tundp.bugreport.host import Found, Item
+from tundp.bugreport.host import Found, Item, apart
 from tundp.bugreport.redact import Redactor
 from tundp.bugreport.settings_files import shown_config, shown_variables
 from tundp.daemon import process
@@ -80,7 +80,7 @@ def _document(path: Path, of: str) -> Callable[[], Awaitable[Found]]:
 
 def _blackbox(path: Path, redactor: Redactor) -> Callable[[], Awaitable[Found]]:
     async def make() -> Found:
-        found = document(read_recorder(path))
+        found = document(await apart(read_recorder, path))
         for drop in found["drops"]:
             drop["packet"] = redactor.packet(bytes.fromhex(drop["packet"])).hex()
         return Found(found)
@@ -169,11 +169,16 @@ def origin_items(pid: int | None, env_file: Path, config: Path | None) -> Iterat
 def _settings_file(path: Path, shown: Callable[[str], str]) -> Callable[[], Awaitable[Found]]:
     async def make() -> Found:
         try:
-            return Found(shown(read_regular(path, most_len=SMALL_LEN)))
+            return Found(shown(await apart(_settings_text, path)))
         except OSError as error:
             raise PlatformError(f"cannot read {path}: {error.strerror}") from None
 
     return make
+
+
+def _settings_text(path: Path) -> str:
+    """Not of a FIFO, which would wait for a writer for ever."""
+    return read_regular(path, most_len=SMALL_LEN)
 
 
 async def _command_line(pid: int) -> Found:
