@@ -65,6 +65,7 @@ class Request:
 async def collect(request: Request) -> tuple[Report, Redactor]:
     """Make the report. Nothing that fails keeps the rest from it: it is named as missing."""
     path = request.settings.admin_socket
+    # 0 is one that listens and cannot be seen.
     pid = await asyncio.to_thread(listener, path)
     redactor = Redactor()
     has_learnt = await _learn_secrets(redactor.secrets, request, pid)
@@ -113,7 +114,7 @@ def _head(request: Request, status: dict[str, Any] | str, pid: int | None) -> di
     if isinstance(status, dict):
         running = f"tundp {status.get('version')}, pid {status.get('pid')}"
     elif pid is not None:
-        running = f"process {pid} listens and does not answer"
+        running = f"{f'process {pid}' if pid else 'one'} listens and does not answer"
     return {
         "made": _stamp(),
         "versions": daemon.versions(),
@@ -141,10 +142,10 @@ def _items(
         yield from _captures(path, redactor, request.for_s)
     yield from daemon.answer_items(path, redactor)
     yield from daemon.settings_items(settings, request.whose)
-    yield from daemon.origin_items(pid, request.env_file, settings.config)
+    yield from daemon.origin_items(pid or None, request.env_file, settings.config)
     yield from host.host_items(lambda: _devices(status))
-    yield from host.log_items(pid)
-    if pid is not None:
+    yield from host.log_items(pid or None)
+    if pid:
         yield from host.process_items(pid)
 
 
@@ -210,7 +211,7 @@ async def _learn_secrets(secrets: Secrets, request: Request, pid: int | None) ->
     secrets.add_settings(request.settings)
     secrets.add_arguments(request.arguments)
     secrets.add_variables(request.variables)
-    if pid is not None:
+    if pid:
         secrets.add_variables(daemon.variables_of(pid))
         secrets.add_arguments(daemon.arguments_of(pid))
     try:
