@@ -9,9 +9,12 @@ import os
 import random
 import re
 import struct
+import subprocess
+import sys
 import tarfile
+import tomllib
 import urllib.parse
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import pytest
 
 from tests.packets import icmp_echo, udp
 from tundp.bugreport.archive import FOLDER, Member, Report, write_private
+from tundp.bugreport.daemon import origin_items
 from tundp.bugreport.packets import headers_len, headers_of, renamed
 from tundp.bugreport.pseudonyms import Pseudonyms
 from tundp.bugreport.readme import readme
@@ -109,6 +113,18 @@ def test_a_known_secret_is_found_inside_base64(before: str, after: str, encode: 
         ("-----BEGIN EC PRIVATE KEY-----\nMHcCAQ\n-----END EC PRIVATE KEY-----\n", "MHcCAQ"),
         ("-----BEGIN PRIVATE KEY-----\nMHcCAQ\ncut off here", "MHcCAQ"),
         ('AWS_SECRET_ACCESS_KEY="wJalrXUtnFEMI K7"', "wJalrXUtnFEMI"),
+        ("AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI", "wJalrXUtnFEMI"),
+        ("PROXY_PASSPHRASE=hunter22", "hunter22"),
+        ("Environment=PGPASS=hunter22", "hunter22"),
+        ("NTLM_AUTH=domain\\u:hunter22", "hunter22"),
+        ("DB_PWD=hunter22", "hunter22"),
+        ("Environment=ETCDCTL_USER=root:hunter22", "hunter22"),
+        ("etcdctl --user root:hunter22 get /", "hunter22"),
+        ("quiet systemd.set_credential=etcd.key:hunter22 ro", "hunter22"),
+        ('quiet "systemd.set_credential=etcd.key:two hunter22" ro', "hunter22"),
+        ("systemd.set_credential_binary=etcd.key:aHVudGVyMjI= ro", "aHVudGVyMjI"),
+        ("[Service]\nSetCredential=etcd.key:two hunter22\nType=notify", "hunter22"),
+        ("SetCredentialEncrypted=etcd.key: \\\n        aHVudGVy\\\n        MjI\n", "MjI"),
     ],
 )
 def test_an_unknown_secret_is_found_by_its_place(line: str, secret: str) -> None:
@@ -125,6 +141,9 @@ def test_an_unknown_secret_is_found_by_its_place(line: str, secret: str) -> None
         "etcd-username = root",
         "http://192.0.2.9:2379 answers",
         "tokens are renewed; a password is needed",
+        "TOKEN_FILE=/run/token PASSWORD_FILE=/run/password",
+        "User=nobody\nLoadCredential=etcd.key:/etc/etcd.key\nPassEnvironment=HOME",
+        "iommu.passthrough=1 root=/dev/sda1 bypass=2",
     ],
 )
 def test_what_is_no_secret_stays(line: str) -> None:
@@ -139,11 +158,56 @@ def test_secrets_are_learnt_from_settings_variables_and_command_lines() -> None:
             "FLANNELD_ETCD_PASSWORD": '"fromvar"',
             "GITHUB_TOKEN": "fromtoken",
             "HTTPS_PROXY": "http://user:fromurl%21@192.0.2.9:3128",
+            "ETCDCTL_USER": "root:fromuser",
+            "PROXY_PASSPHRASE": "fromphrase",
+            "PWD": "/root/here",
         }
     )
     secrets.add_arguments(["tundp", "run", "-etcd-password", "fromargs", "--iface=eth0"])
-    words = "fromflag fromurl! fromurl%21 fromvar fromtoken fromargs eth0 192.0.2.9"
-    assert secrets.hide(words) == "*** *** *** *** *** *** eth0 192.0.2.9"
+    words = "fromflag fromurl! fromurl%21 fromvar fromtoken fromargs fromuser fromphrase"
+    assert secrets.hide(f"{words} eth0 192.0.2.9") == f"{'*** ' * 8}eth0 192.0.2.9"
+    assert secrets.hide("/root/here") == "/root/here"
+
+
+async def test_of_settings_files_only_declared_settings_are_shown(tmp_path: Path) -> None:
+    """Whatever another variable is named, it may be a secret."""
+    (tmp_path / "env").write_text(
+        "# FLANNELD_IFACE=eth0\n# the old one was hunter22\nFLANNELD_ETCD_PASSWORD=hunter22\n"
+        "FLANNELD_ETCD_ENDPOINTS=http://192.0.2.9:2379,\\\nhttp://192.0.2.8:2379\n"
+        '#FLANNELD_ETCD_PASSWORD=hunter22\nLOGIN = hunter22\nexport ODD="two\nhunter22"\n'
+    )
+    (tmp_path / "toml").write_text(
+        'iface = "eth0" # hunter22\netcd-password = """\nhunter22"""\nlogin = "hunter22"\n'
+        'etcd-endpoints = [\n "http://192.0.2.9:2379"]\n[iface-regex]\na = "x"\n[z]\nk="hunter22"'
+    )
+    (tmp_path / "bad").write_text('iface = "eth0"\nlogin = "hunter22"\nhunter22\n"""hunter22"""')
+    shown: list[str] = []
+    for env, config in (("env", "toml"), ("env", "bad")):
+        items = origin_items(None, tmp_path / env, tmp_path / config)
+        found = {each.name: (await each.make()).content for each in items}
+        assert set(found) == {"config/default-tundp.txt", "config/config-file.txt"}
+        assert not any("hunter22" in text for text in found.values()), found
+        shown += found.values()
+    assert shown[0].split("\n") == [
+        "# FLANNELD_IFACE=eth0",
+        "#***",
+        "FLANNELD_ETCD_PASSWORD=***",
+        "FLANNELD_ETCD_ENDPOINTS=http://192.0.2.9:2379,http://192.0.2.8:2379",
+        "#***",
+        "LOGIN =***",
+        "export ODD=***",
+        "***",
+        "",
+    ]
+    assert tomllib.loads(shown[1]) == {
+        "iface": "eth0",
+        "etcd-password": "***",
+        "login": "***",
+        "etcd-endpoints": ["http://192.0.2.9:2379"],
+        "iface-regex": "***",
+        "z": "***",
+    }
+    assert 'iface = "eth0"\nlogin =***' in shown[3]
 
 
 def test_members_with_secret_names_are_blanked_and_json_stays_json() -> None:
@@ -166,6 +230,44 @@ def test_foreign_text_cannot_command_a_terminal() -> None:
     assert "\x1b" not in text and "\x07" not in text and "\r" not in text and "\u202e" not in text
     assert text.split("\n")[1].startswith("next")
     assert "\tdone" in text
+
+
+LONG_WORDS = (
+    "a",
+    "token",
+    "-eyJ",
+    "eyJa-eyJ.",
+    "\\",
+    "_auth ",
+    'token="',
+    "user=a:",
+    "2001:",
+    "::",
+)
+"""What a peer may write into a lease again and again, which has 1.5 MB at most."""
+HIDES = """
+import sys
+from tundp.bugreport.pseudonyms import Pseudonyms
+from tundp.bugreport.redact import Redactor
+redactor = Redactor(pseudonyms=Pseudonyms(b"key", hosts=["kube-1"]))
+redactor.secrets.add(r"\\abcdef", "root")
+print(len(redactor.value({"Note": sys.argv[1] * (200_000 // len(sys.argv[1]))})["Note"]))
+"""
+
+
+@pytest.mark.parametrize("word", LONG_WORDS)
+def test_a_long_word_costs_no_more_than_its_length(word: str) -> None:
+    """In a process of its own: what takes the square of it would take an hour."""
+    argv = [sys.executable, "-c", HIDES, word]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout) > 0
+
+
+def test_a_web_token_is_hidden_wherever_it_begins_in_a_word() -> None:
+    hide = Secrets().hide
+    assert hide("x-eyJa-b.eyJc.sig-n end") == "x-*** end"
+    assert hide("eyJnone eyJone.two eyJa.b.") == "eyJnone eyJone.two ***"
+    assert hide("host.eyJa.eyJb.c") == "host.***"
 
 
 # Pseudonyms
@@ -216,6 +318,59 @@ def test_ipv6_and_link_addresses_have_pseudonyms() -> None:
     )
     assert "52:54" not in text and "5054" not in text and "2001:db8" not in text
     assert "brd ff:ff:ff:ff:ff:ff" in text and "fe80::" in text and text.endswith("::1 at 12:34:56")
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("at 2001:db8::1.", "2001:db8::1"),
+        ("2001:db8::1: refused", "2001:db8::1"),
+        ("addr:2001:db8::1", "2001:db8::1"),
+        ("node:2001:db8::1", "2001:db8::1"),
+        ("[2001:db8::1]:2379", "2001:db8::1"),
+        ("2001:db8::1,2001:db8::1;", "2001:db8::1"),
+        ("2001:db8::1.53 >", "2001:db8::1"),
+        ("2001:DB8:0:0:0:0:0:1", "2001:db8::1"),
+        ("fe80::5054:ff:fe12:3456%eth0:", "fe80::5054:ff:fe12:3456"),
+        ("no 1:2:3:4:5:6:7:: there", "1:2:3:4:5:6:7:0"),
+    ],
+)
+def test_an_ipv6_address_has_its_pseudonym_whatever_stands_around(
+    written: str, address: str
+) -> None:
+    names = pseudonyms()
+    pseudonym = str(IPv6Address(names.ipv6(int(IPv6Address(address)))))
+    given = re.compile("2001:db8:(:|0:0:0:0:0:)1|fe80::[^%]*6|1:2:3:4:5:6:7::", re.IGNORECASE)
+    assert given.search(written) and address != pseudonym
+    assert names.text(written) == given.sub(pseudonym, written)
+
+
+@pytest.mark.parametrize("written", ["52:54:00:12:34:56:", "addr:52:54:00:12:34:56", "x 12:34:56"])
+def test_a_link_address_has_its_pseudonym_and_a_time_has_none(written: str) -> None:
+    names = pseudonyms()
+    mac = "52:54:00:12:34:56"
+    assert names.text(written) == written.replace(mac, names.mac(mac))
+
+
+def test_an_ipv4_address_inside_ipv6_has_the_same_pseudonym() -> None:
+    """RFC 4291, 2.5.5: ::ffff:203.0.113.9, in whichever way it is written."""
+    names = pseudonyms()
+    mapped = IPv4Address(names.ipv4(int(IPv4Address("203.0.113.9"))))
+    expected = IPv6Address((0xFFFF << 32) | int(mapped))
+    found = names.text("::ffff:cb00:7109 ::FFFF:203.0.113.9 [::ffff:cb00:7109]:2379 ::cb00:7109")
+    words = re.sub(r"[\[\]]|:2379", "", found).split()
+    assert [IPv6Address(each) for each in words[:3]] == [expected] * 3
+    assert IPv6Address(words[3]) == IPv6Address(int(mapped))
+    assert names.text("::1 :: std::fs::dead") == "::1 :: std::fs::dead"
+    assert names.text("64:ff9b::203.0.113.9") == f"64:ff9b::{mapped}"
+
+
+def test_short_host_names_have_pseudonyms_in_documents_too() -> None:
+    redactor = Redactor(pseudonyms=pseudonyms(hosts=["gw", "db"]))
+    redactor.secrets.add("tcpx")
+    found = redactor.value({"host": "gw", "DB": ["db", "eth", "tcpx"], "udp": "on db"})
+    assert found == {"host": "host-1", "host-2": ["host-2", "eth", "***"], "udp": "on host-2"}
+    assert redactor.text("gw db") == "host-1 host-2"
 
 
 # Packets

@@ -325,3 +325,30 @@ async def test_losses_are_a_line_and_a_number(pipe: tuple[int, int], tmp_path: P
     assert printed[0] == "-- 7 events lost: they were not read in time"
     assert (len(printed), made.lost) == (3, 7)
     assert b"7 events of all interfaces were lost" in (tmp_path / "out").read_bytes()
+
+
+async def test_files_that_were_there_become_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("c.pcapng", "c.pcapng1"):
+        (tmp_path / name).write_bytes(b"old")
+        (tmp_path / name).chmod(0o644)
+    output = open_output(tmp_path / "c.pcapng", Ring(file_len=1))
+    output.next_file()
+    output.close()
+    for name in ("c.pcapng", "c.pcapng1"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+    assert output.exposed == ""
+
+    def refuse(fd: int, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    (tmp_path / "c.pcapng").chmod(0o640)
+    # As FAT does, which cannot be mounted everywhere.
+    monkeypatch.setattr(os, "fchmod", refuse)
+    output = open_output(tmp_path / "c.pcapng", Ring())
+    output.close()
+    assert "c.pcapng has mode 640, which cannot be changed (Operation not" in output.exposed
+    output = open_output(Path("/dev/null"), Ring())
+    output.close()
+    assert output.exposed == ""

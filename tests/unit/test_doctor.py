@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import logging
@@ -340,11 +341,11 @@ def test_a_process_with_a_thread_that_is_left_ends_at_once(tmp_path: Path) -> No
     os.mkfifo(gate)
     program = (
         "import asyncio, sys\n"
-        "from tundp.cli.doctor import _leave\n"
+        "from tundp.cli.output import leave\n"
         "from tundp.doctor.deadline import run_within\n"
         "async def main(): await asyncio.to_thread(open, sys.argv[1])\n"
         "print(run_within(0.2, main))\n"
-        "sys.exit(_leave(4))\n"
+        "sys.exit(leave(4))\n"
     )
     argv = [sys.executable, "-c", program, str(gate)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
@@ -549,6 +550,22 @@ def test_who_listens_on_a_socket_is_known_although_it_never_answers(tmp_path: Pa
         assert listener(path) == os.getpid()
     assert process_state(os.getpid()) in ("R", "S")
     assert process_state(2**22 + 1) == ""
+
+
+def test_who_listens_is_known_although_no_more_connections_fit(tmp_path: Path) -> None:
+    """A daemon that hangs is asked until its backlog is full: connect(2) says EAGAIN."""
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as sock, contextlib.ExitStack() as waiting:
+        sock.bind(str(path))
+        sock.listen(1)
+        with pytest.raises(BlockingIOError):
+            for _ in range(99):
+                each = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                each.setblocking(False)
+                each.connect(str(path))
+        assert listener(path) == os.getpid()
+        path.rename(tmp_path / "elsewhere")  # as in a container: another name than it was bound to
+        assert listener(tmp_path / "elsewhere") == 0, "one listens, and nobody knows who"
 
 
 async def test_a_closed_port_refuses_and_an_open_one_does_not() -> None:

@@ -20,10 +20,10 @@ from tundp.admin import fetch_document
 from tundp.bugreport import daemon, host
 from tundp.bugreport.archive import Member, Report
 from tundp.bugreport.capture import headers_captured
-from tundp.bugreport.host import Found, Item
+from tundp.bugreport.host import Found, Item, apart
 from tundp.bugreport.pseudonyms import Pseudonyms
 from tundp.bugreport.redact import Redactor
-from tundp.bugreport.secrets import SECRET_FLAGS, is_secret_name
+from tundp.bugreport.secrets import SECRET_FLAGS, Secrets, is_secret_name
 from tundp.daemon.unit import DIRECTORIES
 from tundp.errors import ConfigError, TundpError
 from tundp.files import SMALL_LEN, read_regular
@@ -34,11 +34,13 @@ from tundp.settings.sources import read_environment_file
 AT_ONCE: Final = 6
 """Items that are made at a time."""
 STATUS_S: Final = 10.0
+FILES_S: Final = 5.0
+"""How long settings files and units are read for secrets."""
 _STATUS: Final = "daemon/status.json"
 _CAPTURES: Final = ("capture/packets.pcapng", "capture/drops.pcapng")
 _HOST_NAMES: Final = frozenset({"host", "hostname", "TundpHost", "node_name"})
 """Members of documents that hold a host's name."""
-_ASSIGNED: Final = re.compile(r"""^\s*"?Environment\s*=(.*)$""", re.MULTILINE)
+_ASSIGNED: Final = re.compile(r"""^[ \t]*"?Environment[ \t]*=(.*)$""", re.MULTILINE)
 _SUBNET_ENV: Final = re.compile(r"^FLANNEL_(NETWORK|SUBNET)=([\d./]+)$", re.MULTILINE)
 
 
@@ -63,14 +65,18 @@ class Request:
 async def collect(request: Request) -> tuple[Report, Redactor]:
     """Make the report. Nothing that fails keeps the rest from it: it is named as missing."""
     path = request.settings.admin_socket
+    # 0 is one that listens and cannot be seen.
     pid = await asyncio.to_thread(listener, path)
     redactor = Redactor()
-    _learn_secrets(redactor, request, pid)
+    has_learnt = await _learn_secrets(redactor.secrets, request, pid)
     status = await _status(path)
     if request.is_anonymous:
         redactor.pseudonyms = _pseudonyms(request.settings, status)
         redactor.pseudonyms.add_hosts(_host_names(status))
     report = Report(made_at=int(time()), head=_head(request, status, pid))
+    if not has_learnt:
+        why = f"no answer within {FILES_S:g} s: a secret that is only there is known by its place"
+        report.miss("secrets of settings files and units", why)
     raw = await _make_all(_items(request, redactor, status, pid), report)
     if isinstance(status, dict):
         raw.append((_status_item(), Found(status), 0.0))
@@ -108,7 +114,7 @@ def _head(request: Request, status: dict[str, Any] | str, pid: int | None) -> di
     if isinstance(status, dict):
         running = f"tundp {status.get('version')}, pid {status.get('pid')}"
     elif pid is not None:
-        running = f"process {pid} listens and does not answer"
+        running = f"{f'process {pid}' if pid else 'one'} listens and does not answer"
     return {
         "made": _stamp(),
         "versions": daemon.versions(),
@@ -136,10 +142,10 @@ def _items(
         yield from _captures(path, redactor, request.for_s)
     yield from daemon.answer_items(path, redactor)
     yield from daemon.settings_items(settings, request.whose)
-    yield from daemon.origin_items(pid, request.env_file, settings.config)
+    yield from daemon.origin_items(pid or None, request.env_file, settings.config)
     yield from host.host_items(lambda: _devices(status))
-    yield from host.log_items(pid)
-    if pid is not None:
+    yield from host.log_items(pid or None)
+    if pid:
         yield from host.process_items(pid)
 
 
@@ -200,25 +206,39 @@ def _member(item: Item, found: Found, took_s: float, redactor: Redactor) -> Memb
     )
 
 
-def _learn_secrets(redactor: Redactor, request: Request, pid: int | None) -> None:
-    """Whatever holds a secret here, so that it is not in the report."""
-    secrets = redactor.secrets
+async def _learn_secrets(secrets: Secrets, request: Request, pid: int | None) -> bool:
+    """Whatever holds a secret here, so that it is not in the report; whether all was read."""
     secrets.add_settings(request.settings)
     secrets.add_arguments(request.arguments)
     secrets.add_variables(request.variables)
+    if pid:
+        secrets.add_variables(daemon.variables_of(pid))
+        secrets.add_arguments(daemon.arguments_of(pid))
+    try:
+        async with asyncio.timeout(FILES_S):
+            variables, texts = await apart(_in_files, request)
+    except TimeoutError:
+        return False
+    for each in variables:
+        secrets.add_variables(each)
+    for text in texts:
+        secrets.add_url(text)
+    return True
+
+
+def _in_files(request: Request) -> tuple[list[dict[str, str]], list[str]]:
+    """Variables of the settings files and the units, and texts of the units."""
+    variables, texts = [], []
     with contextlib.suppress(ConfigError):
-        secrets.add_variables(read_environment_file(request.env_file))
+        variables.append(read_environment_file(request.env_file))
     if request.settings.config is not None:
-        secrets.add_variables(_toml_secrets(request.settings.config))
+        variables.append(_toml_secrets(request.settings.config))
     for directory in DIRECTORIES:
         for path in (directory / "tundp.service", *directory.glob("tundp.service.d/*.conf")):
             with contextlib.suppress(OSError):
-                text = read_regular(path, most_len=SMALL_LEN)
-                secrets.add_url(text)
-                secrets.add_variables(_assigned(text))
-    if pid is not None:
-        secrets.add_variables(daemon.variables_of(pid))
-        secrets.add_arguments(daemon.arguments_of(pid))
+                texts.append(read_regular(path, most_len=SMALL_LEN))
+                variables.append(_assigned(texts[-1]))
+    return variables, texts
 
 
 def _toml_secrets(path: Path) -> dict[str, str]:

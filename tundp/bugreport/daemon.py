@@ -19,14 +19,16 @@ from tundp.admin import (
     fetch_document,
     fetch_text,
 )
-from tundp.bugreport.host import Found, Item
+from tundp.bugreport.host import Found, Item, apart
 from tundp.bugreport.redact import Redactor
+from tundp.bugreport.settings_files import shown_config, shown_variables
 from tundp.daemon import process
 from tundp.daemon.check import check
 from tundp.doctor.examine import examine
 from tundp.engine.native import library
 from tundp.engine.recorder import PREVIOUS, read_recorder
 from tundp.errors import PlatformError, StoreError
+from tundp.files import SMALL_LEN, read_regular
 from tundp.instance import Instance
 from tundp.lease.codec import encode_value
 from tundp.observe.blackbox import document
@@ -78,7 +80,7 @@ def _document(path: Path, of: str) -> Callable[[], Awaitable[Found]]:
 
 def _blackbox(path: Path, redactor: Redactor) -> Callable[[], Awaitable[Found]]:
     async def make() -> Found:
-        found = document(read_recorder(path))
+        found = document(await apart(read_recorder, path))
         for drop in found["drops"]:
             drop["packet"] = redactor.packet(bytes.fromhex(drop["packet"])).hex()
         return Found(found)
@@ -146,12 +148,15 @@ async def _store(settings: Settings) -> Found:
 
 def origin_items(pid: int | None, env_file: Path, config: Path | None) -> Iterator[Item]:
     """Where the settings are from: the unit's variables, the file of --config, the command line."""
-    for path, about in ((env_file, "variables of the unit"), (config, "the file of --config")):
+    for name, path, about, shown in (
+        ("default-tundp.txt", env_file, "variables of the unit", shown_variables),
+        ("config-file.txt", config, "the file of --config", shown_config),
+    ):
         if path is not None:
             yield Item(
-                name=f"config/{'default-tundp.txt' if path == env_file else 'config-file.txt'}",
-                about=f"{about}, values of secrets blanked: {path}",
-                make=_settings_file(path),
+                name=f"config/{name}",
+                about=f"{about}, values of what is no setting of tundp blanked: {path}",
+                make=_settings_file(path, shown),
             )
     if pid is not None:
         yield Item(
@@ -161,14 +166,19 @@ def origin_items(pid: int | None, env_file: Path, config: Path | None) -> Iterat
         )
 
 
-def _settings_file(path: Path) -> Callable[[], Awaitable[Found]]:
+def _settings_file(path: Path, shown: Callable[[str], str]) -> Callable[[], Awaitable[Found]]:
     async def make() -> Found:
         try:
-            return Found(path.read_text(encoding="utf-8", errors="replace"))
+            return Found(shown(await apart(_settings_text, path)))
         except OSError as error:
             raise PlatformError(f"cannot read {path}: {error.strerror}") from None
 
     return make
+
+
+def _settings_text(path: Path) -> str:
+    """Not of a FIFO, which would wait for a writer for ever."""
+    return read_regular(path, most_len=SMALL_LEN)
 
 
 async def _command_line(pid: int) -> Found:

@@ -6,10 +6,13 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from tundp.blocking import BlockingThread
 from tundp.errors import PlatformError
 from tundp.linux import command
+
+T = TypeVar("T")
 
 PROGRAM_S: Final = 8.0
 """Deadline of a program."""
@@ -114,7 +117,9 @@ def host_items(devices: Callable[[], tuple[str, ...]]) -> Iterator[Item]:
     for name, path, about in _FILES:
         yield Item(name=f"host/{name}", about=f"{about}: {path}", make=_file(Path(path)))
     yield Item(
-        name="host/sysctl.txt", about="kernel settings that matter to packets", make=_sysctls
+        name="host/sysctl.txt",
+        about="kernel settings that matter to packets",
+        make=lambda: apart(_sysctls),
     )
     yield Item(
         name="host/ethtool.txt",
@@ -136,7 +141,7 @@ def log_items(pid: int | None) -> Iterator[Item]:
     yield Item(name="log/journal.txt", about=about, make=_journal(line))
     if pid is not None:
         about = "the end of the file the daemon logs into"
-        yield Item(name="log/stderr.txt", about=about, make=lambda: _log_file(pid))
+        yield Item(name="log/stderr.txt", about=about, make=lambda: apart(_end_of_log, pid))
 
 
 def process_items(pid: int) -> Iterator[Item]:
@@ -152,13 +157,25 @@ def process_items(pid: int) -> Iterator[Item]:
     yield Item(
         name="process/threads.txt",
         about="state, CPU and CPU time of each thread",
-        make=lambda: _threads(pid),
+        make=lambda: apart(_threads, pid),
     )
     yield Item(
         name="process/cgroup-limits.txt",
         about="limits and use of its control group",
-        make=lambda: _cgroup(pid),
+        make=lambda: apart(_cgroup, pid),
     )
+
+
+async def apart(function: Callable[..., T], *arguments: Any) -> T:
+    """Call what reads files on a thread of its own: nobody waits for it at a deadline or the end.
+
+    A read of a dead network filesystem ends neither by a deadline of asyncio nor by a signal.
+    """
+    thread = BlockingThread("file")
+    try:
+        return await thread.run(function, *arguments)
+    finally:
+        thread.close()
 
 
 def _program(line: str, package: str) -> Callable[[], Awaitable[Found]]:
@@ -195,7 +212,7 @@ def _journal(line: str) -> Callable[[], Awaitable[Found]]:
 
 def _file(path: Path) -> Callable[[], Awaitable[Found]]:
     async def make() -> Found:
-        return Found(*_cut(_read(path)))
+        return Found(*_cut(await apart(_read, path)))
 
     return make
 
@@ -215,7 +232,7 @@ def _cut(text: str) -> tuple[str, str]:
     return f"{kept}\n", f"cut: the first {len(kept)} of {len(text)} characters"
 
 
-async def _sysctls() -> Found:
+def _sysctls() -> Found:
     lines, missing = [], []
     for pattern in _SYSCTLS:
         paths = sorted(Path("/proc/sys").glob(pattern))
@@ -249,10 +266,6 @@ async def _ethtool(devices: tuple[str, ...]) -> Found:
     return Found("\n".join(parts), "; ".join(notes))
 
 
-async def _log_file(pid: int) -> Found:
-    return _end_of_log(pid)
-
-
 def _end_of_log(pid: int) -> Found:
     """The end of the file behind a process's standard error."""
     path = Path(f"/proc/{pid}/fd/2")
@@ -274,7 +287,7 @@ def _end_of_log(pid: int) -> Found:
     return Found(text)
 
 
-async def _threads(pid: int) -> Found:
+def _threads(pid: int) -> Found:
     lines = []
     try:
         for folder in sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda each: int(each.name)):
@@ -291,7 +304,7 @@ async def _threads(pid: int) -> Found:
     return Found("\n".join([*lines, ""]))
 
 
-async def _cgroup(pid: int) -> Found:
+def _cgroup(pid: int) -> Found:
     path = _read(Path(f"/proc/{pid}/cgroup")).rpartition("::")[2].strip()
     folder = Path("/sys/fs/cgroup") / path.lstrip("/")
     lines = []

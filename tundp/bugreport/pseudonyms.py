@@ -10,10 +10,11 @@ behind its subnets' length, so that the first address of a subnet is that of its
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
@@ -36,17 +37,23 @@ _KEPT6: Final = tuple(
     IPv6Network(text) for text in ("::/8", "fc00::/7", "fe80::/10", "ff00::/8", "2000::/3")
 )
 _WHOLE6: Final = tuple(IPv6Network(text) for text in ("::/64", "ff00::/8"))
+_WITH_IPV4: Final = (0, 0xFFFF)
+"""The first 96 bits of addresses that hold an IPv4 address (RFC 4291, 2.5.5): its pseudonym's."""
 _LAST_BITS: Final = 8
 """Bits at the end of an IPv4 address that stay."""
 _V4: Final = re.compile(
     r"(?<![\d.])((?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3})"
     r"(?![\d]|\.\d)(?:([/-])(\d{1,2})(?![\d.]))?"
 )
-_V6: Final = re.compile(
-    r"(?<![0-9A-Za-z:.])((?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4})(?![0-9A-Za-z:.])"
-    r"(?:(/)(\d{1,3})(?!\d))?"
-)
-_MAC: Final = re.compile(r"(?<![0-9A-Fa-f:])((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})(?![0-9A-Fa-f:])")
+_COLONS: Final = re.compile(r"(?<![\w:])(\w*:[\w:]*:\w*)(?:(/)(\d{1,3})(?!\d))?", re.ASCII)
+"""Words joined by two colons or more: in it may be an IPv6 or a link address, before it a label
+(`addr:2001:db8::1`), behind it a port or the colon of a sentence. With an IPv4 address at its end
+it stays, which has its pseudonym by then."""
+_V4_TAIL: Final = re.compile(r"\.\d+\.\d+\.\d")
+_HEX: Final = re.compile(r"[0-9A-Fa-f]{0,4}")
+_HEX2: Final = re.compile(r"[0-9A-Fa-f]{2}")
+_GROUPS: Final = 8
+_MAC_LEN: Final = 6
 _KEPT_MACS: Final = ("00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff")
 _NAME_LEAST: Final = 2
 """Characters of a host name that is searched for."""
@@ -119,9 +126,8 @@ class Pseudonyms:
         """The text with the pseudonym of each address and each known host name in it."""
         if self._names is not None:
             text = self._names.sub(lambda found: self._hosts[found[0].lower()], text)
-        text = _MAC.sub(lambda found: self.mac(found[1]), text)
         text = _V4.sub(self._replace4, text)
-        return _V6.sub(self._replace6, text)
+        return _COLONS.sub(self._replace_groups, text)
 
     def _replace4(self, found: re.Match[str]) -> str:
         a, b, c, d = map(int, found[1].split("."))
@@ -134,17 +140,38 @@ class Pseudonyms:
                 mapped &= ~((1 << 32 - length) - 1)
         return ".".join(str(mapped >> shift & 0xFF) for shift in (24, 16, 8, 0)) + end
 
-    def _replace6(self, found: re.Match[str]) -> str:
-        try:
-            address = int(IPv6Address(found[1]))
-        except ValueError:
+    def _replace_groups(self, found: re.Match[str]) -> str:
+        """The addresses among words joined by colons, the longest first at each place."""
+        if _V4_TAIL.match(found.string, found.end()):
             return found[0]
-        mapped, end = self.ipv6(address), ""
-        if found[2]:
-            length, end = int(found[3]), f"/{found[3]}"
-            if length <= 128 and not address & ((1 << 128 - length) - 1):
-                mapped &= ~((1 << 128 - length) - 1)
-        return f"{IPv6Address(mapped)}{end}"
+        groups = found[1].split(":")
+        end = f"/{found[3]}" if found[2] else ""
+        shown: list[str] = []
+        at = 0
+        while at < len(groups):
+            count = _address_len(groups, at)
+            if count:
+                is_last = at + count == len(groups)
+                text = ":".join(groups[at : at + count])
+                shown.append(self._replaced6(text, found[3] if is_last and end else ""))
+                at += count
+            elif all(map(_HEX2.fullmatch, each := groups[at : at + _MAC_LEN])) and (
+                len(each) == _MAC_LEN
+            ):
+                shown.append(self.mac(":".join(each)))
+                at += _MAC_LEN
+            else:
+                shown.append(groups[at])
+                at += 1
+        return ":".join(shown) + end
+
+    def _replaced6(self, text: str, length: str) -> str:
+        """The pseudonym of an IPv6 address; of a network with no bits behind its length."""
+        address = int(IPv6Address(text))
+        mapped = self.ipv6(address)
+        if length and int(length) <= 128 and not address & ((1 << 128 - int(length)) - 1):
+            mapped &= ~((1 << 128 - int(length)) - 1)
+        return str(IPv6Address(mapped))
 
     def _mapped4(self, address: int) -> int:
         if any(_holds(int(each.network_address), each.prefixlen, address, 32) for each in _WHOLE4):
@@ -169,6 +196,8 @@ class Pseudonyms:
         )
 
     def _mapped6(self, address: int) -> int:
+        if address >> 32 in _WITH_IPV4:
+            return address >> 32 << 32 | self.ipv4(address & 0xFFFFFFFF)
         for each in _WHOLE6:
             if _holds(int(each.network_address), each.prefixlen, address, 128):
                 return address
@@ -188,6 +217,19 @@ class Pseudonyms:
     def _flips(self, family: int, prefix: int, depth: int) -> bool:
         message = b"%d %d %x" % (family, depth, prefix)
         return bool(hmac.digest(self._key, message, hashlib.sha256)[0] & 1)
+
+
+def _address_len(groups: Sequence[str], at: int) -> int:
+    """How many groups from `at` on are one IPv6 address; 0 if none begins there."""
+    for count in range(min(_GROUPS + 2, len(groups) - at), 2, -1):
+        some = groups[at : at + count]
+        # Eight groups, or "::" for some of them; :: alone is no address of anybody.
+        is_whole = count == _GROUPS or "" in some
+        if is_whole and any(some) and all(map(_HEX.fullmatch, some)):
+            with contextlib.suppress(ValueError):
+                IPv6Address(":".join(some))
+                return count
+    return 0
 
 
 def _holds(first: int, length: int, address: int, bits: int) -> bool:

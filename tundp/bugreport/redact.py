@@ -23,9 +23,9 @@ class Redactor:
 
     def words(self, text: str) -> str:
         """A text without secrets, and with pseudonyms if there are any."""
-        if text.isalpha() and len(text) < LEAST_LEN:
-            return text
-        text = self.secrets.hide(text)
+        # Most words of a document hold no secret, but may be a host's name.
+        if not text.isalpha() or len(text) >= LEAST_LEN:
+            text = self.secrets.hide(text)
         return text if self.pseudonyms is None else self.pseudonyms.text(text)
 
     def text(self, text: str) -> str:

@@ -22,24 +22,40 @@ LEAST_LEN: Final = 4
 _CODED_LEAST: Final = 6
 """The same of base64, which has fewer characters that depend on the secret alone."""
 SECRET_FLAGS: Final = tuple(flag for flag in SETTABLE if flag.is_secret)
-_NAME: Final = re.compile(
-    r"passw(?:or)?d|secret|token|credential|private[-_]?key|api[-_]?key|authorization|cookie",
-    re.IGNORECASE,
+_WORDS: Final = (
+    r"(?:passw(?:or)?d|[-_]pwd|(?<!by)pass(?:phrase)?(?![a-z])|secret|token|(?<!load)credential"
+    r"|(?:private|access|api)[-_]?key|authorization|[-_]auth(?![a-z])|cookie)"
 )
+_NAME: Final = re.compile(_WORDS, re.IGNORECASE)
 _NOT_SECRET: Final = re.compile(r"(?:file|path|dir|url|user(?:name)?)$", re.IGNORECASE)
+_USER: Final = re.compile(r"user(?:name)?$", re.IGNORECASE)
 _PEM: Final = re.compile(
     r"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----.*?(?:-----END \1-----|\Z)", re.DOTALL
 )
 _USERINFO: Final = re.compile(r"\w://([^/\s@\"'<>]+)@")
 _MORE_PLACES: Final = tuple(
-    (re.compile(pattern, re.IGNORECASE), replacement)
+    (re.compile(pattern, re.IGNORECASE | re.MULTILINE), replacement)
     for pattern, replacement in (
-        # FLANNELD_ETCD_PASSWORD=p   etcd-password = "p x"   "etcd_password": "p"
+        # Each takes time that grows as the text does: of a name only what is behind its word, and
+        # not without end.
+        # FLANNELD_ETCD_PASSWORD="p x"   etcd-password = "p x"   "etcd_password": "p"
         (
-            r"""((?:etcd[-_]password|\w*(?:passw(?:or)?d|secret|token|api_?key)\w*)["']?\s*[=:]\s*)"""
+            rf"""({_WORDS}\w{{0,64}}["']?\s*[=:]\s*)"""
             r"""(?:"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')""",
             r'\1"***"',
         ),
+        # PROXY_PASSPHRASE=p   AWS_SECRET_ACCESS_KEY=p
+        (
+            rf"({_WORDS}\w{{0,64}}(?<!file)(?<!path)(?<!dir)(?<!url)(?<!user)(?<!username)=)"
+            r"""[^\s"']+""",
+            r"\1***",
+        ),
+        # ETCDCTL_USER=root:p   --user root:p
+        (r"(user(?:name)?(?:=|(?<=-user) )[\"']?[^:=\s/\"']{1,256}:)[^\s\"']+", r"\1***"),
+        # systemd.exec(5), and on the kernel's command line systemd.system-credentials(7)
+        (r'("systemd\.set_credential\w{0,16}=)[^"\n]*', r"\1***"),
+        (r'(systemd\.set_credential\w{0,16}=)(?:"[^"\n]*"|\S+)', r"\1***"),
+        (r"(^[ \t]*SetCredential\w{0,16}[ \t]*=[ \t]*)(?:[^\\\n]|\\.|\\\n)+", r"\1***"),
         (r"(\bbasic\s+)[A-Za-z0-9+/_-]{4,}=*", r"\1***"),
         (r"(\bbearer\s+)[\w.~+/-]{4,}=*", r"\1***"),
     )
@@ -97,9 +113,13 @@ class Secrets:
         username = variables.get("FLANNELD_ETCD_USERNAME", "")
         for name, value in variables.items():
             self.add_url(value)
+            bare = value.strip().strip("\"'")
             if name in names or is_secret_name(name):
                 self.add(value, username)
-                self.add(value.strip().strip("\"'"), username)
+                self.add(bare, username)
+            elif _USER.search(name) and ":" in bare:  # ETCDCTL_USER=root:p
+                owner, _, password = bare.partition(":")
+                self.add(password, owner)
 
     def add_arguments(self, arguments: Iterable[str]) -> None:
         """Hide the values of a command line's flags that hold secrets."""
@@ -129,7 +149,8 @@ class Secrets:
 
 def _forms(secret: str) -> Iterator[str]:
     """Patterns of a secret: written in any way, in base64, in hex."""
-    yield r"\\*".join(map(_any_form, secret))
+    # A backslash of JSON in JSON in JSON has 15 before it.
+    yield r"\\{0,15}".join(map(_any_form, secret))
     yield from _coded(secret)
     yield f"(?i:{secret.encode().hex()})"
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
-from tundp.cli.command import DAEMON_FLAGS, Command, Given, run_async
+from tundp.cli.command import DAEMON_FLAGS, Command, Given
 from tundp.cli.config import UNIT_FILE, WhoseOptions, which_settings
-from tundp.cli.output import EXIT_OK, print_error
-from tundp.errors import ConfigError, Interrupted, TundpError
+from tundp.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, leave, print_error
+from tundp.errors import ConfigError, Interrupted, PlatformError, TundpError
 from tundp.settings.declare import option
 from tundp.settings.parsers import parse_duration
 
@@ -22,10 +24,9 @@ if TYPE_CHECKING:
     from tundp.bugreport.archive import Report
     from tundp.settings.settings import Settings
 
-T = TypeVar("T")
-
 _LETTERS: Final = {"-w": "--write"}
 _CAPTURE_MAX_S: Final = 600.0
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STOPPED_S: Final = 3.0
 """How long a daemon is asked for its settings."""
 
@@ -77,6 +78,17 @@ def bugreport(given: Given[BugreportOptions]) -> int:
         raise ConfigError("--write - would write an archive to this terminal: name a file")
     if "\0" in options.write:
         raise ConfigError(f"--write {options.write!r} is no path of a file")
+    try:
+        with _ended_by_signals():
+            code = _write(given)
+    except (Interrupted, PlatformError) as error:
+        print_error(error)
+        code = EXIT_INTERRUPTED if isinstance(error, Interrupted) else EXIT_FAILED
+    return leave(code)
+
+
+def _write(given: Given[BugreportOptions]) -> int:
+    options = given.options
     settings, whose = _settings(given)
     report, data = _made(given, settings, whose)
     if options.write == "-":
@@ -103,6 +115,7 @@ def _made(given: Given[BugreportOptions], settings: Settings, whose: str) -> tup
     from tundp.bugreport.collect import Request, collect
     from tundp.bugreport.readme import readme
     from tundp.daemon import logs
+    from tundp.doctor.deadline import run_within
 
     options = given.options
     for_s = options.for_ if options.capture else 0.0
@@ -118,22 +131,30 @@ def _made(given: Given[BugreportOptions], settings: Settings, whose: str) -> tup
         for_s=for_s,
         is_anonymous=options.redact_addresses,
     )
-    report, redactor = run_async(_unless_ended(collect(request)))
-    return report, report.pack(redactor.text(readme(report)))
+    made: list[tuple[Report, bytes]] = []
+
+    async def make() -> None:
+        report, redactor = await collect(request)
+        made.append((report, report.pack(redactor.text(readme(report)))))
+
+    # Not run_async, which waits for every thread, and is deaf to signals while the loop is held.
+    run_within(threading.TIMEOUT_MAX, make)
+    return made[0]
 
 
-async def _unless_ended(collecting: Coroutine[Any, Any, T]) -> T:
-    """What is collected. Interrupted, by a signal: programs that run are ended with it."""
-    import asyncio
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Signals raise Interrupted here, whatever the threads do: programs that run are ended."""
 
-    loop = asyncio.get_running_loop()
-    task = asyncio.ensure_future(collecting)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, task.cancel)
+    def end(*_: object) -> None:
+        raise Interrupted("ended by a signal: no report was written")
+
+    before = {number: signal.signal(number, end) for number in _SIGNALS}
     try:
-        return await task
-    except asyncio.CancelledError:
-        raise Interrupted("ended by a signal: no report was written") from None
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _settings(given: Given[BugreportOptions]) -> tuple[Settings, str]:

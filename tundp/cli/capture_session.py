@@ -101,9 +101,14 @@ class Session:
         is_quiet = bool(self.options.fifo)
         if not is_quiet and run.to_lines is None:
             _say(f"capturing on {about.tun} and udp:{about.port}, Ctrl-C ends it")
+        warned = "" if run.to_file is None else run.to_file.exposed
+        if warned:
+            _say(warned)
         try:
             await run.run(stream, self._stop, self.options.for_)
         finally:
+            if run.to_file is not None and run.to_file.exposed != warned:  # a later file of a ring
+                _say(run.to_file.exposed)
             if not is_quiet:
                 where = f" to {run.to_file.name}" if run.to_file is not None else ""
                 hint = ": a narrower filter, -s 96 or a larger -B loses fewer" if run.lost else ""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import subprocess
 import sys
 import time
@@ -14,7 +12,15 @@ from typing import TYPE_CHECKING, Final
 
 from tundp.cli.command import DAEMON_FLAGS, Command, Given, run_async
 from tundp.cli.config import UNIT_FILE, WhoseOptions, which_settings
-from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_error, print_json, print_line, print_parts
+from tundp.cli.output import (
+    EXIT_FAILED,
+    EXIT_OK,
+    leave,
+    print_error,
+    print_json,
+    print_line,
+    print_parts,
+)
 from tundp.errors import ConfigError
 from tundp.finding import Verdict
 from tundp.settings.declare import option
@@ -76,7 +82,7 @@ def doctor(given: Given[DoctorOptions]) -> int:
     if options.yes and not options.fix:
         raise ConfigError("--yes goes with --fix=ID")
     if options.fix:
-        return _leave(_fix(given))
+        return leave(_fix(given))
     found = _examine(given, options.only)
     if options.json:
         print_json(found.to_json())
@@ -84,19 +90,7 @@ def doctor(given: Given[DoctorOptions]) -> int:
         from tundp.doctor.show import diagnosis_parts
 
         print_parts(diagnosis_parts(found, is_verbose=options.verbose))
-    return _leave(found.exit_code)
-
-
-def _leave(code: int) -> int:
-    """Return the exit code; where a thread is busy that no cancellation ended, exit at once."""
-    from tundp.doctor.deadline import is_busy
-
-    if is_busy():
-        with contextlib.suppress(OSError):  # nobody reads any more
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-    return code
+    return leave(found.exit_code)
 
 
 def _examine(given: Given[DoctorOptions], only: Collection[str]) -> Diagnosis:

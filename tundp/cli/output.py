@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -71,6 +72,21 @@ def flushed(code: int) -> int:
         if code == EXIT_OK:
             print_error(f"cannot write standard output: {error.strerror}")
             return EXIT_FAILED
+    return code
+
+
+def leave(code: int) -> int:
+    """Return the exit code; where a thread is busy that no cancellation ended, exit at once.
+
+    What was printed is flushed before; that nobody reads it any more is no error.
+    """
+    from tundp.doctor.deadline import is_busy
+
+    if is_busy():
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
     return code
 
 

@@ -36,24 +36,26 @@ _KIND_LEN: Final = 100
 
 _NUMBER: Final = re.compile(r"-?\d{1,9}")
 _NAME: Final = r"(?:token|authorization|passw(?:or)?d|secret|cookie)"
+_PLACES: Final[tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]] = (
+    # authorization: Basic dTpw   token=abc   "password": "p"
+    (
+        rf"""({_NAME}['"]?\s*[:=]\s*(?:b?['"])?(?:(?:basic|bearer)\s+)?)[^\s'",;)}}\]]+""",
+        r"\1***",
+    ),
+    # (b'token', b'abc')
+    (rf"""({_NAME}['"]\s*,\s*b?['"])[^'"]+""", r"\1***"),
+    # -etcd-password p
+    (r"(-etcd-password\s+)(?!and\b)\S+", r"\1***"),
+    # http://user:password@host
+    (r"(\w://)[^/\s@]+@", r"\1***@"),
+    # A JSON web token, and etcd's simple token (auth/simple_token.go: 16 letters, a revision).
+    # All of a word is taken, token or not, so that none of it is looked at once more.
+    (r"\beyJ[\w-]+(\.[\w-]+\.[\w-]*)?", lambda found: "***" if found[1] else found[0]),
+    (r"\b[A-Za-z]{16}\.\d+\b", "***"),
+)
+"""What stands where secrets do, each in time that grows as the text does; and what is put there."""
 _PATTERNS: Final = tuple(
-    (re.compile(pattern, re.IGNORECASE), replacement)
-    for pattern, replacement in (
-        # authorization: Basic dTpw   token=abc   "password": "p"
-        (
-            rf"""({_NAME}['"]?\s*[:=]\s*(?:b?['"])?(?:(?:basic|bearer)\s+)?)[^\s'",;)}}\]]+""",
-            r"\1***",
-        ),
-        # (b'token', b'abc')
-        (rf"""({_NAME}['"]\s*,\s*b?['"])[^'"]+""", r"\1***"),
-        # -etcd-password p
-        (r"(-etcd-password\s+)(?!and\b)\S+", r"\1***"),
-        # http://user:password@host
-        (r"(\w://)[^/\s@]+@", r"\1***@"),
-        # A JSON web token, and etcd's simple token (auth/simple_token.go: 16 letters, a revision).
-        (r"\beyJ[\w-]+\.[\w-]+\.[\w-]*", "***"),
-        (r"\b[A-Za-z]{16}\.\d+\b", "***"),
-    )
+    (re.compile(pattern, re.IGNORECASE), replacement) for pattern, replacement in _PLACES
 )
 
 

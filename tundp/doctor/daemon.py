@@ -72,6 +72,9 @@ def _silent(pid: int, why: PlatformError) -> Finding:
             " lease",
             command=f"kill -CONT {pid}",
         )
+    if not pid:
+        evidence = f"one listens, and it cannot be seen which process: {why}"
+        return finding("daemon.hung", Verdict.FAIL, evidence)
     return finding("daemon.hung", Verdict.FAIL, f"pid {pid}: {why}", command=remedy.restart(pid))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -48,11 +49,15 @@ class _Run:
             # Not only after asyncio.run, which waits for worker threads, however long they take.
             self.ended.set()
 
-    def cancel(self) -> None:
-        """Cancel the coroutine, and wait a little for what it cleans up."""
+    def ask_to_end(self) -> None:
+        """Cancel the coroutine, if it still runs."""
         if self._loop is not None and self._task is not None:
             with contextlib.suppress(RuntimeError):  # closed meanwhile
                 self._loop.call_soon_threadsafe(self._task.cancel)
+
+    def cancel(self) -> None:
+        """Cancel the coroutine, and wait a little for what it cleans up."""
+        self.ask_to_end()
         self.ended.wait(GRACE_S)
 
 
@@ -82,7 +87,14 @@ def run_within(limit_s: float, main: Callable[[], Coroutine[Any, Any, None]]) ->
 
 
 def is_busy() -> bool:
-    """Whether a thread of a run has not ended by GRACE_S: the interpreter would wait for it."""
+    """Whether a thread of a run has not ended by GRACE_S: the interpreter would wait for it.
+
+    Runs inside a run that was cancelled are cancelled first, with the programs they started.
+    """
     for run in _runs:
-        run.thread.join(GRACE_S)
+        if not run.ended.is_set():
+            run.ask_to_end()
+    give_up_at = time.monotonic() + GRACE_S
+    for run in _runs:
+        run.thread.join(max(0.0, give_up_at - time.monotonic()))
     return any(run.thread.is_alive() for run in _runs)

@@ -55,6 +55,8 @@ class CaptureOutput:
         """fd: owned from here on. name: for messages. base: what `ring` makes names of."""
         self._fd = fd
         self.name = name
+        self.exposed = ""
+        """Of the first of its files that others may read: that it is so, and why."""
         self._base = base
         self._ring = ring or Ring()
         self._number = 0
@@ -114,7 +116,8 @@ class CaptureOutput:
         os.close(self._fd)
         self._fd = -1
         path = self._ring.path(self._base, self._number)
-        self._fd = open_regular(path)
+        self._fd, exposed = open_regular(path)
+        self.exposed = self.exposed or exposed
         self.name = str(path)
         self._written = self._whole = 0
 
@@ -184,21 +187,42 @@ async def _writable(fd: int) -> None:
         loop.remove_writer(fd)
 
 
-def open_regular(path: Path) -> int:
+def open_regular(path: Path) -> tuple[int, str]:
     """A descriptor of a file made or emptied, mode 0600: packets are nobody else's business.
 
+    A file that was there gets that mode, too, before its first packet. The second value is empty,
+    or says that others may read it: on FAT and another user's file modes cannot be changed.
     PlatformError if it cannot be opened.
     """
     try:
-        return open_file(path, _FLAGS, 0o600)
+        fd = open_file(path, _FLAGS, 0o600)
     except OSError as error:
         raise PlatformError(f"cannot write {path}: {error.strerror}", error.errno) from None
+    status = os.fstat(fd)
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISREG(status.st_mode) or not mode & 0o077:
+        return fd, ""
+    why = ""
+    try:
+        os.fchmod(fd, 0o600)
+    except OSError as error:
+        why = f" ({error.strerror})"
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    if not mode & 0o077:
+        return fd, ""
+    return (
+        fd,
+        f"{path} has mode {mode:o}, which cannot be changed{why}: others may read its packets",
+    )
 
 
 def open_output(path: Path, ring: Ring) -> CaptureOutput:
     """The output to a file, or to the first of a ring. PlatformError if it cannot be opened."""
     first = ring.path(path, 0)
-    return CaptureOutput(open_regular(first), str(first), base=path, ring=ring)
+    fd, exposed = open_regular(first)
+    output = CaptureOutput(fd, str(first), base=path, ring=ring)
+    output.exposed = exposed
+    return output
 
 
 async def open_fifo(path: Path, stop: asyncio.Event) -> CaptureOutput:
