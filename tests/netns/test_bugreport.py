@@ -135,7 +135,7 @@ async def test_no_secret_is_in_it(make_overlay: MakeOverlay, tmp_path: Path) -> 
         document = json.loads(overlay.lease_file.read_text())
         document["config"]["Password"] = SECRETS["network config"]
         value = {"PublicIP": "192.0.2.77", "Token": SECRETS["a lease"]}
-        document["leases"]["10.5.77.0-24"] = value
+        document["leases"]["10.5.177.0-24"] = value
         overlay.lease_file.write_text(json.dumps(document))
         comment = json.dumps(f"not {SECRETS['flag of the daemon']}")
         await must_run(one.host, "nft", f"add table inet planted {{ comment {comment}; }}")

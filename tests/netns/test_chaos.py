@@ -393,15 +393,15 @@ async def _until_active(node: LabNode) -> None:
 async def test_a_lease_that_moves_ends_it(make_overlay: MakeOverlay) -> None:
     async with make_overlay(store="etcd") as overlay:
         one = overlay.nodes[1]
-        await overlay.write_etcd("subnets/10.5.77.0-24", LEASE % 77)
+        await overlay.write_etcd("subnets/10.5.177.0-24", LEASE % 77)
 
         async def goes_to(address: str) -> bool:
             peers = (await one.status()).peers
             return address in [str(peer.public_ip) for peer in peers]
 
         await until(lambda: goes_to("192.0.2.77"), "the lease to come")
-        await begin(one, "10.5.77.0/24", "--loss=100%")
-        await overlay.write_etcd("subnets/10.5.77.0-24", LEASE % 78)
+        await begin(one, "10.5.177.0/24", "--loss=100%")
+        await overlay.write_etcd("subnets/10.5.177.0-24", LEASE % 78)
         await until(lambda: goes_to("192.0.2.78"), "the lease to move")
         (ended,) = await chaos(one, "list")
         assert (ended["public_ip"], ended["why_ended"]) == (

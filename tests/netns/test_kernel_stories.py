@@ -128,7 +128,7 @@ async def test_drops_names_what_the_kernel_dropped(
     async with make_overlay(nodes=1) as overlay:
         one = overlay.nodes[1]
         await must_run(one.host, "ip", "route", "add", "unreachable", "10.5.200.0/24")
-        inner = udp(b"x", source="10.5.3.3", destination="10.5.200.1")
+        inner = udp(b"x", source="10.5.203.3", destination="10.5.200.1")
         forger = await overlay.switch.socket(socket.SOCK_DGRAM)
         await must_run(overlay.switch, "ip", "route", "add", "10.5.200.0/24", "via", one.public_ip)
         raw = await overlay.switch.socket(socket.SOCK_RAW, socket.IPPROTO_RAW)
@@ -147,7 +147,7 @@ async def test_drops_names_what_the_kernel_dropped(
 
             await until(is_ended, "the pipe to end")
             assert re.fullmatch(
-                r"\d\d:\d\d:\d\d\.\d{6} kernel NOT_SPECIFIED 10\.5\.3\.3:\d+ > 10\.5\.200\.1:\d+"
+                r"\d\d:\d\d:\d\d\.\d{6} kernel NOT_SPECIFIED 10\.5\.203\.3:\d+ > 10\.5\.200\.1:\d+"
                 r" UDP, \d+ B in ip_error, eth0: the route to it says unreachable, .*\n",
                 log.read_text(),
             ), log.read_text()
@@ -175,7 +175,7 @@ async def test_a_flood_of_drops_does_not_stall_a_trace(
         await must_run(one.host, "ip", "route", "add", "unreachable", "10.5.200.0/24")
         await must_run(overlay.switch, "ip", "route", "add", "10.5.200.0/24", "via", one.public_ip)
         await one.host.sysctl("ipv4/ip_forward", 1)
-        inner = udp(b"x", source="10.5.3.3", destination="10.5.200.1")
+        inner = udp(b"x", source="10.5.203.3", destination="10.5.200.1")
         raw = await overlay.switch.socket(socket.SOCK_RAW, socket.IPPROTO_RAW)
         log = tmp_path / "trace"
         tracing = await traced(one, log, "-c", "20", "icmp")

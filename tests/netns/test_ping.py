@@ -178,8 +178,8 @@ async def test_a_host_that_is_gone_and_a_wrong_address_are_named(
 ) -> None:
     async with make_overlay(start=False) as overlay:
         leases = {
-            "10.5.77.0-24": {"PublicIP": "192.0.2.77"},
-            "10.5.78.0-24": {"PublicIP": "10.99.0.2"},
+            "10.5.177.0-24": {"PublicIP": "192.0.2.77"},
+            "10.5.178.0-24": {"PublicIP": "10.99.0.2"},
         }
         overlay.lease_file.write_text(json.dumps({"config": NETWORK, "leases": leases}))
         one, two = overlay.nodes[1], overlay.nodes[2]
@@ -191,7 +191,7 @@ async def test_a_host_that_is_gone_and_a_wrong_address_are_named(
         found = await ping(one, "192.0.2.77", code=1)
         assert "192.0.2.77 answers no ARP on eth0" in found["conclusion"], found
         assert "tundp leases" in found["next_step"]
-        found = await ping(one, "10.5.78.0/24", code=1)
+        found = await ping(one, "10.5.178.0/24", code=1)
         assert "10.99.0.2" in found["conclusion"]
         assert re.search(
             r"it is reached by 192\.0\.2\.254|do not get there \(\w+ unreachable, says 192",
