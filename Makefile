@@ -138,7 +138,7 @@ rungs: root build
 labs: root build
 	@setup/apt.sh test
 	@ETCD_REQUIRED=1 setup/etcd.sh
-	@LABS=all TUNDP_KILLS=30 $(PYTEST) --dist loadfile $(LABS)
+	@LABS=all LAB_KILLS=30 $(PYTEST) --dist loadfile $(LABS)
 
 labs-mutants: root build
 	@setup/apt.sh test

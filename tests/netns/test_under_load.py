@@ -2,7 +2,7 @@
 
 pod1 -- [node1] -- [switch, lease file] -- [node2] -- pod2; TCP from pod 1 to pod 2 all the time
 
-TUNDP_KILLS=30 (make labs) kills so many commands at random moments, a fifth of that otherwise.
+LAB_KILLS=30 (make labs) kills so many commands at random moments, a fifth of that otherwise.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tundp.lab.overlay import LabNode, OverlayLab
 
 BITS_PER_S = 1_000_000_000
 BLOCK_LEN = 1 << 20
-KILLS = int(os.environ.get("TUNDP_KILLS", "6"))
+KILLS = int(os.environ.get("LAB_KILLS", "6"))
 NOWHERE = "10.5.254.9"
 LIMIT_S = 120
 
