@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.wait import until_sync
@@ -18,6 +19,16 @@ def stop(pid: int) -> None:
     """Send SIGSTOP to a process and wait until every thread of it has stopped, or ended."""
     os.kill(pid, signal.SIGSTOP)
     until_sync(lambda: thread_states(pid) <= set("TtZX"), f"process {pid} to stop", poll_s=0.002)
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Let a process stand still meanwhile."""
+    stop(pid)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def thread_states(pid: int) -> set[str]:

@@ -11,13 +11,23 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 from tests.loops import LOOPS, run_on
 from tests.netns import rulesets
-from tests.nodes import HEALTH_PORT, OVERLAY, PORT, MakeOverlay, answers, must_run
+from tests.nodes import (
+    HEALTH_PORT,
+    OVERLAY,
+    PORT,
+    MakeOverlay,
+    answers,
+    log_contains,
+    must_run,
+)
+from tests.stopped import stopped
 from tests.wait import until
 from tundp.finding import Finding, Verdict
 from tundp.lab.lab import Host
@@ -212,7 +222,7 @@ async def sh(host: Host, script: str, **variables: str) -> None:
     assert done.returncode == 0, f"{script}: {done.stdout}{done.stderr}"
 
 
-async def seen(overlay: OverlayLab) -> list[Finding]:
+async def seen(overlay: OverlayLab, *, keeps_route: bool = False) -> list[Finding]:
     """What a look at node 2 finds, the summary last."""
     one, two = overlay.nodes[1], overlay.nodes[2]
     scene = Scene(
@@ -228,6 +238,7 @@ async def seen(overlay: OverlayLab) -> list[Finding]:
         peer_count=1,
         accepts=True,
         pid=two.daemon.pid,
+        keeps_route=keeps_route,
     )
 
     async def ask() -> Looked:
@@ -378,6 +389,28 @@ async def test_no_false_alarm(make_overlay: MakeOverlay) -> None:
                 " printf '*%s\\nCOMMIT\\n' $t | iptables-legacy-restore; done;"
                 " iptables-legacy -P FORWARD ACCEPT",
             )
+
+
+async def test_the_daemons_own_missing_route_is_not_called_an_obstacle(
+    make_overlay: MakeOverlay,
+) -> None:
+    """A route another program removes again and again is one fault, which has a name already."""
+    async with make_overlay() as overlay:
+        two = overlay.nodes[2]
+        await until(partial(log_contains, two, "peer 10.5."), "a peer")
+        with stopped(two.daemon.pid):
+            await sh(two.host, "ip route del 10.5.0.0/16 dev flannel0")
+            (fail, _) = await seen(overlay)
+            assert (fail.id, fail.verdict) == ("obstacle.route", Verdict.FAIL)
+            assert 'an "unreachable" route takes it' in fail.evidence
+            (summary,) = await seen(overlay, keeps_route=True)
+            assert summary.verdict is Verdict.OK
+            # What is not its own it names, be its own there or not.
+            peer = overlay.nodes[1].gateway.network
+            await sh(two.host, "ip route add 10.5.0.0/16 dev flannel0")
+            await sh(two.host, f"ip route add blackhole {peer}")
+            (fail, *_) = await seen(overlay, keeps_route=True)
+            assert 'a "blackhole" route takes it' in fail.evidence
 
 
 async def test_the_daemon_and_the_check_tell(make_overlay: MakeOverlay) -> None:

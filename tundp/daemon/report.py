@@ -356,6 +356,7 @@ def scene(node: Node) -> Scene | None:
         peer_count=len(routing.peers),
         accepts=node.settings.iptables_forward_rules,
         pid=os.getpid(),
+        keeps_route=True,
     )
 
 

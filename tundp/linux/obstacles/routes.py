@@ -2,6 +2,8 @@
 
 RTM_GETROUTE is answered by the same lookup packets get. With an input device the answer is an
 error where packets would be dropped: no forwarding, reverse path filter, martian source.
+
+Why one room: the questions and what their answers mean are checked against each other.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ _NO_WAY: Final = {
     errno.EACCES: 'a "prohibit" route takes it',
     errno.EINVAL: 'a "blackhole" route takes it',
 }
+TRIES: Final = 3
+"""Questions about a peer, while the network's route is not there after them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,7 @@ class Routes:
         asked = scene.peers[:ASKED]
         self.asked = len(asked)
         found: list[Finding] = []
-        astray = [each for peer in asked for each in await self._to_peer(peer, pod_devices)]
+        astray = await self._astray(asked, pod_devices)
         # Where nothing at all passes the node is of no use; else others are served.
         is_all = len({each.facts["peer"] for each in astray}) == len(asked) > 0
         is_all = is_all and not await self._passes_elsewhere(pod_devices)
@@ -150,6 +154,33 @@ class Routes:
                 found += await self._tunnel(peer)
             found += await self._to_pods(asked, pod_devices)
         return found
+
+    async def _astray(
+        self, asked: Sequence[PeerPlace], pod_devices: Sequence[str]
+    ) -> list[Finding]:
+        """Peers whose packets go elsewhere, but for the network's route being away for a moment.
+
+        It goes and comes between any two questions while another program removes it.
+        """
+        for _ in range(TRIES):
+            was_there = await self._has_own_route()
+            found = [each for peer in asked for each in await self._to_peer(peer, pod_devices)]
+            if not found or (was_there and await self._has_own_route()):
+                return found
+        return []
+
+    async def _has_own_route(self) -> bool:
+        """Whether the network's route is there, where it is missed by name elsewhere."""
+        scene = self._scene
+        if not (scene.keeps_route and scene.is_tunnel):
+            return True
+        device = self._indexes.get(scene.device)
+        return any(
+            route.is_unicast
+            and route.indexes == (device,)
+            and scene.network.subnet_of(route.destination)
+            for route in await self._netlink.routes()
+        )
 
     async def _passes_elsewhere(self, pod_devices: Sequence[str]) -> bool:
         """Whether packets to any other peer go where they should; spread over all there are."""

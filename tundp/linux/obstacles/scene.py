@@ -41,6 +41,8 @@ class Scene:
     """Whether rules of ours, at the end of iptables' FORWARD, accept the overlay's packets."""
     pid: int | None = None
     """The daemon's; None while none runs."""
+    keeps_route: bool = False
+    """Whether who looks puts the network's route back itself, and names it where it cannot."""
 
     @property
     def tunnel_address(self) -> IPv4Address:
