@@ -24,7 +24,8 @@ from tests.netns.test_replay import RAW, write_pcap
 from tests.packets import udp
 from tests.wait import until_sync
 from tundp import admin
-from tundp.cli import EXIT_FAILED, EXIT_OK, EXIT_USAGE, main
+from tundp.cli import main
+from tundp.cli.output import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 
 ASKING = (
     "status",

@@ -22,19 +22,10 @@ import pytest
 import tundp
 from tests.wait import until_sync
 from tundp.admin import serve_admin
-from tundp.cli import (
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_USAGE,
-    config,
-    demo,
-    flanneld,
-    main,
-    program,
-)
+from tundp.cli import config, demo, flanneld, main, program
 from tundp.cli.bench import BenchOptions
 from tundp.cli.command import Command, Given
+from tundp.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from tundp.cli.program import COMMANDS, EXAMPLES, find
 from tundp.cli.run import RunCommand
 from tundp.daemon.report import setting_statuses

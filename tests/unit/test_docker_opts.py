@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tundp import docker_opts
-from tundp.cli import EXIT_FAILED, EXIT_OK, main
+from tundp.cli import main
+from tundp.cli.output import EXIT_FAILED, EXIT_OK
 from tundp.docker_opts import DockerOptsSettings
 from tundp.errors import ConfigError, PlatformError
 from tundp.linux.netlink import Route

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 from tundp.backend.peers import PeerTools
 from tundp.choices import Engine, Measuring, SourceCheck
 from tundp.engine.base import Dataplane
+from tundp.engine.native.early import EarlyWorkers
 from tundp.engine.native.engine import EngineSettings
 from tundp.engine.reach import Reach
 from tundp.engine.taps import Recorder
@@ -65,9 +66,17 @@ class Given:
     """One for each queue of the TUN device, in the queues' order."""
     udp_socks: tuple[socket.socket, ...] = ()
     """Bound sockets on the underlay, one for each worker."""
+    image_fd: int | None = None
+    """A memfd with the image of an early start: engine/image.py."""
+    early: EarlyWorkers | None = None
+    """Who carries packets by it until an engine does."""
 
     def close(self) -> None:
         """Close what nobody took."""
+        if self.early is not None:
+            self.early.close()
+        if self.image_fd is not None:
+            os.close(self.image_fd)
         for fd in self.tun_fds:
             os.close(fd)
         for sock in self.udp_socks:
@@ -87,6 +96,8 @@ class PacketSettings:
     admitted: tuple[IPv4Network, ...]
     """Networks in no lease that any peer may send from, whatever the source check."""
     engine_settings: EngineSettings
+    why_no_early: str = ""
+    """Why the next start is not to carry packets before the store is asked; empty: it may."""
     has_peer_tools: bool = True
     """Whether other nodes are asked, and answered."""
 

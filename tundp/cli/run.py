@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import tundp
+from tundp import early
 from tundp.cli.command import Command, Given, NoOptions
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, sandbox_words
 from tundp.errors import LeaseLost, TundpError
@@ -34,12 +35,13 @@ def run(given: Given[NoOptions]) -> int:
     if settings.version:
         print(f"tundp {tundp.__version__}", file=sys.stderr)  # as flannel does
         return EXIT_OK
+    start = early.begun()
     from tundp.daemon import process
 
     store = process.open_store(settings)
     code = EXIT_OK
     try:
-        process.serve(settings, store)
+        process.serve(settings, store, start=start)
     except* LeaseLost as group:
         for lost in process.leaves(group):
             _log.error("%s: exiting with code 0, as flannel does (--on-lease-lost=exit)", lost)

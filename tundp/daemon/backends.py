@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tundp.backend.base import Backend, BackendContext, Given, PacketSettings
 from tundp.backend.choose import kind_of
-from tundp.choices import PeerTools
+from tundp.choices import OnLeaseLost, PeerTools
 from tundp.engine.native.engine import EngineSettings
 from tundp.engine.taps import Recorder
 from tundp.lease.model import LeaseAttributes
@@ -30,6 +30,12 @@ def make_backend(
         workers=settings.workers,
         source_check=settings.source_check,
         admitted=settings.source_admit,
+        # Whoever would exit without a lease starts with none.
+        why_no_early=(
+            "--on-lease-lost=exit starts with none"
+            if settings.on_lease_lost is OnLeaseLost.EXIT
+            else ""
+        ),
         has_peer_tools=settings.peer_tools is PeerTools.ON,
         engine_settings=EngineSettings(
             disabled=frozenset(settings.disable_offloads),

@@ -12,7 +12,7 @@ import os
 import ssl
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -82,9 +82,10 @@ _SYSCTLS: Final = ("/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf")
 """Of the TUN device, which comes and goes: linux/sysctl.py."""
 
 
-def confine(settings: Settings) -> Holds | None:
+def confine(settings: Settings, leaving: Collection[int] = ()) -> Holds | None:
     """Enter the sandbox as --sandbox says; None if it is off.
 
+    leaving: threads that are about to end, and are in none until then.
     PlatformError: `on`, and something of it does not hold, or these settings leave it open.
     """
     if settings.sandbox is Sandbox.OFF:
@@ -94,7 +95,7 @@ def confine(settings: Settings) -> Holds | None:
     plan = plan_for(settings)
     if settings.sandbox is Sandbox.ON:
         require(replace(sandbox.foresee(), gaps=plan.gaps))
-    holds = sandbox.enter(plan)
+    holds = sandbox.enter(plan, leaving)
     if settings.sandbox is Sandbox.ON:
         require(holds)
     level = logging.WARNING if holds.missing else logging.INFO

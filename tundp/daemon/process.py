@@ -13,11 +13,11 @@ import logging
 import os
 import signal
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import tundp
-from tundp import collector
+from tundp import collector, early
 from tundp.choices import Loop
 from tundp.daemon import logs
 from tundp.errors import SCARCE, ConfigError, PlatformError, TundpError
@@ -47,14 +47,22 @@ def open_store(settings: Settings) -> Store:
     return stores.open_store(settings)
 
 
-def serve(settings: Settings, store: Store, given: Resources | None = None) -> None:
+def serve(
+    settings: Settings,
+    store: Store,
+    given: Resources | None = None,
+    *,
+    start: early.Start = early.NOTHING,
+) -> None:
     """Be the daemon until a signal ends it.
 
-    given: what a predecessor had open, owned from here on. Raises ExceptionGroups of
+    given: what a predecessor had open, owned from here on; start: the same as an early start
+    found it, which may carry packets already. Raises ExceptionGroups of
     TundpError: LeaseLost with --on-lease-lost=exit, anything else
     that ends a daemon.
     """
     # Before logging is set up: some libraries set their own loggers when they are imported.
+    from tundp.daemon.given import log_start, resources_of
     from tundp.daemon.resources import open_resources
     from tundp.daemon.run import run
     from tundp.daemon.supervise import Supervisor
@@ -72,11 +80,16 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
     for sentence in variable_warnings(os.environ):
         _log.warning("%s", sentence)
     _log.info("tundp %s starting: %s", tundp.__version__, settings.describe())
+    log_start(start, settings)
     capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
-    resources = open_resources(settings, given)
+    resources = open_resources(settings, given or resources_of(start))
+    threads = () if start.workers is None else start.workers.threads
     try:
-        drop_capabilities()
-        enter_sandbox(settings)
+        drop_capabilities(threads)
+        enter_sandbox(settings, threads)
+        if start.workers is not None:
+            # Rights are each thread's own: those that have more than is left end here.
+            start.workers.renew()
         require_limits()
     except BaseException:
         resources.close()
@@ -88,8 +101,11 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
         runner.run(run_until_signal(run(settings, store, resources, supervisor), supervisor))
 
 
-def drop_capabilities() -> None:
-    """Keep what networking needs; a root without the rest is no root."""
+def drop_capabilities(leaving: Collection[int] = ()) -> None:
+    """Keep what networking needs; a root without the rest is no root.
+
+    leaving: threads that are about to end, and may keep theirs until then.
+    """
     from tundp.linux import capability
     from tundp.linux.firewall import choose as firewall
 
@@ -98,7 +114,7 @@ def drop_capabilities() -> None:
         # iptables-legacy opens a raw socket to talk to the kernel, also to remove old rules.
         kept.append(capability.CAP_NET_RAW)
     try:
-        capability.keep_only(kept)
+        capability.keep_only(kept, leaving)
     except PlatformError as error:
         _log.warning("%s", error)
 
@@ -122,11 +138,11 @@ def require_limits() -> None:
         _log.warning("the limit of open files cannot be raised: %s", why_not_raised)
 
 
-def enter_sandbox(settings: Settings) -> None:
+def enter_sandbox(settings: Settings, leaving: Collection[int] = ()) -> None:
     """Give up what a daemon with these settings has no use for; see daemon/confinement.py."""
     from tundp.daemon.confinement import confine
 
-    confine(settings)
+    confine(settings, leaving)
 
 
 def loop_factory(choice: Loop) -> Callable[[], asyncio.AbstractEventLoop]:

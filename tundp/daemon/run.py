@@ -73,9 +73,11 @@ async def run(
     """
     _warn_of_vain_flags(settings)
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(store.close)
+        # What is opened first is closed last: packets flow until everything else is gone.
         stack.callback(resources.close)
         journal = _open_journal(stack, resources)
+        carrying = stack.enter_context(contextlib.ExitStack())
+        stack.push_async_callback(store.close)
         cache = LeaseCache(settings.state_dir, settings.instance)
         identity = cache.identity()
         manager = _make_manager(settings, store, identity, cache)
@@ -92,7 +94,7 @@ async def run(
         backend = make_backend(
             network_config.backend, settings, netlink, resources.take_backend(), resources.recorder
         )
-        stack.callback(backend.close)
+        carrying.callback(backend.close)
         offer = lease_offer(backend, settings, network_config, interface)
         backend.prepare(interface)
         env_text = read_text(settings.subnet_file)

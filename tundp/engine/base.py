@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tundp.choices import MtuOrigin, Offload
+from tundp.engine.counter_base import CounterBase
 from tundp.engine.counters import Counters, HopCounters
 from tundp.engine.taps import Recorder, Tap, TapRequest
 from tundp.lease.fib import Fib
@@ -129,6 +130,16 @@ class HopActivity(NamedTuple):
     """Of the last send the kernel refused."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyPlan:
+    """What C workers are given, for the image of an early start: engine/image.py."""
+
+    about: Mapping[str, Any]
+    """Members of the image's description."""
+    workers: bytes
+    """A struct tundp_worker_config each, with no pointer and no descriptor in it."""
+
+
 class HopsAssigned(Protocol):
     """What an engine reads of a change of routes; lease.routing.RoutingDelta is one."""
 
@@ -165,6 +176,21 @@ class Dataplane(Protocol):
 
     def detach(self) -> None:
         """Stop reading the current TUN, e.g. because it was deleted."""
+        ...
+
+    def go_on_from(self, base: CounterBase) -> None:
+        """Count on from what was counted before this engine. Once, before the first `attach`."""
+        ...
+
+    def base(self) -> CounterBase:
+        """What a successor goes on from: all counted so far, `go_on_from`'s included.
+
+        Exact while detached.
+        """
+        ...
+
+    def early_plan(self) -> EarlyPlan | None:
+        """What its workers were given at the last `attach`; None if no early start can be."""
         ...
 
     def rebound(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,8 @@ import numpy.typing as npt
 
 from tundp.choices import MtuOrigin
 from tundp.engine.base import PATH_STATE_S, HopActivity, PathLimit, PathState, all_limited, limited
-from tundp.engine.counters import HopCounters
+from tundp.engine.counter_base import CounterBase, hop_rows
+from tundp.engine.counters import HOP_SUMS, HopCounters
 
 
 @dataclass(slots=True)
@@ -43,6 +45,35 @@ class HopLedger:
         self._counts: dict[int, HopCount] = {}
         self._paths: dict[int, tuple[PathState, float]] = {}
         self._limits: dict[int, PathLimit] = {}
+
+    def go_on_from(self, base: CounterBase, hop_array: npt.NDArray[np.void]) -> None:
+        """See Dataplane."""
+        ids, rows = base.by_hop(hop_array)
+        for hop_id, row in zip(ids.tolist(), rows, strict=True):
+            count = self.count(hop_id)
+            for name in HOP_SUMS:
+                setattr(count, name, getattr(count, name) + int(row[name]))
+            if heard_ns := int(row["last_heard_ns"]):
+                count.last_heard = (_unix_less_monotonic_ns() + heard_ns) / 1e9
+            if refused_ns := int(row["last_refused_ns"]):
+                count.last_refused_ns = refused_ns
+                number = int(row["last_errno"])
+                count.last_errno = errno.errorcode.get(number, str(number))
+
+    def base_rows(self, hop_array: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+        """CounterBase.hops of what was counted so far."""
+        names = (*HOP_SUMS, "last_heard_ns", "last_refused_ns", "last_errno")
+        columns = {name: np.zeros(len(hop_array), np.uint64) for name in names}
+        for hop_id, count in self._counts.items():
+            if hop_id < len(hop_array):
+                for name in (*HOP_SUMS, "last_refused_ns"):
+                    columns[name][hop_id] = getattr(count, name)
+                if count.last_heard is not None:
+                    heard_ns = int(count.last_heard * 1e9) - _unix_less_monotonic_ns()
+                    columns["last_heard_ns"][hop_id] = max(1, heard_ns)
+                if count.last_errno is not None:
+                    columns["last_errno"][hop_id] = getattr(errno, count.last_errno, 0)
+        return hop_rows(hop_array, columns)
 
     def reassign(self, hop_ids: Iterable[int]) -> None:
         """Start anew for hop ids that stand for another endpoint from now on."""
@@ -121,3 +152,8 @@ class HopLedger:
             self._limits.clear()
         for hop_id in list(self._paths) if hop_ids is None else hop_ids:
             self._paths.pop(hop_id, None)
+
+
+def _unix_less_monotonic_ns() -> int:
+    """Unix time when CLOCK_MONOTONIC began."""
+    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)

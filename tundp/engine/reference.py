@@ -41,6 +41,7 @@ from tundp.backoff import Ration
 from tundp.engine import latency
 from tundp.engine.base import (
     EMSGSIZE_ORIGIN,
+    EarlyPlan,
     EngineContext,
     HopActivity,
     HopsAssigned,
@@ -49,6 +50,7 @@ from tundp.engine.base import (
     PathState,
 )
 from tundp.engine.changes import changed_hops, changed_paths
+from tundp.engine.counter_base import CounterBase, add
 from tundp.engine.counters import Counters, DirectionCounters, HopCounters
 from tundp.engine.hop_sockets import HopSockets
 from tundp.engine.hops import HopLedger
@@ -122,6 +124,7 @@ class ReferenceEngine:
         self._icmp_local = buckets[: ratelimit.ICMP_LOCAL_BUCKETS]
         self._icmp_wire = buckets[ratelimit.ICMP_LOCAL_BUCKETS :]
         self._counters = Counters()
+        self._sockets_before = 0
         self._tun_buffer = memoryview(bytearray(BUFFER_LEN))
         self._udp_buffer = memoryview(bytearray(BUFFER_LEN))
         self._tun: Tun | None = None
@@ -202,8 +205,22 @@ class ReferenceEngine:
 
     def counters(self) -> Counters:
         """See Dataplane."""
-        self._counters.hop_sockets_opened = self._hop_sockets.opened
+        self._counters.hop_sockets_opened = self._sockets_before + self._hop_sockets.opened
         return self._counters
+
+    def go_on_from(self, base: CounterBase) -> None:
+        """See Dataplane."""
+        add(self._counters, base.totals)
+        self._sockets_before = base.totals.hop_sockets_opened
+        self._hops.go_on_from(base, self._fib.hop_array)
+
+    def base(self) -> CounterBase:
+        """See Dataplane."""
+        return CounterBase(totals=self.counters(), hops=self._hops.base_rows(self._fib.hop_array))
+
+    def early_plan(self) -> EarlyPlan | None:
+        """See Dataplane. Python is what an early start does not wait for."""
+        return None
 
     def hop_counters(self, hop_ids: Sequence[int] | None = None) -> Mapping[int, HopCounters]:
         """See Dataplane."""

@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
 from tundp.errors import PlatformError
@@ -84,11 +84,12 @@ def held() -> frozenset[int]:
         return frozenset(range(_SET_LEN))
 
 
-def keep_only(capabilities: Iterable[int]) -> None:
+def keep_only(capabilities: Iterable[int], leaving: Collection[int] = ()) -> None:
     """Drop every other capability irrevocably: from all five sets, and across exec.
 
     Call it before threads start: capabilities belong to a thread, and only those started
-    later inherit what is left. A thread that still holds more is a warning in the log.
+    later inherit what is left. A thread that still holds more is a warning in the log, unless
+    it is one of `leaving`, whom the caller ends right after this.
     Nothing is gained: a capability to keep that was not held stays away. Where the
     bounding set may not be changed (no CAP_SETPCAP) it stays as it is, which gives
     nothing back: no_new_privs is set either way. PlatformError if the kernel refuses the rest.
@@ -113,11 +114,11 @@ def keep_only(capabilities: Iterable[int]) -> None:
     )
     if libc.capset(ctypes.byref(_Header(uapi.LINUX_CAPABILITY_VERSION_3, 0)), words):
         raise _refusal(f"keep only capabilities {sorted(_numbers(kept[1]))}")
-    _warn_of_other_threads(keep)
+    _warn_of_other_threads(keep, leaving)
 
 
-def _warn_of_other_threads(keep: int) -> None:
-    for thread in _threads():
+def _warn_of_other_threads(keep: int, leaving: Collection[int]) -> None:
+    for thread in set(_threads()).difference(leaving):
         try:
             surplus = _sets(thread).permitted & ~keep
         except PlatformError:  # it ended meanwhile

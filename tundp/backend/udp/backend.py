@@ -27,6 +27,7 @@ from tundp.backend.base import BackendContext, BackendStatus, FibSink, Given
 from tundp.backend.peers import PeerTools
 from tundp.backend.udp.chaos import Chaos
 from tundp.backend.udp.echoes import Echoes, ProberSettings
+from tundp.backend.udp.image_keeper import ImageKeeper
 from tundp.backend.udp.leftovers import remove_leftovers
 from tundp.backend.udp.mtu import mtu_of
 from tundp.backend.udp.path_prober import PathProber
@@ -67,7 +68,6 @@ class UdpBackend:
         self._config = config
         self._settings = context.packets
         self._netlink = context.netlink
-        self._given = context.given
         self._recorder = context.recorder
         self._socks: list[socket.socket] = []
         self._interface: Interface | None = None
@@ -76,6 +76,8 @@ class UdpBackend:
         self._tun: Tun | None = None
         self._tun_index = 0
         self._has_moved_away = asyncio.Event()
+        self._has_attached = False
+        """Whether the engine has ever carried packets."""
         self._gone = "gone"
         """What the finding says of a device that is not there."""
         self._contest = Contest(_log)
@@ -86,6 +88,10 @@ class UdpBackend:
         self._prober = PathProber(context.netlink, self._echoes)
         self._watch = PeerWatch(context.netlink, self._echoes, self._prober.peer)
         self._peer_tools = UdpPeerTools(is_on=context.packets.has_peer_tools)
+        self._image = ImageKeeper(
+            context.given.image_fd, context.given.early, why_not=context.packets.why_no_early
+        )
+        self._given = replace(context.given, image_fd=None, early=None)
         self._chaos = Chaos(self._echoes, self._prober.peer, self._prober.measure_again)
 
     @property
@@ -142,6 +148,7 @@ class UdpBackend:
         ):
             self._socks = list(given)
         else:
+            self._image.end_early()
             for sock in given:
                 sock.close()
             self._socks = open_sockets(
@@ -196,14 +203,15 @@ class UdpBackend:
             measurings=self._prober.measurings,
         )
         self._chaos.start(self._engine, self._prober_settings(), fib)
-        await self._open_device()
+        await self._open_device(fib)
         self._log_device()
         self._device_lines = Ration(1)
         await remove_leftovers(self._netlink, network)
 
     def sinks(self) -> Sequence[FibSink]:
         """See Backend."""
-        return self.engine, self._prober, self._watch, self._peer_tools, self._chaos
+        parts = self._prober, self._watch, self._peer_tools, self._chaos
+        return self.engine, self._image, *parts
 
     async def run(self) -> None:
         """See Backend: makes the TUN device again whenever it was deleted or moved away.
@@ -342,6 +350,7 @@ class UdpBackend:
         return Given(
             tun_fds=tuple(os.dup(fd) for fd in (() if self._tun is None else self._tun.fds)),
             udp_socks=tuple(sock.dup() for sock in self._socks),
+            image_fd=None if self._image.fd < 0 else os.dup(self._image.fd),
         )
 
     def close(self) -> None:
@@ -351,6 +360,7 @@ class UdpBackend:
         self._peer_tools.stop()
         if self._engine is not None:
             self._engine.stop()
+            self._image.finish(self._engine if self._has_attached else None)
             counters = self._engine.counters()
             _log.info(
                 "stopped; encap %d packets, %d dropped; decap %d packets, %d dropped",
@@ -359,6 +369,9 @@ class UdpBackend:
                 counters.decap.packets_in,
                 counters.decap.dropped,
             )
+        else:
+            self._image.finish(None)
+        self._image.close()
         self._chaos.close()
         self._watch.close()
         self._echoes.close()
@@ -407,8 +420,11 @@ class UdpBackend:
         self._recheck = None
         self.engine.recheck_paths()
 
-    async def _open_device(self) -> None:
-        """Make the TUN device, or adopt the one given; configure it; hand it to the engine."""
+    async def _open_device(self, fib: Fib | None = None) -> None:
+        """Make the TUN device, or adopt the one given; configure it; hand it to the engine.
+
+        fib: what the engine was made with, the first time.
+        """
         assert self._device is not None
         name = self._settings.tun_name if self._tun is None else self._tun.name
         if self._tun is not None:
@@ -417,7 +433,11 @@ class UdpBackend:
         self._tun = adopted or Tun(name, self.engine.tun_mode)
         self._tun_index = await device.configure(self._netlink, self._tun, self._device)
         self._queue_drops.follow(self._tun_index, is_adopted=adopted is not None)
+        if not self._has_attached:
+            self._image.begin(self.engine)
+            self._has_attached = True
         self.engine.attach(self._tun)
+        self._image.attached(self.engine, self._tun, self._socks, fib)
 
     def _log_device(self) -> None:
         """Name the device as it is now; once a minute, should somebody delete it each time."""
@@ -439,11 +459,13 @@ class UdpBackend:
         fds = self._given.tun_fds
         self._given = replace(self._given, tun_fds=())
         if not fds:
+            self._image.end_early()
             return None
         try:
             tun = Tun.adopt(fds, self.engine.tun_mode)
         except PlatformError as error:
             _log.warning("the TUN device given cannot be used, making another: %s", error)
+            self._image.end_early()
             return None
         _log.info("device %s adopted with %d queues", tun.name, len(fds))
         return tun
@@ -461,4 +483,5 @@ class UdpBackend:
                 self._chaos.reset(replace(self._prober_settings(), source=now.address))
             if self._tun is not None and self._tun_index:
                 self._engine.attach(self._tun)
+                self._image.attached(self._engine, self._tun, self._socks)
         _log.warning("underlay address is %s on %s now: sockets moved", now.address, now.link.name)

@@ -32,6 +32,7 @@ from tundp.choices import Engine, Layout, Offload
 from tundp.engine.base import (
     PATH_STATE_S,
     DisabledOffload,
+    EarlyPlan,
     EngineContext,
     HopActivity,
     HopsAssigned,
@@ -40,8 +41,10 @@ from tundp.engine.base import (
     PathState,
 )
 from tundp.engine.changes import changed_hops, changed_paths
+from tundp.engine.counter_base import CounterBase, add
 from tundp.engine.counters import Counters, HopCounters
 from tundp.engine.native.counting import add_counters
+from tundp.engine.native.early import WORKERS
 from tundp.engine.native.fib import NativeFib, policy_values
 from tundp.engine.native.hops import HopMemory, PathStates
 from tundp.engine.native.library import require
@@ -129,8 +132,7 @@ class NativeEngine:
         self._recorder = context.recorder
         self._workers = self._make_workers(directions)
         self._taps = NativeTaps(self._workers, self._set_timestamps)
-        for sock in self._socks:
-            set_udp_gro(sock, is_on=self._has(Offload.UDP_GRO))
+        self._base = CounterBase()
         self._fibs: list[NativeFib] = []
         """What workers may be using, the installed one last."""
         self._ways: dict[int, tuple[int, int]] = {}
@@ -159,6 +161,7 @@ class NativeEngine:
         """See Dataplane."""
         self.detach()
         self._tun_gone.clear()
+        self._set_gro()
         self._ungranted = self._ungranted_by(tun)
         cpus = self._settings.cpus
         for number, worker in enumerate(self._workers):
@@ -199,8 +202,7 @@ class NativeEngine:
 
     def rebound(self) -> None:
         """See Dataplane. Threads keep no state of a socket: each run makes its own epoll set."""
-        for sock in self._socks:
-            set_udp_gro(sock, is_on=self._has(Offload.UDP_GRO))
+        self._set_gro()
         if self._taps:
             self._set_timestamps(is_on=True)
         for worker in self._workers:
@@ -215,11 +217,34 @@ class NativeEngine:
     def counters(self) -> Counters:
         """See Dataplane."""
         total = Counters()
+        add(total, self._base.totals)
         counted = self._ffi.new("struct tundp_counters *")
         for worker in self._workers:
             self._lib.tundp_worker_counters(worker.struct, counted)
             add_counters(total, counted)
         return total
+
+    def go_on_from(self, base: CounterBase) -> None:
+        """See Dataplane."""
+        self._base = base
+        self._hops.go_on_from(base, self._fibs[-1].fib.hop_array)
+
+    def base(self) -> CounterBase:
+        """See Dataplane."""
+        hops = self._hops.base_rows(self._fibs[-1].fib.hop_array)
+        return CounterBase(totals=self.counters(), hops=hops)
+
+    def early_plan(self) -> EarlyPlan | None:
+        """See Dataplane."""
+        cpus = self._settings.cpus
+        about = [
+            {"queue": worker.queue, "cpu": cpus[number % len(cpus)] if cpus else None}
+            for number, worker in enumerate(self._workers)
+        ]
+        return EarlyPlan(
+            about={"engine": self.name, WORKERS: about},
+            workers=b"".join(worker.early_config() for worker in self._workers),
+        )
 
     def hop_counters(self, hop_ids: Sequence[int] | None = None) -> Mapping[int, HopCounters]:
         """See Dataplane."""
@@ -299,6 +324,11 @@ class NativeEngine:
         # Readers of events may close theirs later: the descriptors' numbers are others' by then.
         self._taps.end()
         os.close(self._notify_fd)
+
+    def _set_gro(self) -> None:
+        """Not before packets are read here: whoever does until then may have no room for it."""
+        for sock in self._socks:
+            set_udp_gro(sock, is_on=self._has(Offload.UDP_GRO))
 
     def _set_timestamps(self, is_on: bool) -> None:  # noqa: FBT001  (a callback)
         for sock in self._socks:

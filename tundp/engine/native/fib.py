@@ -84,6 +84,26 @@ class NativeFib:
         return found
 
 
+def fib_sections(fib: Fib) -> tuple[bytes, dict[str, npt.NDArray[np.uint8]]]:
+    """A FIB for an image: its struct without a pointer, and its arrays as bytes, by member."""
+    native_fib = NativeFib(fib)
+    struct = native_fib.struct
+    arrays = {
+        "table": fib.table,
+        "hops": fib.hop_array,
+        "peers": fib.peer_array,
+        "peer_hops": fib.peer_hops,
+        "own": np.array(sorted(fib.own_addresses), np.uint32),
+        "broadcasts": np.array(sorted(fib.broadcasts), np.uint32),
+    }
+    ffi = require().ffi
+    for name in (*arrays, "ways", "paths"):
+        setattr(struct, name, ffi.NULL)
+    return bytes(ffi.buffer(struct)), {
+        name: np.ascontiguousarray(array).view(np.uint8) for name, array in arrays.items()
+    }
+
+
 def policy_values(policy: Policy) -> dict[str, Any]:
     """A policy as fields of struct tundp_policy."""
     return {

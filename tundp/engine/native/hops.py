@@ -28,6 +28,7 @@ from tundp.engine.base import (
     PathState,
     all_limited,
 )
+from tundp.engine.counter_base import HOP_TIMES, CounterBase, hop_rows
 from tundp.engine.counters import HOP_SUMS, HopCounters
 from tundp.engine.native.library import require
 
@@ -56,6 +57,31 @@ class HopMemory:
     def queues_of(self, worker: int) -> Any:
         """Where a worker keeps its hops' send sockets, for its struct."""
         return self._ffi.from_buffer("struct tundp_hop_queue[]", self._queues[worker])
+
+    def go_on_from(self, base: CounterBase, hop_array: npt.NDArray[np.void]) -> None:
+        """See Dataplane: as if the first worker had counted it. No worker may run."""
+        ids, rows = base.by_hop(hop_array)
+        counters, queues = self._counters[0], self._queues[0]
+        for name in _COUNTED:
+            counters[name][ids] += rows[name]
+        queues["full"][ids] += rows["queue_full"]
+        for name in (*HOP_TIMES, "last_errno"):
+            counters[name][ids] = rows[name]
+
+    def base_rows(self, hop_array: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+        """CounterBase.hops of what was counted so far."""
+        totals = self._totals(np.arange(len(hop_array)))
+        columns = {name: np.array(column, np.uint64) for name, column in totals.sums.items()}
+        times = {"last_heard_ns": totals.last_heard_ns, "last_refused_ns": totals.last_refused_ns}
+        for hop_id, before in self._bases.items():
+            if hop_id < len(hop_array):
+                for name, count in before.sums.items():
+                    columns[name][hop_id] -= np.uint64(count)
+                for name, column in times.items():
+                    if column[hop_id] <= getattr(before, name):
+                        column[hop_id] = 0
+        errnos = np.where(times["last_refused_ns"] != 0, totals.last_errno, 0)
+        return hop_rows(hop_array, {**columns, **times, "last_errno": errnos})
 
     def reassign(self, hop_ids: Iterable[int]) -> None:
         """Start anew for hop ids that stand for another endpoint from now on."""

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import mmap
 import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from tundp.blocking import start_thread
 from tundp.choices import Engine
+from tundp.engine.native.early import LOOPS, allocate
 from tundp.engine.native.library import require
 from tundp.errors import PlatformError
 from tundp.linux.limits import open_event
+from tundp.wire.policy import NO_ECHO_ID
 
 _log = logging.getLogger(__name__)
-
-_HUGE: Final = 2 << 20
-_LOOPS: Final = {
-    Engine.GSO: "tundp_batch",
-    Engine.MMSG: "tundp_batch",
-    Engine.SIMPLE: "tundp_simple",
-}
-"""Each engine's loop in the extension: `_run`, and `_len` for its memory."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,9 +50,9 @@ class Worker:
         self._native = native
         self._setup = setup
         self._thread: threading.Thread | None = None
-        loop = _LOOPS[setup.engine]
+        loop = LOOPS[setup.engine.value]
         self._run = getattr(native.lib, f"{loop}_run")
-        self._memory = _allocate(getattr(native.lib, f"{loop}_len")())
+        self._memory = allocate(getattr(native.lib, f"{loop}_len")())
         self._control_fd = open_event()
         self.struct = native.ffi.new("struct tundp_worker *")
         native.lib.tundp_worker_init(self.struct)
@@ -102,6 +94,22 @@ class Worker:
         code = self._native.lib.tundp_worker_configure(self.struct, config)
         if code:
             raise PlatformError(f"the C engine refuses {values}: {os.strerror(-code)}", -code)
+
+    def early_config(self) -> bytes:
+        """How it was configured last, for workers of another process: engine/native/early.py.
+
+        No pointer, no descriptor, and nothing that measures paths, whose answers nobody awaits.
+        """
+        ffi = self._native.ffi
+        config = ffi.new("struct tundp_worker_config *")
+        ffi.memmove(config, ffi.addressof(self.struct.config), ffi.sizeof(config[0]))
+        for name, field in ffi.typeof(config[0]).fields:
+            if field.type.kind == "pointer":
+                setattr(config, name, ffi.NULL)
+            elif name.endswith("_fd"):
+                setattr(config, name, -1)
+        config.policy.echo_id = NO_ECHO_ID
+        return bytes(ffi.buffer(config))
 
     def start(self, name: str, cpu: int | None, on_end: Callable[[int], object]) -> None:
         """Start the thread; configure before. on_end: called on it with the errno, if any."""
@@ -168,12 +176,3 @@ class Worker:
         code = self._run(self.struct)
         if code:
             on_end(-code)
-
-
-def _allocate(length: int) -> mmap.mmap:
-    """Memory of its own, from the kernel: nobody else's data on its pages."""
-    length = -(-length // _HUGE) * _HUGE
-    memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory

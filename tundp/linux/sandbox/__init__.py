@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from tundp.errors import PlatformError
@@ -120,21 +120,22 @@ def foresee() -> Holds:
     )
 
 
-def _others() -> int | None:
-    """Threads of this process beside the calling one; None where nobody can tell."""
+def _others(leaving: Collection[int]) -> int | None:
+    """Threads of this process beside the calling one and `leaving`; None where nobody can tell."""
     try:
-        return len(os.listdir("/proc/self/task")) - 1
+        return len(set(os.listdir("/proc/self/task")) - set(map(str, leaving))) - 1
     except OSError:
         return None
 
 
-def enter(plan: Plan) -> Holds:
+def enter(plan: Plan, leaving: Collection[int] = ()) -> Holds:
     """Confine this process and all it starts, for good. What the kernel lacks is in `missing`.
 
-    Call it before threads start: Landlock is the calling thread's and of those it starts.
+    Call it before threads start: Landlock is the calling thread's and of those it starts. leaving:
+    ids of threads that the caller ends right after this.
     """
     missing: list[str] = []
-    threads = _others()
+    threads = _others(leaving)
     if threads is None:
         missing.append("files and programs of threads started before: there is no /proc to see any")
     elif threads:

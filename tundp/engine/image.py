@@ -1,0 +1,190 @@
+"""The image: all that C workers need to carry packets, in memory that outlives its process.
+
+A memfd (memfd_create(2)), in the descriptor store. One process writes it, the next one reads it
+before it has imported anything else: standard library only, and little of it.
+
+    0     two heads, 64 bytes each: magic, schema, checksum, generation, offset and length
+    4096  two payloads, wherever they do not overlap
+
+    payload  length of the description (uint32), the description (JSON), then sections
+
+The writer never touches the newest payload: it takes away the other head, writes a payload and
+then its head. A process killed at any moment leaves one that is whole; the checksum (CRC-32, over
+head and payload) tells. Integers are in host order: both processes run on one machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+SCHEMA: Final = 1
+"""Of heads and description. Another one is not read."""
+_MAGIC: Final = b"tundpimg"
+_HEAD: Final = struct.Struct("=8sIIQQQ")
+_HEAD_LEN: Final = 64
+_DATA: Final = 4096
+_ALIGN: Final = 64
+_PAGE: Final = 4096
+_LENGTH: Final = struct.Struct("=I")
+LEN_MAX: Final = 1 << 30
+"""Bytes of a payload: longer ones are not read. 65,000 leases take 2 MB."""
+
+
+class Unfit(Exception):  # noqa: N818  (not an error: a start without it is a normal one)
+    """An image that cannot be used; the text says why."""
+
+
+class _Head(NamedTuple):
+    schema: int
+    checksum: int
+    generation: int
+    offset: int
+    length: int
+
+
+class Image(NamedTuple):
+    """One whole image, copied out of the memfd."""
+
+    generation: int
+    about: Mapping[str, Any]
+    """The description."""
+    sections: Mapping[str, bytes]
+    """By name, each aligned for any C type of the image."""
+
+
+def read(fd: int) -> Image:
+    """The newest image that is whole. Unfit says why there is none."""
+    reason = "the image is empty"
+    heads = [head for head in map(_head_at(fd), (0, 1)) if head is not None]
+    for head in sorted(heads, key=lambda each: -each.generation):
+        if head.schema != SCHEMA:
+            reason = f"the image has schema {head.schema}, this tundp {SCHEMA}"
+            continue
+        payload = _payload(fd, head)
+        if payload is None or _checksum(head, [payload]) != head.checksum:
+            reason = f"the image's checksum is wrong (generation {head.generation})"
+            continue
+        return _parsed(head.generation, payload)
+    raise Unfit(reason)
+
+
+def make() -> int:
+    """An empty memfd for an image, close-on-exec. OSError if the kernel refuses."""
+    return os.memfd_create("tundp-image", os.MFD_CLOEXEC)
+
+
+class ImageWriter:
+    """Writes images into a memfd, one at a time, on any thread. The descriptor is borrowed."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        heads = list(map(_head_at(fd), (0, 1)))
+        # The newest one that is whole stays as it is, whatever else the other slot has.
+        self._slot = max(range(2), key=lambda slot: _rank(fd, heads[slot]))
+        self._live = heads[self._slot]
+        self._generation = max((each.generation for each in heads if each is not None), default=0)
+
+    def write(self, about: Mapping[str, Any], sections: Mapping[str, Any]) -> int:
+        """Write an image, the newest from then on; its length in bytes.
+
+        about: what JSON can hold. sections: contiguous bytes, one after the other. OSError if
+        memory is short: the image before stays. Lets other threads run while it copies.
+        """
+        parts = _parts(about, sections)
+        length = sum(len(part) for part in parts)
+        self._generation += 1
+        head = _Head(SCHEMA, 0, self._generation, _place(self._live, length), length)
+        head = head._replace(checksum=_checksum(head, parts))
+        slot = 1 - self._slot
+        os.pwrite(self._fd, bytes(_HEAD_LEN), slot * _HEAD_LEN)
+        at = head.offset
+        for part in parts:
+            _write_all(self._fd, part, at)
+            at += len(part)
+        os.pwrite(self._fd, _HEAD.pack(_MAGIC, *head), slot * _HEAD_LEN)
+        self._slot, self._live = slot, head
+        return length
+
+
+def _head_at(fd: int) -> Any:
+    def head(slot: int) -> _Head | None:
+        data = os.pread(fd, _HEAD.size, slot * _HEAD_LEN)
+        if len(data) < _HEAD.size or data[: len(_MAGIC)] != _MAGIC:
+            return None
+        return _Head(*_HEAD.unpack(data)[1:])
+
+    return head
+
+
+def _rank(fd: int, head: _Head | None) -> int:
+    """The generation of a head whose payload is whole; -1 for any other."""
+    if head is None or head.schema != SCHEMA:
+        return -1
+    payload = _payload(fd, head)
+    is_whole = payload is not None and _checksum(head, [payload]) == head.checksum
+    return head.generation if is_whole else -1
+
+
+def _payload(fd: int, head: _Head) -> bytes | None:
+    if not _LENGTH.size <= head.length <= LEN_MAX:
+        return None
+    payload = os.pread(fd, head.length, head.offset)
+    return payload if len(payload) == head.length else None
+
+
+def _checksum(head: _Head, parts: Sequence[Any]) -> int:
+    code = zlib.crc32(_HEAD.pack(_MAGIC, *head._replace(checksum=0)))
+    for part in parts:
+        code = zlib.crc32(part, code)
+    return code
+
+
+def _place(live: _Head | None, length: int) -> int:
+    """Where a payload has room without touching the newest one."""
+    if live is None or live.offset >= _DATA + length:
+        return _DATA
+    return -(-(live.offset + live.length) // _PAGE) * _PAGE
+
+
+def _parts(about: Mapping[str, Any], sections: Mapping[str, Any]) -> list[memoryview]:
+    """A payload, in pieces that are written one behind the other."""
+    blocks = {name: memoryview(data).cast("B") for name, data in sections.items() if len(data)}
+    table: dict[str, tuple[int, int]] = {}
+    at = 0
+    for name, block in blocks.items():
+        table[name] = (at, len(block))
+        at += -(-len(block) // _ALIGN) * _ALIGN
+    text = json.dumps({**about, "sections": table}).encode()
+    text += b" " * (-(len(text) + _LENGTH.size) % _ALIGN)
+    parts = [memoryview(_LENGTH.pack(len(text)) + text)]
+    for block in blocks.values():
+        parts.append(block)
+        if fill := -len(block) % _ALIGN:
+            parts.append(memoryview(bytes(fill)))
+    return parts
+
+
+def _parsed(generation: int, payload: bytes) -> Image:
+    (length,) = _LENGTH.unpack_from(payload)
+    start = _LENGTH.size + length
+    try:
+        about = json.loads(payload[_LENGTH.size : start])
+        table = about.pop("sections")
+        # Copies: cffi must not be lent a memoryview, which the collector may clear before it.
+        sections = {
+            name: payload[start + at : start + at + size] for name, (at, size) in table.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Unfit(f"the image cannot be read: {error!r}") from None
+    return Image(generation, about, sections)
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        count = os.pwrite(fd, data, offset)
+        data, offset = data[count:], offset + count
