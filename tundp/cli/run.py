@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import sys
+import time
 from collections.abc import Sequence
 
 import tundp
 from tundp.cli.command import Command, Given, NoOptions
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, sandbox_words
 from tundp.errors import LeaseLost, TundpError
+from tundp.linux import fd_store
 from tundp.settings.declare import Flag
 from tundp.settings.settings import FLAGS
 
@@ -30,6 +33,8 @@ class RunCommand(Command[NoOptions]):
 
 def run(given: Given[NoOptions]) -> int:
     """Be a node of the overlay until a signal; failed if the daemon ends by itself."""
+    began = time.monotonic()
+    found = fd_store.taken(os.environ)
     settings = given.settings()
     if settings.version:
         print(f"tundp {tundp.__version__}", file=sys.stderr)  # as flannel does
@@ -39,7 +44,7 @@ def run(given: Given[NoOptions]) -> int:
     store = process.open_store(settings)
     code = EXIT_OK
     try:
-        process.serve(settings, store)
+        process.serve(settings, store, found=found)
     except* LeaseLost as group:
         for lost in process.leaves(group):
             _log.error("%s: exiting with code 0, as flannel does (--on-lease-lost=exit)", lost)
@@ -54,6 +59,8 @@ def run(given: Given[NoOptions]) -> int:
         for text in words:
             _log.error("%s", text)
         code = EXIT_FAILED
+    if code == EXIT_FAILED:
+        process.pace(began)
     return code
 
 
