@@ -48,6 +48,7 @@ from tundp.backoff import Contest, Outage
 from tundp.engine.taps import Tap, TapRequest
 from tundp.errors import FILES_STEP, PlatformError, TooManyReaders, Unsupported
 from tundp.files import open_folder
+from tundp.linux import fd_store
 from tundp.linux.listeners import is_stopped, listener
 from tundp.observe.codec import Malformed
 from tundp.observe.events import (
@@ -296,7 +297,7 @@ class AdminSocket:
 
         In a sandbox there is no new socket: what can be bound could also be connected, to others.
         """
-        return self._path.with_name(f".{self._path.name}")
+        return _second_name(self._path)
 
     def _keep_name(self) -> None:
         with contextlib.suppress(OSError):
@@ -333,12 +334,26 @@ class AdminSocket:
         if self._listening is not None:
             self._listening.close()
 
+    def duplicate(self) -> int:
+        """A duplicate of the listening socket's descriptor; the caller's. OSError once closed."""
+        return os.dup(self._sock.fileno())
+
     def close(self) -> None:
-        """Remove the path, if it is still ours."""
+        """Remove the path, if it is still ours, and nobody keeps the socket for the next start."""
         self._sock.close()
+        if fd_store.is_there():
+            return
         for path in (self._path, self._kept):
             if _identity(path) == self._made:
                 path.unlink(missing_ok=True)
+
+
+def leads_to_its_socket(path: Path) -> bool:
+    """Whether a path still leads to the socket a daemon before made there.
+
+    By the second name it gave it: see `AdminSocket`.
+    """
+    return (identity := _identity(path)) is not None and identity == _identity(_second_name(path))
 
 
 def open_admin_socket(path: Path) -> socket.socket:
@@ -726,6 +741,10 @@ def _make_room(path: Path) -> None:
             if error.errno != errno.EPROTOTYPE:
                 raise
     raise PlatformError(f"another tundp answers on admin socket {path}: use --admin-socket")
+
+
+def _second_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

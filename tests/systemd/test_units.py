@@ -90,7 +90,7 @@ def settings(name: str, section: str) -> list[str]:
 
 
 def test_the_template_unit_differs_in_environment_and_command_alone() -> None:
-    own = ("EnvironmentFile=", "ExecStart=")
+    own = ("EnvironmentFile=", "ExecStart=", "ExecReload=")
     one, many = (
         [line for line in settings(name, "Service") if not line.startswith(own)]
         for name in ("tundp.service", "tundp@.service")

@@ -14,6 +14,7 @@ lease, routing ledger, firewall, unreachable route, subnet.env, health.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -37,9 +38,12 @@ from tundp.lease.routing import RoutingDelta
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import Change as KernelChange
 from tundp.linux.netlink import Netlink
+from tundp.linux.tun_device import remove_device
 
 if TYPE_CHECKING:
     from tundp.backend.udp.chaos import Chaos
+
+_log = logging.getLogger(__name__)
 
 
 class FibSink(Protocol):
@@ -66,13 +70,23 @@ class Given:
     """One for each queue of the TUN device, in the queues' order."""
     udp_socks: tuple[socket.socket, ...] = ()
     """Bound sockets on the underlay, one for each worker."""
+    forget: Callable[[str], object] = bool
+    """Makes whoever keeps copies close them: of `tun-` or `udp-`. Returns when that is done."""
     image_fd: int | None = None
     """A memfd with the image of an early start: engine/image.py."""
     early: EarlyWorkers | None = None
     """Who carries packets by it until an engine does."""
 
+    def by_name(self) -> dict[str, int]:
+        """All of it by the names of linux/fd_store.py; nothing is left in here."""
+        return {
+            **{f"tun-{number}": fd for number, fd in enumerate(self.tun_fds)},
+            **{f"udp-{number}": sock.detach() for number, sock in enumerate(self.udp_socks)},
+            **({} if self.image_fd is None else {"image": self.image_fd}),
+        }
+
     def close(self) -> None:
-        """Close what nobody took."""
+        """Close what nobody took; copies elsewhere stay, and with them device and ports."""
         if self.early is not None:
             self.early.close()
         if self.image_fd is not None:
@@ -81,6 +95,16 @@ class Given:
             os.close(fd)
         for sock in self.udp_socks:
             sock.close()
+
+    def discard(self) -> None:
+        """Close what nobody took, for good: the device is deleted, the ports are free again."""
+        if self.tun_fds:
+            if name := remove_device(self.tun_fds[0]):
+                _log.warning("device %s, of the daemon before, is not used: deleted", name)
+            self.forget("tun-")
+        self.close()
+        if self.udp_socks:
+            self.forget("udp-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +136,8 @@ class BackendContext:
     """Descriptors of a predecessor to go on with; the backend's own from here on."""
     recorder: Recorder | None = None
     """Where an engine keeps the last packets it dropped."""
+    on_descriptors: Callable[[], object] = bool
+    """Called after each change of what `give` returns. On the event loop; must not block it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

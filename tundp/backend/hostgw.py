@@ -72,7 +72,8 @@ class HostGwBackend:
     """See the module, and backend.base.Backend for the contract."""
 
     def __init__(self, config: BackendConfig, context: BackendContext) -> None:
-        context.given.close()
+        # Those of a udp backend before: its device would keep the network's route.
+        context.given.discard()
         self._config = config
         self._netlink = context.netlink
         self._interface: Interface | None = None

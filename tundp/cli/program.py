@@ -22,6 +22,7 @@ from tundp.cli import (
     doctor,
     drops,
     explain,
+    hold,
     leases,
     matrix,
     metrics,
@@ -50,6 +51,7 @@ from tundp.errors import ConfigError, FilterError, Interrupted, TundpError
 
 COMMANDS: Final[tuple[Command[Any], ...]] = (
     run.COMMAND,
+    hold.COMMAND,
     status.COMMAND,
     top.COMMAND,
     doctor.COMMAND,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+import time
 from collections.abc import Sequence
 
 import tundp
@@ -31,11 +32,12 @@ class RunCommand(Command[NoOptions]):
 
 def run(given: Given[NoOptions]) -> int:
     """Be a node of the overlay until a signal; failed if the daemon ends by itself."""
+    began = time.monotonic()
+    start = early.begun()
     settings = given.settings()
     if settings.version:
         print(f"tundp {tundp.__version__}", file=sys.stderr)  # as flannel does
         return EXIT_OK
-    start = early.begun()
     from tundp.daemon import process
 
     store = process.open_store(settings)
@@ -56,6 +58,8 @@ def run(given: Given[NoOptions]) -> int:
         for text in words:
             _log.error("%s", text)
         code = EXIT_FAILED
+    if code == EXIT_FAILED:
+        process.pace(began)
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from tundp.backend.base import Backend, BackendContext, Given, PacketSettings
@@ -22,8 +23,12 @@ def make_backend(
     netlink: Netlink,
     given: Given,
     recorder: Recorder | None = None,
+    on_descriptors: Callable[[], object] = bool,
 ) -> Backend:
-    """The backend `config` names. `given` is its own from here on, `recorder` is borrowed."""
+    """The backend `config` names. `given` is its own from here on, `recorder` is borrowed.
+
+    on_descriptors: see BackendContext.
+    """
     packets = PacketSettings(
         tun_name=settings.tun_name,
         engine=settings.engine,
@@ -46,7 +51,13 @@ def make_backend(
     )
     return kind_of(config).make(
         config,
-        BackendContext(netlink=netlink, packets=packets, given=given, recorder=recorder),
+        BackendContext(
+            netlink=netlink,
+            packets=packets,
+            given=given,
+            recorder=recorder,
+            on_descriptors=on_descriptors,
+        ),
     )
 
 

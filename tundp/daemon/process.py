@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable, Collection, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -21,6 +22,7 @@ from tundp import collector, early
 from tundp.choices import Loop
 from tundp.daemon import logs
 from tundp.errors import SCARCE, ConfigError, PlatformError, TundpError
+from tundp.linux import fd_store
 from tundp.settings.settings import Settings
 from tundp.settings.sources import variable_warnings
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from tundp.store.base import Store
 
 E = TypeVar("E", bound=Exception)
+START_S: Final = 2.0
+"""A failed start lasts so long at least, where a supervisor makes the next one at once."""
 _PACKAGE: Final = os.path.join(os.path.dirname(tundp.__file__), "")
 _log = logging.getLogger("tundp")
 
@@ -56,13 +60,13 @@ def serve(
 ) -> None:
     """Be the daemon until a signal ends it.
 
-    given: what a predecessor had open, owned from here on; start: the same as an early start
-    found it, which may carry packets already. Raises ExceptionGroups of
-    TundpError: LeaseLost with --on-lease-lost=exit, anything else
-    that ends a daemon.
+    given: what a predecessor had open; start: what the descriptor store had for this start, and who
+    carries packets with it already. Both are owned from here on. Raises ExceptionGroups of
+    TundpError: LeaseLost with --on-lease-lost=exit, anything else that ends a daemon.
     """
     # Before logging is set up: some libraries set their own loggers when they are imported.
     from tundp.daemon.given import log_start, resources_of
+    from tundp.daemon.kept import Kept
     from tundp.daemon.resources import open_resources
     from tundp.daemon.run import run
     from tundp.daemon.supervise import Supervisor
@@ -82,7 +86,9 @@ def serve(
     _log.info("tundp %s starting: %s", tundp.__version__, settings.describe())
     log_start(start, settings)
     capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
-    resources = open_resources(settings, given or resources_of(start))
+    if given is None:
+        given = resources_of(start, settings, Kept(start.descriptors))
+    resources = open_resources(settings, given)
     threads = () if start.workers is None else start.workers.threads
     try:
         drop_capabilities(threads)
@@ -99,6 +105,18 @@ def serve(
     supervisor = Supervisor()
     with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
         runner.run(run_until_signal(run(settings, store, resources, supervisor), supervisor))
+
+
+def pace(began: float) -> None:
+    """Before a start that failed ends: wait until START_S after it `began` (time.monotonic()).
+
+    Whoever keeps descriptors restarts a daemon at once, so that what waits in their queues fits,
+    and a start that fails at once would be tried ten times a second. A signal ends the wait.
+    """
+    left_s = began + START_S - time.monotonic()
+    if fd_store.is_there() and left_s > 0:
+        _log.info("ending in %.1f s, so as not to be started again at once", left_s)
+        time.sleep(left_s)
 
 
 def drop_capabilities(leaving: Collection[int] = ()) -> None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import tundp
 from tundp.admin import open_admin_socket
 from tundp.backend.base import Given
+from tundp.daemon.kept import Kept
 from tundp.daemon.lock import take_lock
 from tundp.engine.recorder import FlightRecorder, open_recorder
 from tundp.errors import PlatformError
@@ -42,11 +43,21 @@ class Resources:
     metrics: socket.socket | None = None
     recorder: FlightRecorder | None = None
     backend: Given = field(default_factory=Given)
+    kept: Kept = field(default_factory=Kept)
+    """The descriptor store these are put in."""
 
     def take_backend(self) -> Given:
         """The backend's descriptors; they are the caller's now."""
         given, self.backend = self.backend, Given()
         return given
+
+    def duplicates(self) -> dict[str, int]:
+        """Lock and listening sockets by their names in the store; the caller's. OSError."""
+        found = {} if self.lock is None else {"lock": os.dup(self.lock)}
+        for name, sock in (("health", self.health), ("metrics", self.metrics)):
+            if sock is not None and sock.fileno() >= 0:
+                found[name] = os.dup(sock.fileno())
+        return found
 
     def close(self) -> None:
         """Close everything that is still here. Harmless when repeated."""

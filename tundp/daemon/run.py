@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import time
 from collections.abc import Callable
@@ -46,6 +47,7 @@ from tundp.lease import subnet_env
 from tundp.lease.identity import Identity
 from tundp.lease.model import LeaseKey
 from tundp.lease.network import NetworkConfig
+from tundp.linux import fd_store
 from tundp.linux.firewall.choose import Firewall, FirewallSettings, Previous, make_firewall
 from tundp.linux.iface import Interface, Selection, look
 from tundp.linux.netlink import Netlink
@@ -92,7 +94,12 @@ async def run(
         _log_network(network_config, manager)
         interface = await _choose_interface(netlink, selection, network_config)
         backend = make_backend(
-            network_config.backend, settings, netlink, resources.take_backend(), resources.recorder
+            network_config.backend,
+            settings,
+            netlink,
+            resources.take_backend(),
+            resources.recorder,
+            on_descriptors=resources.kept.sync,
         )
         carrying.callback(backend.close)
         offer = lease_offer(backend, settings, network_config, interface)
@@ -129,7 +136,8 @@ async def run(
             journal=journal,
         )
         stack.callback(node.close)
-        await _bring_up(node, desk, before)
+        stack.callback(resources.kept.freeze)
+        await _bring_up(node, desk, before, resources)
         await node.run()
 
 
@@ -144,6 +152,15 @@ class _Desk:
     node: Node | None = None
     admin: AdminSocket | None = None
     metrics_server: MetricsServer | None = None
+
+    def duplicates(self, resources: Resources) -> dict[str, int]:
+        """What is kept in the descriptor store of it; the caller's. OSError."""
+        found = resources.duplicates()
+        if self.admin is not None:
+            found["admin"] = self.admin.duplicate()
+        if self.metrics_server is not None and self.metrics_server.sock is not None:
+            found["metrics"] = os.dup(self.metrics_server.sock.fileno())
+        return found
 
     def worries(self) -> list[Finding]:
         """Who cannot ask the daemon, and why."""
@@ -170,7 +187,7 @@ class _Desk:
         return report.starting(self.settings, self.health, self.started_at)
 
 
-async def _bring_up(node: Node, desk: _Desk, before: Previous | None) -> None:
+async def _bring_up(node: Node, desk: _Desk, before: Previous | None, resources: Resources) -> None:
     """Make everything pods need: routes and device, firewall rules, subnet.env, in this order.
 
     Docker and CNI go by subnet.env, so it comes last. Nor are the network and subnet of the
@@ -184,6 +201,8 @@ async def _bring_up(node: Node, desk: _Desk, before: Previous | None) -> None:
         subnet=node.acquired.lease.key.subnet,
     )
     await node.open()
+    resources.kept.follow((*fd_store.QUEUES, "image"), lambda: node.backend.give().by_name())
+    resources.kept.sync()
     desk.node = node
     desk.health.waits_for("the firewall rules")
     await node.firewall.set_up()
@@ -230,6 +249,11 @@ async def _open_desk(
         server = MetricsServer(*settings.metrics_addr, resources.metrics, metrics)
         desk.metrics_server = server
         tasks.append(asyncio.ensure_future(supervisor.keep("serve metrics", server.run)))
+    resources.kept.follow(
+        tuple(each for each in fd_store.SINGLE if each != "image"),
+        lambda: desk.duplicates(resources),
+    )
+    tasks.append(asyncio.ensure_future(supervisor.keep("keep descriptors", resources.kept.keep)))
     stack.push_async_callback(_cancel, *tasks)
     stack.enter_context(StallWatch(asyncio.get_running_loop()).watching())
     return desk

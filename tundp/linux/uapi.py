@@ -24,6 +24,8 @@ TUNGETIFF: Final = 0x800454D2
 """2.6.27"""
 TUNGETFEATURES: Final = 0x800454CF
 """2.6.27"""
+TUNGETDEVNETNS: Final = 0x54E3
+"""5.2: a descriptor of the network namespace the device is in."""
 TUN_F_CSUM: Final = 0x01
 TUN_F_TSO4: Final = 0x02
 TUN_F_TSO6: Final = 0x04
@@ -113,10 +115,15 @@ LINUX_CAPABILITY_VERSION_3: Final = 0x20080522
 """2.6.26: sets of 64 bits."""
 
 # linux/prctl.h
+PR_SET_PDEATHSIG: Final = 1
+PR_SET_NAME: Final = 15
+"""2.6.9"""
 PR_CAPBSET_READ: Final = 23
 """2.6.25"""
 PR_CAPBSET_DROP: Final = 24
 """2.6.25"""
+PR_SET_CHILD_SUBREAPER: Final = 36
+"""3.4"""
 PR_SET_NO_NEW_PRIVS: Final = 38
 """3.5"""
 

@@ -69,6 +69,11 @@ class MetricsServer:
         """Why nobody can read the metrics; empty if anybody can."""
         return self._outage.error
 
+    @property
+    def sock(self) -> socket.socket | None:
+        """The listening socket, while there is one; borrowed."""
+        return self._sock
+
     async def run(self) -> None:
         """Serve until cancelled, as soon as the port is free."""
         clock = asyncio.get_running_loop().time

@@ -69,6 +69,7 @@ class UdpBackend:
         self._settings = context.packets
         self._netlink = context.netlink
         self._recorder = context.recorder
+        self._on_descriptors = context.on_descriptors
         self._socks: list[socket.socket] = []
         self._interface: Interface | None = None
         self._device: DeviceSettings | None = None
@@ -149,8 +150,13 @@ class UdpBackend:
             self._socks = list(given)
         else:
             self._image.end_early()
-            for sock in given:
-                sock.close()
+            if given:
+                _log.warning(
+                    "the UDP sockets given are not %d bound to %s:%d, opening others",
+                    *(self._settings.workers, interface.address, self._config.peer_port),
+                )
+                replace(self._given, tun_fds=()).discard()
+                self._given = replace(self._given, udp_socks=())
             self._socks = open_sockets(
                 interface.address, self._config.peer_port, self._settings.workers
             )
@@ -348,7 +354,9 @@ class UdpBackend:
     def give(self) -> Given:
         """See Backend."""
         return Given(
-            tun_fds=tuple(os.dup(fd) for fd in (() if self._tun is None else self._tun.fds)),
+            tun_fds=tuple(os.dup(fd) for fd in self._tun.fds if self._tun_index)
+            if self._tun is not None
+            else (),
             udp_socks=tuple(sock.dup() for sock in self._socks),
             image_fd=None if self._image.fd < 0 else os.dup(self._image.fd),
         )
@@ -438,6 +446,7 @@ class UdpBackend:
             self._has_attached = True
         self.engine.attach(self._tun)
         self._image.attached(self.engine, self._tun, self._socks, fib)
+        self._on_descriptors()
 
     def _log_device(self) -> None:
         """Name the device as it is now; once a minute, should somebody delete it each time."""
@@ -456,17 +465,20 @@ class UdpBackend:
 
     def _adopt_tun(self) -> Tun | None:
         """The device given by a predecessor, if there is one and it fits the engine."""
-        fds = self._given.tun_fds
-        self._given = replace(self._given, tun_fds=())
+        given, self._given = self._given, replace(self._given, tun_fds=())
+        fds = given.tun_fds
         if not fds:
             self._image.end_early()
             return None
         try:
-            tun = Tun.adopt(fds, self.engine.tun_mode)
+            tun = Tun.adopt([os.dup(fd) for fd in fds], self.engine.tun_mode)
         except PlatformError as error:
             _log.warning("the TUN device given cannot be used, making another: %s", error)
             self._image.end_early()
+            replace(given, udp_socks=()).discard()
             return None
+        for fd in fds:
+            os.close(fd)
         _log.info("device %s adopted with %d queues", tun.name, len(fds))
         return tun
 
@@ -484,4 +496,5 @@ class UdpBackend:
             if self._tun is not None and self._tun_index:
                 self._engine.attach(self._tun)
                 self._image.attached(self._engine, self._tun, self._socks)
+        self._on_descriptors()
         _log.warning("underlay address is %s on %s now: sockets moved", now.address, now.link.name)
