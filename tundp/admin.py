@@ -258,6 +258,16 @@ class AdminSocket:
         self._contest = Contest(_log)
 
     @property
+    def sock(self) -> socket.socket:
+        """The listening socket of now."""
+        return self._sock
+
+    def leave(self) -> None:
+        """Accept no more connections, and leave the path alone: it is a successor's."""
+        self.stop()
+        self._made = None
+
+    @property
     def error(self) -> str:
         """Why nobody can ask the daemon, or who keeps removing its socket; empty if all is well."""
         now = asyncio.get_running_loop().time()
@@ -273,7 +283,7 @@ class AdminSocket:
         await asyncio.to_thread(self._keep_name)
         while True:
             await asyncio.sleep(LOOK_S)
-            if _identity(self._path) == self._made:
+            if self._made is None or _identity(self._path) == self._made:
                 continue
             try:
                 sock = await asyncio.to_thread(self._make_again)
@@ -337,7 +347,7 @@ class AdminSocket:
         """Remove the path, if it is still ours."""
         self._sock.close()
         for path in (self._path, self._kept):
-            if _identity(path) == self._made:
+            if self._made is not None and _identity(path) == self._made:
                 path.unlink(missing_ok=True)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tundp.backend.base import Backend, BackendContext, Given, PacketSettings
+from tundp.backend.base import Backend, BackendContext, Given, PacketSettings, Switch
 from tundp.backend.choose import kind_of
 from tundp.choices import PeerTools
+from tundp.engine.counters import Counters
 from tundp.engine.native.engine import EngineSettings
 from tundp.engine.taps import Recorder
 from tundp.lease.model import LeaseAttributes
@@ -22,8 +23,14 @@ def make_backend(
     netlink: Netlink,
     given: Given,
     recorder: Recorder | None = None,
+    *,
+    switch: Switch | None = None,
+    base: Counters | None = None,
 ) -> Backend:
-    """The backend `config` names. `given` is its own from here on, `recorder` is borrowed."""
+    """The backend `config` names. `given` is its own from here on, `recorder` is borrowed.
+
+    switch, base: see BackendContext.
+    """
     packets = PacketSettings(
         tun_name=settings.tun_name,
         engine=settings.engine,
@@ -40,7 +47,14 @@ def make_backend(
     )
     return kind_of(config).make(
         config,
-        BackendContext(netlink=netlink, packets=packets, given=given, recorder=recorder),
+        BackendContext(
+            netlink=netlink,
+            packets=packets,
+            given=given,
+            recorder=recorder,
+            switch=switch,
+            base=base or Counters(),
+        ),
     )
 
 

@@ -47,14 +47,22 @@ def open_store(settings: Settings) -> Store:
     return stores.open_store(settings)
 
 
-def serve(settings: Settings, store: Store, given: Resources | None = None) -> None:
-    """Be the daemon until a signal ends it.
+def serve(
+    settings: Settings,
+    store: Store,
+    given: Resources | None = None,
+    *,
+    is_successor: bool = False,
+) -> None:
+    """Be the daemon until a signal ends it, or a successor takes over.
 
-    given: what a predecessor had open, owned from here on. Raises ExceptionGroups of
+    given: what a predecessor had open, owned from here on. is_successor: take over from the one
+    that runs, if one does. Raises ExceptionGroups of
     TundpError: LeaseLost with --on-lease-lost=exit, anything else
     that ends a daemon.
     """
     # Before logging is set up: some libraries set their own loggers when they are imported.
+    from tundp.daemon.handover.taker import ask as ask_for_takeover
     from tundp.daemon.resources import open_resources
     from tundp.daemon.run import run
     from tundp.daemon.supervise import Supervisor
@@ -73,19 +81,26 @@ def serve(settings: Settings, store: Store, given: Resources | None = None) -> N
         _log.warning("%s", sentence)
     _log.info("tundp %s starting: %s", tundp.__version__, settings.describe())
     capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
-    resources = open_resources(settings, given)
-    try:
-        drop_capabilities()
-        enter_sandbox(settings)
-        require_limits()
-    except BaseException:
-        resources.close()
-        raise
-    logs.write_apart()
-    collector.settle()
-    supervisor = Supervisor()
-    with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
-        runner.run(run_until_signal(run(settings, store, resources, supervisor), supervisor))
+    with contextlib.ExitStack() as stack:
+        takeover = None
+        if is_successor and (takeover := ask_for_takeover(settings)) is not None:
+            stack.enter_context(takeover.refusing())
+            given = takeover.resources(settings)
+            takeover.adopt_environment()
+        resources = open_resources(settings, given)
+        try:
+            drop_capabilities()
+            enter_sandbox(settings)
+            require_limits()
+        except BaseException:
+            resources.close()
+            raise
+        logs.write_apart()
+        collector.settle()
+        supervisor = Supervisor()
+        daemon = run(settings, store, resources, supervisor, takeover)
+        with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
+            runner.run(run_until_signal(daemon, supervisor))
 
 
 def drop_capabilities() -> None:

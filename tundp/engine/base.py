@@ -40,6 +40,21 @@ class EngineContext:
     (wire.encap.Deliver.echo_len); -1: nobody measures. Borrowed until `stop`."""
     peer_fd: int = -1
     """Likewise for messages of other nodes (wire.encap.Deliver.peer_len); -1: nobody talks."""
+    base: Counters = field(default_factory=Counters)
+    """What a predecessor has counted: added to what `Dataplane.counters` says, from the next call
+    on. Whoever made it may fill it until the engine is attached."""
+    has_old_socks: bool = False
+    """Whether the sockets are a predecessor's: the kernel's count of what they lost goes on, and
+    has in it what `base` has."""
+
+    def on_base(self, counted: Counters) -> Counters:
+        """What was counted since, with what was before."""
+        total = Counters()
+        total.add(self.base)
+        total.add(counted)
+        if self.has_old_socks:
+            total.socket_overflows = max(self.base.socket_overflows, counted.socket_overflows)
+        return total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +157,7 @@ class Dataplane(Protocol):
     """An engine. Called from the event loop's thread only; never blocks it for long.
 
     The engine borrows the TUN and the socket: whoever made them closes them, after
-    `detach` or `stop`.
+    `detach` or `stop`. Before `attach`, and after `detach`, it reads neither: another process may.
     """
 
     @property
@@ -160,11 +175,14 @@ class Dataplane(Protocol):
         ...
 
     def attach(self, tun: Tun) -> None:
-        """Begin to carry packets between `tun` and the socket; counters go on."""
+        """Begin to carry packets between `tun` and the socket; counters go on.
+
+        The sockets' options are set here: they may be shared with an engine before this one.
+        """
         ...
 
     def detach(self) -> None:
-        """Stop reading the current TUN, e.g. because it was deleted."""
+        """Stop reading the TUN and the socket, e.g. because the device was deleted."""
         ...
 
     def rebound(self) -> None:

@@ -155,6 +155,20 @@ class Counters:
     errnos: dict[str, int] = field(default_factory=dict)
     """What the kernel refused on the packet path, by the error's name."""
 
+    def add(self, other: Counters) -> None:
+        """Add all of `other` to this."""
+        for spec in COUNTERS:
+            setattr(self, spec.name, getattr(self, spec.name) + getattr(other, spec.name))
+        for direction, more in ((self.encap, other.encap), (self.decap, other.decap)):
+            for spec in DIRECTION_COUNTERS:
+                value = getattr(direction, spec.name) + getattr(more, spec.name)
+                setattr(direction, spec.name, value)
+            direction.latency = _sums(direction.latency, more.latency)
+            direction.drops = _sums(direction.drops, more.drops)
+        self.coalesce_misses = _sums(self.coalesce_misses, other.coalesce_misses)
+        for name, count in other.errnos.items():
+            self.errnos[name] = self.errnos.get(name, 0) + count
+
     @property
     def is_conserved(self) -> bool:
         """Whether both directions are."""
@@ -172,6 +186,10 @@ class Counters:
             "errnos": dict(self.errnos),
             "conserved": self.is_conserved,
         }
+
+
+def _sums(ours: list[int], theirs: list[int]) -> list[int]:
+    return [a + b for a, b in zip(ours, theirs, strict=True)]
 
 
 def _specs(counters: type) -> tuple[CounterSpec, ...]:

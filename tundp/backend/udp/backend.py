@@ -69,6 +69,8 @@ class UdpBackend:
         self._netlink = context.netlink
         self._given = context.given
         self._recorder = context.recorder
+        self._switch, self._base = context.switch, context.base
+        self._has_old_socks = False
         self._socks: list[socket.socket] = []
         self._interface: Interface | None = None
         self._device: DeviceSettings | None = None
@@ -141,6 +143,9 @@ class UdpBackend:
             given, interface.address, self._config.peer_port
         ):
             self._socks = list(given)
+            self._has_old_socks = bool(given)
+        elif self._switch is not None and len(given) != self._settings.workers:
+            raise PlatformError(f"{len(given)} sockets were given for {self._settings.workers}")
         else:
             for sock in given:
                 sock.close()
@@ -181,6 +186,8 @@ class UdpBackend:
                 recorder=self._recorder,
                 echo_fd=self._echoes.echo_fd,
                 peer_fd=self._peer_tools.peer_fd,
+                base=self._base,
+                has_old_socks=self._has_old_socks,
             ),
         )
         self._echoes.start(self._prober_settings())
@@ -344,6 +351,22 @@ class UdpBackend:
             udp_socks=tuple(sock.dup() for sock in self._socks),
         )
 
+    def descriptors(self) -> tuple[int, ...]:
+        """See Backend: the device's index, and the sockets' inodes."""
+        return (self._tun_index, *(os.fstat(sock.fileno()).st_ino for sock in self._socks))
+
+    def pause(self) -> None:
+        """See Backend."""
+        self.engine.detach()
+
+    def resume(self, *, is_paused: bool) -> None:
+        """See Backend. A device that is gone is left to `run`, which makes another."""
+        if self._tun is None or not self._tun_index:
+            return
+        self._tun.ask_again(self.engine.tun_mode)
+        if is_paused:
+            self.engine.attach(self._tun)
+
     def close(self) -> None:
         """See Backend. The device goes with its last descriptor."""
         if self._recheck is not None:
@@ -417,7 +440,11 @@ class UdpBackend:
         self._tun = adopted or Tun(name, self.engine.tun_mode)
         self._tun_index = await device.configure(self._netlink, self._tun, self._device)
         self._queue_drops.follow(self._tun_index, is_adopted=adopted is not None)
-        self.engine.attach(self._tun)
+        tun, switch, self._switch = self._tun, self._switch, None
+        if switch is None:
+            self.engine.attach(tun)
+        else:
+            await switch(lambda: self.engine.attach(tun), self.engine.detach)
 
     def _log_device(self) -> None:
         """Name the device as it is now; once a minute, should somebody delete it each time."""
@@ -443,6 +470,12 @@ class UdpBackend:
         try:
             tun = Tun.adopt(fds, self.engine.tun_mode)
         except PlatformError as error:
+            if self._switch is not None:
+                raise PlatformError(
+                    f"{error}: give this daemon the --engine and --disable-offloads of the one"
+                    " before, or restart it, which makes another device",
+                    error.errno,
+                ) from None
             _log.warning("the TUN device given cannot be used, making another: %s", error)
             return None
         _log.info("device %s adopted with %d queues", tun.name, len(fds))

@@ -129,8 +129,7 @@ class NativeEngine:
         self._recorder = context.recorder
         self._workers = self._make_workers(directions)
         self._taps = NativeTaps(self._workers, self._set_timestamps)
-        for sock in self._socks:
-            set_udp_gro(sock, is_on=self._has(Offload.UDP_GRO))
+        self._on_base = context.on_base
         self._fibs: list[NativeFib] = []
         """What workers may be using, the installed one last."""
         self._ways: dict[int, tuple[int, int]] = {}
@@ -160,6 +159,8 @@ class NativeEngine:
         self.detach()
         self._tun_gone.clear()
         self._ungranted = self._ungranted_by(tun)
+        for sock in self._socks:
+            set_udp_gro(sock, is_on=self._has(Offload.UDP_GRO))
         cpus = self._settings.cpus
         for number, worker in enumerate(self._workers):
             name = f"tundp-{self.name}-{number}"
@@ -219,7 +220,7 @@ class NativeEngine:
         for worker in self._workers:
             self._lib.tundp_worker_counters(worker.struct, counted)
             add_counters(total, counted)
-        return total
+        return self._on_base(total)
 
     def hop_counters(self, hop_ids: Sequence[int] | None = None) -> Mapping[int, HopCounters]:
         """See Dataplane."""
