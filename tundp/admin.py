@@ -84,6 +84,7 @@ SINCE: Final = {
     ASK_PATH: "0.2.0",
     TRACE_PATH: "0.2.0",
     "/v1/chaos": "0.2.0",
+    "/v1/handover": "0.2.0",
 }
 """The version of a daemon that answers a path first; the others every daemon does."""
 STATUS_SINCE: Final = "0.2.0"

@@ -32,6 +32,7 @@ from tundp.cli import (
     status,
     top,
     trace,
+    upgrade,
 )
 from tundp.cli.command import Command, example_lines
 from tundp.cli.output import (
@@ -50,6 +51,7 @@ from tundp.errors import ConfigError, FilterError, Interrupted, TundpError
 
 COMMANDS: Final[tuple[Command[Any], ...]] = (
     run.COMMAND,
+    upgrade.COMMAND,
     status.COMMAND,
     top.COMMAND,
     doctor.COMMAND,

@@ -58,7 +58,7 @@ from tundp.lease import subnet_env
 from tundp.lease.identity import Identity
 from tundp.lease.model import LeaseAttributes, LeaseKey
 from tundp.lease.network import NetworkConfig
-from tundp.linux.firewall.choose import Firewall, FirewallSettings, Previous, make_firewall
+from tundp.linux.firewall.choose import FirewallSettings, Previous, make_firewall
 from tundp.linux.iface import Interface, Selection, look
 from tundp.linux.netlink import Netlink
 from tundp.linux.tun import require_device
@@ -119,21 +119,16 @@ async def run(
         env_text = read_text(settings.subnet_file)
         before = await _start_before(env_text, cache, identity.node_id)
         acquired = await _acquire(manager, desk, network_config, offer, env_text)
+        underlay = Underlay(netlink, selection, interface=interface, network=network_config.network)
         node = Node(
             settings=settings,
             network_config=network_config,
             manager=manager,
             acquired=acquired,
             backend=backend,
-            underlay=Underlay(
-                netlink, selection, interface=interface, network=network_config.network
-            ),
+            underlay=underlay,
             netlink=netlink,
-            firewall=FirewallKeeper(
-                _make_firewall(settings, network_config, acquired.lease.key),
-                before,
-                settings.iptables_resync_s,
-            ),
+            firewall=_make_firewall(settings, network_config, acquired.lease.key, before),
             metrics=desk.metrics,
             identity=manager.identity or identity,
             worries=desk.worries,
@@ -422,8 +417,10 @@ def _make_manager(
     )
 
 
-def _make_firewall(settings: Settings, network: NetworkConfig, key: LeaseKey) -> Firewall:
-    """The rules that are wanted, if any."""
+def _make_firewall(
+    settings: Settings, network: NetworkConfig, key: LeaseKey, before: Previous | None
+) -> FirewallKeeper:
+    """Who keeps the rules that are wanted, if any. before: as of the last start."""
     wanted = FirewallSettings(
         network=network.network,
         subnet=key.subnet,
@@ -434,7 +431,8 @@ def _make_firewall(settings: Settings, network: NetworkConfig, key: LeaseKey) ->
         is_random_fully=not settings.ip_masq_fully_random_disable,
         mark=settings.instance.chain_suffix,
     )
-    return make_firewall(wanted, is_nftables=network.enable_nftables)
+    firewall = make_firewall(wanted, is_nftables=network.enable_nftables)
+    return FirewallKeeper(firewall, before, settings.iptables_resync_s)
 
 
 async def _start_before(env_text: str, cache: LeaseCache, node_id: str) -> Previous | None:

@@ -150,6 +150,8 @@ class Giver:
         except asyncio.CancelledError:
             why = "the daemon is stopping"
             raise
+        except ConnectionError:
+            why = session.went_away
         except (OSError, TundpError) as error:
             why = str(error) or "it, or a task of ours, was silent for too long"
         except Exception as error:  # noqa: BLE001  (a bug costs this handover, not the daemon)
@@ -192,20 +194,25 @@ class _Session:
                 case Refuse(why=why):
                     return f"it refuses: {why}"
                 case None:
-                    return "it went away before it was ready"
+                    return self.went_away
             if identity != self._node.backend.descriptors():
                 return "the TUN device or a socket was replaced meanwhile: run it again"
             async with asyncio.timeout(FREEZE_S):
                 self._is_frozen = True
                 await self._node.freeze()
-            if await self._switch():
-                self._commit()
+            if await self._switch() and self._commit():
                 return ""
             why = f"it did not carry packets within {SWITCH_S:g} s"
             self.take_back()
             if attempt < ATTEMPTS:
                 self._say(Withdrawn(why=why, may_try_again=True))
         return why
+
+    @property
+    def went_away(self) -> str:
+        """What it means that S has closed its end."""
+        what = "carried packets for good" if self._is_paused else "was ready"
+        return f"it went away before it {what}"
 
     def withdraw(self, why: str) -> None:
         """Go on as if nothing had happened, and say so. Harmless when all is over."""
@@ -277,19 +284,26 @@ class _Session:
                 raise BadMessage(f"it refuses: {why}")
             case Attached() | None:
                 if self._is_at_end():
-                    raise BadMessage("it died before it carried packets")
+                    raise BadMessage(self.went_away)
         return False
 
-    def _commit(self) -> None:
-        """From here on S is the daemon."""
+    def _commit(self) -> bool:
+        """Make S the daemon; False if it died meanwhile.
+
+        S tells systemd that it is ready once it has read Gone, which takes that only from the main
+        process: so that one comes first.
+        """
+        notify.notify(f"MAINPID={self.pid}")
+        try:
+            self._say(Gone())
+        except OSError:
+            notify.notify(f"MAINPID={os.getpid()}")
+            return False
         self._is_over = True
         self._holdings.stop_serving()
         self._node.hand_over()
-        if self.pid:
-            notify.notify(f"MAINPID={self.pid}")
-        with contextlib.suppress(OSError):
-            self._say(Gone())
         _log.info("handed over to process %d: exiting", self.pid)
+        return True
 
     def _say(self, message: Message) -> None:
         """Send; what does not fit a socket buffer that S does not read is an error. OSError."""

@@ -70,4 +70,5 @@ def _wait(orders: int, pidfd: int) -> None:
         if os.read(orders, 1) == _KILL:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     finally:
-        os._exit(0)
+        # No exit: what a process does at its end is the parent's to do.
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -192,15 +192,20 @@ class Decoder:
         """What was received."""
         self._buffer += data
 
+    def has_message(self) -> bool:
+        """Whether `next` has one, or refuses what there is."""
+        if len(self._buffer) < _LENGTH.size:
+            return False
+        (length,) = _LENGTH.unpack_from(self._buffer)
+        return bool(length > MESSAGE_MAX or len(self._buffer) >= _LENGTH.size + length)
+
     def next(self) -> Message | None:
         """The next whole message; None if more bytes are needed. BadMessage, and all is over."""
-        if len(self._buffer) < _LENGTH.size:
+        if not self.has_message():
             return None
         (length,) = _LENGTH.unpack_from(self._buffer)
         if length > MESSAGE_MAX:
             raise BadMessage(f"a message of {length} bytes: {MESSAGE_MAX} are the most")
-        if len(self._buffer) < _LENGTH.size + length:
-            return None
         text = bytes(self._buffer[_LENGTH.size : _LENGTH.size + length])
         del self._buffer[: _LENGTH.size + length]
         return _decode(text)

@@ -16,7 +16,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
@@ -63,6 +63,8 @@ OFFER_S: Final = 10.0
 PAUSE_S: Final = 10.0
 """From Ready to Paused: P ends its tasks meanwhile, and carries packets."""
 GONE_S: Final = 2.0
+STOPPED_S: Final = 0.3
+"""Silent for so long, P is looked at: a process that is stopped carries no packets either."""
 DEAD_S: Final = 5.0
 """A process that was killed is gone after so long, or it never goes."""
 ATTEMPTS: Final = 3
@@ -242,25 +244,44 @@ class Takeover:
 
     async def _ask(self, message: Message, limit_s: float) -> Message | None:
         """Say something, and what P answers; None: P is dead by now, whatever it was before."""
-        loop = asyncio.get_running_loop()
+        answer: Message | None = None
         try:
-            async with asyncio.timeout(limit_s):
-                await loop.sock_sendall(self._conn, protocol.encode(message))
-                while (answer := self._decoder.next()) is None:
-                    data = await loop.sock_recv(self._conn, _READ_LEN)
-                    if not data:
-                        break
-                    self._decoder.feed(data)
+            await self._wait(self._say_and_hear(message), limit_s)
+            answer = self._decoder.next()
         except TimeoutError:
-            _log.warning("process %d does not answer within %g s: killing it", self.pid, limit_s)
-            await asyncio.to_thread(self._killer.kill)
-            answer = None
+            why = "is stopped" if is_stopped(self.pid) else f"does not answer within {limit_s:g} s"
+            _log.warning("process %d %s: killing it", self.pid, why)
+            self._killer.kill()
         except ConnectionError:
             # It may have said why before it closed its end.
             answer = self._last_words()
         if answer is None:
             await self._require_dead()
         return answer
+
+    async def _say_and_hear(self, message: Message) -> None:
+        """Return once a whole message is there, or P has closed its end."""
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self._conn, protocol.encode(message))
+        while not self._decoder.has_message():
+            data = await loop.sock_recv(self._conn, _READ_LEN)
+            if not data:
+                break
+            self._decoder.feed(data)
+
+    async def _wait(self, exchange: Coroutine[Any, Any, None], limit_s: float) -> None:
+        """Run it. TimeoutError after limit_s; sooner if P is stopped, which nothing will end."""
+        task = asyncio.ensure_future(exchange)
+        give_up_at = time.monotonic() + limit_s
+        try:
+            while not task.done():
+                await asyncio.wait([task], timeout=STOPPED_S)
+                if not task.done() and (time.monotonic() > give_up_at or is_stopped(self.pid)):
+                    raise TimeoutError
+            task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     def _last_words(self) -> Message | None:
         with contextlib.suppress(OSError):
