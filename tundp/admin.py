@@ -85,6 +85,7 @@ SINCE: Final = {
     ASK_PATH: "0.2.0",
     TRACE_PATH: "0.2.0",
     "/v1/chaos": "0.2.0",
+    "/v1/handover": "0.2.0",
 }
 """The version of a daemon that answers a path first; the others every daemon does."""
 STATUS_SINCE: Final = "0.2.0"
@@ -259,6 +260,16 @@ class AdminSocket:
         self._contest = Contest(_log)
 
     @property
+    def sock(self) -> socket.socket:
+        """The listening socket of now."""
+        return self._sock
+
+    def leave(self) -> None:
+        """Accept no more connections, and leave the path alone: it is a successor's."""
+        self.stop()
+        self._made = None
+
+    @property
     def error(self) -> str:
         """Why nobody can ask the daemon, or who keeps removing its socket; empty if all is well."""
         now = asyncio.get_running_loop().time()
@@ -274,7 +285,7 @@ class AdminSocket:
         await asyncio.to_thread(self._keep_name)
         while True:
             await asyncio.sleep(LOOK_S)
-            if _identity(self._path) == self._made:
+            if self._made is None or _identity(self._path) == self._made:
                 continue
             try:
                 sock = await asyncio.to_thread(self._make_again)
@@ -344,7 +355,7 @@ class AdminSocket:
         if fd_store.is_there():
             return
         for path in (self._path, self._kept):
-            if _identity(path) == self._made:
+            if self._made is not None and _identity(path) == self._made:
                 path.unlink(missing_ok=True)
 
 

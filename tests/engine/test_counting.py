@@ -52,6 +52,12 @@ class Overflowing:
     def getsockname(self) -> Any:
         return self._sock.getsockname()
 
+    def setsockopt(self, *option: Any) -> None:
+        self._sock.setsockopt(*option)
+
+    def getsockopt(self, *option: Any) -> Any:
+        return self._sock.getsockopt(*option)
+
     def ring(self) -> None:
         """Make it readable: the engine then takes every report there is."""
         self._sock.sendto(b"", self.getsockname())
@@ -70,12 +76,15 @@ class Overflowing:
 async def test_socket_overflows_never_go_back() -> None:
     # The kernel counts modulo 2^32, and from zero for a new socket. The C engines:
     # tests/native/test_native.c.
-    with contextlib.closing(Overflowing([10, LAST, LAST + 6])) as sock:
+    with contextlib.closing(Overflowing([10, LAST, LAST + 6])) as sock, pair_for_tun() as (_, tun):
         engine = ReferenceEngine(cast(socket.socket, sock), context())
         try:
+            engine.attach(tun)
             sock.ring()
             await until(lambda: engine.counters().socket_overflows == LAST + 6)
+            engine.detach()
             engine.rebound()
+            engine.attach(tun)
             sock.reports = [3, 4]
             sock.ring()
             await until(lambda: engine.counters().socket_overflows == LAST + 6 + 4)
@@ -90,7 +99,8 @@ def pair_for_tun() -> Iterator[tuple[socket.socket, Tun]]:
         ours, theirs = map(stack.enter_context, socket.socketpair(type=socket.SOCK_SEQPACKET))
         theirs.setblocking(False)
         granted = dict.fromkeys(("has_vnet_header", "has_tso", "has_uso", "knows_uso"), True)
-        yield ours, cast(Tun, SimpleNamespace(name="pair", fds=(theirs.fileno(),), **granted))
+        fd = theirs.fileno()
+        yield ours, cast(Tun, SimpleNamespace(name="pair", fd=fd, fds=(fd,), **granted))
 
 
 @pytest.mark.parametrize("length", [1, 9])

@@ -51,6 +51,7 @@ MAY_IMPORT = {
     "observe": {"engine", "lease", "linux", "store", "wire", *BOTTOM},
     "admin": {"admin_peers", "engine", "linux", "observe", *BOTTOM},
     "admin_chaos": {"admin", "observe", *BOTTOM},
+    "admin_handover": {"admin", "observe", *BOTTOM},
     "admin_peers": {"observe", *BOTTOM},
     "show": {"layout", "linux", "observe", "show_chaos", "wire", *BOTTOM},
     "show_chaos": {"layout", "observe", *BOTTOM},
@@ -63,6 +64,7 @@ MAY_IMPORT = {
     "daemon": {
         "admin",
         "admin_chaos",
+        "admin_handover",
         "backend",
         "early",
         "engine",
@@ -108,6 +110,7 @@ MAY_IMPORT = {
         "wire",
         "admin",
         "admin_chaos",
+        "admin_handover",
         "bench",
         "bugreport",
         "daemon",

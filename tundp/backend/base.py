@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Protocol
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Protocol
 from tundp.backend.peers import PeerTools
 from tundp.choices import Engine, Measuring, SourceCheck
 from tundp.engine.base import Dataplane
+from tundp.engine.counters import Counters
 from tundp.engine.native.early import EarlyWorkers
 from tundp.engine.native.engine import EngineSettings
 from tundp.engine.reach import Reach
@@ -126,6 +127,11 @@ class PacketSettings:
     """Whether other nodes are asked, and answered."""
 
 
+Switch = Callable[[Callable[[], None], Callable[[], None]], Awaitable[None]]
+"""Attaches an engine when the one before has let go: `await switch(attach, detach)`. Raises a
+TundpError, with the engine detached, if that one goes on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendContext:
     """What a backend is made with."""
@@ -138,6 +144,10 @@ class BackendContext:
     """Where an engine keeps the last packets it dropped."""
     on_descriptors: Callable[[], object] = bool
     """Called after each change of what `give` returns. On the event loop; must not block it."""
+    switch: Switch | None = None
+    """What is given is still in use by another process, until this says so. None: it is not."""
+    totals: Counters | None = None
+    """What that process has counted, filled in by `switch` before it attaches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,6 +336,18 @@ class Backend(Protocol):
 
     def give(self) -> Given:
         """Duplicates of the descriptors a successor needs to go on; ours stay in use."""
+        ...
+
+    def descriptors(self) -> tuple[int, ...]:
+        """What `give` duplicates, as numbers that change when the device or a socket is another."""
+        ...
+
+    def pause(self) -> None:
+        """Carry nothing: a successor is about to. What is on the way waits in the queues."""
+        ...
+
+    def resume(self, *, is_paused: bool) -> None:
+        """No successor came of it. Undo what one may have set, and `pause` if it was called."""
         ...
 
     def close(self) -> None:

@@ -292,6 +292,16 @@ class HostGwBackend:
         """See Backend: routes outlive the process by themselves."""
         return Given()
 
+    def descriptors(self) -> tuple[int, ...]:
+        """See Backend."""
+        return ()
+
+    def pause(self) -> None:
+        """See Backend: the kernel carries the packets."""
+
+    def resume(self, *, is_paused: bool) -> None:
+        """See Backend."""
+
     def close(self) -> None:
         """See Backend. The routes stay."""
 

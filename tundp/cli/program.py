@@ -33,6 +33,7 @@ from tundp.cli import (
     status,
     top,
     trace,
+    upgrade,
 )
 from tundp.cli.command import Command, example_lines
 from tundp.cli.output import (
@@ -52,6 +53,7 @@ from tundp.errors import ConfigError, FilterError, Interrupted, TundpError
 COMMANDS: Final[tuple[Command[Any], ...]] = (
     run.COMMAND,
     hold.COMMAND,
+    upgrade.COMMAND,
     status.COMMAND,
     top.COMMAND,
     doctor.COMMAND,

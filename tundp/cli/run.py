@@ -10,27 +10,42 @@ from collections.abc import Sequence
 
 import tundp
 from tundp import early
-from tundp.cli.command import Command, Given, NoOptions
+from tundp.cli.command import Command, Given
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, sandbox_words
 from tundp.errors import LeaseLost, TundpError
-from tundp.settings.declare import Flag
+from tundp.settings.declare import Flag, option
 from tundp.settings.settings import FLAGS
 
 _log = logging.getLogger("tundp")
 
 
-class RunCommand(Command[NoOptions]):
-    """Takes the daemon's flags and no others; help lists flannel's and tundp's own apart."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What a start is, beside its settings."""
+
+    replace: bool = option(
+        default=False,
+        help="take over from the daemon of this --subnet-file while its packets flow, with these"
+        " flags in place of its own; a normal start if none runs. If one side refuses, the daemon"
+        " that runs goes on and this one fails; see tundp upgrade",
+    )
+
+
+class RunCommand(Command[RunOptions]):
+    """Takes the daemon's flags; help lists flannel's and tundp's own apart."""
 
     def flag_groups(self) -> list[tuple[str, Sequence[Flag]]]:
         """See Command."""
         return [
             ("flannel's flags", [flag for flag in FLAGS if flag.is_flannels]),
-            ("tundp's own flags", [flag for flag in FLAGS if not flag.is_flannels]),
+            (
+                "tundp's own flags",
+                [*self.own_flags, *(flag for flag in FLAGS if not flag.is_flannels)],
+            ),
         ]
 
 
-def run(given: Given[NoOptions]) -> int:
+def run(given: Given[RunOptions]) -> int:
     """Be a node of the overlay until a signal; failed if the daemon ends by itself."""
     began = time.monotonic()
     start = early.begun()
@@ -43,7 +58,7 @@ def run(given: Given[NoOptions]) -> int:
     store = process.open_store(settings)
     code = EXIT_OK
     try:
-        process.serve(settings, store, start=start)
+        process.serve(settings, store, start=start, is_successor=given.options.replace)
     except* LeaseLost as group:
         for lost in process.leaves(group):
             _log.error("%s: exiting with code 0, as flannel does (--on-lease-lost=exit)", lost)
@@ -72,7 +87,7 @@ Be a node of the overlay until SIGINT or SIGTERM. Flags may be written -flag val
 environment variable of each, used when the flag is not given; then comes the file of
 --config, then the default.""",
     run=run,
-    options=NoOptions,
+    options=RunOptions,
     settings=FLAGS,
     examples=(
         ("tundp run --etcd-endpoints=http://192.0.2.9:2379 --iface=eth0", ""),
@@ -84,8 +99,8 @@ environment variable of each, used when the flag is not given; then comes the fi
         ),
     ),
     notes="""\
-exit codes: 0 stopped by a signal; 1 failed; 2 wrong usage (flannel: 0). A lost lease ends
-nothing (flannel: exit code 0; --on-lease-lost=exit).""",
+exit codes: 0 stopped by a signal, or another has taken over; 1 failed; 2 wrong usage (flannel:
+0). A lost lease ends nothing (flannel: exit code 0; --on-lease-lost=exit).""",
 )
 
 FLANNELD = dataclasses.replace(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from tundp.backend.base import Backend, BackendContext, Given, PacketSettings
+from tundp.backend.base import Backend, BackendContext, Given, PacketSettings, Switch
 from tundp.backend.choose import kind_of
 from tundp.choices import OnLeaseLost, PeerTools
+from tundp.engine.counters import Counters
 from tundp.engine.native.engine import EngineSettings
 from tundp.engine.taps import Recorder
 from tundp.lease.model import LeaseAttributes
@@ -24,10 +25,13 @@ def make_backend(
     given: Given,
     recorder: Recorder | None = None,
     on_descriptors: Callable[[], object] = bool,
+    *,
+    switch: Switch | None = None,
+    totals: Counters | None = None,
 ) -> Backend:
     """The backend `config` names. `given` is its own from here on, `recorder` is borrowed.
 
-    on_descriptors: see BackendContext.
+    on_descriptors, switch, totals: see BackendContext.
     """
     packets = PacketSettings(
         tun_name=settings.tun_name,
@@ -57,6 +61,8 @@ def make_backend(
             given=given,
             recorder=recorder,
             on_descriptors=on_descriptors,
+            switch=switch,
+            totals=totals,
         ),
     )
 

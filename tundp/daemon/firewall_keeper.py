@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from tundp.backoff import Backoff, Contest, Outage
 from tundp.errors import PlatformError
@@ -50,6 +51,33 @@ class FirewallKeeper:
         if not self._firewall.is_wanted:
             return self.missing or "no rules of ours are wanted"
         return self.missing or f"our {self.flavour} rules are there"
+
+    @property
+    def wanted(self) -> str:
+        """What is wanted, in words that are equal for equal rules."""
+        return self._firewall.wanted
+
+    def memory(self) -> Mapping[str, Any]:
+        """See Firewall.memory; empty if nothing was made."""
+        return {} if self._failure or not self._firewall.is_wanted else self._firewall.memory()
+
+    async def take_over(self, memory: Mapping[str, Any]) -> None:
+        """Go on with the rules of a predecessor that wanted the same: mend them, if at all."""
+        if not self._firewall.is_wanted:
+            self._failure = ""
+            return
+        if not memory or not self._firewall.recall(memory):
+            await self.set_up()
+            return
+        try:
+            missing = await self._firewall.repair()
+        except PlatformError as error:
+            self._failure = str(error)
+            self._outage.failed(error, now=asyncio.get_running_loop().time())
+        else:
+            self._failure = ""
+            if missing:
+                _log.warning("firewall rules were missing; mended: %s", ", ".join(missing))
 
     async def set_up(self) -> None:
         """Make the rules that are wanted, and remove what earlier settings or a flannel made.

@@ -15,12 +15,12 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 from tundp.admin import leads_to_its_socket
 from tundp.backend.base import Given
-from tundp.daemon.kept import Kept
 from tundp.choices import OnLeaseLost
+from tundp.daemon.kept import Kept
 from tundp.daemon.resources import Resources
 from tundp.early import Start
 from tundp.errors import TundpError

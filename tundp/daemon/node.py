@@ -88,6 +88,12 @@ class Node:
     kernel: KernelKeeper = field(init=False)
     obstacles: ObstacleWatch = field(init=False)
     started_at: float = field(default_factory=time.time)
+    _keeping: asyncio.Future[None] | None = None
+    """The tasks, while they run."""
+    _thawed: asyncio.Event = field(default_factory=asyncio.Event)
+    _is_handed_over: bool = False
+    _is_main: bool = False
+    """Whether systemd was told that this is the daemon."""
     _is_changing: bool = False
     """Whether a change of the ledger was begun and has not come to its end."""
     udp_errors_before: UdpErrors = field(default_factory=udp_errors)
@@ -116,9 +122,10 @@ class Node:
         self.history.published()
         await self.kernel.opened()
 
-    def write_subnet_file(self) -> None:
-        """Write subnet.env as it must be now."""
-        self.subnet_file.write(
+    def write_subnet_file(self, *, is_there: bool = False) -> None:
+        """Write subnet.env as it must be now. is_there: by a predecessor, perhaps."""
+        write = self.subnet_file.take_over if is_there else self.subnet_file.write
+        write(
             SubnetEnv(
                 network=self.network_config.network,
                 key=self.acquired.lease.key,
@@ -128,8 +135,42 @@ class Node:
             )
         )
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its tasks run: the start is over, the end has not begun."""
+        return self._keeping is not None and not self._keeping.done()
+
     async def run(self) -> None:
-        """Run until cancelled. Raises LeaseLost and DuplicateNode, which end a daemon."""
+        """Run until cancelled, or handed over. Raises LeaseLost and DuplicateNode, which end it."""
+        while not self._is_handed_over:
+            self._thawed.clear()
+            self._keeping = asyncio.ensure_future(self._keep())
+            try:
+                await self._keeping
+            except asyncio.CancelledError:
+                current = asyncio.current_task()
+                if current is None or current.cancelling():
+                    raise  # else it was `freeze`
+            await self._thawed.wait()
+
+    async def freeze(self) -> None:
+        """End every task; packets flow, nothing else is written or said. `thaw` undoes it."""
+        keeping = self._keeping
+        assert keeping is not None, "it runs"
+        keeping.cancel()
+        await asyncio.wait([keeping])
+        await asyncio.to_thread(self.manager.flush)
+
+    def thaw(self) -> None:
+        """Begin the tasks again."""
+        self._thawed.set()
+
+    def hand_over(self) -> None:
+        """Another process is this node now: `run` returns, and nothing is removed or told."""
+        self._is_handed_over = True
+        self._thawed.set()
+
+    async def _keep(self) -> None:
         tasks: dict[str, Callable[[], Awaitable[None]]] = {
             "follow leases": self._follow_leases,
             "keep lease": self.manager.keep,
@@ -147,12 +188,15 @@ class Node:
         async with asyncio.TaskGroup() as group:
             for name, main in tasks.items():
                 group.create_task(self.supervisor.keep(name, main), name=name)
-            notify.notify("READY=1", f"STATUS={self._summary()}")
+            if not self._is_main:
+                self._is_main = True
+                notify.notify("READY=1", f"STATUS={self._summary()}")
 
     def close(self) -> None:
         """Publish no more. What was opened belongs to `run`."""
         self.publisher.close()
-        notify.notify("STOPPING=1")
+        if self._is_main and not self._is_handed_over:
+            notify.notify("STOPPING=1")
 
     def summary(self) -> Status:
         """See observe.collect.StatusSource."""

@@ -57,15 +57,18 @@ def serve(
     given: Resources | None = None,
     *,
     start: early.Start = early.NOTHING,
+    is_successor: bool = False,
 ) -> None:
-    """Be the daemon until a signal ends it.
+    """Be the daemon until a signal ends it, or a successor takes over.
 
     given: what a predecessor had open; start: what the descriptor store had for this start, and who
-    carries packets with it already. Both are owned from here on. Raises ExceptionGroups of
-    TundpError: LeaseLost with --on-lease-lost=exit, anything else that ends a daemon.
+    carries packets with it already. Both are owned from here on. is_successor: take over from the
+    one that runs, if there is one. Raises ExceptionGroups of TundpError: LeaseLost with
+    --on-lease-lost=exit, anything else that ends a daemon.
     """
     # Before logging is set up: some libraries set their own loggers when they are imported.
     from tundp.daemon.given import log_start, resources_of
+    from tundp.daemon.handover.taker import ask as ask_for_takeover
     from tundp.daemon.kept import Kept
     from tundp.daemon.resources import open_resources
     from tundp.daemon.run import run
@@ -86,25 +89,37 @@ def serve(
     _log.info("tundp %s starting: %s", tundp.__version__, settings.describe())
     log_start(start, settings)
     capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
-    if given is None:
-        given = resources_of(start, settings, Kept(start.descriptors))
-    resources = open_resources(settings, given)
+    with contextlib.ExitStack() as stack:
+        takeover = None
+        if is_successor and (takeover := ask_for_takeover(settings)) is not None:
+            stack.enter_context(takeover.refusing())
+            given = takeover.resources(settings)
+            takeover.adopt_environment()
+        if given is None:
+            given = resources_of(start, settings, Kept(start.descriptors))
+        resources = open_resources(settings, given)
+        try:
+            give_up_rights(settings, start)
+        except BaseException:
+            resources.close()
+            raise
+        logs.write_apart()
+        collector.settle()
+        supervisor = Supervisor()
+        daemon = run(settings, store, resources, supervisor, takeover)
+        with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
+            runner.run(run_until_signal(daemon, supervisor))
+
+
+def give_up_rights(settings: Settings, start: early.Start) -> None:
+    """Keep the rights a daemon needs, and enter its sandbox; every thread. PlatformError."""
     threads = () if start.workers is None else start.workers.threads
-    try:
-        drop_capabilities(threads)
-        enter_sandbox(settings, threads)
-        if start.workers is not None:
-            # Rights are each thread's own: those that have more than is left end here.
-            start.workers.renew()
-        require_limits()
-    except BaseException:
-        resources.close()
-        raise
-    logs.write_apart()
-    collector.settle()
-    supervisor = Supervisor()
-    with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
-        runner.run(run_until_signal(run(settings, store, resources, supervisor), supervisor))
+    drop_capabilities(threads)
+    enter_sandbox(settings, threads)
+    if start.workers is not None:
+        # Rights are each thread's own: those that have more than is left end here.
+        start.workers.renew()
+    require_limits()
 
 
 def pace(began: float) -> None:

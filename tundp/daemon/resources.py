@@ -67,6 +67,8 @@ class Resources:
         if self.lock is not None:
             os.close(self.lock)
         self.admin = self.health = self.metrics = self.lock = None
+        if self.recorder is not None:
+            self.recorder.leave()
         self.take_backend().close()
 
 

@@ -7,6 +7,11 @@
 Shutdown is cancellation and nothing else: `run` ends when its task is cancelled, and
 what it opened is closed on the way out. As with flannel the lease, the firewall rules and
 subnet.env stay, so that the next start finds the same subnet and nothing leaks meanwhile.
+
+With a takeover (daemon/handover) all of that is done beside the daemon that runs: nothing is
+written or served until `backend.open` has got the packets from it.
+
+Why one room: it is the order of a start, and whoever moves a step has to see the others.
 """
 
 from __future__ import annotations
@@ -16,13 +21,17 @@ import contextlib
 import logging
 import os
 import random
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
 from tundp.admin import AdminSocket, serve_admin
 from tundp.admin_chaos import serve_chaos
+from tundp.admin_handover import serve_handover
+from tundp.backend.base import Backend
 from tundp.backend.choose import parse_network_config
 from tundp.blocking import off_loop
 from tundp.choices import OnLeaseLost
@@ -30,6 +39,9 @@ from tundp.daemon import report
 from tundp.daemon.backends import lease_offer, make_backend
 from tundp.daemon.dumps import Dumps
 from tundp.daemon.firewall_keeper import FirewallKeeper
+from tundp.daemon.handover.giver import Giver, Holdings
+from tundp.daemon.handover.taker import Takeover
+from tundp.daemon.handover.taker import report as handover_report
 from tundp.daemon.journal import Journal
 from tundp.daemon.looker import NodeLooker
 from tundp.daemon.node import Node
@@ -45,14 +57,15 @@ from tundp.errors import ConfigError, PlatformError
 from tundp.finding import Finding, worries
 from tundp.lease import subnet_env
 from tundp.lease.identity import Identity
-from tundp.lease.model import LeaseKey
+from tundp.lease.model import LeaseAttributes, LeaseKey
 from tundp.lease.network import NetworkConfig
 from tundp.linux import fd_store
-from tundp.linux.firewall.choose import Firewall, FirewallSettings, Previous, make_firewall
+from tundp.linux.firewall.choose import FirewallSettings, Previous, make_firewall
 from tundp.linux.iface import Interface, Selection, look
 from tundp.linux.netlink import Netlink
 from tundp.linux.tun import require_device
 from tundp.observe.health import Health
+from tundp.observe.http_server import HttpServer
 from tundp.observe.leases import Leases
 from tundp.observe.metrics import Metrics
 from tundp.observe.status import Status
@@ -65,13 +78,21 @@ from tundp.subnet.manager import CacheSettings, LeaseSettings, StoreSubnetManage
 
 _log = logging.getLogger(__name__)
 
+CONFIG_S: Final = 20.0
+"""A successor waits no longer for the network config: the daemon before goes on instead."""
+
 
 async def run(
-    settings: Settings, store: Store, resources: Resources, supervisor: Supervisor
+    settings: Settings,
+    store: Store,
+    resources: Resources,
+    supervisor: Supervisor,
+    takeover: Takeover | None = None,
 ) -> None:
-    """Be a node of the overlay until cancelled. Raises TundpError when it cannot be one.
+    """Be a node of the overlay until cancelled, or handed over. TundpError if it cannot be one.
 
     The store and the resources are closed on the way out. `supervisor` keeps the tasks.
+    takeover: from whom to take over; None: from nobody.
     """
     _warn_of_vain_flags(settings)
     async with contextlib.AsyncExitStack() as stack:
@@ -81,54 +102,37 @@ async def run(
         carrying = stack.enter_context(contextlib.ExitStack())
         stack.push_async_callback(store.close)
         cache = LeaseCache(settings.state_dir, settings.instance)
-        identity = cache.identity()
+        identity = cache.identity() if takeover is None else takeover.identity
         manager = _make_manager(settings, store, identity, cache)
         stack.push_async_callback(manager.close)
-        desk = await _open_desk(stack, settings, resources, supervisor)
+        desk = _Desk(settings, resources, supervisor, takeover)
+        if takeover is None:
+            await _open_desk(stack, desk)
         netlink = await stack.enter_async_context(Netlink())
         desk.metrics.netlink = lambda: (netlink.requests, netlink.dumps)
         selection = selection_of(settings)
         # Before the network config, which may be long in coming: a wrong flag fails at once.
         await look(netlink, selection, None)
-        network_config = await manager.network_config(desk.health)
+        network_config = await _network_config(manager, desk)
         _log_network(network_config, manager)
         interface = await _choose_interface(netlink, selection, network_config)
-        backend = make_backend(
-            network_config.backend,
-            settings,
-            netlink,
-            resources.take_backend(),
-            resources.recorder,
-            on_descriptors=resources.kept.sync,
-        )
+        backend = _make_backend(desk, network_config, netlink)
         carrying.callback(backend.close)
         offer = lease_offer(backend, settings, network_config, interface)
         backend.prepare(interface)
         env_text = read_text(settings.subnet_file)
         before = await _start_before(env_text, cache, identity.node_id)
-        acquired = await manager.acquire(
-            network_config,
-            offer,
-            previous=subnet_env.previous_key(env_text),
-            progress=desk.health,
-        )
-        if acquired.cache_age_s is None:
-            _log_lease(settings, env_text, acquired)
+        acquired = await _acquire(manager, desk, network_config, offer, env_text)
+        underlay = Underlay(netlink, selection, interface=interface, network=network_config.network)
         node = Node(
             settings=settings,
             network_config=network_config,
             manager=manager,
             acquired=acquired,
             backend=backend,
-            underlay=Underlay(
-                netlink, selection, interface=interface, network=network_config.network
-            ),
+            underlay=underlay,
             netlink=netlink,
-            firewall=FirewallKeeper(
-                _make_firewall(settings, network_config, acquired.lease.key),
-                before,
-                settings.iptables_resync_s,
-            ),
+            firewall=_make_firewall(settings, network_config, acquired.lease.key, before),
             metrics=desk.metrics,
             identity=manager.identity or identity,
             worries=desk.worries,
@@ -137,7 +141,7 @@ async def run(
         )
         stack.callback(node.close)
         stack.callback(resources.kept.freeze)
-        await _bring_up(node, desk, before, resources)
+        await _bring_up(stack, node, desk, before)
         await node.run()
 
 
@@ -146,21 +150,44 @@ class _Desk:
     """Answers for the daemon: sockets that are there before the node is."""
 
     settings: Settings
-    health: Health
-    metrics: Metrics
+    resources: Resources
+    supervisor: Supervisor
+    takeover: Takeover | None
+    health: Health = field(default_factory=Health)
+    metrics: Metrics = field(init=False)
     started_at: float = field(default_factory=time.time)
     node: Node | None = None
     admin: AdminSocket | None = None
     metrics_server: MetricsServer | None = None
 
-    def duplicates(self, resources: Resources) -> dict[str, int]:
+    def duplicates(self) -> dict[str, int]:
         """What is kept in the descriptor store of it; the caller's. OSError."""
-        found = resources.duplicates()
+        found = self.resources.duplicates()
         if self.admin is not None:
             found["admin"] = self.admin.duplicate()
         if self.metrics_server is not None and self.metrics_server.sock is not None:
             found["metrics"] = os.dup(self.metrics_server.sock.fileno())
         return found
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(
+            self.health.ready, self.supervisor.failures, peers_max=self.settings.metrics_peers
+        )
+        self.health.on_lag = self.metrics.loop_lag.observe
+
+    def listeners(self) -> Mapping[str, socket.socket | None]:
+        """See handover.giver.Holdings."""
+        return {
+            "admin": None if self.admin is None else self.admin.sock,
+            "health": self.resources.health,
+            "metrics": self.resources.metrics,
+        }
+
+    def leave(self) -> None:
+        """Accept no more connections: a successor does. What the store keeps is its affair."""
+        self.resources.kept.freeze()
+        if self.admin is not None:
+            self.admin.leave()
 
     def worries(self) -> list[Finding]:
         """Who cannot ask the daemon, and why."""
@@ -187,7 +214,9 @@ class _Desk:
         return report.starting(self.settings, self.health, self.started_at)
 
 
-async def _bring_up(node: Node, desk: _Desk, before: Previous | None, resources: Resources) -> None:
+async def _bring_up(
+    stack: contextlib.AsyncExitStack, node: Node, desk: _Desk, before: Previous | None
+) -> None:
     """Make everything pods need: routes and device, firewall rules, subnet.env, in this order.
 
     Docker and CNI go by subnet.env, so it comes last. Nor are the network and subnet of the
@@ -201,29 +230,111 @@ async def _bring_up(node: Node, desk: _Desk, before: Previous | None, resources:
         subnet=node.acquired.lease.key.subnet,
     )
     await node.open()
-    resources.kept.follow((*fd_store.QUEUES, "image"), lambda: node.backend.give().by_name())
-    resources.kept.sync()
+    kept = desk.resources.kept
+    kept.follow((*fd_store.QUEUES, "image"), lambda: node.backend.give().by_name())
+    kept.sync()
     desk.node = node
+    takeover = desk.takeover
+    if takeover is not None:
+        await _settle(stack, node, desk, takeover)
     desk.health.waits_for("the firewall rules")
-    await node.firewall.set_up()
-    node.write_subnet_file()
+    if takeover is not None and takeover.offer.firewall == node.firewall.wanted:
+        await node.firewall.take_over(takeover.firewall_memory())
+    else:
+        await node.firewall.set_up()
+    node.write_subnet_file(is_there=takeover is not None)
     desk.health.attend(node.backend.heartbeat, node.findings)
     desk.metrics.summary = node.summary
     desk.metrics.peers = report.peer_source(node.backend)
 
 
-async def _open_desk(
-    stack: contextlib.AsyncExitStack,
-    settings: Settings,
-    resources: Resources,
-    supervisor: Supervisor,
-) -> _Desk:
+def _make_backend(desk: _Desk, network_config: NetworkConfig, netlink: Netlink) -> Backend:
+    """With what a predecessor gave, if there is one, and not before it lets go."""
+    resources, takeover = desk.resources, desk.takeover
+    return make_backend(
+        network_config.backend,
+        desk.settings,
+        netlink,
+        resources.take_backend(),
+        resources.recorder,
+        resources.kept.sync,
+        switch=None if takeover is None else takeover.switch,
+        totals=None if takeover is None else takeover.base,
+    )
+
+
+async def _acquire(
+    manager: StoreSubnetManager,
+    desk: _Desk,
+    network_config: NetworkConfig,
+    offer: LeaseAttributes,
+    env_text: str,
+) -> Acquired:
+    """The lease: one to be had from the store, or that of the predecessor."""
+    if desk.takeover is not None:
+        held = desk.takeover.held(network_config)
+        acquired = await manager.take_over(network_config, offer, held)
+    else:
+        acquired = await manager.acquire(
+            network_config,
+            offer,
+            previous=subnet_env.previous_key(env_text),
+            progress=desk.health,
+        )
+    if acquired.cache_age_s is None:
+        _log_lease(desk.settings, env_text, acquired)
+    return acquired
+
+
+async def _settle(
+    stack: contextlib.AsyncExitStack, node: Node, desk: _Desk, takeover: Takeover
+) -> None:
+    """The predecessor is gone: its lease, its sockets and its flight recorder's name are ours."""
+    node.manager.taken_over(takeover.held(node.network_config))
+    if desk.resources.recorder is not None:
+        with contextlib.suppress(OSError):
+            desk.resources.recorder.take_place(
+                desk.settings.instance.recorder(desk.settings.admin_socket)
+            )
+    await _open_desk(stack, desk)
+    gap = "" if takeover.gap_ns is None else f"; packets waited {takeover.gap_ns / 1e6:.1f} ms"
+    _log.info("took over from process %d%s", takeover.pid, gap)
+
+
+async def _network_config(manager: StoreSubnetManager, desk: _Desk) -> NetworkConfig:
+    """The network config; with a predecessor it is not waited for longer than packets flow."""
+    if desk.takeover is None:
+        return await manager.network_config(desk.health)
+    try:
+        async with asyncio.timeout(CONFIG_S):
+            return await manager.network_config(desk.health)
+    except TimeoutError:
+        raise PlatformError(
+            f"{manager.description} has no network config to be had within {CONFIG_S:g} s"
+        ) from None
+
+
+async def _open_desk(stack: contextlib.AsyncExitStack, desk: _Desk) -> None:
     """Serve admin socket, health and metrics from now on, and watch the event loop."""
-    health = Health()
-    metrics = Metrics(health.ready, supervisor.failures, peers_max=settings.metrics_peers)
-    health.on_lag = metrics.loop_lag.observe
-    desk = _Desk(settings, health, metrics)
+    settings, resources, supervisor = desk.settings, desk.resources, desk.supervisor
+    health, metrics = desk.health, desk.metrics
+    giver = Giver(
+        lambda: desk.node,
+        Holdings(
+            settings=settings,
+            lock=resources.lock,
+            listeners=desk.listeners,
+            stop_serving=desk.leave,
+        ),
+    )
+    giver.taken_over = None if desk.takeover is None else handover_report(desk.takeover)
+    stack.push_async_callback(giver.close)
     looker = NodeLooker(node=lambda: desk.node, recorder=resources.recorder)
+
+    def serve_more(server: HttpServer) -> None:
+        serve_chaos(server, looker)
+        serve_handover(server, giver)
+
     desk.admin = await stack.enter_async_context(
         serve_admin(
             settings.admin_socket,
@@ -233,7 +344,7 @@ async def _open_desk(
             sock=resources.admin,
             looker=looker,
             peers=NodePeerDesk(node=lambda: desk.node),
-            more=lambda server: serve_chaos(server, looker),
+            more=serve_more,
         )
     )
     await stack.enter_async_context(serve_health(resources.health, health))
@@ -251,12 +362,11 @@ async def _open_desk(
         tasks.append(asyncio.ensure_future(supervisor.keep("serve metrics", server.run)))
     resources.kept.follow(
         tuple(each for each in fd_store.SINGLE if each != "image"),
-        lambda: desk.duplicates(resources),
+        desk.duplicates,
     )
     tasks.append(asyncio.ensure_future(supervisor.keep("keep descriptors", resources.kept.keep)))
     stack.push_async_callback(_cancel, *tasks)
     stack.enter_context(StallWatch(asyncio.get_running_loop()).watching())
-    return desk
 
 
 def _open_journal(
@@ -331,8 +441,10 @@ def _make_manager(
     )
 
 
-def _make_firewall(settings: Settings, network: NetworkConfig, key: LeaseKey) -> Firewall:
-    """The rules that are wanted, if any."""
+def _make_firewall(
+    settings: Settings, network: NetworkConfig, key: LeaseKey, before: Previous | None
+) -> FirewallKeeper:
+    """Who keeps the rules that are wanted, if any. before: as of the last start."""
     wanted = FirewallSettings(
         network=network.network,
         subnet=key.subnet,
@@ -343,7 +455,8 @@ def _make_firewall(settings: Settings, network: NetworkConfig, key: LeaseKey) ->
         is_random_fully=not settings.ip_masq_fully_random_disable,
         mark=settings.instance.chain_suffix,
     )
-    return make_firewall(wanted, is_nftables=network.enable_nftables)
+    firewall = make_firewall(wanted, is_nftables=network.enable_nftables)
+    return FirewallKeeper(firewall, before, settings.iptables_resync_s)
 
 
 async def _start_before(env_text: str, cache: LeaseCache, node_id: str) -> Previous | None:

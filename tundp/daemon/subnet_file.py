@@ -53,6 +53,12 @@ class SubnetFile:
         self._text = subnet_env.render(env)
         self._write()
 
+    def take_over(self, env: SubnetEnv) -> None:
+        """Keep the file of a predecessor: it is written only if it does not hold `env`."""
+        self._text = subnet_env.render(env)
+        self._failure = ""
+        self.check()
+
     def check(self) -> None:
         """Write it again if somebody removed or changed it, or once it can be written.
 

@@ -41,6 +41,9 @@ class EngineContext:
     (wire.encap.Deliver.echo_len); -1: nobody measures. Borrowed until `stop`."""
     peer_fd: int = -1
     """Likewise for messages of other nodes (wire.encap.Deliver.peer_len); -1: nobody talks."""
+    has_old_socks: bool = False
+    """Whether the sockets are a predecessor's: the kernel's count of what they lost goes on, and
+    has in it what went on (`Dataplane.go_on_from`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +156,7 @@ class Dataplane(Protocol):
     """An engine. Called from the event loop's thread only; never blocks it for long.
 
     The engine borrows the TUN and the socket: whoever made them closes them, after
-    `detach` or `stop`.
+    `detach` or `stop`. Before `attach`, and after `detach`, it reads neither: another process may.
     """
 
     @property
@@ -171,15 +174,21 @@ class Dataplane(Protocol):
         ...
 
     def attach(self, tun: Tun) -> None:
-        """Begin to carry packets between `tun` and the socket; counters go on."""
+        """Begin to carry packets between `tun` and the socket; counters go on.
+
+        The sockets' options are set here: they may be shared with an engine before this one.
+        """
         ...
 
     def detach(self) -> None:
-        """Stop reading the current TUN, e.g. because it was deleted."""
+        """Stop reading the TUN and the socket, e.g. because the device was deleted."""
         ...
 
     def go_on_from(self, base: CounterBase) -> None:
-        """Count on from what was counted before this engine. Once, before the first `attach`."""
+        """Count on from what was counted before this engine, while it is detached.
+
+        Before the first `attach`; again if that was undone: the last call counts.
+        """
         ...
 
     def base(self) -> CounterBase:

@@ -53,6 +53,20 @@ class CounterBase:
             add(total, each)
         return CounterBase(totals=total, hops=_merged(np.concatenate([self.hops, other.hops])))
 
+    def with_counted(self, counted: Counters, *, has_old_socks: bool) -> Counters:
+        """Counters of a node: of before, and `counted` since.
+
+        has_old_socks: the sockets are those of before: the kernel's count of what they lost goes
+        on, and is in `counted` from their beginning (SO_RXQ_OVFL).
+        """
+        total = Counters()
+        add(total, self.totals)
+        add(total, counted)
+        if has_old_socks:
+            before = self.totals.socket_overflows
+            total.socket_overflows = max(before, counted.socket_overflows)
+        return total
+
     def by_hop(self, hop_array: npt.NDArray[np.void]) -> tuple[npt.NDArray[np.int64], Any]:
         """Hop ids in `hop_array` (lease.fib.HOP_DTYPE), and the row of `hops` for each.
 

@@ -6,6 +6,7 @@ import errno
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,11 +46,18 @@ class HopLedger:
         self._counts: dict[int, HopCount] = {}
         self._paths: dict[int, tuple[PathState, float]] = {}
         self._limits: dict[int, PathLimit] = {}
+        self._went_on: list[tuple[int, Any]] = []
+        """Hop ids and rows of the last `go_on_from`."""
 
     def go_on_from(self, base: CounterBase, hop_array: npt.NDArray[np.void]) -> None:
         """See Dataplane."""
+        for hop_id, row in self._went_on:
+            count = self.count(hop_id)
+            for name in HOP_SUMS:
+                setattr(count, name, getattr(count, name) - int(row[name]))
         ids, rows = base.by_hop(hop_array)
-        for hop_id, row in zip(ids.tolist(), rows, strict=True):
+        self._went_on = list(zip(ids.tolist(), rows, strict=True))
+        for hop_id, row in self._went_on:
             count = self.count(hop_id)
             for name in HOP_SUMS:
                 setattr(count, name, getattr(count, name) + int(row[name]))

@@ -32,6 +32,8 @@ from tundp.wire.event import Record
 MAGIC: Final = b"tundpbx1"
 PREVIOUS: Final = ".previous"
 """What the file of the daemon before is called, behind its name."""
+NEXT: Final = ".next"
+"""Likewise the file of one that is about to take over."""
 ENTRIES: Final = 512
 ENTRY_LEN: Final = 512
 """Bytes of a control event's slot; a longer text is cut."""
@@ -77,7 +79,9 @@ class ControlEvent:
 class FlightRecorder:
     """The file as its daemon has it open. See engine.taps.Recorder."""
 
-    def __init__(self, memory: mmap.mmap) -> None:
+    def __init__(self, memory: mmap.mmap, waits_at: Path | None = None) -> None:
+        """waits_at: where the file lies until `take_place`."""
+        self._waits_at = waits_at
         self._memory = memory
         self._view = memoryview(memory)
         self._count = 0
@@ -89,6 +93,19 @@ class FlightRecorder:
         length = examples_len(len(DropReason))
         start = WORKERS_AT + number * length
         return self._view[start : start + length]
+
+    def take_place(self, path: Path) -> None:
+        """Become the flight recorder at `path`, and the one there the previous one. OSError."""
+        if self._waits_at is not None:
+            _keep_previous(path)
+            os.replace(self._waits_at, path)
+            self._waits_at = None
+
+    def leave(self) -> None:
+        """Remove a file that has not taken its place."""
+        if self._waits_at is not None:
+            self._waits_at.unlink(missing_ok=True)
+            self._waits_at = None
 
     def note(self, event: ControlEvent) -> None:
         """Keep a control event; the oldest one gives way."""
@@ -112,20 +129,41 @@ def open_recorder(path: Path, version: str) -> FlightRecorder:
     PlatformError if the file cannot be made.
     """
     try:
+        _keep_previous(path)
         return FlightRecorder(_map(path, version))
     except OSError as error:
-        raise PlatformError(
-            f"cannot make the flight recorder {path}: {error.strerror or error}", error.errno
-        ) from None
+        raise _unmade(path, error) from None
 
 
-def _map(path: Path, version: str) -> mmap.mmap:
+def open_successor(path: Path, version: str) -> FlightRecorder:
+    """One that waits beside `path`, which is a live daemon's, until it takes its place there.
+
+    PlatformError if the file cannot be made.
+    """
+    waits_at = path.with_name(path.name + NEXT)
+    try:
+        waits_at.unlink(missing_ok=True)
+        return FlightRecorder(_map(waits_at, version), waits_at)
+    except OSError as error:
+        raise _unmade(waits_at, error) from None
+
+
+def _unmade(path: Path, error: OSError) -> PlatformError:
+    return PlatformError(
+        f"cannot make the flight recorder {path}: {error.strerror or error}", error.errno
+    )
+
+
+def _keep_previous(path: Path) -> None:
     folder = open_folder(path.parent, makes=True)
     try:
         with contextlib.suppress(FileNotFoundError):
             os.replace(path.name, path.name + PREVIOUS, src_dir_fd=folder, dst_dir_fd=folder)
     finally:
         os.close(folder)
+
+
+def _map(path: Path, version: str) -> mmap.mmap:
     fd = open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         length = WORKERS_AT + WORKERS_MAX * examples_len(len(DropReason))

@@ -50,13 +50,14 @@ from tundp.engine.base import (
     PathState,
 )
 from tundp.engine.changes import changed_hops, changed_paths
-from tundp.engine.counter_base import CounterBase, add
+from tundp.engine.counter_base import CounterBase
 from tundp.engine.counters import Counters, DirectionCounters, HopCounters
 from tundp.engine.hop_sockets import HopSockets
 from tundp.engine.hops import HopLedger
 from tundp.engine.taps import Events, Tap, TapRequest
 from tundp.lease.fib import Fib
 from tundp.linux import uapi, udp
+from tundp.linux.offload import set_udp_gro
 from tundp.linux.tun import Tun, TunMode
 from tundp.wire import ip, overhead, ratelimit
 from tundp.wire.drop import DropReason, send_reason, tun_reason
@@ -118,13 +119,12 @@ class ReferenceEngine:
         self._source = _bound_address(sock)
         self._policy = context.policy
         self._echo_fd, self._peer_fd = context.echo_fd, context.peer_fd
-        self._loop = loop = context.loop
+        self._loop = context.loop
         self._clock_ns = clock_ns
         buckets = ratelimit.icmp_buckets()
         self._icmp_local = buckets[: ratelimit.ICMP_LOCAL_BUCKETS]
         self._icmp_wire = buckets[ratelimit.ICMP_LOCAL_BUCKETS :]
         self._counters = Counters()
-        self._sockets_before = 0
         self._tun_buffer = memoryview(bytearray(BUFFER_LEN))
         self._udp_buffer = memoryview(bytearray(BUFFER_LEN))
         self._tun: Tun | None = None
@@ -140,9 +140,10 @@ class ReferenceEngine:
         )
         self._waits = SocketWaits()
         self._ways: dict[int, tuple[str, int]] = {}
+        self._base = CounterBase()
+        self._has_old_socks = context.has_old_socks
         self._fib = context.fib
         self.install(context.fib)
-        loop.add_reader(sock.fileno(), self._on_udp_readable)
 
     @property
     def tun_mode(self) -> TunMode:
@@ -158,10 +159,14 @@ class ReferenceEngine:
         self.detach()
         self._tun = tun
         self._tun_gone.clear()
+        # An engine before this one may have had it on.
+        set_udp_gro(self._sock, is_on=False)
         self._loop.add_reader(tun.fd, self._on_tun_readable)
+        self._loop.add_reader(self._sock.fileno(), self._on_udp_readable)
 
     def detach(self) -> None:
         """See Dataplane."""
+        self._loop.remove_reader(self._sock.fileno())
         if self._tun is not None:
             self._loop.remove_reader(self._tun.fd)
             self._tun = None
@@ -187,11 +192,6 @@ class ReferenceEngine:
 
     def rebound(self) -> None:
         """See Dataplane."""
-        fd = self._sock.fileno()
-        # The kernel has dropped the old socket from the loop's epoll set, the loop does not know.
-        with contextlib.suppress(OSError):
-            self._loop.remove_reader(fd)
-        self._loop.add_reader(fd, self._on_udp_readable)
         self._hop_sockets.close()
         if self._events.has_taps:
             self._on_tap_use(is_on=True)
@@ -205,13 +205,12 @@ class ReferenceEngine:
 
     def counters(self) -> Counters:
         """See Dataplane."""
-        self._counters.hop_sockets_opened = self._sockets_before + self._hop_sockets.opened
-        return self._counters
+        self._counters.hop_sockets_opened = self._hop_sockets.opened
+        return self._base.with_counted(self._counters, has_old_socks=self._has_old_socks)
 
     def go_on_from(self, base: CounterBase) -> None:
         """See Dataplane."""
-        add(self._counters, base.totals)
-        self._sockets_before = base.totals.hop_sockets_opened
+        self._base = base
         self._hops.go_on_from(base, self._fib.hop_array)
 
     def base(self) -> CounterBase:
@@ -270,7 +269,6 @@ class ReferenceEngine:
     def stop(self) -> None:
         """See Dataplane."""
         self.detach()
-        self._loop.remove_reader(self._sock.fileno())
         self._hop_sockets.close()
 
     # encap: TUN -> UDP

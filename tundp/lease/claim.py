@@ -195,6 +195,22 @@ class ClaimMachine:
         self._offer_in_flight = offer
         self._written(lease, now)
 
+    def taken_over(
+        self, lease: Lease, *, is_held: bool, expires_at: float | None, now: float
+    ) -> None:
+        """Go on for the process before us, whose run we have: what it wrote, we wrote.
+
+        lease: as it last knew it. Nothing is written for the change of hands.
+        """
+        self._has_written = True
+        self._cached_ips.clear()
+        self.lease, self.expires_at = lease, expires_at
+        if is_held:
+            said = lease.attributes
+            if said == signed(self._offer, self._rules.identity, said, answer=answer_in(lease)):
+                self._offer_written = self._offer
+            self._hold(lease, now)
+
     def apply(self, given: Input, *, now: float) -> None:
         """Make the transition for `given`; ValueError if it is not legal in this step."""
         transition = self.TRANSITIONS[self.step].get(type(given))

@@ -120,6 +120,11 @@ class Tun:
             return False
         return True
 
+    def ask_again(self, mode: TunMode) -> None:
+        """Set the offloads anew: another process with the same device may have set others."""
+        if self.has_vnet_header:
+            self._ask_offloads(mode)
+
     def close(self) -> None:
         """Close the descriptors, and with them remove the device. Harmless when repeated."""
         self.fds = ()

@@ -50,6 +50,16 @@ class Acquired:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """The lease of another process of this node, as that one last knew it."""
+
+    lease: Lease
+    is_held: bool
+    expires_in_s: float | None
+    """None: never, or nobody knows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseStatus:
     """Our lease and the store of all leases, now."""
 
@@ -106,6 +116,35 @@ class SubnetManager(Protocol):
         previous: the subnet of last time, kept if it is free. OutOfSubnets, LeaseError,
         DuplicateNode if there is no lease to be had.
         """
+        ...
+
+    async def take_over(
+        self,
+        network_config: NetworkConfig,
+        offer: LeaseAttributes,
+        held: Held,
+    ) -> Acquired:
+        """In place of `acquire`: go on with the lease of the process before us, without a write.
+
+        StoreError if the store does not answer, and there are no leases on disk.
+        """
+        ...
+
+    def taken_over(self, held: Held) -> None:
+        """That process keeps the lease no more, and left it so: `keep` may begin."""
+        ...
+
+    @property
+    def network_text(self) -> str:
+        """The network config in force, as the store has it."""
+        ...
+
+    def own_lease(self) -> Lease:
+        """Our lease as last written or seen."""
+        ...
+
+    def flush(self) -> None:
+        """Write the leases to disk now, if they are not there yet. Blocks."""
         ...
 
     def updates(self) -> AsyncGenerator[Snapshot | Events, None]:

@@ -196,6 +196,18 @@ class Claim:
         self._former_ips.add(public_ip)
         self._machine = self._make_machine(key)
 
+    def take_over(self, lease: Lease, *, is_held: bool, expires_in_s: float | None) -> None:
+        """Go on for the process before us, whose identity and run are ours. Writes nothing.
+
+        lease: as that process last knew it. It must keep it no more when `keep` begins.
+        """
+        self.origin = "taken over with its process's place"
+        self._machine = self._make_machine(lease.key)
+        expires_at = None if expires_in_s is None else _now() + expires_in_s
+        self._machine.taken_over(lease, is_held=is_held, expires_at=expires_at, now=_now())
+        self._machine.notices.clear()
+        self._is_loss_said = not is_held
+
     async def acquire(self) -> tuple[Lease, Snapshot]:
         """Get a lease; waits for the store as long as it takes.
 

@@ -1,6 +1,6 @@
 """The subnet manager over a lease store: etcd v2, v3, both, or a file.
 
-Why one room: one class, the order of whose steps matters; 490 lines.
+Why one room: one class, the order of whose steps matters.
 
 store.network_config -> NetworkConfig              or the lease cache, if nobody answers
 Claim.acquire        -> lease and snapshot
@@ -39,7 +39,7 @@ from tundp.lease.network import NetworkConfig
 from tundp.lease.routing import OwnGone, OwnSeen, OwnUnreadable, Routing, RoutingDelta
 from tundp.store.base import Store, StoreWarning
 from tundp.store.follow import follow
-from tundp.subnet.base import Acquired, LeaseStatus, Progress
+from tundp.subnet.base import Acquired, Held, LeaseStatus, Progress
 from tundp.subnet.claim_driver import Claim, ClaimSettings
 from tundp.subnet.lease_cache import CachedLeases, LeaseCache
 from tundp.subnet.refusals import Refusals
@@ -215,6 +215,37 @@ class StoreSubnetManager:
         self._is_synced, self._synced_at = True, time.time()
         return Acquired(lease=lease, snapshot=snapshot, origin=claim.origin)
 
+    async def take_over(
+        self, network_config: NetworkConfig, offer: LeaseAttributes, held: Held
+    ) -> Acquired:
+        """See SubnetManager."""
+        self._network_config = network_config
+        claim = self._make_claim(network_config, offer, None)
+        cached = self._cached
+        if cached is None:
+            snapshot = await self._store.snapshot()
+            self._is_synced, self._synced_at = True, time.time()
+        else:
+            await self._store.choose_api(cached.api)
+            snapshot = Snapshot(cached.leases, cached.revision)
+            self._synced_at = time.time() - cached.age_s
+        self.taken_over(held)
+        self._has_own_lease = held.is_held
+        return Acquired(lease=held.lease, snapshot=snapshot, origin=claim.origin)
+
+    def taken_over(self, held: Held) -> None:
+        """See SubnetManager."""
+        self.claim.take_over(held.lease, is_held=held.is_held, expires_in_s=held.expires_in_s)
+
+    @property
+    def network_text(self) -> str:
+        """See SubnetManager."""
+        return self._network_text
+
+    def own_lease(self) -> Lease:
+        """See SubnetManager."""
+        return self.claim.lease
+
     async def updates(self) -> AsyncGenerator[Snapshot | Events, None]:
         """See SubnetManager.
 
@@ -307,10 +338,15 @@ class StoreSubnetManager:
         )
 
     async def close(self) -> None:
-        """See SubnetManager. Leases not yet on disk are written."""
-        if self._cache is not None and self._is_unsaved.is_set() and self._is_synced:
-            self._save(self._cache, tuple(self._leases.values()))
+        """See SubnetManager. Leases not yet on disk are written, if `keep_cache` was begun."""
+        self.flush()
         await self._store.close()
+
+    def flush(self) -> None:
+        """See SubnetManager."""
+        if self._cache is not None and self._is_unsaved.is_set() and self._is_synced:
+            self._is_unsaved.clear()
+            self._save(self._cache, tuple(self._leases.values()))
 
     def _make_claim(
         self,

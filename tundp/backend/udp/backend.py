@@ -70,6 +70,8 @@ class UdpBackend:
         self._netlink = context.netlink
         self._recorder = context.recorder
         self._on_descriptors = context.on_descriptors
+        self._switch, self._totals = context.switch, context.totals
+        self._has_old_socks = False
         self._socks: list[socket.socket] = []
         self._interface: Interface | None = None
         self._device: DeviceSettings | None = None
@@ -148,6 +150,9 @@ class UdpBackend:
             given, interface.address, self._config.peer_port
         ):
             self._socks = list(given)
+            self._has_old_socks = bool(given)
+        elif self._switch is not None and len(given) != self._settings.workers:
+            raise PlatformError(f"{len(given)} sockets were given for {self._settings.workers}")
         else:
             self._image.end_early()
             if given:
@@ -194,6 +199,7 @@ class UdpBackend:
                 recorder=self._recorder,
                 echo_fd=self._echoes.echo_fd,
                 peer_fd=self._peer_tools.peer_fd,
+                has_old_socks=self._has_old_socks,
             ),
         )
         self._echoes.start(self._prober_settings())
@@ -361,6 +367,24 @@ class UdpBackend:
             image_fd=None if self._image.fd < 0 else os.dup(self._image.fd),
         )
 
+    def descriptors(self) -> tuple[int, ...]:
+        """See Backend: the device's index, and the sockets' inodes."""
+        return (self._tun_index, *(os.fstat(sock.fileno()).st_ino for sock in self._socks))
+
+    def pause(self) -> None:
+        """See Backend."""
+        self.engine.detach()
+        self._image.pause(self.engine)
+
+    def resume(self, *, is_paused: bool) -> None:
+        """See Backend. A device that is gone is left to `run`, which makes another."""
+        if self._tun is None or not self._tun_index:
+            return
+        self._tun.ask_again(self.engine.tun_mode)
+        if is_paused:
+            self.engine.attach(self._tun)
+            self._image.attached(self.engine, self._tun, self._socks)
+
     def close(self) -> None:
         """See Backend. The device goes with its last descriptor."""
         if self._recheck is not None:
@@ -441,12 +465,20 @@ class UdpBackend:
         self._tun = adopted or Tun(name, self.engine.tun_mode)
         self._tun_index = await device.configure(self._netlink, self._tun, self._device)
         self._queue_drops.follow(self._tun_index, is_adopted=adopted is not None)
-        if not self._has_attached:
-            self._image.begin(self.engine)
-            self._has_attached = True
-        self.engine.attach(self._tun)
-        self._image.attached(self.engine, self._tun, self._socks, fib)
+        tun, switch, self._switch = self._tun, self._switch, None
+        if switch is None:
+            self._attach(tun)
+        else:
+            await switch(lambda: self._attach(tun), self.engine.detach)
+        self._has_attached = True
+        self._image.attached(self.engine, tun, self._socks, fib)
         self._on_descriptors()
+
+    def _attach(self, tun: Tun) -> None:
+        """Carry packets, the first time as who did before: with no await between."""
+        if not self._has_attached:
+            self._image.begin(self.engine, self._totals)
+        self.engine.attach(tun)
 
     def _log_device(self) -> None:
         """Name the device as it is now; once a minute, should somebody delete it each time."""
@@ -473,6 +505,12 @@ class UdpBackend:
         try:
             tun = Tun.adopt([os.dup(fd) for fd in fds], self.engine.tun_mode)
         except PlatformError as error:
+            if self._switch is not None:
+                raise PlatformError(
+                    f"{error}: give this daemon the --engine and --disable-offloads of the one"
+                    " before, or restart it, which makes another device",
+                    error.errno,
+                ) from None
             _log.warning("the TUN device given cannot be used, making another: %s", error)
             self._image.end_early()
             replace(given, udp_socks=()).discard()

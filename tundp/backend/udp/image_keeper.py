@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +28,7 @@ from tundp.blocking import BlockingThread
 from tundp.engine import image as images
 from tundp.engine.base import Dataplane, EarlyPlan
 from tundp.engine.counter_base import HOP_BASE_DTYPE, CounterBase, from_document
+from tundp.engine.counters import Counters
 from tundp.engine.image import ImageWriter, Unfit
 from tundp.engine.native.early import FIB, WORKERS, EarlyWorkers, sizes
 from tundp.engine.native.early_base import counted_by
@@ -81,7 +83,8 @@ class ImageKeeper:
             return
         early.close()
         counted = counted_by(early)
-        self._base += counted
+        totals = self._base.with_counted(counted.totals, has_old_socks=True)
+        self._base = replace(self._base + counted, totals=totals)
         if early.error:
             _log.warning("the early start's packet threads ended: %s", early.error)
         _log.info(
@@ -91,16 +94,34 @@ class ImageKeeper:
             counted.totals.encap.dropped + counted.totals.decap.dropped,
         )
 
-    def begin(self, engine: Dataplane) -> None:
-        """End the early start and have `engine` count on. Then attach it, with no await between."""
+    def begin(self, engine: Dataplane, totals: Counters | None = None) -> None:
+        """End the early start and have `engine` count on. Then attach it, with no await between.
+
+        totals: what another process counted until just now, when it wrote its last image.
+        """
         self.end_early()
+        if totals is not None:
+            self._take_over(self.fd)
+            self._base = replace(self._base, totals=totals)
+            self._writer = ImageWriter(self.fd) if self.fd >= 0 else None
         engine.go_on_from(self._base)
+
+    def pause(self, engine: Dataplane) -> None:
+        """Write an image with what `engine`, detached, has counted, and no more: for a successor.
+
+        `attached` goes on.
+        """
+        self._end_writing()
+        self._write_last(engine.base())
+        self._writer = None
 
     def attached(
         self, engine: Dataplane, tun: Tun, socks: Sequence[socket.socket], fib: Fib | None = None
     ) -> None:
         """The engine was attached: to these. fib: what it was made with."""
         self._fib = fib or self._fib
+        if self._writer is None and self.fd >= 0:
+            self._writer = ImageWriter(self.fd)
         self._plan = engine.early_plan()
         self._facts = facts_of(tun, socks)
         self._write_soon()
@@ -117,10 +138,17 @@ class ImageKeeper:
     def finish(self, engine: Dataplane | None) -> None:
         """Write the last image, with what was counted; engine: detached, None if there was none."""
         self.end_early()
-        base = self._base if engine is None else engine.base()
+        self._end_writing()
+        self._write_last(self._base if engine is None else engine.base())
+        self._writer = None
+
+    def _end_writing(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        self._thread.close()
+            self._task = None
+
+    def _write_last(self, base: CounterBase) -> None:
+        """Write an image with counters; a thread that is writing one is waited for."""
         with contextlib.suppress(OSError, Unfit), self._lock:
             if self._writer is not None and (self._given is not None or self._fib is not None):
                 about, sections = self._content(self._plan, self._fib)
@@ -130,7 +158,6 @@ class ImageKeeper:
                     {**about, "hop_columns": _COLUMNS},
                     {**sections, _TOTALS: totals, _HOPS: hops},
                 )
-        self._writer = None
 
     def close(self) -> None:
         """End everything; after `finish`, or without it if nothing is to be kept."""

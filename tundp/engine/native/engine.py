@@ -41,7 +41,7 @@ from tundp.engine.base import (
     PathState,
 )
 from tundp.engine.changes import changed_hops, changed_paths
-from tundp.engine.counter_base import CounterBase, add
+from tundp.engine.counter_base import CounterBase
 from tundp.engine.counters import Counters, HopCounters
 from tundp.engine.native.counting import add_counters
 from tundp.engine.native.early import WORKERS
@@ -133,6 +133,7 @@ class NativeEngine:
         self._workers = self._make_workers(directions)
         self._taps = NativeTaps(self._workers, self._set_timestamps)
         self._base = CounterBase()
+        self._has_old_socks = context.has_old_socks
         self._fibs: list[NativeFib] = []
         """What workers may be using, the installed one last."""
         self._ways: dict[int, tuple[int, int]] = {}
@@ -217,12 +218,11 @@ class NativeEngine:
     def counters(self) -> Counters:
         """See Dataplane."""
         total = Counters()
-        add(total, self._base.totals)
         counted = self._ffi.new("struct tundp_counters *")
         for worker in self._workers:
             self._lib.tundp_worker_counters(worker.struct, counted)
             add_counters(total, counted)
-        return total
+        return self._base.with_counted(total, has_old_socks=self._has_old_socks)
 
     def go_on_from(self, base: CounterBase) -> None:
         """See Dataplane."""

@@ -49,6 +49,8 @@ class HopMemory:
         ]
         self._queues = [_reserve("struct tundp_hop_queue", hops_max) for _ in range(worker_count)]
         self._bases: dict[int, HopTotals] = {}
+        self._went_on: tuple[npt.NDArray[np.int64], Any] | None = None
+        """Hop ids and rows of the last `go_on_from`."""
 
     def counters_of(self, worker: int) -> Any:
         """Where a worker counts, for its struct."""
@@ -60,8 +62,13 @@ class HopMemory:
 
     def go_on_from(self, base: CounterBase, hop_array: npt.NDArray[np.void]) -> None:
         """See Dataplane: as if the first worker had counted it. No worker may run."""
-        ids, rows = base.by_hop(hop_array)
         counters, queues = self._counters[0], self._queues[0]
+        if self._went_on is not None:
+            ids, rows = self._went_on
+            for name in _COUNTED:
+                counters[name][ids] -= rows[name]
+            queues["full"][ids] -= rows["queue_full"]
+        ids, rows = self._went_on = base.by_hop(hop_array)
         for name in _COUNTED:
             counters[name][ids] += rows[name]
         queues["full"][ids] += rows["queue_full"]

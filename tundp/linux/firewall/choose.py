@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
-from typing import Final, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from tundp.errors import PlatformError
 from tundp.linux.command import try_all
@@ -64,6 +64,14 @@ class Flavour(Protocol):
         """See Firewall."""
         ...
 
+    def memory(self) -> dict[str, Any]:
+        """See Firewall."""
+        ...
+
+    def recall(self, memory: Mapping[str, Any], networks: Sequence[Network]) -> None:
+        """See Firewall. KeyError, TypeError or ValueError if it is another's memory."""
+        ...
+
 
 class Firewall:
     """One flavour's rules for one overlay. Not to be called twice at a time."""
@@ -82,6 +90,11 @@ class Firewall:
     def is_wanted(self) -> bool:
         """Whether there is any rule to make. Where none is, there may be old ones to remove."""
         return self._settings.is_wanted
+
+    @property
+    def wanted(self) -> str:
+        """What is wanted, in words that are equal for equal rules."""
+        return f"{self.name} {self._binary} {self._settings}"
 
     @property
     def needs_care(self) -> bool:
@@ -116,6 +129,22 @@ class Firewall:
         if not self._is_old_gone and asyncio.get_running_loop().time() >= self._retry_at:
             await self._remove_old()
         return await self._flavour.repair() if self.is_wanted else []
+
+    def memory(self) -> dict[str, Any]:
+        """How the rules looked when they were made, as JSON: for a successor's `recall`."""
+        return self._flavour.memory()
+
+    def recall(self, memory: Mapping[str, Any]) -> bool:
+        """In place of `set_up`: rules of equal settings are there, and `repair` looks after them.
+
+        False if the memory is of no use: set them up.
+        """
+        self._networks = list(self._settings.networks)
+        try:
+            self._flavour.recall(memory, self._networks)
+        except (KeyError, TypeError, ValueError):
+            return False
+        return True
 
     async def is_blind(self) -> bool:
         """Whether nobody reports changes of these rules: who keeps them has to look often.

@@ -14,9 +14,9 @@ tables present" on stderr, which means nothing.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from tundp.errors import PlatformError
 from tundp.linux.command import Finished, run, try_all
@@ -187,6 +187,10 @@ class Iptables:
 
         What failed does not keep the rest from being tried: PlatformError tells at the end.
         """
+        self._make_parts(networks)
+        await try_all([part.install for part in self._parts])
+
+    def _make_parts(self, networks: Sequence[Network]) -> None:
         settings = self._settings
         self._parts = []
         for overlay in settings.overlays:
@@ -205,7 +209,16 @@ class Iptables:
                 for rules, is_wanted in wanted
                 if is_wanted
             ]
-        await try_all([part.install for part in self._parts])
+
+    def memory(self) -> dict[str, Any]:
+        """See Firewall."""
+        return {"parts": [part.lines for part in self._parts]}
+
+    def recall(self, memory: Mapping[str, Any], networks: Sequence[Network]) -> None:
+        """See Flavour."""
+        self._make_parts(networks)
+        for part, (chain, jump) in zip(self._parts, memory["parts"], strict=True):
+            part.lines = (list(map(str, chain)), list(map(str, jump)))
 
     async def repair(self) -> list[str]:
         """Redo what is not as `install` left it; four processes a family if all is well."""
@@ -239,6 +252,15 @@ class _Part:
         # As this version of iptables printed them right after they were made.
         self._chain_lines: list[str] = []
         self._jump_lines: list[str] = []
+
+    @property
+    def lines(self) -> tuple[list[str], list[str]]:
+        """Of the chain and of its jump, as they were printed; empty: not set up."""
+        return self._chain_lines, self._jump_lines
+
+    @lines.setter
+    def lines(self, lines: tuple[list[str], list[str]]) -> None:
+        self._chain_lines, self._jump_lines = lines
 
     async def install(self) -> None:
         rules = self._rules

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from tundp.linux.command import Finished, find, run
 from tundp.linux.firewall.recognise import Network, are_elsewhere, widest
@@ -160,6 +160,16 @@ class Nftables:
     async def is_blind(self) -> bool:
         """See Firewall."""
         return False
+
+    def memory(self) -> dict[str, Any]:
+        """See Firewall."""
+        return {"lines": self._lines, "script": self._script}
+
+    def recall(self, memory: Mapping[str, Any], networks: Sequence[Network]) -> None:
+        """See Flavour."""
+        self._networks = networks
+        self._lines = {family: list(map(str, memory["lines"][family])) for family in FAMILIES}
+        self._script = str(memory["script"])
 
     async def _load(self) -> None:
         await run(PROGRAM, "-f", "-", package=PACKAGE, stdin=self._script)
