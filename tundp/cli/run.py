@@ -56,6 +56,8 @@ def run(given: Given[NoOptions]) -> int:
         for text in words:
             _log.error("%s", text)
         code = EXIT_FAILED
+    else:
+        process.leave(code)
     return code
 
 

@@ -12,9 +12,10 @@ import importlib.util
 import logging
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Collection, Coroutine
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import tundp
 from tundp import collector, early
@@ -99,6 +100,19 @@ def serve(
     supervisor = Supervisor()
     with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
         runner.run(run_until_signal(run(settings, store, resources, supervisor), supervisor))
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now that everything is closed and nobody reads the TUN.
+
+    The interpreter's own end frees what exit(2) frees, module by module, in 0.1 s: so much sooner
+    there is a successor. Lines of the log are written before.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 def drop_capabilities(leaving: Collection[int] = ()) -> None:
