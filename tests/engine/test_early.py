@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.engine.test_contract import (
+    APP_PORT,
     ENGINES,
     NOWHERE,
     OF_PEER,
@@ -45,7 +46,12 @@ from tundp.lease.fib import build_fib
 from tundp.wire.policy import Policy
 
 C_ENGINES = [engine for engine in ENGINES if engine is not Engine.REFERENCE]
-HOWS = [(engine, layout) for engine in C_ENGINES for layout in Layout]
+HOWS = [
+    (engine, layout)
+    for engine in C_ENGINES
+    for layout in Layout
+    if layout is Layout.SHARED or engine is not Engine.SIMPLE
+]
 TIMED = {"latency", "latency_ns", "reads", "writes", "super_in", "super_out"}
 WAITING = {"syscalls", "wakeups", "spins", "spin_hits"}
 ETH_P_IP = 0x0800
@@ -91,7 +97,6 @@ def successor(all_: World, engine: Engine) -> Iterator[Any]:
         ),
         loop=asyncio.get_running_loop(),
     )
-    all_.engine.stop()
     made = make_engine(engine, [all_.node.sock], EngineSettings(), context)
     try:
         yield made
@@ -114,13 +119,17 @@ def from_pods() -> list[bytes]:
 def from_wire() -> list[tuple[str, bytes]]:
     """Datagrams, and who sends them: all that decap decides by."""
     rng = random.Random(6)
-    good = udp(b"hello", source=OF_PEER, destination=OWN, dport=7000)
-    found = [("peer", udp(rng.randbytes(n), source=OF_PEER, destination=OWN)) for n in (0, 1, 1400)]
-    found += [("peer", udp(b"x", source=OF_PEER, destination=OWN, ttl=ttl)) for ttl in (1, 2, 255)]
+
+    def to_app(payload: bytes, *, source: str = OF_PEER, to: str = OWN, ttl: int = 64) -> bytes:
+        # To a port somebody has: the kernel must not answer by itself.
+        return udp(payload, source=source, destination=to, dport=APP_PORT, ttl=ttl)
+
+    good = to_app(b"hello")
+    found = [("peer", to_app(rng.randbytes(n))) for n in (0, 1, 1400)]
+    found += [("peer", to_app(b"x", ttl=ttl)) for ttl in (1, 2, 255)]
     found += [("peer", good[:cut]) for cut in (0, 1, 19, 20, len(good) - 1)]
     found += [("peer", good + b"padding"), ("peer", b"garbage" * 9), ("stranger", good)]
-    found.append(("peer", udp(b"x", source=NOWHERE, destination=OWN)))
-    found.append(("peer", udp(b"x", source=OF_PEER, destination=NOWHERE)))
+    found += [("peer", to_app(b"x", source=NOWHERE)), ("peer", to_app(b"x", to=NOWHERE))]
     for at in range(20):
         broken = bytearray(good)
         broken[at] ^= 0xFF
@@ -154,15 +163,15 @@ def drained(sock: socket.socket, *, is_device: bool = False) -> list[bytes]:
 
 async def carried(
     all_: World, count: Callable[[], CounterBase]
-) -> tuple[list[list[bytes]], CounterBase]:
-    """What each packet becomes, on the wire and out of the TUN; and the counters then."""
-    results = []
+) -> tuple[tuple[list[bytes], list[bytes]], CounterBase]:
+    """What the packets become, on the wire and out of the TUN; and the counters then."""
+    on_wire: list[bytes] = []
+    from_tun: list[bytes] = []
     async with wires(all_) as (into, seen):
         drained(all_.peer)
-        before = count()
-        encap, decap = before.totals.encap.packets_in, before.totals.decap.packets_in
-        vectors = [("pod", packet) for packet in from_pods()] + from_wire()
-        for who, data in vectors:
+        before = count().totals
+        encap, decap = before.encap.packets_in, before.decap.packets_in
+        for who, data in [("pod", packet) for packet in from_pods()] + from_wire():
             if who == "pod":
                 into.sendto(data, (".".join(map(str, data[16:20])), 0))
                 encap += 1
@@ -172,13 +181,23 @@ async def carried(
                 decap += 1
 
             def is_read(want: tuple[int, int] = (encap, decap)) -> bool:
-                totals = count().totals
-                return (totals.encap.packets_in, totals.decap.packets_in) == want
+                now = count().totals
+                return (now.encap.packets_in, now.decap.packets_in) == want
 
             await until(is_read, f"{data[:40].hex()} was read", poll_s=0.001)
-            await asyncio.sleep(0.002)
-            results.append(drained(all_.peer) + drained(seen, is_device=True))
-    return results, count()
+
+        def is_out() -> bool:
+            # A packet is counted as read before it is written.
+            on_wire.extend(drained(all_.peer))
+            from_tun.extend(drained(seen, is_device=True))
+            now = count().totals
+            return now.is_conserved and (len(on_wire), len(from_tun)) == (
+                now.encap.packets_out + now.icmp_to_peers,
+                now.decap.packets_out + now.icmp_to_tun,
+            )
+
+        await until(is_out, "all that was counted as sent came out")
+    return (on_wire, from_tun), count()
 
 
 def comparable(base: CounterBase) -> tuple[dict[str, Any], list[Any]]:
@@ -197,17 +216,14 @@ def comparable(base: CounterBase) -> tuple[dict[str, Any], list[Any]]:
 
 @pytest.mark.parametrize(("engine", "layout"), HOWS, ids=str)
 async def test_every_packet_becomes_the_same(make_lab: Any, engine: Engine, layout: Layout) -> None:
-    if engine is Engine.SIMPLE and layout is Layout.SPLIT:
-        pytest.skip("simple has one layout")
     async with world(make_lab, engine, layout=layout) as all_:
         expected, full = await carried(all_, all_.engine.base)
-        assert sum(map(len, expected)) > len(expected) / 4, "packets came out at all"
+        assert all(expected), "packets came out at all"
         with early_of(all_) as workers:
             found, _ = await carried(all_, lambda: counted_by(workers))
             workers.stop()
             counted = counted_by(workers)
-        for number, (one, other) in enumerate(zip(found, expected, strict=True)):
-            assert one == other, number
+        assert found == expected
         assert counted.totals.is_conserved
         assert counted.totals.encap.dropped and counted.totals.decap.dropped
         assert comparable(counted) == comparable(full)
