@@ -141,7 +141,7 @@ async def test_a_killed_daemons_successor_carries_packets_before_it_is_one(
 async def peer_counts(node: LabNode) -> dict[str, int]:
     """What a node counts of its one peer."""
     (peer,) = (await node.status_document())["peers"]
-    return {name: peer["counters"][name] for name in ("packets_out", "packets_in", "bytes_out")}
+    return {name: peer["traffic"][name] for name in ("packets_out", "packets_in", "bytes_out")}
 
 
 def threads_of(node: LabNode) -> dict[str, tuple[str, str, str]]:

@@ -15,6 +15,7 @@ head and payload) tells. Integers are in host order: both processes run on one m
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -27,6 +28,8 @@ SCHEMA: Final = 1
 _MAGIC: Final = b"tundpimg"
 _HEAD: Final = struct.Struct("=8sIIQQQ")
 _HEAD_LEN: Final = 64
+_MFD_NOEXEC_SEAL: Final = 0x8
+"""linux/memfd.h."""
 _DATA: Final = 4096
 _ALIGN: Final = 64
 _PAGE: Final = 4096
@@ -76,6 +79,12 @@ def read(fd: int) -> Image:
 
 def make() -> int:
     """An empty memfd for an image, close-on-exec. OSError if the kernel refuses."""
+    try:
+        # Where vm.memfd_noexec is 2 none can be had without it.
+        return os.memfd_create("tundp-image", os.MFD_CLOEXEC | _MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a kernel before 6.3
+            raise
     return os.memfd_create("tundp-image", os.MFD_CLOEXEC)
 
 
