@@ -73,6 +73,8 @@ def run(given: Given[RunOptions]) -> int:
         for text in words:
             _log.error("%s", text)
         code = EXIT_FAILED
+    else:
+        process.leave(code)
     if code == EXIT_FAILED:
         process.pace(began)
     return code

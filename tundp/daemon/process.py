@@ -12,10 +12,11 @@ import importlib.util
 import logging
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Coroutine
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import tundp
 from tundp import collector, early
@@ -132,6 +133,19 @@ def pace(began: float) -> None:
     if fd_store.is_there() and left_s > 0:
         _log.info("ending in %.1f s, so as not to be started again at once", left_s)
         time.sleep(left_s)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now that everything is closed and nobody reads the TUN.
+
+    The interpreter's own end frees what exit(2) frees, module by module, in 0.1 s: so much sooner
+    there is a successor. Lines of the log are written before.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 def drop_capabilities(leaving: Collection[int] = ()) -> None:
