@@ -70,7 +70,7 @@ async def test_a_killed_and_a_restarted_daemon_lose_no_packet_and_no_route(
         ):
             for order in (signal.SIGKILL, signal.SIGHUP):
                 await until(lambda: is_ready(one))
-                first = daemon_of(one)
+                first = await until(lambda: daemon_of(one))
                 os.kill(first if order == signal.SIGKILL else one.daemon.pid, order)
                 await until(lambda gone=first: daemon_of(one) not in (0, gone))
                 # Whoever asks in the gap waits for the answer of the next one.
@@ -98,7 +98,7 @@ async def test_what_other_settings_do_not_fit_is_gone_before_it_is_made_anew(
         await overlay.start_daemon(two)
         await overlay.wait_ready()
         await until(lambda: answers(two.host, one.tunnel_address))
-        first = daemon_of(one)
+        first = await until(lambda: daemon_of(one))
         flags.write_text("--healthz-port=10256 --healthz-ip=127.0.0.1 --tun-name=second0")
         one.daemon.send_signal(signal.SIGHUP)
         await until(lambda: daemon_of(one) not in (0, first))
@@ -113,7 +113,7 @@ async def test_what_other_settings_do_not_fit_is_gone_before_it_is_made_anew(
         ):
             assert await log_contains(one, text), text
         # The store has what there is now: nothing else comes back with the next start.
-        second = daemon_of(one)
+        second = await until(lambda: daemon_of(one))
         before = await link_of(one.host, "second0")
         os.kill(second, signal.SIGKILL)
         await until(lambda: daemon_of(one) not in (0, second))

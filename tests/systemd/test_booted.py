@@ -15,7 +15,8 @@ import ctypes
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,6 @@ DROP_IN = f"""\
 Environment=PATH={sys.prefix}/bin:/usr/local/bin:/usr/bin:/usr/sbin:/sbin PYTHONDONTWRITEBYTECODE=1
 ProtectHome=tmpfs
 BindReadOnlyPaths={" ".join(PYTHON)}
-RestartSec=100ms
 """
 # A host whose iptables is the legacy one, by wrappers; docs/install.md has the capability.
 # ProtectSystem=strict makes /run read-only, but for systemd 252 in a container.
@@ -39,6 +39,7 @@ LEGACY_DROP_IN = f"""\
 ReadOnlyPaths=/run
 CapabilityBoundingSet=CAP_NET_RAW
 Environment=PATH=/opt/wrapped:{sys.prefix}/bin:/usr/local/bin:/usr/bin
+ExecStartPre=-+/bin/sh -c ': >> /run/xtables.lock'
 """
 LEGACY_HEALTH = 10299
 # dockerd tells how it was started, says READY, and stays.
@@ -56,6 +57,9 @@ ExecStart=/usr/bin/dockerd -H fd://
 """
 # As multi-user.target is to a unit with WantedBy=multi-user.target: ordered after it.
 BOOT_TARGET = "[Unit]\nWants=tundp@waiting.service other.service\n"
+PEER = "192.0.2.77"
+"""Node with 10.2.200.0/24: nobody answers there."""
+SEQUENCE = str(Path(__file__).with_name("sequence.py"))
 WAITED_FOR = "/var/lib/tundp/waiting.json"
 
 
@@ -68,9 +72,10 @@ def boot_drop_in() -> str:
     return found[1].replace("    ", "").replace("2min", "3s")
 
 
-def lease_file(network: str, port: int) -> str:
+def lease_file(network: str, port: int, peers: Mapping[str, str] | None = None) -> str:
     backend = {"Type": "udp", "Port": port}
-    return json.dumps({"config": {"Network": network, "Backend": backend}, "leases": {}})
+    leases = {subnet: {"PublicIP": address} for subnet, address in (peers or {}).items()}
+    return json.dumps({"config": {"Network": network, "Backend": backend}, "leases": leases})
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +96,8 @@ def machine() -> Iterator[Machine]:
         machine.write("var/lib/tundp/leases.json", lease_file("10.1.0.0/16", 8285))
         for number, name in enumerate(("blue", "green", "watched"), 2):
             store = f"/var/lib/tundp/{name}.json"
-            machine.write(store[1:], lease_file(f"10.{number}.0.0/16", 8285 + number))
+            peers = {f"10.{number}.200.0-24": PEER} if name == "blue" else {}
+            machine.write(store[1:], lease_file(f"10.{number}.0.0/16", 8285 + number, peers))
             text = f'store = "file:{store}"\ntun-name = "{name}0"\n'
             machine.write(f"etc/tundp/{name}.toml", text)
         machine.write("var/lib/tundp/legacy.json", lease_file("10.8.0.0/16", 8298))
@@ -135,6 +141,12 @@ def tundp(machine: Machine) -> Iterator[Machine]:
 
 def main_pid(machine: Machine, unit: str = "tundp") -> str:
     return machine.show(unit)["MainPID"]
+
+
+def is_another(machine: Machine, unit: str, before: str) -> bool:
+    """Whether the unit runs, with another main process than before."""
+    shown = machine.show(unit)
+    return shown["ActiveState"] == "active" and shown["MainPID"] not in ("0", before)
 
 
 def subnet_of(machine: Machine, name: str = "subnet") -> str:
@@ -209,6 +221,43 @@ def test_a_killed_daemon_is_restarted_with_its_subnet(tundp: Machine) -> None:
     after = tundp.show("tundp")
     assert int(after["NRestarts"]) == int(before["NRestarts"]) + 1
     assert after["StatusText"].startswith(subnet)
+
+
+def test_restart_and_crash_lose_no_packet_and_keep_device_and_route(machine: Machine) -> None:
+    unit, result = "tundp@blue", "/run/sequence.json"
+    machine.run("systemctl", "start", unit)
+    try:
+        tunnel = subnet_of(machine, "blue").removesuffix("/24")
+        mac = machine.run("cat", "/sys/class/net/peer0/address").strip()
+        machine.run(
+            *("ip", "neigh", "replace", PEER, "lladdr", mac, "dev", "eth0", "nud", "permanent")
+        )
+        device = machine.run("ip", "-o", "link", "show", "blue0")
+        machine.run(
+            *("systemd-run", "--unit=monitor", "-p", "StandardOutput=file:/run/routes"),
+            *("ip", "-4", "-o", "monitor", "route"),
+        )
+        machine.run(
+            *("systemd-run", "--unit=sequence", sys.executable, SEQUENCE),
+            *(tunnel, "10.2.200.9", PEER, "8287", result),
+        )
+        for order in ("restart", "kill --kill-whom=main --signal=KILL"):
+            before = main_pid(machine, unit)
+            machine.run("systemctl", *order.split(), unit)
+            machine.until(partial(is_another, machine, unit, before))
+            assert machine.run("ip", "-o", "link", "show", "blue0") == device
+        machine.run("touch", "/run/sequence.stop")
+        machine.until(lambda: machine.run("sh", "-c", f"cat {result} || :").startswith("{"))
+        for sent, received in json.loads(machine.run("cat", result)).values():
+            assert sent == received > 20, machine.journal()
+        assert "10.2.0.0/16" not in machine.run("cat", "/run/routes")
+        assert int(machine.show(unit)["NFileDescriptorStore"]) == 4
+        # systemd lets go of it all: nobody would read the queue.
+        machine.run("systemctl", "stop", unit)
+        machine.until(lambda: "blue0" not in machine.run("ip", "link"))
+        assert "unreachable 10.2.0.0/16" in machine.run("ip", "route")
+    finally:
+        machine.run("systemctl", "stop", unit, "monitor", "sequence", is_checked=False)
 
 
 def test_two_networks_side_by_side(tundp: Machine) -> None:
@@ -297,6 +346,7 @@ def test_a_stopped_daemon_is_replaced_by_the_watchdog(machine: Machine) -> None:
     machine.run("systemctl", "start", unit)
     try:
         first = machine.show(unit)
+        device = machine.run("ip", "-o", "link", "show", "watched0")
         seen = [first]
 
         def is_fed_or_dead() -> bool:
@@ -311,6 +361,7 @@ def test_a_stopped_daemon_is_replaced_by_the_watchdog(machine: Machine) -> None:
         machine.run("systemctl", "kill", "--kill-whom=main", "--signal=STOP", unit)
         machine.until(lambda: machine.show(unit)["NRestarts"] == "1")
         machine.until(lambda: machine.show(unit)["ActiveState"] == "active")
+        assert machine.run("ip", "-o", "link", "show", "watched0") == device
         assert "Watchdog timeout" in machine.run("journalctl", "-o", "cat", "-u", unit)
     finally:
         machine.run("systemctl", "stop", unit)

@@ -16,6 +16,7 @@ import re
 import socket
 import stat
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from tundp.admin import leads_to_its_socket
 from tundp.backend.base import Given
@@ -76,6 +77,8 @@ def resources_of(start: Start, settings: Settings, kept: Kept) -> Resources:
     image = take("image", _check_image)
     resources = Resources(lock=take("lock", lambda fd: _check_lock(fd, settings)))
     resources.admin = _socket(take("admin", lambda fd: _check_admin(fd, settings)))
+    if "admin" in found and resources.admin is None:
+        _remove_dead_path(settings.admin_socket)
     resources.health = _socket(take("health", lambda fd: _check_health(fd, settings)))
     resources.metrics = _socket(take("metrics", lambda fd: _check_metrics(fd, settings)))
     end_early = bool if start.workers is None else start.workers.close
@@ -223,6 +226,19 @@ def _give_up(name: str, fd: int, why: str, kept: Kept) -> None:
                 sock.shutdown(socket.SHUT_RDWR)
     os.close(fd)
     kept.forget(name)
+
+
+def _remove_dead_path(path: Path) -> None:
+    """Remove the path of a socket that listens no more, though copies of it may live on."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except OSError:
+            return  # another daemon's, which is named when ours is opened
 
 
 @contextlib.contextmanager
