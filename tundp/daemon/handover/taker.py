@@ -87,7 +87,6 @@ class Takeover:
         """What P has counted; final after `switch`. Filled in place: see EngineContext.base."""
         self.gap_ns: int | None = None
         """How long nobody carried packets; None before the switch, or after P's death."""
-        self.is_committed = False
         self._conn = conn
         self._fds = dict(zip(offer.names, fds, strict=True))
         self._killer = Killer(pid)
@@ -212,8 +211,8 @@ class Takeover:
         """
         for _ in range(ATTEMPTS):
             if await self._try_switch(attach, detach):
-                self.is_committed = self._is_over = True
-                self._killer.close()
+                self._is_over = True
+                self.close()
                 return
         raise PlatformError(f"process {self.pid} could not be taken over from: it goes on")
 
