@@ -34,7 +34,7 @@ from typing import Final
 
 from pyroute2 import netns
 
-from tundp.bench import crosscheck, generators, validity
+from tundp.bench import crosscheck, validity
 from tundp.bench.paths import (
     BASELINE,
     NULL,
@@ -51,6 +51,7 @@ from tundp.bench.results import Results, Row, Sample
 from tundp.bench.workloads import WORKLOADS, Workload, read_snmp
 from tundp.errors import ConfigError, LabError, TundpError
 from tundp.finding import Finding, Verdict
+from tundp.lab import generators
 from tundp.lab.lab import Lab, leftovers, processes_in, remove_namespace
 from tundp.linux import uapi
 
