@@ -115,11 +115,13 @@ class Streams:
     async def flow(self, count: int = 100) -> None:
         """Wait until each way has delivered `count` datagrams that are sent from now on.
 
-        LabError if one does not within PATH_S.
+        And the TCP stream, while it lives, something. LabError if one does not within PATH_S.
         """
-        targets = [(way, way.sent) for way in self._ways]
+        waiting = [way.delivered_since(way.sent, count) for way in self._ways]
+        if self._tcp is not None:
+            waiting.append(self._tcp.delivered_since(self._tcp.received))
         deadline = time.monotonic() + PATH_S
-        while any(way.arrived_since(number) < count for way, number in targets):
+        while not all(is_done() for is_done in waiting):
             self.check()
             if time.monotonic() > deadline:
                 raise LabError(
@@ -215,10 +217,14 @@ class _Way:
         counted = self.sender.counted()
         return counted.messages + counted.refused
 
-    def arrived_since(self, number: int) -> int:
-        """How many with this number and higher ones have come."""
-        count = self.receiver.counted().samples
-        return int(np.count_nonzero(self._arrivals.numbers[:count] >= number))
+    def delivered_since(self, number: int, count: int) -> Callable[[], bool]:
+        """Whether `count` with this number and higher ones have come."""
+
+        def is_done() -> bool:
+            numbers = self._arrivals.numbers[: self.receiver.counted().samples]
+            return int(np.count_nonzero(numbers >= number)) >= count
+
+        return is_done
 
     def judged(self, started_ns: int) -> Direction:
         sender, receiver = self.sender.counted(), self.receiver.counted()
@@ -246,6 +252,17 @@ class _Tcp:
         where = (right.address, port, data)
         self.receiver = generators.stream_receiver(right.host, *where)
         self.sender = generators.stream_sender(left.host, *where, pace=pace)
+
+    @property
+    def received(self) -> int:
+        return self.receiver.counted().bytes
+
+    def delivered_since(self, received: int) -> Callable[[], bool]:
+        """Whether more than so many bytes have come, or none will."""
+        return lambda: (
+            self.received > received
+            or bool(self.sender.traffic.error or self.receiver.traffic.error)
+        )
 
     def judged(self, started_ns: int) -> Stream:
         counted = self.receiver.counted()
