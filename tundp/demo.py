@@ -42,6 +42,8 @@ from tundp.lab.lab import (
     remove_namespace,
 )
 from tundp.lab.overlay import LabNode, OverlayLab, make_directory
+from tundp.lab.restarts import REPLACE, STOP, why_not
+from tundp.lab.streams import Streams
 from tundp.lab.traffic import ping, transfer
 from tundp.layout import Line
 from tundp.lease.fib import FIRST_HOP_ID, build_fib
@@ -56,6 +58,9 @@ STATE: Final = Path("/run/tundp-demo.json")
 NETWORK: Final = {"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "Port": 8285}}
 PING_COUNT: Final = 20
 SETTLE_S: Final = 3.0
+RESTART_RATE: Final = 1000
+RESTART_TCP_PACE: Final = 1_000_000
+"""Bytes a second."""
 _TOOLS: Final = ("ping", "tcpdump", "tshark")
 _PICTURE: Final = """\
    pod1 ── cni0 \\[node1] eth0 ──── switch ──── eth0 \\[node2] cni0 ── pod2
@@ -162,6 +167,7 @@ class Demo:
         await self._check_errors()
         await self._check_transfer()
         await self._check_conservation()
+        await self._check_restart()
         return not self._has_failed
 
     @property
@@ -309,6 +315,33 @@ class Demo:
                 sent == received,
                 f"{sent:,} datagrams sent, {received:,} received",
             )
+
+    async def _check_restart(self) -> None:
+        """Another daemon in the first one's place, under traffic: by handover, else anew."""
+        reason = await asyncio.to_thread(why_not, REPLACE)
+        restart = STOP if reason else REPLACE
+        first, second = self._nodes
+        try:
+            streams = Streams(first, second, rate=RESTART_RATE, tcp=True, tcp_pace=RESTART_TCP_PACE)
+        except Unsupported as error:
+            self._say("restart under traffic", str(error))
+            return
+        async with streams:
+            await streams.flow(RESTART_RATE // 2)
+            await restart.run(self._overlay, first)
+            await streams.flow(RESTART_RATE // 2)
+        result = streams.result
+        text = (
+            f"{restart.label}: {result.lost:,} lost of {result.sent:,} datagrams at"
+            f" {RESTART_RATE:,}/s each way, longest silence"
+            f" {result.longest_silence_s * 1e3:.0f} ms; {result.stream}"
+        )
+        if result.faults:
+            self._say("restart under traffic", f"{text}; no verdict: {'; '.join(result.faults)}")
+        elif reason:
+            self._say("restart under traffic", f"{text} ({reason})")
+        else:
+            self._check("restart under traffic", result.is_whole, text)
 
     async def _settled_statuses(self) -> list[Status]:
         """Both daemons' status once nothing is under way: TCP may still be saying goodbye."""

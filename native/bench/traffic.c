@@ -6,45 +6,11 @@
 #include <netinet/in.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "traffic.h"
+#include "loop.h"
 
-enum {
-	BATCH = 64,
-	HEADER_LEN = 16,
-	DATAGRAM_MAX = 9216,
-	MESSAGE_MAX = 65536,
-	SEED = 0x2545f491,
-};
-
-static const uint64_t NS_PER_S = 1000000000u;
-static const uint64_t NS_PER_MS = 1000000u;
-
-static int is_stopped(const struct traffic *traffic)
-{
-	return __atomic_load_n(&traffic->stop, __ATOMIC_RELAXED);
-}
-
-static void add(uint64_t *counter, uint64_t value)
-{
-	__atomic_store_n(counter, *counter + value, __ATOMIC_RELAXED);
-}
-
-static uint64_t clock_ns(clockid_t id)
-{
-	struct timespec now;
-
-	clock_gettime(id, &now);
-	return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
-}
-
-/* Timeouts and interruptions are looked past; anything else ends the loop. */
-static int is_passing(int error)
-{
-	return error == EAGAIN || error == EINTR;
-}
+enum { SEED = 0x2545f491 };
 
 void traffic_pattern(uint8_t *pattern)
 {
@@ -77,13 +43,28 @@ void traffic_stream_send(int fd, const uint8_t *pattern, struct traffic *traffic
 	}
 }
 
+/* How long the stream has had nothing, if that is the longest so far. */
+static void note_stall(struct traffic *traffic, uint64_t *last_ns, int has_come)
+{
+	uint64_t now = clock_ns(CLOCK_MONOTONIC);
+
+	if (now - *last_ns > traffic->stall_ns) {
+		set(&traffic->stall_at_ns, *last_ns);
+		set(&traffic->stall_ns, now - *last_ns);
+	}
+	if (has_come)
+		*last_ns = now;
+}
+
 void traffic_stream_receive(int fd, const uint8_t *pattern, struct traffic *traffic)
 {
 	static _Thread_local uint8_t buffer[TRAFFIC_PIECE];
+	uint64_t last_ns = clock_ns(CLOCK_MONOTONIC);
 
 	for (;;) {
 		ssize_t got = recv(fd, buffer, sizeof(buffer), 0);
 
+		note_stall(traffic, &last_ns, got > 0);
 		if (got == 0)
 			return;
 		if (got < 0 && is_passing(errno)) {
@@ -102,19 +83,10 @@ void traffic_stream_receive(int fd, const uint8_t *pattern, struct traffic *traf
 	}
 }
 
-static void sleep_until(uint64_t at_ns)
-{
-	struct timespec until = { .tv_sec = (time_t)(at_ns / NS_PER_S),
-				  .tv_nsec = (long)(at_ns % NS_PER_S) };
-
-	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
-}
-
 void traffic_datagram_send(int fd, const uint8_t *pattern, uint32_t size, uint32_t per_ms,
 			   uint64_t run, struct traffic *traffic)
 {
-	static _Thread_local uint8_t headers[BATCH][HEADER_LEN];
-	struct iovec pieces[BATCH][2];
+	struct datagram datagrams[BATCH];
 	struct mmsghdr messages[BATCH];
 	uint64_t next_ns = clock_ns(CLOCK_MONOTONIC);
 	uint64_t sequence = 0;
@@ -127,19 +99,9 @@ void traffic_datagram_send(int fd, const uint8_t *pattern, uint32_t size, uint32
 			unsigned int count = quota < BATCH ? quota : BATCH;
 			int sent;
 
-			for (unsigned int i = 0; i < count; i++) {
-				uint64_t number = sequence + i;
-
-				memcpy(headers[i], &number, sizeof(number));
-				memcpy(headers[i] + sizeof(number), &run, sizeof(run));
-				pieces[i][0] = (struct iovec){ headers[i], HEADER_LEN };
-				pieces[i][1] = (struct iovec){
-					(void *)(uintptr_t)(pattern + number % TRAFFIC_PERIOD),
-					size - HEADER_LEN,
-				};
-				messages[i].msg_hdr.msg_iov = pieces[i];
-				messages[i].msg_hdr.msg_iovlen = 2;
-			}
+			for (unsigned int i = 0; i < count; i++)
+				number_datagram(&datagrams[i], &messages[i].msg_hdr, pattern, size,
+						sequence + i, run);
 			sent = sendmmsg(fd, messages, count, 0);
 			if (sent < 0) {
 				if (errno == ENOBUFS || errno == ECONNREFUSED || is_passing(errno)) {
@@ -167,23 +129,10 @@ void traffic_datagram_send(int fd, const uint8_t *pattern, uint32_t size, uint32
 static void take(const uint8_t *data, size_t len, const uint8_t *pattern, size_t size,
 		 uint64_t run, uint8_t *seen, uint64_t seen_bits, uint64_t *highest, struct traffic *traffic)
 {
-	uint64_t sequence, its_run, bit;
+	uint64_t sequence, bit;
 
-	if (len < HEADER_LEN) {
-		add(&traffic->corrupt, 1);
+	if (!read_number(data, len, pattern, size, run, &sequence, traffic))
 		return;
-	}
-	memcpy(&sequence, data, sizeof(sequence));
-	memcpy(&its_run, data + sizeof(sequence), sizeof(its_run));
-	if (its_run != run) {
-		add(&traffic->stale, 1);
-		return;
-	}
-	if (len != size ||
-	    memcmp(data + HEADER_LEN, pattern + sequence % TRAFFIC_PERIOD, len - HEADER_LEN)) {
-		add(&traffic->corrupt, 1);
-		return;
-	}
 	bit = sequence & (seen_bits - 1);
 	if (sequence > *highest) {
 		/* The bitmap is a window: what it forgets makes room for what comes. */
@@ -207,29 +156,18 @@ static void take(const uint8_t *data, size_t len, const uint8_t *pattern, size_t
 void traffic_datagram_receive(int fd, const uint8_t *pattern, uint32_t size, uint64_t run,
 			      uint8_t *seen, uint64_t seen_bits, struct traffic *traffic)
 {
-	static _Thread_local uint8_t buffers[BATCH][DATAGRAM_MAX];
-	struct iovec pieces[BATCH];
-	struct mmsghdr messages[BATCH];
+	static _Thread_local struct inbox inbox;
 	uint64_t highest = 0;
 
-	memset(messages, 0, sizeof(messages));
-	for (unsigned int i = 0; i < BATCH; i++) {
-		pieces[i] = (struct iovec){ buffers[i], DATAGRAM_MAX };
-		messages[i].msg_hdr.msg_iov = &pieces[i];
-		messages[i].msg_hdr.msg_iovlen = 1;
-	}
+	open_inbox(&inbox);
 	while (!is_stopped(traffic)) {
-		int got = recvmmsg(fd, messages, BATCH, MSG_WAITFORONE, NULL);
+		int got = receive_datagrams(fd, &inbox, traffic);
 
-		if (got < 0 && (is_passing(errno) || errno == ECONNREFUSED))
-			continue;
-		if (got < 0) {
-			traffic->error = errno;
+		if (got < 0)
 			return;
-		}
 		for (int i = 0; i < got; i++)
-			take(buffers[i], messages[i].msg_len, pattern, size, run, seen, seen_bits,
-			     &highest, traffic);
+			take(inbox.buffers[i], inbox.messages[i].msg_len, pattern, size, run, seen,
+			     seen_bits, &highest, traffic);
 	}
 }
 

@@ -1,4 +1,4 @@
-/* Traffic generators of `tundp bench`: one thread each, started from Python with the GIL
+/* Traffic generators of `tundp bench` and the labs: one thread each, started from Python with the GIL
  * released, counting into memory that Python reads while they run. Every payload byte is
  * checked at the far end, so a path that drops or corrupts cannot look fast.
  *
@@ -11,7 +11,7 @@
 
 /* cdef-begin */
 
-#define TRAFFIC_ABI 3
+#define TRAFFIC_ABI 4
 
 /* Payload byte `o` of stream or datagram `n` is pattern[(n + o) % TRAFFIC_PERIOD]; the
  * pattern is stored twice over and more, so that any piece of it is contiguous. */
@@ -28,7 +28,10 @@ struct traffic {
 	uint64_t stale;      /* datagrams of an earlier run, late */
 	uint64_t lost;       /* transactions without an answer in time */
 	uint64_t refused;    /* sends the kernel had no room for */
-	uint64_t samples;    /* latencies stored */
+	uint64_t samples;    /* latencies, or arrivals, stored */
+	uint64_t late_ns;    /* the most a sender of numbered datagrams was behind its schedule */
+	uint64_t stall_ns;   /* the longest time a receiver of a stream had nothing */
+	uint64_t stall_at_ns; /* when that began, CLOCK_MONOTONIC */
 	int error;           /* errno that ended it, 0 if it was told to stop */
 	int stop;            /* written by Python */
 };
@@ -52,6 +55,20 @@ void traffic_datagram_send(int fd, const uint8_t *pattern, uint32_t size, uint32
  * bitmap of `seen_bits` (a power of two). */
 void traffic_datagram_receive(int fd, const uint8_t *pattern, uint32_t size, uint64_t run,
 			      uint8_t *seen, uint64_t seen_bits, struct traffic *traffic);
+
+/* Sends numbered datagrams of `size` bytes to `address` (host order): number n is due n / `rate`
+ * seconds after the first, and is sent in the millisecond it is due. A sender that got no
+ * processor catches up in bursts of at most four times its rate. When each was sent goes to
+ * `sent_ns` (CLOCK_MONOTONIC), also of those the kernel refused; ENOSPC once `capacity` are. */
+void traffic_numbered_send(int fd, const uint8_t *pattern, uint32_t size, uint32_t rate,
+			   uint64_t run, uint32_t address, uint16_t port, uint64_t *sent_ns,
+			   uint64_t capacity, struct traffic *traffic);
+
+/* Receives and checks them: the number of each and when it was received, in the order they came,
+ * copies too; ENOSPC once `capacity` are stored. */
+void traffic_numbered_receive(int fd, const uint8_t *pattern, uint32_t size, uint64_t run,
+			      uint64_t *numbers, uint64_t *received_ns, uint64_t capacity,
+			      struct traffic *traffic);
 
 /* Ping-pong of `size` bytes over a connected socket; nanoseconds of each round trip go to
  * `samples_ns`, a ring of `capacity`. Answers later than the socket's timeout are lost. */

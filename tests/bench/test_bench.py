@@ -23,12 +23,13 @@ import pytest
 from pyroute2 import netns
 
 from tests.wait import DEADLINE_S, until, until_sync
-from tundp.bench import generators, machine, paths, workloads
-from tundp.bench.generators import Generator
+from tundp.bench import machine, paths, workloads
 from tundp.bench.results import load
 from tundp.bench.run import PREFIX, BenchSettings, Progress, clean_bench, run_bench
 from tundp.errors import LabError
 from tundp.finding import Verdict
+from tundp.lab import generators
+from tundp.lab.generators import Generator
 from tundp.lab.lab import Host, Lab, create_namespace, remove_namespace
 
 PORT = 5999

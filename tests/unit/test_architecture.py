@@ -158,7 +158,7 @@ def text_of(path: Path) -> str:
 
 
 def allowed_for(group: str) -> set[str]:
-    own = {"engine": {"_native"}, "bench": {"_traffic"}}.get(group, set())
+    own = {"engine": {"_native"}, "lab": {"_traffic"}}.get(group, set())
     return MAY_IMPORT[group] | {group, "__version__"} | own
 
 
@@ -183,10 +183,10 @@ def test_wire_and_lease_do_no_io(path: Path) -> None:
 
 def test_only_the_native_engine_sees_cffi() -> None:
     users = {path.parent for path in modules() if cffi_uses(text_of(path))}
-    # The bench's generators have an extension module of their own.
-    assert users == {PACKAGE / "engine" / "native", PACKAGE / "bench"}
-    bench = [path for path in modules() if group_of(path) == "bench" and cffi_uses(text_of(path))]
-    assert [name_of(path) for path in bench] == ["bench/generators.py"]
+    # The generators of traffic have an extension module of their own.
+    assert users == {PACKAGE / "engine" / "native", PACKAGE / "lab"}
+    labs = [path for path in modules() if group_of(path) == "lab" and cffi_uses(text_of(path))]
+    assert [name_of(path) for path in labs] == ["lab/generators.py"]
 
 
 def test_only_the_command_line_prints_and_exits() -> None:

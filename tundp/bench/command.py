@@ -37,7 +37,7 @@ async def measure(settings: BenchSettings, directory: Path, progress: Progress) 
     built.
     """
     progress.start(make_plan(settings).run_count)
-    _make_writable(directory)
+    make_writable(directory)
     kept: Results | None = None
 
     def keep(results: Results) -> None:
@@ -56,7 +56,8 @@ async def measure(settings: BenchSettings, directory: Path, progress: Progress) 
     return Measured(results=kept, interrupted=interrupted)
 
 
-def _make_writable(directory: Path) -> None:
+def make_writable(directory: Path) -> None:
+    """Make the directory of --out; ConfigError if it cannot be written."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / ".write"

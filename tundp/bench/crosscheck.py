@@ -15,11 +15,11 @@ import subprocess
 from pathlib import Path
 from typing import Any, Final
 
-from tundp.bench import generators
 from tundp.bench.paths import READY_S, BenchPath, Ground
 from tundp.bench.results import Results
 from tundp.bench.workloads import PORT
 from tundp.finding import Finding, Verdict
+from tundp.lab import generators
 from tundp.lab.lab import finish, stop_process
 
 PACKET_CALLS: Final = frozenset(

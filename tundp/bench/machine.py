@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tundp.bench.generators import burn
+from tundp.lab.generators import burn
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 

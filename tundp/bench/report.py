@@ -150,16 +150,16 @@ def difference_parts(differences: Sequence[Difference]) -> Iterator[RenderableTy
 def to_markdown(results: Results) -> str:
     """report.md."""
     lines = ["# tundp bench", "", f"**{_markdown_cell(results.headline)}**", "", "## Validity", ""]
-    lines += _markdown_table([("check", "value", "", "why"), *map(_check_row, results.checks)])
+    lines += markdown_table([("check", "value", "", "why"), *map(check_row, results.checks)])
     lines += ["", "## Machine", ""]
-    lines += _markdown_table([("what", "value"), *results.environment.items()])
+    lines += markdown_table([("what", "value"), *results.environment.items()])
     lines += ["", "## Rows", ""]
-    lines += _markdown_table(_rows_table(results))
+    lines += markdown_table(_rows_table(results))
     for lab in results.labs():
         lines += ["", f"## {LAB_TEXT[lab]}"]
         for workload in results.workloads(lab):
             lines += ["", f"### {workload_named(workload).label}", ""]
-            lines += _markdown_table(_table(results, lab, workload))
+            lines += markdown_table(_table(results, lab, workload))
     lines += ["", "## How to read this", "", *(f"- {note}" for note in _NOTES), ""]
     return "\n".join(lines)
 
@@ -183,7 +183,7 @@ def to_html(results: Results, plots: Sequence[tuple[str, str]]) -> str:
     parts.append("<h2>Validity</h2>")
     parts.append(
         _html_table(
-            [("check", "value", "", "why"), *map(_check_row, results.checks)],
+            [("check", "value", "", "why"), *map(check_row, results.checks)],
             "What was asked of the machine: one red line, and the numbers are not comparable.",
         )
     )
@@ -273,7 +273,8 @@ def _rows_table(results: Results) -> list[tuple[str, ...]]:
     return rows
 
 
-def _check_row(check: Finding) -> tuple[str, ...]:
+def check_row(check: Finding) -> tuple[str, ...]:
+    """A line of the validity block."""
     return check.title, check.evidence, status_of(check), check.meaning
 
 
@@ -289,7 +290,9 @@ def _show_ratio(ratio: Estimate | None, *, is_brief: bool) -> str:
     return f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
 
 
-def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table; the first row is its head."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(map(_markdown_cell, cells)) + " |"
 

@@ -34,7 +34,7 @@ from typing import Final
 
 from pyroute2 import netns
 
-from tundp.bench import crosscheck, generators, validity
+from tundp.bench import crosscheck, validity
 from tundp.bench.paths import (
     BASELINE,
     NULL,
@@ -51,6 +51,7 @@ from tundp.bench.results import Results, Row, Sample
 from tundp.bench.workloads import WORKLOADS, Workload, read_snmp
 from tundp.errors import ConfigError, LabError, TundpError
 from tundp.finding import Finding, Verdict
+from tundp.lab import generators
 from tundp.lab.lab import Lab, leftovers, processes_in, remove_namespace
 from tundp.linux import uapi
 
@@ -190,7 +191,7 @@ async def run_bench(
     """
     generators.require()
     plan = make_plan(settings)
-    with _only_one():
+    with only_one():
         return await _run_plan(plan, settings, progress, keep)
 
 
@@ -207,7 +208,7 @@ async def _run_plan(
     results = Results(
         profile=settings.profile,
         settings=asdict(settings) | {"rounds": plan.rounds, "seconds": plan.seconds},
-        started=_now(),
+        started=now(),
         environment=validity.environment(),
     )
     try:
@@ -219,7 +220,7 @@ async def _run_plan(
             await _run_lab(lab_kind, plan, results, progress, keep)
         results.is_partial = False
     finally:
-        results.finished = _now()
+        results.finished = now()
         results.checks += validity.checks_after(results)
         keep(results)
     return results
@@ -230,7 +231,7 @@ async def clean_bench() -> list[str]:
 
     LabError while a bench runs: it cleans up by itself.
     """
-    with _only_one():
+    with only_one():
         removed = [
             name
             for name in netns.listnetns()
@@ -247,7 +248,7 @@ async def clean_bench() -> list[str]:
 
 
 @contextlib.contextmanager
-def _only_one() -> Iterator[None]:
+def only_one() -> Iterator[None]:
     """Hold the machine's one bench: two at once would measure each other."""
     if os.geteuid() != 0:
         raise LabError("the bench makes network namespaces and TUN devices: run it as root")
@@ -441,5 +442,6 @@ def _drain(tap: socket.socket, sizes: Counter[int]) -> None:
             sizes[length] += 1
 
 
-def _now() -> str:
+def now() -> str:
+    """For results: when something began or ended."""
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

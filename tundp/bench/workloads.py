@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from tundp.bench import generators
-from tundp.bench.generators import Counted, Generator
 from tundp.bench.machine import CpuTimes, read_cpu
 from tundp.bench.paths import Ground
 from tundp.errors import LabError
+from tundp.lab import generators
+from tundp.lab.generators import Counted, Generator
 from tundp.lab.lab import Host, finish
 from tundp.observe.status import CountersStatus
 

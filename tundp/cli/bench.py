@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 RESULTS = "results.json"
 
 
-def _at_least_one(text: str) -> int:
+def parse_at_least_one(text: str) -> int:
+    """A count."""
     value = parse_int(text)
     if value < 1:
         raise ValueError("is out of range: at least 1")
@@ -52,7 +53,7 @@ class BenchOptions:
         is_repeatable=True,
     )
     rounds: int | None = option(
-        parse=_at_least_one,
+        parse=parse_at_least_one,
         default=None,
         metavar="N",
         help="interleaved rounds",
@@ -187,7 +188,8 @@ COMMAND = Command(
     description="""\
 Build a lab of namespaces, run every path it can on the same work, interleaved, verify the
 traffic, tear down, and write results.json, report.md and report.html. Needs root and a
-quiet machine. `tundp bench diff A B` compares two results.""",
+quiet machine. `tundp bench diff A B` compares two results; `tundp bench restart` measures what
+a restart loses.""",
     run=bench,
     options=BenchOptions,
     examples=(

@@ -63,8 +63,8 @@ COMMAND = Command(
     summary="two nodes and their pods on this machine, checked end to end",
     description="""\
 Build two nodes with a pod each from network namespaces, run a daemon on both, and verify
-what crosses the overlay. Takes less than a minute, needs root, and touches nothing outside
-its own namespaces.""",
+what crosses the overlay, also while one daemon is replaced by another. Takes about a minute, needs
+root, and touches nothing outside its own namespaces.""",
     run=demo,
     options=DemoOptions,
     examples=(

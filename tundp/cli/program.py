@@ -10,6 +10,7 @@ from typing import Any, Final
 import tundp
 from tundp.cli import (
     bench,
+    bench_restart,
     blackbox,
     bugreport,
     capture,
@@ -82,6 +83,7 @@ COMMANDS: Final[tuple[Command[Any], ...]] = (
     demo.COMMAND,
     bench.COMMAND,
     bench.DIFF,
+    bench_restart.COMMAND,
     completion.COMMAND,
 )
 GROUPS: Final = {

@@ -73,9 +73,11 @@ class Host:
         """Run `function` inside the namespace, on the host's one thread."""
         return await self._thread.run(function, *args, **kwargs)
 
-    async def socket(self, kind: int, protocol: int = 0) -> socket.socket:
-        """Open an IPv4 socket of this namespace; it may be used anywhere, and is the caller's."""
-        return await self.call(socket.socket, socket.AF_INET, kind, protocol)
+    async def socket(
+        self, kind: int, protocol: int = 0, *, family: int = socket.AF_INET
+    ) -> socket.socket:
+        """Open a socket of this namespace; it may be used anywhere, and is the caller's."""
+        return await self.call(socket.socket, family, kind, protocol)
 
     async def popen(
         self,

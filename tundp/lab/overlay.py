@@ -136,7 +136,7 @@ class LabNode:
     async def wait_for_peers(self, count: int) -> None:
         """Until its daemon has a lease, has told it to the node, and sees so many peers."""
         deadline = time.monotonic() + READY_S
-        while not await self._sees_peers(count):
+        while not await self.sees_peers(count):
             if self.daemon.poll() is not None:
                 raise LabError(f"the daemon of {self.host.namespace} ended:\n{self.log_tail()}")
             if time.monotonic() > deadline:
@@ -149,7 +149,8 @@ class LabNode:
         """The last lines of its daemon's log."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")[-3000:]
 
-    async def _sees_peers(self, count: int) -> bool:
+    async def sees_peers(self, count: int) -> bool:
+        """Whether its daemon is past its start and sees so many peers."""
         try:
             status = await self.status()
         except PlatformError:
@@ -281,24 +282,27 @@ class OverlayLab:
 async def start_tundp(
     node: LabNode, store_flags: Sequence[str], *flags: str, is_kept: bool = False
 ) -> None:
-    """Start a daemon on a node; its files lie in the node's directory."""
+    """Start a daemon on a node."""
     with node.log_path.open("ab") as log:
         node.daemon = await node.host.popen(
-            [
-                sys.executable,
-                "-m",
-                "tundp",
-                "run",
-                *store_flags,
-                *node.interface_flags,
-                f"--subnet-file={node.subnet_file}",
-                f"--admin-socket={node.admin_socket}",
-                f"--state-dir={node.state_dir}",
-                *flags,
-            ],
-            log=log,
-            is_kept=is_kept,
+            run_command(node, store_flags, *flags), log=log, is_kept=is_kept
         )
+
+
+def run_command(node: LabNode, store_flags: Sequence[str], *flags: str) -> list[str]:
+    """The command line of a node's daemon; its files lie in the node's directory."""
+    return [
+        sys.executable,
+        "-m",
+        "tundp",
+        "run",
+        *store_flags,
+        *node.interface_flags,
+        f"--subnet-file={node.subnet_file}",
+        f"--admin-socket={node.admin_socket}",
+        f"--state-dir={node.state_dir}",
+        *flags,
+    ]
 
 
 def _get(url: str) -> tuple[int, str]:

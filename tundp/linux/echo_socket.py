@@ -7,7 +7,6 @@ message of the host; a filter leaves the echo replies with our identifier.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import random
 import socket
@@ -16,10 +15,10 @@ from typing import Final
 
 from tundp.errors import PlatformError
 from tundp.linux import uapi
+from tundp.linux.socket_filter import attach_filter
 
 _RECEIVE_BUFFER_LEN: Final = 1 << 20
 _ECHO_REPLY: Final = 0
-_INSTRUCTION: Final = struct.Struct("=HBBI")
 
 
 class EchoSocket:
@@ -59,7 +58,7 @@ def open_echo_socket() -> EchoSocket:
     try:
         wanted = ~(1 << _ECHO_REPLY) & 0xFFFFFFFF
         sock.setsockopt(uapi.SOL_RAW, uapi.ICMP_FILTER, struct.pack("=I", wanted))
-        _attach_filter(sock, identifier)
+        _pass_identifier(sock, identifier)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_LEN)
     except OSError as error:
         sock.close()
@@ -69,21 +68,15 @@ def open_echo_socket() -> EchoSocket:
     return EchoSocket(sock, identifier)
 
 
-def _attach_filter(sock: socket.socket, identifier: int) -> None:
-    """Pass ICMP messages with this identifier (classic BPF, linux/filter.h)."""
-    program = b"".join(
-        (
-            _INSTRUCTION.pack(0xB1, 0, 0, 0),  # ldxb 4 * ([0] & 0xf): the IPv4 header's length
-            _INSTRUCTION.pack(0x48, 0, 0, 4),  # ldh [x + 4]: the identifier
-            _INSTRUCTION.pack(0x15, 0, 1, identifier),  # jeq identifier, next, the one after
-            _INSTRUCTION.pack(0x06, 0, 0, 0xFFFF),  # ret: all of it
-            _INSTRUCTION.pack(0x06, 0, 0, 0),  # ret: nothing
-        )
-    )
-    code = ctypes.create_string_buffer(program, len(program))
-    # struct sock_fprog: a length, and a pointer the kernel reads from at once.
-    sock.setsockopt(
-        socket.SOL_SOCKET,
-        uapi.SO_ATTACH_FILTER,
-        struct.pack("@HP", len(program) // _INSTRUCTION.size, ctypes.addressof(code)),
+def _pass_identifier(sock: socket.socket, identifier: int) -> None:
+    """Pass ICMP messages with this identifier."""
+    attach_filter(
+        sock,
+        [
+            (0xB1, 0, 0, 0),  # ldxb 4 * ([0] & 0xf): the IPv4 header's length
+            (0x48, 0, 0, 4),  # ldh [x + 4]: the identifier
+            (0x15, 0, 1, identifier),  # jeq identifier, next, the one after
+            (0x06, 0, 0, 0xFFFF),  # ret: all of it
+            (0x06, 0, 0, 0),  # ret: nothing
+        ],
     )

@@ -44,6 +44,7 @@ SIOCSIFFLAGS: Final = 0x8914
 
 # linux/if_ether.h
 ETH_P_ALL: Final = 0x0003
+ETH_P_IP: Final = 0x0800
 
 # linux/if_packet.h
 PACKET_STATISTICS: Final = 6
@@ -85,6 +86,8 @@ SO_TIMESTAMPNS: Final = 35
 """2.6.22"""
 SO_RXQ_OVFL: Final = 40
 """2.6.33"""
+SO_MAX_PACING_RATE: Final = 47
+"""3.13; of TCP without a queueing discipline that paces 4.13"""
 SO_TIMESTAMPING_NEW: Final = 65
 """5.1; also the type of its control message, struct scm_timestamping64: three times of two 64-bit
 numbers, seconds and nanoseconds, of which software's is the first."""

@@ -1,4 +1,4 @@
-"""Traffic from C threads (native/bench/traffic.c), each in a namespace of its choice.
+"""Traffic from C threads (native/bench/), each in a namespace of its choice.
 
 A generator is a thread that enters a lab host's namespace, opens its socket there and
 stays in one C call, GIL released, until it is told to stop. Counters are read while it
@@ -7,6 +7,8 @@ runs. Payloads are a known pattern, checked byte for byte where they arrive.
 
 from __future__ import annotations
 
+import array
+import contextlib
 import itertools
 import os
 import socket
@@ -31,10 +33,16 @@ except ImportError as import_error:
     _traffic = None  # type: ignore[assignment]
     _missing = str(import_error)
 
-ABI: Final = 3
+ABI: Final = 4
 TIMEOUT: Final = struct.pack("@ll", 0, 200_000)
 """SO_RCVTIMEO and SO_SNDTIMEO: how often a blocked generator looks whether to stop."""
 BUFFER_LEN: Final = 4 << 20
+NUMBERED_BUFFER_LEN: Final = 64 << 20
+"""What a queue held back comes all at once."""
+PACED_BUFFER_LEN: Final = 256 << 10
+HURRY_NICE: Final = -10
+"""Where real-time scheduling is not allowed."""
+MEMINFO_LEN: Final = 4 * (uapi.SK_MEMINFO_DROPS + 1)
 SEEN_BITS: Final = 1 << 22
 SAMPLES_MAX: Final = 1 << 20
 JOIN_S: Final = 10.0
@@ -63,6 +71,22 @@ class Counted:
     lost: int
     refused: int
     samples: int
+    late_ns: int
+    stall_ns: int
+    stall_at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """Numbered datagrams in the order they came: their numbers, and when (CLOCK_MONOTONIC, ns)."""
+
+    numbers: npt.NDArray[np.uint64]
+    at_ns: npt.NDArray[np.uint64]
+
+    @classmethod
+    def room_for(cls, count: int) -> Numbered:
+        """Memory for so many; none of it is used before they come."""
+        return cls(np.zeros(count, np.uint64), np.zeros(count, np.uint64))
 
 
 class Generator:
@@ -73,6 +97,9 @@ class Generator:
         self.traffic = self._library.ffi.new("struct traffic *")
         self.sock: socket.socket | None = None
         self.samples_ns: npt.NDArray[np.uint32] | None = None
+        self.kernel_drops = 0
+        """Of a receiver of numbered datagrams, once it is stopped: what its buffer had no room for
+        (SO_MEMINFO, Linux 4.12)."""
         self._host = host
         self._run = open_and_run
         self._is_open = threading.Event()
@@ -111,6 +138,9 @@ class Generator:
             lost=t.lost,
             refused=t.refused,
             samples=t.samples,
+            late_ns=t.late_ns,
+            stall_ns=t.stall_ns,
+            stall_at_ns=t.stall_at_ns,
         )
 
     def tell_to_stop(self) -> None:
@@ -118,8 +148,10 @@ class Generator:
         self.traffic.stop = 1
 
     def stop(self) -> None:
-        """Stop and join it, and close its socket."""
+        """Stop and join it, and close its socket; harmless when repeated, or before a start."""
         self.tell_to_stop()
+        if self._thread.ident is None:
+            return
         self._thread.join(JOIN_S)
         if self._thread.is_alive():
             raise LabError(f"traffic in {self._host.namespace} does not stop")
@@ -162,11 +194,17 @@ def stream_receiver(host: Host, address: str, port: int, data: Any) -> Generator
     return Generator(host, run)
 
 
-def stream_sender(host: Host, address: str, port: int, data: Any) -> Generator:
-    """Connects and sends."""
+def stream_sender(
+    host: Host, address: str, port: int, data: Any, *, pace: int | None = None
+) -> Generator:
+    """Connects and sends, at `pace` bytes a second or as fast as it goes."""
 
     def run(library: Any, generator: Generator) -> None:
         sock = generator.sock = _connect(address, port)
+        if pace is not None:
+            sock.setsockopt(socket.SOL_SOCKET, uapi.SO_MAX_PACING_RATE, pace)
+            # Else megabytes of a slow stream are in the queue when it is told to stop.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PACED_BUFFER_LEN)
         generator.ready()
         library.lib.traffic_stream_send(sock.fileno(), data, generator.traffic)
         sock.close()
@@ -201,6 +239,54 @@ def datagram_sender(
         generator.ready()
         library.lib.traffic_datagram_send(
             sock.fileno(), data, size, per_ms, run_id, generator.traffic
+        )
+
+    return Generator(host, run)
+
+
+def numbered_receiver(
+    host: Host, address: str, port: int, data: Any, *, run_id: int, size: int, arrivals: Numbered
+) -> Generator:
+    """Receives and checks numbered datagrams, and writes each down in `arrivals`."""
+
+    def run(library: Any, generator: Generator) -> None:
+        sock = generator.sock = _bound(address, port, buffer_len=NUMBERED_BUFFER_LEN)
+        _hurry()
+        generator.ready()
+        library.lib.traffic_numbered_receive(
+            *(sock.fileno(), data, size, run_id),
+            library.ffi.from_buffer("uint64_t[]", arrivals.numbers, require_writable=True),
+            library.ffi.from_buffer("uint64_t[]", arrivals.at_ns, require_writable=True),
+            len(arrivals.numbers),
+            generator.traffic,
+        )
+        generator.kernel_drops = _drops(sock)
+
+    return Generator(host, run)
+
+
+def numbered_sender(
+    host: Host,
+    address: str,
+    port: int,
+    data: Any,
+    *,
+    run_id: int,
+    size: int,
+    rate: int,
+    sent_ns: npt.NDArray[np.uint64],
+) -> Generator:
+    """Sends `rate` numbered datagrams a second; entry n of `sent_ns` is when n was."""
+
+    def run(library: Any, generator: Generator) -> None:
+        sock = generator.sock = _prepare(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        _hurry()
+        generator.ready()
+        library.lib.traffic_numbered_send(
+            *(sock.fileno(), data, size, rate, run_id, int(IPv4Address(address)), port),
+            library.ffi.from_buffer("uint64_t[]", sent_ns, require_writable=True),
+            len(sent_ns),
+            generator.traffic,
         )
 
     return Generator(host, run)
@@ -295,9 +381,27 @@ def _connect(address: str, port: int) -> socket.socket:
     return _prepare(socket.create_connection((address, port), timeout=JOIN_S))
 
 
-def _bound(address: str, port: int) -> socket.socket:
+def _hurry() -> None:
+    """Let the calling thread run before others, as packets from a wire come when they come.
+
+    It needs little, and is what time is taken by. sched(7): 0 is the calling thread.
+    """
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        return
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, HURRY_NICE)
+
+
+def _drops(sock: socket.socket) -> int:
+    words = array.array("I")
+    words.frombytes(sock.getsockopt(socket.SOL_SOCKET, uapi.SO_MEMINFO, MEMINFO_LEN))
+    return words[uapi.SK_MEMINFO_DROPS]
+
+
+def _bound(address: str, port: int, *, buffer_len: int = BUFFER_LEN) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     # A receiver must not be what loses packets.
-    sock.setsockopt(socket.SOL_SOCKET, uapi.SO_RCVBUFFORCE, BUFFER_LEN)
+    sock.setsockopt(socket.SOL_SOCKET, uapi.SO_RCVBUFFORCE, buffer_len)
     sock.bind((address, port))
     return _prepare(sock)
