@@ -16,7 +16,7 @@ TABLES := tundp/choices.py tundp/engine/counters.py tundp/engine/hop_slots.py tu
 NATIVE := setup.py $(TABLES) $(wildcard native/*.py native/*/*.h native/*/*.c)
 
 LABS := $(addprefix tests/netns/test_,$(addsuffix .py,bugreport chaos doctor kernel_stories matrix \
-  peer_tools peer_trace ping top under_load))
+  peer_tools peer_trace ping queues top under_load))
 
 .DEFAULT_GOAL := help
 .PHONY: help root build demo test lint check bench micro scale neighbours silence churn look early events skbdrops refused hostile fuzz cross rungs labs labs-mutants format clean

@@ -64,6 +64,7 @@ LEFT_OUT: Final[Mapping[str, tuple[str, ...]]] = {
         "test_to_a_pipe",
         "test_an_older_daemon",
     ),
+    "tests/netns/test_queues.py": ("test_a_gap_is_bridged_as_long_as_is_said_and_no_longer[gso]",),
     "tests/netns/test_under_load.py": ("test_each_and_ten_at_once",),
 }
 """By file: names, with their parameters or without."""

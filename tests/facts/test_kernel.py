@@ -149,6 +149,31 @@ def test_forced_buffers_pass_the_sysctl_limit() -> None:
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 16 << 20
 
 
+def test_a_receive_buffer_holds_as_many_datagrams_as_the_charge_says() -> None:
+    # linux/queues.py, which measures the charge; daemon/checks/queues.py divides by it.
+    assert (
+        in_namespace(
+            """
+ip("link", "set", "lo", "up")
+from tundp.linux.queues import datagram_charge
+from tundp.linux import uapi
+for length in (100, 1472):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.setsockopt(socket.SOL_SOCKET, uapi.SO_RCVBUFFORCE, 1 << 20)
+        bound = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // datagram_charge(length)
+        for _ in range(bound + 100): sock.sendto(bytes(length), sock.getsockname())
+        sock.setblocking(False)
+        held = 0
+        try:
+            while sock.recv(2000): held += 1
+        except BlockingIOError: print(held - bound)
+"""
+        )
+        == "0\n0"
+    )
+
+
 def test_rxq_ovfl_counts_what_the_socket_lost() -> None:
     # engine/reference.py shows it as socket_overflows.
     with (

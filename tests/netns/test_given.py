@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
+import socket
 import sys
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
-from tests.nodes import MakeLab, MakeOverlay, answers, is_ready, link_of, log_contains
+from tests.nodes import MakeLab, MakeOverlay, answers, is_ready, link_of, log_contains, must_run
 from tests.wait import until
 from tundp.admin import open_admin_socket
 from tundp.backend.base import Given
@@ -21,8 +23,10 @@ from tundp.errors import PlatformError
 from tundp.instance import Instance
 from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import PingStream
+from tundp.linux import uapi
+from tundp.linux.device import QUEUE_LEN
 from tundp.linux.tun import Tun, TunMode
-from tundp.linux.udp import open_udp
+from tundp.linux.udp import RECEIVE_BUFFER_LEN, open_udp
 from tundp.observe.web import open_listener
 from tundp.settings.sources import load_settings
 
@@ -109,6 +113,27 @@ async def test_a_device_and_sockets_outlive_the_daemon_that_used_them(
         assert await link_of(one.host, "flannel0") == before
         # Nothing was lost: what came in the gap waited in the device's and the socket's queues.
         assert stream.lost == 0, stream
+
+
+async def test_the_longer_queue_of_a_device_that_is_given_is_kept(
+    make_overlay: MakeOverlay,
+) -> None:
+    async with make_overlay(start=False, nodes=1) as overlay, contextlib.AsyncExitStack() as stack:
+        (one,) = overlay.nodes.values()
+        given = await hold(overlay, one, stack, SUPER)
+        small, large = 1 << 16, RECEIVE_BUFFER_LEN + (1 << 20)
+        for length, kept in ((500, (QUEUE_LEN, RECEIVE_BUFFER_LEN)), (30_000, (30_000, large))):
+            await must_run(one.host, *f"ip link set flannel0 txqueuelen {length}".split())
+            udp = given["udp"]
+            assert isinstance(udp, list)
+            with socket.socket(fileno=os.dup(udp[0])) as sock:
+                size = small if length == 500 else large
+                sock.setsockopt(socket.SOL_SOCKET, uapi.SO_RCVBUFFORCE, size)
+            await start(overlay, one, given)
+            await overlay.wait_ready()
+            backend = (await one.status_document())["backend"]
+            assert (backend["device"]["queue_len"], backend["receive_buffer"] // 2) == kept
+            await one.stop_daemon(signal.SIGKILL)
 
 
 async def test_a_device_that_does_not_fit_is_named_and_another_is_made(

@@ -29,6 +29,7 @@ from tests.wait import until
 from tundp.lab.lab import Host
 from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import PingStream
+from tundp.linux.device import QUEUE_LEN
 from tundp.wire.drop import DropReason
 
 FULL = "hop_queue_full"
@@ -304,8 +305,7 @@ async def test_what_the_kernel_drops_before_us_has_a_name(make_overlay: MakeOver
         sock = await one.host.socket(socket.SOCK_DGRAM)
         stop(one.daemon.pid)
         try:
-            # The TUN's queue takes 5,000.
-            for _ in range(5300):
+            for _ in range(QUEUE_LEN + 300):
                 sock.sendto(b"x", (two.tunnel_address, 9))
         finally:
             sock.close()

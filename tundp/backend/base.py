@@ -200,6 +200,10 @@ class BackendStatus:
     """The name of its own device, empty while that is gone; None if it has none."""
     routes: int | None
     """How many kernel routes it keeps; None for a backend that keeps one for the network."""
+    queue_len: int | None = None
+    """Packets each queue of its own device holds; None while that is gone, or if it has none."""
+    receive_buffer: int | None = None
+    """Bytes each of its sockets may hold unread, as the kernel charges them; None without one."""
     queue_drops: int | None = None
     """Packets the kernel dropped at the queue of its own device; None if it has none."""
     path_probes: int | None = None

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from tundp.admin import fetch_status
-from tundp.daemon.checks import firewall, host, overlay
+from tundp.daemon.checks import firewall, host, overlay, queues
 from tundp.daemon.checks.inspection import Check, Inspection
 from tundp.errors import PlatformError
 from tundp.finding import Finding, Verdict
@@ -93,6 +93,7 @@ CHECKS: Final[Mapping[str, Check]] = MappingProxyType(
         "lease": overlay.check_lease,
         "peers": overlay.check_peers,
         "backend": overlay.check_backend,
+        "queues": queues.check_queues,
         "ports": host.check_ports,
         "routes": host.check_routes,
         "br_netfilter": host.check_br_netfilter,

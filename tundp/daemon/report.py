@@ -105,7 +105,8 @@ def summary(node: Node) -> Status:
             mtu=backend.mtu,
             device=None
             if backend.device is None
-            else DeviceStatus(name=backend.device, mtu=backend.mtu),
+            else DeviceStatus(name=backend.device, mtu=backend.mtu, queue_len=backend.queue_len),
+            receive_buffer=backend.receive_buffer,
             routes=backend.routes,
             path_probes=backend.path_probes,
             peer_messages=backend.peer_messages,

@@ -94,6 +94,12 @@ _HERE: Final = (
     Case("interface.mtu", "start", "the uplink's MTU carries no overlay", "another uplink"),
     Case("lease", "start", "the subnet of subnet.env cannot be had", "as named"),
     Case("peers", "start", "leases would be no peers", "`ip route get ADDRESS`"),
+    Case(
+        "queues",
+        "start",
+        "queues are shorter than tundp asks for: a restart loses packets sooner",
+        "`ip link set dev TUN txqueuelen N`, `sysctl -w net.core.rmem_max=N`",
+    ),
     Case("ports.taken", "start", "another program has our port", "stop it (flanneld?)"),
     Case("routes.overlap", "start", "a route overlaps the network", "`ip route del PREFIX`"),
     Case("br_netfilter", "start", "bridged packets pass no iptables", "`modprobe br_netfilter`"),

@@ -8,12 +8,12 @@ from pathlib import Path
 from shlex import quote
 from typing import Final
 
-from tundp.choices import Engine, Offload
+from tundp.choices import Engine
 from tundp.doctor import remedy
 from tundp.doctor.context import Context, ask_daemon, finding, reasons, running
 from tundp.engine.choose import best_engine
 from tundp.finding import Finding, Verdict
-from tundp.linux.device import SUPER_TX_QUEUE_LEN, TX_QUEUE_LEN
+from tundp.linux.device import QUEUE_LEN
 from tundp.linux.losses import UdpErrors, udp_errors
 from tundp.linux.offload import find_offloads
 from tundp.observe.status import CountersStatus, Status
@@ -200,14 +200,9 @@ def _sockets(
 def _longer_queue(status: Status, queue_len: int) -> str:
     """What gives the TUN's queue the length the daemon gave it; empty if it has that."""
     device = None if status.backend is None else status.backend.device
-    if device is None or status.engine is None:
+    if device is None or queue_len >= QUEUE_LEN:
         return ""
-    supers = {Offload.TUN_TSO.value, Offload.TUN_USO.value}
-    is_super = not supers.isdisjoint(status.engine.offloads_in_use)
-    wanted = SUPER_TX_QUEUE_LEN if is_super else TX_QUEUE_LEN
-    if queue_len >= wanted:
-        return ""
-    return f"ip link set dev {quote(device.name)} txqueuelen {wanted}"
+    return f"ip link set dev {quote(device.name)} txqueuelen {QUEUE_LEN}"
 
 
 def _faster_engine(status: Status) -> str:

@@ -3,7 +3,7 @@
 address   <subnet base>/32, scope global
 MTU       underlay MTU - 28
 route     the whole Network over the device, table main
-queue     TX_QUEUE_LEN packets, SUPER_TX_QUEUE_LEN if super-packets come
+queue     QUEUE_LEN packets at least: a longer one somebody chose is left alone
 sysctl    IPv6 off (the overlay carries none), accept_local on (our ICMP errors come
           from our own address, and the kernel would drop them as martians)
 """
@@ -11,21 +11,35 @@ sysctl    IPv6 off (the overlay carries none), accept_local on (our ICMP errors 
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Final
 
 from tundp.errors import PlatformError
 from tundp.linux import sysctl
-from tundp.linux.netlink import Netlink
+from tundp.linux.netlink import Link, Netlink
 from tundp.linux.tun import Tun
 
 _log = logging.getLogger(__name__)
 
-TX_QUEUE_LEN: Final = 5000
-"""TUN queue length in packets; the default of 500 is a burst of 0.7 MB."""
-SUPER_TX_QUEUE_LEN: Final = 1000
-"""The same with super-packets of up to 64 KB: at most 64 MB."""
+_SUPER_PACKET_LEN: Final = 1 << 16
+_MEMORY_SHARE: Final = 16
+
+
+def queue_len_for(memory_len: int) -> int:
+    """Packets for the TUN's queue on a host with so many bytes of memory.
+
+    10,000: a second of 10,000 packets/s, while a daemon is replaced or starts again. What it does
+    under overload is in docs/performance.md; it takes 80 KB of pointers. Fewer on a small host, as
+    super-packets that wait there are nobody's: no limit of a socket or a pod holds them
+    (drivers/net/tun.c, tun_net_xmit: skb_orphan), and they may take a sixteenth of its memory.
+    """
+    return max(1_000, min(10_000, memory_len // _MEMORY_SHARE // _SUPER_PACKET_LEN))
+
+
+QUEUE_LEN: Final = queue_len_for(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+"""Of this host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +60,6 @@ async def configure(netlink: Netlink, tun: Tun, settings: DeviceSettings) -> int
             # IPv6 may be compiled out, /proc/sys read-only: packets flow all the same.
             _log.warning("%s", error)
     index = await _index_of(netlink, tun)
-    queue_len = SUPER_TX_QUEUE_LEN if tun.has_tso or tun.has_uso else TX_QUEUE_LEN
-    await netlink.set_link(index, txqlen=queue_len)
     await repair(netlink, index, settings)
     return index
 
@@ -64,6 +76,9 @@ async def repair(netlink: Netlink, index: int, settings: DeviceSettings) -> list
     if link.mtu != settings.mtu:
         await netlink.set_link(index, mtu=settings.mtu)
         done.append(f"MTU {settings.mtu} (was {link.mtu})")
+    if link.queue_len < QUEUE_LEN:
+        await netlink.set_link(index, txqlen=QUEUE_LEN)
+        done.append(f"queue of {QUEUE_LEN:,} packets (was {link.queue_len:,})")
     if not link.is_up:
         await netlink.set_link(index, state="up")
         done.append("up")
@@ -79,6 +94,11 @@ async def repair(netlink: Netlink, index: int, settings: DeviceSettings) -> list
         await netlink.ensure_route(index, settings.network)
         done.append(f"route {settings.network}")
     return done
+
+
+def fits(link: Link, settings: DeviceSettings) -> bool:
+    """Whether the device, as the kernel reports it, has what of these settings is its own."""
+    return link.is_up and link.mtu == settings.mtu and link.queue_len >= QUEUE_LEN
 
 
 async def _index_of(netlink: Netlink, tun: Tun) -> int:

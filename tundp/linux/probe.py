@@ -21,6 +21,7 @@ from tundp.finding import Finding, Verdict
 from tundp.linux import offload, uapi
 from tundp.linux.offload import KernelOffloads, Offload
 from tundp.linux.tun import Tun, TunMode
+from tundp.linux.udp import RECEIVE_BUFFER_LEN
 
 _IFREQ: Final = struct.Struct("16sH22x")
 
@@ -231,7 +232,7 @@ def _device_findings() -> Iterator[Finding]:
 def _forced_buffers() -> Finding:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
-            sock.setsockopt(socket.SOL_SOCKET, uapi.SO_RCVBUFFORCE, 8 << 20)
+            sock.setsockopt(socket.SOL_SOCKET, uapi.SO_RCVBUFFORCE, RECEIVE_BUFFER_LEN)
             why_not = None
         except OSError as error:
             why_not = os.strerror(error.errno or errno.EPERM)
@@ -239,7 +240,8 @@ def _forced_buffers() -> Finding:
         "so-rcvbufforce",
         "SO_RCVBUFFORCE",
         is_there=why_not is None,
-        evidence=why_not or "8 MiB socket buffers whatever net.core.rmem_max says",
+        evidence=why_not
+        or f"{RECEIVE_BUFFER_LEN >> 20} MiB socket buffers whatever net.core.rmem_max says",
         since="2.6.14 (CAP_NET_ADMIN)",
         without="bursts are lost beyond net.core.rmem_max",
     )

@@ -97,8 +97,10 @@ SOF_TIMESTAMPING_RX_SOFTWARE: Final = 1 << 3
 SOF_TIMESTAMPING_SOFTWARE: Final = 1 << 4
 
 # linux/sock_diag.h
+SK_MEMINFO_RMEM_ALLOC: Final = 0
+"""4.12: indexes in the array of u32 that SO_MEMINFO gets. What its receive queue is charged."""
 SK_MEMINFO_DROPS: Final = 8
-"""4.12: index of a socket's drops in the array of u32 that SO_MEMINFO gets."""
+"""Datagrams it dropped."""
 
 # linux/socket.h: levels of setsockopt
 SOL_RAW: Final = 255

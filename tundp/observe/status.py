@@ -127,6 +127,9 @@ class DeviceStatus:
     """Empty while it does not exist."""
     mtu: int
     """Bytes of an inner packet."""
+    queue_len: int | None = None
+    """Packets each of its queues holds while the engine does not read; null while it does not
+    exist."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +145,9 @@ class BackendStatus:
     """UDP port of this node; null for a backend without one."""
     routes: int | None = None
     """Kernel routes to peers it keeps; null for a backend that needs but one."""
+    receive_buffer: int | None = None
+    """Bytes each UDP socket may hold while the engine does not read, as the kernel charges them
+    (SO_RCVBUF as it is read back); null for a backend without one."""
     device: DeviceStatus | None = None
     """Null for a backend that sends by the interface itself."""
     path_probes: int | None = None

@@ -45,11 +45,13 @@ from tundp.lease.fib import Fib
 from tundp.lease.model import LeaseAttributes, LeaseKey, Peer
 from tundp.lease.network import BackendConfig
 from tundp.linux import device
-from tundp.linux.device import DeviceSettings
+from tundp.linux.device import DeviceSettings, fits
 from tundp.linux.iface import Interface
 from tundp.linux.netlink import AddressChange, LinkChange, RouteChange
 from tundp.linux.netlink import Change as KernelChange
+from tundp.linux.queues import device_queue_len, receive_buffer
 from tundp.linux.tun import Tun, require_device
+from tundp.linux.udp import grow_buffers
 from tundp.wire import overhead
 from tundp.wire.policy import Policy, Prefix
 
@@ -151,6 +153,8 @@ class UdpBackend:
         ):
             self._socks = list(given)
             self._has_old_socks = bool(given)
+            for sock in given:
+                grow_buffers(sock)
         elif self._switch is not None and len(given) != self._settings.workers:
             raise PlatformError(f"{len(given)} sockets were given for {self._settings.workers}")
         else:
@@ -286,8 +290,7 @@ class UdpBackend:
             return False
         match change:
             case LinkChange(link=link):
-                is_right = link.mtu == device.mtu and link.is_up and not change.is_gone
-                return link.index == index and not is_right
+                return link.index == index and (change.is_gone or not fits(link, device))
             case AddressChange(address=address):
                 return address.index == index and change.is_gone
             case RouteChange(destination=destination, indexes=indexes):
@@ -337,6 +340,8 @@ class UdpBackend:
             port=self._config.peer_port,
             device="" if self._tun is None else self._tun.name,
             routes=None,
+            queue_len=self._queue_len(),
+            receive_buffer=receive_buffer(self._socks),
             queue_drops=self._queue_drops.count(),
             path_probes=self._echoes.sent,
             peer_messages=self._peer_tools.sent,
@@ -438,6 +443,11 @@ class UdpBackend:
                     self._moved_lines.withheld_words(),
                 )
             self.engine.detach()
+
+    def _queue_len(self) -> int | None:
+        with contextlib.suppress(PlatformError):
+            return device_queue_len(self._tun_index)
+        return None
 
     def _prober_settings(self) -> ProberSettings:
         assert self._interface is not None and self._device is not None
