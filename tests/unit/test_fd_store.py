@@ -17,6 +17,7 @@ from tundp.admin import open_admin_socket
 from tundp.daemon.given import resources_of
 from tundp.daemon.kept import Kept
 from tundp.daemon.lock import is_running, take_lock
+from tundp.early import Start
 from tundp.hold.child import FIRST_FD
 from tundp.hold.kept_fds import KeptFds
 from tundp.hold.messages import NotifySocket
@@ -194,7 +195,7 @@ def test_what_is_not_what_its_name_says_is_closed_and_named(
     }
     before = len(os.listdir("/proc/self/fd"))
     settings = settings_in(tmp_path, "--healthz-port=1", "--metrics-addr=127.0.0.1:1")
-    resources = resources_of(found, settings, Kept(found))
+    resources = resources_of(Start(found, None, ""), settings, Kept(found))
     given = (resources.lock, resources.admin, resources.health, resources.metrics)
     assert given == (None,) * 4
     assert (resources.backend.tun_fds, resources.backend.udp_socks) == ((), ())
@@ -219,7 +220,7 @@ def test_a_lock_and_an_admin_socket_of_these_settings_are_gone_on_with(tmp_path:
     admin = open_admin_socket(settings.admin_socket)
     os.link(settings.admin_socket, tmp_path / ".admin.sock")
     found = {"lock": lock, "admin": admin.detach()}
-    resources = resources_of(found, settings, Kept(found))
+    resources = resources_of(Start(found, None, ""), settings, Kept(found))
     assert resources.lock == lock
     assert resources.admin is not None
     resources.close()
@@ -232,7 +233,7 @@ def test_an_admin_socket_without_a_sure_path_makes_room_for_another(
     settings = settings_in(tmp_path)
     admin = open_admin_socket(settings.admin_socket)
     found = {"admin": os.dup(admin.fileno())}
-    assert resources_of(found, settings, Kept(found)).admin is None
+    assert resources_of(Start(found, None, ""), settings, Kept(found)).admin is None
     assert "was removed or replaced meanwhile" in caplog.text
     # So that a new one can be made, although the store has the old one for a while.
     assert not settings.admin_socket.exists()
@@ -246,7 +247,7 @@ def test_a_lock_somebody_else_holds_is_not_believed(
     settings = settings_in(tmp_path)
     lock = take_lock(settings.instance)
     found = {"lock": os.open(settings.instance.lock, os.O_RDONLY)}
-    assert resources_of(found, settings, Kept(found)).lock is None
+    assert resources_of(Start(found, None, ""), settings, Kept(found)).lock is None
     assert "another process holds" in caplog.text
     assert lock is not None
     os.close(lock)
