@@ -12,6 +12,10 @@ export PYTHONDONTWRITEBYTECODE := 1
 # Tests start hundreds of daemons: without __pycache__ each would compile its sources anew.
 PYTEST = env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest -q -n $(WORKERS)
 
+PIP = $(PY) -m pip install --quiet --disable-pip-version-check
+DEPENDENCIES := import tomllib; about = tomllib.load(open("pyproject.toml", "rb")); \
+  print(*about["build-system"]["requires"], *about["project"]["dependencies"], sep="\n")
+
 TABLES := tundp/choices.py tundp/engine/counters.py tundp/engine/hop_slots.py tundp/engine/taps.py $(wildcard tundp/wire/*.py)
 NATIVE := setup.py $(TABLES) $(wildcard native/*.py native/*/*.h native/*/*.c)
 
@@ -48,12 +52,12 @@ help:
 	@echo 'make build    only set up: .venv with tundp in it, the C module compiled'
 	@echo 'make clean    remove what the others made'
 
-build: $(VENV)/.built
+build: $(VENV)/.built $(VENV)/.developed
 
 root:
 	@test "$$(id -u)" = 0 || { echo 'This makes network namespaces and TUN devices: run it as root.' >&2; exit 1; }
 
-demo: root build
+demo: root $(VENV)/.built
 	@setup/apt.sh demo
 	@setup/etcd.sh
 	@$(PY) -m tundp demo
@@ -159,17 +163,23 @@ clean:
 	rm -f tundp/*.so tundp/_native.c tundp/_traffic.c
 	find tundp tests bench native -name __pycache__ -type d -exec rm -rf {} +
 
-# A virtual environment with every wheel at its pinned version.
-$(VENV)/.wheels: setup/requirements.txt setup/apt.txt setup/apt.sh
+# A virtual environment with the wheels that run tundp, each at its pinned version.
+$(VENV)/.wheels: setup/requirements.txt pyproject.toml setup/apt.txt setup/apt.sh
 	@setup/apt.sh build
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tundp needs Python 3.11 or later")'
 	@$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo 'pip: wheels of pyproject.toml, at the versions of setup/requirements.txt'
+	@$(PY) -c '$(DEPENDENCIES)' | $(PIP) --use-pep517 --constraint setup/requirements.txt --requirement /dev/stdin
+	@touch $@
+
+# Those that develop, test and measure it, too.
+$(VENV)/.developed: $(VENV)/.wheels
 	@echo 'pip: wheels of setup/requirements.txt'
-	@$(PY) -m pip install --quiet --disable-pip-version-check --use-pep517 --requirement setup/requirements.txt
+	@$(PIP) --use-pep517 --requirement setup/requirements.txt
 	@touch $@
 
 # tundp itself, editable, with its C module.
 $(VENV)/.built: $(VENV)/.wheels pyproject.toml MANIFEST.in $(NATIVE)
 	@echo 'build: tundp and its C module'
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@

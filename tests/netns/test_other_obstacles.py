@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import tests.bpf
+import tests.conntrack
 from tests.netns.test_obstacles import Obstacle, check_each, pings, seen, sh
 from tests.nodes import MakeOverlay
 from tests.wait import until
@@ -25,11 +26,8 @@ from tundp.linux.obstacles.scene import NOT_JUDGED
 
 BPF = f"{shlex.quote(sys.executable)} {shlex.quote(str(Path(tests.bpf.__file__)))}"
 NOTE = Verdict.NOTE
-SHORT_MEMORY = (
-    "sysctl -q -w net.netfilter.nf_conntrack_udp_timeout=1"
-    " net.netfilter.nf_conntrack_udp_timeout_stream=1;"
-    " ping -qc1 -W1 10.5.0.1 >/dev/null; sleep 2.2;"
-)
+FORGET = f"{shlex.quote(sys.executable)} {shlex.quote(tests.conntrack.__file__)} flush"
+"""Only the first packet of a connection asks the rules of NAT: the next one is such a first."""
 PROGRAMS = {
     "XDP, generic": Obstacle(
         f"{BPF} xdp eth0 skb",
@@ -129,18 +127,18 @@ ROUTES = {
 }
 NAT = {
     "a published port that is ours": Obstacle(
-        f"{SHORT_MEMORY} iptables -t nat -A PREROUTING -p udp -m udp --dport 8285"
-        " -j DNAT --to-destination 172.17.0.2:8285",
-        "iptables -t nat -F PREROUTING; sleep 1.2",
+        "iptables -t nat -A PREROUTING -p udp -m udp --dport 8285"
+        f" -j DNAT --to-destination 172.17.0.2:8285; {FORGET}",
+        f"iptables -t nat -F PREROUTING; {FORGET}",
         ("--dport 8285 -j DNAT", "diverts", "of the tunnel (UDP) from peers"),
-        forget_s=1.5,
+        forget=FORGET,
     ),
     "a transparent proxy, nft": Obstacle(
-        f"{SHORT_MEMORY} nft 'table ip proxy {{ chain p {{ type nat hook prerouting priority -100;"
-        " meta l4proto udp redirect to :9; }; }'",
-        "nft delete table ip proxy; sleep 1.2",
+        "nft 'table ip proxy { chain p { type nat hook prerouting priority -100;"
+        f" meta l4proto udp redirect to :9; }}; }}'; {FORGET}",
+        f"nft delete table ip proxy || true; {FORGET}",
         ("redirect to :9", "diverts"),
-        forget_s=1.5,
+        forget=FORGET,
     ),
     "a transparent proxy, TPROXY": Obstacle(
         "iptables -t mangle -A PREROUTING -p udp -m udp --dport 8285 -j TPROXY --on-port 99",

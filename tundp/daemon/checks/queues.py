@@ -9,7 +9,6 @@ those of a peer, all go to the same.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from shlex import quote
@@ -49,10 +48,10 @@ async def check_queues(inspection: Inspection) -> AsyncIterator[Finding]:
     if config is None or not config.backend.peer_port:
         return  # no queue of ours: the kernel carries packets, and goes on without a daemon
     try:
-        room = await _room(inspection)
+        room = _room(inspection)
         if room is None:
             return
-        charges = [await asyncio.to_thread(datagram_charge, n) for n in (room.full, SMALL_LEN)]
+        charges = [datagram_charge(length) for length in (room.full, SMALL_LEN)]
     except PlatformError as error:
         yield Finding(id="queues", verdict=Verdict.UNKNOWN, evidence=str(error))
         return
@@ -67,7 +66,7 @@ async def check_queues(inspection: Inspection) -> AsyncIterator[Finding]:
     yield _judge(room, *charges)
 
 
-async def _room(inspection: Inspection) -> _Room | None:
+def _room(inspection: Inspection) -> _Room | None:
     """None if no interface leads to the other nodes."""
     workers = inspection.settings.workers
     running = inspection.node
@@ -83,7 +82,7 @@ async def _room(inspection: Inspection) -> _Room | None:
     return _Room(
         device="",
         queue_len=QUEUE_LEN,
-        receive_buffer=await asyncio.to_thread(granted_receive_buffer),
+        receive_buffer=granted_receive_buffer(),
         full=full,
         workers=workers,
     )
