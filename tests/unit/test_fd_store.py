@@ -191,7 +191,7 @@ def test_what_is_not_what_its_name_says_is_closed_and_named(
         "admin": os.dup(tcp.fileno()),
         "health": os.memfd_create("health"),
         "metrics": os.dup(other.fileno()),
-        "image": os.memfd_create("image"),
+        "image": os.open("/dev/null", os.O_RDWR),
     }
     before = len(os.listdir("/proc/self/fd"))
     settings = settings_in(tmp_path, "--healthz-port=1", "--metrics-addr=127.0.0.1:1")
@@ -205,6 +205,7 @@ def test_what_is_not_what_its_name_says_is_closed_and_named(
         "UDP sockets of the descriptor store are not used: one is no UDP socket over IPv4",
         "descriptor lock of the store is not used: it is /dev/null, no file",
         "descriptor admin of the store is not used: it is no listening socket of that kind",
+        "descriptor image of the store is not used: it is /dev/null, no memory file",
         "descriptor health of the store is not used: it is /memfd:health (deleted), no socket",
         "--metrics-addr say 127.0.0.1:1",
     ):
