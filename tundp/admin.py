@@ -149,7 +149,7 @@ async def serve_admin(
 
     server = HttpServer(
         {STATUS_PATH: answer, METRICS_PATH: answer_metrics, LEASES_PATH: answer_leases},
-        stop_s=1.0,
+        stop_s=0.25,
     )
     if looker is not None:
         server.add(EVENTS_PATH, functools.partial(_stream_events, looker, server.hold))

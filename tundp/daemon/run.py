@@ -4,9 +4,10 @@
         -> lease and snapshot -> ledger -> backend.open(FIB) -> firewall -> subnet.env
         -> READY -> Node.run
 
-Shutdown is cancellation and nothing else: `run` ends when its task is cancelled, and
-what it opened is closed on the way out. As with flannel the lease, the firewall rules and
-subnet.env stay, so that the next start finds the same subnet and nothing leaks meanwhile.
+Shutdown is cancellation and nothing else: `run` ends when its task is cancelled, and what it opened
+is closed on the way out, the backend last: packets flow until then. As with flannel the lease, the
+firewall rules and subnet.env stay, so that the next start finds the same subnet and nothing leaks
+meanwhile.
 """
 
 from __future__ import annotations
@@ -105,8 +106,7 @@ async def run(
             previous=subnet_env.previous_key(env_text),
             progress=desk.health,
         )
-        if acquired.cache_age_s is None:
-            _log_lease(settings, env_text, acquired)
+        _log_lease(settings, env_text, acquired)
         node = Node(
             settings=settings,
             network_config=network_config,
@@ -353,7 +353,9 @@ def _cached_start(cache: LeaseCache, node_id: str) -> Previous | None:
 
 
 def _log_lease(settings: Settings, env_text: str, acquired: Acquired) -> None:
-    """Name the lease; warn if pods and bridges made before have addresses of another subnet."""
+    """Name a lease the store gave; warn if pods and bridges made before have other addresses."""
+    if acquired.cache_age_s is not None:
+        return
     key = acquired.lease.key
     _log.info("lease %s, subnet %s (%s)", key, key.subnet, acquired.origin)
     before = subnet_env.previous_key(env_text)

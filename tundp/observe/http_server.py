@@ -76,8 +76,8 @@ class HttpServer:
         """A connection that is closing forgets its own, but may have bytes to write."""
         self._asked: set[web.RequestHandler] = set()
         """Those whose request has come."""
-        self._held: set[web.RequestHandler] = set()
-        """Those whose answer has no end."""
+        self._held: dict[web.RequestHandler, asyncio.Task[None]] = {}
+        """Those whose answer has no end, and who makes it."""
         self._swept_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -90,7 +90,7 @@ class HttpServer:
 
         Whoever answers so bounds how many there are.
         """
-        self._held.add(request.protocol)
+        self._held[request.protocol] = request.task
 
     async def open(self) -> None:
         """Make ready to listen."""
@@ -105,6 +105,13 @@ class HttpServer:
         """End every connection. What `listen` returned is the caller's to close, before."""
         if self._timer is not None:
             self._timer.cancel()
+        # aiohttp would wait for requests that may never come, and for answers without an end.
+        for handler in self._open:
+            transport = handler.transport
+            if handler not in self._asked and transport is not None:
+                _drop(handler, transport)
+        for stream in self._held.values():
+            stream.cancel()
         await self._runner.cleanup()
         for handler, transport in self._transports.items():
             _drop(handler, transport)
@@ -155,7 +162,7 @@ class HttpServer:
                 del self._open[handler]
                 self._transports.pop(handler, None)
                 self._asked.discard(handler)
-                self._held.discard(handler)
+                self._held.pop(handler, None)
         self._swept_at = now
         live = [each for each in self._open if each in known and each not in self._held]
         excess = len(live) - self._most

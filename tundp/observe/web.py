@@ -31,8 +31,8 @@ from tundp.observe.metrics import CONTENT_TYPE, Metrics
 
 _log = logging.getLogger(__name__)
 
-STOP_S = 3.0
-"""Answers under way get so long at the end."""
+STOP_S = 0.25
+"""Answers under way get so long at the end: a successor is waiting for this process to be gone."""
 REOPEN_S = 5.0
 """Between two tries to listen on a port that another program has."""
 HEALTHY = ("flanneld is running", "flanneld is not running")
