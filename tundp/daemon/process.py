@@ -27,6 +27,7 @@ from tundp.settings.sources import variable_warnings
 if TYPE_CHECKING:
     from tundp.daemon.resources import Resources
     from tundp.daemon.supervise import Supervisor
+    from tundp.engine.native.early import EarlyWorkers
     from tundp.store.base import Store
 
 E = TypeVar("E", bound=Exception)
@@ -89,7 +90,7 @@ def serve(
         enter_sandbox(settings, threads)
         if start.workers is not None:
             # Rights are each thread's own: those that have more than is left end here.
-            start.workers.renew()
+            renew(start.workers)
         require_limits()
     except BaseException:
         resources.close()
@@ -99,6 +100,14 @@ def serve(
     supervisor = Supervisor()
     with asyncio.Runner(loop_factory=loop_factory(settings.loop)) as runner:
         runner.run(run_until_signal(run(settings, store, resources, supervisor), supervisor))
+
+
+def renew(workers: EarlyWorkers) -> None:
+    """Have early packet threads go on with this thread's rights; without them if that fails."""
+    try:
+        workers.renew()
+    except RuntimeError as error:
+        _log.warning("early start ended: no thread can be started (%s)", error)
 
 
 def drop_capabilities(leaving: Collection[int] = ()) -> None:

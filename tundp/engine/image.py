@@ -15,11 +15,12 @@ head and payload) tells. Integers are in host order: both processes run on one m
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 SCHEMA: Final = 1
@@ -27,12 +28,15 @@ SCHEMA: Final = 1
 _MAGIC: Final = b"tundpimg"
 _HEAD: Final = struct.Struct("=8sIIQQQ")
 _HEAD_LEN: Final = 64
+_MFD_NOEXEC_SEAL: Final = 0x8
+"""linux/memfd.h."""
 _DATA: Final = 4096
 _ALIGN: Final = 64
 _PAGE: Final = 4096
 _LENGTH: Final = struct.Struct("=I")
 LEN_MAX: Final = 1 << 30
-"""Bytes of a payload: longer ones are not read. 65,000 leases take 2 MB."""
+OFFSET_MAX: Final = 4 * LEN_MAX
+"""Longer payloads, or those further away, are not read. 65,000 leases take 1.3 MB."""
 
 
 class Unfit(Exception):  # noqa: N818  (not an error: a start without it is a normal one)
@@ -75,6 +79,12 @@ def read(fd: int) -> Image:
 
 def make() -> int:
     """An empty memfd for an image, close-on-exec. OSError if the kernel refuses."""
+    try:
+        # Where vm.memfd_noexec is 2 none can be had without it.
+        return os.memfd_create("tundp-image", os.MFD_CLOEXEC | _MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a kernel before 6.3
+            raise
     return os.memfd_create("tundp-image", os.MFD_CLOEXEC)
 
 
@@ -83,11 +93,19 @@ class ImageWriter:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        heads = list(map(_head_at(fd), (0, 1)))
-        # The newest one that is whole stays as it is, whatever else the other slot has.
-        self._slot = max(range(2), key=lambda slot: _rank(fd, heads[slot]))
+        self._found: tuple[_Head | None, ...] = ()
+        self._look()
+
+    def _look(self) -> None:
+        """Find the newest image that is whole."""
+        fd = self._fd
+        self._found = tuple(map(_head_at(fd), (0, 1)))
+        heads = [head if _is_whole(fd, head) else None for head in self._found]
+        ranks = [0 if head is None else head.generation for head in heads]
+        # The newest one that is whole stays as it is, whatever the other slot has.
+        self._slot = ranks.index(max(ranks))
         self._live = heads[self._slot]
-        self._generation = max((each.generation for each in heads if each is not None), default=0)
+        self._generation = ranks[self._slot]
 
     def write(self, about: Mapping[str, Any], sections: Mapping[str, Any]) -> int:
         """Write an image, the newest from then on; its length in bytes.
@@ -97,21 +115,25 @@ class ImageWriter:
         """
         parts = _parts(about, sections)
         length = sum(len(part) for part in parts)
+        if tuple(map(_head_at(self._fd), (0, 1))) != self._found:
+            self._look()  # another process has written since: a handover that was withdrawn
         self._generation += 1
         head = _Head(SCHEMA, 0, self._generation, _place(self._live, length), length)
         head = head._replace(checksum=_checksum(head, parts))
         slot = 1 - self._slot
-        os.pwrite(self._fd, bytes(_HEAD_LEN), slot * _HEAD_LEN)
+        for void in (slot, self._slot) if self._live is None else (slot,):
+            os.pwrite(self._fd, bytes(_HEAD_LEN), void * _HEAD_LEN)
         at = head.offset
         for part in parts:
             _write_all(self._fd, part, at)
             at += len(part)
         os.pwrite(self._fd, _HEAD.pack(_MAGIC, *head), slot * _HEAD_LEN)
         self._slot, self._live = slot, head
+        self._found = tuple(map(_head_at(self._fd), (0, 1)))
         return length
 
 
-def _head_at(fd: int) -> Any:
+def _head_at(fd: int) -> Callable[[int], _Head | None]:
     def head(slot: int) -> _Head | None:
         data = os.pread(fd, _HEAD.size, slot * _HEAD_LEN)
         if len(data) < _HEAD.size or data[: len(_MAGIC)] != _MAGIC:
@@ -121,17 +143,15 @@ def _head_at(fd: int) -> Any:
     return head
 
 
-def _rank(fd: int, head: _Head | None) -> int:
-    """The generation of a head whose payload is whole; -1 for any other."""
+def _is_whole(fd: int, head: _Head | None) -> bool:
     if head is None or head.schema != SCHEMA:
-        return -1
+        return False
     payload = _payload(fd, head)
-    is_whole = payload is not None and _checksum(head, [payload]) == head.checksum
-    return head.generation if is_whole else -1
+    return payload is not None and _checksum(head, [payload]) == head.checksum
 
 
 def _payload(fd: int, head: _Head) -> bytes | None:
-    if not _LENGTH.size <= head.length <= LEN_MAX:
+    if not (_LENGTH.size <= head.length <= LEN_MAX and head.offset <= OFFSET_MAX):
         return None
     payload = os.pread(fd, head.length, head.offset)
     return payload if len(payload) == head.length else None

@@ -432,7 +432,9 @@ class UdpBackend:
         adopted = self._adopt_tun()
         self._tun = adopted or Tun(name, self.engine.tun_mode)
         self._tun_index = await device.configure(self._netlink, self._tun, self._device)
-        self._queue_drops.follow(self._tun_index, is_adopted=adopted is not None)
+        # What an adopted device dropped before is not ours, unless it was ours before.
+        is_others = adopted is not None and not self._image.is_successor
+        self._queue_drops.follow(self._tun_index, is_adopted=is_others)
         if not self._has_attached:
             self._image.begin(self.engine)
             self._has_attached = True

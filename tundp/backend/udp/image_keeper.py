@@ -74,6 +74,11 @@ class ImageKeeper:
         self._is_stale = False
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def is_successor(self) -> bool:
+        """Whether the descriptors are those of a daemon of this node, which left its image."""
+        return self._given is not None
+
     def end_early(self) -> None:
         """End the workers of an early start, if there are any: another reads from here on."""
         early, self._early = self._early, None
