@@ -19,7 +19,7 @@ LABS := $(addprefix tests/netns/test_,$(addsuffix .py,bugreport chaos doctor ker
   peer_tools peer_trace ping top under_load))
 
 .DEFAULT_GOAL := help
-.PHONY: help root build demo test lint check bench micro scale neighbours silence churn look events skbdrops refused hostile fuzz cross rungs labs labs-mutants format clean
+.PHONY: help root build demo test lint check bench micro scale neighbours silence churn look early events skbdrops refused hostile fuzz cross rungs labs labs-mutants format clean
 
 help:
 	@echo 'make demo     two nodes with pods in network namespaces, checked end to end (root)'
@@ -32,6 +32,7 @@ help:
 	@echo 'make neighbours   what silent neighbours and a slow path cost a live peer (root)'
 	@echo 'make silence   what a silent name server beside a lost etcd costs (root)'
 	@echo 'make look     what one look for obstacles costs on a host with much to look at (root)'
+	@echo 'make early    how long packets wait for a start with the descriptors of the one before (root)'
 	@echo 'make churn    what hundreds of veth pairs and 10,000 routes that change cost (root)'
 	@echo 'make events   what a trace, a capture and a flood of drops cost the packet threads (root)'
 	@echo 'make skbdrops what looking at the drops of the kernel costs them (root)'
@@ -98,6 +99,10 @@ churn: root build
 look: root build
 	@setup/apt.sh demo
 	@$(PY) -m bench.look
+
+early: root build
+	@setup/apt.sh demo
+	@$(PY) -m bench.early
 
 events: root build
 	@setup/apt.sh demo
