@@ -42,9 +42,11 @@ def test_what_was_written_is_read(fd: int) -> None:
         found = images.read(fd)
         assert (found.generation, found.about) == (number, {"number": number})
         assert found.sections == {name: data for name, data in sections.items() if data}
-    # A successor's writer goes on: the newest stays while it writes.
-    ImageWriter(fd).write({"number": 6}, {})
-    assert images.read(fd).generation == 6
+    # Two writers in turn, as in a handover that is withdrawn: the newest stays while one writes.
+    for number, each in enumerate((ImageWriter(fd), writer, writer, ImageWriter(fd)), 6):
+        each.write({"number": number}, SECTIONS)
+        found = images.read(fd)
+        assert (found.generation, found.about) == (number, {"number": number})
 
 
 def test_an_image_that_was_touched_is_refused_for_the_one_before(fd: int) -> None:

@@ -12,11 +12,10 @@ import importlib.util
 import logging
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Coroutine
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import tundp
 from tundp import collector, early
@@ -30,6 +29,7 @@ from tundp.settings.sources import variable_warnings
 if TYPE_CHECKING:
     from tundp.daemon.resources import Resources
     from tundp.daemon.supervise import Supervisor
+    from tundp.engine.native.early import EarlyWorkers
     from tundp.store.base import Store
 
 E = TypeVar("E", bound=Exception)
@@ -119,7 +119,7 @@ def give_up_rights(settings: Settings, start: early.Start) -> None:
     enter_sandbox(settings, threads)
     if start.workers is not None:
         # Rights are each thread's own: those that have more than is left end here.
-        start.workers.renew()
+        renew(start.workers)
     require_limits()
 
 
@@ -135,17 +135,12 @@ def pace(began: float) -> None:
         time.sleep(left_s)
 
 
-def leave(code: int) -> NoReturn:
-    """End the process now that everything is closed and nobody reads the TUN.
-
-    The interpreter's own end frees what exit(2) frees, module by module, in 0.1 s: so much sooner
-    there is a successor. Lines of the log are written before.
-    """
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
-    os._exit(code)
+def renew(workers: EarlyWorkers) -> None:
+    """Have early packet threads go on with this thread's rights; without them if that fails."""
+    try:
+        workers.renew()
+    except RuntimeError as error:
+        _log.warning("early start ended: no thread can be started (%s)", error)
 
 
 def drop_capabilities(leaving: Collection[int] = ()) -> None:

@@ -20,7 +20,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 SCHEMA: Final = 1
@@ -93,7 +93,14 @@ class ImageWriter:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        heads = [head if _is_whole(fd, head) else None for head in map(_head_at(fd), (0, 1))]
+        self._found: tuple[_Head | None, ...] = ()
+        self._look()
+
+    def _look(self) -> None:
+        """Find the newest image that is whole."""
+        fd = self._fd
+        self._found = tuple(map(_head_at(fd), (0, 1)))
+        heads = [head if _is_whole(fd, head) else None for head in self._found]
         ranks = [0 if head is None else head.generation for head in heads]
         # The newest one that is whole stays as it is, whatever the other slot has.
         self._slot = ranks.index(max(ranks))
@@ -108,6 +115,8 @@ class ImageWriter:
         """
         parts = _parts(about, sections)
         length = sum(len(part) for part in parts)
+        if tuple(map(_head_at(self._fd), (0, 1))) != self._found:
+            self._look()  # another process has written since: a handover that was withdrawn
         self._generation += 1
         head = _Head(SCHEMA, 0, self._generation, _place(self._live, length), length)
         head = head._replace(checksum=_checksum(head, parts))
@@ -120,10 +129,11 @@ class ImageWriter:
             at += len(part)
         os.pwrite(self._fd, _HEAD.pack(_MAGIC, *head), slot * _HEAD_LEN)
         self._slot, self._live = slot, head
+        self._found = tuple(map(_head_at(self._fd), (0, 1)))
         return length
 
 
-def _head_at(fd: int) -> Any:
+def _head_at(fd: int) -> Callable[[int], _Head | None]:
     def head(slot: int) -> _Head | None:
         data = os.pread(fd, _HEAD.size, slot * _HEAD_LEN)
         if len(data) < _HEAD.size or data[: len(_MAGIC)] != _MAGIC:
