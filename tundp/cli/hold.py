@@ -94,7 +94,6 @@ It is fit to be the first process of a container: it takes leave of orphans.""",
     examples=(
         ("tundp hold -- tundp run --store=file:/leases.json", "as the command of a container"),
         ("tundp hold --watchdog=10 tundp run --iface=eth0", ""),
-        ("kill -HUP $(pidof -s 'tundp hold')", "restart the daemon under it"),
     ),
     notes="""\
 NOTIFY_SOCKET, READY and STATUS: the command's go on to the supervisor of `tundp hold`, if that

@@ -23,6 +23,7 @@ from functools import partial
 
 from tundp.admin import AdminSocket, serve_admin
 from tundp.admin_chaos import serve_chaos
+from tundp.backend.base import Backend
 from tundp.backend.choose import parse_network_config
 from tundp.blocking import off_loop
 from tundp.choices import OnLeaseLost
@@ -91,14 +92,7 @@ async def run(
         network_config = await manager.network_config(desk.health)
         _log_network(network_config, manager)
         interface = await _choose_interface(netlink, selection, network_config)
-        backend = make_backend(
-            network_config.backend,
-            settings,
-            netlink,
-            resources.take_backend(),
-            resources.recorder,
-            on_descriptors=resources.kept.sync,
-        )
+        backend = _make_backend(network_config, settings, netlink, resources)
         stack.callback(backend.close)
         offer = lease_offer(backend, settings, network_config, interface)
         backend.prepare(interface)
@@ -326,6 +320,20 @@ def _make_manager(
         ),
         parse=parse_network_config,
         rng=random.SystemRandom(),
+    )
+
+
+def _make_backend(
+    network: NetworkConfig, settings: Settings, netlink: Netlink, resources: Resources
+) -> Backend:
+    """The backend, with what a daemon before left to it; the store follows what it has."""
+    return make_backend(
+        network.backend,
+        settings,
+        netlink,
+        resources.take_backend(),
+        resources.recorder,
+        on_descriptors=resources.kept.sync,
     )
 
 
