@@ -308,7 +308,10 @@ def test_every_example_of_the_help_is_a_command_line_that_is_taken() -> None:
         flags = [flag for flag in command.flags if flag.name != "config"]
         count = len(command.operands)
         parsed = goflags.parse(
-            command.rewrite(rest), (*flags, *command.settings), operand_count=command.operand_count
+            command.rewrite(rest),
+            (*flags, *command.settings),
+            operand_count=command.operand_count,
+            ignores_stray=command.ignores_stray,
         )
         assert len(parsed.operands) >= count, line
         if command.more_operands:

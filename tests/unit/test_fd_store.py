@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tundp.admin import open_admin_socket
 from tundp.daemon.given import resources_of
 from tundp.daemon.kept import Kept
 from tundp.daemon.lock import is_running, take_lock
+from tundp.daemon.process import START_S
 from tundp.early import Start
 from tundp.hold.child import FIRST_FD
 from tundp.hold.kept_fds import KeptFds
@@ -168,6 +170,36 @@ def test_a_full_queue_costs_a_message_without_descriptors_and_no_time(store: Sto
     store.read()
     assert fd_store.put("lock", 0)
     assert store.read() == ["lock"]
+
+
+def failed_start(folder: Path, **variables: str) -> tuple[float, str]:
+    """How long a start takes that fails at once, in seconds, and what it says."""
+    (folder / "admin.sock").write_text("no socket")
+    flags = [f"--{name}={folder}/{name}" for name in ("subnet-file", "state-dir")]
+    began = time.monotonic()
+    answer = subprocess.run(
+        [
+            *(sys.executable, "-m", "tundp", "run", f"--store=file:{folder}/leases.json", *flags),
+            f"--admin-socket={folder}/admin.sock",
+        ],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 1
+    return time.monotonic() - began, answer.stderr
+
+
+def test_a_start_that_fails_is_no_shorter_where_the_next_one_follows_at_once(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took_s, said = failed_start(tmp_path)
+    assert took_s > START_S
+    # A machine so busy that it took as long anyway has nothing to wait for.
+    assert "so as not to be started again at once" in said or took_s > 2 * START_S
+    monkeypatch.delenv("FDSTORE")
+    assert "so as not to be started again at once" not in failed_start(tmp_path)[1]
 
 
 # What does not fit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -181,7 +182,7 @@ while True: signal.pause()
             socket.send_fds(sock, [data], [writer] * 3)
     os.close(writer)
     # The holder has read and closed all of it when nobody has the writing end any more.
-    assert os.read(reader, 1) == b""
+    until_sync(lambda: select.select([reader], [], [], 0)[0], "the holder to close all of it")
     os.close(reader)
     assert children(holder.pid) == [main]
     holder.send_signal(signal.SIGUSR1)

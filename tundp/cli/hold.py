@@ -82,7 +82,7 @@ COMMAND = HoldCommand(
     summary="keep a daemon's device and sockets over its restarts",
     description="""\
 Start COMMAND, keep the TUN device and sockets it has open, and start it again with them when it
-fails: packets wait in their queues meanwhile, none is lost and none leaves by the default route.
+fails: packets wait in their queues meanwhile, and none leaves by the default route.
 What systemd does for tundp.service, for containers and other supervisors. The command is started
 again when it is killed or ends with a code other than 0, 2 (wrong usage) and 127 (no such
 command); with those the holder ends, too, and the device goes. SIGHUP starts it again: with the
@@ -94,7 +94,6 @@ It is fit to be the first process of a container: it takes leave of orphans.""",
     examples=(
         ("tundp hold -- tundp run --store=file:/leases.json", "as the command of a container"),
         ("tundp hold --watchdog=10 tundp run --iface=eth0", ""),
-        ("kill -HUP $(pidof -s 'tundp hold')", "restart the daemon under it"),
     ),
     notes="""\
 NOTIFY_SOCKET, READY and STATUS: the command's go on to the supervisor of `tundp hold`, if that
