@@ -293,7 +293,8 @@ class _Session:
         S tells systemd that it is ready once it has read Gone, which takes that only from the main
         process: so that one comes first.
         """
-        notify.notify(f"MAINPID={self.pid}")
+        if self.pid:
+            notify.notify(f"MAINPID={self.pid}")
         try:
             self._say(Gone())
         except OSError:
