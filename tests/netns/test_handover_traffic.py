@@ -107,7 +107,7 @@ async def test_other_flags_are_applied(make_overlay: MakeOverlay) -> None:
             await replaced(
                 overlay,
                 one,
-                "--disable-offloads=udp-gro,tcp-coalesce",
+                "--disable-offloads=tun-uso,tcp-coalesce",
                 "--healthz-port=10300",
                 "--metrics-addr=:9311",
                 "--iptables-forward-rules=false",
@@ -115,7 +115,7 @@ async def test_other_flags_are_applied(make_overlay: MakeOverlay) -> None:
             assert (await one.get(10300, "/healthz"))[0] == 200
             assert (await one.get(9311, "/metrics"))[0] == 200
             document = await one.status_document()
-            assert "udp-gro" not in document["engine"]["offloads"]["in_use"]
+            assert "tcp-coalesce" not in document["engine"]["offloads_in_use"]
             assert "FLANNEL-FWD" not in await rules()
         assert [each.verdict() for each in both] == [CLEAN, CLEAN]
 

@@ -129,6 +129,10 @@ class Giver:
             return "its TUN device is gone, and being made again: try again in a moment"
         return ""
 
+    def abandon(self) -> None:
+        """See HandoverDesk."""
+        self._is_taken = False
+
     def begin(self, conn: socket.socket, document: Any) -> None:
         """See HandoverDesk."""
         node = self._node()
