@@ -140,7 +140,7 @@ async def test_another_port_is_applied_and_another_network_refused(
         await overlay.start_daemon(one, "--replace")
         assert await asyncio.to_thread(one.daemon.wait, 60) == 1
         one.daemon = before
-        assert await log_contains(one, "another Network than the daemon before")
+        assert await log_contains(one, "the network config has another Network")
         await until(lambda: is_daemon(one, before.pid))
 
 
