@@ -16,7 +16,7 @@ IS_ALL: Final = os.environ.get("LABS") == "all"
 LEFT_OUT: Final[Mapping[str, tuple[str, ...]]] = {
     "tests/netns/test_handover.py": (
         "test_five_replacements_lose_nothing_and_write_nothing[reference]",
-        "test_a_daemon_that_dies_while_it_hands_over_is_gone_on_for[Signals.SIGSTOP]",
+        "test_a_daemon_that_dies_while_it_hands_over_is_gone_on_for[SIGSTOP]",
         "test_a_successor_goes_on_alone_when_the_one_before_dies_or_hangs[stop-ready]",
         "test_a_successor_goes_on_alone_when_the_one_before_dies_or_hangs[die-paused]",
         "test_a_successor_goes_on_alone_when_the_one_before_dies_or_hangs[stop-paused]",

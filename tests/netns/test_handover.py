@@ -164,7 +164,7 @@ async def test_without_a_daemon_to_take_over_from_a_start_is_a_normal_one(
         assert "nobody answers on" in await refused(overlay, one, other)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP], ids=lambda each: each.name)
 async def test_a_daemon_that_dies_while_it_hands_over_is_gone_on_for(
     make_overlay: MakeOverlay, signum: signal.Signals
 ) -> None:
@@ -204,28 +204,29 @@ async def test_a_successor_goes_on_alone_when_the_one_before_dies_or_hangs(
         assert overlay.lease_file.stat().st_mtime_ns == lease
 
 
-@pytest.mark.parametrize(
-    ("step", "text"),
-    [
-        ("refuse", "does not hand over: the test says so"),
-        ("old", "is of a version that cannot hand over"),
-        ("die-request", "has just ended"),
-        ("withdraw-ready", "goes on: the test says so"),
-        ("withdraw-attached", "goes on: the test says so"),
-        ("garbage-paused", "no JSON object"),
-        ("close-ready", "has closed the connection and lives"),
-        ("stop-request", "is stopped: kill -CONT"),
-    ],
-)
+ENDS = {
+    "refuse": "does not hand over: the test says so",
+    "old": "is of a version that cannot hand over",
+    "die-request": "has just ended",
+    "withdraw-ready": "goes on: the test says so",
+    "withdraw-attached": "goes on: the test says so",
+    "garbage-paused": "no JSON object",
+    "close-ready": "has closed the connection and lives",
+    "stop-request": "is stopped: kill -CONT",
+}
+"""What a successor says at its end, by how the predecessor goes on."""
+
+
+@pytest.mark.parametrize("step", ENDS)
 async def test_a_successor_ends_when_the_one_before_goes_on(
-    make_overlay: MakeOverlay, step: str, text: str
+    make_overlay: MakeOverlay, step: str
 ) -> None:
     async with make_overlay(nodes=1) as overlay:
         one = overlay.nodes[1]
         async with in_place_of(one, step) as before:
             await replace(overlay, one)
             assert await asyncio.to_thread(one.daemon.wait, 60) == 1
-            assert text in one.log_tail()
+            assert ENDS[step] in one.log_tail()
             assert before.poll() is None or step == "die-request"
         # A start is a normal one again.
         await overlay.start_daemon(one)
