@@ -234,30 +234,34 @@ async def test_a_successor_ends_when_the_one_before_goes_on(
 
 
 async def test_upgrade_says_what_became_of_it(make_overlay: MakeOverlay) -> None:
-    async with make_overlay(pods=True) as overlay:
+    async with make_overlay(pods=True) as overlay, contextlib.AsyncExitStack() as stack:
         one = overlay.nodes[1]
         before = one.daemon
         argv = [sys.executable, "-m", "tundp", "upgrade", f"--admin-socket={one.admin_socket}"]
         async with streams(overlay) as both:
             done = json.loads(await must_run(one.host, *argv, "--json"))
-            try:
-                assert await asyncio.to_thread(before.wait, 10) == 0
-                assert done["before_pid"] == before.pid
-                report = await fetch_handover(one.admin_socket)
-                assert (report["pid"], report["is_running"]) == (done["pid"], True)
-                assert done["gap_ms"] == report["taken_over"]["gap_ms"]
-                assert done["packets"].keys() == done["packets_before"].keys()
-                assert all(done["packets"][k] >= n for k, n in done["packets_before"].items())
-                # It is the same daemon: flags, log and all.
-                assert await log_contains(one, f"took over from process {before.pid}")
-                words = Path(f"/proc/{done['pid']}/cmdline").read_bytes().decode().split("\0")
-                assert f"--subnet-file={one.subnet_file}" in words
-                again = json.loads(await must_run(one.host, *argv, "--json"))
-                assert again["before_pid"] == done["pid"]
-                done = again
-            finally:
-                os.kill(done["pid"], signal.SIGTERM)
+            stack.callback(end, done["pid"])
+            assert await asyncio.to_thread(before.wait, 10) == 0
+            assert done["before_pid"] == before.pid
+            report = await fetch_handover(one.admin_socket)
+            assert (report["pid"], report["is_running"]) == (done["pid"], True)
+            assert done["gap_ms"] == report["taken_over"]["gap_ms"]
+            assert done["packets"].keys() == done["packets_before"].keys()
+            assert all(done["packets"][name] >= n for name, n in done["packets_before"].items())
+            # It is the same daemon: flags, log and all.
+            assert await log_contains(one, f"took over from process {before.pid}")
+            words = Path(f"/proc/{done['pid']}/cmdline").read_bytes().decode().split("\0")
+            assert f"--subnet-file={one.subnet_file}" in words
+            again = json.loads(await must_run(one.host, *argv, "--json"))
+            stack.callback(end, again["pid"])
+            assert again["before_pid"] == done["pid"]
         assert [each.verdict() for each in both] == [CLEAN, CLEAN]
+
+
+def end(pid: int) -> None:
+    """Stop a daemon that is no child of the test, if it is there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
 
 
 async def test_upgrade_names_what_it_cannot_do(make_overlay: MakeOverlay) -> None:
