@@ -39,6 +39,10 @@ class HandoverDesk(Protocol):
         """Why whoever sent this document gets nothing; empty if `begin` may be called."""
         ...
 
+    def abandon(self) -> None:
+        """Nothing came of an `accept` that was empty."""
+        ...
+
     def begin(self, conn: socket.socket, document: Any) -> None:
         """Hand over by `conn`, owned from here on; right after `accept`, once."""
         ...
@@ -60,19 +64,23 @@ def serve_handover(server: HttpServer, desk: HandoverDesk) -> None:
             why = str(error)
         if why:
             return web.json_response({"error": why}, status=409)
-        transport = request.transport
-        if transport is None:
-            raise web.HTTPBadRequest
-        conn = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
         response = web.StreamResponse(
             status=101, headers={"Connection": "Upgrade", "Upgrade": "tundp-handover"}
         )
+        response.force_close()
+        conn: socket.socket | None = None
         try:
-            response.force_close()
+            transport = request.transport
+            if transport is None:
+                raise web.HTTPBadRequest
+            conn = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
             await response.prepare(request)
             await response.write_eof()
         except BaseException:
-            conn.close()
+            # Whoever asked is gone again: the place is free.
+            if conn is not None:
+                conn.close()
+            desk.abandon()
             raise
         task = asyncio.ensure_future(_begin(desk, conn, document, transport))
         _beginning.add(task)

@@ -6,11 +6,14 @@ import errno
 import os
 import select
 import socket
+import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.wait import until_sync
 from tundp.linux import uapi
 
 IN_NAMESPACE = """
@@ -213,3 +216,31 @@ def test_unconnected_udp_socket_never_hears_of_a_refusal() -> None:
 
 def test_these_tests_run_as_root() -> None:
     assert os.geteuid() == 0
+
+
+def test_who_listens_last_is_who_listens(tmp_path: Path) -> None:
+    # unix(7) says that SO_PEERCRED names who called listen(2); it may be called again, by another
+    # process with the same socket: tundp.linux.listeners finds a successor so.
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "sock"))
+        listening.listen()
+
+        def peer() -> int:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(tmp_path / "sock"))
+                ucred = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            return int(struct.unpack("=iII", ucred)[0])
+
+        assert peer() == os.getpid()
+        code = (
+            "import socket, sys; socket.socket(fileno=int(sys.argv[1])).listen(); sys.stdin.read()"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(listening.fileno())],
+            stdin=subprocess.PIPE,
+            pass_fds=[listening.fileno()],
+        ) as other:
+            try:
+                until_sync(lambda: peer() == other.pid)
+            finally:
+                other.kill()

@@ -83,6 +83,7 @@ while not head.startswith(b"POST"):
     while not head.endswith(b"\r\n\r\n") and (byte := conn.recv(1)):
         head += byte
     print(head[:40], flush=True)
+conn.recv(int(head.lower().partition(b"content-length:")[2].split()[0]), socket.MSG_WAITALL)
 if step == "refuse":
     conn.sendall(b'HTTP/1.1 409 Conflict\r\n\r\n{"error": "the test says so"}')
     conn.close()

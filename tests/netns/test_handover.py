@@ -164,7 +164,7 @@ async def test_without_a_daemon_to_take_over_from_a_start_is_a_normal_one(
         assert "nobody answers on" in await refused(overlay, one, other)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP], ids=lambda each: each.name)
 async def test_a_daemon_that_dies_while_it_hands_over_is_gone_on_for(
     make_overlay: MakeOverlay, signum: signal.Signals
 ) -> None:
@@ -204,28 +204,29 @@ async def test_a_successor_goes_on_alone_when_the_one_before_dies_or_hangs(
         assert overlay.lease_file.stat().st_mtime_ns == lease
 
 
-@pytest.mark.parametrize(
-    ("step", "text"),
-    [
-        ("refuse", "does not hand over: the test says so"),
-        ("old", "is of a version that cannot hand over"),
-        ("die-request", "has just ended"),
-        ("withdraw-ready", "goes on: the test says so"),
-        ("withdraw-attached", "goes on: the test says so"),
-        ("garbage-paused", "no JSON object"),
-        ("close-ready", "has closed the connection and lives"),
-        ("stop-request", "is stopped: kill -CONT"),
-    ],
-)
+ENDS = {
+    "refuse": "does not hand over: the test says so",
+    "old": "is of a version that cannot hand over",
+    "die-request": "has just ended",
+    "withdraw-ready": "goes on: the test says so",
+    "withdraw-attached": "goes on: the test says so",
+    "garbage-paused": "no JSON object",
+    "close-ready": "has closed the connection and lives",
+    "stop-request": "is stopped: kill -CONT",
+}
+"""What a successor says at its end, by how the predecessor goes on."""
+
+
+@pytest.mark.parametrize("step", ENDS)
 async def test_a_successor_ends_when_the_one_before_goes_on(
-    make_overlay: MakeOverlay, step: str, text: str
+    make_overlay: MakeOverlay, step: str
 ) -> None:
     async with make_overlay(nodes=1) as overlay:
         one = overlay.nodes[1]
         async with in_place_of(one, step) as before:
             await replace(overlay, one)
             assert await asyncio.to_thread(one.daemon.wait, 60) == 1
-            assert text in one.log_tail()
+            assert ENDS[step] in one.log_tail()
             assert before.poll() is None or step == "die-request"
         # A start is a normal one again.
         await overlay.start_daemon(one)
@@ -233,30 +234,34 @@ async def test_a_successor_ends_when_the_one_before_goes_on(
 
 
 async def test_upgrade_says_what_became_of_it(make_overlay: MakeOverlay) -> None:
-    async with make_overlay(pods=True) as overlay:
+    async with make_overlay(pods=True) as overlay, contextlib.AsyncExitStack() as stack:
         one = overlay.nodes[1]
         before = one.daemon
         argv = [sys.executable, "-m", "tundp", "upgrade", f"--admin-socket={one.admin_socket}"]
         async with streams(overlay) as both:
             done = json.loads(await must_run(one.host, *argv, "--json"))
-            try:
-                assert await asyncio.to_thread(before.wait, 10) == 0
-                assert done["before_pid"] == before.pid
-                report = await fetch_handover(one.admin_socket)
-                assert (report["pid"], report["is_running"]) == (done["pid"], True)
-                assert done["gap_ms"] == report["taken_over"]["gap_ms"]
-                assert done["packets"].keys() == done["packets_before"].keys()
-                assert all(done["packets"][k] >= n for k, n in done["packets_before"].items())
-                # It is the same daemon: flags, log and all.
-                assert await log_contains(one, f"took over from process {before.pid}")
-                words = Path(f"/proc/{done['pid']}/cmdline").read_bytes().decode().split("\0")
-                assert f"--subnet-file={one.subnet_file}" in words
-                again = json.loads(await must_run(one.host, *argv, "--json"))
-                assert again["before_pid"] == done["pid"]
-                done = again
-            finally:
-                os.kill(done["pid"], signal.SIGTERM)
+            stack.callback(end, done["pid"])
+            assert await asyncio.to_thread(before.wait, 10) == 0
+            assert done["before_pid"] == before.pid
+            report = await fetch_handover(one.admin_socket)
+            assert (report["pid"], report["is_running"]) == (done["pid"], True)
+            assert done["gap_ms"] == report["taken_over"]["gap_ms"]
+            assert done["packets"].keys() == done["packets_before"].keys()
+            assert all(done["packets"][name] >= n for name, n in done["packets_before"].items())
+            # It is the same daemon: flags, log and all.
+            assert await log_contains(one, f"took over from process {before.pid}")
+            words = Path(f"/proc/{done['pid']}/cmdline").read_bytes().decode().split("\0")
+            assert f"--subnet-file={one.subnet_file}" in words
+            again = json.loads(await must_run(one.host, *argv, "--json"))
+            stack.callback(end, again["pid"])
+            assert again["before_pid"] == done["pid"]
         assert [each.verdict() for each in both] == [CLEAN, CLEAN]
+
+
+def end(pid: int) -> None:
+    """Stop a daemon that is no child of the test, if it is there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
 
 
 async def test_upgrade_names_what_it_cannot_do(make_overlay: MakeOverlay) -> None:

@@ -107,7 +107,7 @@ async def test_other_flags_are_applied(make_overlay: MakeOverlay) -> None:
             await replaced(
                 overlay,
                 one,
-                "--disable-offloads=udp-gro,tcp-coalesce",
+                "--disable-offloads=tun-uso,tcp-coalesce",
                 "--healthz-port=10300",
                 "--metrics-addr=:9311",
                 "--iptables-forward-rules=false",
@@ -115,7 +115,7 @@ async def test_other_flags_are_applied(make_overlay: MakeOverlay) -> None:
             assert (await one.get(10300, "/healthz"))[0] == 200
             assert (await one.get(9311, "/metrics"))[0] == 200
             document = await one.status_document()
-            assert "udp-gro" not in document["engine"]["offloads"]["in_use"]
+            assert "tcp-coalesce" not in document["engine"]["offloads_in_use"]
             assert "FLANNEL-FWD" not in await rules()
         assert [each.verdict() for each in both] == [CLEAN, CLEAN]
 
@@ -140,7 +140,7 @@ async def test_another_port_is_applied_and_another_network_refused(
         await overlay.start_daemon(one, "--replace")
         assert await asyncio.to_thread(one.daemon.wait, 60) == 1
         one.daemon = before
-        assert await log_contains(one, "another Network than the daemon before")
+        assert await log_contains(one, "the network config has another Network")
         await until(lambda: is_daemon(one, before.pid))
 
 

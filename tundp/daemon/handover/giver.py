@@ -129,6 +129,10 @@ class Giver:
             return "its TUN device is gone, and being made again: try again in a moment"
         return ""
 
+    def abandon(self) -> None:
+        """See HandoverDesk."""
+        self._is_taken = False
+
     def begin(self, conn: socket.socket, document: Any) -> None:
         """See HandoverDesk."""
         node = self._node()
@@ -294,7 +298,8 @@ class _Session:
         S tells systemd that it is ready once it has read Gone, which takes that only from the main
         process: so that one comes first.
         """
-        notify.notify(f"MAINPID={self.pid}")
+        if self.pid:
+            notify.notify(f"MAINPID={self.pid}")
         try:
             self._say(Gone())
         except OSError:

@@ -80,7 +80,7 @@ class Takeover:
     def __init__(self, conn: socket.socket, offer: Offer, fds: list[int], pid: int) -> None:
         self.offer = offer
         self.pid = pid
-        """P's, by the kernel where it says."""
+        """P's, by the kernel."""
         self.lease: HeldLease = offer.lease
         """P's own; final after `switch`."""
         self.base = read_counters(offer.counters)
@@ -424,7 +424,13 @@ def _read_offer(conn: socket.socket) -> Takeover:
             raise BadMessage(f"{type(message).__name__} for an Offer")
         if len(fds) != len(message.names):
             raise BadMessage(f"{len(message.names)} names for {len(fds)} descriptors")
-        return Takeover(conn, message, fds, pid or message.pid)
+        if not pid:
+            # Its own number would be another process's here.
+            raise PlatformError(
+                "the daemon before is in another PID namespace, where it cannot be seen from here:"
+                " start its successor in its container"
+            )
+        return Takeover(conn, message, fds, pid)
     except BaseException:
         protocol.close_all(fds)
         raise

@@ -24,6 +24,7 @@ from typing import Any, Final
 from tundp.admin import fetch_document
 from tundp.admin_handover import fetch_handover
 from tundp.errors import PlatformError, TundpError
+from tundp.linux.listeners import listener
 from tundp.observe.codec import to_json
 
 POLL_S: Final = 0.1
@@ -138,6 +139,11 @@ async def upgrade(path: Path, *, limit_s: float) -> Upgraded:
     began = time.monotonic()
     before = await fetch_handover(path, limit_s=_ASK_S)
     pid, packets = int(before["pid"]), await _packets(path)
+    if await asyncio.to_thread(listener, path) != pid:
+        raise PlatformError(
+            f"the daemon on {path} calls itself process {pid}, and is another one here: it is in a"
+            " container; run tundp upgrade in that"
+        )
     process = await asyncio.to_thread(read_process, pid)
     own_unit = unit_of(Path("/proc/self/cgroup").read_text(encoding="utf-8"))
     if process.unit and process.unit != own_unit:
