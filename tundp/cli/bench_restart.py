@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +69,8 @@ def bench_restart(given: Given[BenchRestartOptions]) -> int:
 
 
 async def _measure(settings: RestartSettings, directory: Path) -> int:
+    import asyncio
+
     from tundp.bench.command import make_writable
     from tundp.bench.restart import run_restarts
     from tundp.bench.restart_report import restart_parts, write_restart_reports
