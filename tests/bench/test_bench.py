@@ -24,6 +24,8 @@ from pyroute2 import netns
 
 from tests.wait import DEADLINE_S, until, until_sync
 from tundp.bench import machine, paths, workloads
+from tundp.bench.restart import run_restarts
+from tundp.bench.restart_results import RestartSettings
 from tundp.bench.results import load
 from tundp.bench.run import PREFIX, BenchSettings, Progress, clean_bench, run_bench
 from tundp.errors import LabError
@@ -403,3 +405,20 @@ def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(LabError, match="root"):
         asyncio.run(small_bench("tcp_rr", "virtual"))
+
+
+async def test_a_killed_daemon_is_measured_and_nothing_is_left() -> None:
+    settings = RestartSettings(runs=1, loads=("1000",), only=("virtual", "kill"))
+    found = await run_restarts(settings, Progress(), lambda _: None)
+    assert not found.is_partial
+    null, killed = found.rows
+    (nothing,), (once,) = null.runs, killed.runs
+    assert nothing.result is not None and nothing.result.lost == 0
+    assert once.error == ""
+    assert once.result is not None and once.result.lost > 0
+    assert once.leaked == 0
+    first = min(loss.at_s for way in once.result.directions for loss in way.losses)
+    assert first >= dict(once.result.marks)["kill -9, start again"] - 0.1
+    rounds = next(check for check in found.checks if check.id == "rounds")
+    assert rounds.verdict is Verdict.FAIL  # one is not enough
+    assert left_behind() == []

@@ -1,4 +1,4 @@
-"""`tundp bench restart`: one real restart, and what it makes of what it measured."""
+"""`tundp bench restart`: what it makes of what it measured. A real one is in test_bench.py."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pyroute2 import netns
 from rich.console import Console
 
-from tundp.bench.restart import run_restarts
 from tundp.bench.restart_report import restart_parts, to_markdown, write_restart_reports
 from tundp.bench.restart_results import RestartResults, RestartSettings, Run
-from tundp.bench.run import PREFIX, Progress
 from tundp.errors import ConfigError
-from tundp.finding import Verdict
 from tundp.lab import restarts
 from tundp.lab.generators import Numbered
 from tundp.lab.losses import Circumstances, Stream, StreamsResult, judge
@@ -170,20 +166,3 @@ def test_what_this_tundp_has_no_command_for_is_found_out() -> None:
     for needs in (("status", "--no-such-flag"), ("no-such-command", "usage")):
         unknown = dataclasses.replace(stop, needs=needs)
         assert restarts.why_not(unknown) == "this tundp has no SIGTERM, start again"
-
-
-async def test_a_killed_daemon_is_measured_and_nothing_is_left() -> None:
-    settings = RestartSettings(runs=1, loads=("1000",), only=("virtual", "kill"))
-    found = await run_restarts(settings, Progress(), lambda _: None)
-    assert not found.is_partial
-    null, killed = found.rows
-    (nothing,), (once,) = null.runs, killed.runs
-    assert nothing.result is not None and nothing.result.lost == 0
-    assert once.error == ""
-    assert once.result is not None and once.result.lost > 0
-    assert once.leaked == 0
-    first = min(loss.at_s for way in once.result.directions for loss in way.losses)
-    assert first >= dict(once.result.marks)["kill -9, start again"] - 0.1
-    rounds = next(check for check in found.checks if check.id == "rounds")
-    assert rounds.verdict is Verdict.FAIL  # one is not enough
-    assert [name for name in netns.listnetns() if name.startswith(PREFIX)] == []

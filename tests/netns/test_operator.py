@@ -1,7 +1,7 @@
 """What an operator does with a daemon: a stock command line, two networks on one node, checks,
 cleaning up, and the certainty that nothing leaks.
 
-[node1] [node2] eth0 -- [switch, etcd 192.0.2.254]          node1 eth1 -- [sink], default route
+[node1] [node2] eth0 -- [switch, etcd 192.0.2.254]          node1 eth1 -- [decoy], default route
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import json
 import re
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
@@ -25,13 +24,13 @@ from tests.netns.machine import FLANNELD, TUNDP, Machine, state_of
 from tests.nodes import MakeOverlay, answers, has_received, has_sent, log_contains
 from tests.wait import DEADLINE_S, until
 from tundp.admin import fetch_document
+from tundp.lab.decoy import Decoy, add_decoy
 from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import PingStream, ping
 
 UNIT = Path(__file__).parents[2] / "systemd" / "tundp.service"
 GOLDEN = Path(__file__).parent / "golden"
 HEALTH = "--healthz-port=10256"
-ETH_P_ALL = 0x0003
 
 
 async def get(node: LabNode, path: str) -> tuple[int, str]:
@@ -301,53 +300,27 @@ async def has_rules(machine: Machine, *chains: str) -> bool:
     return all(f"-A {chain} " in saved for chain in chains)
 
 
-class Sink:
-    """Whatever a node sends to its default gateway, counted if it is the overlay's."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._sock.setblocking(False)
-        self.leaked = 0
-
-    def count(self) -> int:
-        """Overlay packets seen so far."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                frame = self._sock.recv(2048)
-                is_ipv4 = frame[12:14] == b"\x08\x00"
-                self.leaked += is_ipv4 and frame[30:32] == bytes([10, 5])
-        return self.leaked
-
-
 async def test_nothing_leaks_and_cleanup_leaves_nothing(make_overlay: MakeOverlay) -> None:
     async with make_overlay(store="etcd", start=False) as overlay:
         one = overlay.nodes[1]
-        outside = await overlay.lab.host("sink")
-        await overlay.lab.cable(one.host, "eth1", outside, "eth0")
-        await one.host.configure("eth1", "198.51.100.1/24")
-        await outside.configure("eth0", "198.51.100.2/24")
-        await one.host.route("0.0.0.0/0", via="198.51.100.2")
-        with await outside.call(
-            socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)
-        ) as sock:
-            sink = Sink(sock)
+        async with await add_decoy(overlay.lab, [one]) as decoy:
 
             async def leaks() -> bool:
                 await ping(one.host, "10.5.209.9", timeout_s=0.1)
-                return sink.count() > 0
+                return decoy.leaked > 0
 
-            await until(leaks)  # so the sink does see it: as yet there is no overlay
+            await until(leaks)  # so the decoy is the default gateway: as yet there is no overlay
             async with Machine(overlay, one) as machine:
                 # An administrator's own rules, which are to stay as they are.
                 await one.host.run("iptables", "-A", "FORWARD", "-s", "203.0.113.9", "-j", "DROP")
                 nat = ("-t", "nat", "-A", "POSTROUTING", "-s", "203.0.113.0/24", "-j", "ACCEPT")
                 await one.host.run("iptables", *nat)
                 before = await state_of(one.host)
-                await leak_scenario(overlay, machine, sink)
+                await leak_scenario(overlay, machine, decoy)
                 await cleanup_scenario(machine, before)
 
 
-async def leak_scenario(overlay: OverlayLab, machine: Machine, sink: Sink) -> None:
+async def leak_scenario(overlay: OverlayLab, machine: Machine, decoy: Decoy) -> None:
     one, two = overlay.nodes[1], overlay.nodes[2]
     flags = [f"-etcd-endpoints={overlay.etcd.url}", "-iface=eth0", "-ip-masq", HEALTH]
     flags += ["--ip-blackhole-route"]
@@ -356,8 +329,7 @@ async def leak_scenario(overlay: OverlayLab, machine: Machine, sink: Sink) -> No
     await overlay.wait_ready([two])
     await until(lambda: says(one, "/readyz", 200))
     await until(lambda: answers(one.host, two.tunnel_address))
-    sink.count()
-    sink.leaked = 0
+    decoy.clear()
     async with PingStream(one.host, two.tunnel_address, pause_s=0.002) as stream:
         await until(lambda: has_received(stream, 50))
         daemon.kill()
@@ -371,8 +343,8 @@ async def leak_scenario(overlay: OverlayLab, machine: Machine, sink: Sink) -> No
         await machine.start(FLANNELD, *flags)
         got = stream.received
         await until(lambda: has_received(stream, got + 50))
-    print(f"kill -9 and a restart by hand: {stream}; {sink.count()} packets leaked")
-    assert sink.count() == 0
+    print(f"kill -9 and a restart by hand: {stream}; {decoy.leaked} packets leaked")
+    assert decoy.seen == ""
 
 
 async def cleanup_scenario(machine: Machine, before: Any) -> None:

@@ -136,7 +136,7 @@ def completed(shell: str, *words: str) -> set[str]:
         (["tundp", "run", "--engine", "=", "m"], {"mmsg"}),
         (["tundp", "demo", "--store", ""], {"auto", "etcd", "file"}),
         (["tundp", "bench", "--top"], {"--topology"}),
-        (["tundp", "bench", ""], {"diff"}),
+        (["tundp", "bench", ""], {"diff", "restart"}),
         (["tundp", "bench", "diff", "/etc/host"], {"/etc/hosts", "/etc/hostname"}),
         (["tundp", "run", "--config", "/etc/host"], {"/etc/hosts", "/etc/hostname"}),
         (["tundp", "completion", ""], {"bash", "zsh", "fish"}),

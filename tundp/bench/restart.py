@@ -67,6 +67,8 @@ async def run_restarts(
             started=now(),
             why_not={name: reason for name, reason in reasons.items() if reason is not None},
         )
+        plans = [_plan(results, is_held=is_held) for is_held in (False, True)]
+        progress.start(sum(map(len, plans)) * len(settings.labs))
         for name, reason in results.why_not.items():
             progress.say(f"no {name}: {reason}")
         try:
@@ -82,6 +84,23 @@ async def run_restarts(
     return results
 
 
+def _plan(results: RestartResults, *, is_held: bool) -> list[tuple[int, str, Restart]]:
+    """Round, load and event of each run in one overlay: null tests in every one."""
+    settings = results.settings
+    known = [each for each in settings.restarts if each.name not in results.why_not]
+    events = [each for each in known if each.name != NULL]
+    # If there is nothing but null tests to run, they are run without a holder.
+    if is_held not in ({each.is_held for each in events} or {False}):
+        return []
+    return [
+        (number, load, restart)
+        for number in range(settings.runs)
+        for load in settings.loads
+        for restart in known
+        if restart.is_held is is_held or restart.name == NULL
+    ]
+
+
 async def _run_group(
     lab_kind: str,
     results: RestartResults,
@@ -91,22 +110,7 @@ async def _run_group(
     is_held: bool,
 ) -> None:
     """All runs in one overlay; after a failed one the next begins with a new overlay."""
-    settings = results.settings
-    events = [
-        each
-        for each in settings.restarts
-        if each.is_held is is_held and each.name not in results.why_not
-    ]
-    if not events:
-        return
-    nulls = [each for each in settings.restarts if each.name == NULL and each not in events]
-    restarts = [*nulls, *events]
-    left = [
-        (number, load, restart)
-        for number in range(settings.runs)
-        for load in settings.loads
-        for restart in restarts
-    ]
+    left = _plan(results, is_held=is_held)
     while left:
         async with _overlay(lab_kind, is_held=is_held) as (overlay, decoy):
             while left:

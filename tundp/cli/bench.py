@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,9 @@ from tundp.settings.declare import option
 from tundp.settings.parsers import parse_int, parse_list
 
 if TYPE_CHECKING:
-    from tundp.bench.run import BenchSettings
+    from collections.abc import Iterator
+
+    from tundp.bench.run import BenchSettings, Progress
 
 RESULTS = "results.json"
 
@@ -117,16 +120,16 @@ def bench(given: Given[BenchOptions]) -> int:
     return run_async(_bench(settings, options.out))
 
 
-async def _bench(settings: BenchSettings, directory: Path) -> int:
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar on a terminal, only what is to stay elsewhere."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    from tundp.bench.command import measure
-    from tundp.bench.report import report_parts, write_reports
     from tundp.bench.run import Progress
 
     class BarProgress(Progress):
-        """A bar on a terminal, one line a lab elsewhere."""
+        """Shows it as it comes."""
 
         def start(self, total: int) -> None:
             bar.update(task, total=total)
@@ -141,7 +144,15 @@ async def _bench(settings: BenchSettings, directory: Path) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Bar(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task("starting", total=None)
-        measured = await measure(settings, directory, BarProgress())
+        yield BarProgress()
+
+
+async def _bench(settings: BenchSettings, directory: Path) -> int:
+    from tundp.bench.command import measure
+    from tundp.bench.report import report_parts, write_reports
+
+    with progress_bar() as progress:
+        measured = await measure(settings, directory, progress)
     if measured.results is not None:
         print_parts(report_parts(measured.results))
         for text in write_reports(measured.results, directory):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tundp.cli.bench import parse_at_least_one
+from tundp.cli.bench import parse_at_least_one, progress_bar
 from tundp.cli.command import Command, Given, run_async
 from tundp.cli.output import EXIT_FAILED, EXIT_OK, print_parts
 from tundp.errors import Interrupted
@@ -70,17 +69,12 @@ def bench_restart(given: Given[BenchRestartOptions]) -> int:
 
 
 async def _measure(settings: RestartSettings, directory: Path) -> int:
+    import asyncio
+
     from tundp.bench.command import make_writable
     from tundp.bench.restart import run_restarts
     from tundp.bench.restart_report import restart_parts, write_restart_reports
-    from tundp.bench.run import Progress
     from tundp.lab.lab import interruptible
-
-    class Lines(Progress):
-        """One line each for what stays."""
-
-        def say(self, text: str) -> None:
-            print(text, flush=True)
 
     make_writable(directory)
     kept: list[RestartResults] = []
@@ -92,7 +86,8 @@ async def _measure(settings: RestartSettings, directory: Path) -> int:
     interrupted = None
     try:
         async with interruptible():
-            await run_restarts(settings, Lines(), keep)
+            with progress_bar() as progress:
+                await run_restarts(settings, progress, keep)
     except asyncio.CancelledError:
         left = "what was measured is kept" if kept else "nothing was measured"
         interrupted = Interrupted(f"interrupted; everything torn down, {left}")

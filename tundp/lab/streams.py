@@ -218,10 +218,11 @@ class _Way:
         return counted.messages + counted.refused
 
     def delivered_since(self, number: int, count: int) -> Callable[[], bool]:
-        """Whether `count` with this number and higher ones have come."""
+        """Whether `count` with this number and higher ones, not sent yet, have come."""
+        before = self.receiver.counted().samples
 
         def is_done() -> bool:
-            numbers = self._arrivals.numbers[: self.receiver.counted().samples]
+            numbers = self._arrivals.numbers[before : self.receiver.counted().samples]
             return int(np.count_nonzero(numbers >= number)) >= count
 
         return is_done
