@@ -94,6 +94,8 @@ def serve(
         takeover = None
         if is_successor and (takeover := ask_for_takeover(settings)) is not None:
             stack.enter_context(takeover.refusing())
+            for fd in start.descriptors.values():
+                os.close(fd)  # what the store has is what that daemon hands over
             given = takeover.resources(settings)
             takeover.adopt_environment()
         if given is None:
