@@ -86,11 +86,12 @@ class Giver:
 
     def report(self) -> Mapping[str, Any]:
         """Who this is, what it took over, and how the last handover of its own ended."""
+        node = self._node()
         return {
             "pid": os.getpid(),
             "version": tundp.__version__,
             "schema": SCHEMA,
-            "is_running": self._node() is not None,
+            "is_running": node is not None and node.is_running,
             "taken_over": self.taken_over,
             "last": self._last or None,
         }
