@@ -28,7 +28,7 @@ from tundp.errors import LabError, TundpError
 from tundp.lab import generators
 from tundp.lab.decoy import Decoy, add_decoy
 from tundp.lab.etcd import find_etcd
-from tundp.lab.lab import Lab, leftovers
+from tundp.lab.lab import Lab, interruptible, leftovers
 from tundp.lab.offload import make_wire_like
 from tundp.lab.overlay import OverlayLab
 from tundp.lab.restarts import NULL, Restart, end_daemons, start_daemon, why_not
@@ -50,38 +50,48 @@ async def run_restarts(
 ) -> RestartResults:
     """Run it. `keep` is called with all there is after each round, and at any end.
 
-    LabError before anything is built if namespaces of an earlier bench are there.
+    SIGINT and SIGTERM cancel it. LabError before anything is built if namespaces of an earlier
+    bench are there.
     """
     generators.require()
-    with only_one():
-        left = leftovers(PREFIX, HOSTS)
-        if left:
-            raise LabError(
-                f"namespaces of another bench are there ({', '.join(left[:3])}, ...): let it end,"
-                " or remove them with tundp bench --clean"
-            )
-        reasons = {each.name: await asyncio.to_thread(why_not, each) for each in settings.restarts}
-        results = RestartResults(
-            settings=settings,
-            environment=validity.environment(),
-            started=now(),
-            why_not={name: reason for name, reason in reasons.items() if reason is not None},
+    async with interruptible():
+        with only_one():
+            return await _run_alone(settings, progress, keep)
+
+
+async def _run_alone(
+    settings: RestartSettings, progress: Progress, keep: Callable[[RestartResults], None]
+) -> RestartResults:
+    left = leftovers(PREFIX, HOSTS)
+    if left:
+        raise LabError(
+            f"namespaces of another bench are there ({', '.join(left[:3])}, ...): let it end,"
+            " or remove them with tundp bench --clean"
         )
-        plans = [_plan(results, is_held=is_held) for is_held in (False, True)]
-        progress.start(sum(map(len, plans)) * len(settings.labs))
-        for name, reason in results.why_not.items():
-            progress.say(f"no {name}: {reason}")
-        try:
-            results.checks += await validity.checks_before()
-            results.checks.append(validity.check_rounds(settings.runs))
-            for lab_kind in settings.labs:
-                for is_held in (False, True):
-                    await _run_group(lab_kind, results, progress, keep, is_held=is_held)
-            results.is_partial = False
-        finally:
-            results.finished = now()
-            keep(results)
-    return results
+    reasons = {each.name: await asyncio.to_thread(why_not, each) for each in settings.restarts}
+    results = RestartResults(
+        settings=settings,
+        environment=validity.environment(),
+        started=now(),
+        why_not={name: reason for name, reason in reasons.items() if reason is not None},
+    )
+    plans = [_plan(results, is_held=is_held) for is_held in (False, True)]
+    progress.start(sum(map(len, plans)) * len(settings.labs))
+    for name, reason in results.why_not.items():
+        progress.say(f"no {name}: {reason}")
+    try:
+        results.checks += await validity.checks_before()
+        results.checks.append(validity.check_rounds(settings.runs))
+        for lab_kind in settings.labs:
+            for is_held in (False, True):
+                await _run_group(lab_kind, results, progress, keep, is_held=is_held)
+        results.is_partial = False
+    finally:
+        results.finished = now()
+        keep(results)
+
+
+return results
 
 
 def _plan(results: RestartResults, *, is_held: bool) -> list[tuple[int, str, Restart]]:

@@ -74,7 +74,6 @@ async def _measure(settings: RestartSettings, directory: Path) -> int:
     from tundp.bench.command import make_writable
     from tundp.bench.restart import run_restarts
     from tundp.bench.restart_report import restart_parts, write_restart_reports
-    from tundp.lab.lab import interruptible
 
     make_writable(directory)
     kept: list[RestartResults] = []
@@ -85,9 +84,8 @@ async def _measure(settings: RestartSettings, directory: Path) -> int:
 
     interrupted = None
     try:
-        async with interruptible():
-            with progress_bar() as progress:
-                await run_restarts(settings, progress, keep)
+        with progress_bar() as progress:
+            await run_restarts(settings, progress, keep)
     except asyncio.CancelledError:
         left = "what was measured is kept" if kept else "nothing was measured"
         interrupted = Interrupted(f"interrupted; everything torn down, {left}")

@@ -5,6 +5,8 @@
     switch()     when all is ready but the engine's attaching: the only time nobody carries packets
 
 See the package for the whole.
+
+Why one room: one conversation, whose steps and ways back are read side by side.
 """
 
 from __future__ import annotations
