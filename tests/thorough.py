@@ -20,18 +20,26 @@ LEFT_OUT: Final[Mapping[str, tuple[str, ...]]] = {
         "test_a_successor_goes_on_alone_when_the_one_before_dies_or_hangs[stop-ready]",
         "test_a_successor_goes_on_alone_when_the_one_before_dies_or_hangs[die-paused]",
         "test_a_successor_goes_on_alone_when_the_one_before_dies_or_hangs[stop-paused]",
-        "test_a_successor_goes_on_alone_when_the_one_before_dies_or_hangs[die-attached]",
-        "test_a_successor_ends_when_the_one_before_goes_on[refuse]",
-        "test_a_successor_ends_when_the_one_before_goes_on[die-request]",
-        "test_a_successor_ends_when_the_one_before_goes_on[withdraw-ready]",
-        "test_a_successor_ends_when_the_one_before_goes_on[garbage-paused]",
-        "test_a_successor_ends_when_the_one_before_goes_on[close-ready]",
-        "test_a_successor_ends_when_the_one_before_goes_on[stop-request]",
+        "test_a_successor_goes_on_alone_when_the_one_before_dies_or_hangs[die-offer]",
+        "test_a_successor_goes_on_alone_when_the_one_before_dies_or_hangs[hang-attached]",
+        "test_a_successor_ends_when_the_one_before_goes_on",
+        "test_upgrade_names_what_it_cannot_do",
     ),
     "tests/netns/test_handover_traffic.py": (
         "test_a_tcp_stream_at_full_speed_goes_on",
         "test_another_port_is_applied_and_another_network_refused",
         "test_ten_thousand_connections_hold_nothing_up",
+        "test_other_flags_are_applied",
+    ),
+    "tests/netns/test_early.py": ("test_early_threads_lose_their_rights_with_the_rest",),
+    "tests/netns/test_hold.py": (
+        "test_what_other_settings_do_not_fit_is_gone_before_it_is_made_anew",
+    ),
+    "tests/netns/test_streams.py": (
+        "test_a_stream_that_is_reset_says_so",
+        "test_more_leaks_than_its_queue_has_room_for_are_counted_whole",
+        "test_a_blind_decoy_is_refused",
+        "test_a_path_that_does_not_answer_is_named",
     ),
     "tests/netns/test_top.py": (
         "test_rounds_add_up_to_the_packets_that_were_sent[reference]",
@@ -83,7 +91,7 @@ LEFT_OUT: Final[Mapping[str, tuple[str, ...]]] = {
         "test_to_a_pipe",
         "test_an_older_daemon",
     ),
-    "tests/netns/test_queues.py": ("test_a_gap_is_bridged_as_long_as_is_said_and_no_longer[gso]",),
+    "tests/netns/test_queues.py": ("test_a_gap_is_bridged_as_long_as_is_said_and_no_longer",),
     "tests/netns/test_under_load.py": ("test_each_and_ten_at_once",),
 }
 """By file: names, with their parameters or without."""

@@ -90,8 +90,7 @@ async def _run_alone(
         results.finished = now()
         keep(results)
 
-
-return results
+    return results
 
 
 def _plan(results: RestartResults, *, is_held: bool) -> list[tuple[int, str, Restart]]:
