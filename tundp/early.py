@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 COMMAND: Final = "run"
 _FLAG: Final = "on-lease-lost"
-_REPLACE: Final = "replace"
 _IFREQ_LEN: Final = 40
 _NAME_LEN: Final = 16
 _IFF_UP: Final = 0x1
@@ -66,8 +65,6 @@ def begin(arguments: Sequence[str]) -> None:
     if not descriptors:
         return
     workers, why_not = None, _exits_without_lease(arguments, os.environ)
-    if any(word.lstrip("-").startswith(_REPLACE) for word in arguments):
-        why_not = "a daemon that runs is to be replaced"
     if not why_not:
         try:
             workers = _workers_of(descriptors)

@@ -149,6 +149,7 @@ async def test_who_may_not_take_over_is_told_why(make_overlay: MakeOverlay) -> N
         for flags, text in (
             (("--workers=2",), "--workers=2 cannot be taken over"),
             (("--engine=simple",), "it has vnet headers"),
+            (("--tun-name=other0",), "--tun-name=other0 cannot be taken over"),
             ((f"--subnet-file={one.directory}/other.env",), "not of"),
         ):
             assert text in await refused(overlay, one, *flags)

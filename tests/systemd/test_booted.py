@@ -251,7 +251,7 @@ def test_restart_and_crash_lose_no_packet_and_keep_device_and_route(machine: Mac
         for sent, received in json.loads(machine.run("cat", result)).values():
             assert sent == received > 20, machine.journal()
         assert "10.2.0.0/16" not in machine.run("cat", "/run/routes")
-        assert int(machine.show(unit)["NFileDescriptorStore"]) == 4
+        assert int(machine.show(unit)["NFileDescriptorStore"]) == 5
         # systemd lets go of it all: nobody would read the queue.
         machine.run("systemctl", "stop", unit)
         machine.until(lambda: "blue0" not in machine.run("ip", "link"))

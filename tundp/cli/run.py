@@ -31,6 +31,7 @@ class RunOptions:
         help="take over from the daemon of this --subnet-file while its packets flow, with these"
         " flags in place of its own; a normal start if none runs. If one side refuses, the daemon"
         " that runs goes on and this one fails; see tundp upgrade",
+        since="0.2.0",
     )
 
 

@@ -26,8 +26,9 @@ class UpgradeOptions:
         default=60.0,
         metavar="SECONDS",
         help="how long to wait for the new daemon",
+        since="0.2.0",
     )
-    json: bool = option(default=False, help="print a JSON object")
+    json: bool = option(default=False, help="print a JSON object", since="0.2.0")
 
 
 def upgrade(given: Given[UpgradeOptions]) -> int:

@@ -75,7 +75,7 @@ def resources_of(start: Start, settings: Settings, kept: Kept) -> Resources:
         return fd
 
     image = take("image", _check_image)
-    resources = Resources(lock=take("lock", lambda fd: _check_lock(fd, settings)))
+    resources = Resources(kept=kept, lock=take("lock", lambda fd: _check_lock(fd, settings)))
     resources.admin = _socket(take("admin", lambda fd: _check_admin(fd, settings)))
     if "admin" in found and resources.admin is None:
         _remove_dead_path(settings.admin_socket)

@@ -100,8 +100,9 @@ class Kept:
             if name in self._there and not fd_store.remove(name):
                 continue
             self._there.pop(name, None)
-            if fd_store.put(name, fd):
-                self._there[name] = token
+            if not fd_store.put(name, fd):
+                return  # nor is there room for the others: the next time
+            self._there[name] = token
 
 
 def token_of(fd: int) -> Token:

@@ -92,10 +92,10 @@ def serve(
     capability.require(capability.CAP_NET_ADMIN, "a TUN device, its address and its route")
     with contextlib.ExitStack() as stack:
         takeover = None
-        if is_successor and (takeover := ask_for_takeover(settings)) is not None:
+        # Given descriptors: its supervisor's start. What listens there is what it was given.
+        asks = is_successor and not start.descriptors
+        if asks and (takeover := ask_for_takeover(settings)) is not None:
             stack.enter_context(takeover.refusing())
-            for fd in start.descriptors.values():
-                os.close(fd)  # what the store has is what that daemon hands over
             given = takeover.resources(settings)
             takeover.adopt_environment()
         if given is None:

@@ -116,6 +116,8 @@ async def run(
         await look(netlink, selection, None)
         network_config = await _network_config(manager, desk)
         _log_network(network_config, manager)
+        if desk.takeover is not None:
+            desk.takeover.held(network_config)  # before anything of the predecessor's is touched
         interface = await _choose_interface(netlink, selection, network_config)
         backend = _make_backend(desk, network_config, netlink)
         carrying.callback(backend.close)
@@ -166,8 +168,9 @@ class _Desk:
         found = self.resources.duplicates()
         if self.admin is not None:
             found["admin"] = self.admin.duplicate()
-        if self.metrics_server is not None and self.metrics_server.sock is not None:
-            found["metrics"] = os.dup(self.metrics_server.sock.fileno())
+        metrics = self.listeners()["metrics"]
+        if metrics is not None and metrics.fileno() >= 0:
+            found["metrics"] = os.dup(metrics.fileno())
         return found
 
     def __post_init__(self) -> None:
@@ -181,7 +184,7 @@ class _Desk:
         return {
             "admin": None if self.admin is None else self.admin.sock,
             "health": self.resources.health,
-            "metrics": self.resources.metrics,
+            "metrics": None if self.metrics_server is None else self.metrics_server.sock,
         }
 
     def leave(self) -> None:
@@ -359,6 +362,7 @@ async def _open_desk(stack: contextlib.AsyncExitStack, desk: _Desk) -> None:
     ]
     if settings.metrics_addr is not None:
         server = MetricsServer(*settings.metrics_addr, resources.metrics, metrics)
+        resources.metrics = None  # the server's
         desk.metrics_server = server
         tasks.append(asyncio.ensure_future(supervisor.keep("serve metrics", server.run)))
     resources.kept.follow(

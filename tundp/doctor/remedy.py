@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Final
@@ -50,10 +51,12 @@ def restart(pid: int, *flags: str) -> str:
 
     As it was: with its variables and in its folder. A secret variable is taken over unseen. Empty
     if its command line cannot be read or shows a secret, or if systemd would start it at the same
-    time: then its unit is what has to be changed (`unit_of`).
+    time: then its unit, or the command of `tundp hold`, is what has to be changed.
     """
     if unit_of(pid):
         return f"systemctl restart {unit_of(pid)}" if not flags else ""
+    if holder := holder_of(pid):
+        return f"kill -HUP {holder}" if not flags else ""
     words = _command_line(pid)
     if not words or any(_is_secret(word) for word in words):
         return ""
@@ -81,6 +84,17 @@ def unit_of(pid: int) -> str:
         if last.endswith(".service") and last.startswith(("tundp", "flannel")):
             return last.removesuffix(".service")
     return ""
+
+
+def holder_of(pid: int) -> int:
+    """The `tundp hold` that keeps a process' descriptors and starts it again; 0 for none."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+        (parent,) = re.findall(r"(?m)^PPid:\s*(\d+)", status)
+        name = Path(f"/proc/{parent}/comm").read_text(encoding="utf-8", errors="replace")
+    except (OSError, ValueError):
+        return 0
+    return int(parent) if name.strip() == "tundp hold" else 0
 
 
 def delete_lease(settings: Settings, status: Status, key: str) -> str:

@@ -13,7 +13,7 @@ from tundp.doctor import remedy
 from tundp.doctor.context import Context, ask_daemon, finding, reasons, running
 from tundp.engine.choose import best_engine
 from tundp.finding import Finding, Verdict
-from tundp.linux.device import QUEUE_LEN
+from tundp.linux.device import queue_len as device_queue_len
 from tundp.linux.losses import UdpErrors, udp_errors
 from tundp.linux.offload import find_offloads
 from tundp.observe.status import CountersStatus, Status
@@ -140,7 +140,10 @@ def _kernel(
     if was is not None and now is not None:
         more = (now.tun_queue_drops or 0) - (was.tun_queue_drops or 0)
         if more:
-            command = _longer_queue(after, queue_len) or _faster_engine(after)
+            workers = int(context.setting("workers") or 1)
+            command = _longer_queue(after, queue_len, device_queue_len(workers)) or _faster_engine(
+                after
+            )
             yield finding(
                 "kernel.tun-queue",
                 Verdict.WARN,
@@ -197,12 +200,12 @@ def _sockets(
         )
 
 
-def _longer_queue(status: Status, queue_len: int) -> str:
+def _longer_queue(status: Status, queue_len: int, wanted: int) -> str:
     """What gives the TUN's queue the length the daemon gave it; empty if it has that."""
     device = None if status.backend is None else status.backend.device
-    if device is None or queue_len >= QUEUE_LEN:
+    if device is None or queue_len >= wanted:
         return ""
-    return f"ip link set dev {quote(device.name)} txqueuelen {QUEUE_LEN}"
+    return f"ip link set dev {quote(device.name)} txqueuelen {wanted}"
 
 
 def _faster_engine(status: Status) -> str:

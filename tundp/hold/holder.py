@@ -220,7 +220,7 @@ class Holder:
         self._main = None
         code = None if status is None else os.waitstatus_to_exitcode(status)
         if self._is_stopping:
-            return 0 if code in (0, -signal.SIGTERM, -signal.SIGINT) else 1
+            return 0 if code in (None, 0, -signal.SIGTERM, -signal.SIGINT) else 1
         if self._is_restarting:
             self._start_at = now
             return None
@@ -290,6 +290,10 @@ class Holder:
         successor.is_ready = main.is_ready
         main.close()
         self._main = successor
+        if self._is_stopping or self._is_restarting:
+            # The signal went to the one before, which was gone already.
+            successor.send(signal.SIGTERM)
+            successor.kill_at = time.monotonic() + END_S
 
     def _read_signals(self) -> bytes:
         with contextlib.suppress(OSError):

@@ -3,7 +3,7 @@
 address   <subnet base>/32, scope global
 MTU       underlay MTU - 28
 route     the whole Network over the device, table main
-queue     QUEUE_LEN packets at least: a longer one somebody chose is left alone
+queue     `queue_len` packets at least: a longer one somebody chose is left alone
 sysctl    IPv6 off (the overlay carries none), accept_local on (our ICMP errors come
           from our own address, and the kernel would drop them as martians)
 """
@@ -38,8 +38,13 @@ def queue_len_for(memory_len: int) -> int:
     return max(1_000, min(10_000, memory_len // _MEMORY_SHARE // _SUPER_PACKET_LEN))
 
 
-QUEUE_LEN: Final = queue_len_for(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-"""Of this host."""
+def queue_len(queues: int) -> int:
+    """Packets for each queue of a TUN on this host, which share what it has for them."""
+    return queue_len_for(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // queues)
+
+
+QUEUE_LEN: Final = queue_len(1)
+"""Of a TUN with one queue on this host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +54,12 @@ class DeviceSettings:
     address: IPv4Address
     mtu: int
     network: IPv4Network
+    queues: int = 1
+
+    @property
+    def queue_len(self) -> int:
+        """Packets that each of its queues holds, at least."""
+        return queue_len(self.queues)
 
 
 async def configure(netlink: Netlink, tun: Tun, settings: DeviceSettings) -> int:
@@ -76,9 +87,9 @@ async def repair(netlink: Netlink, index: int, settings: DeviceSettings) -> list
     if link.mtu != settings.mtu:
         await netlink.set_link(index, mtu=settings.mtu)
         done.append(f"MTU {settings.mtu} (was {link.mtu})")
-    if link.queue_len < QUEUE_LEN:
-        await netlink.set_link(index, txqlen=QUEUE_LEN)
-        done.append(f"queue of {QUEUE_LEN:,} packets (was {link.queue_len:,})")
+    if link.queue_len < settings.queue_len:
+        await netlink.set_link(index, txqlen=settings.queue_len)
+        done.append(f"queue of {settings.queue_len:,} packets (was {link.queue_len:,})")
     if not link.is_up:
         await netlink.set_link(index, state="up")
         done.append("up")
@@ -98,7 +109,7 @@ async def repair(netlink: Netlink, index: int, settings: DeviceSettings) -> list
 
 def fits(link: Link, settings: DeviceSettings) -> bool:
     """Whether the device, as the kernel reports it, has what of these settings is its own."""
-    return link.is_up and link.mtu == settings.mtu and link.queue_len >= QUEUE_LEN
+    return link.is_up and link.mtu == settings.mtu and link.queue_len >= settings.queue_len
 
 
 async def _index_of(netlink: Netlink, tun: Tun) -> int:

@@ -66,6 +66,11 @@ def barrier(limit_s: float) -> bool:
         os.close(reader)
 
 
+def is_wanted() -> bool:
+    """Whether anybody waits for notifications."""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
 def failure() -> str:
     """Why systemd could not be notified the last time; empty if it was, or does not wait."""
     path = os.environ.get("NOTIFY_SOCKET")

@@ -122,6 +122,8 @@ class StoreSubnetManager:
         self._is_synced = False
         self._synced_at: float | None = None
         self._is_unsaved = asyncio.Event()
+        self._is_others = False
+        """Whether lease and cache are still another process's."""
 
     @property
     def description(self) -> str:
@@ -220,6 +222,7 @@ class StoreSubnetManager:
     ) -> Acquired:
         """See SubnetManager."""
         self._network_config = network_config
+        self._is_others = True
         claim = self._make_claim(network_config, offer, None)
         cached = self._cached
         if cached is None:
@@ -271,6 +274,7 @@ class StoreSubnetManager:
 
     async def keep_cache(self) -> None:
         """See SubnetManager: writes the lease cache."""
+        self._is_others = False
         if self._cache is not None:
             await self._keep_cache(self._cache)
 
@@ -344,7 +348,9 @@ class StoreSubnetManager:
 
     def flush(self) -> None:
         """See SubnetManager."""
-        if self._cache is not None and self._is_unsaved.is_set() and self._is_synced:
+        if self._cache is None or self._is_others:
+            return
+        if self._is_unsaved.is_set() and self._is_synced:
             self._is_unsaved.clear()
             self._save(self._cache, tuple(self._leases.values()))
 

@@ -73,6 +73,8 @@ class UdpBackend:
         self._recorder = context.recorder
         self._on_descriptors = context.on_descriptors
         self._switch, self._totals = context.switch, context.totals
+        self._is_others = context.switch is not None
+        """Whether what is given is still another process's."""
         self._has_old_socks = False
         self._socks: list[socket.socket] = []
         self._interface: Interface | None = None
@@ -181,7 +183,10 @@ class UdpBackend:
     ) -> None:
         """See Backend."""
         self._device = DeviceSettings(
-            address=key.subnet.network_address, mtu=self.mtu, network=network
+            address=key.subnet.network_address,
+            mtu=self.mtu,
+            network=network,
+            queues=self._settings.workers,
         )
         self._engine = make_engine(
             self._settings.engine,
@@ -387,7 +392,13 @@ class UdpBackend:
             return
         self._tun.ask_again(self.engine.tun_mode)
         if is_paused:
-            self.engine.attach(self._tun)
+            try:
+                self.engine.attach(self._tun)
+            except PlatformError:
+                # Too many threads, for a moment: `run` makes the device anew, and tries again.
+                self.engine.detach()
+                self._has_moved_away.set()
+                raise
             self._image.attached(self.engine, self._tun, self._socks)
 
     def close(self) -> None:
@@ -395,6 +406,8 @@ class UdpBackend:
         if self._recheck is not None:
             self._recheck.cancel()
         self._peer_tools.stop()
+        if self._is_others:
+            self._image.leave()
         if self._engine is not None:
             self._engine.stop()
             self._image.finish(self._engine if self._has_attached else None)
@@ -482,7 +495,7 @@ class UdpBackend:
             self._attach(tun)
         else:
             await switch(lambda: self._attach(tun), self.engine.detach)
-        self._has_attached = True
+        self._has_attached, self._is_others = True, False
         self._image.attached(self.engine, tun, self._socks, fib)
         self._on_descriptors()
 

@@ -147,6 +147,11 @@ class ImageKeeper:
         self._write_last(self._base if engine is None else engine.base())
         self._writer = None
 
+    def leave(self) -> None:
+        """Write nothing more: the image is another process's."""
+        self._end_writing()
+        self._writer = None
+
     def _end_writing(self) -> None:
         if self._task is not None:
             self._task.cancel()

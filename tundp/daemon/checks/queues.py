@@ -18,7 +18,7 @@ from tundp.backend.choose import kind_of
 from tundp.daemon.checks.inspection import Inspection
 from tundp.errors import ConfigError, PlatformError
 from tundp.finding import Finding, Verdict
-from tundp.linux.device import QUEUE_LEN
+from tundp.linux.device import queue_len
 from tundp.linux.queues import datagram_charge
 from tundp.linux.udp import RECEIVE_BUFFER_LEN, granted_receive_buffer
 from tundp.observe.status import BackendStatus
@@ -81,7 +81,7 @@ def _room(inspection: Inspection) -> _Room | None:
         return None  # said by the check of the interface
     return _Room(
         device="",
-        queue_len=QUEUE_LEN,
+        queue_len=queue_len(workers),
         receive_buffer=granted_receive_buffer(),
         full=full,
         workers=workers,
@@ -132,8 +132,8 @@ def _judge(room: _Room, charge_full: int, charge_small: int) -> Finding:
 
 def _steps(room: _Room) -> Iterator[str]:
     """What gives the queues the length that tundp asks for, where something withholds it."""
-    if room.queue_len < QUEUE_LEN:
-        yield f"ip link set dev {quote(room.device)} txqueuelen {QUEUE_LEN}"
+    if room.queue_len < (wanted := queue_len(room.workers)):
+        yield f"ip link set dev {quote(room.device)} txqueuelen {wanted}"
     if room.receive_buffer < 2 * RECEIVE_BUFFER_LEN:
         then = ", then start the daemon again" if room.device else ""
         yield (

@@ -119,6 +119,11 @@ class Giver:
             )
         if self._is_taken:
             return "another handover is under way: wait for its end"
+        if os.getpid() == 1:
+            return (
+                "it is the first process of its container, which ends with it: start it below"
+                " `tundp hold --` for that, or restart the container"
+            )
         if node is None or not node.is_running:
             return "it has not started itself yet: try again when tundp status says so"
         if node.backend.engine is None:
@@ -164,7 +169,10 @@ class Giver:
             _log.exception("bug in a handover; please report this:")
         finally:
             if why:
-                session.withdraw(why)
+                try:
+                    session.withdraw(why)
+                except (OSError, TundpError):
+                    _log.exception("after a handover that failed; please report this:")
                 _log.warning("handover to process %d: %s; going on", session.pid, why)
             self._last = {
                 "pid": session.pid,
@@ -232,11 +240,13 @@ class _Session:
         if self._is_over:
             return
         # S may have set another mode of the device, or of the sockets.
-        self._node.backend.resume(is_paused=self._is_paused)
-        self._is_paused = False
-        if self._is_frozen:
-            self._node.thaw()
-            self._is_frozen = False
+        try:
+            self._node.backend.resume(is_paused=self._is_paused)
+            self._is_paused = False
+        finally:
+            if self._is_frozen:
+                self._node.thaw()
+                self._is_frozen = False
 
     def _offer(self) -> tuple[int, ...]:
         """Send the Offer; what the descriptors in it are, to be compared."""
@@ -294,13 +304,13 @@ class _Session:
         return False
 
     def _commit(self) -> bool:
-        """Make S the daemon; False if it died meanwhile.
+        """Make S the daemon; False if it died meanwhile, or if systemd cannot be told.
 
         S tells systemd that it is ready once it has read Gone, which takes that only from the main
         process: so that one comes first.
         """
-        if self.pid:
-            notify.notify(f"MAINPID={self.pid}")
+        if self.pid and not notify.notify(f"MAINPID={self.pid}") and notify.is_wanted():
+            return False
         try:
             self._say(Gone())
         except OSError:

@@ -20,7 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from tundp.engine.counters import COUNTERS, DIRECTION_COUNTERS, Counters, DirectionCounters
+from tundp.engine.counter_base import from_document
+from tundp.engine.counters import Counters
 from tundp.errors import LeaseFormatError, TundpError
 from tundp.lease import codec as lease_codec
 from tundp.lease.model import TTL_UNKNOWN, Lease
@@ -30,12 +31,11 @@ SCHEMA: Final = 1
 """Of messages and their order: another one is refused, whatever the versions."""
 MESSAGE_MAX: Final = 1 << 18
 """Bytes of a message; a network config may be long."""
-FDS_MAX: Final = 128
+FDS_MAX: Final = 160
 """Descriptors of an Offer; the kernel takes 253 (SCM_MAX_FD, include/net/scm.h)."""
 _LENGTH: Final = struct.Struct("!I")
 UCRED: Final = struct.Struct("=iII")
 """struct ucred: pid, uid, gid (unix(7))."""
-_COUNT_MAX: Final = 1 << 64
 
 M = TypeVar("M")
 
@@ -240,65 +240,18 @@ def _record(kind: type[M], document: Any) -> M:
 
 def write_counters(counters: Counters) -> str:
     """For Offer and Paused: JSON."""
-    document = {
-        "numbers": [getattr(counters, spec.name) for spec in COUNTERS],
-        "misses": list(counters.coalesce_misses),
-        "errnos": dict(counters.errnos),
-        "directions": [
-            {
-                "numbers": [getattr(each, spec.name) for spec in DIRECTION_COUNTERS],
-                "latency": list(each.latency),
-                "drops": list(each.drops),
-            }
-            for each in (counters.encap, counters.decap)
-        ],
-        "names": _counter_names(),
-    }
-    return json.dumps(document)
+    return json.dumps(counters.as_dict())
 
 
 def read_counters(text: str) -> Counters:
-    """The same back. BadMessage if they are not those of this version, by name and by number."""
-    found = Counters()
+    """The same back. BadMessage if they cannot be read.
+
+    What another version counts beyond this one's is left out, what it does not count is 0.
+    """
     try:
-        document = json.loads(text)
-        if document["names"] != _counter_names():
-            raise BadMessage("its counters are others than this version's")
-        for spec, count in zip(COUNTERS, _counts(document["numbers"]), strict=True):
-            setattr(found, spec.name, count)
-        found.coalesce_misses = _as_many(document["misses"], found.coalesce_misses)
-        names, counts = list(document["errnos"]), _counts(list(document["errnos"].values()))
-        found.errnos = dict(zip(map(str, names), counts, strict=True))
-        encap, decap = document["directions"]
-        for direction, given in ((found.encap, encap), (found.decap, decap)):
-            _read_direction(direction, given)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        return from_document(json.loads(text))
+    except (ValueError, OverflowError, RecursionError) as error:
         raise BadMessage(f"its counters cannot be read: {error!r}") from None
-    return found
-
-
-def _counter_names() -> list[str]:
-    return [spec.name for spec in (*COUNTERS, *DIRECTION_COUNTERS)]
-
-
-def _read_direction(direction: DirectionCounters, given: Mapping[str, Any]) -> None:
-    for spec, count in zip(DIRECTION_COUNTERS, _counts(given["numbers"]), strict=True):
-        setattr(direction, spec.name, count)
-    direction.latency = _as_many(given["latency"], direction.latency)
-    direction.drops = _as_many(given["drops"], direction.drops)
-
-
-def _as_many(given: Any, like: Sequence[int]) -> list[int]:
-    counts = _counts(given)
-    if len(counts) != len(like):
-        raise ValueError(f"{len(counts)} counts in place of {len(like)}")
-    return counts
-
-
-def _counts(given: Any) -> list[int]:
-    if not all(type(each) is int and 0 <= each < _COUNT_MAX for each in given):
-        raise ValueError("a count that is none")
-    return list(given)
 
 
 def send_offer(sock: socket.socket, offer: Offer, fds: Sequence[int]) -> None:

@@ -16,6 +16,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -52,7 +53,9 @@ from tundp.engine.recorder import open_successor
 from tundp.errors import PlatformError, TundpError
 from tundp.lease.identity import Identity
 from tundp.lease.network import NetworkConfig
-from tundp.linux.listeners import is_stopped
+from tundp.linux import fd_store
+from tundp.linux.listeners import is_stopped, process_state
+from tundp.linux.tun_device import device_of
 from tundp.observe.codec import to_json
 from tundp.printable import printable
 from tundp.settings.settings import Settings
@@ -158,6 +161,7 @@ class Takeover:
                     raise PlatformError(f"the daemon before has no {name} to hand over: restart it")
             admin = socket.socket(fileno=fds.pop("admin"))
             found = Resources(lock=fds.pop("lock"), admin=admin, kept=kept)
+            _require_name(fds["tun-0"], settings)
             tuns = [fds.pop(f"tun-{number}") for number in range(self.queues)]
             udp = [name for name in fds if name.startswith("udp-")]
             socks = [fds.pop(name) for name in sorted(udp, key=lambda each: int(each[4:]))]
@@ -268,6 +272,11 @@ class Takeover:
             answer = self._last_words()
         if answer is None:
             await self._require_dead()
+            if fd_store.is_there():
+                raise PlatformError(
+                    f"process {self.pid} has died, and is started again by who keeps its"
+                    " descriptors: two would read the same queues"
+                )
         return answer
 
     async def _say_and_hear(self, message: Message) -> None:
@@ -331,6 +340,11 @@ def ask(settings: Settings) -> Takeover | None:
             conn.close()
             _require_none(settings)
             _log.info("--replace: no daemon runs here to take over from: a normal start")
+            return None
+        if (pid := _listening_pid(conn)) and not process_state(pid):
+            # The socket lives on in a descriptor store.
+            conn.close()
+            _log.info("--replace: the daemon before, process %d, is gone: a normal start", pid)
             return None
         takeover = _offered(conn, path, settings)
     except TundpError:
@@ -456,6 +470,17 @@ def _listener(fd: int | None, wanted: tuple[str, int] | None) -> socket.socket |
         return sock
     sock.close()
     return None
+
+
+def _require_name(tun_fd: int, settings: Settings) -> None:
+    """Raise PlatformError unless the device has the name these settings ask for."""
+    device = device_of(tun_fd)
+    pattern = re.escape(settings.tun_name).replace("%d", r"\d+")
+    if device is not None and not re.fullmatch(pattern, device.name):
+        raise PlatformError(
+            f"--tun-name={settings.tun_name} cannot be taken over: the device is {device.name}."
+            " Restart the daemon"
+        )
 
 
 def _fill(base: Counters, final: Counters) -> None:

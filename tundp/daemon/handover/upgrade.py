@@ -3,7 +3,7 @@
 The successor gets the arguments and the environment of that daemon as they were at its start
 (proc_pid_cmdline(5), proc_pid_environ(5)), so that it is the same daemon of another version. A
 daemon of a systemd unit is upgraded from inside the unit, by its ExecReload=: a process that was
-started by a shell would stay in the shell's cgroup.
+started by a shell would stay in the shell's cgroup. There the environment is the unit's of now.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ _ASK_S: Final = 5.0
 _FLANNELD: Final = "import sys; from tundp.cli import flanneld; sys.exit(flanneld())"
 _NOT_INHERITED: Final = ("WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 """They are about the process that was given them."""
+_OF_THE_MAIN_PROCESS: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "FDSTORE")
 _COUNTED: Final = ("packets_in", "packets_out")
 
 
@@ -71,7 +72,8 @@ class Process:
     def successor(self) -> list[str]:
         """The command line that takes over from it, by this very installation."""
         program = ["-c", _FLANNELD] if self.is_flanneld else ["-m", "tundp", "run"]
-        return [sys.executable, *program, "--replace", *self.arguments]
+        # -P: not what lies in the daemon's folder, which others may write.
+        return [sys.executable, "-P", *program, "--replace", *self.arguments]
 
 
 def read_process(pid: int) -> Process:
@@ -121,6 +123,16 @@ def daemon_arguments(words: Sequence[str]) -> tuple[Sequence[str], bool]:
 _PROGRAMS: Final = ("tundp", "__main__.py")
 
 
+def own_environment(before: Mapping[str, str]) -> dict[str, str]:
+    """This process's variables, which systemd has read anew for ExecReload=, for a successor.
+
+    before: the daemon's, of which it keeps what systemd told it alone (systemd.exec(5)).
+    """
+    kept = {name: before[name] for name in _OF_THE_MAIN_PROCESS if name in before}
+    own = {k: v for k, v in os.environ.items() if k not in (*_NOT_INHERITED, "MAINPID")}
+    return {**own, **kept}
+
+
 def unit_of(cgroups: str) -> str:
     """The service in the text of /proc/PID/cgroup (cgroups(7)); empty for none."""
     for line in cgroups.splitlines():
@@ -149,6 +161,8 @@ async def upgrade(path: Path, *, limit_s: float) -> Upgraded:
     if process.unit and process.unit != own_unit:
         successor = await asyncio.to_thread(_reload, process.unit)
     else:
+        if process.unit:
+            process = replace(process, environment=own_environment(process.environment))
         successor = await asyncio.to_thread(_start, process)
     report = await _taken_over(path, before, successor, began + limit_s)
     taken = report["taken_over"] or {}
@@ -227,11 +241,11 @@ def _reload(unit: str) -> subprocess.Popen[bytes]:
             f"the daemon is in {unit}, and there is no systemctl here to reload it: run this on"
             " the host"
         )
-    argv = [program, "show", "--property=CanReload", "--value", unit]
-    can = subprocess.run(argv, capture_output=True, text=True, check=False)  # noqa: S603
-    if can.stdout.strip() != "yes":
+    argv = [program, "show", "--property=ExecReload", "--value", unit]
+    how = subprocess.run(argv, capture_output=True, text=True, check=False)  # noqa: S603
+    if "tundp upgrade" not in how.stdout:
         raise PlatformError(
-            f"the daemon is in {unit}, which has no ExecReload=: add"
+            f"the daemon is in {unit}, whose ExecReload= is no tundp upgrade: add"
             " ExecReload=/usr/bin/env tundp upgrade --admin-socket=..., or restart it"
         )
     return subprocess.Popen([program, "reload", unit], stdin=subprocess.DEVNULL)  # noqa: S603
