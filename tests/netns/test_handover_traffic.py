@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import AsyncIterator
 
 from tests.handover import CLEAN, FakeSuccessor, is_daemon, replaced, streams
-from tests.nodes import MakeOverlay, answers, log_contains
+from tests.nodes import MakeOverlay, answers, log_contains, must_run
 from tests.wait import until
 from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import ping, transfer
@@ -135,13 +135,22 @@ async def test_another_port_is_applied_and_another_network_refused(
             await replaced(overlay, node)
         await until(lambda: answers(one.host, two.tunnel_address))
         assert (await one.status_document())["backend"]["port"] == 8299
-        write({"Network": "10.0.0.0/8", "Backend": {"Type": "udp", "Port": 8299}})
-        before = one.daemon
-        await overlay.start_daemon(one, "--replace")
-        assert await asyncio.to_thread(one.daemon.wait, 60) == 1
-        one.daemon = before
-        assert await log_contains(one, "the network config has another Network")
-        await until(lambda: is_daemon(one, before.pid))
+        before, device = (
+            one.daemon,
+            await must_run(one.host, "ip", "-o", "link", "show", "flannel0"),
+        )
+        for network, backend, what in (
+            ("10.0.0.0/8", "udp", "Network"),
+            # Which has no device, and would delete the one it is given.
+            ("10.5.0.0/16", "host-gw", "Backend.Type"),
+        ):
+            write({"Network": network, "Backend": {"Type": backend, "Port": 8299}})
+            await overlay.start_daemon(one, "--replace")
+            assert await asyncio.to_thread(one.daemon.wait, 60) == 1
+            one.daemon = before
+            assert await log_contains(one, f"the network config has another {what}")
+            await until(lambda: is_daemon(one, before.pid))
+            assert await must_run(one.host, "ip", "-o", "link", "show", "flannel0") == device
 
 
 async def test_ten_thousand_connections_hold_nothing_up(make_overlay: MakeOverlay) -> None:

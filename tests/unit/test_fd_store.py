@@ -19,12 +19,16 @@ from tundp.daemon.given import resources_of
 from tundp.daemon.kept import Kept
 from tundp.daemon.lock import is_running, take_lock
 from tundp.daemon.process import START_S
+from tundp.daemon.resources import Resources
+from tundp.daemon.run import _Desk as Desk
+from tundp.daemon.supervise import Supervisor
 from tundp.early import Start
 from tundp.hold.child import FIRST_FD
 from tundp.hold.kept_fds import KeptFds
 from tundp.hold.messages import NotifySocket
 from tundp.linux import fd_store
 from tundp.linux.notify import notify
+from tundp.observe.web import MetricsServer
 from tundp.settings.settings import Settings
 from tundp.settings.sources import load_settings
 
@@ -284,3 +288,23 @@ def test_a_lock_somebody_else_holds_is_not_believed(
     assert "another process holds" in caplog.text
     assert lock is not None
     os.close(lock)
+
+
+def test_what_is_kept_is_duplicated_once_and_closed(tmp_path: Path) -> None:
+    """Every five seconds for as long as the daemon lives."""
+    sock = socket.create_server(("127.0.0.1", 0))
+    settings = settings_in(tmp_path, f"--metrics-addr=127.0.0.1:{sock.getsockname()[1]}")
+    lock = take_lock(settings.instance)
+    assert lock is not None
+    resources = Resources(lock=lock, metrics=sock)
+    desk = Desk(settings, resources, Supervisor(), None)
+    desk.metrics_server = MetricsServer("127.0.0.1", 0, sock, desk.metrics)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        found = desk.duplicates()
+        assert sorted(found) == ["lock", "metrics"]
+        for fd in found.values():
+            os.close(fd)
+    assert len(os.listdir("/proc/self/fd")) == before
+    sock.close()
+    resources.close()

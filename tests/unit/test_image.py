@@ -15,7 +15,7 @@ import pytest
 import tundp
 from tests.routes import fib_of
 from tundp import early
-from tundp.backend.udp.image_keeper import content
+from tundp.backend.udp.image_keeper import ImageKeeper, content
 from tundp.engine import image as images
 from tundp.engine.base import EarlyPlan
 from tundp.engine.image import ImageWriter, Unfit
@@ -169,3 +169,14 @@ def test_no_early_start_where_none_may_be_without_the_store(
     arguments: list[str], environ: dict[str, str], forbids: bool
 ) -> None:
     assert bool(early._exits_without_lease(arguments, environ)) is forbids
+
+
+def test_a_successor_that_was_refused_leaves_the_image_of_the_daemon_that_goes_on(fd: int) -> None:
+    writer = ImageWriter(fd)
+    writer.write({"number": 1}, SECTIONS)
+    successor = ImageKeeper(os.dup(fd))
+    writer.write({"number": 2}, SECTIONS)
+    successor.leave()
+    successor.finish(None)
+    successor.close()
+    assert images.read(fd).about == {"number": 2}

@@ -52,11 +52,10 @@ class Resources:
         return given
 
     def duplicates(self) -> dict[str, int]:
-        """Lock and listening sockets by their names in the store; the caller's. OSError."""
+        """Lock and health socket by their names in the store; the caller's. OSError."""
         found = {} if self.lock is None else {"lock": os.dup(self.lock)}
-        for name, sock in (("health", self.health), ("metrics", self.metrics)):
-            if sock is not None and sock.fileno() >= 0:
-                found[name] = os.dup(sock.fileno())
+        if self.health is not None and self.health.fileno() >= 0:
+            found["health"] = os.dup(self.health.fileno())
         return found
 
     def close(self) -> None:
