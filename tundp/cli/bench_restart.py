@@ -109,7 +109,10 @@ machine; removes what it made on any end.""",
     run=bench_restart,
     options=BenchRestartOptions,
     examples=(
-        ("tundp bench restart --out=report", "every event, 20 times in both labs, half an hour"),
+        (
+            "tundp bench restart --out=report",
+            "every event, 20 times in both labs: 640 runs, over half an hour",
+        ),
         ("tundp bench restart --only=replace,virtual --runs=5", "one event, one lab, a minute"),
         ("tundp bench restart --loads=1000,10000,50000", "where it begins to lose"),
     ),
