@@ -19,8 +19,8 @@ DEPENDENCIES := import tomllib; about = tomllib.load(open("pyproject.toml", "rb"
 TABLES := tundp/choices.py tundp/engine/counters.py tundp/engine/hop_slots.py tundp/engine/taps.py $(wildcard tundp/wire/*.py)
 NATIVE := setup.py $(TABLES) $(wildcard native/*.py native/*/*.h native/*/*.c)
 
-LABS := $(addprefix tests/netns/test_,$(addsuffix .py,bugreport chaos doctor early \
-  handover handover_traffic hold kernel_stories matrix peer_tools peer_trace ping queues streams top under_load))
+LABS := $(addprefix tests/netns/test_,$(addsuffix .py,bugreport chaos cleanup doctor early \
+  explain handover handover_traffic hold hop_sockets kernel_stories matrix peer_tools peer_trace ping queues streams top under_load))
 
 .DEFAULT_GOAL := help
 .PHONY: help root build demo test lint check bench micro scale neighbours silence churn look early events skbdrops refused hostile fuzz cross rungs labs labs-mutants format clean
