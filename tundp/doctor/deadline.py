@@ -16,6 +16,8 @@ from typing import Any, Final
 
 from tundp.blocking import start_thread
 
+TURN_S: Final = 0.2
+"""At most so long until a signal is taken notice of."""
 GRACE_S: Final = 0.5
 """For what was cancelled at the deadline: to kill programs it started, and close sockets."""
 
@@ -74,7 +76,7 @@ def run_within(limit_s: float, main: Callable[[], Coroutine[Any, Any, None]]) ->
     start_thread(run.thread)
     _runs.append(run)
     try:
-        is_ended = run.ended.wait(max(0.0, limit_s))
+        is_ended = _is_ended(run, time.monotonic() + limit_s)
     except BaseException:  # Ctrl-C
         run.cancel()
         raise
@@ -83,6 +85,18 @@ def run_within(limit_s: float, main: Callable[[], Coroutine[Any, Any, None]]) ->
         return False
     if run.error is not None:
         raise run.error
+    return True
+
+
+def _is_ended(run: _Run, give_up_at: float) -> bool:
+    """Wait for the end of a run, or until `give_up_at`, time.monotonic(); whether it has ended.
+
+    In short turns: a signal that another thread's C handler has taken wakes no lock, and Python's
+    handler runs in this thread, between two turns at the latest (Python's signal module).
+    """
+    while not run.ended.wait(max(0.0, min(TURN_S, give_up_at - time.monotonic()))):
+        if time.monotonic() >= give_up_at:
+            return run.ended.is_set()
     return True
 
 
