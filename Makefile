@@ -20,7 +20,7 @@ TABLES := tundp/choices.py tundp/engine/counters.py tundp/engine/hop_slots.py tu
 NATIVE := setup.py $(TABLES) $(wildcard native/*.py native/*/*.h native/*/*.c)
 
 LABS := $(addprefix tests/netns/test_,$(addsuffix .py,bugreport chaos cleanup doctor early \
-  explain handover handover_traffic hold hop_sockets kernel_stories matrix peer_tools peer_trace ping queues streams top under_load))
+  explain handover handover_traffic hold hop_sockets kernel_stories matrix packets peer_tools peer_trace ping queues streams top under_load))
 
 .DEFAULT_GOAL := help
 .PHONY: help root build demo test lint check bench micro scale neighbours silence churn look early events skbdrops refused hostile fuzz cross rungs labs labs-mutants format clean
