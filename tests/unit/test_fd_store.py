@@ -198,11 +198,14 @@ def failed_start(folder: Path, **variables: str) -> tuple[float, str]:
 def test_a_start_that_fails_is_no_shorter_where_the_next_one_follows_at_once(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # On a machine so busy that it takes as long anyway there is nothing to wait for, or to say.
-    took_s, _ = failed_start(tmp_path)
+    words = "so as not to be started again at once"
+    took_s, said = failed_start(tmp_path)
     assert took_s > START_S
     monkeypatch.delenv("FDSTORE")
-    assert "so as not to be started again at once" not in failed_start(tmp_path)[1]
+    plain_s, said_alone = failed_start(tmp_path)
+    assert words not in said_alone
+    # A machine so busy that it takes about as long anyway may have nothing to wait for.
+    assert words in said or plain_s > START_S / 2
 
 
 # What does not fit
