@@ -19,7 +19,15 @@ from tundp.linux.skb_drops import Place as Namespace
 from tundp.linux.skb_drops import SkbDrop
 from tundp.observe.skb_steps import Place, SkbStep, is_wanted, step_of
 from tundp.observe.skb_words import WORDS, words_of
-from tundp.observe.stories import HOLD_NS, LATE_NS, Stories, Story, document, story_lines
+from tundp.observe.stories import (
+    HOLD_NS,
+    LATE_MAX_NS,
+    LATE_NS,
+    Stories,
+    Story,
+    document,
+    story_lines,
+)
 from tundp.wire.event import Stage
 from tundp.wire.facts import Direction
 from tundp.wire.filter import parse
@@ -197,6 +205,39 @@ def test_a_trace_that_comes_after_its_drop_is_waited_for() -> None:
     stories.add_trace(trace, HOLD_NS)
     (story,) = due(stories)
     assert story.trace is trace and len(story.drops) == 1
+
+
+def test_a_drop_waits_as_long_as_the_daemon_is_behind_with_its_events() -> None:
+    stories = Stories(has_paths=True)
+    stories.add_drop(step(traced_packet(), "IP_RPFILTER"), 0)
+    later = 10 * HOLD_NS + LATE_NS
+    assert list(stories.due(later, heard_ns=HOLD_NS)) == []
+    (trace,) = traces([event(Stage.TUN_READ, 7, 1000, peer=None), event(Stage.UDP_SEND, 7, 20_000)])
+    stories.add_trace(trace, later)
+    (story,) = stories.due(later + HOLD_NS, heard_ns=later + HOLD_NS)
+    assert story.trace is trace and len(story.drops) == 1
+    # One that hangs, or that never had the packet, is not waited for without end.
+    stories.add_drop(step(traced_packet(), "IP_RPFILTER"), later)
+    until = later + HOLD_NS + LATE_NS
+    assert list(stories.due(until + LATE_MAX_NS - 1, heard_ns=0)) == []
+    (alone,) = stories.due(until + LATE_MAX_NS, heard_ns=0)
+    assert alone.trace is None
+
+
+def test_what_netfilter_says_later_is_in_the_story_that_waits() -> None:
+    """And in one of its own if that was shown."""
+    (trace,) = traces([event(Stage.TUN_READ, 7, 1000, peer=None), event(Stage.UDP_SEND, 7, 20_000)])
+    stories = Stories(has_paths=True)
+    stories.add_trace(trace, 0)
+    way = path(traced_packet())
+    stories.add_path(way, 0)
+    way.steps.append(RULE)
+    stories.add_path(way, 1)
+    (story,) = due(stories)
+    assert story.path is way and story.is_dropped
+    stories.add_path(way, 2 * HOLD_NS)
+    (again,) = due(stories, 3 * HOLD_NS)
+    assert again.path is way and again.trace is None
 
 
 def test_a_drop_that_comes_late_names_the_story() -> None:

@@ -22,7 +22,7 @@ from tundp.cli import capture_session
 from tundp.cli.capture import CaptureOptions
 from tundp.cli.trace import TraceOptions
 from tundp.cli.trace_session import Session
-from tundp.observe.events import EventStream
+from tundp.observe.events import EventStream, Hello, frames
 from tundp.observe.stories import Stories
 from tundp.wire.event import Record, Stage
 from tundp.wire.filter import parse
@@ -165,3 +165,44 @@ async def test_an_end_of_nft_monitor_is_said_and_the_trace_goes_on(
     await session._say_end(stream)
     assert "netfilter's rules were not looked at from then on" in said
     assert "nft monitor ended after" in capsys.readouterr().err, "also at the end"
+
+
+class Ring:
+    """A tap whose rings take a while to be read."""
+
+    def __init__(self) -> None:
+        self.read_at: list[int] = []
+
+    def read(self) -> list[tuple[int, bytes]]:
+        self.read_at.append(time.monotonic_ns())
+        return []
+
+    def lost(self) -> list[int]:
+        return [0]
+
+    def close(self) -> None:
+        pass
+
+
+async def test_a_note_says_up_to_when_everything_was_told() -> None:
+    """By the time before the look, so that what is written during it is not said to be told."""
+    ring, before = Ring(), time.monotonic_ns()
+    told = frames(ring, Hello.parse(json.dumps(HELLO).encode()))
+    sent = [await anext(told) for _ in range(2)]
+    await told.aclose()
+    stream = EventStream(reader_of(*sent).readexactly, NoPeers())
+    await stream.begin()
+    assert stream.heard_ns is None
+    assert [each async for each in stream.raw()] == []
+    assert stream.heard_ns is not None
+    assert before <= stream.heard_ns <= ring.read_at[0]
+    old = await stream_of(frame(3, json.dumps({"lost": {}}).encode()))
+    assert [each async for each in old.raw()] == []
+    assert old.heard_ns is None, "a daemon of 0.1 does not say"
+
+
+def reader_of(*parts: bytes) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader()
+    reader.feed_data(b"".join(parts))
+    reader.feed_eof()
+    return reader

@@ -27,7 +27,7 @@ from tundp.observe.events import EventStream
 from tundp.observe.peer_trace import Joined, Joiner
 from tundp.observe.peer_trace_show import joined_lines, peer_document
 from tundp.observe.skb_steps import Place, is_wanted, step_of
-from tundp.observe.stories import Stories, document
+from tundp.observe.stories import LATE_MAX_NS, Stories, document
 from tundp.observe.trace import Tracer
 from tundp.printable import LINE_MAX, printable
 from tundp.wire.facts import Direction, facts_of
@@ -184,7 +184,8 @@ class Session:
                         continue
                     coming[asyncio.ensure_future(anext(sources[name], None))] = name
                     self._add(name, value, stream, tracer, stories, now_ns)
-                for found in tracer.stale(now_ns=now_ns):
+                heard_ns = now_ns if stream.heard_ns is None else min(now_ns, stream.heard_ns)
+                for found in tracer.stale(now_ns=max(heard_ns, now_ns - LATE_MAX_NS)):
                     stories.add_trace(found, now_ns)
                 await self._look_at_legacy(stories)
                 if self._peers is not None:
@@ -253,7 +254,8 @@ class Session:
         self, stories: Stories, stream: EventStream, now_ns: int, *, is_last: bool = False
     ) -> bool:
         """Print what is due; whether that was all that was asked for. is_last: print all."""
-        for story in stories.due(now_ns + _LATER_NS if is_last else now_ns):
+        later_ns, heard_ns = (_LATER_NS, None) if is_last else (0, stream.heard_ns)
+        for story in stories.due(now_ns + later_ns, heard_ns):
             self._joiner.add(story, None if self._peers is None else self._peers.view_of(story))
         for joined in self._joiner.due(now_ns, is_last=is_last):
             if self._options.drops and not joined.is_dropped:

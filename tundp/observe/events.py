@@ -4,8 +4,9 @@ GET /v1/events answers with frames of `u32 kind, u32 length` and that many bytes
 
     HELLO    JSON: whose events they are (Hello); the first frame
     RECORDS  u32 worker, u32 0, event records (wire/event.py) of that worker, oldest first
-    NOTE     JSON: {lost: {worker: records that had no room so far}}; at least one a second, and
-             one behind the records beside which more were lost
+    NOTE     JSON: {lost: {worker: records that had no room so far}, until_ns: CLOCK_MONOTONIC when
+             the rings were read whose records all came before this frame}; at least two a second,
+             and one behind the records beside which more were lost
 
 Within a worker records are in order; those of several workers are to be ordered by time.
 """
@@ -15,7 +16,8 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network
@@ -28,7 +30,7 @@ from tundp.wire.filter import parse as parse_filter
 
 POLL_S: Final = 0.02
 """Between two looks at the rings: at a million packets a second 128 MB a second are to be had."""
-NOTE_S: Final = 1.0
+NOTE_S: Final = 0.5
 _FRAME: Final = struct.Struct("=II")
 _WORKER: Final = struct.Struct("=II")
 _FRAME_MAX: Final = RING_LEN_MAX + _WORKER.size
@@ -122,18 +124,19 @@ def _frame(kind: FrameKind, *parts: bytes) -> bytes:
     return b"".join((_FRAME.pack(kind, length), *parts))
 
 
-async def frames(tap: Tap, hello: Hello) -> AsyncIterator[bytes]:
+async def frames(tap: Tap, hello: Hello) -> AsyncGenerator[bytes]:
     """What the daemon sends, until cancelled. The tap stays the caller's."""
     clock = asyncio.get_running_loop().time
     yield _frame(FrameKind.HELLO, json.dumps(asdict(hello)).encode())
     noted, lost_then = 0.0, 0
     while True:
+        until_ns = time.monotonic_ns()
         for worker, records in tap.read():
             yield _frame(FrameKind.RECORDS, _WORKER.pack(worker, 0), records)
         lost = {str(worker): count for worker, count in enumerate(tap.lost()) if count}
         if clock() - noted >= NOTE_S or sum(lost.values()) != lost_then:
             noted, lost_then = clock(), sum(lost.values())
-            yield _frame(FrameKind.NOTE, json.dumps({"lost": lost}).encode())
+            yield _frame(FrameKind.NOTE, json.dumps({"lost": lost, "until_ns": until_ns}).encode())
         await asyncio.sleep(POLL_S)
 
 
@@ -192,6 +195,9 @@ class EventStream:
         self._peers = peers
         self._hello: Hello | None = None
         self._lost: dict[str, int] = {}
+        self.heard_ns: int | None = None
+        """Unix time of the daemon's last look at its rings, whose records all came; None if it does
+        not say. A busy daemon's lies seconds back."""
 
     @property
     def hello(self) -> Hello:
@@ -239,7 +245,10 @@ class EventStream:
             except asyncio.IncompleteReadError:
                 return
             if kind == FrameKind.NOTE:
-                self._lost = json.loads(data).get("lost", {})
+                note = json.loads(data)
+                self._lost = note.get("lost", {})
+                if "until_ns" in note:
+                    self.heard_ns = note["until_ns"] + self.hello.unix_ns
             elif kind == FrameKind.RECORDS:
                 worker, _ = _WORKER.unpack_from(data)
                 yield worker, data[_WORKER.size :]

@@ -20,7 +20,9 @@ from tundp.wire import describe
 HOLD_NS: Final = 250_000_000
 """A trace waits so long for netfilter's account of its packet, and for the kernel's drops."""
 LATE_NS: Final = 700_000_000
-"""A drop without its packet's trace waits so much longer: events of a busy daemon are late."""
+"""A drop without its packet's trace waits until all events up to so much later were told."""
+LATE_MAX_NS: Final = 10_000_000_000
+"""And no longer than that: a daemon that hangs tells nothing."""
 REMEMBERED: Final = 1024
 """Packets that were shown, to which a later drop can be put."""
 WAITING_MAX: Final = 4096
@@ -103,6 +105,8 @@ class Stories:
         self._supers = Index[Story]()
         """Those of them with a super-packet: by flow and IP id, in steps of _ID_STEP."""
         self._shown: OrderedDict[bytes, int] = OrderedDict()
+        self._paths: set[int] = set()
+        """By id(): the paths of those that wait. A path can come again, with more steps."""
 
     def __len__(self) -> int:
         """How many wait."""
@@ -120,7 +124,9 @@ class Stories:
             self._wait(Story(trace), now_ns)
 
     def add_path(self, path: Path, now_ns: int) -> None:
-        """A packet that left netfilter, or was dropped in it."""
+        """A packet that left netfilter, or was dropped in it; of some, more is told later."""
+        if id(path) in self._paths:
+            return
         mark = _path_mark(path)
         if (story := self._unpathed.first((path.key, mark) if mark else path.key)) is not None:
             self._take_out(story)
@@ -153,15 +159,19 @@ class Stories:
             if not story.suspects and any(step.is_netfilter for step in story.drops):
                 story.suspects = rules
 
-    def due(self, now_ns: int) -> Iterator[Story]:
-        """Stories that need not wait any longer, but those of packets the engine never had."""
+    def due(self, now_ns: int, heard_ns: int | None = None) -> Iterator[Story]:
+        """Stories that need not wait any longer, but those of packets the engine never had.
+
+        heard_ns: the daemon told of all its events up to then; None: up to now.
+        """
         while self._waiting and (self._waiting[0][0] <= now_ns or len(self) > WAITING_MAX):
             due_ns, story = self._waiting.popleft()
             if story.drops and story.trace is None:
                 self._late.append((due_ns + LATE_NS, story))
             else:
                 yield from self._left(story)
-        while self._late and (self._late[0][0] <= now_ns or len(self) > WAITING_MAX):
+        heard_ns = now_ns if heard_ns is None else max(heard_ns, now_ns - LATE_MAX_NS)
+        while self._late and (self._late[0][0] <= heard_ns or len(self) > WAITING_MAX):
             yield from self._left(self._late.popleft()[1])
 
     def _left(self, story: Story) -> Iterator[Story]:
@@ -198,6 +208,8 @@ class Stories:
     def _put_in(self, story: Story) -> None:
         """Put a story under all that it can be found by."""
         packet = story.packet
+        if story.path is not None:
+            self._paths.add(id(story.path))
         if (path := story.path) is None:
             for name in _path_names(packet):
                 self._unpathed.add(name, story)
@@ -218,6 +230,7 @@ class Stories:
         for name in _path_names(packet):
             self._unpathed.remove(name, story)
         if story.path is not None:
+            self._paths.discard(id(story.path))
             self._untraced.remove((story.path.key, _path_mark(story.path)), story)
         identity = _identity(packet)
         self._untraced.remove(identity, story)
