@@ -17,6 +17,7 @@ import signal
 import struct
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
@@ -28,7 +29,9 @@ from tundp.linux import command
 RATE: Final = 2000
 """Packets a second that are followed; of more, the rest is not."""
 IDLE_NS: Final = 50_000_000
-"""A packet no rule has seen for so long has left netfilter."""
+"""A packet no rule has seen for so long has left netfilter, or nft is late with its words of it."""
+LATE_NS: Final = 10_000_000_000
+"""What more is said of it by then still belongs to it; after that, to another of that number."""
 PATHS_MAX: Final = 1024
 _READY_S: Final = 5.0
 _LINE: Final = re.compile(r"trace id ([0-9a-f]+) (\S+) (\S+) (\S+) (\w+):? ?(.*)", re.ASCII)
@@ -40,6 +43,7 @@ _FIELD: Final = re.compile(
 )
 _PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "sctp": 132}
 _ENDS: Final = ("saddr", "daddr")
+_NAMES: Final = (*_ENDS, "id")
 _MARK: Final = f"counter limit rate {RATE}/second counter meta nftrace set 1"
 _MARKS: Final = 4
 """Rules that mark."""
@@ -138,12 +142,14 @@ class Paths:
         """own_table: the table that marks packets; its own steps are left out."""
         self._own = own_table
         self._paths: dict[str, Path] = {}
+        self._left: OrderedDict[str, Path] = OrderedDict()
+        """Those that had left, the latest last: a busy machine's nft may have more to say."""
         self._refused: set[str] = set()
         self.lost = 0
         """Packets that came while PATHS_MAX others were on their way."""
 
     def add(self, line: str, now_ns: int) -> Path | None:
-        """Take in a line; the path it ended, if it did."""
+        """Take in a line; the path it ended, if it did: for the second time, if it came late."""
         match = _LINE.match(line)
         if match is None:
             return None
@@ -153,7 +159,7 @@ class Paths:
             if len(self._paths) >= PATHS_MAX:
                 self._refuse(number)
                 return None
-            path = self._paths[number] = Path({}, now_ns)
+            path = self._paths[number] = self._returned(number, rest, now_ns) or Path({}, now_ns)
         path.last_ns = now_ns
         if kind == "packet":
             for name, value in _fields(rest).items():
@@ -165,6 +171,15 @@ class Paths:
         path.steps.append(step)
         return self._paths.pop(number) if step.is_drop else None
 
+    def _returned(self, number: str, rest: str, now_ns: int) -> Path | None:
+        """The path that seemed to have left, if these words can be of the same packet."""
+        path = self._left.pop(number, None)
+        if path is None or now_ns - path.last_ns > LATE_NS:
+            return None
+        said = _fields(rest)
+        is_same = all(path.fields.get(each) == said[each] for each in _NAMES if each in said)
+        return path if is_same else None
+
     def _refuse(self, number: str) -> None:
         """Count a packet, of whose lines this is one."""
         if len(self._refused) >= PATHS_MAX:
@@ -174,9 +189,13 @@ class Paths:
             self.lost += 1
 
     def idle(self, now_ns: int) -> list[Path]:
-        """Paths of packets that have left netfilter; they are forgotten."""
+        """Paths of packets that have left netfilter, as it seems: each may come once more."""
         over = [key for key, path in self._paths.items() if now_ns - path.last_ns >= IDLE_NS]
-        return [self._paths.pop(key) for key in over]
+        self._left |= {key: self._paths.pop(key) for key in over}
+        found = [self._left[key] for key in over]
+        while len(self._left) > PATHS_MAX:
+            self._left.popitem(last=False)
+        return found
 
 
 def _fields(text: str) -> Mapping[str, str]:
@@ -249,7 +268,7 @@ class NftTrace:
         return None
 
     async def paths(self) -> AsyncIterator[Path]:
-        """Each packet when it has left; ends with `nft monitor`."""
+        """Each packet when it has left, once more if nft was late; ends with `nft monitor`."""
         while True:
             line = b"\n"
             try:

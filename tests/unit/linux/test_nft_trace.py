@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tundp.linux.nft_trace import PATHS_MAX, NftTrace, Path, Paths
+from tundp.linux.nft_trace import IDLE_NS, LATE_NS, PATHS_MAX, NftTrace, Path, Paths
 
 
 def lines(number: int, *, end: str = "drop") -> list[str]:
@@ -46,3 +46,32 @@ def test_packets_beyond_those_that_are_followed_are_counted_once() -> None:
         paths.add(lines(number, end="accept")[1], 0)
     assert paths.lost == 3
     assert len(paths.idle(10**9)) == PATHS_MAX
+
+
+def test_late_words_of_a_packet_are_put_to_it() -> None:
+    """A busy machine's nft speaks of the rule long after it spoke of the packet."""
+    paths = Paths("tundp_trace_1")
+    packet, rule = lines(1)
+    assert paths.add(packet, 0) is None
+    (seen,) = paths.idle(IDLE_NS)
+    assert seen.drop is None
+    assert paths.add(rule, 5 * IDLE_NS) is seen
+    assert seen.drop is not None and seen.key[2] == 1
+    assert paths.idle(10 * IDLE_NS) == []
+
+
+def test_another_packet_of_the_same_number_is_another_path() -> None:
+    """Their numbers are made of addresses of kernel memory, which come again."""
+    paths = Paths("tundp_trace_1")
+    packet, rule = lines(1)
+    paths.add(packet, 0)
+    (first,) = paths.idle(IDLE_NS)
+    paths.add(packet.replace("ip id 1", "ip id 2"), 2 * IDLE_NS)
+    second = paths.add(rule, 2 * IDLE_NS)
+    assert second is not None and second is not first
+    assert (first.key[2], second.key[2], first.drop) == (1, 2, None)
+    paths.add(packet, 3 * IDLE_NS)
+    (third,) = paths.idle(4 * IDLE_NS)
+    late = paths.add(rule, 3 * IDLE_NS + LATE_NS + 1)
+    assert late is not None and late is not third
+    assert late.key == (0, 0, 0)
