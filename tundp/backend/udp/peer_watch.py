@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -48,6 +49,8 @@ MISSES: Final = 3
 """So many in a row without an answer: silent."""
 PROVOKE_S: Final = 15.0
 """So long an ICMP error is provoked at each look, until one came; then with each question."""
+STALE_S: Final = 3.0
+"""After the last ICMP error, before one is provoked at each look again."""
 PROVOKED: Final = 10
 """Of how many in one look: the rate is for echo requests in the first place."""
 AGAIN_S: Final = 5.0
@@ -298,11 +301,7 @@ class PeerWatch:
         unexplained = [
             each
             for each in self._suspects.values()
-            if each.answered_at is None
-            and (
-                each.next_at <= now
-                or (now - each.since < PROVOKE_S and self._unreachable(each) is None)
-            )
+            if each.answered_at is None and (each.next_at <= now or self._is_to_explain(each, now))
         ]
         for suspect in sorted(unexplained, key=lambda each: each.provoked_at)[:PROVOKED]:
             if not self._echoes.may_ask(now):
@@ -310,7 +309,21 @@ class PeerWatch:
             suspect.provoked_at = now
             self._echoes.spend(1)
             endpoint = suspect.peer.endpoint
-            self._errors.provoke(endpoint.address, endpoint.port)
+            if suspect.next_at <= now:
+                self._errors.provoke(endpoint.address, endpoint.port)
+                continue
+            # The one answer a second goes to what comes first when it is due. Packets that are sent
+            # at a fixed pace would always be first; a chance moment has its share.
+            after_s = random.uniform(0, LOOK_S)
+            asyncio.get_running_loop().call_later(
+                after_s, self._errors.provoke, endpoint.address, endpoint.port
+            )
+
+    def _is_to_explain(self, suspect: _Suspect, now: float) -> bool:
+        """Whether nobody said lately why nothing arrives, and somebody may."""
+        if (error := self._unreachable(suspect)) is None:
+            return now - suspect.since < PROVOKE_S
+        return time.time() - error.last > STALE_S
 
     def _ask_suspects(self, now: float) -> None:
         if not self._echoes.can_ask:
