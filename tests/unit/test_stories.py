@@ -211,17 +211,32 @@ def test_a_drop_waits_as_long_as_the_daemon_is_behind_with_its_events() -> None:
     stories = Stories(has_paths=True)
     stories.add_drop(step(traced_packet(), "IP_RPFILTER"), 0)
     later = 10 * HOLD_NS + LATE_NS
-    assert list(stories.due(later, heard_ns=HOLD_NS)) == []
+    assert list(stories.due(later, events_ns=HOLD_NS)) == []
     (trace,) = traces([event(Stage.TUN_READ, 7, 1000, peer=None), event(Stage.UDP_SEND, 7, 20_000)])
     stories.add_trace(trace, later)
-    (story,) = stories.due(later + HOLD_NS, heard_ns=later + HOLD_NS)
+    (story,) = stories.due(later + HOLD_NS, events_ns=later + HOLD_NS)
     assert story.trace is trace and len(story.drops) == 1
     # One that hangs, or that never had the packet, is not waited for without end.
     stories.add_drop(step(traced_packet(), "IP_RPFILTER"), later)
     until = later + HOLD_NS + LATE_NS
-    assert list(stories.due(until + LATE_MAX_NS - 1, heard_ns=0)) == []
-    (alone,) = stories.due(until + LATE_MAX_NS, heard_ns=0)
+    assert list(stories.due(until + LATE_MAX_NS - 1, events_ns=0)) == []
+    (alone,) = stories.due(until + LATE_MAX_NS, events_ns=0)
     assert alone.trace is None
+
+
+def test_a_trace_waits_for_the_kernels_drops_as_long_as_they_are_read() -> None:
+    """The first of a function takes longer: its name is looked up."""
+    (trace,) = traces([event(Stage.TUN_READ, 7, 1000, peer=None), event(Stage.UDP_SEND, 7, 20_000)])
+    stories = Stories(has_paths=True)
+    stories.add_trace(trace, 0)
+    assert list(stories.due(5 * HOLD_NS, drops_ns=HOLD_NS - 1)) == []
+    stories.add_drop(step(traced_packet(), "IP_RPFILTER"), 5 * HOLD_NS)
+    (story,) = stories.due(6 * HOLD_NS, drops_ns=5 * HOLD_NS)
+    assert story.trace is trace and story.is_dropped
+    # As the daemon, it is not waited for without end.
+    stories.add_trace(trace, 0)
+    assert list(stories.due(HOLD_NS + LATE_MAX_NS - 1, drops_ns=0)) == []
+    assert [each.trace for each in stories.due(HOLD_NS + LATE_MAX_NS, drops_ns=0)] == [trace]
 
 
 def test_what_netfilter_says_later_is_in_the_story_that_waits() -> None:

@@ -254,8 +254,9 @@ class Session:
         self, stories: Stories, stream: EventStream, now_ns: int, *, is_last: bool = False
     ) -> bool:
         """Print what is due; whether that was all that was asked for. is_last: print all."""
-        later_ns, heard_ns = (_LATER_NS, None) if is_last else (0, stream.heard_ns)
-        for story in stories.due(now_ns + later_ns, heard_ns):
+        drops_ns = None if self._drops is None else self._drops.heard_ns
+        heard_ns = (None, None) if is_last else (stream.heard_ns, drops_ns)
+        for story in stories.due(now_ns + _LATER_NS if is_last else now_ns, *heard_ns):
             self._joiner.add(story, None if self._peers is None else self._peers.view_of(story))
         for joined in self._joiner.due(now_ns, is_last=is_last):
             if self._options.drops and not joined.is_dropped:

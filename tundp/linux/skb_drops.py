@@ -305,6 +305,8 @@ class SkbDrops:
         self._is_closed = False
         self._final = 0
         self._unix_ns = time.time_ns() - time.monotonic_ns()
+        self.heard_ns = 0
+        """Unix time up to which `batches` has given all drops."""
         with contextlib.ExitStack() as stack:
             self._ring = Ring(_RING_LEN)
             stack.callback(self._ring.close)
@@ -391,6 +393,8 @@ async def skb_drops(network: IPv4Network, port: int) -> AsyncIterator[SkbDrops]:
 async def batches(drops: SkbDrops) -> AsyncIterator[list[SkbDrop]]:
     """What is dropped, as it comes; never an empty list."""
     while True:
+        before_ns = time.time_ns()
         if found := await asyncio.to_thread(drops.read):
             yield found
+        drops.heard_ns = before_ns
         await asyncio.sleep(LOOK_S)

@@ -18,11 +18,12 @@ from tundp.observe.trace import Trace, after_text, event_document, flow_of, is_i
 from tundp.wire import describe
 
 HOLD_NS: Final = 250_000_000
-"""A trace waits so long for netfilter's account of its packet, and for the kernel's drops."""
+"""A trace waits so long for netfilter's account of its packet, and for the kernel's drops, and
+until the kernel was asked for its drops once more: to find a function's name takes that long."""
 LATE_NS: Final = 700_000_000
 """A drop without its packet's trace waits until all events up to so much later were told."""
 LATE_MAX_NS: Final = 10_000_000_000
-"""And no longer than that: a daemon that hangs tells nothing."""
+"""Nobody who is behind is waited for longer than that: a daemon that hangs tells nothing."""
 REMEMBERED: Final = 1024
 """Packets that were shown, to which a later drop can be put."""
 WAITING_MAX: Final = 4096
@@ -159,19 +160,25 @@ class Stories:
             if not story.suspects and any(step.is_netfilter for step in story.drops):
                 story.suspects = rules
 
-    def due(self, now_ns: int, heard_ns: int | None = None) -> Iterator[Story]:
+    def due(
+        self, now_ns: int, events_ns: int | None = None, drops_ns: int | None = None
+    ) -> Iterator[Story]:
         """Stories that need not wait any longer, but those of packets the engine never had.
 
-        heard_ns: the daemon told of all its events up to then; None: up to now.
+        events_ns, drops_ns: up to then the daemon told of all its events, the kernel of all its
+        drops; None: up to now.
         """
-        while self._waiting and (self._waiting[0][0] <= now_ns or len(self) > WAITING_MAX):
+        events_ns, drops_ns = (
+            now_ns if heard_ns is None else min(now_ns, max(heard_ns, now_ns - LATE_MAX_NS))
+            for heard_ns in (events_ns, drops_ns)
+        )
+        while self._waiting and (self._waiting[0][0] <= drops_ns or len(self) > WAITING_MAX):
             due_ns, story = self._waiting.popleft()
             if story.drops and story.trace is None:
                 self._late.append((due_ns + LATE_NS, story))
             else:
                 yield from self._left(story)
-        heard_ns = now_ns if heard_ns is None else max(heard_ns, now_ns - LATE_MAX_NS)
-        while self._late and (self._late[0][0] <= heard_ns or len(self) > WAITING_MAX):
+        while self._late and (self._late[0][0] <= events_ns or len(self) > WAITING_MAX):
             yield from self._left(self._late.popleft()[1])
 
     def _left(self, story: Story) -> Iterator[Story]:
