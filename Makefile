@@ -23,7 +23,7 @@ LABS := $(addprefix tests/netns/test_,$(addsuffix .py,bugreport chaos cleanup do
   explain handover handover_traffic hold hop_sockets kernel_stories matrix packets peer_tools peer_trace ping queues streams top under_load))
 
 .DEFAULT_GOAL := help
-.PHONY: help root build demo test lint check bench micro scale neighbours silence churn look early events skbdrops refused hostile fuzz cross rungs labs labs-mutants format clean
+.PHONY: help root build demo test lint check bench micro scale neighbours silence churn look early events skbdrops refused booted hostile fuzz cross rungs labs labs-mutants format clean
 
 help:
 	@echo 'make demo     two nodes with pods in network namespaces, checked end to end (root)'
@@ -37,6 +37,7 @@ help:
 	@echo 'make silence   what a silent name server beside a lost etcd costs (root)'
 	@echo 'make look     what one look for obstacles costs on a host with much to look at (root)'
 	@echo 'make early    how long packets wait for a start with the descriptors of the one before (root)'
+	@echo 'make booted   what packets lose below a systemd that restarts, kills and reloads the unit (root)'
 	@echo 'make churn    what hundreds of veth pairs and 10,000 routes that change cost (root)'
 	@echo 'make events   what a trace, a capture and a flood of drops cost the packet threads (root)'
 	@echo 'make skbdrops what looking at the drops of the kernel costs them (root)'
@@ -99,6 +100,11 @@ silence: root build
 churn: root build
 	@setup/apt.sh demo
 	@$(PY) -m bench.churn
+
+booted: root build
+	@setup/apt.sh demo
+	@setup/apt.sh test
+	@$(PY) -m bench.booted
 
 look: root build
 	@setup/apt.sh demo

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -45,11 +45,21 @@ class Machine:
     """A root directory under a systemd of its own, with a network of its own.
 
     The root is this machine's, with Python and the checkout visible wherever they are
-    mounted, or another directory with nothing added. It is never written to.
+    mounted, or another directory with nothing added. It is never written to. The network is
+    empty, or the namespace of a lab's host.
     """
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        *,
+        namespace: Path | None = None,
+        shared: Mapping[Path, str] | None = None,
+    ) -> None:
+        """shared: directories that can be written, to where they are in the container."""
         self.root = root
+        self.namespace = namespace
+        self.shared = shared or {}
         if shutil.which("systemd-nspawn") is None:
             pytest.fail("there is no systemd-nspawn here: install systemd-container")
         self.directory = Path(tempfile.mkdtemp(prefix="tundp-booted-"))
@@ -79,11 +89,15 @@ class Machine:
                 [
                     *("unshare", "--mount", "--propagation", "private", "sh", "-c", BOOT, "boot"),
                     *(self.directory, "--quiet", "--register=no", "--keep-unit", "--boot"),
-                    *("--link-journal=no", "--console=pipe", "--private-network"),
+                    *("--link-journal=no", "--console=pipe"),
+                    f"--network-namespace-path={self.namespace}"
+                    if self.namespace
+                    else "--private-network",
                     *("--capability=CAP_NET_ADMIN", "--bind=/dev/net/tun"),
                     # A host's kernel refuses them to nobody; older nspawns do.
                     f"--system-call-filter={LANDLOCK}",
                     *(f"--bind-ro={path}" for path in PYTHON if self.root == Path("/")),
+                    *(f"--bind={path}:{there}" for path, there in self.shared.items()),
                     f"systemd.unit={TARGET}",
                 ],
                 stdin=subprocess.DEVNULL,
@@ -93,6 +107,7 @@ class Machine:
                 | {
                     "TUNDP_TEST_CGROUPS": " ".join(map(str, self.cgroups)),
                     "TUNDP_TEST_ROOT": str(self.root),
+                    "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network",
                 },
             )
         self.until(self._has_booted)

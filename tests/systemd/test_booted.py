@@ -241,7 +241,7 @@ def test_restart_and_crash_lose_no_packet_and_keep_device_and_route(machine: Mac
             *("systemd-run", "--unit=sequence", sys.executable, SEQUENCE),
             *(tunnel, "10.2.200.9", PEER, "8287", result),
         )
-        for order in ("restart", "kill --kill-whom=main --signal=KILL"):
+        for order in ("restart", "kill --kill-whom=main --signal=KILL", "reload"):
             before = main_pid(machine, unit)
             machine.run("systemctl", *order.split(), unit)
             machine.until(partial(is_another, machine, unit, before))
