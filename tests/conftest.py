@@ -9,7 +9,7 @@ import os
 import pytest
 
 from tests.loops import run_on
-from tests.thorough import IS_ALL, is_left_out
+from tests.thorough import IS_ALL, is_left_out, is_of_labs
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -33,11 +33,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Those of thorough.LEFT_OUT are run by `make labs`, and if they are named.
     """
     items.sort(key=_turn)
-    if not IS_ALL and not any("::" in each for each in config.args):
-        left_out = [item for item in items if is_left_out(item.nodeid)]
-        if left_out:
+    if not any("::" in each for each in config.args):
+        is_run = {
+            item: is_of_labs(item.nodeid) if IS_ALL else not is_left_out(item.nodeid)
+            for item in items
+        }
+        if left_out := [item for item in items if not is_run[item]]:
             config.hook.pytest_deselected(items=left_out)
-            items[:] = [item for item in items if not is_left_out(item.nodeid)]
+            items[:] = [item for item in items if is_run[item]]
     rooted = ("tests/netns/", "tests/bench/", "tests/facts/", "tests/systemd/")
     needs_root = [item for item in items if item.nodeid.startswith(rooted)]
     if needs_root and os.geteuid() != 0:

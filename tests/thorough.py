@@ -1,17 +1,54 @@
 """The tests that `make labs` runs, and `make test` leaves out for its time.
 
 Each proves a further case of what a test beside it proves, in seconds of real daemons. A test that
-is named on the command line is run all the same.
+is named on the command line is run all the same. `python -m tests.thorough` prints the files of
+`make labs`: of those of the debugging commands all tests are run, of others what is left out.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Final
 
 IS_ALL: Final = os.environ.get("LABS") == "all"
 """Whether `make labs` runs."""
+
+DEBUGGING: Final = tuple(
+    f"tests/netns/test_{name}.py"
+    for name in (
+        *("bugreport", "chaos", "cleanup", "doctor", "early", "explain", "handover"),
+        *("handover_traffic", "hold", "hop_sockets", "kernel_stories", "matrix", "packets"),
+        *("peer_tools", "peer_trace", "ping", "queues", "streams", "top", "under_load"),
+    )
+)
+"""Files of which `make labs` runs everything."""
+
+VARIANTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "tests/netns/test_life.py": ("reference",),
+    "tests/netns/test_packets.py": ("mmsg",),
+    "tests/netns/test_rebound.py": ("simple", "mmsg"),
+    "tests/netns/test_first_packet.py": ("reference",),
+    "tests/netns/test_paths.py": ("reference",),
+    "tests/netns/test_peer_breaks.py": ("reference", "in silence", "answers are invalid"),
+    "tests/netns/test_path_measuring.py": (
+        *("simple", "1300", "1400 in silence, reference", "peer"),
+        *("nft, without CAP_NET_RAW", "ufw", "firewalld"),
+    ),
+    "tests/netns/test_hop_sockets.py": ("simple", "mmsg", "mmsg --workers=2"),
+    "tests/netns/test_sandboxed_daemon.py": ("asyncio", "iptables-legacy"),
+    "tests/netns/test_notify.py": ("file",),
+    "tests/netns/test_lasting_faults.py": ("v3",),
+    "tests/netns/test_hostile_store.py": ("v2",),
+    "tests/netns/test_source_check.py": ("mmsg", "simple"),
+    "tests/netns/test_peer_status.py": ("reference",),
+    "tests/netns/test_start_after_change.py": ("udp",),
+    "tests/store/test_reach.py": ("asyncio",),
+    "tests/store/test_claim.py": ("asyncio",),
+}
+"""By file: values of parameters. Which engine, loop or API it is makes little difference there: the
+tests in tests/twin and tests/engine hold the engines against each other."""
 
 LEFT_OUT: Final[Mapping[str, tuple[str, ...]]] = {
     "tests/netns/test_handover.py": (
@@ -51,6 +88,8 @@ LEFT_OUT: Final[Mapping[str, tuple[str, ...]]] = {
         "test_a_terminal_that_cannot_have_a_screen_gets_lines",
     ),
     "tests/netns/test_ping.py": (
+        "test_an_interrupted_ping_prints_the_summary",
+        "test_who_is_no_peer_is_refused_in_words",
         "test_a_host_that_is_gone_and_a_wrong_address_are_named",
         "test_a_tun_that_is_down_is_named_on_both_nodes",
         "test_a_black_hole_is_measured_to_the_byte",
@@ -90,6 +129,7 @@ LEFT_OUT: Final[Mapping[str, tuple[str, ...]]] = {
     "tests/netns/test_explain.py": ("test_the_command_tells_by_its_exit_code",),
     "tests/netns/test_cleanup.py": ("test_sockets_of_killed_daemons_go_and_live_ones_stay",),
     "tests/netns/test_chaos.py": (
+        "test_it_is_said_everywhere[auto]",
         "test_tools_that_ask_a_peer_do_not_blame_it[auto]",
         "test_its_end[auto]",
         "test_what_is_lost_is_what_is_missing[reference]",
@@ -111,7 +151,30 @@ LEFT_OUT: Final[Mapping[str, tuple[str, ...]]] = {
         "test_an_older_daemon",
     ),
     "tests/netns/test_queues.py": ("test_a_gap_is_bridged_as_long_as_is_said_and_no_longer",),
-    "tests/netns/test_under_load.py": ("test_each_and_ten_at_once",),
+    "tests/netns/test_under_load.py": ("test_each_and_ten_at_once", "test_killed_at_any_moment"),
+    "tests/netns/test_name_server.py": ("test_silent_name_server_and_a_lost_connection",),
+    "tests/netns/test_full_disk.py": ("test_leases_on_disk_follow_again_once_there_is_room",),
+    "tests/netns/test_lease_life.py": (
+        "test_etcd_away_at_a_start_or_silent",
+        "test_two_nodes_with_one_public_ip",
+    ),
+    "tests/netns/test_whose_lease.py": (
+        "test_clones_of_a_machine_that_is_down_and_comes_back",
+        "test_a_clone_that_starts_from_its_copied_lease_cache_writes_nothing_over",
+    ),
+    "tests/netns/test_sandboxed_daemon.py": (
+        "test_the_admin_socket_comes_back_by_its_second_name",
+    ),
+    "tests/netns/test_capture.py": ("test_ten_captures_at_once_and_what_is_left_of_them",),
+    "tests/netns/test_bugs.py": (
+        "test_bug_in_the_reference_engine_costs_one_packet[_encapsulate-encap-send_failed]",
+    ),
+    "tests/netns/test_start.py": (
+        "test_demo_interrupted_leaves_nothing[ping]",
+        "test_demo_interrupted_leaves_nothing[daemons]",
+    ),
+    "tests/bench/test_bench.py": ("test_every_workload_and_pods_work",),
+    "tests/store/test_manager.py": ("test_cached_leases_are_not_confirmed_by_a_store_that_hangs",),
 }
 """By file: names, with their parameters or without."""
 
@@ -120,4 +183,18 @@ def is_left_out(node_id: str) -> bool:
     """Whether `make test` leaves a test out."""
     path, _, name = node_id.partition("::")
     left_out = LEFT_OUT.get(path, ())
-    return name in left_out or name.partition("[")[0] in left_out
+    if name in left_out or name.partition("[")[0] in left_out:
+        return True
+    parameters = name.partition("[")[2].removesuffix("]")
+    return any(
+        re.search(rf"(^|-){re.escape(each)}(-|$)", parameters) for each in VARIANTS.get(path, ())
+    )
+
+
+def is_of_labs(node_id: str) -> bool:
+    """Whether `make labs` runs a test."""
+    return node_id.partition("::")[0] in DEBUGGING or is_left_out(node_id)
+
+
+if __name__ == "__main__":
+    print(*sorted({*DEBUGGING, *LEFT_OUT, *VARIANTS}))

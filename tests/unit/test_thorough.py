@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.thorough import LEFT_OUT, is_left_out
+from tests.thorough import DEBUGGING, LEFT_OUT, VARIANTS, is_left_out, is_of_labs
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -24,10 +26,30 @@ def test_labs_run_every_file() -> None:
     recipe = MAKEFILE.partition("\nlabs:")[2].partition("\n\n")[0]
     assert "LABS=all" in recipe
     assert "$(LABS)" in recipe
-    listed = re.search(r"(?m)^LABS := .*addsuffix .py,((?:.|\\\n)*?)\)\)", MAKEFILE)
-    assert listed is not None
-    files = {f"tests/netns/test_{name}.py" for name in listed[1].replace("\\\n", " ").split()}
-    assert set(LEFT_OUT) <= files
+    assert "\nLABS = $(shell $(PY) -m tests.thorough)\n" in MAKEFILE
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.thorough"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(done.stdout.split()) == {*DEBUGGING, *LEFT_OUT, *VARIANTS}
+    assert all((ROOT / path).is_file() for path in done.stdout.split())
+
+
+def test_what_is_left_out_and_the_debugging_commands_are_of_labs() -> None:
+    life = "tests/netns/test_life.py::test_route_moves_while_traffic_flows"
+    assert is_of_labs(f"{life}[reference]") and not is_of_labs(f"{life}[gso]")
+    assert is_of_labs("tests/netns/test_doctor.py::test_anything")
+
+
+def test_a_variant_is_a_whole_parameter() -> None:
+    life = "tests/netns/test_life.py::test_deleted_tun_comes_back_idle_and_under_load"
+    assert is_left_out(f"{life}[asyncio-reference]")
+    assert not is_left_out(f"{life}[asyncio-gso]")
+    assert not is_left_out(f"{life}[references]")
+    assert not is_left_out("tests/netns/test_hostgw.py::test_anything[reference]")
 
 
 def test_a_name_without_parameters_stands_for_all_of_them() -> None:

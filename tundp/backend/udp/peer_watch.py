@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from tundp.backend.udp.echoes import MIN_LEN, Echoes, ProberSettings
+from tundp.backend.udp.refusals import Refusals
 from tundp.backend.udp.usage import Usage
 from tundp.backend.udp.ways import find_ways
 from tundp.backoff import Ration
@@ -34,7 +33,6 @@ from tundp.finding import Finding, Verdict
 from tundp.lease.fib import Fib
 from tundp.lease.model import Peer
 from tundp.lease.routing import RoutingDelta
-from tundp.linux.icmp_errors import IcmpErrors
 from tundp.linux.netlink import Flow, Netlink
 
 _log = logging.getLogger(__name__)
@@ -68,7 +66,6 @@ SUSPECTS_MAX: Final = 1024
 WAYS: Final = 64
 """Of them, whose routes are looked up in one look."""
 WAY_AGAIN_S: Final = 2.0
-_ERRORS_KEPT: Final = 256
 _LINES: Final = 10
 _NAMED: Final = 3
 """Peers the finding names."""
@@ -111,15 +108,13 @@ class PeerWatch:
         """peer_of: a peer at a hop, if there is any."""
         self._netlink = netlink
         self._echoes = echoes
-        self._errors = IcmpErrors()
+        self._refusals = Refusals()
         self._peer_of = peer_of
         self._engine: Dataplane | None = None
         self._settings: ProberSettings | None = None
         self._generation = 0
         self._unanswered = Unanswered()
         self._suspects: dict[int, _Suspect] = {}
-        self._unreachables: dict[IPv4Address, Unreachable] = {}
-        """By the address that was not reached; the latest last."""
         self._usage = Usage()
         self._timed: dict[int, list[bytes]] = {}
         """Cookies of the last question for the round-trip time, by hop id."""
@@ -134,14 +129,11 @@ class PeerWatch:
 
     def _begin(self, settings: ProberSettings) -> None:
         self._settings = settings
-        try:
-            self._errors.open(settings.source)
-        except PlatformError as error:
-            _log.debug("ICMP errors are not read: %s", error)
+        self._refusals.open(settings.source)
 
     def close(self) -> None:
         """Close what was opened. Harmless when repeated."""
-        self._errors.close()
+        self._refusals.close()
 
     def install(self, fib: Fib, delta: RoutingDelta) -> None:
         """See FibSink. Called after the prober that knows the peers."""
@@ -161,7 +153,7 @@ class PeerWatch:
     def reset(self, settings: ProberSettings) -> None:
         """The underlay's address or the MTU is another: begin anew."""
         self._begin(settings)
-        self._unreachables.clear()
+        self._refusals.clear()
         for hop_id in list(self._suspects):
             self._forget(hop_id)
 
@@ -233,7 +225,7 @@ class PeerWatch:
         self._echoes.receive()
         unanswered = self._unanswered.look(activity, self._echoes.replies, now)
         self._has_looked = True
-        self._hear_errors()
+        self._refusals.hear()
         self._end_answered()
         self._find_suspects(unanswered, now)
         for suspect in list(self._suspects.values()):
@@ -308,16 +300,10 @@ class PeerWatch:
                 return
             suspect.provoked_at = now
             self._echoes.spend(1)
-            endpoint = suspect.peer.endpoint
             if suspect.next_at <= now:
-                self._errors.provoke(endpoint.address, endpoint.port)
-                continue
-            # The one answer a second goes to what comes first when it is due. Packets that are sent
-            # at a fixed pace would always be first; a chance moment has its share.
-            after_s = random.uniform(0, LOOK_S)
-            asyncio.get_running_loop().call_later(
-                after_s, self._errors.provoke, endpoint.address, endpoint.port
-            )
+                self._refusals.ask(suspect.peer.endpoint)
+            else:
+                self._refusals.ask_within(LOOK_S, suspect.peer.endpoint)
 
     def _is_to_explain(self, suspect: _Suspect, now: float) -> bool:
         """Whether nobody said lately why nothing arrives, and somebody may."""
@@ -375,16 +361,6 @@ class PeerWatch:
             self._echoes.forget(self._timed.pop(hop_id, ()))
             self._timed[hop_id] = self._echoes.ask(peer, [MIN_LEN], _nothing) or []
 
-    def _hear_errors(self) -> None:
-        now = time.time()
-        for text, said_by, about in self._errors.receive():
-            before = self._unreachables.pop(about, None)
-            if before is None or (before.text, before.said_by) != (text, said_by):
-                before = Unreachable(text=text, said_by=said_by, count=0, last=now)
-            self._unreachables[about] = replace(before, count=before.count + 1, last=now)
-        while len(self._unreachables) > _ERRORS_KEPT:
-            del self._unreachables[next(iter(self._unreachables))]
-
     async def _find_ways(self, now: float) -> None:
         """Ask the kernel for route and neighbour of those that do not answer."""
         assert self._settings is not None
@@ -423,7 +399,7 @@ class PeerWatch:
         )
 
     def _unreachable(self, suspect: _Suspect) -> Unreachable | None:
-        error = self._unreachables.get(suspect.peer.endpoint.address)
+        error = self._refusals.of(suspect.peer.endpoint.address)
         return error if error is not None and error.last >= suspect.since_unix - LOOK_S else None
 
     def _standing(self, suspect: _Suspect) -> Standing:
