@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import io
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,8 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
+from tests.wait import until_sync
 from tundp.bench import stats, validity
-from tundp.bench.paths import BASELINE, LADDER, NULL
+from tundp.bench.foreign import Foreign, Process, foreign, parse, processes
+from tundp.bench.paths import BASELINE, LADDER, LIMIT, NULL
 from tundp.bench.report import difference_parts, report_parts, to_html, to_markdown
 from tundp.bench.results import Results, Row, Sample, derive, diff, load
 from tundp.bench.run import BenchSettings, make_plan
@@ -92,9 +99,12 @@ def test_ratios_are_paired_by_round_so_drift_cancels() -> None:
         ((1.2, 1.3, 1.4), 0.05, False, "worse"),
         ((0.6, 0.7, 0.8), 0.05, True, "worse"),
         ((0.6, 0.7, 0.8), 0.05, False, "better"),
-        ((1.03, 1.2, 1.4), 0.05, True, "same"),  # the interval touches the noise
+        ((1.03, 1.2, 1.4), 0.05, True, "undecided"),  # the interval touches the noise
         ((0.9, 1.0, 1.1), 0.05, True, "same"),
-        ((1.2, 1.3, 1.4), 0.25, True, "same"),  # a noisy machine claims nothing
+        ((0.89, 1.0, 1.1), 0.05, True, "undecided"),  # too wide to be the same
+        ((0.95, 1.0, 1.05), 0.2, True, "undecided"),
+        ((1.2, 1.3, 1.4), 0.25, True, "undecided"),  # a noisy machine claims nothing
+        ((9.0, 9.0, 9.0), 0.26, True, "not comparable"),
     ],
 )
 def test_a_win_is_claimed_only_outside_the_noise(
@@ -262,10 +272,131 @@ async def test_accounting_that_misses_a_burner_is_red(monkeypatch: pytest.Monkey
     assert {check.title: check.verdict for check in checks}["CPU accounting"] is Verdict.FAIL
 
 
-async def test_load_before_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validity, "load_average", lambda: 3.0)
-    checks = await validity.checks_before()
-    assert {check.title: check.verdict for check in checks}["load before"] is Verdict.FAIL
+async def test_a_busy_machine_is_waited_for_and_then_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = [0.5, 0.4, 0.01]
+
+    async def busy(_: float) -> tuple[float, Foreign]:
+        await asyncio.sleep(0.01)
+        return shares.pop(0) if len(shares) > 1 else shares[0], Foreign(1.0, 0.0, ("cc1",))
+
+    monkeypatch.setattr(validity, "busy_share", busy)
+    checks = {check.title: check for check in await validity.checks_before()}
+    assert checks["busy before"].verdict is Verdict.OK
+    assert shares == [0.01]
+    shares[:] = [0.5]
+    monkeypatch.setattr(validity, "WAIT_S", 0.05)
+    checks = {check.title: check for check in await validity.checks_before()}
+    assert checks["busy before"].verdict is Verdict.FAIL
+    assert checks["busy before"].evidence == "50%, by cc1"
+
+
+def test_what_others_take_is_red_and_named() -> None:
+    found = results(foreign_s=0.01)
+    checks = {check.title: check for check in validity.checks_after(found)}
+    assert checks["foreign CPU"].verdict is Verdict.OK
+    share = validity.FOREIGN_MAX * (os.cpu_count() or 1)
+    found.samples[2].values["foreign_s"] = share * 1.1
+    checks = {check.title: check for check in validity.checks_after(found)}
+    assert checks["foreign CPU"].verdict is Verdict.FAIL
+    assert checks["foreign CPU"].evidence.startswith("1 of 3 cells: wire tcp1 fast 3%")
+
+
+def process(pid: int, parent: int, name: str, user: float, **changes: Any) -> Process:
+    base = {"system": 0.0, "started": 7}
+    return Process(pid=pid, parent=parent, name=name, user=user, **(base | changes))
+
+
+def test_foreign_is_what_is_neither_ours_nor_the_kernels() -> None:
+    def all_(second: int) -> dict[int, Process]:
+        return {
+            each.pid: each
+            for each in (
+                process(2, 0, "kthreadd", second),
+                process(9, 2, "ksoftirqd/0", 3 * second),
+                process(100, 1, "bench", 5 * second),
+                process(101, 100, "daemon", 5 * second),
+                process(102, 101, "its child", 5 * second),
+                process(200, 1, "cron job", second, system=second / 2),
+                process(201, 200, "cc1", 2 * second, started=7 + second),
+                process(202, 1, "idle", 1.0),
+            )
+        }
+
+    took = foreign(all_(1), all_(2), own=100)
+    # cc1 is another process of the same number: all it has used it used meanwhile.
+    assert (took.user, took.system, took.names) == (1 + 4, 0.5, ("cc1", "cron job"))
+    assert foreign(all_(1), all_(1), own=100).busy == 0
+
+
+def test_a_burner_that_is_no_child_of_ours_is_foreign() -> None:
+    """A process of another session, whose parent is gone."""
+    burn = "import os, time\nif os.fork(): os._exit(0)\nprint(os.getpid(), flush=True)\n"
+    burn += "until = time.monotonic() + 20\nwhile time.monotonic() < until: pass\n"
+    child = subprocess.Popen(
+        [sys.executable, "-c", burn], stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert child.stdout is not None
+    pid = int(child.stdout.readline())
+    child.wait()
+    try:
+        before = processes()
+        assert before[pid].parent != os.getpid()
+        until_sync(lambda: processes()[pid].user - before[pid].user > 0.2)
+        took = foreign(before, processes())
+        assert took.user > 0.1
+        assert before[pid].name in took.names
+        parents = {
+            each: replace(p, parent=os.getpid()) for each, p in before.items() if each == pid
+        }
+        assert foreign(before, before | parents).busy == 0
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        child.stdout.close()
+
+
+@pytest.mark.parametrize("name", ["x", "a) b", "((", "x 1 2 3)"])
+def test_a_process_is_read_whatever_it_calls_itself(name: str) -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    fields = ["S", "1", *"0" * 9, str(ticks), str(2 * ticks), "0", str(ticks), *"0" * 4, "77", "0"]
+    found = parse(f"42 ({name}) {' '.join(fields)}\n")
+    assert found == process(42, 1, name, 1.0, system=3.0, started=77)
+
+
+def with_limit(limit: float) -> Results:
+    found = results()
+    found.rows.append(Row(lab="wire", name=LIMIT, label="l", is_encrypted=False, why_not=None))
+    found.samples += [sample(LIMIT, number, limit * (1 + number / 10)) for number in range(7)]
+    return found
+
+
+def test_tables_say_how_much_of_the_limit_a_row_reaches() -> None:
+    found = with_limit(25.0)
+    ratio = found.of_limit("wire", "fast", "tcp1", "gbps")
+    assert ratio is not None and ratio.median == 0.8
+    text = to_markdown(found)
+    assert "| of the limit |" in text
+    assert "| 0.80x [0.80, 0.80] |" in text
+    assert found.of_limit("wire", LIMIT, "tcp1", "gbps") is None
+    assert "of the limit" not in to_markdown(results())
+    # Of what engines batch and it does not, it is no limit.
+    found.samples = [replace(each, workload="udp64") for each in found.samples]
+    assert found.of_limit("wire", "fast", "udp64", "gbps") is None
+
+
+def test_rounds_go_on_until_every_row_has_a_verdict() -> None:
+    assert results(20).is_decided("wire", "tcp1")
+    assert results(10).is_decided("wire", "tcp1")
+    found = results(10)
+    found.samples += [sample("fast", number, 30.0 + number) for number in range(3)]
+    assert not found.is_decided("wire", "tcp1")
+    assert not results(20, jitter=0.4).is_decided("wire", "tcp1")
+
+
+def test_a_headline_names_the_cells_that_are_too_noisy() -> None:
+    assert results().headline == "comparable: every validity check passed"
+    assert results(jitter=0.4).headline == (
+        "comparable: every validity check passed, but no verdict in tcp1 wire ±40%: too noisy"
+    )
 
 
 def settings(*only: str, **changes: Any) -> BenchSettings:
@@ -274,13 +405,21 @@ def settings(*only: str, **changes: Any) -> BenchSettings:
 
 
 def test_plan_has_every_engine_and_always_the_baseline_twice() -> None:
-    names = [path.name for path in make_plan(settings()).paths]
-    assert names[:2] == [BASELINE, NULL]
+    plan = make_plan(replace(settings(), profile="default"))
+    names = [path.name for path in plan.paths]
+    assert names[:3] == [BASELINE, NULL, "vxlan-csum"]
+    assert (plan.rounds, plan.rounds_max) == (7, 21)
     assert len([name for name in names if name == "simple" or "tundp-" in name]) == len(ENGINES)
     plan = make_plan(settings("veth", "tcp_rr", "wire"))
     assert [path.name for path in plan.paths] == [BASELINE, NULL, "veth"]
     assert [workload.name for workload in plan.workloads] == ["tcp_rr"]
     assert plan.labs == ("wire",)
+    quick = make_plan(settings())
+    assert [path.name for path in quick.paths] == [
+        *(BASELINE, NULL, "veth", LIMIT, "tundp-gso", "simple"),
+    ]
+    assert "flanneld" in [path.name for path in make_plan(settings(flanneld="/x")).paths]
+    assert make_plan(replace(settings(), rounds=3)).rounds_max == 3
 
 
 def test_unknown_name_lists_what_there_is() -> None:

@@ -6,13 +6,18 @@ daemon, the other in its UDP socket.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.handover import is_daemon
 from tests.nodes import MakeOverlay, answers, is_ready, link_of, log_contains, must_run
 from tests.wait import until
+from tundp.lab.lab import processes_in
 from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import PingStream
 
@@ -122,3 +127,43 @@ async def test_what_other_settings_do_not_fit_is_gone_before_it_is_made_anew(
         await until(lambda: is_ready(one))
         assert await link_of(one.host, "second0") == before
         assert not await log_contains(one, "cannot be used, making another")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP], ids=lambda each: each.name)
+async def test_a_daemon_that_dies_while_it_hands_over_is_started_again_by_the_holder(
+    make_overlay: MakeOverlay, signum: signal.Signals
+) -> None:
+    """The successor gives up: the holder has the descriptors, and two would read the queues."""
+    async with make_overlay(start=False) as overlay:
+        one, two = overlay.nodes[1], overlay.nodes[2]
+        await hold(overlay, one)
+        await overlay.start_daemon(two)
+        await overlay.wait_ready()
+        await until(lambda: answers(two.host, one.tunnel_address))
+        device = await link_of(one.host, "flannel0")
+        first = await until(lambda: daemon_of(one))
+        argv = [TUNDP, "upgrade", f"--admin-socket={one.admin_socket}"]
+        async with (
+            PingStream(two.host, one.tunnel_address, pause_s=0.05) as inward,
+            PingStream(one.host, two.tunnel_address, pause_s=0.05) as outward,
+        ):
+            upgrading = asyncio.ensure_future(one.host.run(*argv))
+            await until(lambda: log_contains(one, f"taking over from process {first}"))
+            os.kill(first, signum)
+            done = await upgrading
+            assert done.returncode == 1, done.stdout
+            second = await until(lambda: daemon_of(one) if daemon_of(one) != first else 0)
+            await until(lambda: is_daemon(one, second))
+            seen = (inward.received, outward.received)
+            await until(lambda: inward.received > seen[0] + 10)
+            await until(lambda: outward.received > seen[1] + 10)
+        assert not Path(f"/proc/{first}").exists()
+        assert await link_of(one.host, "flannel0") == device
+        assert (inward.lost, outward.lost) == (0, 0), one.log_tail()
+        own = str(one.admin_socket).encode()
+        runs = [
+            pid
+            for pid in processes_in(one.host.namespace)
+            if own in Path(f"/proc/{pid}/cmdline").read_bytes() and pid != one.daemon.pid
+        ]
+        assert runs == [second], "nobody else reads the queues"

@@ -7,11 +7,13 @@ threads, not the generators themselves, which cost the same in every row.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tundp.bench.foreign import Foreign, foreign, processes
 from tundp.lab.generators import burn
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -43,6 +45,12 @@ class CpuTimes:
             steal=self.steal - before.steal,
             context_switches=self.context_switches - before.context_switches,
             at=self.at - before.at,
+        )
+
+    def without(self, user: float, system: float) -> CpuTimes:
+        """The same but for seconds that others took, as far as they are in it."""
+        return dataclasses.replace(
+            self, user=max(0.0, self.user - user), system=max(0.0, self.system - system)
         )
 
 
@@ -79,6 +87,9 @@ async def check_accounting(seconds: float = 0.5) -> tuple[float, float]:
     return burnt, used.busy - rate * used.at
 
 
-def load_average() -> float:
-    """Runnable processes over the last minute."""
-    return os.getloadavg()[0]
+async def busy_share(seconds: float) -> tuple[float, Foreign]:
+    """The share of all CPUs that is used while we wait so long, and who used it."""
+    before, others = read_cpu(), processes()
+    await asyncio.sleep(seconds)
+    used = read_cpu().since(before)
+    return used.busy / used.at / (os.cpu_count() or 1), foreign(others, processes())

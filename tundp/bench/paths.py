@@ -15,6 +15,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -42,6 +43,10 @@ BRIDGES: Final = ("10.5.1.1/24", "10.5.2.1/24")
 PODS: Final = ("10.5.1.2", "10.5.2.2")
 UNDERLAY: Final = ("192.0.2.1", "192.0.2.2")
 BASELINE: Final = "vxlan"
+LIMIT: Final = "bare"
+BARE_DEVICE: Final = "bare0"
+WRONG_USAGE: Final = 2
+"""What tundp exits with."""
 NULL: Final = "vxlan-again"
 READY_S: Final = 60.0
 SETTLE_S: Final = 3.0
@@ -97,6 +102,10 @@ class BenchPath(ABC):
 
     async def why_not(self) -> str | None:
         """Why this machine cannot run it, or None if it can."""
+        return None
+
+    async def why_wrong(self) -> str | None:
+        """Why it was asked for in a way that cannot be, or None. Asked before anything is built."""
         return None
 
     @abstractmethod
@@ -200,6 +209,14 @@ class TundpPath(BenchPath):
             )
         return cls(name, f"tundp {flags}", shlex.split(flags))
 
+    async def why_wrong(self) -> str | None:
+        """See BenchPath: what tundp itself says of the flags."""
+        argv = [sys.executable, "-m", "tundp", "config", "show", *self._flags]
+        done = await asyncio.to_thread(
+            subprocess.run, argv, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
+        return done.stderr.strip() if done.returncode == WRONG_USAGE else None
+
     async def build(self, ground: Ground) -> None:
         """See BenchPath."""
         lease_file = ground.directory / "leases.json"
@@ -218,6 +235,28 @@ class TundpPath(BenchPath):
         for lab_node in ground.daemons:
             await lab_node.wait_for_peers(1)
         ground.mtu = overhead.inner_mtu(MTU)
+
+
+class BarePath(BenchPath):
+    """The crossings alone: what any forwarder between a TUN and a UDP socket does (bare.py)."""
+
+    name = LIMIT
+    label = "limit: TUN to UDP, nothing else"
+
+    async def build(self, ground: Ground) -> None:
+        """See BenchPath."""
+        ground.mtu = overhead.inner_mtu(MTU)
+        for side, node in enumerate(ground.nodes):
+            ready, log_path = (ground.directory / f"bare{side}.{each}" for each in ("ready", "log"))
+            ends = (UNDERLAY[side], UNDERLAY[1 - side])
+            with log_path.open("ab") as log:
+                process = await node.popen(
+                    [sys.executable, "-m", "tundp.bench.bare", BARE_DEVICE, *ends, str(ready)],
+                    log=log,
+                )
+            await _until(process, log_path, ready.exists, f"{self.name} to open its TUN")
+            await node.configure(BARE_DEVICE, f"{OVERLAY[side]}/32", mtu=ground.mtu)
+            await _route_to_device(node, BARE_DEVICE, SUBNETS[1 - side])
 
 
 class FlanneldPath(BenchPath):
@@ -372,6 +411,7 @@ def all_paths(flanneld: str | None) -> list[BenchPath]:
         VxlanPath(NULL, "kernel VXLAN again (null test)", has_checksum=False),
         VxlanPath("vxlan-csum", "kernel VXLAN, UDP checksum", has_checksum=True),
         VethPath(),
+        BarePath(),
         *(TundpPath.of_engine(engine) for engine in ENGINES),
         FouPath(),
         WireguardPath("wireguard", "kernel WireGuard (encrypted)", is_kernel=True),

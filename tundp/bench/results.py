@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from tundp.bench import stats
-from tundp.bench.paths import BASELINE, NULL
+from tundp.bench.paths import BASELINE, LIMIT, NULL
 from tundp.bench.stats import Estimate
 from tundp.bench.workloads import WORKLOADS, Values
 from tundp.errors import ConfigError
@@ -80,7 +80,17 @@ class Results:
             )
         if self.is_partial:
             words.append("PARTIAL: the bench was interrupted")
-        return " · ".join(words) or "comparable: every validity check passed"
+        if words:
+            return " · ".join(words)
+        open_ = [
+            f"{workload} {lab} ±{noise:.0%}"
+            for lab in self.labs()
+            for workload in self.workloads(lab)
+            if (noise := self.noise(lab, workload, workload_named(workload).headline)) is not None
+            and noise > stats.NOISE_LIMIT
+        ]
+        but = f", but no verdict in {', '.join(open_)}: too noisy" if open_ else ""
+        return f"comparable: every validity check passed{but}"
 
     def labs(self) -> list[str]:
         """Labs with samples, in the order they ran."""
@@ -115,17 +125,30 @@ class Results:
 
     def ratio(self, lab: str, row: str, workload: str, value: str) -> Estimate | None:
         """The row over kernel VXLAN, paired by round."""
+        return self.ratio_to(BASELINE, lab, row, workload, value)
+
+    def ratio_to(self, base: str, lab: str, row: str, workload: str, value: str) -> Estimate | None:
+        """The row over another one, paired by round."""
         return stats.paired_ratio(
-            self.by_round(lab, row, workload, value),
-            self.by_round(lab, BASELINE, workload, value),
+            self.by_round(lab, row, workload, value), self.by_round(lab, base, workload, value)
         )
+
+    def of_limit(self, lab: str, row: str, workload: str, value: str) -> Estimate | None:
+        """The row over the least a forwarder in user space does; None where that is no limit.
+
+        It is one of bulk TCP: of datagrams and requests it makes one at a time, so that what
+        batches them does less than it.
+        """
+        if not workload.startswith("tcp") or "_" in workload or row == LIMIT:
+            return None
+        return self.ratio_to(LIMIT, lab, row, workload, value)
 
     def noise(self, lab: str, workload: str, value: str) -> float | None:
         """How far VXLAN over itself was from 1."""
         return stats.noise_floor(self.ratio(lab, NULL, workload, value))
 
     def verdict(self, lab: str, row: str, workload: str) -> str:
-        """better, worse or same than VXLAN by the workload's headline; invalid if corrupted."""
+        """How it compares with VXLAN by the workload's headline (stats.verdict); or INVALID."""
         kind = workload_named(workload)
         if any(self.by_round(lab, row, workload, "corrupt").values()):
             return "INVALID"
@@ -133,6 +156,16 @@ class Results:
             self.ratio(lab, row, workload, kind.headline),
             self.noise(lab, workload, kind.headline),
             more_is_better=kind.more_is_better,
+        )
+
+    def is_decided(self, lab: str, workload: str) -> bool:
+        """Whether no further round is needed: every row has a verdict, and the noise is low."""
+        kind = workload_named(workload)
+        noise = self.noise(lab, workload, kind.headline)
+        rows = [row for row in self.row_names(lab) if row not in (BASELINE, NULL)]
+        open_ = ("undecided", "not comparable")
+        return (noise or 0.0) <= stats.NOISE_LIMIT and all(
+            self.verdict(lab, row, workload) not in open_ for row in rows
         )
 
     def save(self, path: Path) -> None:
@@ -150,6 +183,7 @@ class Results:
                 for row in self.row_names(lab):
                     cell = self.cell(lab, row, workload, headline)
                     ratio = self.ratio(lab, row, workload, headline)
+                    limit = self.of_limit(lab, row, workload, headline)
                     lines.append(
                         {
                             "lab": lab,
@@ -158,6 +192,7 @@ class Results:
                             "metric": headline,
                             "value": None if cell is None else asdict(cell),
                             "ratio_to_vxlan": None if ratio is None else asdict(ratio),
+                            "ratio_to_limit": None if limit is None else asdict(limit),
                             "noise": self.noise(lab, workload, headline),
                             "verdict": self.verdict(lab, row, workload),
                         }

@@ -26,6 +26,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -37,9 +38,11 @@ from pyroute2 import netns
 from tundp.bench import crosscheck, validity
 from tundp.bench.paths import (
     BASELINE,
+    LIMIT,
     NULL,
     PROBE_PREFIX,
     BenchPath,
+    FlanneldPath,
     Ground,
     TundpPath,
     all_paths,
@@ -54,6 +57,7 @@ from tundp.finding import Finding, Verdict
 from tundp.lab import generators
 from tundp.lab.lab import Lab, leftovers, processes_in, remove_namespace
 from tundp.linux import uapi
+from tundp.linux.tun import require_device
 
 PREFIX: Final = "tundp-bench"
 LABS: Final = ("virtual", "wire")
@@ -71,25 +75,42 @@ class Profile:
 
     workloads: tuple[str, ...]
     rounds: int
+    rounds_max: int
+    """Rounds are added up to so many where the interval leaves the verdict open,"""
+    limit_s: float
+    """and until the bench has taken so long."""
     seconds: float
     warmup_s: float
+    rows: tuple[str, ...] = ()
+    """If not all are measured unless they are asked for."""
 
 
 PROFILES: Final = {
     "quick": Profile(
         workloads=("tcp1", "tcp4", "udp64", "udp1400", "tcp_rr"),
         rounds=5,
+        rounds_max=9,
+        limit_s=160,
         seconds=0.3,
         warmup_s=0.1,
+        # Two minutes and a half: what they leave out is slower, or a variant.
+        rows=(BASELINE, NULL, "veth", LIMIT, "simple", "tundp-gso"),
     ),
     "default": Profile(
         workloads=tuple(w.name for w in WORKLOADS if not w.name.endswith(("-loss", "-rev"))),
         rounds=7,
+        rounds_max=21,
+        limit_s=2400,
         seconds=1.0,
         warmup_s=0.3,
     ),
     "full": Profile(
-        workloads=tuple(w.name for w in WORKLOADS), rounds=10, seconds=2.0, warmup_s=0.5
+        workloads=tuple(w.name for w in WORKLOADS),
+        rounds=10,
+        rounds_max=30,
+        limit_s=4 * 3600,
+        seconds=2.0,
+        warmup_s=0.5,
     ),
 }
 
@@ -119,6 +140,8 @@ class Plan:
     paths: tuple[BenchPath, ...]
     workloads: tuple[Workload, ...]
     rounds: int
+    rounds_max: int
+    limit_s: float
     seconds: float
     warmup_s: float
     has_pods: bool
@@ -134,6 +157,9 @@ class Progress:
 
     def start(self, total: int) -> None:
         """There will be `total` measurements, if every row can be built."""
+
+    def add(self, count: int) -> None:
+        """There will be so many more."""
 
     def say(self, text: str) -> None:
         """One line that stays."""
@@ -168,13 +194,19 @@ def make_plan(settings: BenchSettings) -> Plan:
         chosen[kind].append(name)
     # The baseline and its double are what everything is compared with.
     own = [path.name for path in extra]
-    rows = [BASELINE, NULL, *chosen["row"], *own] if chosen["row"] else kinds["row"]
+    rows = [BASELINE, NULL, *chosen["row"], *own]
+    if not chosen["row"]:
+        rows = [*(profile.rows or kinds["row"]), *own]
+        rows += [path.name for path in paths if isinstance(path, FlanneldPath)]
     workloads = chosen["workload"] or list(profile.workloads)
     return Plan(
         labs=tuple(lab for lab in LABS if lab in (chosen["lab"] or LABS)),
         paths=tuple(path for path in paths if path.name in rows),
         workloads=tuple(w for w in WORKLOADS if w.name in workloads),
         rounds=settings.rounds or profile.rounds,
+        # Who asks for a number of rounds gets that.
+        rounds_max=settings.rounds or profile.rounds_max,
+        limit_s=profile.limit_s,
         seconds=settings.seconds or profile.seconds,
         warmup_s=profile.warmup_s,
         has_pods=settings.topology == "pods",
@@ -191,6 +223,10 @@ async def run_bench(
     """
     generators.require()
     plan = make_plan(settings)
+    require_device()
+    for path in plan.paths:
+        if (why := await path.why_wrong()) is not None:
+            raise ConfigError(f"row {path.name}: {why}")
     with only_one():
         return await _run_plan(plan, settings, progress, keep)
 
@@ -216,8 +252,10 @@ async def _run_plan(
         results.checks.append(validity.check_rounds(plan.rounds))
         for check in results.checks:
             progress.say(f"{check.title}: {check.evidence} ({check.verdict.value})")
-        for lab_kind in plan.labs:
-            await _run_lab(lab_kind, plan, results, progress, keep)
+        began = time.monotonic()
+        for number, lab_kind in enumerate(plan.labs, 1):
+            ends_at = began + plan.limit_s * number / len(plan.labs)
+            await _run_lab(lab_kind, plan, results, progress, keep, ends_at)
         results.is_partial = False
     finally:
         results.finished = now()
@@ -266,7 +304,9 @@ async def _run_lab(
     results: Results,
     progress: Progress,
     keep: Callable[[Results], None],
+    ends_at: float,
 ) -> None:
+    """All of one lab. ends_at: monotonic time from which on no rounds are added."""
     async with _lab(lab_kind, plan, results, progress) as grounds:
         for path, ground in list(grounds):
             try:
@@ -286,7 +326,11 @@ async def _run_lab(
                     fitting.append((path, ground))
                 else:
                     progress.say(f"{lab_kind}: no {workload.name} over {path.name}: {why_not}")
-            for number in range(plan.rounds):
+            for number in range(plan.rounds_max):
+                if number >= plan.rounds:
+                    if results.is_decided(lab_kind, workload.name) or time.monotonic() > ends_at:
+                        break
+                    progress.add(len(fitting))
                 # Another order each round, the same in every bench: no row always follows
                 # the same one, and the null test has all kinds of neighbours.
                 rng.shuffle(fitting)
@@ -297,8 +341,8 @@ async def _run_lab(
         after = await _losses(grounds)
         results.checks += validity.check_losses(lab_kind, before, after)
         if grounds:
-            second = await crosscheck.compare_with_iperf3(lab_kind, grounds[0][1], results)
-            results.checks += [second] if second else []
+            by_name = {path.name: ground for path, ground in grounds}
+            results.checks += await crosscheck.compare_with_iperf3(lab_kind, by_name, results)
 
 
 async def _losses(grounds: list[tuple[BenchPath, Ground]]) -> dict[str, int]:

@@ -12,6 +12,10 @@ RESAMPLES: Final = 2000
 ROUNDS_MIN: Final = 5
 """With fewer samples the bootstrap's interval is far too narrow."""
 CONFIDENCE: Final = 95.0
+NOISE_LIMIT: Final = 0.25
+"""Where the baseline differs from itself by more, nothing is compared with it."""
+SAME_WITHIN: Final = 0.1
+"""An interval that lies so close to 1 is a finding: the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +69,18 @@ def noise_floor(ratios: Estimate | None) -> float | None:
 
 
 def verdict(ratio: Estimate | None, noise: float | None, *, more_is_better: bool) -> str:
-    """`better`, `worse`, `same` (the interval touches the noise around 1), or `n/a`."""
+    """`better`, `worse`, `same`, `undecided`, `not comparable`, or `n/a`: not measured enough.
+
+    A difference must clear the noise. The same is what lies within SAME_WITHIN of 1 with its whole
+    interval, noise no larger than that; the rest is undecided. Above NOISE_LIMIT nothing is said.
+    """
     if ratio is None or noise is None or ratio.count < ROUNDS_MIN:
         return "n/a"
+    if noise > NOISE_LIMIT:
+        return "not comparable"
     if ratio.low > 1 + noise:
         return "better" if more_is_better else "worse"
     if ratio.high < 1 - noise:
         return "worse" if more_is_better else "better"
-    return "same"
+    is_close = ratio.low >= 1 - SAME_WITHIN and ratio.high <= 1 + SAME_WITHIN
+    return "same" if is_close and noise <= SAME_WITHIN else "undecided"

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import re
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import tundp
 from tundp.bench import stats
-from tundp.bench.machine import check_accounting, load_average
+from tundp.bench.machine import busy_share, check_accounting
 from tundp.bench.paths import BASELINE, NULL
 from tundp.bench.results import Results, workload_named
 from tundp.finding import Finding, Verdict
 
-LOAD_MAX: Final = 0.7
+IDLE_S: Final = 2.0
+BUSY_MAX: Final = 0.1
+"""Of all CPUs, before anything is measured."""
+WAIT_S: Final = 60.0
+"""For the machine to become idle: what ran before, a bench for instance, may still be ending."""
+FOREIGN_MAX: Final = 0.03
+"""Of all CPUs, taken by others while one cell was measured."""
 STEAL_MAX: Final = 0.01
 ACCOUNTING_MAX: Final = 0.15
+FOREIGN_NAMED: Final = 3
 NOISE_MAX: Final = 0.15
 FRAME_MAX: Final = 1514
 """Ethernet header and an MTU of 1500."""
@@ -55,17 +64,21 @@ def environment() -> dict[str, str]:
 
 
 async def checks_before() -> list[Finding]:
-    """Load, and whether CPU accounting finds a known burner."""
-    load = load_average()
+    """Whether the machine is idle, and whether CPU accounting finds a known burner."""
+    deadline = asyncio.get_running_loop().time() + WAIT_S
+    busy, others = await busy_share(IDLE_S)
+    while busy > BUSY_MAX and asyncio.get_running_loop().time() < deadline:
+        busy, others = await busy_share(IDLE_S)
     burnt, used = await check_accounting()
     error = abs(used - burnt) / burnt
     return [
         Finding(
             id="load-before",
-            title="load before",
-            evidence=f"{load:.2f}",
-            verdict=Verdict.OK if load <= LOAD_MAX else Verdict.FAIL,
-            meaning=f"other work takes CPU from what is measured; at most {LOAD_MAX}",
+            title="busy before",
+            evidence=f"{busy:.0%}" + (f", by {', '.join(others.names)}" if others.names else ""),
+            verdict=Verdict.OK if busy <= BUSY_MAX else Verdict.FAIL,
+            meaning=f"other work takes CPU from what is measured; at most {BUSY_MAX:.0%} of it over"
+            f" {IDLE_S:g} s, waited for {WAIT_S:g} s",
         ),
         Finding(
             id="cpu-accounting",
@@ -165,6 +178,7 @@ def checks_after(results: Results) -> list[Finding]:
             meaning="every byte is compared where it arrives",
         ),
         _check_retransmits(values),
+        _check_foreign(results),
     ]
     found += [
         check
@@ -188,16 +202,51 @@ def _check_retransmits(values: list[dict[str, float]]) -> Finding:
     )
 
 
+def _check_foreign(results: Results) -> Finding:
+    """Red if others took more than their share of a cell's time, whatever they were."""
+    worst: dict[tuple[str, str, str], float] = {}
+    for sample in results.samples:
+        cell = (sample.lab, sample.workload, sample.row)
+        worst[cell] = max(worst.get(cell, 0.0), foreign_share(sample.values))
+    red = sorted((cell for cell in worst if worst[cell] > FOREIGN_MAX), key=lambda c: -worst[c])
+    most = max(worst.values(), default=0.0)
+    evidence = f"at most {most:.1%} of the CPUs"
+    if red:
+        named = ", ".join(f"{' '.join(cell)} {worst[cell]:.0%}" for cell in red[:FOREIGN_NAMED])
+        more = f" and {len(red) - FOREIGN_NAMED} more" if len(red) > FOREIGN_NAMED else ""
+        evidence = f"{len(red)} of {len(worst)} cells: {named}{more}"
+    return Finding(
+        id="foreign-cpu",
+        title="foreign CPU",
+        evidence=evidence,
+        verdict=Verdict.FAIL if red else Verdict.OK,
+        meaning="what processes that are not the bench's took while it measured: charged to no row,"
+        f" but what they took nobody else had; at most {FOREIGN_MAX:.0%}",
+    )
+
+
+def foreign_share(values: Mapping[str, float]) -> float:
+    """Of all CPUs in a sample's window; 0 where that was not looked at."""
+    window = values["window_s"] * (os.cpu_count() or 1)
+    return values.get("foreign_s", 0.0) / window if window else 0.0
+
+
 def _check_noise(results: Results, lab: str, workload: str) -> Finding | None:
     noise = results.noise(lab, workload, workload_named(workload).headline)
     if noise is None:
         return None
+    verdict, meaning = Verdict.OK, "VXLAN over itself: differences below this are none"
+    if noise > stats.NOISE_LIMIT:
+        verdict = Verdict.NOTE
+        meaning = f"above {stats.NOISE_LIMIT:.0%} nothing is compared there"
+    elif noise > NOISE_MAX:
+        verdict = Verdict.NOTE
     return Finding(
         id="null-test",
         title=f"null test {lab} {workload}",
         evidence=f"±{noise:.1%}",
-        verdict=Verdict.OK if noise <= NOISE_MAX else Verdict.NOTE,
-        meaning="VXLAN over itself: differences below this are none",
+        verdict=verdict,
+        meaning=meaning,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tundp.bench.foreign import Foreign, foreign, processes
 from tundp.bench.machine import CpuTimes, read_cpu
 from tundp.bench.paths import Ground
 from tundp.errors import LabError
@@ -43,6 +44,8 @@ class Window:
 
     seconds: float
     cpu: CpuTimes
+    """Without what others took."""
+    foreign: Foreign
     counted: list[tuple[Counted, Counted]]
     """Per generator, before and after."""
     engines: list[tuple[CountersStatus, CountersStatus]]
@@ -348,16 +351,19 @@ async def _observe(
     await asyncio.sleep(warmup_s)
     engines_before = await ground.counters()
     retransmits_before = await _retransmits(ground)
+    others_before = processes()
     cpu_before = read_cpu()
     counted_before = [generator.counted() for generator in running]
     await asyncio.sleep(seconds)
     counted_after = [generator.counted() for generator in running]
     cpu = read_cpu().since(cpu_before)
+    others = foreign(others_before, processes())
     retransmits = await _retransmits(ground) - retransmits_before
     engines_after = await ground.counters()
     return Window(
         seconds=cpu.at,
-        cpu=cpu,
+        cpu=cpu.without(others.user, others.system),
+        foreign=others,
         counted=list(zip(counted_before, counted_after, strict=True)),
         engines=list(zip(engines_before, engines_after, strict=True)),
         retransmits=retransmits,
@@ -389,6 +395,7 @@ def _costs(window: Window) -> Values:
         "system_s": window.cpu.system,
         "softirq_s": window.cpu.softirq,
         "steal_s": window.cpu.steal,
+        "foreign_s": window.foreign.busy,
         "window_s": window.seconds,
         "context_switches": float(window.cpu.context_switches),
         "retransmits": float(window.retransmits),

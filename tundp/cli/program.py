@@ -110,7 +110,7 @@ EXAMPLES: Final = (
     ("tundp config check", "everything a start depends on, before the start"),
     ("tundp cleanup", "remove rules and routes a stopped daemon left"),
     ("tundp probe", "what this kernel has, and which engine that means"),
-    ("tundp bench --out=report", "what it costs, against kernel VXLAN, in 4 minutes"),
+    ("tundp bench --out=report", "what it costs, against kernel VXLAN, in 3 minutes"),
 )
 NOTES: Final = """\
 exit codes: 0 done, or a daemon stopped by a signal; 1 failed; 2 wrong usage; 130 a demo or

@@ -33,7 +33,7 @@ except ImportError as import_error:
     _traffic = None  # type: ignore[assignment]
     _missing = str(import_error)
 
-ABI: Final = 4
+ABI: Final = 5
 TIMEOUT: Final = struct.pack("@ll", 0, 200_000)
 """SO_RCVTIMEO and SO_SNDTIMEO: how often a blocked generator looks whether to stop."""
 BUFFER_LEN: Final = 4 << 20
