@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.routes import peer as make_peer
+from tests.wait import until
 from tundp.choices import Engine, SourceCheck
 from tundp.engine.base import Dataplane, EngineContext, HopsAssigned
 from tundp.engine.choose import make_engine
@@ -93,6 +94,11 @@ async def log_contains(log: LabNode | Path, text: str, *, times: int = 1) -> boo
     """Whether a node's log, or one at a path, holds `text` at least so many times."""
     path = log if isinstance(log, Path) else log.log_path
     return path.exists() and path.read_text().count(text) >= times
+
+
+async def until_logged(log: LabNode | Path, text: str, *, times: int = 1) -> None:
+    """Wait until log_contains: a daemon's log is written by a thread of its own."""
+    await until(lambda: log_contains(log, text, times=times), f"{text!r} in the log")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from tests.nodes import MakeOverlay, answers, counters, is_ready, log_contains
+from tests.nodes import MakeOverlay, answers, counters, is_ready, log_contains, until_logged
 from tests.wait import until
 from tundp.daemon.lock import take_lock
 from tundp.engine import image as images
@@ -109,7 +109,7 @@ async def held(make_overlay: MakeOverlay, *flags: str) -> AsyncIterator[tuple[He
         await given.start(*flags)
         await overlay.wait_ready()
         await given.started(1)
-        assert await log_contains(one, "no early start: the image is empty")
+        await until_logged(one, "no early start: the image is empty")
         await until(lambda: answers(two.host, one.tunnel_address))
         yield given, two
 
@@ -129,8 +129,8 @@ async def test_a_killed_daemons_successor_carries_packets_before_it_is_one(
             now = stream.received
             await until(lambda: stream.received >= now + 50)
         assert stream.lost == 0, stream
-        assert await log_contains(one, CARRIES)
-        assert await log_contains(one, "early start ended: it carried")
+        await until_logged(one, CARRIES)
+        await until_logged(one, "early start ended: it carried")
         found = await counters(one)
         assert found["conserved"]
 
@@ -170,7 +170,7 @@ async def test_a_restarted_daemon_counts_on_and_its_threads_have_no_other_rights
             received = stream.received
             after, peer_after = await counters(one), await peer_counts(one)
         assert stream.lost == 0, stream
-        assert await log_contains(one, CARRIES)
+        await until_logged(one, CARRIES)
         assert before["conserved"] and after["conserved"]
         for direction in ("encap", "decap"):
             for name in ("packets_in", "packets_out", "bytes_in", "bytes_out"):

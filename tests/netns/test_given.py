@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes import MakeLab, MakeOverlay, answers, is_ready, link_of, log_contains, must_run
+from tests.nodes import MakeLab, MakeOverlay, answers, is_ready, link_of, must_run, until_logged
 from tests.wait import until
 from tundp.admin import open_admin_socket
 from tundp.backend.base import Given
@@ -97,7 +97,7 @@ async def test_a_device_and_sockets_outlive_the_daemon_that_used_them(
         await start(overlay, one, given)
         await overlay.wait_ready()
         await until(lambda: is_ready(one))
-        assert await log_contains(one, "device flannel0 adopted with 1 queues")
+        await until_logged(one, "device flannel0 adopted with 1 queues")
         before = await link_of(one.host, "flannel0")
         assert before is not None
         await until(lambda: answers(two.host, one.tunnel_address))
@@ -145,7 +145,7 @@ async def test_a_device_that_does_not_fit_is_named_and_another_is_made(
         given = await hold(overlay, one, stack, PLAIN)
         await start(overlay, one, given)
         await overlay.wait_ready()
-        assert await log_contains(one, "it has no vnet headers (IFF_VNET_HDR)")
+        await until_logged(one, "it has no vnet headers (IFF_VNET_HDR)")
         await until(lambda: answers(two.host, one.tunnel_address))
 
 

@@ -22,7 +22,15 @@ from tests.handover import (
     replaced,
     streams,
 )
-from tests.nodes import MakeOverlay, answers, counters, link_of, log_contains, must_run
+from tests.nodes import (
+    MakeOverlay,
+    answers,
+    counters,
+    link_of,
+    log_contains,
+    must_run,
+    until_logged,
+)
 from tests.wait import until
 from tundp.admin_handover import fetch_handover
 from tundp.daemon.handover import protocol
@@ -161,7 +169,7 @@ async def test_without_a_daemon_to_take_over_from_a_start_is_a_normal_one(
 ) -> None:
     async with make_overlay("--replace", nodes=1) as overlay:
         one = overlay.nodes[1]
-        assert await log_contains(one, "a normal start")
+        await until_logged(one, "a normal start")
         assert (await fetch_handover(one.admin_socket))["taken_over"] is None
         other = f"--admin-socket={one.directory}/other.sock"
         assert "nobody answers on" in await refused(overlay, one, other)
@@ -252,7 +260,7 @@ async def test_upgrade_says_what_became_of_it(make_overlay: MakeOverlay) -> None
             assert done["packets"].keys() == done["packets_before"].keys()
             assert all(done["packets"][name] >= n for name, n in done["packets_before"].items())
             # It is the same daemon: flags, log and all.
-            assert await log_contains(one, f"took over from process {before.pid}")
+            await until_logged(one, f"took over from process {before.pid}")
             words = Path(f"/proc/{done['pid']}/cmdline").read_bytes().decode().split("\0")
             assert f"--subnet-file={one.subnet_file}" in words
             again = json.loads(await must_run(one.host, *argv, "--json"))

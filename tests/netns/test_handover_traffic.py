@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import AsyncIterator
 
 from tests.handover import CLEAN, FakeSuccessor, is_daemon, replaced, streams
-from tests.nodes import MakeOverlay, answers, log_contains, must_run
+from tests.nodes import MakeOverlay, answers, must_run, until_logged
 from tests.wait import until
 from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import ping, transfer
@@ -148,7 +148,7 @@ async def test_another_port_is_applied_and_another_network_refused(
             await overlay.start_daemon(one, "--replace")
             assert await asyncio.to_thread(one.daemon.wait, 60) == 1
             one.daemon = before
-            assert await log_contains(one, f"the network config has another {what}")
+            await until_logged(one, f"the network config has another {what}")
             await until(lambda: is_daemon(one, before.pid))
             assert await must_run(one.host, "ip", "-o", "link", "show", "flannel0") == device
 

@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 
 from tests.handover import is_daemon
-from tests.nodes import MakeOverlay, answers, is_ready, link_of, log_contains, must_run
+from tests.nodes import (
+    MakeOverlay,
+    answers,
+    is_ready,
+    link_of,
+    log_contains,
+    must_run,
+    until_logged,
+)
 from tests.wait import until
 from tundp.lab.lab import processes_in
 from tundp.lab.overlay import LabNode, OverlayLab
@@ -85,8 +93,8 @@ async def test_a_killed_and_a_restarted_daemon_lose_no_packet_and_no_route(
         assert await link_of(one.host, "flannel0") == before, "the same device, up as it was"
         assert (inward.lost, outward.lost) == (0, 0), one.log_tail()
         assert "Deleted" not in routes.read_text()
-        assert await log_contains(one, "device flannel0 adopted with 1 queues", times=2)
-        assert await log_contains(one, "SIGTERM: stopping", times=1)
+        await until_logged(one, "device flannel0 adopted with 1 queues", times=2)
+        await until_logged(one, "SIGTERM: stopping", times=1)
         await one.stop_daemon()
         assert await link_of(one.host, "flannel0") is None, "nobody keeps it any more"
         listed = (await one.host.run("ip", "route", "show", "table", "main")).stdout
@@ -115,7 +123,7 @@ async def test_what_other_settings_do_not_fit_is_gone_before_it_is_made_anew(
             "the UDP sockets given are not 1 bound to 192.0.2.1:8285, opening others",
             "descriptor health of the store is not used: it listens on 0.0.0.0:10256",
         ):
-            assert await log_contains(one, text), text
+            await until_logged(one, text)
         # The store has what there is now: nothing else comes back with the next start.
         second = await until(lambda: daemon_of(one))
         await must_run(one.host, "ip", "link", "delete", "second0")

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from tests.netns.machine import TUNDP
-from tests.nodes import HEALTH_PORT, MakeOverlay, answers, is_ready, log_contains
+from tests.nodes import HEALTH_PORT, MakeOverlay, answers, is_ready, log_contains, until_logged
 from tests.wait import until
 from tundp.lab.lab import Host
 from tundp.lab.traffic import PingStream, ping, transfer
@@ -193,7 +193,7 @@ async def test_a_public_ip_of_no_interface_is_refused(make_overlay: MakeOverlay)
         await overlay.start_daemon(one, "--public-ip=203.0.113.9")
         code = await until(lambda: one.daemon.poll())
         assert code == 1
-        assert await log_contains(one, "--public-ip 203.0.113.9 differs from the address 192.0.2.1")
+        await until_logged(one, "--public-ip 203.0.113.9 differs from the address 192.0.2.1")
 
 
 async def test_cleanup_removes_the_routes(make_overlay: MakeOverlay) -> None:

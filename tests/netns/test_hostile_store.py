@@ -64,7 +64,7 @@ async def test_leases_for_networks_of_this_host_make_no_node_unready(
         assert {each["verdict"] for each in found} == {"warn"}, found
         assert any("docker0" in each["evidence"] for each in found)
         assert await is_ready(one)
-        assert await answers(one.host, two.tunnel_address)
+        assert await answers(one.host, two.tunnel_address, timeout_s=5)
 
 
 # Text of others

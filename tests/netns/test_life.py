@@ -175,7 +175,7 @@ async def test_bad_leases_are_named_and_hurt_nobody(make_overlay: MakeOverlay) -
             "not a subnet",
         }
         assert [peer["public_ip"] for peer in status["peers"]] == [two.public_ip]
-        assert await answers(one.host, two.tunnel_address)
+        assert await answers(one.host, two.tunnel_address, timeout_s=5)
         for name in bad:
             assert name in overlay.log_tail(one)
 
@@ -200,7 +200,7 @@ async def test_a_lease_value_that_is_a_bomb_kills_nobody(make_overlay: MakeOverl
             return len(named) == len(bombs)
 
         await until(all_named)
-        assert await answers(one.host, two.tunnel_address)
+        assert await answers(one.host, two.tunnel_address, timeout_s=5)
         assert [peer["public_ip"] for peer in (await one.status_document())["peers"]] == [
             two.public_ip
         ]
@@ -231,7 +231,7 @@ async def test_systemd_that_does_not_listen_is_a_warning(
     async with make_overlay() as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         await until(lambda: log_contains(one, "cannot notify systemd at /nonexistent/notify"))
-        assert await answers(one.host, two.tunnel_address)
+        assert await answers(one.host, two.tunnel_address, timeout_s=5)
 
 
 async def test_restart_keeps_the_subnet_and_sigterm_leaves_nothing(
@@ -278,7 +278,7 @@ async def test_deleted_tun_comes_back_idle_and_under_load(
     async with make_overlay(f"--loop={loop}") as overlay:
         one, two = overlay.nodes[1], overlay.nodes[2]
         for is_loaded in (False, True):
-            assert await answers(one.host, two.tunnel_address)
+            assert await answers(one.host, two.tunnel_address, timeout_s=5)
             before = await counters(one)
             index = await one.host.index("flannel0")
             sock = await one.host.socket(socket.SOCK_DGRAM)

@@ -159,10 +159,11 @@ async def test_two_networks_on_one_node(make_overlay: MakeOverlay) -> None:
 
         async def works(name: str) -> bool:
             address = status[2, name]["subnet"].split("/")[0]
-            return await answers(one.host, address)
+            return await answers(one.host, address, timeout_s=5)
 
         for name in nets:
             await until(partial(works, name))
+            await until(partial(rules_are_there, machines[1], name))
         before = await rules_about(machines[1], "10.6.")
         assert len(before) >= 6
 

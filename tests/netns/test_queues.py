@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.nodes import MakeOverlay, counters, link_of, log_contains, must_run
+from tests.nodes import MakeOverlay, counters, link_of, log_contains, must_run, until_logged
 from tests.stopped import stopped
 from tests.wait import until
 from tundp.lab.lab import Host
@@ -206,15 +206,15 @@ async def test_a_short_queue_is_lengthened_and_a_long_one_kept(make_overlay: Mak
                 and link.queue_len == status["backend"]["device"]["queue_len"] == length
             )
 
-        assert await has_length(QUEUE_LEN)
+        await until(lambda: has_length(QUEUE_LEN))
         await must_run(one.host, *["ip", "link", "set", "flannel0", "txqueuelen", "20000"])
         # A change the daemon does look at, as proof that it passed over the other.
         await must_run(one.host, *["ip", "link", "set", "flannel0", "mtu", "1400"])
         await until(lambda: log_contains(one, "MTU 1472 (was 1400)"))
-        assert await has_length(20_000)
+        await until(lambda: has_length(20_000))
         await must_run(one.host, *["ip", "link", "set", "flannel0", "txqueuelen", "500"])
         await until(lambda: has_length(QUEUE_LEN))
-        assert await log_contains(one, f"queue of {QUEUE_LEN:,} packets (was 500)")
+        await until_logged(one, f"queue of {QUEUE_LEN:,} packets (was 500)")
 
 
 async def test_what_a_start_would_get_is_said_before_it(make_overlay: MakeOverlay) -> None:

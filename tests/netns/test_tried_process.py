@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.nodes import MakeOverlay, answers, has_peer, log_contains
+from tests.nodes import MakeOverlay, answers, has_peer, log_contains, until_logged
 from tests.wait import until
 from tundp.lab.overlay import LabNode, OverlayLab
 
@@ -83,8 +83,8 @@ async def test_a_sandbox_without_batches_gets_the_simple_engine(
         await one.stop_daemon()
         asked = await start(overlay, one, wrapper, "--engine=gso")
         assert asked.wait(60) == 1
-        assert await log_contains(one, "--engine=gso cannot run here, sendmmsg: ")
-        assert await log_contains(one, "use --engine=simple")
+        await until_logged(one, "--engine=gso cannot run here, sendmmsg: ")
+        await until_logged(one, "use --engine=simple")
 
 
 GARBAGE = (
@@ -137,7 +137,7 @@ async def test_rubbish_to_health_metrics_and_admin_sockets(make_overlay: MakeOve
             assert (await one.get(10256, "/readyz"))[0] == 200
             assert (await one.get(9100, "/metrics"))[0] == 200
             assert (await one.status_document())["lease"]["state"] == "held"
-            assert await answers(one.host, two.tunnel_address)
+            assert await answers(one.host, two.tunnel_address, timeout_s=5)
         finally:
             for sock in slow:
                 sock.close()

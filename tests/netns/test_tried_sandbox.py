@@ -11,7 +11,7 @@ import pytest
 
 from tests.netns.machine import TUNDP
 from tests.netns.test_tried_process import MMSG, SECCOMP, run_argv, start
-from tests.nodes import MakeOverlay, answers, log_contains
+from tests.nodes import MakeOverlay, answers, until_logged
 from tests.wait import DEADLINE_S, until
 from tundp.lab.overlay import LabNode, OverlayLab
 
@@ -87,7 +87,7 @@ async def test_a_daemon_goes_on_with_less(
         await overlay.wait_ready()
         await until(lambda: answers(one.host, two.tunnel_address))
         if said:
-            assert await log_contains(one, said)
+            await until_logged(one, said)
         assert "Traceback" not in one.log_path.read_text()
         await one.stop_daemon()
         check = await run_once(overlay, one, prefix, "config", "check")
@@ -120,7 +120,7 @@ async def test_what_the_sandbox_lacks_is_in_log_status_and_check(make_overlay: M
         assert lacks in finding["evidence"]
         shown = await one.host.run(TUNDP, "status", f"--admin-socket={one.admin_socket}")
         assert lacks in " ".join(shown.stdout.split()), shown.stdout
-        assert await log_contains(one, lacks)
+        await until_logged(one, lacks)
         await one.stop_daemon()
         check = await run_once(overlay, one, prefix, "config", "check")
         text = " ".join(check.stdout.split())
@@ -206,7 +206,7 @@ async def test_few_open_files(make_overlay: MakeOverlay) -> None:
         await start(overlay, one, limited(50))
         await overlay.wait_ready()
         await until(lambda: answers(one.host, two.tunnel_address))
-        assert await log_contains(one, "only 50 files may be open")
+        await until_logged(one, "only 50 files may be open")
         check = await run_once(overlay, one, limited(50), "config", "check")
         assert check.returncode == 0, check.stdout + check.stderr
         assert "only 50 files may be open" in " ".join(check.stdout.split())

@@ -140,7 +140,7 @@ async def test_a_bad_address_in_one_lease_makes_no_node_unready(make_overlay: Ma
 
             await until(has_refused)
             assert await is_ready(node)
-        assert await answers(one.host, two.tunnel_address)
+        assert await answers(one.host, two.tunnel_address, timeout_s=5)
         # Another node with the address that we do advertise is a duplicate.
         value = {"PublicIP": one.public_ip, "TundpNode": "them", "TundpHost": "kube9"}
         await overlay.write_etcd("subnets/10.5.213.0-24", json.dumps(value))
