@@ -24,6 +24,7 @@ from tests.netns.machine import FLANNELD, TUNDP, Machine, state_of
 from tests.nodes import MakeOverlay, answers, has_received, has_sent, log_contains
 from tests.wait import DEADLINE_S, until
 from tundp.admin import fetch_document
+from tundp.errors import PlatformError
 from tundp.lab.decoy import Decoy, add_decoy
 from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import PingStream, ping
@@ -195,9 +196,10 @@ async def ask(machine: Machine, name: str) -> Any:
 
 async def runs(machine: Machine, daemon: subprocess.Popen[bytes], name: str) -> bool:
     assert daemon.poll() is None
-    if not admin_socket(machine, name).exists():
+    try:
+        status = await ask(machine, name)
+    except PlatformError:  # not there yet, or there and not listening yet
         return False
-    status = await ask(machine, name)
     return status["state"] == "running" and not failing(status)
 
 
