@@ -7,14 +7,15 @@ daemon, the other in its UDP socket.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.handover import is_daemon
 from tests.nodes import (
     MakeOverlay,
     answers,
@@ -25,6 +26,9 @@ from tests.nodes import (
     until_logged,
 )
 from tests.wait import until
+from tundp.admin_handover import fetch_handover
+from tundp.daemon.kept import AGAIN_S
+from tundp.errors import PlatformError
 from tundp.lab.lab import processes_in
 from tundp.lab.overlay import LabNode, OverlayLab
 from tundp.lab.traffic import PingStream
@@ -61,6 +65,15 @@ def daemon_of(node: LabNode) -> int:
     holder = node.daemon.pid
     words = Path(f"/proc/{holder}/task/{holder}/children").read_text().split()
     return int(words[0]) if words else 0
+
+
+async def running(node: LabNode, *, but: int = 0) -> int:
+    """The daemon that answers as the node's, and runs; 0 if none does, or this one."""
+    try:
+        report = await fetch_handover(node.admin_socket, limit_s=5)
+    except PlatformError:
+        return 0
+    return int(report["pid"]) if report["is_running"] and report["pid"] != but else 0
 
 
 async def test_a_killed_and_a_restarted_daemon_lose_no_packet_and_no_route(
@@ -130,6 +143,9 @@ async def test_what_other_settings_do_not_fit_is_gone_before_it_is_made_anew(
         await until(lambda: answers(two.host, one.tunnel_address))
         before = await link_of(one.host, "second0")
         assert before is not None
+        await asyncio.sleep(
+            3 * AGAIN_S
+        )  # it has the new device's descriptor by then, and says nothing
         os.kill(second, signal.SIGKILL)
         await until(lambda: daemon_of(one) not in (0, second))
         await until(lambda: is_ready(one))
@@ -149,19 +165,23 @@ async def test_a_daemon_that_dies_while_it_hands_over_is_started_again_by_the_ho
         await overlay.wait_ready()
         await until(lambda: answers(two.host, one.tunnel_address))
         device = await link_of(one.host, "flannel0")
-        first = await until(lambda: daemon_of(one))
         argv = [TUNDP, "upgrade", f"--admin-socket={one.admin_socket}"]
         async with (
             PingStream(two.host, one.tunnel_address, pause_s=0.05) as inward,
             PingStream(one.host, two.tunnel_address, pause_s=0.05) as outward,
         ):
-            upgrading = asyncio.ensure_future(one.host.run(*argv))
-            await until(lambda: log_contains(one, f"taking over from process {first}"))
-            os.kill(first, signum)
-            done = await upgrading
-            assert done.returncode == 1, done.stdout
-            second = await until(lambda: daemon_of(one) if daemon_of(one) != first else 0)
-            await until(lambda: is_daemon(one, second))
+            done, count = None, 0
+            while done is None or done.returncode == 0:
+                # On a busy machine it may be over before it is disturbed: then once more.
+                first = await until(lambda: running(one))
+                upgrading = asyncio.ensure_future(one.host.run(*argv))
+                count += 1
+                await until(partial(log_contains, one, "taking over from process", times=count))
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(first, signum)
+                done = await upgrading
+                assert count < 6, one.log_tail()
+            second = await until(lambda: running(one, but=first))
             seen = (inward.received, outward.received)
             await until(lambda: inward.received > seen[0] + 10)
             await until(lambda: outward.received > seen[1] + 10)
