@@ -9,6 +9,7 @@
  * would be others' bytes. See traffic.h. */
 #include <arpa/inet.h>
 #include <netinet/udp.h>
+#include <poll.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -31,6 +32,8 @@ enum {
 	UDP_LEN = 8,
 	TCP_FIN_PSH = 0x09,
 	TCP_ACK = 0x10,
+	TURNS = 64,
+	PATIENCE_MS = 1000,
 };
 
 enum { NEEDS_CSUM = 1, GSO_TCPV4 = 1, GSO_UDP_L4 = 5 };
@@ -151,40 +154,37 @@ static int send_cut(int udp, struct outbox *outbox, const uint8_t *packet, uint3
 	return error;
 }
 
-void bare_encap(int tun, int udp, struct traffic *traffic)
+/* One read, sent: 1, 0 if there was nothing, -1 with `traffic->error`. */
+static int encap_one(int tun, int udp, struct outbox *outbox, struct traffic *traffic)
 {
-	static _Thread_local struct outbox outbox;
+	const ssize_t got = read(tun, outbox->read, sizeof(outbox->read));
+	const uint8_t *packet = outbox->read + sizeof(struct vnet);
+	struct vnet vnet;
+	uint32_t len;
+	int error;
 
-	while (!is_stopped(traffic)) {
-		const ssize_t got = read(tun, outbox.read, sizeof(outbox.read));
-		const uint8_t *packet = outbox.read + sizeof(struct vnet);
-		struct vnet vnet;
-		uint32_t len;
-		int error;
-
-		if (got < 0 && is_passing(errno))
-			continue;
-		if (got < (ssize_t)sizeof(vnet) + IP_LEN) {
-			traffic->error = got < 0 ? errno : EBADMSG;
-			return;
-		}
-		memcpy(&vnet, outbox.read, sizeof(vnet));
-		len = (uint32_t)got - (uint32_t)sizeof(vnet);
-		if (packet[0] != 0x45)
-			continue; /* IPv6's neighbours, options: none of ours */
-		if (vnet.gso_type) {
-			const uint32_t transport =
-				packet[9] == IPPROTO_TCP ? (packet[IP_LEN + 12] >> 4) * 4u : UDP_LEN;
-
-			error = send_cut(udp, &outbox, packet, len, IP_LEN + transport,
-					 vnet.gso_size);
-		} else {
-			outbox.pieces[0] = (struct iovec){ outbox.read + sizeof(vnet), len };
-			error = send_pieces(udp, &outbox, 1, 0);
-		}
-		if (error)
-			add(&traffic->refused, 1);
+	if (got < 0 && is_passing(errno))
+		return 0;
+	if (got < (ssize_t)sizeof(vnet) + IP_LEN) {
+		traffic->error = got < 0 ? errno : EBADMSG;
+		return -1;
 	}
+	memcpy(&vnet, outbox->read, sizeof(vnet));
+	len = (uint32_t)got - (uint32_t)sizeof(vnet);
+	if (packet[0] != 0x45)
+		return 1; /* IPv6's neighbours, options: none of ours */
+	if (vnet.gso_type) {
+		const uint32_t transport =
+			packet[9] == IPPROTO_TCP ? (packet[IP_LEN + 12] >> 4) * 4u : UDP_LEN;
+
+		error = send_cut(udp, outbox, packet, len, IP_LEN + transport, vnet.gso_size);
+	} else {
+		outbox->pieces[0] = (struct iovec){ outbox->read + sizeof(vnet), len };
+		error = send_pieces(udp, outbox, 1, 0);
+	}
+	if (error)
+		add(&traffic->refused, 1);
+	return 1;
 }
 
 /* What becomes of a receive. */
@@ -271,30 +271,51 @@ static uint32_t write_some(int tun, struct bare_inbox *inbox, uint8_t *packet, u
 	return taken;
 }
 
-void bare_decap(int udp, int tun, struct traffic *traffic)
+/* One receive, written: as encap_one. */
+static int decap_one(int udp, int tun, struct bare_inbox *inbox, struct traffic *traffic)
 {
+	struct iovec whole = { inbox->received, sizeof(inbox->received) };
+	struct msghdr message = { .msg_iov = &whole,
+				  .msg_iovlen = 1,
+				  .msg_control = &inbox->control,
+				  .msg_controllen = sizeof(inbox->control) };
+	const ssize_t got = recvmsg(udp, &message, 0);
+	const struct cmsghdr *control = CMSG_FIRSTHDR(&message);
+	int segment_len = (int)got;
+
+	if (got < 0 && (is_passing(errno) || errno == ECONNREFUSED))
+		return 0;
+	if (got < 0) {
+		traffic->error = errno;
+		return -1;
+	}
+	if (control && control->cmsg_level == IPPROTO_UDP && control->cmsg_type == UDP_GRO)
+		memcpy(&segment_len, CMSG_DATA(control), sizeof(segment_len));
+	for (uint32_t at = 0; at + IP_LEN <= (uint32_t)got;)
+		at += write_some(tun, inbox, inbox->received + at, (uint32_t)got - at,
+				 (uint32_t)segment_len, traffic);
+	return 1;
+}
+
+void bare_forward(int tun, int udp, struct traffic *traffic)
+{
+	static _Thread_local struct outbox outbox;
 	static _Thread_local struct bare_inbox inbox;
 
 	while (!is_stopped(traffic)) {
-		struct iovec whole = { inbox.received, sizeof(inbox.received) };
-		struct msghdr message = { .msg_iov = &whole,
-					  .msg_iovlen = 1,
-					  .msg_control = &inbox.control,
-					  .msg_controllen = sizeof(inbox.control) };
-		const ssize_t got = recvmsg(udp, &message, 0);
-		const struct cmsghdr *control = CMSG_FIRSTHDR(&message);
-		int segment_len = (int)got;
+		struct pollfd both[] = { { .fd = tun, .events = POLLIN },
+					 { .fd = udp, .events = POLLIN } };
+		int out = 1, in = 1;
 
-		if (got < 0 && (is_passing(errno) || errno == ECONNREFUSED))
-			continue;
-		if (got < 0) {
-			traffic->error = errno;
-			return;
+		for (int turn = 0; turn < TURNS && (out > 0 || in > 0); turn++) {
+			if (out > 0)
+				out = encap_one(tun, udp, &outbox, traffic);
+			if (in > 0)
+				in = decap_one(udp, tun, &inbox, traffic);
+			if (out < 0 || in < 0)
+				return;
 		}
-		if (control && control->cmsg_level == IPPROTO_UDP && control->cmsg_type == UDP_GRO)
-			memcpy(&segment_len, CMSG_DATA(control), sizeof(segment_len));
-		for (uint32_t at = 0; at + IP_LEN <= (uint32_t)got;)
-			at += write_some(tun, &inbox, inbox.received + at, (uint32_t)got - at,
-					 (uint32_t)segment_len, traffic);
+		if (!out && !in)
+			(void)poll(both, 2, PATIENCE_MS);
 	}
 }

@@ -1,7 +1,7 @@
 """`python -m tundp.bench.bare TUN LOCAL REMOTE [READY]`: the least a TUN-to-UDP forwarder does.
 
-One TUN with vnet headers and one UDP socket between two addresses, a thread each way in C
-(native/bench/bare.c), both blocking. It has no leases, no counters and no control: two of them
+One TUN with vnet headers and one UDP socket between two addresses, and one thread in C for both
+ways (native/bench/bare.c). It has no leases, no counters and no control: two of them
 with the same arguments swapped are a tunnel. What they lose is not counted but by the kernel. The
 row `bare` of the bench is two of these: no forwarder of user space does less.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import threading
 from pathlib import Path
 from typing import Final
 
@@ -28,20 +27,16 @@ def main() -> None:
     name, local, remote, *ready = sys.argv[1:]
     library = generators.require()
     tun = Tun(name, TunMode(has_vnet_header=True, wants_tso=True, wants_uso=True))
-    os.set_blocking(tun.fd, True)
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     grow_buffers(sock)
     sock.setsockopt(socket.IPPROTO_UDP, uapi.UDP_GRO, 1)
     sock.bind((local, PORT))
     sock.connect((remote, PORT))
     for path in ready:
         Path(path).touch()
-    counts = [library.ffi.new("struct traffic *") for _ in range(2)]
-    threading.Thread(
-        target=library.lib.bare_decap, args=(sock.fileno(), tun.fd, counts[1]), daemon=True
-    ).start()
-    library.lib.bare_encap(tun.fd, sock.fileno(), counts[0])
-    sys.exit(f"bare: reading {name}: {os.strerror(counts[0].error)}")
+    traffic = library.ffi.new("struct traffic *")
+    library.lib.bare_forward(tun.fd, sock.fileno(), traffic)
+    sys.exit(f"bare: {name}: {os.strerror(traffic.error)}")
 
 
 if __name__ == "__main__":
