@@ -23,7 +23,7 @@ from typing import Final
 
 from tests.systemd.machine import PYTHON, Machine
 from tundp.bench import validity
-from tundp.bench.restart import NETWORK, OVERLAY, QUIET_S, TCP_PACE
+from tundp.bench.restart import NETWORK, OVERLAY, PATIENCE_S, QUIET_S, TCP_PACE
 from tundp.bench.restart_results import Row, Run, checks_of, spread
 from tundp.bench.run import LABS
 from tundp.errors import TundpError
@@ -166,7 +166,7 @@ def shown(row: Row) -> str:
 async def run_all(rounds: int, rate: int, events: Sequence[str]) -> None:
     """Every event in both labs, in turn."""
     runs: list[Run] = []
-    checks = await validity.checks_before()
+    checks = await validity.checks_before(PATIENCE_S)
     for lab_kind in LABS:
         async with overlay_of(lab_kind) as (overlay, decoy, machine):
             for number in range(rounds):

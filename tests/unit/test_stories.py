@@ -23,6 +23,7 @@ from tundp.observe.stories import (
     HOLD_NS,
     LATE_MAX_NS,
     LATE_NS,
+    WAITING_MAX,
     Stories,
     Story,
     document,
@@ -237,6 +238,31 @@ def test_a_trace_waits_for_the_kernels_drops_as_long_as_they_are_read() -> None:
     stories.add_trace(trace, 0)
     assert list(stories.due(HOLD_NS + LATE_MAX_NS - 1, drops_ns=0)) == []
     assert [each.trace for each in stories.due(HOLD_NS + LATE_MAX_NS, drops_ns=0)] == [trace]
+
+
+def test_a_path_that_gets_another_name_is_found_and_forgotten() -> None:
+    """Begun by a rule's line; what packet it was came later."""
+    stories = Stories(has_paths=True)
+    way = Path({}, 0, [RULE])
+    stories.add_path(way, 0)
+    way.fields |= path(traced_packet()).fields
+    stories.add_path(way, 1)
+    (story,) = due(stories)
+    assert story.path is way
+    assert len(stories._untraced) == 0 and not stories._paths
+
+
+def test_of_too_many_the_oldest_go_first() -> None:
+    stories = Stories(has_paths=True)
+    other = udp(b"x", source="10.5.1.2", destination="10.5.2.3", sport=7001)
+    for number in range(WAITING_MAX):
+        stories.add_drop(step(other, "IP_RPFILTER"), number)
+    assert list(stories.due(2 * HOLD_NS, events_ns=0)) == []
+    (trace,) = traces([event(Stage.TUN_READ, 7, 1000, peer=None), event(Stage.UDP_SEND, 7, 20_000)])
+    stories.add_trace(trace, 2 * HOLD_NS)
+    gone = list(stories.due(2 * HOLD_NS, events_ns=0))
+    assert len(gone) == 1 and gone[0].drops[0].drop.reason == "IP_RPFILTER"
+    assert len(stories) == WAITING_MAX
 
 
 def test_what_netfilter_says_later_is_in_the_story_that_waits() -> None:

@@ -85,24 +85,54 @@ def foreign(
     """What processes other than `own` (this one) and its descendants took between two looks.
 
     A process that began in between is charged whole; what one that ended in between took is its
-    parent's, if that waited for it, else nobody's.
+    parent's, if that waited for it, else nobody's. In a container with process numbers of its own
+    only what is in it is seen.
     """
     ours = _descendants(after, os.getpid() if own is None else own)
+    then = {pid: each for pid, each in before.items() if _lives_on(each, after)}
+    inherited = _inherited(before, then)
     user = system = 0.0
     shares: dict[str, float] = {}
     for pid, now in after.items():
-        if pid in ours or pid == _KTHREADD or now.parent == _KTHREADD:
+        if pid in ours or is_kernel(now, after):
             continue
-        then = before.get(pid)
-        if then is not None and then.started != now.started:
-            then = None
-        took_user = now.user - (then.user if then else 0.0)
-        took_system = now.system - (then.system if then else 0.0)
+        had_user, had_system = inherited.get(pid, (0.0, 0.0))
+        if pid in then:
+            had_user, had_system = had_user + then[pid].user, had_system + then[pid].system
+        took_user, took_system = max(0.0, now.user - had_user), max(0.0, now.system - had_system)
         if took_user + took_system > 0:
             user, system = user + took_user, system + took_system
             shares[now.name] = shares.get(now.name, 0.0) + took_user + took_system
     names = sorted(shares, key=lambda name: -shares[name])[:NAMED]
     return Foreign(user, system, tuple(names))
+
+
+def is_kernel(process: Process, all_: Mapping[int, Process]) -> bool:
+    """Whether it is a thread of the kernel: kthreadd or its child."""
+    root = all_.get(_KTHREADD)
+    is_there = root is not None and root.parent == 0 and root.name == "kthreadd"
+    return is_there and _KTHREADD in (process.pid, process.parent)
+
+
+def _lives_on(process: Process, after: Mapping[int, Process]) -> bool:
+    return process.pid in after and after[process.pid].started == process.started
+
+
+def _inherited(
+    before: Mapping[int, Process], left: Mapping[int, Process]
+) -> dict[int, tuple[float, float]]:
+    """What processes that ended had used before, by the ancestor whose times have it now.
+
+    Who waits for a child gets all that it ever used, not only what it used in between.
+    """
+    found: dict[int, tuple[float, float]] = {}
+    for pid in before.keys() - left.keys():
+        heir = before[pid].parent
+        while heir not in left and heir in before:
+            heir = before[heir].parent
+        user, system = found.get(heir, (0.0, 0.0))
+        found[heir] = (user + before[pid].user, system + before[pid].system)
+    return found
 
 
 def _descendants(all_: Mapping[int, Process], root: int) -> set[int]:

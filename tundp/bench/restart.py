@@ -42,6 +42,8 @@ TCP_PACE: Final = 1_000_000
 QUIET_S: Final = 0.3
 """Of traffic before and after the event."""
 NULL_S: Final = 2.0
+PATIENCE_S: Final = 5.0
+"""What is waited for an idle machine."""
 _FAILURES: Final = (TundpError, OSError, TimeoutError, subprocess.SubprocessError)
 
 
@@ -80,7 +82,7 @@ async def _run_alone(
     for name, reason in results.why_not.items():
         progress.say(f"no {name}: {reason}")
     try:
-        results.checks += await validity.checks_before()
+        results.checks += await validity.checks_before(PATIENCE_S)
         results.checks.append(validity.check_rounds(settings.runs))
         for lab_kind in settings.labs:
             for is_held in (False, True):

@@ -130,6 +130,8 @@ class BenchSettings:
     rows: tuple[str, ...] = ()
     """More rows, NAME=FLAGS of tundp run."""
     has_ladder: bool = False
+    patience_s: float = 10.0
+    """What is waited before the start for an idle machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,7 +250,7 @@ async def _run_plan(
         environment=validity.environment(),
     )
     try:
-        results.checks += await validity.checks_before()
+        results.checks += await validity.checks_before(settings.patience_s)
         results.checks.append(validity.check_rounds(plan.rounds))
         for check in results.checks:
             progress.say(f"{check.title}: {check.evidence} ({check.verdict.value})")

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +23,6 @@ from tundp.finding import Finding, Verdict
 IDLE_S: Final = 2.0
 BUSY_MAX: Final = 0.1
 """Of all CPUs, before anything is measured."""
-WAIT_S: Final = 60.0
-"""For the machine to become idle: what ran before, a bench for instance, may still be ending."""
 FOREIGN_MAX: Final = 0.03
 """Of all CPUs, taken by others while one cell was measured."""
 STEAL_MAX: Final = 0.01
@@ -63,9 +61,12 @@ def environment() -> dict[str, str]:
     }
 
 
-async def checks_before() -> list[Finding]:
-    """Whether the machine is idle, and whether CPU accounting finds a known burner."""
-    deadline = asyncio.get_running_loop().time() + WAIT_S
+async def checks_before(patience_s: float) -> list[Finding]:
+    """Whether the machine is idle, and whether CPU accounting finds a known burner.
+
+    patience_s: for the machine to become idle: what ran before may still be ending.
+    """
+    deadline = asyncio.get_running_loop().time() + patience_s
     busy, others = await busy_share(IDLE_S)
     while busy > BUSY_MAX and asyncio.get_running_loop().time() < deadline:
         busy, others = await busy_share(IDLE_S)
@@ -78,7 +79,7 @@ async def checks_before() -> list[Finding]:
             evidence=f"{busy:.0%}" + (f", by {', '.join(others.names)}" if others.names else ""),
             verdict=Verdict.OK if busy <= BUSY_MAX else Verdict.FAIL,
             meaning=f"other work takes CPU from what is measured; at most {BUSY_MAX:.0%} of it over"
-            f" {IDLE_S:g} s, waited for {WAIT_S:g} s",
+            f" {IDLE_S:g} s, waited for {patience_s:g} s",
         ),
         Finding(
             id="cpu-accounting",
@@ -203,11 +204,14 @@ def _check_retransmits(values: list[dict[str, float]]) -> Finding:
 
 
 def _check_foreign(results: Results) -> Finding:
-    """Red if others took more than their share of a cell's time, whatever they were."""
-    worst: dict[tuple[str, str, str], float] = {}
+    """Red if others took more than their share of a cell's time, whatever they were.
+
+    Of all its rounds together: /proc counts in ticks of 10 ms, of which one round has few.
+    """
+    cells: dict[tuple[str, str, str], list[Mapping[str, float]]] = {}
     for sample in results.samples:
-        cell = (sample.lab, sample.workload, sample.row)
-        worst[cell] = max(worst.get(cell, 0.0), foreign_share(sample.values))
+        cells.setdefault((sample.lab, sample.workload, sample.row), []).append(sample.values)
+    worst = {cell: foreign_share(values) for cell, values in cells.items()}
     red = sorted((cell for cell in worst if worst[cell] > FOREIGN_MAX), key=lambda c: -worst[c])
     most = max(worst.values(), default=0.0)
     evidence = f"at most {most:.1%} of the CPUs"
@@ -225,10 +229,10 @@ def _check_foreign(results: Results) -> Finding:
     )
 
 
-def foreign_share(values: Mapping[str, float]) -> float:
-    """Of all CPUs in a sample's window; 0 where that was not looked at."""
-    window = values["window_s"] * (os.cpu_count() or 1)
-    return values.get("foreign_s", 0.0) / window if window else 0.0
+def foreign_share(rounds: Sequence[Mapping[str, float]]) -> float:
+    """Of all CPUs in the windows of these samples; 0 where that was not looked at."""
+    window = sum(values["window_s"] for values in rounds) * (os.cpu_count() or 1)
+    return sum(values.get("foreign_s", 0.0) for values in rounds) / window if window else 0.0
 
 
 def _check_noise(results: Results, lab: str, workload: str) -> Finding | None:

@@ -31,7 +31,7 @@ RATE: Final = 2000
 IDLE_NS: Final = 50_000_000
 """A packet no rule has seen for so long has left netfilter, or nft is late with its words of it."""
 LATE_NS: Final = 10_000_000_000
-"""What more is said of it by then still belongs to it; after that, to another of that number."""
+"""What more is said of it within so long of its first mention is still taken to be of it."""
 PATHS_MAX: Final = 1024
 _READY_S: Final = 5.0
 _LINE: Final = re.compile(r"trace id ([0-9a-f]+) (\S+) (\S+) (\S+) (\w+):? ?(.*)", re.ASCII)
@@ -43,7 +43,11 @@ _FIELD: Final = re.compile(
 )
 _PROTOCOLS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "sctp": 132}
 _ENDS: Final = ("saddr", "daddr")
-_NAMES: Final = (*_ENDS, "id")
+_NAMES: Final = (
+    *(*_ENDS, "id", "length", "protocol", "sport", "dport"),
+    *("icmp id", "sequence", "type"),
+)
+"""What one packet is told from the next by; NAT changes some, which makes it another."""
 _MARK: Final = f"counter limit rate {RATE}/second counter meta nftrace set 1"
 _MARKS: Final = 4
 """Rules that mark."""
@@ -159,7 +163,8 @@ class Paths:
             if len(self._paths) >= PATHS_MAX:
                 self._refuse(number)
                 return None
-            path = self._paths[number] = self._returned(number, rest, now_ns) or Path({}, now_ns)
+            said = _fields(rest) if kind == "packet" else {}
+            path = self._paths[number] = self._returned(number, said, now_ns) or Path({}, now_ns)
         path.last_ns = now_ns
         if kind == "packet":
             for name, value in _fields(rest).items():
@@ -171,12 +176,14 @@ class Paths:
         path.steps.append(step)
         return self._paths.pop(number) if step.is_drop else None
 
-    def _returned(self, number: str, rest: str, now_ns: int) -> Path | None:
-        """The path that seemed to have left, if these words can be of the same packet."""
+    def _returned(self, number: str, said: Mapping[str, str], now_ns: int) -> Path | None:
+        """The path that seemed to have left, if more can be said of the same packet.
+
+        said: of the packet itself, by this line; numbers come again, with other packets.
+        """
         path = self._left.pop(number, None)
-        if path is None or now_ns - path.last_ns > LATE_NS:
+        if path is None or now_ns - path.began_ns > LATE_NS:
             return None
-        said = _fields(rest)
         is_same = all(path.fields.get(each) == said[each] for each in _NAMES if each in said)
         return path if is_same else None
 

@@ -195,9 +195,7 @@ class EventStream:
         self._peers = peers
         self._hello: Hello | None = None
         self._lost: dict[str, int] = {}
-        self.heard_ns: int | None = None
-        """Unix time of the daemon's last look at its rings, whose records all came; None if it does
-        not say. A busy daemon's lies seconds back."""
+        self._heard_ns: int | None = None
 
     @property
     def hello(self) -> Hello:
@@ -209,6 +207,17 @@ class EventStream:
     def lost(self) -> int:
         """Records that had no room in the daemon's rings so far, as of a second ago at most."""
         return sum(self._lost.values())
+
+    @property
+    def heard_ns(self) -> int | None:
+        """Unix time of the daemon's last look at its rings, whose records all came.
+
+        A busy daemon's lies seconds back. None if it does not say. By CLOCK_MONOTONIC, which it
+        has in common with us: the wall clock may be set meanwhile.
+        """
+        if self._heard_ns is None:
+            return None
+        return time.time_ns() - (time.monotonic_ns() - self._heard_ns)
 
     async def begin(self) -> None:
         """Read the daemon's hello. PlatformError if it is none."""
@@ -248,7 +257,7 @@ class EventStream:
                 note = json.loads(data)
                 self._lost = note.get("lost", {})
                 if "until_ns" in note:
-                    self.heard_ns = note["until_ns"] + self.hello.unix_ns
+                    self._heard_ns = int(note["until_ns"])
             elif kind == FrameKind.RECORDS:
                 worker, _ = _WORKER.unpack_from(data)
                 yield worker, data[_WORKER.size :]

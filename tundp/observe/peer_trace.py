@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final
 
 from tundp.observe.events import Event, PeerName
-from tundp.observe.stories import WAITING_MAX, Story
+from tundp.observe.stories import LATE_MAX_NS, WAITING_MAX, Story
 from tundp.observe.trace import STAGE_NAMES, Trace, Tracer
 from tundp.wire.event import Record, Stage
 from tundp.wire.peer_bodies import CAPTURED_MAX
@@ -28,8 +28,9 @@ NO_RECORD_NS: Final = 500_000_000
 is added."""
 GIVE_UP_NS: Final = 3_000_000_000
 """And so long at most, if that node is not heard of."""
-KEPT_NS: Final = 10_000_000_000
-"""A record nothing was found for is forgotten after so long."""
+KEPT_NS: Final = LATE_MAX_NS + 2 * GIVE_UP_NS
+"""So long a record is kept for which nothing was found: longer than stories are held."""
+_LOSSES: Final = 64
 KEPT_MAX: Final = 20_000
 _STAGES: Final = {name: stage for stage, name in STAGE_NAMES.items()}
 _MIN_HEADER: Final = 20
@@ -101,6 +102,8 @@ class PeerView:
         self._known: dict[tuple[bool, Key], deque[Trace]] = {}
         """By direction (is it encap there) and what the packet is recognised by."""
         self._order: deque[tuple[int, bool, Key]] = deque()
+        self._losses: deque[tuple[int, int]] = deque([(0, 0)], maxlen=_LOSSES)
+        """When it was heard how many records had been lost, each time it was another number."""
         self._empty: deque[int] = deque(maxlen=2)
         """When it had no more records, the last two times."""
 
@@ -118,7 +121,9 @@ class PeerView:
             for trace in self._tracer.add(self._event(part["record"])):
                 self._keep(trace, now_ns)
         elif "lost" in part:
-            self.lost = int(part["lost"])
+            if (lost := int(part["lost"])) != self.lost:
+                self.lost = lost
+                self._losses.append((now_ns, lost))
             if part.get("is_all"):
                 self._empty.append(now_ns)
         elif "error" in part:
@@ -140,6 +145,10 @@ class PeerView:
         while self._order and (self._order[0][0] + KEPT_NS < now_ns or len(self._order) > KEPT_MAX):
             _, is_encap, key = self._order.popleft()
             self.find(key, is_encap=is_encap)
+
+    def lost_by(self, time_ns: int) -> int:
+        """What was known by then of the records it lost; of more news than are kept, the oldest."""
+        return next((n for at, n in reversed(self._losses) if at <= time_ns), self._losses[0][1])
 
     def has_said_all(self, since_ns: int) -> bool:
         """Whether what it saw until then would have come: twice since, it had nothing more."""
@@ -374,7 +383,7 @@ def _half(story: Story, view: PeerView) -> Half | None:
         keys=keys,
         wanted=len(keys),
         after_ns=events[-1].time_ns,
-        lost_then=view.lost,
+        lost_then=view.lost_by(events[-1].time_ns),
         is_sender=not trace.first.stage.is_encap,
     )
 

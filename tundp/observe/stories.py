@@ -50,6 +50,8 @@ class Story:
     """The number of the story that this one's drop goes on with."""
     suspects: Sequence[LegacyRule] = ()
     """Legacy rules that dropped something when netfilter dropped this packet."""
+    path_name: Hashable = None
+    """What it can be found by because of its path: key and mark."""
 
     @property
     def is_dropped(self) -> bool:
@@ -172,13 +174,15 @@ class Stories:
             now_ns if heard_ns is None else min(now_ns, max(heard_ns, now_ns - LATE_MAX_NS))
             for heard_ns in (events_ns, drops_ns)
         )
+        while self._late and len(self) > WAITING_MAX:  # those have waited longest
+            yield from self._left(self._late.popleft()[1])
         while self._waiting and (self._waiting[0][0] <= drops_ns or len(self) > WAITING_MAX):
             due_ns, story = self._waiting.popleft()
             if story.drops and story.trace is None:
                 self._late.append((due_ns + LATE_NS, story))
             else:
                 yield from self._left(story)
-        while self._late and (self._late[0][0] <= events_ns or len(self) > WAITING_MAX):
+        while self._late and self._late[0][0] <= events_ns:
             yield from self._left(self._late.popleft()[1])
 
     def _left(self, story: Story) -> Iterator[Story]:
@@ -215,13 +219,15 @@ class Stories:
     def _put_in(self, story: Story) -> None:
         """Put a story under all that it can be found by."""
         packet = story.packet
-        if story.path is not None:
-            self._paths.add(id(story.path))
         if (path := story.path) is None:
             for name in _path_names(packet):
                 self._unpathed.add(name, story)
-        elif not story.has_packet:
-            self._untraced.add((path.key, _path_mark(path)), story)
+        else:
+            # Its path may be told of again, and have another name then.
+            name = story.path_name = (path.key, _path_mark(path))
+            self._paths.add(id(path))
+            if not story.has_packet:
+                self._untraced.add(name, story)
         if story.has_packet:
             identity = _identity(packet)
             self._twins.setdefault(identity, Twins(_kinds)).add(story)
@@ -238,7 +244,7 @@ class Stories:
             self._unpathed.remove(name, story)
         if story.path is not None:
             self._paths.discard(id(story.path))
-            self._untraced.remove((story.path.key, _path_mark(story.path)), story)
+            self._untraced.remove(story.path_name, story)
         identity = _identity(packet)
         self._untraced.remove(identity, story)
         if (twins := self._twins.get(identity)) is not None:

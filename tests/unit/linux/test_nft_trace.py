@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tundp.linux.nft_trace import IDLE_NS, LATE_NS, PATHS_MAX, NftTrace, Path, Paths
 
 
@@ -60,6 +62,40 @@ def test_late_words_of_a_packet_are_put_to_it() -> None:
     assert paths.idle(10 * IDLE_NS) == []
 
 
+@pytest.mark.parametrize("what", ["10.5.0.0/16", "{ 10.5.2.3, 10.5.2.4 }", "!= 10.6.0.1"])
+def test_a_rule_that_names_others_is_of_the_packet_all_the_same(what: str) -> None:
+    paths = Paths("tundp_trace_1")
+    packet, rule = lines(1)
+    paths.add(packet, 0)
+    (seen,) = paths.idle(IDLE_NS)
+    assert paths.add(rule.replace("ip daddr 10.5.2.3", f"ip daddr {what}"), 5 * IDLE_NS) is seen
+    assert seen.drop is not None
+
+
+def test_packets_with_one_number_and_no_id_are_not_one_path() -> None:
+    """The IP id of many is 0; those of a flow differ by nothing but their length, or not at all."""
+    paths = Paths("tundp_trace_1")
+    packet, rule = lines(1, end="accept")
+    echo = packet.split(" ip protocol")[0].replace("ip id 1", "ip id 0")
+    seen: list[Path] = []
+    for number in range(1, 20):
+        now = number * 1_000_000_000
+        words = " ip protocol icmp ip length 84 icmp type echo-request icmp id 7 icmp sequence"
+        paths.add(f"{echo}{words} {number}", now)
+        paths.add(rule, now)
+        seen += paths.idle(now + IDLE_NS)
+    assert [each.fields["sequence"] for each in seen] == [str(n) for n in range(1, 20)]
+    assert {len(each.steps) for each in seen} == {1}
+    # Those that do not differ are one for LATE_NS at most.
+    seen.clear()
+    for number in range(40):
+        now = (100 + number) * 1_000_000_000
+        paths.add(packet, now)
+        paths.add(rule, now)
+        seen += paths.idle(now + IDLE_NS)
+    assert max(len(each.steps) for each in seen) <= LATE_NS // 1_000_000_000 + 1
+
+
 def test_another_packet_of_the_same_number_is_another_path() -> None:
     """Their numbers are made of addresses of kernel memory, which come again."""
     paths = Paths("tundp_trace_1")
@@ -72,6 +108,6 @@ def test_another_packet_of_the_same_number_is_another_path() -> None:
     assert (first.key[2], second.key[2], first.drop) == (1, 2, None)
     paths.add(packet, 3 * IDLE_NS)
     (third,) = paths.idle(4 * IDLE_NS)
-    late = paths.add(rule, 3 * IDLE_NS + LATE_NS + 1)
+    late = paths.add(rule, 3 * IDLE_NS + LATE_NS + 1)  # its first mention was at 3 * IDLE_NS
     assert late is not None and late is not third
     assert late.key == (0, 0, 0)

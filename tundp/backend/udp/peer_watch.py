@@ -48,7 +48,9 @@ MISSES: Final = 3
 PROVOKE_S: Final = 15.0
 """So long an ICMP error is provoked at each look, until one came; then with each question."""
 STALE_S: Final = 3.0
-"""After the last ICMP error, before one is provoked at each look again."""
+"""After the last ICMP error, before one is provoked at each look again,"""
+SPOKE_S: Final = 60.0
+"""for so long after it; whoever spoke may have fallen silent."""
 PROVOKED: Final = 10
 """Of how many in one look: the rate is for echo requests in the first place."""
 AGAIN_S: Final = 5.0
@@ -309,7 +311,8 @@ class PeerWatch:
         """Whether nobody said lately why nothing arrives, and somebody may."""
         if (error := self._unreachable(suspect)) is None:
             return now - suspect.since < PROVOKE_S
-        return time.time() - error.last > STALE_S
+        is_idle = now - self._unanswered.tried_at[suspect.hop_id] > AGAIN_S
+        return not is_idle and STALE_S < time.time() - error.last < SPOKE_S
 
     def _ask_suspects(self, now: float) -> None:
         if not self._echoes.can_ask:
