@@ -21,12 +21,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from tests.systemd.machine import PYTHON, Machine
 from tundp.bench import validity
+from tundp.bench.plan import LABS
 from tundp.bench.restart import NETWORK, OVERLAY, PATIENCE_S, QUIET_S, TCP_PACE
 from tundp.bench.restart_results import Row, Run, checks_of, spread
-from tundp.bench.run import LABS
 from tundp.errors import TundpError
+from tundp.files import write_atomically
+from tundp.finding import failures
 from tundp.lab.decoy import Decoy, add_decoy
 from tundp.lab.lab import NETNS_DIR, Lab, interruptible
 from tundp.lab.offload import make_wire_like
@@ -131,7 +135,7 @@ async def measure(
             await streams.flow()
             await asyncio.sleep(QUIET_S)
         result = streams.result
-    except (TundpError, OSError, AssertionError) as failure:
+    except (TundpError, OSError, AssertionError, pytest.fail.Exception) as failure:
         error = str(failure) or type(failure).__name__
     return Run(
         lab=lab_kind,
@@ -163,8 +167,8 @@ def shown(row: Row) -> str:
     )
 
 
-async def run_all(rounds: int, rate: int, events: Sequence[str]) -> None:
-    """Every event in both labs, in turn."""
+async def run_all(rounds: int, rate: int, events: Sequence[str]) -> int:
+    """Every event in both labs, in turn; the exit code, 1 if the figures are not comparable."""
     runs: list[Run] = []
     checks = await validity.checks_before(PATIENCE_S)
     for lab_kind in LABS:
@@ -175,13 +179,19 @@ async def run_all(rounds: int, rate: int, events: Sequence[str]) -> None:
                     runs.append(await measure(lab_kind, overlay, decoy, machine, plan))
                     if runs[-1].error:
                         print(f"{lab_kind} {event} {number}: {runs[-1].error}", file=sys.stderr)
+                    save(runs)
         for row in rows_of([run for run in runs if run.lab == lab_kind]):
             print(shown(row), flush=True)
-    for check in (*checks, *checks_of(runs)):
+    checks += checks_of(runs)
+    for check in checks:
         print(f"{check.verdict.name.lower():5} {check.title or check.id}: {check.evidence}")
-    Path("booted.json").write_text(
-        json.dumps([row.as_dict() for row in rows_of(runs)], indent=1) + "\n"
-    )
+    return 1 if failures(checks) else 0
+
+
+def save(runs: Sequence[Run]) -> None:
+    """booted.json, after each run."""
+    text = json.dumps([row.as_dict() for row in rows_of(runs)], indent=1)
+    write_atomically(Path("booted.json"), f"{text}\n")
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
@@ -200,15 +210,15 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     ]
 
 
-async def main() -> None:
-    """Read the arguments, run."""
+async def main() -> int:
+    """Read the arguments, run; the exit code."""
     rounds, rate, *events = (*sys.argv[1:], *("20", "10000")[len(sys.argv) - 1 :])
     events = events or list(EVENTS)
     if unknown := [each for each in events if each not in EVENTS]:
         sys.exit(f"no such event: {', '.join(unknown)}; there are {', '.join(EVENTS)}")
     async with interruptible():
-        await run_all(int(rounds), int(rate), [NULL, *(e for e in events if e != NULL)])
+        return await run_all(int(rounds), int(rate), [NULL, *(e for e in events if e != NULL)])
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(asyncio.run(main()))

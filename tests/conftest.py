@@ -9,7 +9,7 @@ import os
 import pytest
 
 from tests.loops import run_on
-from tests.thorough import IS_ALL, is_left_out, is_of_labs
+from tests.thorough import IS_ALL, IS_EVERY, is_left_out, is_of_labs
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Those of thorough.LEFT_OUT are run by `make labs`, and if they are named.
     """
     items.sort(key=_turn)
-    if not any("::" in each for each in config.args):
+    if not IS_EVERY and not any("::" in each for each in config.args):
         is_run = {
             item: is_of_labs(item.nodeid) if IS_ALL else not is_left_out(item.nodeid)
             for item in items

@@ -14,6 +14,8 @@ from typing import Final
 
 IS_ALL: Final = os.environ.get("LABS") == "all"
 """Whether `make labs` runs."""
+IS_EVERY: Final = os.environ.get("LABS") == "every"
+"""Whether nothing is left out."""
 
 DEBUGGING: Final = tuple(
     f"tests/netns/test_{name}.py"
@@ -39,9 +41,7 @@ VARIANTS: Final[Mapping[str, tuple[str, ...]]] = {
     "tests/netns/test_hop_sockets.py": ("simple", "mmsg", "mmsg --workers=2"),
     "tests/netns/test_sandboxed_daemon.py": ("asyncio", "iptables-legacy"),
     "tests/netns/test_notify.py": ("file",),
-    "tests/netns/test_lasting_faults.py": ("v3",),
     "tests/netns/test_hostile_store.py": ("v2",),
-    "tests/netns/test_source_check.py": ("mmsg", "simple"),
     "tests/netns/test_peer_status.py": ("reference",),
     "tests/netns/test_start_after_change.py": ("udp",),
     "tests/store/test_reach.py": ("asyncio",),

@@ -1,6 +1,7 @@
 /* The least that a forwarder between a TUN and a UDP socket can do: the crossings, and what the
  * payload needs to arrive. No lookup, no sums over payload, no counters, no copies in user space:
- * what it reads is sent from where it was read, in pieces, and written from where it was received.
+ * what it reads is sent from where it was read, in pieces, and written from where it was received. One
+ * thread for both ways, as an engine has by default.
  *
  * A super-packet is cut by copying its header before each piece; inner checksums stay as they are
  * and are wrong on the wire. The other end, which must be another of these, gives each packet to
@@ -30,6 +31,7 @@ enum {
 	READ_LEN = 65536 + 128,
 	IP_LEN = 20,
 	UDP_LEN = 8,
+	TCP_LEN = 20,
 	TCP_FIN_PSH = 0x09,
 	TCP_ACK = 0x10,
 	TURNS = 64,
@@ -86,6 +88,22 @@ static uint32_t sum_words(const uint8_t *at, uint32_t len)
 	return sum;
 }
 
+/* Bytes of both headers of a whole TCP or UDP packet without IPv4 options; 0 for any other. */
+static uint32_t headers_of(const uint8_t *packet, uint32_t len)
+{
+	uint32_t header_len = IP_LEN + UDP_LEN;
+
+	if (len < header_len || packet[0] != 0x45 || get16(packet + 6) & 0x3FFF)
+		return 0;
+	if (packet[9] == IPPROTO_TCP) {
+		if (len < IP_LEN + TCP_LEN)
+			return 0;
+		header_len = IP_LEN + (packet[IP_LEN + 12] >> 4) * 4u;
+		return header_len >= IP_LEN + TCP_LEN && header_len <= len ? header_len : 0;
+	}
+	return packet[9] == IPPROTO_UDP ? header_len : 0;
+}
+
 /* What becomes of a read. */
 struct outbox {
 	uint8_t headers[SEGMENTS_MAX][HEADERS_MAX];
@@ -97,8 +115,10 @@ struct outbox {
 	uint8_t read[READ_LEN];
 };
 
+/* Waits for room as long as there is none: what is read is not lost here. */
 static int send_pieces(int udp, struct outbox *outbox, uint32_t pieces, uint16_t segment_len)
 {
+	struct pollfd room = { .fd = udp, .events = POLLOUT };
 	struct msghdr message = { .msg_iov = outbox->pieces, .msg_iovlen = pieces };
 
 	if (segment_len) {
@@ -109,7 +129,12 @@ static int send_pieces(int udp, struct outbox *outbox, uint32_t pieces, uint16_t
 							   .cmsg_type = UDP_SEGMENT };
 		memcpy(CMSG_DATA(&outbox->control.header), &segment_len, sizeof(segment_len));
 	}
-	return sendmsg(udp, &message, 0) < 0 ? errno : 0;
+	while (sendmsg(udp, &message, 0) < 0) {
+		if (errno != EAGAIN)
+			return errno;
+		(void)poll(&room, 1, PATIENCE_MS);
+	}
+	return 0;
 }
 
 /* A super-packet of `len` bytes, its headers `header_len`; the pieces borrow from the read. */
@@ -173,11 +198,8 @@ static int encap_one(int tun, int udp, struct outbox *outbox, struct traffic *tr
 	len = (uint32_t)got - (uint32_t)sizeof(vnet);
 	if (packet[0] != 0x45)
 		return 1; /* IPv6's neighbours, options: none of ours */
-	if (vnet.gso_type) {
-		const uint32_t transport =
-			packet[9] == IPPROTO_TCP ? (packet[IP_LEN + 12] >> 4) * 4u : UDP_LEN;
-
-		error = send_cut(udp, outbox, packet, len, IP_LEN + transport, vnet.gso_size);
+	if (vnet.gso_type && vnet.gso_size && headers_of(packet, len)) {
+		error = send_cut(udp, outbox, packet, len, headers_of(packet, len), vnet.gso_size);
 	} else {
 		outbox->pieces[0] = (struct iovec){ outbox->read + sizeof(vnet), len };
 		error = send_pieces(udp, outbox, 1, 0);
@@ -197,13 +219,6 @@ struct bare_inbox {
 	uint8_t received[READ_LEN];
 };
 
-static uint32_t headers_of(const uint8_t *packet, uint32_t len)
-{
-	if (packet[9] == IPPROTO_TCP && len >= IP_LEN + 20)
-		return IP_LEN + (packet[IP_LEN + 12] >> 4) * 4u;
-	return packet[9] == IPPROTO_UDP && len >= IP_LEN + UDP_LEN ? IP_LEN + UDP_LEN : 0;
-}
-
 /* Whether `next` goes on where a super-packet with that first packet ends: `sent` payload bytes. */
 static int goes_on(const uint8_t *first, const uint8_t *next, uint32_t header_len, uint32_t len,
 		   uint32_t sent)
@@ -221,8 +236,8 @@ static int goes_on(const uint8_t *first, const uint8_t *next, uint32_t header_le
 }
 
 /* Writes the packets at the start of `len` bytes, each `segment_len`, that make one; their bytes. */
-static uint32_t write_some(int tun, struct bare_inbox *inbox, uint8_t *packet, uint32_t len,
-			   uint32_t segment_len, struct traffic *traffic)
+static uint32_t write_some(int tun, int has_uso, struct bare_inbox *inbox, uint8_t *packet,
+			   uint32_t len, uint32_t segment_len, struct traffic *traffic)
 {
 	uint32_t taken = len < segment_len ? len : segment_len;
 	const uint32_t header_len = headers_of(packet, taken);
@@ -232,7 +247,7 @@ static uint32_t write_some(int tun, struct bare_inbox *inbox, uint8_t *packet, u
 
 	inbox->pieces[0] = (struct iovec){ &vnet, sizeof(vnet) };
 	inbox->pieces[1] = (struct iovec){ packet, taken };
-	while (header_len && taken < len && taken % segment_len == 0) {
+	while (header_len && (is_tcp || has_uso) && taken < len && taken % segment_len == 0) {
 		const uint32_t next = len - taken < segment_len ? len - taken : segment_len;
 
 		if (count > SEGMENTS_MAX || whole + next - header_len > 65535 ||
@@ -272,7 +287,8 @@ static uint32_t write_some(int tun, struct bare_inbox *inbox, uint8_t *packet, u
 }
 
 /* One receive, written: as encap_one. */
-static int decap_one(int udp, int tun, struct bare_inbox *inbox, struct traffic *traffic)
+static int decap_one(int udp, int tun, int has_uso, struct bare_inbox *inbox,
+		     struct traffic *traffic)
 {
 	struct iovec whole = { inbox->received, sizeof(inbox->received) };
 	struct msghdr message = { .msg_iov = &whole,
@@ -291,13 +307,15 @@ static int decap_one(int udp, int tun, struct bare_inbox *inbox, struct traffic 
 	}
 	if (control && control->cmsg_level == IPPROTO_UDP && control->cmsg_type == UDP_GRO)
 		memcpy(&segment_len, CMSG_DATA(control), sizeof(segment_len));
+	if (segment_len <= 0)
+		return 1;
 	for (uint32_t at = 0; at + IP_LEN <= (uint32_t)got;)
-		at += write_some(tun, inbox, inbox->received + at, (uint32_t)got - at,
+		at += write_some(tun, has_uso, inbox, inbox->received + at, (uint32_t)got - at,
 				 (uint32_t)segment_len, traffic);
 	return 1;
 }
 
-void bare_forward(int tun, int udp, struct traffic *traffic)
+void bare_forward(int tun, int udp, int has_uso, struct traffic *traffic)
 {
 	static _Thread_local struct outbox outbox;
 	static _Thread_local struct bare_inbox inbox;
@@ -311,7 +329,7 @@ void bare_forward(int tun, int udp, struct traffic *traffic)
 			if (out > 0)
 				out = encap_one(tun, udp, &outbox, traffic);
 			if (in > 0)
-				in = decap_one(udp, tun, &inbox, traffic);
+				in = decap_one(udp, tun, has_uso, &inbox, traffic);
 			if (out < 0 || in < 0)
 				return;
 		}

@@ -85,9 +85,10 @@ void traffic_connect(uint32_t address, uint16_t port, struct traffic *traffic);
 void traffic_accept(int fd, struct traffic *traffic);
 
 /* The least a forwarder does, between a TUN with vnet headers (struct virtio_net_hdr, 10 bytes) and a
- * connected UDP socket with UDP_GRO, neither blocking, until told to stop. `refused` counts what the
- * kernel refused. The other end must be another of these: checksums are left to be completed. */
-void bare_forward(int tun, int udp, struct traffic *traffic);
+ * connected UDP socket with UDP_GRO, neither blocking, until told to stop. has_uso: the TUN takes UDP
+ * super-packets. `refused` counts what the kernel refused. The other end must be another of these:
+ * checksums are left to be completed. */
+void bare_forward(int tun, int udp, int has_uso, struct traffic *traffic);
 
 /* Burns CPU for `ns` nanoseconds of this thread's CPU time; returns what it burnt. */
 uint64_t traffic_burn(uint64_t ns);

@@ -24,10 +24,11 @@ from pyroute2 import netns
 
 from tests.wait import DEADLINE_S, until, until_sync
 from tundp.bench import machine, paths, workloads
+from tundp.bench.plan import BenchSettings
 from tundp.bench.restart import run_restarts
 from tundp.bench.restart_results import RestartSettings
 from tundp.bench.results import load
-from tundp.bench.run import PREFIX, BenchSettings, Progress, clean_bench, run_bench
+from tundp.bench.run import PREFIX, Progress, clean_bench, run_bench
 from tundp.errors import LabError
 from tundp.finding import Verdict
 from tundp.lab import generators

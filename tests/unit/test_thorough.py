@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -42,6 +43,36 @@ def test_what_is_left_out_and_the_debugging_commands_are_of_labs() -> None:
     life = "tests/netns/test_life.py::test_route_moves_while_traffic_flows"
     assert is_of_labs(f"{life}[reference]") and not is_of_labs(f"{life}[gso]")
     assert is_of_labs("tests/netns/test_doctor.py::test_anything")
+
+
+@pytest.fixture(scope="module")
+def collected() -> list[str]:
+    """Ids of all tests of the files of which something is left out."""
+    files = sorted({*LEFT_OUT, *VARIANTS})
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "--no-header", *files],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"LABS": "every"},
+    )
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+def test_every_value_is_one_of_a_parameter(collected: list[str]) -> None:
+    for path, values in VARIANTS.items():
+        for value in values:
+            pattern = re.compile(rf"^{re.escape(path)}::\w+\[(.*-)?{re.escape(value)}(-.*)?\]$")
+            assert any(map(pattern.match, collected)), (path, value)
+
+
+def test_of_a_test_that_is_left_out_by_a_value_others_remain(collected: list[str]) -> None:
+    """Unless it is left out by name."""
+    gone = {each.partition("[")[0] for each in collected if is_left_out(each)}
+    left = {each.partition("[")[0] for each in collected if not is_left_out(each)}
+    named = {f"{path}::{name}".partition("[")[0] for path in LEFT_OUT for name in LEFT_OUT[path]}
+    assert gone - left <= named
 
 
 def test_a_variant_is_a_whole_parameter() -> None:

@@ -3,12 +3,11 @@
 One TUN with vnet headers and one UDP socket between two addresses, and one thread in C for both
 ways (native/bench/bare.c). It has no leases, no counters and no control: two of them
 with the same arguments swapped are a tunnel. What they lose is not counted but by the kernel. The
-row `bare` of the bench is two of these: no forwarder of user space does less.
+row `bare` of the bench is two of these: no forwarder with one thread does less.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 from pathlib import Path
@@ -25,7 +24,6 @@ PORT: Final = 8285
 def main() -> None:
     """Run until killed; once all is open, the file READY, if given, is made."""
     name, local, remote, *ready = sys.argv[1:]
-    library = generators.require()
     tun = Tun(name, TunMode(has_vnet_header=True, wants_tso=True, wants_uso=True))
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     grow_buffers(sock)
@@ -34,9 +32,7 @@ def main() -> None:
     sock.connect((remote, PORT))
     for path in ready:
         Path(path).touch()
-    traffic = library.ffi.new("struct traffic *")
-    library.lib.bare_forward(tun.fd, sock.fileno(), traffic)
-    sys.exit(f"bare: {name}: {os.strerror(traffic.error)}")
+    generators.forward(tun.fd, sock.fileno(), has_uso=tun.knows_uso)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tundp.bench.plan import BenchSettings, make_plan
 from tundp.bench.results import Results
-from tundp.bench.run import BenchSettings, Progress, make_plan, run_bench
+from tundp.bench.run import Progress, run_bench
 from tundp.errors import ConfigError, Interrupted
 from tundp.lab.lab import interruptible
 

@@ -107,6 +107,15 @@ def foreign(
     return Foreign(user, system, tuple(names))
 
 
+def cpu_time(pid: int) -> float:
+    """Seconds a process has taken; 0 when it is gone."""
+    try:
+        found = parse((_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return 0.0
+    return found.user + found.system
+
+
 def is_kernel(process: Process, all_: Mapping[int, Process]) -> bool:
     """Whether it is a thread of the kernel: kthreadd or its child."""
     root = all_.get(_KTHREADD)

@@ -24,6 +24,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Final
 
+from tundp.bench.foreign import cpu_time
 from tundp.engine.choose import ENGINES
 from tundp.errors import ConfigError, LabError, PlatformError
 from tundp.lab.etcd import PrivateEtcd, find_etcd
@@ -31,7 +32,7 @@ from tundp.lab.lab import Host, Lab
 from tundp.lab.offload import make_wire_like
 from tundp.lab.overlay import LabNode, start_tundp
 from tundp.linux.offload import Offload
-from tundp.observe.status import CountersStatus, DirectionStatus
+from tundp.observe.status import CountersStatus
 from tundp.wire import overhead
 
 MTU: Final = 1500
@@ -43,6 +44,8 @@ BRIDGES: Final = ("10.5.1.1/24", "10.5.2.1/24")
 PODS: Final = ("10.5.1.2", "10.5.2.2")
 UNDERLAY: Final = ("192.0.2.1", "192.0.2.2")
 BASELINE: Final = "vxlan"
+KERNEL: Final = ("vxlan", "vxlan-again", "vxlan-csum", "veth", "fou", "wireguard")
+"""Rows without user space."""
 LIMIT: Final = "bare"
 BARE_DEVICE: Final = "bare0"
 WRONG_USAGE: Final = 2
@@ -75,6 +78,8 @@ class Ground:
     addresses: tuple[str, str]
     mtu: int = MTU
     daemons: list[LabNode] = field(default_factory=list)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    """Forwarders that have no counters: they are at rest when they take no CPU."""
 
     async def counters(self) -> list[CountersStatus]:
         """Each daemon's counters, none for kernel paths."""
@@ -84,9 +89,10 @@ class Ground:
     async def settle(self) -> None:
         """Until no packet moves any more, at most SETTLE_S; kernel paths are at once."""
         deadline = time.monotonic() + SETTLE_S
-        before: list[tuple[DirectionStatus, DirectionStatus]] = []
-        while self.daemons and time.monotonic() < deadline:
-            now = [(each.encap, each.decap) for each in await self.counters()]
+        before: list[object] = []
+        while (self.daemons or self.processes) and time.monotonic() < deadline:
+            now: list[object] = [(each.encap, each.decap) for each in await self.counters()]
+            now += [cpu_time(each.pid) for each in self.processes]
             if now == before:
                 return
             before = now
@@ -255,6 +261,7 @@ class BarePath(BenchPath):
                     log=log,
                 )
             await _until(process, log_path, ready.exists, f"{self.name} to open its TUN")
+            ground.processes.append(process)
             await node.configure(BARE_DEVICE, f"{OVERLAY[side]}/32", mtu=ground.mtu)
             await _route_to_device(node, BARE_DEVICE, SUBNETS[1 - side])
 
@@ -303,6 +310,7 @@ class FlanneldPath(BenchPath):
                     log=log,
                 )
             await _until(process, log_path, env.exists, f"{self._binary} to write {env.name}")
+            ground.processes.append(process)
         ground.mtu = overhead.inner_mtu(MTU)
 
 

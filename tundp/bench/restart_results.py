@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from tundp.bench.run import LABS
+from tundp.bench.plan import LABS
 from tundp.errors import ConfigError
 from tundp.files import write_atomically
 from tundp.finding import Finding, Verdict, failures

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from tundp.bench import stats
-from tundp.bench.paths import BASELINE, LIMIT, NULL
+from tundp.bench.paths import BASELINE, KERNEL, LIMIT, NULL
 from tundp.bench.stats import Estimate
 from tundp.bench.workloads import WORKLOADS, Values
 from tundp.errors import ConfigError
@@ -137,9 +137,9 @@ class Results:
         """The row over the least a forwarder in user space does; None where that is no limit.
 
         It is one of bulk TCP: of datagrams and requests it makes one at a time, so that what
-        batches them does less than it.
+        batches them does less than it. It has one thread, and is none of the kernel's.
         """
-        if not workload.startswith("tcp") or "_" in workload or row == LIMIT:
+        if not workload.startswith("tcp") or "_" in workload or row in (LIMIT, *KERNEL):
             return None
         return self.ratio_to(LIMIT, lab, row, workload, value)
 
@@ -159,11 +159,11 @@ class Results:
         )
 
     def is_decided(self, lab: str, workload: str) -> bool:
-        """Whether no further round is needed: every row has a verdict, and the noise is low."""
+        """Whether no further rounds are needed: every row has a verdict, and the noise is low."""
         kind = workload_named(workload)
         noise = self.noise(lab, workload, kind.headline)
         rows = [row for row in self.row_names(lab) if row not in (BASELINE, NULL)]
-        open_ = ("undecided", "not comparable")
+        open_ = ("undecided", "not comparable", "n/a")
         return (noise or 0.0) <= stats.NOISE_LIMIT and all(
             self.verdict(lab, row, workload) not in open_ for row in rows
         )
@@ -296,7 +296,7 @@ class Difference:
     after: float | None
     noise: float
     verdict: str
-    """better, worse, same, gone (measured only before) or new."""
+    """better, worse, same, undecided, not comparable, gone (measured only before) or new."""
 
 
 def diff(before: Results, after: Results) -> list[Difference]:
@@ -324,6 +324,8 @@ def diff(before: Results, after: Results) -> list[Difference]:
                 continue
             noises = [r.noise(lab, workload, metric) or 0.0 for r in (before, after)]
             verdict = _compare(old, new, sum(noises), more_is_better=more_is_better)
+            if max(noises) > stats.NOISE_LIMIT and verdict not in ("gone", "new"):
+                verdict = "not comparable"
             if after.verdict(lab, row, workload) == "INVALID":
                 verdict = "worse"
             found.append(
@@ -352,4 +354,6 @@ def _compare(
         return "better" if more_is_better else "worse"
     if new.high < old.low * (1 - noise):
         return "worse" if more_is_better else "better"
-    return "same"
+    within = stats.SAME_WITHIN
+    is_close = new.high <= old.low * (1 + within) and new.low >= old.high * (1 - within)
+    return "same" if is_close and noise <= within else "undecided"

@@ -16,7 +16,8 @@ from tundp.settings.parsers import parse_int, parse_list
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tundp.bench.run import BenchSettings, Progress
+    from tundp.bench.plan import BenchSettings
+    from tundp.bench.run import Progress
 
 RESULTS = "results.json"
 
@@ -102,7 +103,7 @@ class BenchOptions:
 
 def bench(given: Given[BenchOptions]) -> int:
     """Measure and report; failed unless it ended by itself and is comparable."""
-    from tundp.bench.run import BenchSettings
+    from tundp.bench.plan import BenchSettings
 
     options = given.options
     if options.clean:

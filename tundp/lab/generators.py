@@ -354,6 +354,17 @@ def connector(host: Host, address: str, port: int) -> Generator:
     return Generator(host, run)
 
 
+def forward(tun: int, udp: int, *, has_uso: bool) -> None:
+    """Forward between a TUN and a UDP socket until one fails: LabError (native/bench/bare.c).
+
+    Both are borrowed, and do not block. has_uso: the TUN takes UDP super-packets.
+    """
+    library = require()
+    traffic = library.ffi.new("struct traffic *")
+    library.lib.bare_forward(tun, udp, has_uso, traffic)
+    raise LabError(f"the forwarder of the limit ended: {os.strerror(traffic.error)}")
+
+
 def burn(seconds: float) -> float:
     """Burn CPU on the calling thread; the CPU seconds it took by the thread's own clock."""
     return int(require().lib.traffic_burn(int(seconds * 1e9))) / 1e9
