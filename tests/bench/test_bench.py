@@ -357,7 +357,11 @@ def test_command_writes_reports_and_diff_reads_them(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert "same" in same.stdout
+    # Two rounds of a busy machine may be too noisy for even that.
+    verdicts = re.findall(
+        r"(same|undecided|not comparable|better|worse|gone|new)$", same.stdout, re.MULTILINE
+    )
+    assert verdicts and not {"better", "worse", "gone", "new"} & set(verdicts), same.stdout
     assert "NOT COMPARABLE" in same.stdout
     assert "rounds 2" in same.stdout
     assert same.returncode == 1
