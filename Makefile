@@ -22,7 +22,7 @@ NATIVE := setup.py $(TABLES) $(wildcard native/*.py native/*/*.h native/*/*.c)
 LABS = $(shell $(PY) -m tests.thorough)
 
 .DEFAULT_GOAL := help
-.PHONY: help root build demo test lint check bench micro scale neighbours silence churn look early events skbdrops refused booted hostile fuzz cross rungs labs labs-mutants format clean
+.PHONY: help root build demo test lint check bench micro scale neighbours silence churn look early events skbdrops refused booted peers hostile fuzz cross rungs labs labs-mutants format clean
 
 help:
 	@echo 'make demo     two nodes with pods in network namespaces, checked end to end (root)'
@@ -37,6 +37,7 @@ help:
 	@echo 'make look     what one look for obstacles costs on a host with much to look at (root)'
 	@echo 'make early    how long packets wait for a start with the descriptors of the one before (root)'
 	@echo 'make booted   what packets lose below a systemd that restarts, kills and reloads the unit (root)'
+	@echo 'make peers    what a packet costs when 1 to 1,000 peers are sent to in turn (root)'
 	@echo 'make churn    what hundreds of veth pairs and 10,000 routes that change cost (root)'
 	@echo 'make events   what a trace, a capture and a flood of drops cost the packet threads (root)'
 	@echo 'make skbdrops what looking at the drops of the kernel costs them (root)'
@@ -105,6 +106,10 @@ booted: root build
 	@setup/apt.sh demo
 	@setup/apt.sh test
 	@$(PY) -m bench.booted
+
+peers: root build
+	@setup/apt.sh demo
+	@$(PY) -m bench.peers
 
 look: root build
 	@setup/apt.sh demo

@@ -258,8 +258,8 @@ async def test_the_engine_counts_on_and_no_packet_is_lost(make_lab: Any, engine:
         all_.engine.go_on_from(base)
         await all_.until_read(sent, 0)
         numbers = [int.from_bytes(each[-4:], "big") for each in drained(all_.peer)]
-        assert numbers == list(range(sent)), "none lost, none twice, in order"
         counted = all_.engine.counters()
+        assert numbers == list(range(sent)), f"none lost, none twice, in order: {counted}"
         assert counted.encap.packets_out == sent
         assert counted.is_conserved
         hops = all_.engine.hop_counters()
