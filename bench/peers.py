@@ -73,7 +73,7 @@ class Rig:
         await sending
         after, cpu_ns = self._engine.counters(), thread_cpu_ns() - cpu_before
         packets = after.encap.packets_in - before.encap.packets_in
-        dropped = sum(after.encap.dropped.values()) - sum(before.encap.dropped.values())
+        dropped = after.encap.dropped - before.encap.dropped
         if packets < 1000 or dropped > packets / 100:
             raise SystemExit(f"{count} peers: {packets} packets, {dropped} dropped")
         return cpu_ns / packets
