@@ -154,6 +154,24 @@ def test_what_is_refused_or_unreadable_is_told_with_the_reason() -> None:
     assert kinds["come"]["applied_ms"] is None, "no packet goes there"
 
 
+def test_what_moves_no_packet_has_no_time_beside_what_does() -> None:
+    world = World()
+    world.events(Put(lease(3, node="three")), Put(lease(4, 9, node="nine")))
+    found = world.events(
+        Gone(key(3)),
+        Put(lease(5, backend_type="vxlan")),
+        Put(lease(4, 9, node="other", revision=3)),
+        Put(lease(6)),
+    )
+    assert [(each["kind"], each["applied_ms"]) for each in found] == [
+        ("gone", 2.0),
+        ("come", None),
+        ("taken", None),
+        ("come", 2.0),
+        ("refused", None),
+    ]
+
+
 def test_our_own_subnet_taken_by_another_is_in_it() -> None:
     (event,) = World().events(Put(lease(1, 66, node="thief")))
     assert about(event, "kind", "key", "before", "public_ip") == [

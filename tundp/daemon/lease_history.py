@@ -63,6 +63,14 @@ class LeaseHistory:
 
     def judged(self, delta: RoutingDelta, revision: int) -> None:
         """What the ledger made of it."""
+        # Beside others in one update: what comes and is refused, and another owner at the same
+        # address, move no packet.
+        refused_keys = {str(each.lease.key) for each in delta.newly_refused}
+        first = self._next - len(self._events)
+        for number in range(max(first, self._update_began_at), self._next):
+            event = self._events[number - first]
+            if event.kind == "taken" or (event.kind == "come" and event.key in refused_keys):
+                self._unpublished.pop(number, None)
         for refused in delta.newly_refused[:EACH_MAX]:
             lease, who = refused.lease, identity_of(refused.lease)
             self._note(
