@@ -404,11 +404,11 @@ def test_tables_say_how_much_of_the_limit_a_row_reaches() -> None:
     ratio = found.of_limit("wire", "fast", "tcp1", "gbps")
     assert ratio is not None and ratio.median == 0.8
     text = to_markdown(found)
-    assert "| of the limit |" in text
+    assert "| of bare |" in text
     assert "| 0.80x [0.80, 0.80] |" in text
     assert found.of_limit("wire", LIMIT, "tcp1", "gbps") is None
     assert found.of_limit("wire", BASELINE, "tcp1", "gbps") is None, "the kernel's own"
-    assert "of the limit" not in to_markdown(results())
+    assert "of bare" not in to_markdown(results())
     # Of what engines batch and it does not, it is no limit.
     found.samples = [replace(each, workload="udp64") for each in found.samples]
     assert found.of_limit("wire", "fast", "udp64", "gbps") is None

@@ -3,7 +3,8 @@
 One TUN with vnet headers and one UDP socket between two addresses, and one thread in C for both
 ways (native/bench/bare.c). It has no leases, no counters and no control: two of them
 with the same arguments swapped are a tunnel. What they lose is not counted but by the kernel. The
-row `bare` of the bench is two of these: no forwarder with one thread does less.
+row `bare` of the bench is two of these. It does less than any engine, and is no limit as yet: its
+many pieces a call cost the kernel more than one copy costs an engine (gso is 1.0 to 1.4 times it).
 """
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ class BarePath(BenchPath):
     """The crossings alone: what any forwarder between a TUN and a UDP socket does (bare.py)."""
 
     name = LIMIT
-    label = "limit: TUN to UDP, nothing else"
+    label = "TUN to UDP, nothing else"
 
     async def build(self, ground: Ground) -> None:
         """See BenchPath."""

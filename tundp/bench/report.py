@@ -75,9 +75,10 @@ _NOTES: Final = (
     " kernel VXLAN, paired by round. A verdict needs the interval to clear the noise, which is"
     " what VXLAN measured against itself; above 25 % of it nothing is compared. Same is an interval"
     " within 10 % of 1; undecided is what the noise leaves open.",
-    "The limit is the row `bare`: a forwarder that reads super-packets from its TUN and sends each"
-    " by UDP_SEGMENT, and the other way round, without lookup, checksums, counters or copies. It is"
-    " no product: its inner checksums are wrong on the wire. It is a limit of bulk TCP only.",
+    "The row `bare` is a forwarder that reads super-packets from its TUN and sends each by"
+    " UDP_SEGMENT, and the other way round, without lookup, checksums, counters or copies. It is no"
+    " product: its inner checksums are wrong on the wire. It is no limit either: engines that copy"
+    " packets into one piece have been faster than it is with its many pieces.",
     "CPU is the whole machine's, generators included, from /proc/stat. Syscalls, crossings,"
     " copies and wakeups are the daemons' own exact counters, both nodes; kernel paths have no"
     " daemon, so n/a. They are per packet that crossed the overlay, TCP's acknowledgements"
@@ -223,7 +224,7 @@ def _table(
         "path",
         kind.unit,
         "vs VXLAN",
-        *(("of the limit",) if has_limit else ()),
+        *(("of bare",) if has_limit else ()),
         "verdict"
         if noise is None
         else f"±{noise:.1%}"

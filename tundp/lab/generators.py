@@ -362,7 +362,7 @@ def forward(tun: int, udp: int, *, has_uso: bool) -> None:
     library = require()
     traffic = library.ffi.new("struct traffic *")
     library.lib.bare_forward(tun, udp, has_uso, traffic)
-    raise LabError(f"the forwarder of the limit ended: {os.strerror(traffic.error)}")
+    raise LabError(f"the bare forwarder ended: {os.strerror(traffic.error)}")
 
 
 def burn(seconds: float) -> float:
